@@ -1,0 +1,1 @@
+"""The networks as plain torch modules: 3-D UNet, autoencoder, text encoder. They see torch, einops and parallel's types only."""

@@ -1,0 +1,192 @@
+"""Layers that the networks share.
+
+Dims: b batch, f frames, h w height and width, n positions (h·w), c channels, g groups, d head width, t tokens.
+Hidden states are (b, f, h, w, c) or (b, m, c): channels last, so that a frame is one stretch of memory and neither
+attention nor a linear layer has to copy for a change of axes; convolutions see the same memory as channels_last.
+Parameter names are those of diffusers' files.
+"""
+
+from collections.abc import Callable
+
+import torch
+import torch.nn.functional as F
+from einops import rearrange
+from torch import Tensor, nn
+
+ACTIVATIONS: dict[str, Callable[[Tensor], Tensor]] = {
+    "silu": F.silu,
+    "swish": F.silu,
+    "mish": F.mish,
+    "gelu": F.gelu,
+    "relu": F.relu,
+}
+
+
+def frames_first(x: Tensor) -> Tensor:
+    """(b, f, h, w, c) -> (b·f, c, h, w) as channels_last, without a copy."""
+    return rearrange(x, "b f h w c -> (b f) c h w")
+
+
+def frames_last(x: Tensor, batch: int) -> Tensor:
+    """(b·f, c, h, w) -> (b, f, h, w, c), a view where x is channels_last; contiguous."""
+    return rearrange(x, "(b f) c h w -> b f h w c", b=batch).contiguous()
+
+
+class Attention(nn.Module):
+    """The projections of one attention: to_q, to_k, to_v, to_out.0 (Vaswani et al. 2017).
+
+    Raises ValueError where `width` is no multiple of `head_width`.
+    """
+
+    def __init__(self, width: int, *, heads: int, head_width: int, context: int | None = None, bias: bool = False) -> None:
+        super().__init__()
+        inner = heads * head_width
+        self.heads = heads
+        self.to_q = nn.Linear(width, inner, bias=bias)
+        self.to_k = nn.Linear(context or width, inner, bias=bias)
+        self.to_v = nn.Linear(context or width, inner, bias=bias)
+        self.to_out = nn.ModuleList([nn.Linear(inner, width)])
+
+    def forward(self, x: Tensor, context: Tensor | None = None) -> Tensor:
+        """x: (b, m, c); context: (b, t, c2), x itself where None. Returns (b, m, c)."""
+        source = x if context is None else context
+        q, k, v = (
+            rearrange(y, "b m (heads d) -> b heads m d", heads=self.heads)
+            for y in (self.to_q(x), self.to_k(source), self.to_v(source))
+        )
+        out = F.scaled_dot_product_attention(q, k, v)
+        return self.to_out[0](rearrange(out, "b heads m d -> b m (heads d)"))
+
+
+class GEGLU(nn.Module):
+    """x W1 * gelu(x W2) (Shazeer 2020)."""
+
+    def __init__(self, width: int, inner: int) -> None:
+        super().__init__()
+        self.proj = nn.Linear(width, 2 * inner)
+
+    def forward(self, x: Tensor) -> Tensor:
+        value, gate = self.proj(x).chunk(2, dim=-1)
+        return value * F.gelu(gate)
+
+
+class FeedForward(nn.Module):
+    """GEGLU and a linear layer; net.1 is the published files' dropout, which has no parameters."""
+
+    def __init__(self, width: int) -> None:
+        super().__init__()
+        self.net = nn.ModuleList([GEGLU(width, 4 * width), nn.Identity(), nn.Linear(4 * width, width)])
+
+    def forward(self, x: Tensor) -> Tensor:
+        for layer in self.net:
+            x = layer(x)
+        return x
+
+
+class TransformerBlock(nn.Module):
+    """The parameters of two attentions and a feed-forward layer, each after its LayerNorm.
+
+    attn2 attends to a context of width `context`, to the states themselves where that is None.
+    """
+
+    def __init__(self, width: int, *, heads: int, head_width: int, context: int | None = None) -> None:
+        super().__init__()
+        self.norm1 = nn.LayerNorm(width)
+        self.attn1 = Attention(width, heads=heads, head_width=head_width)
+        self.norm2 = nn.LayerNorm(width)
+        self.attn2 = Attention(width, heads=heads, head_width=head_width, context=context)
+        self.norm3 = nn.LayerNorm(width)
+        self.ff = FeedForward(width)
+
+
+class ResnetBlock(nn.Module):
+    """Two convolutions around the time embedding, per frame (He et al. 2016, as in Stable Diffusion).
+
+    out_scale divides the sum, as `output_scale_factor` does in diffusers.
+    """
+
+    def __init__(
+        self,
+        channels: int,
+        out_channels: int,
+        *,
+        groups: int,
+        eps: float,
+        time_channels: int | None = None,
+        activation: str = "silu",
+        out_scale: float = 1.0,
+    ) -> None:
+        super().__init__()
+        self.norm1 = nn.GroupNorm(groups, channels, eps=eps)
+        self.conv1 = nn.Conv2d(channels, out_channels, 3, padding=1)
+        self.time_emb_proj = nn.Linear(time_channels, out_channels) if time_channels else None
+        self.norm2 = nn.GroupNorm(groups, out_channels, eps=eps)
+        self.conv2 = nn.Conv2d(out_channels, out_channels, 3, padding=1)
+        self.conv_shortcut = nn.Conv2d(channels, out_channels, 1) if channels != out_channels else None
+        self.activation = ACTIVATIONS[activation]
+        self.out_scale = out_scale
+
+    def forward(self, x: Tensor, time: Tensor | None = None) -> Tensor:
+        """x: (b·f, c, h, w); time: (b·f, time_channels), or (1, time_channels) for all. Returns (b·f, c', h, w)."""
+        hidden = self.conv1(self.activation(self.norm1(x)))
+        if self.time_emb_proj is not None:
+            assert time is not None
+            hidden = hidden + self.time_emb_proj(self.activation(time))[:, :, None, None]
+        hidden = self.conv2(self.activation(self.norm2(hidden)))
+        skip = x if self.conv_shortcut is None else self.conv_shortcut(x)
+        return (skip + hidden) / self.out_scale if self.out_scale != 1.0 else skip + hidden
+
+
+class Downsample(nn.Module):
+    """Halves height and width by a convolution of stride 2; padding 0 pads the right and lower edge only."""
+
+    def __init__(self, channels: int, *, padding: int = 1) -> None:
+        super().__init__()
+        self.conv = nn.Conv2d(channels, channels, 3, stride=2, padding=padding)
+        self.padding = padding
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.conv(x if self.padding else F.pad(x, (0, 1, 0, 1)))
+
+
+class Upsample(nn.Module):
+    """Nearest-neighbour upsampling to `size` (height, width), doubling where None, and a convolution."""
+
+    def __init__(self, channels: int) -> None:
+        super().__init__()
+        self.conv = nn.Conv2d(channels, channels, 3, padding=1)
+
+    def forward(self, x: Tensor, size: tuple[int, int] | None = None) -> Tensor:
+        if size is None:
+            size = (2 * x.shape[-2], 2 * x.shape[-1])
+        return self.conv(F.interpolate(x, size=size, mode="nearest"))
+
+
+def sinusoids(values: Tensor, width: int) -> Tensor:
+    """Cosines, then sines of `values` at width/2 geometric frequencies (DDPM, as in Stable Diffusion).
+
+    values: (b,) any number type. Returns (b, width) fp32.
+    """
+    half = width // 2
+    frequencies = torch.exp(-torch.arange(half, dtype=torch.float32, device=values.device) * (9.210340371976184 / half))
+    angles = values.float()[:, None] * frequencies[None, :]
+    return F.pad(torch.cat([angles.cos(), angles.sin()], dim=-1), (0, width % 2))
+
+
+class TimestepEmbedding(nn.Module):
+    """Two linear layers over sinusoids; cond_proj adds a condition, such as the guidance weight's embedding."""
+
+    def __init__(self, width: int, out: int, *, activation: str = "silu", condition: int | None = None) -> None:
+        super().__init__()
+        self.linear_1 = nn.Linear(width, out)
+        self.linear_2 = nn.Linear(out, out)
+        self.cond_proj = nn.Linear(condition, width, bias=False) if condition is not None else None
+        self.activation = ACTIVATIONS[activation]
+
+    def forward(self, x: Tensor, condition: Tensor | None = None) -> Tensor:
+        """x: (b, width); condition: (b, condition width), only for models that have one. Returns (b, out)."""
+        if condition is not None:
+            if self.cond_proj is None:
+                raise ValueError("this model takes no condition in its time embedding (time_cond_proj_dim is not set)")
+            x = x + self.cond_proj(condition)
+        return self.linear_2(self.activation(self.linear_1(x)))

@@ -1,0 +1,41 @@
+"""Spatial attention: per frame, so that no rank needs another's frames.
+
+Dims: b batch, f frames, h w latent height and width, n positions (h·w), c channels, t text tokens.
+"""
+
+from einops import rearrange
+from torch import Tensor, nn
+
+from vinfinity.models.layers import TransformerBlock, frames_first, frames_last
+
+
+class SpatialTransformer(nn.Module):
+    """Self-attention over a frame's positions, cross-attention to the text, feed-forward; residual.
+
+    diffusers' Transformer2DModel with linear projections.
+    """
+
+    def __init__(self, channels: int, *, head_width: int, context: int, groups: int) -> None:
+        super().__init__()
+        heads = channels // head_width
+        inner = heads * head_width
+        self.norm = nn.GroupNorm(groups, channels, eps=1e-6)
+        self.proj_in = nn.Linear(channels, inner)
+        self.transformer_blocks = nn.ModuleList(
+            [TransformerBlock(inner, heads=heads, head_width=head_width, context=context)]
+        )
+        self.proj_out = nn.Linear(inner, channels)
+
+    def forward(self, x: Tensor, text: Tensor) -> Tensor:
+        """x: (b, f, h, w, c); text: (b, t, context). Returns (b, f, h, w, c)."""
+        b, f, h, w, _ = x.shape
+        hidden = self.proj_in(frames_last(self.norm(frames_first(x)), b))
+        for block in self.transformer_blocks:
+            hidden = rearrange(hidden, "b f h w c -> (b f) (h w) c")
+            hidden = hidden + block.attn1(block.norm1(hidden))
+            # every position of every frame asks the same text: one long row of queries, no copy of the text per frame
+            hidden = rearrange(hidden, "(b f) n c -> b (f n) c", b=b)
+            hidden = hidden + block.attn2(block.norm2(hidden), text)
+            hidden = hidden + block.ff(block.norm3(hidden))
+            hidden = rearrange(hidden, "b (f h w) c -> b f h w c", f=f, h=h, w=w)
+        return x + self.proj_out(hidden)

@@ -1,0 +1,277 @@
+"""The 3-D UNet of ModelScope, Zeroscope and VideoCrafter2 (diffusers' UNet3DConditionModel).
+
+Dims: b batch (guidance branches), f this rank's frames, h w latent height and width, c channels, t text tokens.
+Latents are (b, 4, f, h, w) outside; inside, hidden states are (b, f, h, w, c), see layers.py.
+"""
+
+from collections.abc import Mapping
+from dataclasses import dataclass, fields
+
+import torch
+import torch.nn.functional as F
+from einops import rearrange
+from torch import Tensor, nn
+
+from vinfinity.models.layers import (
+    ACTIVATIONS,
+    Downsample,
+    ResnetBlock,
+    TimestepEmbedding,
+    Upsample,
+    frames_first,
+    frames_last,
+    sinusoids,
+)
+from vinfinity.models.spatial import SpatialTransformer
+from vinfinity.models.temporal import TemporalConvLayer, TemporalTransformer
+from vinfinity.parallel.context import TemporalContext
+
+DOWN_BLOCKS = {"CrossAttnDownBlock3D": True, "DownBlock3D": False}
+UP_BLOCKS = {"CrossAttnUpBlock3D": True, "UpBlock3D": False}
+
+
+@dataclass(frozen=True)
+class UNetConfig:
+    """The architecture, with the names of a diffusers config.json.
+
+    attention_head_dim is the width of a head (diffusers' own naming is the other way round, see its source).
+    fps_cond: an embedding of the frame rate is added to the time embedding (VideoCrafter2).
+    Raises ValueError for an architecture that this UNet is not.
+    """
+
+    in_channels: int = 4
+    out_channels: int = 4
+    down_block_types: tuple[str, ...] = (*("CrossAttnDownBlock3D",) * 3, "DownBlock3D")
+    up_block_types: tuple[str, ...] = ("UpBlock3D", *("CrossAttnUpBlock3D",) * 3)
+    block_out_channels: tuple[int, ...] = (320, 640, 1280, 1280)
+    layers_per_block: int = 2
+    downsample_padding: int = 1
+    mid_block_scale_factor: float = 1.0
+    act_fn: str = "silu"
+    norm_num_groups: int = 32
+    norm_eps: float = 1e-5
+    cross_attention_dim: int = 1024
+    attention_head_dim: int = 64
+    time_cond_proj_dim: int | None = None
+    fps_cond: bool = False
+    sample_size: int | tuple[int, int] | None = None
+
+    def __post_init__(self) -> None:
+        levels = len(self.block_out_channels)
+        for name, kinds in (("down_block_types", DOWN_BLOCKS), ("up_block_types", UP_BLOCKS)):
+            types = getattr(self, name)
+            if len(types) != levels:
+                raise ValueError(f"{name}: {len(types)} blocks for {levels} block_out_channels")
+            unknown = [kind for kind in types if kind not in kinds]
+            if unknown:
+                raise ValueError(f"{name}: {unknown[0]!r} is not one of {', '.join(kinds)}")
+        if self.act_fn not in ACTIVATIONS:
+            raise ValueError(f"act_fn: {self.act_fn!r} is not one of {', '.join(ACTIVATIONS)}")
+        for channels in self.block_out_channels:
+            if channels % self.norm_num_groups:
+                raise ValueError(f"block_out_channels: {channels} is no multiple of {self.norm_num_groups} norm groups")
+            if channels < self.attention_head_dim:
+                raise ValueError(f"attention_head_dim: {self.attention_head_dim} is more than {channels} channels")
+
+    @classmethod
+    def from_dict(cls, values: Mapping[str, object]) -> "UNetConfig":
+        """From a parsed config.json; what this UNet does not have is refused unless it is off."""
+        known = {field.name for field in fields(cls)}
+        surplus = [key for key in values if not key.startswith("_") and key not in known]
+        for key in surplus:
+            if values[key] not in (None, False, "default"):
+                raise ValueError(f"{key}: {values[key]!r} is not supported by this UNet")
+        chosen = {key: tuple(value) if isinstance(value, list) else value for key, value in values.items() if key in known}
+        if isinstance(chosen.get("attention_head_dim"), tuple):
+            widths = set(chosen["attention_head_dim"])  # type: ignore[arg-type]
+            if len(widths) != 1:
+                raise ValueError(f"attention_head_dim: {chosen['attention_head_dim']} has more than one width")
+            (chosen["attention_head_dim"],) = widths
+        return cls(**chosen)  # type: ignore[arg-type]
+
+
+class UNetBlock(nn.Module):
+    """One level: resnets, each followed by a temporal convolution and, with attention, a spatial and a temporal
+    transformer. The middle of the UNet has the same parts in another order, see `MidBlock`.
+    """
+
+    def __init__(self, config: UNetConfig, ins: list[int], channels: int, *, attention: bool) -> None:
+        super().__init__()
+        groups, head_width = config.norm_num_groups, config.attention_head_dim
+        self.resnets = nn.ModuleList([_resnet(config, width, channels) for width in ins])
+        self.temp_convs = nn.ModuleList([TemporalConvLayer(channels, groups=groups) for _ in ins])
+        self.has_attention = attention
+        if attention:
+            self.attentions = nn.ModuleList(
+                SpatialTransformer(channels, head_width=head_width, context=config.cross_attention_dim, groups=groups)
+                for _ in ins
+            )
+            self.temp_attentions = nn.ModuleList(
+                TemporalTransformer(channels, heads=channels // head_width, head_width=head_width, groups=groups)
+                for _ in ins
+            )
+
+    def layer(self, index: int, x: Tensor, time: Tensor, text: Tensor, ctx: TemporalContext) -> Tensor:
+        """The `index`-th layer of this level. x: (b, f, h, w, c). Returns (b, f, h, w, channels)."""
+        x = _per_frame(self.resnets[index], x, time)
+        x = self.temp_convs[index](x, ctx)
+        if self.has_attention:
+            x = self.attentions[index](x, text)
+            x = self.temp_attentions[index](x, ctx)
+        return x
+
+
+class DownBlock(UNetBlock):
+    """A level on the way down; hands its states to the way up. diffusers' (CrossAttn)DownBlock3D."""
+
+    def __init__(self, config: UNetConfig, channels: int, out: int, *, attention: bool, last: bool) -> None:
+        super().__init__(config, [channels] + [out] * (config.layers_per_block - 1), out, attention=attention)
+        self.downsamplers = None if last else nn.ModuleList([Downsample(out, padding=config.downsample_padding)])
+
+    def forward(
+        self, x: Tensor, skips: list[Tensor], time: Tensor, text: Tensor, ctx: TemporalContext
+    ) -> Tensor:
+        """x: (b, f, h, w, c). Appends the states that the way up needs to `skips`; returns the last of them."""
+        for index in range(len(self.resnets)):
+            x = self.layer(index, x, time, text, ctx)
+            skips.append(x)
+        if self.downsamplers is not None:
+            x = _per_frame(self.downsamplers[0], x)
+            skips.append(x)
+        return x
+
+
+class UpBlock(UNetBlock):
+    """A level on the way up; each layer takes one state from the way down. diffusers' (CrossAttn)UpBlock3D."""
+
+    def __init__(
+        self, config: UNetConfig, skip: int, out: int, previous: int, *, attention: bool, last: bool
+    ) -> None:
+        layers = config.layers_per_block + 1
+        ins = [(previous if i == 0 else out) + (skip if i == layers - 1 else out) for i in range(layers)]
+        super().__init__(config, ins, out, attention=attention)
+        self.upsamplers = None if last else nn.ModuleList([Upsample(out)])
+
+    def forward(
+        self, x: Tensor, skips: list[Tensor], time: Tensor, text: Tensor, ctx: TemporalContext
+    ) -> Tensor:
+        """x: (b, f, h, w, c). Takes its states off the end of `skips`. Returns (b, f, h', w', c')."""
+        for index in range(len(self.resnets)):
+            x = self.layer(index, torch.cat([x, skips.pop()], dim=-1), time, text, ctx)
+        if self.upsamplers is not None:
+            x = _per_frame(self.upsamplers[0], x, tuple(skips[-1].shape[2:4]))
+        return x
+
+
+class MidBlock(UNetBlock):
+    """The lowest level: resnet, temporal convolution, both transformers, resnet, temporal convolution."""
+
+    def __init__(self, config: UNetConfig) -> None:
+        channels = config.block_out_channels[-1]
+        super().__init__(config, [channels], channels, attention=True)
+        scale = config.mid_block_scale_factor
+        self.resnets = nn.ModuleList([_resnet(config, channels, channels, out_scale=scale) for _ in range(2)])
+        self.temp_convs.append(TemporalConvLayer(channels, groups=config.norm_num_groups))
+
+    def forward(self, x: Tensor, time: Tensor, text: Tensor, ctx: TemporalContext) -> Tensor:
+        """x: (b, f, h, w, c). Returns the same shape."""
+        x = self.layer(0, x, time, text, ctx)
+        x = _per_frame(self.resnets[1], x, time)
+        return self.temp_convs[1](x, ctx)
+
+
+class UNet(nn.Module):
+    """Predicts the noise (or v) of a noisy video. Parameter names are those of diffusers' UNet3DConditionModel."""
+
+    def __init__(self, config: UNetConfig) -> None:
+        super().__init__()
+        self.config = config
+        widths = config.block_out_channels
+        groups, width = config.norm_num_groups, widths[0]
+        self.conv_in = nn.Conv2d(config.in_channels, width, 3, padding=1)
+        self.time_embedding = TimestepEmbedding(
+            width, 4 * width, activation=config.act_fn, condition=config.time_cond_proj_dim
+        )
+        self.fps_embedding = (
+            TimestepEmbedding(width, 4 * width, activation=config.act_fn) if config.fps_cond else None
+        )
+        self.transformer_in = TemporalTransformer(
+            width, heads=8, head_width=config.attention_head_dim, groups=groups
+        )
+        levels = len(widths)
+        self.down_blocks = nn.ModuleList(
+            DownBlock(config, widths[max(i - 1, 0)], widths[i], attention=DOWN_BLOCKS[kind], last=i == levels - 1)
+            for i, kind in enumerate(config.down_block_types)
+        )
+        self.mid_block = MidBlock(config)
+        upwards = widths[::-1]
+        self.up_blocks = nn.ModuleList(
+            UpBlock(
+                config,
+                upwards[min(i + 1, levels - 1)],
+                upwards[i],
+                upwards[max(i - 1, 0)],
+                attention=UP_BLOCKS[kind],
+                last=i == levels - 1,
+            )
+            for i, kind in enumerate(config.up_block_types)
+        )
+        self.conv_norm_out = nn.GroupNorm(groups, width, eps=config.norm_eps)
+        self.conv_out = nn.Conv2d(width, config.out_channels, 3, padding=1)
+
+    def forward(
+        self,
+        x: Tensor,
+        t: Tensor,
+        text: Tensor,
+        ctx: TemporalContext,
+        *,
+        fps: Tensor | None = None,
+        condition: Tensor | None = None,
+    ) -> Tensor:
+        """One prediction for this rank's frames.
+
+        x: (b, in_channels, f, h, w). t: (1,) the training timestep. text: (b, t, cross_attention_dim). fps: (1,) frames
+        per second, for models with an fps embedding. condition: (1, time_cond_proj_dim), for models that have one.
+        Returns (b, out_channels, f, h, w).
+        """
+        b = x.shape[0]
+        time = self._time(t, fps, condition, dtype=x.dtype)
+        frames = rearrange(x, "b c f h w -> (b f) c h w").contiguous(memory_format=torch.channels_last)
+        hidden = frames_last(self.conv_in(frames), b)
+        hidden = self.transformer_in(hidden, ctx)
+        skips = [hidden]
+        for down in self.down_blocks:
+            hidden = down(hidden, skips, time, text, ctx)
+        hidden = self.mid_block(hidden, time, text, ctx)
+        for up in self.up_blocks:
+            hidden = up(hidden, skips, time, text, ctx)
+        frames = self.conv_out(F.silu(self.conv_norm_out(frames_first(hidden))))
+        return rearrange(frames, "(b f) c h w -> b c f h w", b=b)
+
+    def _time(self, t: Tensor, fps: Tensor | None, condition: Tensor | None, *, dtype: torch.dtype) -> Tensor:
+        """The time embedding, (1, 4 * width), with the frame rate's added where the model has one."""
+        width = self.config.block_out_channels[0]
+        time = self.time_embedding(sinusoids(t, width).to(dtype), condition)
+        if (fps is None) == self.config.fps_cond:
+            raise ValueError(f"this model {'needs' if self.config.fps_cond else 'takes no'} frame rate (fps)")
+        if self.fps_embedding is not None and fps is not None:
+            time = time + self.fps_embedding(sinusoids(fps, width).to(dtype))
+        return time
+
+
+def _resnet(config: UNetConfig, channels: int, out: int, *, out_scale: float = 1.0) -> ResnetBlock:
+    return ResnetBlock(
+        channels,
+        out,
+        groups=config.norm_num_groups,
+        eps=config.norm_eps,
+        time_channels=4 * config.block_out_channels[0],
+        activation=config.act_fn,
+        out_scale=out_scale,
+    )
+
+
+def _per_frame(layer: nn.Module, x: Tensor, *args: object) -> Tensor:
+    """A layer that knows nothing of time, on every frame of x (b, f, h, w, c)."""
+    return frames_last(layer(frames_first(x), *args), x.shape[0])

@@ -1,0 +1,1 @@
+"""Who holds which frames and how ranks talk: the only package that imports torch.distributed."""

@@ -1,0 +1,191 @@
+"""How frames and statistics cross from rank to rank while a temporal layer runs.
+
+An exchange starts and finishes separately: a layer calls `fetch`, computes what does not depend on the answer, then
+waits. What a layer needs at one moment (frames of the neighbours and anchors, statistics of the norm) travels in one
+message per peer.
+"""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Protocol
+
+import torch
+import torch.distributed as dist
+from torch import Tensor
+
+from vinfinity.errors import RankError
+from vinfinity.parallel.shards import FrameShards, Route
+
+
+@dataclass(frozen=True)
+class Fetched:
+    """frames: (b, len(route.wanted), ...), the frames asked for, in the order of `route.wanted`.
+
+    moments: (b, groups, 2) fp32, mean and variance over the frames of all ranks; None if none were given.
+    """
+
+    frames: Tensor
+    moments: Tensor | None
+
+
+@dataclass
+class Counters:
+    """What crossed between ranks so far: waits, and the messages and bytes that this rank sent."""
+
+    waits: int = 0
+    messages: int = 0
+    bytes: int = 0
+
+
+class Pending(Protocol):
+    """An exchange under way."""
+
+    def wait(self) -> Fetched: ...
+
+
+class FrameExchange(Protocol):
+    """What a temporal layer may ask of the other ranks."""
+
+    counters: Counters
+
+    def fetch(self, x: Tensor, route: Route, *, moments: Tensor | None = None, label: str = "") -> Pending:
+        """Starts to fetch the frames that `route` names; sends this rank's own where they are wanted.
+
+        x: (b, f, ...) this rank's frames. moments: (b, groups, 2) fp32, mean and variance over x, to be combined over
+        all ranks, each weighted by its share of the frames. label names the operation if a rank fails to answer.
+        """
+        ...
+
+
+@dataclass(frozen=True)
+class Done:
+    """An exchange that has its answer already."""
+
+    fetched: Fetched
+
+    def wait(self) -> Fetched:
+        return self.fetched
+
+
+class LocalExchange:
+    """The exchange of a single rank: it holds every frame, so nothing is missing and its moments are the video's."""
+
+    def __init__(self) -> None:
+        self.counters = Counters()
+
+    def fetch(self, x: Tensor, route: Route, *, moments: Tensor | None = None, label: str = "") -> Pending:
+        assert not route.wanted and not route.sends
+        return Done(Fetched(frames=x[:, :0], moments=moments))
+
+
+class RankExchange:
+    """The exchange of one rank among several: one message to each peer that needs something, by batched point-to-point.
+
+    rank, shards: who this is and who holds which frames. The process group must be up; its timeout bounds each wait.
+    """
+
+    def __init__(self, rank: int, shards: FrameShards, *, device: torch.device) -> None:
+        self.rank = rank
+        self.counters = Counters()
+        held = [len(shards.held(of)) for of in range(shards.ranks)]
+        self._shares = torch.tensor(held, dtype=torch.float32, device=device) / shards.frames
+        self._others = [peer for peer in range(shards.ranks) if peer != rank]
+        self._rows: dict[tuple[int, ...], Tensor] = {}
+
+    def fetch(self, x: Tensor, route: Route, *, moments: Tensor | None = None, label: str = "") -> Pending:
+        wanted_by = dict(route.sends)
+        wanted_from = {peer: stop - start for peer, start, stop in route.receives}
+        statistics = [] if moments is None else [moments]
+        send_to = self._others if statistics else sorted(wanted_by)
+        receive_from = self._others if statistics else sorted(wanted_from)
+        if not send_to and not receive_from:
+            return Done(Fetched(frames=x[:, :0], moments=None))
+
+        operations = []
+        for peer in send_to:
+            frames = [x.index_select(1, self._row(wanted_by[peer], x.device))] if peer in wanted_by else []
+            message = _pack([*statistics, *frames])
+            operations.append(dist.P2POp(dist.isend, message, peer))
+            self.counters.messages += 1
+            self.counters.bytes += message.nbytes
+        arriving: dict[int, Tensor] = {}
+        frame_bytes = x.shape[0] * x[0, 0].numel() * x.element_size()
+        for peer in receive_from:
+            size = sum(part.nbytes for part in statistics) + wanted_from.get(peer, 0) * frame_bytes
+            arriving[peer] = torch.empty(size, dtype=torch.uint8, device=x.device)
+            operations.append(dist.P2POp(dist.irecv, arriving[peer], peer))
+        self.counters.waits += 1
+        works = dist.batch_isend_irecv(operations)
+        return _Arriving(self, works, operations, arriving, x, moments, wanted_from, label)
+
+    def _row(self, frames: tuple[int, ...], device: torch.device) -> Tensor:
+        """The positions as an index on the device, made once: a copy from the host would wait for the device."""
+        if frames not in self._rows:
+            self._rows[frames] = torch.tensor(frames, dtype=torch.int64, device=device)
+        return self._rows[frames]
+
+
+@dataclass(frozen=True)
+class _Arriving:
+    """Messages of one `fetch` on their way. x and moments are what this rank put in."""
+
+    exchange: RankExchange
+    works: Sequence[dist.Work]
+    operations: Sequence[dist.P2POp]
+    arriving: dict[int, Tensor]
+    x: Tensor
+    moments: Tensor | None
+    wanted_from: dict[int, int]
+    label: str
+
+    def wait(self) -> Fetched:
+        self._finish()
+        b, shape = self.x.shape[0], self.x.shape[2:]
+        frames, gathered = [], {self.exchange.rank: self.moments}
+        for peer, message in self.arriving.items():
+            offset = 0
+            if self.moments is not None:
+                offset = self.moments.nbytes
+                gathered[peer] = message[:offset].view(torch.float32).view_as(self.moments)
+            if count := self.wanted_from.get(peer, 0):
+                frames.append(message[offset:].view(self.x.dtype).view(b, count, *shape))
+        combined = None
+        if self.moments is not None:
+            parts = torch.stack([part for _, part in sorted(gathered.items()) if part is not None])
+            combined = combine_moments(parts, self.exchange._shares)
+        return Fetched(frames=torch.cat(frames, dim=1) if frames else self.x[:, :0], moments=combined)
+
+    def _finish(self) -> None:
+        """Waits for each message, the device's stream instead of the host where there is one."""
+        single = len(self.works) == len(self.operations)  # gloo answers for each message, NCCL for all of them
+        for index, work in enumerate(self.works):
+            try:
+                work.wait()
+            except RuntimeError as error:
+                peers = [self.operations[index].peer] if single else sorted({op.peer for op in self.operations})
+                raise lost_rank(peers, self.label, error) from error
+
+
+def lost_rank(peers: Sequence[int], label: str, error: Exception) -> RankError:
+    """The error for ranks that are late or gone, from what the process group said."""
+    names = f"rank {peers[0]}" if len(peers) == 1 else f"one of the ranks {', '.join(map(str, peers))}"
+    late = "timed out" in str(error).lower() or "timeout" in str(error).lower()
+    return RankError(f"{names} {'did not answer in time' if late else 'is gone'} (waited for it in: {label})")
+
+
+def _pack(parts: Sequence[Tensor]) -> Tensor:
+    """Tensors as one row of bytes."""
+    rows = [part.contiguous().view(-1).view(torch.uint8) for part in parts]
+    return rows[0] if len(rows) == 1 else torch.cat(rows)
+
+
+def combine_moments(moments: Tensor, shares: Tensor) -> Tensor:
+    """Mean and variance of a whole from those of its parts (Chan et al. 1983), exact for unequal parts.
+
+    moments: (parts, b, groups, 2) fp32. shares: (parts,) fp32, each part's share of the elements, summing to 1.
+    Returns (b, groups, 2).
+    """
+    mean, variance = moments.unbind(-1)
+    weight = shares.view(-1, 1, 1)
+    total = (weight * mean).sum(0)
+    return torch.stack([total, (weight * (variance + (mean - total).square())).sum(0)], dim=-1)

@@ -1,0 +1,90 @@
+"""Frames and ranks as pure arithmetic: who holds which frame, who must send which to whom.
+
+Every rank computes the routes of all ranks from (frames, ranks) alone, so that nothing has to be negotiated.
+"""
+
+from collections.abc import Callable, Iterable
+from dataclasses import dataclass
+
+
+def anchor_frames(frames: int, anchors: int) -> tuple[int, ...]:
+    """The anchors G of DESIGN section 2: the midpoints of K = min(anchors, frames) equal stretches of the video."""
+    count = min(anchors, frames)
+    return tuple((2 * k + 1) * frames // (2 * count) for k in range(count))
+
+
+@dataclass(frozen=True)
+class FrameShards:
+    """A video's frames split over ranks: contiguous, in order, counts differing by at most one.
+
+    Raises ValueError where a rank would hold no frame.
+    """
+
+    frames: int
+    ranks: int = 1
+
+    def __post_init__(self) -> None:
+        if not 1 <= self.ranks <= self.frames:
+            raise ValueError(f"{self.frames} frames cannot be split over {self.ranks} ranks")
+
+    def held(self, rank: int) -> range:
+        """The absolute indices of the frames that `rank` holds."""
+        return range(rank * self.frames // self.ranks, (rank + 1) * self.frames // self.ranks)
+
+    def owner(self, frame: int) -> int:
+        """The rank that holds `frame`."""
+        return ((frame + 1) * self.ranks - 1) // self.frames
+
+    def around(self, rank: int, width: int) -> list[int]:
+        """Frames held by others within `width` of this rank's, ascending; beyond the video there are none."""
+        held = self.held(rank)
+        before = range(max(0, held.start - width), held.start)
+        after = range(held.stop, min(self.frames, held.stop + width))
+        return [*before, *after]
+
+
+@dataclass(frozen=True)
+class Route:
+    """What one rank fetches in one exchange, and what it sends.
+
+    wanted: absolute indices of the frames fetched, ascending; none is held here.
+    sends: (peer, positions among this rank's own frames), ascending by peer.
+    receives: (peer, start, stop), the part of `wanted` that comes from that peer.
+    """
+
+    wanted: tuple[int, ...]
+    sends: tuple[tuple[int, tuple[int, ...]], ...]
+    receives: tuple[tuple[int, int, int], ...]
+
+    @property
+    def peers(self) -> list[int]:
+        return sorted({peer for peer, _ in self.sends} | {peer for peer, _, _ in self.receives})
+
+
+def plan_route(shards: FrameShards, rank: int, wanted_by: Callable[[int], Iterable[int]]) -> Route:
+    """The route of `rank` when every rank r fetches the frames `wanted_by(r)` that it does not hold."""
+
+    def missing(of: int) -> list[int]:
+        held = shards.held(of)
+        return sorted({frame for frame in wanted_by(of) if frame not in held})
+
+    wanted = missing(rank)
+    receives: list[tuple[int, int, int]] = []
+    for position, frame in enumerate(wanted):
+        peer = shards.owner(frame)
+        if receives and receives[-1][0] == peer:
+            receives[-1] = (peer, receives[-1][1], position + 1)
+        else:
+            receives.append((peer, position, position + 1))
+    held = shards.held(rank)
+    sends = []
+    for peer in range(shards.ranks):
+        mine = tuple(frame - held.start for frame in missing(peer) if frame in held) if peer != rank else ()
+        if mine:
+            sends.append((peer, mine))
+    return Route(wanted=tuple(wanted), sends=tuple(sends), receives=tuple(receives))
+
+
+def halo_route(shards: FrameShards, rank: int, width: int) -> Route:
+    """Fetches the `width` frames on either side of this rank's own, fewer at the video's ends."""
+    return plan_route(shards, rank, lambda of: shards.around(of, width))

@@ -1,0 +1,1 @@
+"""From files to modules: diffusers folders, strict loading, model cards."""

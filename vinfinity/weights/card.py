@@ -1,0 +1,116 @@
+"""What a model is, read from its folder's JSON files: layout, trained length, and the settings that suit it.
+
+Torch-free and fast, since it is read before any option is checked against the model.
+"""
+
+import difflib
+import re
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from functools import cache
+from pathlib import Path
+from typing import Any
+
+from vinfinity.errors import InputError
+from vinfinity.weights.files import read_json
+
+EMBEDDED = Path(__file__).parent.parent / "assets"
+PARTS = ("unet", "vae", "text_encoder", "tokenizer", "scheduler")
+SAMPLER_OF = {"DDIMScheduler": "ddim"}
+
+
+@dataclass(frozen=True)
+class ModelCard:
+    """A model in diffusers' layout.
+
+    trained_frames: the length of the clips it was trained on; videos up to it are the base model's own.
+    defaults: configuration keys that the model fills where the user says nothing.
+    vocabulary: the words it was taught, by group, for models that know only few; empty for the others.
+    pixels: pixels of the picture to one of the latent, on each side. text_length: tokens that its text encoder takes.
+    fps_cond: whether it is told a frame rate.
+    """
+
+    name: str
+    folder: Path
+    trained_frames: int
+    pixels: int
+    latent_channels: int
+    text_length: int
+    fps_cond: bool
+    defaults: Mapping[str, object]
+    vocabulary: Mapping[str, tuple[str, ...]] = field(default_factory=dict)
+
+    def unknown_words(self, text: str) -> list[str]:
+        """The words of `text` that the model was never taught, in order; none for models with an open vocabulary."""
+        known = {word for group in self.vocabulary.values() for entry in group for word in entry.lower().split()}
+        words = re.findall(r"[^\W_]+(?:['-][^\W_]+)*", text.lower())
+        return [word for word in dict.fromkeys(words) if known and word not in known]
+
+
+def find_model(model: str) -> Path:
+    """The folder of a model given as a name ("mini") or a path. Raises InputError."""
+    names = sorted(path.name for path in EMBEDDED.iterdir() if path.is_dir())
+    if model in names:
+        return EMBEDDED / model
+    folder = Path(model).expanduser()
+    if folder.is_dir():
+        return folder
+    if folder.exists():
+        raise InputError("model", model, "give the folder that holds model_index.json", problem="is a file")
+    close = difflib.get_close_matches(model, names, n=1)
+    hint = f"did you mean {close[0]}? " if close else ""
+    remedy = f"{hint}use {' or '.join(names)}, or the folder of a model in diffusers' layout"
+    raise InputError("model", model, remedy, problem="is no known model and no folder")
+
+
+@cache
+def read_card(model: str) -> ModelCard:
+    """The card of a model. Raises InputError where its folder is no complete model."""
+    folder = find_model(model)
+    missing = [part for part in PARTS if not (folder / part).is_dir()]
+    if missing:
+        remedy = "a model's folder holds " + ", ".join(PARTS)
+        raise InputError("model", folder, remedy, problem=f"has no {missing[0]}")
+    own = read_json(folder / "card.json") if (folder / "card.json").exists() else {}
+    unet, vae = read_json(folder / "unet" / "config.json"), read_json(folder / "vae" / "config.json")
+    text = read_json(folder / "text_encoder" / "config.json")
+    scheduler = read_json(folder / "scheduler" / "scheduler_config.json")
+    pixels = 2 ** (len(vae.get("block_out_channels", (0,) * 4)) - 1)
+    return ModelCard(
+        name=str(own.get("name", folder.name)),
+        folder=folder,
+        trained_frames=int(own.get("trained_frames", 16)),
+        pixels=pixels,
+        latent_channels=int(unet.get("in_channels", 4)),
+        text_length=int(text.get("max_position_embeddings", 77)),
+        fps_cond=bool(unet.get("fps_cond")),
+        defaults=_defaults(own, unet, scheduler, pixels),
+        vocabulary={str(group): tuple(words) for group, words in own.get("vocabulary", {}).items()},
+    )
+
+
+def _defaults(own: Mapping[str, Any], unet: Mapping[str, Any], scheduler: Mapping[str, Any], pixels: int) -> dict[str, object]:
+    """Settings for a model without a card of its own follow its files; those of its card come first."""
+    side = unet.get("sample_size") or 32
+    height, width = side if isinstance(side, (list, tuple)) else (side, side)
+    kind = str(scheduler.get("_class_name", ""))
+    sampler = SAMPLER_OF.get(kind, "dpmsolver++")
+    if scheduler.get("algorithm_type") == "sde-dpmsolver++":
+        sampler = "sde-dpmsolver++"
+    general = {
+        "size": f"{width * pixels}x{height * pixels}",
+        "fps": 8,
+        "steps": 50 if sampler == "ddim" else 25,
+        "sampler": sampler,
+        "guidance": 9.0,
+        "negative": "",
+    }
+    renamed = {"negative": own.get("negative_prompt")} | dict(own)
+    return {key: renamed[key] if renamed.get(key) is not None else value for key, value in general.items()}
+
+
+def model_defaults(model: str) -> tuple[dict[str, object], str]:
+    """The configuration keys that `model` fills, and how to name their origin. Raises InputError."""
+    card = read_card(model)
+    defaults = dict(card.defaults) | {"attention.trained_frames": card.trained_frames}
+    return defaults, f"model {card.name}"

@@ -1,0 +1,129 @@
+"""From a model's folder to modules: built on the meta device, filled tensor by tensor from memory-mapped files."""
+
+from collections.abc import Callable, Mapping
+from pathlib import Path
+from typing import Any, TypeVar
+
+import torch
+from safetensors import SafetensorError, safe_open
+from torch import nn
+
+from vinfinity.errors import WeightsError
+from vinfinity.models.text import TextConfig, TextEncoder
+from vinfinity.models.unet import UNet, UNetConfig
+from vinfinity.models.vae import AutoencoderKL, VAEConfig
+from vinfinity.sampling.schedule import SchedulerConfig
+from vinfinity.weights.files import TensorEntry, find_weights, read_json
+
+Config = TypeVar("Config")
+LISTED = 10
+
+# names in files written before diffusers 0.15: the autoencoder's attention
+OLD_ATTENTION = {"query": "to_q", "key": "to_k", "value": "to_v", "proj_attn": "to_out.0"}
+
+
+def vae_name(name: str) -> str:
+    """The parameter that a tensor of an autoencoder's file fills."""
+    *parents, layer, kind = name.split(".")
+    if "attentions" in parents and layer in OLD_ATTENTION:
+        return ".".join([*parents, OLD_ATTENTION[layer], kind])
+    return name
+
+
+def text_name(name: str) -> str | None:
+    """The parameter that a tensor of a text encoder's file fills; None for the buffer that older files carry along.
+
+    Newer transformers leave out the leading "text_model".
+    """
+    if name.endswith("embeddings.position_ids"):
+        return None
+    return name if name.startswith("text_model.") else f"text_model.{name}"
+
+
+def load_unet(folder: Path, *, device: torch.device | str, dtype: torch.dtype) -> UNet:
+    """The UNet in `folder` (MODEL/unet). Raises WeightsError, before any weight is read, where its files do not fit."""
+    with torch.device("meta"):
+        unet = UNet(_config(folder, UNetConfig.from_dict))
+    return _fill(unet, folder, "diffusion_pytorch_model", device=device, dtype=dtype)
+
+
+def load_vae(folder: Path, *, device: torch.device | str, dtype: torch.dtype) -> AutoencoderKL:
+    """The autoencoder in `folder` (MODEL/vae). Raises WeightsError."""
+    with torch.device("meta"):
+        vae = AutoencoderKL(_config(folder, VAEConfig.from_dict))
+    return _fill(vae, folder, "diffusion_pytorch_model", device=device, dtype=dtype, rename=vae_name)
+
+
+def load_text_encoder(folder: Path, *, device: torch.device | str, dtype: torch.dtype) -> TextEncoder:
+    """The text encoder in `folder` (MODEL/text_encoder). Raises WeightsError."""
+    with torch.device("meta"):
+        encoder = TextEncoder(_config(folder, TextConfig.from_dict))
+    return _fill(encoder, folder, "model", device=device, dtype=dtype, rename=text_name)
+
+
+def load_scheduler(folder: Path) -> SchedulerConfig:
+    """The noise schedule in `folder` (MODEL/scheduler). Raises WeightsError."""
+    return _config(folder, SchedulerConfig.from_dict, name="scheduler_config.json")
+
+
+def _config(folder: Path, build: Callable[[Mapping[str, Any]], Config], *, name: str = "config.json") -> Config:
+    try:
+        return build(read_json(folder / name))
+    except (ValueError, TypeError) as error:
+        raise WeightsError("model", folder / name, "use a model of a supported kind", problem=f"{error}") from None
+
+
+Module = TypeVar("Module", bound=nn.Module)
+
+
+def _fill(
+    module: Module,
+    folder: Path,
+    stem: str,
+    *,
+    device: torch.device | str,
+    dtype: torch.dtype,
+    rename: Callable[[str], str | None] = lambda name: name,
+) -> Module:
+    """Fills a module on the meta device, strictly: every key must be there, with its shape, and no other."""
+    entries = find_weights(folder, stem, half=dtype != torch.float32)
+    sources = {target: name for name in entries if (target := rename(name)) is not None}
+    check_fit(module, {target: entries[name] for target, name in sources.items()}, folder)
+    by_file: dict[Path, list[str]] = {}
+    for target, name in sources.items():
+        by_file.setdefault(entries[name].path, []).append(target)
+    for path, targets in by_file.items():
+        try:
+            with safe_open(path, framework="pt", device="cpu") as file:
+                for target in targets:
+                    tensor = file.get_tensor(sources[target]).to(device=device, dtype=dtype)
+                    _put(module, target, tensor)
+        except SafetensorError as error:
+            raise WeightsError("model", path, "fetch the file again", problem=f"cannot be read ({error})") from None
+    return module.eval().requires_grad_(False)
+
+
+def check_fit(module: nn.Module, entries: Mapping[str, TensorEntry], folder: Path) -> None:
+    """Compares a module's parameters with the tensors meant for it. Raises WeightsError listing what does not fit."""
+    wanted = {name: tuple(tensor.shape) for name, tensor in module.state_dict().items()}
+    faults = [f"missing {name}" for name in wanted if name not in entries]
+    faults += [f"unexpected {name}" for name in entries if name not in wanted]
+    faults += [
+        f"{name} is {_shape(entries[name].shape)}, not {_shape(shape)}"
+        for name, shape in wanted.items()
+        if name in entries and entries[name].shape != shape
+    ]
+    if faults:
+        more = f" and {len(faults) - LISTED} more" if len(faults) > LISTED else ""
+        problem = f"does not fit its config.json: {', '.join(faults[:LISTED])}{more}"
+        raise WeightsError("model", folder, "use weights and config.json of one model", problem=problem)
+
+
+def _put(module: nn.Module, name: str, tensor: torch.Tensor) -> None:
+    *parents, last = name.split(".")
+    owner = module.get_submodule(".".join(parents))
+    setattr(owner, last, nn.Parameter(tensor, requires_grad=False))
+
+
+def _shape(shape: tuple[int, ...]) -> str:
+    return "x".join(map(str, shape)) or "scalar"
