@@ -21,13 +21,14 @@ from vinfinity.media.mp4 import Mp4Writer
 from vinfinity.media.sheet import ContactSheet
 from vinfinity.models.unet import UNet
 from vinfinity.parallel.context import Scopes, TemporalContext, temporal_context
+from vinfinity.parallel.launch import check_ranks, launch
 from vinfinity.parallel.ranks import Ranks, pick_device
 from vinfinity.parallel.shards import FrameShards
-from vinfinity.progress import Progress, warn
+from vinfinity.progress import Progress
 from vinfinity.sampling.guidance import guide
 from vinfinity.sampling.noise import frame_noise
 from vinfinity.sampling.samplers import Sampler, State, denoise, make_sampler
-from vinfinity.weights.card import ModelCard, read_card
+from vinfinity.weights.card import ModelCard, read_card, weights_digest
 from vinfinity.weights.files import read_header
 from vinfinity.weights.load import load_scheduler, load_text_encoder, load_unet, load_vae
 from vinfinity.weights.tokenizer import CLIPTokenizer, load_tokenizer
@@ -53,6 +54,26 @@ class Job:
     guidance: float
     trained_frames: int
 
+    @property
+    def texts(self) -> list[str]:
+        """What the model is told: the negative prompt and the prompt, or the prompt alone without guidance."""
+        config = self.config
+        return [config.prompt] if self.guidance <= 1 else [config.negative or "", config.prompt]
+
+    def concerns(self) -> list[str]:
+        """What users should know before they wait: text that the model will not understand, or not see at all."""
+        said = []
+        for text in self.texts:
+            if cut := self.tokenizer(text).cut:
+                said.append(f"the text encoder takes {self.tokenizer.length} tokens; cut off: {cut!r}")
+            if unknown := self.card.unknown_words(text):
+                taught = "; ".join(
+                    f"{group}: {', '.join(words)}" for group, words in self.card.vocabulary.items()
+                )
+                words = ", ".join(unknown)
+                said.append(f"the model {self.card.name} was never taught: {words}. It knows {taught}")
+        return said
+
 
 @dataclass(frozen=True)
 class Summary:
@@ -67,11 +88,22 @@ class Summary:
     peak_memory: int
 
 
-def run(config: RunConfig, origins: Mapping[str, str]) -> Summary:
-    """Generates the video that `config` describes. Raises a VinfinityError where that cannot be done."""
+def run(config: RunConfig, origins: Mapping[str, str]) -> Summary | None:
+    """Generates the video that `config` describes, on as many ranks as it asks for or a launcher started.
+
+    Returns None on ranks other than 0. Raises a VinfinityError where the video cannot be made.
+    """
+    prepare(config)
+    return launch(work, config, gpus=config.gpus, device=config.device, timeout=config.parallel.timeout)
+
+
+def work(config: RunConfig, ranks: Ranks) -> Summary | None:
+    """One rank's part of a run. Returns its summary on rank 0."""
     job = prepare(config)
-    ranks = Ranks(device=pick_device(config.device))
-    with Progress() as progress:
+    ranks.agree({"settings": digest(config), "weights": weights_digest(job.card), "version": version()})
+    with Progress(enabled=ranks.first) as progress:
+        for concern in job.concerns():
+            progress.warn(concern)
         return generate(job, ranks, progress)
 
 
@@ -81,6 +113,7 @@ def prepare(config: RunConfig) -> Job:
     Raises InputError (or WeightsError, one of its kinds) naming field, value and remedy.
     """
     check_files(config)
+    check_ranks(gpus=config.gpus, device=config.device, frames=config.frames)
     card = read_card(config.model)
     # a configuration that was completed from the model's card has no gaps left
     assert config.pixels and config.steps and config.sampler and config.fps
@@ -110,8 +143,8 @@ def prepare(config: RunConfig) -> Job:
     )
 
 
-def generate(job: Job, ranks: Ranks, progress: Progress) -> Summary:
-    """From prompt to MP4 on this rank, together with the others."""
+def generate(job: Job, ranks: Ranks, progress: Progress) -> Summary | None:
+    """From prompt to MP4 on this rank, together with the others. Returns None on ranks other than 0."""
     started = time.monotonic()
     config, dtype = job.config, pick_dtype(job.config, ranks.device)
     shards = FrameShards(config.frames, ranks.size)
@@ -130,6 +163,8 @@ def generate(job: Job, ranks: Ranks, progress: Progress) -> Summary:
             x = state.x
         del unet, predict
         latents = ranks.gather(x, shards)
+    if latents is None:
+        return None
     if config.save_latents is not None:
         save_latents(latents, Path(config.save_latents).expanduser())
     write_video(job, latents, ranks.device, progress)
@@ -148,15 +183,7 @@ def generate(job: Job, ranks: Ranks, progress: Progress) -> Summary:
 
 def encode_text(job: Job, *, device: torch.device, dtype: torch.dtype) -> Tensor:
     """The text states that guide the run: (2, t, c), without and with the prompt, or (1, t, c) without guidance."""
-    config = job.config
-    texts = [config.prompt] if job.guidance <= 1 else [config.negative or "", config.prompt]
-    tokens = [job.tokenizer(text) for text in texts]
-    for text, some in zip(texts, tokens, strict=True):
-        if some.cut:
-            warn(f"the text encoder takes {job.tokenizer.length} tokens; cut off: {some.cut!r}")
-        for word in job.card.unknown_words(text):
-            taught = "; ".join(f"{group}: {', '.join(words)}" for group, words in job.card.vocabulary.items())
-            warn(f"the model {job.card.name} was never taught {word!r}. It knows {taught}")
+    tokens = [job.tokenizer(text) for text in job.texts]
     encoder = load_text_encoder(job.card.folder / "text_encoder", device=device, dtype=dtype)
     return encoder(torch.tensor([some.ids for some in tokens], device=device))
 
@@ -167,6 +194,7 @@ def contexts(job: Job, shards: FrameShards, ranks: Ranks) -> Callable[[int], Tem
     A video no longer than the model's trained clip takes plain attention, so that it is the base model's own.
     """
     attention = job.config.attention
+    exchange = ranks.exchange(shards)
     made: dict[Scopes | None, TemporalContext] = {}
 
     def at(t: int) -> TemporalContext:
@@ -182,7 +210,7 @@ def contexts(job: Job, shards: FrameShards, ranks: Ranks) -> Callable[[int], Tem
             )
         if scopes not in made:
             made[scopes] = temporal_context(
-                ranks.exchange,
+                exchange,
                 shards,
                 ranks.rank,
                 scopes,
@@ -236,7 +264,12 @@ def write_video(job: Job, latents: Tensor, device: torch.device, progress: Progr
     sheet_at = sheet_path(config)
     sheet = None if sheet_at is None else ContactSheet(sheet_at, frames_total=config.frames)
     with Mp4Writer(
-        output_path(config), width=width, height=height, fps=job.fps, config=config.video, metadata=provenance(config)
+        output_path(config),
+        width=width,
+        height=height,
+        fps=job.fps,
+        config=config.video,
+        metadata=provenance(config),
     ) as writer:
         for picture in progress.track(pictures, total=config.frames, label="decoding", unit="frame"):
             writer.write(picture)
@@ -249,8 +282,13 @@ def write_video(job: Job, latents: Tensor, device: torch.device, progress: Progr
 def provenance(config: RunConfig) -> dict[str, str]:
     """What made the video, for the MP4's metadata."""
     values = {key: value for key, value in leaves(config).items() if value is not None}
-    made = {"vinfinity": __version__, "torch": torch.__version__, "digest": digest(config), "config": values}
+    made = {"version": version(), "digest": digest(config), "config": values}
     return {"title": config.prompt, "comment": json.dumps(made, ensure_ascii=False)}
+
+
+def version() -> str:
+    """The code that a run's numbers come from."""
+    return f"vinfinity {__version__}, torch {torch.__version__}"
 
 
 def check_noise(path: Path, shape: tuple[int, ...]) -> None:
@@ -286,7 +324,7 @@ def describe(config: RunConfig) -> list[tuple[str, str]]:
         if plain
         else f"dual-scope: {config.attention.local} frames on either side, {config.attention.anchors} anchors"
     )
-    return [
+    rows = [
         ("video", f"{config.frames} frames of {job.size[0]}x{job.size[1]} at {job.fps} fps"),
         ("latents", f"1x{channels}x{config.frames}x{height}x{width}"),
         ("model", f"{job.card.name} ({job.card.folder})"),
@@ -296,3 +334,4 @@ def describe(config: RunConfig) -> list[tuple[str, str]]:
         ("seed", str(config.seed)),
         ("output", str(output_path(config))),
     ]
+    return rows + [("warning", concern) for concern in job.concerns()]

@@ -1,1 +1,4 @@
-"""The networks as plain torch modules: 3-D UNet, autoencoder, text encoder. They see torch, einops and parallel's types only."""
+"""The networks as plain torch modules: 3-D UNet, autoencoder, text encoder.
+
+They see torch, einops and the types of vinfinity.parallel, nothing else.
+"""

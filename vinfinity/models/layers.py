@@ -38,7 +38,9 @@ class Attention(nn.Module):
     Raises ValueError where `width` is no multiple of `head_width`.
     """
 
-    def __init__(self, width: int, *, heads: int, head_width: int, context: int | None = None, bias: bool = False) -> None:
+    def __init__(
+        self, width: int, *, heads: int, head_width: int, context: int | None = None, bias: bool = False
+    ) -> None:
         super().__init__()
         inner = heads * head_width
         self.heads = heads
@@ -168,7 +170,9 @@ def sinusoids(values: Tensor, width: int) -> Tensor:
     values: (b,) any number type. Returns (b, width) fp32.
     """
     half = width // 2
-    frequencies = torch.exp(-torch.arange(half, dtype=torch.float32, device=values.device) * (9.210340371976184 / half))
+    frequencies = torch.exp(
+        -torch.arange(half, dtype=torch.float32, device=values.device) * (9.210340371976184 / half)
+    )
     angles = values.float()[:, None] * frequencies[None, :]
     return F.pad(torch.cat([angles.cos(), angles.sin()], dim=-1), (0, width % 2))
 
@@ -176,7 +180,9 @@ def sinusoids(values: Tensor, width: int) -> Tensor:
 class TimestepEmbedding(nn.Module):
     """Two linear layers over sinusoids; cond_proj adds a condition, such as the guidance weight's embedding."""
 
-    def __init__(self, width: int, out: int, *, activation: str = "silu", condition: int | None = None) -> None:
+    def __init__(
+        self, width: int, out: int, *, activation: str = "silu", condition: int | None = None
+    ) -> None:
         super().__init__()
         self.linear_1 = nn.Linear(width, out)
         self.linear_2 = nn.Linear(out, out)
@@ -187,6 +193,8 @@ class TimestepEmbedding(nn.Module):
         """x: (b, width); condition: (b, condition width), only for models that have one. Returns (b, out)."""
         if condition is not None:
             if self.cond_proj is None:
-                raise ValueError("this model takes no condition in its time embedding (time_cond_proj_dim is not set)")
+                raise ValueError(
+                    "this model takes no condition in its time embedding (time_cond_proj_dim is not set)"
+                )
             x = x + self.cond_proj(condition)
         return self.linear_2(self.activation(self.linear_1(x)))

@@ -3,6 +3,8 @@
 Dims: b batch, f frames, h w latent height and width, n positions (h·w), c channels, t text tokens.
 """
 
+from typing import cast
+
 from einops import rearrange
 from torch import Tensor, nn
 
@@ -30,12 +32,12 @@ class SpatialTransformer(nn.Module):
         """x: (b, f, h, w, c); text: (b, t, context). Returns (b, f, h, w, c)."""
         b, f, h, w, _ = x.shape
         hidden = self.proj_in(frames_last(self.norm(frames_first(x)), b))
-        for block in self.transformer_blocks:
-            hidden = rearrange(hidden, "b f h w c -> (b f) (h w) c")
-            hidden = hidden + block.attn1(block.norm1(hidden))
-            # every position of every frame asks the same text: one long row of queries, no copy of the text per frame
-            hidden = rearrange(hidden, "(b f) n c -> b (f n) c", b=b)
-            hidden = hidden + block.attn2(block.norm2(hidden), text)
-            hidden = hidden + block.ff(block.norm3(hidden))
-            hidden = rearrange(hidden, "b (f h w) c -> b f h w c", f=f, h=h, w=w)
+        block = cast(TransformerBlock, self.transformer_blocks[0])
+        hidden = rearrange(hidden, "b f h w c -> (b f) (h w) c")
+        hidden = hidden + block.attn1(block.norm1(hidden))
+        # every position of every frame asks the same text: one long row of queries, no copy of the text per frame
+        hidden = rearrange(hidden, "(b f) n c -> b (f n) c", b=b)
+        hidden = hidden + block.attn2(block.norm2(hidden), text)
+        hidden = hidden + block.ff(block.norm3(hidden))
+        hidden = rearrange(hidden, "b (f h w) c -> b f h w c", f=f, h=h, w=w)
         return x + self.proj_out(hidden)

@@ -6,6 +6,8 @@ together with the statistics of that norm: the receiver normalises and projects 
 bytes of keys and values and saves a message.
 """
 
+from typing import cast
+
 import torch
 import torch.nn.functional as F
 from einops import rearrange
@@ -31,7 +33,9 @@ def group_affine(norm: nn.GroupNorm, moments: Tensor) -> tuple[Tensor, Tensor]:
 
     moments: (b, g, 2) fp32. Returns two tensors (b, 1, 1, 1, c) fp32.
     """
-    mean, variance = (m.repeat_interleave(norm.num_channels // norm.num_groups, dim=1) for m in moments.unbind(-1))
+    mean, variance = (
+        m.repeat_interleave(norm.num_channels // norm.num_groups, dim=1) for m in moments.unbind(-1)
+    )
     scale = norm.weight.float() * torch.rsqrt(variance + norm.eps)
     shift = norm.bias.float() - mean * scale
     return rearrange(scale, "b c -> b 1 1 1 c"), rearrange(shift, "b c -> b 1 1 1 c")
@@ -42,20 +46,23 @@ def apply_affine(x: Tensor, scale: Tensor, shift: Tensor) -> Tensor:
     return torch.addcmul(shift, x, scale).to(x.dtype)
 
 
-class TemporalConvStage(nn.Sequential):
+class TemporalConvStage(nn.ModuleDict):
     """GroupNorm over the whole video, SiLU and a (3, 1, 1) convolution over time (paper, section 3.2).
 
-    The published files number these layers within a Sequential, with a dropout in between from the second stage on.
+    The published files number these layers: the norm is 0 and the convolution 2, or 3 where a dropout comes before it.
     """
 
-    def __init__(self, channels: int, *, groups: int, dropout: bool) -> None:
-        conv = nn.Conv3d(channels, channels, (3, 1, 1), padding=(1, 0, 0))
-        norm = nn.GroupNorm(groups, channels)
-        super().__init__(norm, nn.SiLU(), *([nn.Identity()] if dropout else []), conv)
+    def __init__(self, channels: int, *, groups: int, conv: int) -> None:
+        super().__init__(
+            {
+                "0": nn.GroupNorm(groups, channels),
+                str(conv): nn.Conv3d(channels, channels, (3, 1, 1), padding=(1, 0, 0)),
+            }
+        )
 
     def forward(self, x: Tensor, ctx: TemporalContext) -> Tensor:
         """x: (b, f, h, w, c). Returns the same shape."""
-        norm, conv = self[0], self[-1]
+        norm, conv = cast(tuple[nn.GroupNorm, nn.Conv3d], tuple(self.values()))
         moments = group_moments(x, norm.num_groups)
         shared = moments if ctx.norm == "video" else None
         fetched = ctx.exchange.fetch(x, ctx.halo, moments=shared, label="temporal convolution").wait()
@@ -71,7 +78,7 @@ class TemporalConvStage(nn.Sequential):
         if after:
             padded[:, -1:] = F.silu(apply_affine(fetched.frames[:, -1:], scale, shift))
         # over (frames, positions) as a picture, (3, 1) is a 2-D convolution on memory as it lies
-        b, _, h, w, _ = x.shape
+        h, w = x.shape[2:4]
         out = F.conv2d(rearrange(padded, "b f h w c -> b c f (h w)"), conv.weight.squeeze(-1), conv.bias)
         return rearrange(out, "b c f (h w) -> b f h w c", h=h, w=w).contiguous()
 
@@ -81,10 +88,10 @@ class TemporalConvLayer(nn.Module):
 
     def __init__(self, channels: int, *, groups: int) -> None:
         super().__init__()
-        self.conv1 = TemporalConvStage(channels, groups=groups, dropout=False)
-        self.conv2 = TemporalConvStage(channels, groups=groups, dropout=True)
-        self.conv3 = TemporalConvStage(channels, groups=groups, dropout=True)
-        self.conv4 = TemporalConvStage(channels, groups=groups, dropout=True)
+        self.conv1 = TemporalConvStage(channels, groups=groups, conv=2)
+        self.conv2 = TemporalConvStage(channels, groups=groups, conv=3)
+        self.conv3 = TemporalConvStage(channels, groups=groups, conv=3)
+        self.conv4 = TemporalConvStage(channels, groups=groups, conv=3)
 
     def forward(self, x: Tensor, ctx: TemporalContext) -> Tensor:
         """x: (b, f, h, w, c). Returns the same shape."""
@@ -94,9 +101,7 @@ class TemporalConvLayer(nn.Module):
         return x + hidden
 
 
-def dual_scope_attention(
-    attention: Attention, x: Tensor, pending: Pending, plan: AttentionPlan
-) -> Tensor:
+def dual_scope_attention(attention: Attention, x: Tensor, pending: Pending, plan: AttentionPlan) -> Tensor:
     """Temporal attention in blocks of queries (paper, section 3.3; DESIGN section 2).
 
     x: (b, f, n, c), this rank's frames. pending: the others' frames (b, len(plan.route.wanted), n, c), which may still
@@ -109,17 +114,19 @@ def dual_scope_attention(
     for block in plan.blocks:
         rows = slice(block.queries.start, block.queries.stop)
         keys = torch.cat([own_k.index_select(1, block.own), fetched_k.index_select(1, block.fetched)], dim=1)
-        values = torch.cat([own_v.index_select(1, block.own), fetched_v.index_select(1, block.fetched)], dim=1)
+        values = torch.cat(
+            [own_v.index_select(1, block.own), fetched_v.index_select(1, block.fetched)], dim=1
+        )
         bias = None if block.bias is None else block.bias.to(q.dtype)
         for i in range(q.shape[0]):
             query = q[i, rows]
             if block.scale is not None:
                 query = query * block.scale[:, None, None].to(q.dtype)
-            per_head = [
+            per_head = (
                 rearrange(y, "f n (heads d) -> n heads f d", heads=attention.heads)
                 for y in (query, keys[i], values[i])
-            ]
-            attended = F.scaled_dot_product_attention(*per_head, attn_mask=bias)
+            )
+            attended = F.scaled_dot_product_attention(*per_head, attn_mask=bias)  # type: ignore[misc,arg-type]
             out[i, rows] = rearrange(attended, "n heads f d -> f n (heads d)")
     return attention.to_out[0](out)
 
@@ -151,11 +158,11 @@ class TemporalTransformer(nn.Module):
             return rearrange(hidden, "b f h w c -> b f (h w) c")
 
         hidden, theirs = enter(x), enter(fetched.frames)
-        for block in self.transformer_blocks:
-            arrived = Done(Fetched(frames=block.norm1(theirs), moments=None))
-            hidden = hidden + dual_scope_attention(block.attn1, block.norm1(hidden), arrived, plan)
-            normed = block.norm2(hidden)
-            pending = ctx.exchange.fetch(normed, plan.route, label="temporal attention 2")
-            hidden = hidden + dual_scope_attention(block.attn2, normed, pending, plan)
-            hidden = hidden + block.ff(block.norm3(hidden))
+        block = cast(TransformerBlock, self.transformer_blocks[0])
+        arrived = Done(Fetched(frames=block.norm1(theirs), moments=None))
+        hidden = hidden + dual_scope_attention(block.attn1, block.norm1(hidden), arrived, plan)
+        normed = block.norm2(hidden)
+        pending = ctx.exchange.fetch(normed, plan.route, label="temporal attention 2")
+        hidden = hidden + dual_scope_attention(block.attn2, normed, pending, plan)
+        hidden = hidden + block.ff(block.norm3(hidden))
         return x + rearrange(self.proj_out(hidden), "b f (h w) c -> b f h w c", h=x.shape[2])

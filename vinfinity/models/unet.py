@@ -6,6 +6,7 @@ Latents are (b, 4, f, h, w) outside; inside, hidden states are (b, f, h, w, c), 
 
 from collections.abc import Mapping
 from dataclasses import dataclass, fields
+from typing import Any
 
 import torch
 import torch.nn.functional as F
@@ -69,9 +70,13 @@ class UNetConfig:
             raise ValueError(f"act_fn: {self.act_fn!r} is not one of {', '.join(ACTIVATIONS)}")
         for channels in self.block_out_channels:
             if channels % self.norm_num_groups:
-                raise ValueError(f"block_out_channels: {channels} is no multiple of {self.norm_num_groups} norm groups")
+                raise ValueError(
+                    f"block_out_channels: {channels} is no multiple of {self.norm_num_groups} norm groups"
+                )
             if channels < self.attention_head_dim:
-                raise ValueError(f"attention_head_dim: {self.attention_head_dim} is more than {channels} channels")
+                raise ValueError(
+                    f"attention_head_dim: {self.attention_head_dim} is more than {channels} channels"
+                )
 
     @classmethod
     def from_dict(cls, values: Mapping[str, object]) -> "UNetConfig":
@@ -81,13 +86,16 @@ class UNetConfig:
         for key in surplus:
             if values[key] not in (None, False, "default"):
                 raise ValueError(f"{key}: {values[key]!r} is not supported by this UNet")
-        chosen = {key: tuple(value) if isinstance(value, list) else value for key, value in values.items() if key in known}
-        if isinstance(chosen.get("attention_head_dim"), tuple):
-            widths = set(chosen["attention_head_dim"])  # type: ignore[arg-type]
-            if len(widths) != 1:
-                raise ValueError(f"attention_head_dim: {chosen['attention_head_dim']} has more than one width")
-            (chosen["attention_head_dim"],) = widths
-        return cls(**chosen)  # type: ignore[arg-type]
+        chosen: dict[str, Any] = {
+            key: tuple(value) if isinstance(value, list) else value
+            for key, value in values.items()
+            if key in known
+        }
+        if isinstance(widths := chosen.get("attention_head_dim"), tuple):
+            if len(set(widths)) != 1:
+                raise ValueError(f"attention_head_dim: {widths} has more than one width")
+            chosen["attention_head_dim"] = widths[0]
+        return cls(**chosen)
 
 
 class UNetBlock(nn.Module):
@@ -103,11 +111,15 @@ class UNetBlock(nn.Module):
         self.has_attention = attention
         if attention:
             self.attentions = nn.ModuleList(
-                SpatialTransformer(channels, head_width=head_width, context=config.cross_attention_dim, groups=groups)
+                SpatialTransformer(
+                    channels, head_width=head_width, context=config.cross_attention_dim, groups=groups
+                )
                 for _ in ins
             )
             self.temp_attentions = nn.ModuleList(
-                TemporalTransformer(channels, heads=channels // head_width, head_width=head_width, groups=groups)
+                TemporalTransformer(
+                    channels, heads=channels // head_width, head_width=head_width, groups=groups
+                )
                 for _ in ins
             )
 
@@ -126,7 +138,9 @@ class DownBlock(UNetBlock):
 
     def __init__(self, config: UNetConfig, channels: int, out: int, *, attention: bool, last: bool) -> None:
         super().__init__(config, [channels] + [out] * (config.layers_per_block - 1), out, attention=attention)
-        self.downsamplers = None if last else nn.ModuleList([Downsample(out, padding=config.downsample_padding)])
+        self.downsamplers = (
+            None if last else nn.ModuleList([Downsample(out, padding=config.downsample_padding)])
+        )
 
     def forward(
         self, x: Tensor, skips: list[Tensor], time: Tensor, text: Tensor, ctx: TemporalContext
@@ -200,7 +214,9 @@ class UNet(nn.Module):
         )
         levels = len(widths)
         self.down_blocks = nn.ModuleList(
-            DownBlock(config, widths[max(i - 1, 0)], widths[i], attention=DOWN_BLOCKS[kind], last=i == levels - 1)
+            DownBlock(
+                config, widths[max(i - 1, 0)], widths[i], attention=DOWN_BLOCKS[kind], last=i == levels - 1
+            )
             for i, kind in enumerate(config.down_block_types)
         )
         self.mid_block = MidBlock(config)

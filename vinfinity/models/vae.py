@@ -43,7 +43,9 @@ class VAEConfig:
             raise ValueError(f"act_fn: {self.act_fn!r} is not one of {', '.join(ACTIVATIONS)}")
         for channels in self.block_out_channels:
             if channels % self.norm_num_groups:
-                raise ValueError(f"block_out_channels: {channels} is no multiple of {self.norm_num_groups} norm groups")
+                raise ValueError(
+                    f"block_out_channels: {channels} is no multiple of {self.norm_num_groups} norm groups"
+                )
 
     @property
     def factor(self) -> int:
@@ -59,9 +61,17 @@ class VAEConfig:
             if others:
                 raise ValueError(f"{key}: {others.pop()!r} is not {kind}")
         for key, value in values.items():
-            if not key.startswith("_") and key not in known | {"down_block_types", "up_block_types"} and value:
+            if (
+                not key.startswith("_")
+                and key not in known | {"down_block_types", "up_block_types"}
+                and value
+            ):
                 raise ValueError(f"{key}: {value!r} is not supported by this autoencoder")
-        chosen = {key: tuple(value) if isinstance(value, list) else value for key, value in values.items() if key in known}
+        chosen = {
+            key: tuple(value) if isinstance(value, list) else value
+            for key, value in values.items()
+            if key in known
+        }
         return cls(**{key: value for key, value in chosen.items() if value is not None})  # type: ignore[arg-type]
 
 
@@ -105,7 +115,9 @@ class MidBlock(nn.Module):
         channels = config.block_out_channels[-1]
         self.resnets = nn.ModuleList([_resnet(config, channels, channels) for _ in range(2)])
         self.attentions = nn.ModuleList(
-            [AttentionBlock(channels, groups=config.norm_num_groups)] if config.mid_block_add_attention else []
+            [AttentionBlock(channels, groups=config.norm_num_groups)]
+            if config.mid_block_add_attention
+            else []
         )
 
     def forward(self, x: Tensor) -> Tensor:
@@ -188,7 +200,10 @@ class AutoencoderKL(nn.Module):
         return mean, torch.exp(0.5 * log_variance.clamp(-30.0, 20.0))
 
     def decode(self, latents: Tensor) -> Tensor:
-        """latents: (b, latent_channels, h, w) as the diffusion model leaves them. Returns (b, 3, H, W), about [-1, 1]."""
+        """latents: (b, latent_channels, h, w) as the diffusion model leaves them.
+
+        Returns (b, 3, H, W), about [-1, 1].
+        """
         latents = latents / self.config.scaling_factor + (self.config.shift_factor or 0.0)
         if self.post_quant_conv is not None:
             latents = self.post_quant_conv(latents)

@@ -103,7 +103,9 @@ def plan_attention(
         fetched = [key for key in keys if key not in held]
         bias, scale = None, None
         if scopes is not None:
-            bias, scale = _bias(scopes, held[queries.start : queries.stop], own + fetched, frames, trained_frames)
+            bias, scale = _bias(
+                scopes, held[queries.start : queries.stop], own + fetched, frames, trained_frames
+            )
         blocks.append(
             QueryBlock(
                 queries=queries,
@@ -140,8 +142,8 @@ class TemporalContext:
     """The rest of the video, as a temporal layer of one rank sees it during one denoising step.
 
     exchange: talks to the other ranks. attention: keys of temporal attention. halo: the neighbouring frames that a
-    temporal convolution needs, `frames_before` of them in front of this rank's own. norm: "video" takes the statistics of temporal GroupNorms over all frames (the paper),
-    "rank" over this rank's own (the released code).
+    temporal convolution needs, `frames_before` of them in front of this rank's own. norm: "video" takes the statistics
+    of temporal GroupNorms over all frames (the paper), "rank" over this rank's own (the released code).
     """
 
     exchange: FrameExchange

@@ -115,7 +115,10 @@ class RankExchange:
             arriving[peer] = torch.empty(size, dtype=torch.uint8, device=x.device)
             operations.append(dist.P2POp(dist.irecv, arriving[peer], peer))
         self.counters.waits += 1
-        works = dist.batch_isend_irecv(operations)
+        try:
+            works = dist.batch_isend_irecv(operations)
+        except RuntimeError as error:
+            raise lost_rank(sorted({operation.peer for operation in operations}), label, error) from error
         return _Arriving(self, works, operations, arriving, x, moments, wanted_from, label)
 
     def _row(self, frames: tuple[int, ...], device: torch.device) -> Tensor:
@@ -157,12 +160,16 @@ class _Arriving:
 
     def _finish(self) -> None:
         """Waits for each message, the device's stream instead of the host where there is one."""
-        single = len(self.works) == len(self.operations)  # gloo answers for each message, NCCL for all of them
+        single = len(self.works) == len(
+            self.operations
+        )  # gloo answers for each message, NCCL for all of them
         for index, work in enumerate(self.works):
             try:
                 work.wait()
             except RuntimeError as error:
-                peers = [self.operations[index].peer] if single else sorted({op.peer for op in self.operations})
+                peers = (
+                    [self.operations[index].peer] if single else sorted({op.peer for op in self.operations})
+                )
                 raise lost_rank(peers, self.label, error) from error
 
 

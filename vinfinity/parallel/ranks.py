@@ -1,37 +1,217 @@
-"""This process among the others: its number, its device and its way to talk to them."""
+"""This process among the others: its number, its device, and what ranks say to each other outside the networks."""
 
-from dataclasses import dataclass, field
+import contextlib
+import os
+import re
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
+from datetime import timedelta
 
 import torch
+import torch.distributed as dist
 from torch import Tensor
 
-from vinfinity.errors import InputError
-from vinfinity.parallel.exchange import FrameExchange, LocalExchange
+from vinfinity.errors import InputError, RankError
+from vinfinity.parallel.exchange import FrameExchange, LocalExchange, RankExchange, lost_rank
 from vinfinity.parallel.shards import FrameShards
+
+FAULT = "vinfinity/fault"
+
+
+@dataclass(frozen=True)
+class Place:
+    """Where a launcher put this process: rank of size, local_rank of local_size on its node."""
+
+    rank: int
+    size: int
+    local_rank: int
+    local_size: int
+    address: str
+    port: int
+    launcher: str
+
+
+def find_place(environment: Mapping[str, str]) -> Place | None:
+    """This process's place under torchrun or srun, from their variables; None where neither started it.
+
+    Raises InputError where the variables are incomplete or not numbers.
+    """
+    if "TORCHELASTIC_RUN_ID" in environment or {"RANK", "WORLD_SIZE"} <= environment.keys():
+        launcher = "torchrun"
+        names = {
+            "rank": "RANK",
+            "size": "WORLD_SIZE",
+            "local_rank": "LOCAL_RANK",
+            "local_size": "LOCAL_WORLD_SIZE",
+        }
+        address, port = environment.get("MASTER_ADDR", "127.0.0.1"), environment.get("MASTER_PORT", "29500")
+    elif int(environment.get("SLURM_STEP_NUM_TASKS", "0") or 0) > 1:
+        launcher = "srun"
+        names = {"rank": "SLURM_PROCID", "size": "SLURM_STEP_NUM_TASKS", "local_rank": "SLURM_LOCALID"}
+        nodes = environment.get("SLURM_STEP_NODELIST") or environment.get("SLURM_JOB_NODELIST", "127.0.0.1")
+        address = environment.get("MASTER_ADDR") or first_host(nodes)
+        job, step = environment.get("SLURM_JOB_ID", "0"), environment.get("SLURM_STEP_ID", "0")
+        # ranks of one job step must agree on a port without talking; two steps of a node should not share one
+        port = environment.get("MASTER_PORT") or str(20000 + (int(job) * 7 + int(step)) % 40000)
+    else:
+        return None
+    try:
+        numbers = {field: int(environment[name]) for field, name in names.items()}
+        if launcher == "srun":
+            counts = tasks_per_node(environment["SLURM_STEP_TASKS_PER_NODE"])
+            numbers["local_size"] = counts[int(environment.get("SLURM_NODEID", "0"))]
+        place = Place(**numbers, address=address, port=int(port), launcher=launcher)
+    except (KeyError, ValueError, IndexError) as error:
+        problem = f"is missing or wrong among {launcher}'s variables"
+        raise InputError(
+            "ranks", error, f"start ranks with {launcher}, or with --gpus", problem=problem
+        ) from None
+    if not (0 <= place.rank < place.size and 0 <= place.local_rank < place.local_size <= place.size):
+        shown = f"rank {place.rank} of {place.size}, local {place.local_rank} of {place.local_size}"
+        raise InputError("ranks", shown, f"check {launcher}'s sizes", problem="do not go together")
+    return place
+
+
+def first_host(nodes: str) -> str:
+    """The first host of SLURM's compressed list, such as `node[003-007,9]`."""
+    match = re.match(r"([^\[,]+)(?:\[([^\],-]+)[^\]]*\]([^,\[]*))?", nodes)
+    return "".join(part or "" for part in match.groups()) if match else nodes
+
+
+def tasks_per_node(counts: str) -> list[int]:
+    """The tasks on each node from SLURM's compressed list, such as `4(x2),3`."""
+    tasks: list[int] = []
+    for part in counts.split(","):
+        match = re.fullmatch(r"(\d+)(?:\(x(\d+)\))?", part.strip())
+        if match is None:
+            raise ValueError(f"SLURM_STEP_TASKS_PER_NODE={counts}")
+        tasks += [int(match[1])] * int(match[2] or 1)
+    return tasks
+
+
+def pick_device(wanted: str, *, local_rank: int = 0, local_size: int = 1) -> torch.device:
+    """The device of a rank for "auto", "cuda" or "cpu": its own GPU, by its number on the node.
+
+    Raises InputError where there are fewer GPUs than ranks on this node. A single rank falls back to the CPU on "auto".
+    """
+    if wanted == "cpu":
+        return torch.device("cpu")
+    found = torch.cuda.device_count()
+    if wanted == "auto" and local_size == 1 and found == 0:
+        return torch.device("cpu")
+    if local_size > found:
+        remedy = f"add --device cpu to run {local_size} rank{'s' * (local_size > 1)} on the CPU"
+        problem = f"finds {found} CUDA GPU{'s' * (found != 1)} for {local_size}"
+        raise InputError("device", wanted, remedy, problem=problem)
+    return torch.device("cuda", local_rank)
 
 
 @dataclass(frozen=True)
 class Ranks:
-    """rank: this process, 0 <= rank < size. exchange: how temporal layers reach the other ranks."""
+    """rank: this process, 0 <= rank < size. device: what it computes on."""
 
     device: torch.device
     rank: int = 0
     size: int = 1
-    exchange: FrameExchange = field(default_factory=LocalExchange)
 
     @property
     def first(self) -> bool:
         """Whether this rank writes the files and speaks to the user."""
         return self.rank == 0
 
+    def exchange(self, shards: FrameShards) -> FrameExchange:
+        """How the temporal layers of this rank reach the others'."""
+        return LocalExchange() if self.size == 1 else RankExchange(self.rank, shards, device=self.device)
+
+    def agree(self, facts: Mapping[str, str]) -> None:
+        """Raises RankError, on every rank, where a rank's facts are not those of rank 0."""
+        if self.size == 1:
+            return
+        everyone: list[dict[str, str]] = [{} for _ in range(self.size)]
+        with _named("comparing the ranks' settings"):
+            dist.all_gather_object(everyone, dict(facts))
+        for rank, theirs in enumerate(everyone):
+            for name, value in everyone[0].items():
+                if theirs.get(name) != value:
+                    raise RankError(
+                        f"rank {rank} differs from rank 0 in its {name}: {theirs.get(name)}, not {value}"
+                    )
+
     def gather(self, frames: Tensor, shards: FrameShards) -> Tensor | None:
-        """All frames in order on rank 0, None elsewhere. frames: (1, c, f, h, w), those held here."""
-        return frames
+        """All frames in order on rank 0, on the CPU; None elsewhere. frames: (1, c, f, h, w), those held here."""
+        mine, label = frames.cpu().contiguous(), "gathering the latents"
+        if self.size == 1:
+            return mine
+        if not self.first:
+            self.send(mine, 0, label=label)
+            return None
+        parts = [mine]
+        for rank in range(1, self.size):
+            theirs = mine.new_empty(*mine.shape[:2], len(shards.held(rank)), *mine.shape[3:])
+            parts.append(self.receive(theirs, rank, label=label))
+        return torch.cat(parts, dim=2)
+
+    def send(self, x: Tensor, to: int, *, label: str) -> None:
+        """Sends a CPU tensor; returns when it is on its way. Raises RankError where `to` is late or gone."""
+        with _named(label, to):
+            dist.send(x, to)
+
+    def receive(self, into: Tensor, source: int, *, label: str) -> Tensor:
+        """Waits for a CPU tensor of that shape and type. Raises RankError where `source` is late or gone."""
+        with _named(label, source):
+            dist.recv(into, source)
+        return into
 
 
-def pick_device(wanted: str) -> torch.device:
-    """The device for "auto", "cuda" or "cpu". Raises InputError where there is none of that kind."""
-    found = torch.cuda.is_available()
-    if wanted == "cuda" and not found:
-        raise InputError("device", wanted, "use --device cpu", problem="is not available: no CUDA GPU was found")
-    return torch.device("cuda" if wanted == "cuda" or (wanted == "auto" and found) else "cpu")
+@contextlib.contextmanager
+def _named(label: str, *peers: int) -> Iterator[None]:
+    try:
+        yield
+    except RuntimeError as error:
+        if peers:
+            raise lost_rank(peers, label, error) from error
+        raise RankError(f"a rank is late or gone ({label}): {' '.join(str(error).split())}") from error
+
+
+@contextlib.contextmanager
+def joined(place: Place, *, device: torch.device, timeout: float) -> Iterator[Ranks]:
+    """Meets the other ranks and leaves them at the end. timeout: seconds to wait for any of them.
+
+    A RankError raised within is replaced by the first that any rank met, so that all ranks name the same culprit.
+    """
+    if place.local_size > 1 and device.type == "cpu" and "OMP_NUM_THREADS" not in os.environ:
+        torch.set_num_threads(max(1, len(os.sched_getaffinity(0)) // place.local_size))
+    if device.type == "cuda":
+        torch.cuda.set_device(device)
+    limit = timedelta(seconds=timeout)
+    meeting = "env://" if place.launcher == "torchrun" else f"tcp://{place.address}:{place.port}"
+    try:
+        store, _, _ = next(dist.rendezvous(meeting, place.rank, place.size, timeout=limit))
+        store.set_timeout(limit)
+        dist.init_process_group(
+            "cpu:gloo,cuda:nccl" if device.type == "cuda" else "gloo",
+            store=dist.PrefixStore("vinfinity", store),
+            rank=place.rank,
+            world_size=place.size,
+            timeout=limit,
+        )
+    except (RuntimeError, ValueError) as error:
+        said = " ".join(str(error).split())
+        raise RankError(
+            f"not all of the {place.size} ranks came together within {timeout:g} s: {said}"
+        ) from error
+    try:
+        yield Ranks(device=device, rank=place.rank, size=place.size)
+    except RankError as error:
+        raise RankError(_first_fault(store, error.message)) from error
+    finally:
+        dist.destroy_process_group()
+
+
+def _first_fault(store: dist.Store, message: str) -> str:
+    """The first fault that any rank reported, this one where it is the first or nobody can be asked."""
+    try:
+        store.set_timeout(timedelta(seconds=2))
+        return store.compare_set(FAULT, "", message).decode()
+    except RuntimeError:
+        return message

@@ -75,7 +75,9 @@ class DDIM:
         object.__setattr__(self, "timesteps", tuple(min(t, trained - 1) for t in times))
         object.__setattr__(self, "_alphas", tuple(alphas_cumprod(c).double().tolist()))
         if c.prediction_type == "epsilon" and self._alphas[self.timesteps[0]] == 0:
-            raise ValueError("prediction_type: epsilon cannot start at zero signal; use trailing v_prediction")
+            raise ValueError(
+                "prediction_type: epsilon cannot start at zero signal; use trailing v_prediction"
+            )
 
     def step(self, state: State, prediction: Tensor, noise: Noise) -> State:
         c, x = self.config, state.x
@@ -125,7 +127,9 @@ class DPMSolverPP:
             endpoint=False,
         )
         times = [min(t, trained - 1) for t in times]
-        visited = [float(sigmas[t]) for t in times] + [float(sigmas[0]) if c.final_sigmas_type == "sigma_min" else 0.0]
+        visited = [float(sigmas[t]) for t in times] + [
+            float(sigmas[0]) if c.final_sigmas_type == "sigma_min" else 0.0
+        ]
         object.__setattr__(self, "timesteps", tuple(times))
         # (alpha, sigma) of each visited timestep and of the end, alpha² + sigma² = 1
         levels = tuple((1 / math.hypot(1, sigma), sigma / math.hypot(1, sigma)) for sigma in visited)

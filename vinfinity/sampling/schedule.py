@@ -103,7 +103,9 @@ def _zero_terminal_snr(betas: torch.Tensor) -> torch.Tensor:
     return 1.0 - torch.cat([bar[:1], bar[1:] / bar[:-1]])
 
 
-def spaced_timesteps(spacing: str, steps: int, *, trained: int, last: int, offset: int, endpoint: bool) -> list[int]:
+def spaced_timesteps(
+    spacing: str, steps: int, *, trained: int, last: int, offset: int, endpoint: bool
+) -> list[int]:
     """Descending training timesteps (Lin et al. 2023, table 2).
 
     trained: training timesteps. last: one past the largest that may be visited. endpoint: whether the smallest step of
@@ -114,7 +116,7 @@ def spaced_timesteps(spacing: str, steps: int, *, trained: int, last: int, offse
     if spacing == "linspace":
         times = np.linspace(0, last - 1, points).round()[::-1][keep]
     elif spacing == "leading":
-        times = (np.arange(0, points) * (last // points)).round()[::-1][keep] + offset
+        times = (np.arange(0.0, points) * (last // points))[::-1][keep] + offset
     else:
-        times = np.arange(last, 0, -trained / steps).round() - 1
-    return [int(t) for t in times.astype(np.int64)]
+        times = np.arange(float(last), 0, -trained / steps).round() - 1
+    return [int(t) for t in times]

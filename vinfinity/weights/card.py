@@ -4,6 +4,7 @@ Torch-free and fast, since it is read before any option is checked against the m
 """
 
 import difflib
+import hashlib
 import re
 from collections.abc import Mapping
 from dataclasses import dataclass, field
@@ -16,6 +17,7 @@ from vinfinity.weights.files import read_json
 
 EMBEDDED = Path(__file__).parent.parent / "assets"
 PARTS = ("unet", "vae", "text_encoder", "tokenizer", "scheduler")
+SAMPLE, SAMPLES = 65536, 64  # bytes and number of the samples that tell weight files apart
 SAMPLER_OF = {"DDIMScheduler": "ddim"}
 
 
@@ -42,7 +44,9 @@ class ModelCard:
 
     def unknown_words(self, text: str) -> list[str]:
         """The words of `text` that the model was never taught, in order; none for models with an open vocabulary."""
-        known = {word for group in self.vocabulary.values() for entry in group for word in entry.lower().split()}
+        known = {
+            word for group in self.vocabulary.values() for entry in group for word in entry.lower().split()
+        }
         words = re.findall(r"[^\W_]+(?:['-][^\W_]+)*", text.lower())
         return [word for word in dict.fromkeys(words) if known and word not in known]
 
@@ -89,7 +93,9 @@ def read_card(model: str) -> ModelCard:
     )
 
 
-def _defaults(own: Mapping[str, Any], unet: Mapping[str, Any], scheduler: Mapping[str, Any], pixels: int) -> dict[str, object]:
+def _defaults(
+    own: Mapping[str, Any], unet: Mapping[str, Any], scheduler: Mapping[str, Any], pixels: int
+) -> dict[str, object]:
     """Settings for a model without a card of its own follow its files; those of its card come first."""
     side = unet.get("sample_size") or 32
     height, width = side if isinstance(side, (list, tuple)) else (side, side)
@@ -114,3 +120,20 @@ def model_defaults(model: str) -> tuple[dict[str, object], str]:
     card = read_card(model)
     defaults = dict(card.defaults) | {"attention.trained_frames": card.trained_frames}
     return defaults, f"model {card.name}"
+
+
+def weights_digest(card: ModelCard) -> str:
+    """SHA-256 (hex) that tells two versions of a model apart: every small file, and of each weight file its header,
+    its length and samples of its contents, since reading gigabytes on every rank would take longer than loading them.
+    """
+    total = hashlib.sha256()
+    for path in sorted(
+        path for path in card.folder.rglob("*") if path.suffix in (".json", ".txt", ".safetensors")
+    ):
+        size = path.stat().st_size
+        total.update(f"{path.relative_to(card.folder)} {size}\n".encode())
+        with path.open("rb") as file:
+            for start in range(0, size, max(SAMPLE, size // SAMPLES)):
+                file.seek(start)
+                total.update(file.read(SAMPLE))
+    return total.hexdigest()

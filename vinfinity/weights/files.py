@@ -28,7 +28,9 @@ def read_json(path: Path) -> dict[str, Any]:
     except FileNotFoundError:
         raise WeightsError("model", path, "the model's folder is incomplete", problem="is missing") from None
     except (OSError, UnicodeDecodeError, json.JSONDecodeError) as error:
-        raise WeightsError("model", path, "fetch the file again", problem=f"cannot be read ({error})") from None
+        raise WeightsError(
+            "model", path, "fetch the file again", problem=f"cannot be read ({error})"
+        ) from None
     if not isinstance(values, dict):
         raise WeightsError("model", path, "fetch the file again", problem="holds no JSON object")
     return values
@@ -52,13 +54,16 @@ def read_header(path: Path) -> dict[str, TensorEntry]:
             for name, entry in header.items()
             if name != "__metadata__"
         }
-        end = max((entry["data_offsets"][1] for name, entry in header.items() if name != "__metadata__"), default=0)
+        ends = (entry["data_offsets"][1] for name, entry in header.items() if name != "__metadata__")
+        whole = 8 + length + max(ends, default=0)
     except OSError as error:
-        raise WeightsError("model", path, "the model's folder is incomplete", problem=str(error.strerror)) from None
+        raise WeightsError(
+            "model", path, "the model's folder is incomplete", problem=str(error.strerror)
+        ) from None
     except (ValueError, KeyError, TypeError, AttributeError, IndexError):
         raise WeightsError("model", path, again, problem="has a damaged header") from None
-    if size != 8 + length + end:
-        problem = f"is truncated: {size:,} of {8 + length + end:,} bytes"
+    if size != whole:
+        problem = f"is truncated: {size:,} of {whole:,} bytes"
         raise WeightsError("model", path, again, problem=problem)
     return entries
 
@@ -96,5 +101,7 @@ def _read_shards(index: Path) -> dict[str, TensorEntry]:
     headers = {name: read_header(index.parent / str(name)) for name in sorted(set(map(str, places.values())))}
     lost = [key for key, name in places.items() if key not in headers[str(name)]]
     if lost:
-        raise WeightsError("model", index, "fetch its shards again", problem=f"promises {lost[0]}, which is not there")
+        raise WeightsError(
+            "model", index, "fetch its shards again", problem=f"promises {lost[0]}, which is not there"
+        )
     return {key: headers[str(name)][key] for key, name in places.items()}

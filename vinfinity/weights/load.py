@@ -66,11 +66,15 @@ def load_scheduler(folder: Path) -> SchedulerConfig:
     return _config(folder, SchedulerConfig.from_dict, name="scheduler_config.json")
 
 
-def _config(folder: Path, build: Callable[[Mapping[str, Any]], Config], *, name: str = "config.json") -> Config:
+def _config(
+    folder: Path, build: Callable[[Mapping[str, Any]], Config], *, name: str = "config.json"
+) -> Config:
     try:
         return build(read_json(folder / name))
     except (ValueError, TypeError) as error:
-        raise WeightsError("model", folder / name, "use a model of a supported kind", problem=f"{error}") from None
+        raise WeightsError(
+            "model", folder / name, "use a model of a supported kind", problem=f"{error}"
+        ) from None
 
 
 Module = TypeVar("Module", bound=nn.Module)
@@ -99,7 +103,9 @@ def _fill(
                     tensor = file.get_tensor(sources[target]).to(device=device, dtype=dtype)
                     _put(module, target, tensor)
         except SafetensorError as error:
-            raise WeightsError("model", path, "fetch the file again", problem=f"cannot be read ({error})") from None
+            raise WeightsError(
+                "model", path, "fetch the file again", problem=f"cannot be read ({error})"
+            ) from None
     return module.eval().requires_grad_(False)
 
 

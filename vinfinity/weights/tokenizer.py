@@ -24,12 +24,12 @@ class Tokens:
 
 
 class CLIPTokenizer:
-    """Text to token ids: lower-cased byte-level BPE between a start and an end token, padded or cut to a fixed length."""
+    """Text to token ids: lower-cased byte-level BPE between a start and an end token, padded or cut to one length."""
 
-    def __init__(self, tokenizer: Tokenizer, *, pad: str, end: str, length: int) -> None:
+    def __init__(self, tokenizer: Tokenizer, *, pad: int, end: int, length: int) -> None:
         self.tokenizer = tokenizer
         self.length = length
-        self.pad, self.end = (tokenizer.token_to_id(token) for token in (pad, end))
+        self.pad, self.end = pad, end
 
     def __call__(self, text: str) -> Tokens:
         """The ids of `text` and what had to be cut off."""
@@ -47,18 +47,26 @@ def load_tokenizer(folder: Path, *, length: int) -> CLIPTokenizer:
     length: tokens that the text encoder takes; the tokenizer's own model_max_length bounds it.
     Raises WeightsError where a file is missing or damaged.
     """
-    config = read_json(folder / "tokenizer_config.json") if (folder / "tokenizer_config.json").exists() else {}
-    special = read_json(folder / "special_tokens_map.json") if (folder / "special_tokens_map.json").exists() else {}
+    config = (
+        read_json(folder / "tokenizer_config.json") if (folder / "tokenizer_config.json").exists() else {}
+    )
+    special = (
+        read_json(folder / "special_tokens_map.json") if (folder / "special_tokens_map.json").exists() else {}
+    )
 
-    def token(name: str, otherwise: str) -> str:
+    def token(name: str, otherwise: str) -> AddedToken:
         value: Any = special.get(name) or config.get(name) or otherwise
-        return str(value["content"] if isinstance(value, dict) else value)
+        entry = value if isinstance(value, dict) else {"content": value}
+        flags = {flag: bool(entry.get(flag)) for flag in ("normalized", "lstrip", "rstrip", "single_word")}
+        return AddedToken(str(entry["content"]), special=True, **flags)
 
-    start, end = token("bos_token", "<|startoftext|>"), token("eos_token", "<|endoftext|>")
-    pad = token("pad_token", end)
+    # "normalized" is whether a prompt that spells the token in capitals means it too
+    tokens = [token("bos_token", "<|startoftext|>"), token("eos_token", "<|endoftext|>")]
+    tokens.append(token("pad_token", tokens[1].content))
+    start, end, pad = (some.content for some in tokens)
     try:
         if (folder / "vocab.json").exists() and (folder / "merges.txt").exists():
-            tokenizer = _from_vocabulary(folder, start=start, end=end, pad=pad)
+            tokenizer = _from_vocabulary(folder, tokens, start=start, end=end)
         elif (folder / "tokenizer.json").exists():
             tokenizer = Tokenizer.from_file(str(folder / "tokenizer.json"))
         else:
@@ -69,18 +77,24 @@ def load_tokenizer(folder: Path, *, length: int) -> CLIPTokenizer:
     except WeightsError:
         raise
     except Exception as error:  # the tokenizers package raises bare Exceptions
-        raise WeightsError("model", folder, "fetch its files again", problem=f"cannot be read ({error})") from None
+        raise WeightsError(
+            "model", folder, "fetch its files again", problem=f"cannot be read ({error})"
+        ) from None
     limit = config.get("model_max_length")
     length = min(length, int(limit)) if limit else length
-    if tokenizer.token_to_id(pad) is None or tokenizer.token_to_id(end) is None:
-        raise WeightsError("model", folder, "fetch its files again", problem=f"lacks its special tokens {pad}, {end}")
-    return CLIPTokenizer(tokenizer, pad=pad, end=end, length=length)
+    pad_id, end_id = tokenizer.token_to_id(pad), tokenizer.token_to_id(end)
+    if pad_id is None or end_id is None:
+        raise WeightsError(
+            "model", folder, "fetch its files again", problem=f"lacks its special tokens {pad}, {end}"
+        )
+    return CLIPTokenizer(tokenizer, pad=pad_id, end=end_id, length=length)
 
 
-def _from_vocabulary(folder: Path, *, start: str, end: str, pad: str) -> Tokenizer:
+def _from_vocabulary(folder: Path, special: list[AddedToken], *, start: str, end: str) -> Tokenizer:
     vocabulary = json.loads((folder / "vocab.json").read_text(encoding="utf-8"))
     lines = (folder / "merges.txt").read_text(encoding="utf-8").splitlines()
-    merges = [tuple(line.split()) for line in lines if line and not line.startswith("#version")]
+    pairs = (line.split() for line in lines if line and not line.startswith("#version"))
+    merges = [(first, second) for first, second in pairs]
     model = BPE(vocab=vocabulary, merges=merges, end_of_word_suffix="</w>", fuse_unk=False, unk_token=end)
     tokenizer = Tokenizer(model)
     tokenizer.normalizer = normalizers.Sequence(
@@ -93,8 +107,7 @@ def _from_vocabulary(folder: Path, *, start: str, end: str, pad: str) -> Tokeniz
         ]
     )
     tokenizer.decoder = decoders.ByteLevel()
-    tokenizer.add_special_tokens([AddedToken(name, special=True, normalized=False) for name in (start, end, pad)])
-    tokenizer.post_processor = processors.RobertaProcessing(
-        (end, tokenizer.token_to_id(end)), (start, tokenizer.token_to_id(start)), False, False
-    )
+    tokenizer.add_special_tokens(special)
+    ends = [(name, tokenizer.token_to_id(name)) for name in (start, end)]
+    tokenizer.post_processor = processors.TemplateProcessing(single=f"{start} $A {end}", special_tokens=ends)
     return tokenizer

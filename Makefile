@@ -1,0 +1,45 @@
+# Everything runs in .venv, which is made on demand from requirements-ci.txt: `make test` works in a fresh clone.
+
+PYTHON      ?= python3
+DEMO_FRAMES ?= 96
+
+BIN   := .venv/bin
+READY := .venv/.ready
+
+.DEFAULT_GOAL := help
+.PHONY: help setup demo test test-slow lint format clean
+
+help: ## show this list
+	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  %-10s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
+
+setup: $(READY) ## install the project and what its tests need into .venv
+
+demo: $(READY) ## generate build/demo/red-ball.mp4 with the embedded model (DEMO_FRAMES=96)
+	$(BIN)/vinfinity generate --prompt "a red ball bouncing over green grass" \
+		--frames $(DEMO_FRAMES) --out build/demo/red-ball.mp4 --overwrite
+
+test: $(READY) ## run the tests, but for the slow ones
+	$(BIN)/python -m pytest -m "not slow"
+
+test-slow: $(READY) ## run the slow tests
+	$(BIN)/python -m pytest -m slow
+
+lint: $(READY) ## check style, import rules and types
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+	$(BIN)/mypy
+
+format: $(READY) ## put the code into the project's style
+	$(BIN)/ruff check --fix-only .
+	$(BIN)/ruff format .
+
+clean: ## remove what was built, but for .venv
+	rm -rf build dist *.egg-info .pytest_cache .mypy_cache .ruff_cache
+	find . -name __pycache__ -not -path './.venv/*' -prune -exec rm -rf {} +
+
+$(READY): pyproject.toml requirements-ci.txt
+	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11) and "vinfinity needs Python 3.11 or newer: make PYTHON=python3.11 ...")'
+	test -x $(BIN)/python || $(PYTHON) -m venv .venv
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check -r requirements-ci.txt
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check --no-deps --no-build-isolation --editable .
+	@touch $@

@@ -1,0 +1,50 @@
+"""Shared fixtures. The tests run on one thread of the CPU in fp32, from fixed seeds."""
+
+import os
+
+os.environ.setdefault("HF_HUB_OFFLINE", "1")
+os.environ.setdefault("HF_HUB_DISABLE_TELEMETRY", "1")
+os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
+
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+import torch
+
+
+def pytest_configure(config: pytest.Config) -> None:
+    torch.set_num_threads(1)
+
+
+@pytest.fixture(autouse=True)
+def _seed() -> None:
+    """Every test starts from the same random state, whichever ran before it."""
+    torch.manual_seed(0)
+
+
+@pytest.fixture(scope="session")
+def model_folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A tiny model in diffusers' layout, written by diffusers. Not to be changed: see `own_model`."""
+    from reference import save_model
+
+    return save_model(tmp_path_factory.mktemp("models") / "tiny")
+
+
+@pytest.fixture
+def own_model(model_folder: Path, tmp_path: Path) -> Path:
+    """A copy of `model_folder` that the test may change."""
+    from reference import copy_model
+
+    return copy_model(model_folder, tmp_path / "model")
+
+
+@pytest.fixture
+def record_worst(record_property: Callable[[str, object], None]) -> Callable[[str, float], None]:
+    """Notes a figure in the test report, and on the terminal with `-s`."""
+
+    def note(name: str, value: float) -> None:
+        record_property(name, value)
+        print(f"{name}: {value:.2e}")
+
+    return note

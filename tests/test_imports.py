@@ -1,0 +1,106 @@
+"""The rules of DESIGN section 3: imports go downwards, and some packages have one door each."""
+
+import ast
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+PACKAGE = Path(__file__).parent.parent / "vinfinity"
+FILES = sorted(PACKAGE.rglob("*.py"))
+
+# What each part of the package may import of the others: cli -> generate -> the rest -> models -> parallel.
+BELOW = {
+    "errors": set(),
+    "config": {"errors"},
+    "progress": {"errors"},
+    "parallel": {"errors", "progress"},
+    "models": {"errors", "parallel"},
+    "sampling": {"errors", "parallel"},
+    "media": {"errors", "config", "models", "progress"},
+    "weights": {"errors", "models", "sampling"},
+}
+EVERYTHING = {*BELOW, "generate"}
+TOP = {
+    "generate": set(BELOW),
+    "cli": EVERYTHING,
+    "__main__": {"cli"},
+    "runs": set(BELOW),
+    "insight": EVERYTHING,
+}
+ALLOWED = {**BELOW, **TOP}
+
+
+def imported(file: Path) -> set[str]:
+    """The full names of all that a file imports, wherever in it; relative imports raise."""
+    names: set[str] = set()
+    for node in ast.walk(ast.parse(file.read_text(encoding="utf-8"))):
+        if isinstance(node, ast.Import):
+            names.update(alias.name for alias in node.names)
+        elif isinstance(node, ast.ImportFrom):
+            assert node.level == 0, f"{file}:{node.lineno}: import by the full name"
+            names.update(f"{node.module}.{alias.name}" for alias in node.names)
+    return names
+
+
+def importers(package: str) -> set[str]:
+    """The files of the package that import `package` or something of it."""
+    return {
+        str(file.relative_to(PACKAGE))
+        for file in FILES
+        if any(f"{name}.".startswith(f"{package}.") for name in imported(file))
+    }
+
+
+def part(file: Path) -> str:
+    """`models` for vinfinity/models/unet.py, `cli` for vinfinity/cli.py."""
+    return file.relative_to(PACKAGE).parts[0].removesuffix(".py")
+
+
+def test_one_door_to_each_package() -> None:
+    assert importers("omegaconf") == {"config.py"}
+    assert all(name.startswith("parallel/") for name in importers("torch.distributed"))
+    assert importers("diffusers") | importers("transformers") == set()
+
+
+@pytest.mark.parametrize("file", FILES, ids=lambda file: str(file.relative_to(PACKAGE)))
+def test_imports_go_downwards(file: Path) -> None:
+    own = part(file)
+    used = {name.split(".")[1] for name in imported(file) if name.startswith("vinfinity.")} - {
+        own,
+        "__version__",
+    }
+    if own == "__init__":
+        assert used == set()
+    else:
+        assert used <= ALLOWED[own], f"{own} must not import {', '.join(sorted(used - ALLOWED[own]))}"
+
+
+def loaded_by(*arguments: str, code: int = 0) -> set[str]:
+    """The top-level packages that a command loads; it must end with `code`."""
+    command = [sys.executable, "-X", "importtime", "-m", "vinfinity", *arguments]
+    done = subprocess.run(command, capture_output=True, text=True, cwd=PACKAGE.parent)
+    assert done.returncode == code
+    lines = [line for line in done.stderr.splitlines() if line.startswith("import time:")]
+    return {line.rpartition("|")[2].strip().partition(".")[0] for line in lines}
+
+
+@pytest.mark.parametrize("arguments", [("--help",), ("generate", "--help"), ("--version",)])
+def test_help_is_light(arguments: tuple[str, ...]) -> None:
+    loaded = loaded_by(*arguments)
+    assert "typer" in loaded
+    assert loaded.isdisjoint(
+        {"torch", "omegaconf", "numpy", "av", "safetensors", "tokenizers", "huggingface_hub"}
+    )
+
+
+def test_refusals_come_before_torch_is_loaded() -> None:
+    for wrong in (("--out", "x.avi"), ("--frames", "0"), ("--model", "minni"), ("frmes=3",)):
+        assert "torch" not in loaded_by("generate", "-p", "x", *wrong, code=2)
+
+
+def test_the_configuration_needs_no_torch() -> None:
+    assert loaded_by("config", "-c", "configs/long.yaml").isdisjoint(
+        {"torch", "av", "diffusers", "transformers"}
+    )

@@ -1,0 +1,6 @@
+"""`python -m vinfinity` is the `vinfinity` command; torchrun starts ranks this way."""
+
+from vinfinity.cli import main
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,415 @@
+"""The `vinfinity` command.
+
+Nothing here imports torch or OmegaConf at the top, so that `--help` and completion are instant; what a
+command needs is imported when it runs. Errors that users can mend are one line on stderr and an exit code
+(see errors.py).
+"""
+
+import contextlib
+import difflib
+import functools
+import inspect
+import signal
+import sys
+import traceback
+from collections.abc import Callable, Iterator, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any, get_args
+
+import typer
+
+from vinfinity import __version__
+from vinfinity.config import (
+    Device,
+    Dtype,
+    Resolved,
+    Sampler,
+    complete,
+    ignored,
+    known_keys,
+    leaves,
+    load,
+    require_prompt,
+    to_yaml,
+)
+from vinfinity.errors import VinfinityError
+
+if TYPE_CHECKING:
+    from vinfinity.generate import Summary
+
+WIDEST_CELL = 44  # characters; longer ones stand out of their column
+INTERRUPTED = 130  # the exit code that shells give Ctrl-C
+
+app = typer.Typer(
+    name="vinfinity",
+    help="Long videos from text, on any number of GPUs, from diffusion models trained on short clips.",
+    rich_markup_mode="rich",
+    pretty_exceptions_enable=False,
+    context_settings={"help_option_names": ["-h", "--help"]},
+)
+
+
+def main(arguments: Sequence[str] | None = None) -> None:
+    """Runs the command line (`sys.argv` unless given) and ends the process with its exit code."""
+    try:
+        code = app(args=arguments, prog_name="vinfinity", standalone_mode=False)
+    except typer.Abort:
+        from vinfinity.progress import fail
+
+        fail("interrupted")
+        code = INTERRUPTED
+    except typer.TyperException as error:
+        from vinfinity.progress import fail
+
+        fail(_usage_line(error))
+        code = error.exit_code
+    sys.exit(code if isinstance(code, int) else 0)
+
+
+# ---- options that `generate` and `config` share ----
+
+
+def _complete_model(incomplete: str) -> list[str]:
+    folders = [str(file.parent) for file in Path().glob(f"{incomplete}*/model_index.json")]
+    return [name for name in ["mini", *sorted(folders)] if name.startswith(incomplete)]
+
+
+def _complete_from(*choices: str) -> Callable[[str], list[str]]:
+    return lambda incomplete: [choice for choice in choices if choice.startswith(incomplete)]
+
+
+def _complete_key(incomplete: str) -> list[str]:
+    return [f"{key}=" for key in known_keys() if key.startswith(incomplete)]
+
+
+SAMPLERS, DEVICES, DTYPES = get_args(Sampler), get_args(Device), get_args(Dtype)
+VIDEO, SAMPLING, FILES, MACHINE = "The video", "Sampling", "Files", "The machine"
+
+
+def _options(
+    settings: Annotated[
+        list[str] | None,
+        typer.Argument(
+            metavar="KEY=VALUE",
+            help="Any other setting, such as attention.local=4; `vinfinity config` lists them.",
+            autocompletion=_complete_key,
+        ),
+    ] = None,
+    prompt: Annotated[
+        str | None, typer.Option("--prompt", "-p", help="What the video shows.", rich_help_panel=VIDEO)
+    ] = None,
+    negative: Annotated[
+        str | None, typer.Option(help="What it should not show.", rich_help_panel=VIDEO)
+    ] = None,
+    frames: Annotated[
+        str | None, typer.Option("--frames", "-n", metavar="N", help="Its length.", rich_help_panel=VIDEO)
+    ] = None,
+    size: Annotated[
+        str | None,
+        typer.Option(metavar="WxH", help="Width and height in pixels.", rich_help_panel=VIDEO),
+    ] = None,
+    fps: Annotated[
+        str | None, typer.Option(metavar="N", help="Frames per second.", rich_help_panel=VIDEO)
+    ] = None,
+    model: Annotated[
+        str | None,
+        typer.Option(
+            metavar="mini|FOLDER|NAME",
+            help="The embedded model, a folder in diffusers layout, or a published model.",
+            autocompletion=_complete_model,
+            rich_help_panel=VIDEO,
+        ),
+    ] = None,
+    seed: Annotated[
+        str | None,
+        typer.Option(metavar="N", help="Same seed, same video, on any machine.", rich_help_panel=SAMPLING),
+    ] = None,
+    steps: Annotated[
+        str | None, typer.Option(metavar="N", help="Denoising steps.", rich_help_panel=SAMPLING)
+    ] = None,
+    sampler: Annotated[
+        str | None,
+        typer.Option(
+            metavar="|".join(SAMPLERS),
+            help="How noise becomes video.",
+            autocompletion=_complete_from(*SAMPLERS),
+            rich_help_panel=SAMPLING,
+        ),
+    ] = None,
+    guidance: Annotated[
+        str | None,
+        typer.Option(
+            metavar="X", help="Weight of the prompt; 1 switches guidance off.", rich_help_panel=SAMPLING
+        ),
+    ] = None,
+    noise_from: Annotated[
+        str | None,
+        typer.Option(
+            metavar="FILE.safetensors",
+            help="Start from tensor `noise` (1, 4, frames, h, w) of this file.",
+            rich_help_panel=SAMPLING,
+        ),
+    ] = None,
+    out: Annotated[
+        str | None,
+        typer.Option(
+            "--out",
+            "-o",
+            metavar="FILE.mp4",
+            help="The video; without it, one named after the prompt.",
+            rich_help_panel=FILES,
+        ),
+    ] = None,
+    overwrite: Annotated[
+        bool, typer.Option("--overwrite", help="Replace files that exist.", rich_help_panel=FILES)
+    ] = False,
+    save_latents: Annotated[
+        str | None,
+        typer.Option(
+            metavar="FILE.safetensors",
+            help="Keep tensor `latents` (1, 4, frames, h, w) here.",
+            rich_help_panel=FILES,
+        ),
+    ] = None,
+    config: Annotated[
+        Path | None,
+        typer.Option(
+            "--config", "-c", metavar="FILE.yaml", help="Settings to start from.", rich_help_panel=FILES
+        ),
+    ] = None,
+    gpus: Annotated[
+        str | None, typer.Option(metavar="N", help="GPUs to share the video.", rich_help_panel=MACHINE)
+    ] = None,
+    device: Annotated[
+        str | None,
+        typer.Option(
+            metavar="|".join(DEVICES),
+            help="What to compute on.",
+            autocompletion=_complete_from(*DEVICES),
+            rich_help_panel=MACHINE,
+        ),
+    ] = None,
+    dtype: Annotated[
+        str | None,
+        typer.Option(
+            metavar="|".join(DTYPES),
+            help="Precision.",
+            autocompletion=_complete_from(*DTYPES),
+            rich_help_panel=MACHINE,
+        ),
+    ] = None,
+    debug: Annotated[bool, typer.Option("--debug", help="Show the traceback of unexpected errors.")] = False,
+) -> None:
+    """The options of a run; only their declarations matter, which `_takes_options` hands to each command.
+
+    Numbers are taken as text: config.py reads them, with the same messages as those of files and KEY=VALUE.
+    """
+
+
+def _takes_options(command: Callable[..., None]) -> Callable[..., None]:
+    """Gives a command the options of a run: it is called with the configuration they resolve to.
+
+    The command's own parameters after the first come behind them on the command line's help.
+    """
+    context = inspect.Parameter("context", inspect.Parameter.KEYWORD_ONLY, annotation=typer.Context)
+    shared = inspect.signature(_options).parameters.values()
+    own = list(inspect.signature(command).parameters.values())[1:]
+
+    def with_options(*, context: typer.Context, debug: bool, **given: Any) -> None:
+        extra = {parameter.name: given.pop(parameter.name) for parameter in own}
+        with _reported(debug=debug or bool(context.obj)):
+            command(_resolve(**given), **extra)
+
+    functools.update_wrapper(with_options, command, assigned=("__module__", "__name__", "__doc__"))
+    # Typer reads a command's parameters from its signature.
+    parameters = [parameter.replace(kind=inspect.Parameter.KEYWORD_ONLY) for parameter in (*shared, *own)]
+    with_options.__signature__ = inspect.Signature([context, *parameters])  # type: ignore[attr-defined]
+    return with_options
+
+
+def _resolve(
+    *, settings: list[str] | None, config: Path | None, overwrite: bool, **flags: object
+) -> Resolved:
+    """The configuration from defaults, model card, YAML file, settings and flags. Raises InputError."""
+    from vinfinity.weights.card import model_defaults
+
+    flags = {**flags, "overwrite": overwrite or None}
+    resolved = load(config, overrides=settings or (), flags=flags)
+    defaults, origin = model_defaults(resolved.config.model)
+    return complete(resolved, defaults, origin=origin)
+
+
+# ---- commands ----
+
+
+def _show_version(wanted: bool) -> None:
+    if wanted:
+        typer.echo(f"vinfinity {__version__}")
+        raise typer.Exit
+
+
+@app.callback(invoke_without_command=True)
+def _vinfinity(
+    context: typer.Context,
+    version: Annotated[
+        bool,
+        typer.Option("--version", callback=_show_version, is_eager=True, help="Show the version."),
+    ] = False,
+    debug: Annotated[bool, typer.Option("--debug", help="Show the traceback of unexpected errors.")] = False,
+) -> None:
+    context.obj = debug
+    if context.invoked_subcommand is None:
+        typer.echo(context.get_help())
+
+
+@app.command()
+@_takes_options
+def generate(
+    resolved: Resolved,
+    dry_run: Annotated[
+        bool, typer.Option("--dry-run", help="Check everything and show the plan, but load no weights.")
+    ] = False,
+) -> None:
+    """Generate a video.
+
+    For example: vinfinity generate --prompt "a red ball bouncing over green grass"
+    """
+    from vinfinity.media.files import check_files
+    from vinfinity.progress import warn
+
+    config = resolved.config
+    require_prompt(config)
+    check_files(config)  # before torch is imported, which alone takes seconds
+    for sentence in ignored(resolved):
+        warn(sentence)
+    with _held_interrupts():
+        from vinfinity.generate import describe, run
+    if dry_run:
+        _print_columns(describe(config))
+    else:
+        summary = run(config, resolved.origins)
+        if summary is not None:  # ranks other than 0 have nothing to tell
+            _print_summary(summary)
+
+
+@app.command()
+@_takes_options
+def config(
+    resolved: Resolved,
+    yaml: Annotated[bool, typer.Option("--yaml", help="As YAML, for a file that --config reads.")] = False,
+) -> None:
+    """Show every setting of a run and where its value comes from; generate nothing.
+
+    Takes the options of `generate`. Settings are taken from the defaults, the model, --config, key=value
+    arguments and flags; the last of these that names one wins.
+    """
+    if yaml:
+        typer.echo(to_yaml(resolved.config, origins=resolved.origins), nl=False)
+    else:
+        values = leaves(resolved.config)
+        _print_columns([(key, _shown(value), resolved.origins[key]) for key, value in values.items()])
+
+
+# ---- what is printed ----
+
+
+def _print_columns(rows: Sequence[tuple[str, ...]]) -> None:
+    """Rows of equal length on stdout, the first column bold and the third dim where there is colour."""
+    styles: tuple[dict[str, Any], ...] = ({"bold": True}, {}, {"dim": True})
+    widths = [
+        max((len(row[column]) for row in rows if len(row[column]) <= WIDEST_CELL), default=0)
+        for column in range(len(rows[0]))
+    ]
+    for row in rows:
+        padding = [*(width - len(cell) for width, cell in zip(widths[:-1], row, strict=False)), 0]
+        cells = [
+            (typer.style(cell, **style) if cell and style else cell) + " " * spaces
+            for cell, spaces, style in zip(row, padding, styles, strict=False)
+        ]
+        typer.echo("  ".join(cells))
+
+
+def _shown(value: object) -> str:
+    """A setting as it is written in YAML, short ones on one line."""
+    if value is None:
+        return "null"
+    if isinstance(value, bool):
+        return str(value).lower()
+    if isinstance(value, list):
+        return f"[{', '.join(_shown(entry) for entry in value)}]"
+    if isinstance(value, dict):
+        return "{" + ", ".join(f"{key}: {_shown(entry)}" for key, entry in value.items()) + "}"
+    return str(value) or "(none)"
+
+
+def _print_summary(summary: "Summary") -> None:
+    from vinfinity.progress import duration
+
+    width, height = summary.size
+    length = f"{summary.frames / summary.fps:.1f} s at {summary.fps} fps"
+    rows = [("video", str(summary.out)), ("", f"{summary.frames} frames of {width}x{height}, {length}")]
+    if summary.sheet is not None:
+        rows.append(("contact sheet", str(summary.sheet)))
+    rows.append(("time", f"{duration(summary.seconds)}, {summary.seconds / summary.frames:.2f} s per frame"))
+    rows.append(("peak memory", f"{summary.peak_memory / 2**30:.2f} GiB"))
+    _print_columns(rows)
+
+
+@contextlib.contextmanager
+def _held_interrupts() -> Iterator[None]:
+    """Keeps Ctrl-C until the block ends: in the midst of importing torch it may be swallowed, or end in a
+    crash."""
+    before = signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGINT})
+    try:
+        yield
+    finally:
+        signal.pthread_sigmask(signal.SIG_SETMASK, before)
+
+
+@contextlib.contextmanager
+def _reported(*, debug: bool) -> Iterator[None]:
+    """Turns errors into one line on stderr and an exit code. `debug` shows the traceback before it."""
+    from vinfinity.progress import fail
+
+    try:
+        yield
+    except (typer.Exit, typer.Abort, BrokenPipeError):
+        raise  # no errors: Typer knows what to do with them
+    except KeyboardInterrupt:
+        fail("interrupted")
+        raise typer.Exit(INTERRUPTED) from None
+    except VinfinityError as error:
+        if debug:
+            traceback.print_exc()
+        fail(error.message)
+        raise typer.Exit(error.exit_code) from error
+    except Exception as error:
+        if debug:
+            traceback.print_exc()
+        again = "" if debug else "; run again with --debug for the traceback"
+        fail(f"{type(error).__name__}: {' '.join(str(error).split())} ({_place(error)}){again}")
+        raise typer.Exit(1) from error
+
+
+def _place(error: Exception) -> str:
+    """File and line of the innermost of our own calls on the way to an error."""
+    here = str(Path(__file__).parent)
+    calls = traceback.extract_tb(error.__traceback__)
+    call = next((call for call in reversed(calls) if call.filename.startswith(here)), calls[-1])
+    return f"{Path(call.filename).name}:{call.lineno}"
+
+
+def _usage_line(error: typer.TyperException) -> str:
+    """A mistake in the use of options or commands as one line, with the nearest that exists."""
+    context = getattr(error, "ctx", None)
+    command = context.command_path if context is not None else "vinfinity"
+    option = getattr(error, "option_name", None)
+    if context is not None and option is not None and getattr(error, "possibilities", None) is not None:
+        known = [
+            name for parameter in context.command.params for name in parameter.opts if name.startswith("--")
+        ]
+        nearest = difflib.get_close_matches(option, known, n=1)
+        hint = f"did you mean {nearest[0]}?" if nearest else f"`{command} --help` lists the options"
+        return f"{option}: no such option; {hint}"
+    message = " ".join(error.format_message().split()).rstrip(".")
+    return f"{message}; see `{command} --help`" if "Did you mean" not in message else message

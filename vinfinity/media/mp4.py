@@ -1,0 +1,157 @@
+"""H.264 in MP4, written frame by frame.
+
+Video frames are (h, w, 3) uint8, full-range RGB with BT.709 primaries. The file holds limited-range Y'CbCr by
+the BT.709 matrix and says so in its tags: most tools that do neither come out with shifted colours at one
+end.
+"""
+
+import os
+from collections.abc import Mapping
+from pathlib import Path
+from types import TracebackType
+from typing import Self
+
+import av
+import numpy as np
+from av.video.reformatter import ColorRange, Colorspace
+
+from vinfinity.config import VideoConfig
+from vinfinity.errors import OutputError
+
+BT709 = 1  # the code of BT.709 in H.264's tags for primaries, transfer and matrix (ITU-T H.264, annex E)
+
+# (columns, rows) of pixels that share a colour sample; H.264 wants sides that are multiples of them.
+CHROMA_BLOCK = {"yuv420p": (2, 2), "yuv422p": (2, 1), "yuv444p": (1, 1)}
+
+
+class Mp4Writer:
+    """Writes frames of `width` x `height` pixels as they come; the file appears, whole, when the block ends.
+
+    Until then it has another name in the same folder, and if anything fails that one is removed: a file that
+    was at `path` before stays as it was. Sides that the pixel format cannot hold (odd ones, in yuv420p) are
+    enlarged by one repeated row or column. `metadata` is kept in the MP4, unless `config.metadata` is off;
+    players and `ffprobe` show `title` and `comment`.
+
+        with Mp4Writer(Path("a.mp4"), width=512, height=320, fps=24, config=VideoConfig()) as mp4:
+            mp4.write(frame)
+
+    Raises OutputError where the file cannot be written or the encoder fails, ValueError for frames of another
+    shape.
+    """
+
+    def __init__(
+        self,
+        path: Path,
+        *,
+        width: int,
+        height: int,
+        fps: int,
+        config: VideoConfig,
+        metadata: Mapping[str, str] | None = None,
+    ) -> None:
+        self.path = path
+        self.frames = 0  # written so far
+        self._shape = (height, width, 3)
+        self._pixel_format = config.pixel_format
+        columns, rows = CHROMA_BLOCK[config.pixel_format]
+        self._padding = ((0, -height % rows), (0, -width % columns), (0, 0))
+        self._unfinished = path.with_name(f".{path.name}.{os.getpid()}.part")
+        try:
+            path.parent.mkdir(parents=True, exist_ok=True)
+            # `faststart` moves the index to the front at the end, so that players start before they have it
+            # all.
+            self._container = av.open(
+                str(self._unfinished), "w", format="mp4", options={"movflags": "+faststart"}
+            )
+        except (OSError, av.error.FFmpegError) as error:
+            raise OutputError(f"{path}: cannot be written ({_reason(error)})") from error
+        try:
+            self._stream = self._add_stream(width, height, fps=fps, config=config)
+        except (ValueError, av.error.FFmpegError) as error:
+            self._abandon()
+            raise OutputError(
+                f"{path}: this build of PyAV has no libx264 encoder ({_reason(error)})"
+            ) from error
+        if config.metadata:
+            self._container.metadata.update(metadata or {})
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None
+    ) -> None:
+        if error is not None:
+            self._abandon()
+            return
+        try:
+            self._container.mux(self._stream.encode())
+            self._container.close()
+            os.replace(self._unfinished, self.path)
+        except (OSError, av.error.FFmpegError) as failure:
+            self._abandon()
+            raise OutputError(f"{self.path}: cannot be written ({_reason(failure)})") from failure
+
+    def write(self, frame: np.ndarray) -> None:
+        """Adds one frame, (height, width, 3) uint8."""
+        if frame.shape != self._shape or frame.dtype != np.uint8:
+            raise ValueError(f"a frame is {self._shape} uint8, not {frame.shape} {frame.dtype}")
+        picture = av.VideoFrame.from_ndarray(np.pad(frame, self._padding, mode="edge"), format="rgb24")
+        picture = picture.reformat(
+            format=self._pixel_format,
+            dst_colorspace=Colorspace.ITU709,
+            src_color_range=ColorRange.JPEG,
+            dst_color_range=ColorRange.MPEG,
+            interpolation="BICUBIC",
+        )
+        picture.pts = self.frames
+        try:
+            self._container.mux(self._stream.encode(picture))
+        except (OSError, av.error.FFmpegError) as error:
+            raise OutputError(f"{self.path}: cannot be written ({_reason(error)})") from error
+        self.frames += 1
+
+    def _add_stream(self, width: int, height: int, *, fps: int, config: VideoConfig) -> av.VideoStream:
+        # A key frame each second, at fixed places: seeking is quick, and scene changes do not move them.
+        options = {"crf": str(config.crf), "preset": config.preset, "sc_threshold": "0"}
+        stream = self._container.add_stream("libx264", rate=fps, options=options)
+        stream.height = height + self._padding[0][1]
+        stream.width = width + self._padding[1][1]
+        stream.pix_fmt = config.pixel_format
+        stream.gop_size = fps
+        codec = stream.codec_context
+        codec.color_primaries = codec.color_trc = codec.colorspace = BT709
+        codec.color_range = ColorRange.MPEG
+        return stream
+
+    def _abandon(self) -> None:
+        try:
+            self._container.close()
+        except (OSError, av.error.FFmpegError):
+            pass  # what is reported is the failure that came first
+        finally:
+            self._unfinished.unlink(missing_ok=True)
+
+
+def read_video(path: Path) -> np.ndarray:
+    """All frames of a video file, (f, h, w, 3) uint8 full-range RGB. Holds them all in memory."""
+    with av.open(str(path)) as container:
+        # By way of yuv444p: straight from subsampled formats, swscale takes a shortcut that shifts colours by
+        # up to 2.
+        planes = (
+            frame.reformat(format="yuv444p", interpolation="BICUBIC") for frame in container.decode(video=0)
+        )
+        frames = [
+            frame.reformat(format="rgb24", src_colorspace=Colorspace.ITU709).to_ndarray() for frame in planes
+        ]
+    return np.stack(frames)
+
+
+def read_metadata(path: Path) -> dict[str, str]:
+    """The metadata of a video file, such as `title` and `comment`."""
+    with av.open(str(path)) as container:
+        return dict(container.metadata)
+
+
+def _reason(error: Exception) -> str:
+    return getattr(error, "strerror", None) or str(error) or type(error).__name__

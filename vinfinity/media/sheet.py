@@ -1,0 +1,85 @@
+"""Contact sheets: one PNG that shows a whole video at a glance."""
+
+import math
+import os
+from fractions import Fraction
+from pathlib import Path
+
+import av
+import numpy as np
+
+from vinfinity.errors import OutputError
+
+MOST_FRAMES = 16
+COLUMNS = 4
+LONGEST_SIDE = 256  # pixels of one thumbnail; smaller frames are kept as they are
+GAP = 4  # pixels between thumbnails and around them
+BACKGROUND = 24  # dark grey
+
+
+class ContactSheet:
+    """Collects evenly spread frames of a video as they pass, at most 16, and writes them as a grid.
+
+    Read from left to right and top to bottom. Each thumbnail is the middle frame of its stretch of the video,
+    with its aspect ratio kept. Memory is bounded by the thumbnails, whatever the video's length.
+    """
+
+    def __init__(self, path: Path, *, frames_total: int) -> None:
+        self.path = path
+        count = min(MOST_FRAMES, frames_total)
+        self._wanted = {(2 * k + 1) * frames_total // (2 * count) for k in range(count)}
+        self._thumbnails: list[np.ndarray] = []
+        self._seen = 0
+
+    def add(self, frame: np.ndarray) -> None:
+        """Takes the next frame of the video, (h, w, 3) uint8; all frames are passed, in order."""
+        if self._seen in self._wanted:
+            self._thumbnails.append(_thumbnail(frame))
+        self._seen += 1
+
+    def grid(self) -> np.ndarray:
+        """The sheet so far, (h, w, 3) uint8. Raises ValueError before the first frame."""
+        if not self._thumbnails:
+            raise ValueError("a contact sheet needs at least one frame")
+        height, width, _ = self._thumbnails[0].shape
+        columns = min(COLUMNS, len(self._thumbnails))
+        rows = math.ceil(len(self._thumbnails) / columns)
+        shape = (rows * (height + GAP) + GAP, columns * (width + GAP) + GAP, 3)
+        sheet = np.full(shape, BACKGROUND, dtype=np.uint8)
+        for index, thumbnail in enumerate(self._thumbnails):
+            row, column = divmod(index, columns)
+            top, left = GAP + row * (height + GAP), GAP + column * (width + GAP)
+            sheet[top : top + height, left : left + width] = thumbnail
+        return sheet
+
+    def save(self) -> None:
+        """Writes the PNG; a file that was there is replaced once the new one is whole. Raises OutputError."""
+        unfinished = self.path.with_name(f".{self.path.name}.{os.getpid()}.part")
+        try:
+            self.path.parent.mkdir(parents=True, exist_ok=True)
+            unfinished.write_bytes(encode_png(self.grid()))
+            os.replace(unfinished, self.path)
+        except OSError as error:
+            unfinished.unlink(missing_ok=True)
+            raise OutputError(f"{self.path}: cannot be written ({error.strerror or error})") from error
+
+
+def encode_png(image: np.ndarray) -> bytes:
+    """A picture, (h, w, 3) uint8, as the bytes of a PNG file."""
+    codec = av.CodecContext.create("png", "w")
+    assert isinstance(codec, av.VideoCodecContext)
+    codec.height, codec.width, _ = image.shape
+    codec.pix_fmt = "rgb24"
+    codec.framerate = Fraction(1)
+    picture = av.VideoFrame.from_ndarray(np.ascontiguousarray(image), format="rgb24")
+    return b"".join(bytes(packet) for packet in [*codec.encode(picture), *codec.encode()])
+
+
+def _thumbnail(frame: np.ndarray) -> np.ndarray:
+    height, width, _ = frame.shape
+    shrink = LONGEST_SIDE / max(height, width)
+    if shrink >= 1:
+        return frame.copy()
+    picture = av.VideoFrame.from_ndarray(np.ascontiguousarray(frame), format="rgb24")
+    size = {"width": max(1, round(width * shrink)), "height": max(1, round(height * shrink))}
+    return picture.reformat(**size, interpolation="AREA").to_ndarray()
