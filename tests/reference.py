@@ -13,6 +13,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, TypeVar
 
+import numpy as np
 import torch
 from diffusers import AutoencoderKL, DDIMScheduler, TextToVideoSDPipeline, UNet3DConditionModel
 from diffusers.models.attention_processor import Attention
@@ -20,9 +21,12 @@ from torch import Tensor, nn
 from transformers import CLIPTextConfig, CLIPTextModel, CLIPTokenizer
 
 from vinfinity.config import Resolved, complete, load
+from vinfinity.media.decode import decode_frames
 from vinfinity.parallel.exchange import Counters, Done, Fetched, Pending, combine_moments
+from vinfinity.parallel.ranks import Ranks
 from vinfinity.parallel.shards import FrameShards, Route
 from vinfinity.weights.card import EMBEDDED, model_defaults
+from vinfinity.weights.load import load_vae
 
 T = TypeVar("T")
 MINI_TOKENIZER = EMBEDDED / "mini" / "tokenizer"
@@ -264,6 +268,17 @@ def configure(model: Path | str, *overrides: str, **flags: Any) -> Resolved:
     given = {"model": str(model), "prompt": "a red ball", "frames": 3, "size": "32x32", "steps": 2, **flags}
     defaults, origin = model_defaults(str(model))
     return complete(load(None, overrides=overrides, flags=given), defaults, origin=origin)
+
+
+def decoded(model: Path, latents: Tensor, *, size: tuple[int, int], block: int = 2) -> np.ndarray:
+    """The pictures of latents (1, c, f, h, w) by a model's autoencoder: (f, height, width, 3) uint8."""
+    _, c, frames, h, w = latents.shape
+    vae = load_vae(model / "vae", device="cpu", dtype=torch.float32)
+    ranks = Ranks(device=torch.device("cpu"))
+    pictures = decode_frames(
+        vae, latents, frames=frames, latent=(c, h, w), size=size, block=block, ranks=ranks
+    )
+    return np.stack(list(pictures))
 
 
 def relative_error(ours: Tensor, theirs: Tensor) -> float:

@@ -198,9 +198,7 @@ def test_large_logits_do_not_overflow() -> None:
     layer, x = attention(), 1e3 * torch.randn(1, 30, 1, WIDTH)
     plan = plan_attention(FrameShards(30), 0, Scopes(4, 4, local_bias=10.0, anchor_bias=0.0))
     out = computed(layer, x, plan, range(30))
-    torch.testing.assert_close(
-        out, expected(layer, x, DenseScopes(4, 4, 10.0, 0.0)), rtol=1e-4, atol=1e-2
-    )
+    torch.testing.assert_close(out, expected(layer, x, DenseScopes(4, 4, 10.0, 0.0)), rtol=1e-4, atol=1e-2)
 
 
 def test_moments_of_unequal_parts_combine_exactly() -> None:

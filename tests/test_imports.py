@@ -18,15 +18,16 @@ BELOW = {
     "parallel": {"errors", "progress"},
     "models": {"errors", "parallel"},
     "sampling": {"errors", "parallel"},
-    "media": {"errors", "config", "models", "progress"},
+    "media": {"errors", "config", "models", "parallel", "progress"},
     "weights": {"errors", "models", "sampling"},
+    "runs": {"errors", "config"},
+    "job": {"errors", "config", "media", "parallel", "sampling", "weights"},
 }
 EVERYTHING = {*BELOW, "generate"}
 TOP = {
     "generate": set(BELOW),
     "cli": EVERYTHING,
     "__main__": {"cli"},
-    "runs": set(BELOW),
     "insight": EVERYTHING,
 }
 ALLOWED = {**BELOW, **TOP}

@@ -8,15 +8,14 @@ import numpy as np
 import pytest
 import torch
 from diffusers import DDIMScheduler, DPMSolverMultistepScheduler, TextToVideoSDPipeline
-from reference import configure, relative_error, save_model, tiny_pipeline
+from reference import configure, decoded, relative_error, save_model, tiny_pipeline
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 
-from vinfinity.generate import generate, prepare
-from vinfinity.media.decode import decode_frames
+from vinfinity.generate import generate
+from vinfinity.job import prepare
 from vinfinity.parallel.ranks import Ranks
 from vinfinity.progress import Progress
-from vinfinity.weights.load import load_vae
 
 CLOSE = 1e-4
 PROMPT, NEGATIVE = "a red ball bouncing over green grass", "a blue boat, blurry"
@@ -102,7 +101,11 @@ def test_latents_equal_those_of_diffusers_pipeline(
 @pytest.mark.parametrize("frames", [1, 16])
 @pytest.mark.parametrize("steps", [1, 20])
 def test_any_clip_up_to_the_trained_length_is_the_base_models_own(
-    frames: int, steps: int, models: dict[str, Path], tmp_path: Path, record_worst: Callable[[str, float], None]
+    frames: int,
+    steps: int,
+    models: dict[str, Path],
+    tmp_path: Path,
+    record_worst: Callable[[str, float], None],
 ) -> None:
     ours, theirs = both(
         models["dpmsolver++"], tmp_path, frames=frames, size=(32, 24), guidance=7.5, steps=steps
@@ -129,8 +132,7 @@ def test_decoded_frames_equal_those_of_diffusers_pipeline(models: dict[str, Path
     with torch.no_grad():
         video = pipeline.decode_latents(theirs)
     wanted = pipeline.video_processor.postprocess_video(video=video, output_type="np")[0]
-    vae = load_vae(models["ddim"] / "vae", device="cpu", dtype=torch.float32)
-    got = np.stack(list(decode_frames(vae, ours, size=(40, 56), block=2)))
+    got = decoded(models["ddim"], ours, size=(40, 56))
     assert got.shape == wanted.shape == (3, 56, 40, 3)
     assert wanted.std() > 0.01
     assert np.abs(got / 255 - wanted).max() <= 1 / 255

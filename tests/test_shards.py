@@ -55,9 +55,7 @@ def test_around_is_what_others_hold_within_reach(width: int) -> None:
         shards = FrameShards(frames, ranks)
         for rank in range(ranks):
             held = shards.held(rank)
-            expected = [
-                i for i in range(frames) if i not in held and min(abs(i - j) for j in held) <= width
-            ]
+            expected = [i for i in range(frames) if i not in held and min(abs(i - j) for j in held) <= width]
             assert shards.around(rank, width) == expected, (frames, ranks, rank)
 
 

@@ -283,7 +283,8 @@ def generate(
     for sentence in ignored(resolved):
         warn(sentence)
     with _held_interrupts():
-        from vinfinity.generate import describe, run
+        from vinfinity.generate import run
+        from vinfinity.job import describe
     if dry_run:
         _print_columns(describe(config))
     else:

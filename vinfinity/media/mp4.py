@@ -20,6 +20,8 @@ from vinfinity.errors import OutputError
 
 BT709 = 1  # the code of BT.709 in H.264's tags for primaries, transfer and matrix (ITU-T H.264, annex E)
 
+THREADS = 4
+
 # (columns, rows) of pixels that share a colour sample; H.264 wants sides that are multiples of them.
 CHROMA_BLOCK = {"yuv420p": (2, 2), "yuv422p": (2, 1), "yuv444p": (1, 1)}
 
@@ -119,6 +121,8 @@ class Mp4Writer:
         stream.width = width + self._padding[1][1]
         stream.pix_fmt = config.pixel_format
         stream.gop_size = fps
+        # x264 cuts its work by the number of threads and its output with it: a fixed number gives the same file everywhere
+        stream.codec_context.thread_count = THREADS
         codec = stream.codec_context
         codec.color_primaries = codec.color_trc = codec.colorspace = BT709
         codec.color_range = ColorRange.MPEG

@@ -5,6 +5,7 @@ waits. What a layer needs at one moment (frames of the neighbours and anchors, s
 message per peer.
 """
 
+import dataclasses
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Protocol
@@ -35,6 +36,10 @@ class Counters:
     waits: int = 0
     messages: int = 0
     bytes: int = 0
+
+    def per(self, steps: int) -> dict[str, float]:
+        """The averages of `steps` denoising steps."""
+        return {name: value / steps for name, value in dataclasses.asdict(self).items()}
 
 
 class Pending(Protocol):

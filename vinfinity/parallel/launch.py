@@ -107,22 +107,36 @@ def _rank_main(
     try:
         picked = pick_device(device, local_rank=place.local_rank, local_size=place.local_size)
         with joined(place, device=picked, timeout=timeout) as ranks:
-            return worker(payload, ranks)
-    except VinfinityError as error:
-        _leave_word(Path(folder), place, error.message, error.exit_code)
-        sys.exit(error.exit_code)
+            try:
+                return worker(payload, ranks)
+            except RankError:
+                raise
+            except Exception as error:
+                # before the others notice that this rank is gone
+                _leave_word(Path(folder), place, *_say(error, place))
+                raise
     except Exception as error:
-        calls = traceback.extract_tb(error.__traceback__)
-        where = f"{Path(calls[-1].filename).name}:{calls[-1].lineno}"
-        message = f"rank {place.rank}: {type(error).__name__}: {' '.join(str(error).split())} ({where})"
-        traceback.print_exc()
-        _leave_word(Path(folder), place, message, 1)
-        sys.exit(1)
+        message, code = _say(error, place)
+        _leave_word(Path(folder), place, message, code)
+        if not isinstance(error, VinfinityError):
+            traceback.print_exc()
+        sys.exit(code)
+
+
+def _say(error: Exception, place: Place) -> tuple[str, int]:
+    """One line for an error, and the exit code that goes with it."""
+    if isinstance(error, VinfinityError):
+        return error.message, error.exit_code
+    call = traceback.extract_tb(error.__traceback__)[-1]
+    where = f"{Path(call.filename).name}:{call.lineno}"
+    return f"rank {place.rank}: {type(error).__name__}: {' '.join(str(error).split())} ({where})", 1
 
 
 def _leave_word(folder: Path, place: Place, message: str, code: int) -> None:
     word = {"message": message, "code": code, "time": time.time()}
-    (folder / f"rank-{place.rank}.json").write_text(json.dumps(word), encoding="utf-8")
+    file = folder / f"rank-{place.rank}.json"
+    if not file.exists():
+        file.write_text(json.dumps(word), encoding="utf-8")
     for file in folder.glob("*.pid"):
         # a stopped rank would hold up the end of all: woken, it heeds the launcher's signal to end
         with contextlib.suppress(OSError, ValueError):

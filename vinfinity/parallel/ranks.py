@@ -6,6 +6,7 @@ import re
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from datetime import timedelta
+from typing import Any, TypeVar
 
 import torch
 import torch.distributed as dist
@@ -15,6 +16,7 @@ from vinfinity.errors import InputError, RankError
 from vinfinity.parallel.exchange import FrameExchange, LocalExchange, RankExchange, lost_rank
 from vinfinity.parallel.shards import FrameShards
 
+Fact = TypeVar("Fact")
 FAULT = "vinfinity/fault"
 
 
@@ -125,17 +127,22 @@ class Ranks:
 
     def agree(self, facts: Mapping[str, str]) -> None:
         """Raises RankError, on every rank, where a rank's facts are not those of rank 0."""
-        if self.size == 1:
-            return
-        everyone: list[dict[str, str]] = [{} for _ in range(self.size)]
-        with _named("comparing the ranks' settings"):
-            dist.all_gather_object(everyone, dict(facts))
+        everyone = self.collect(dict(facts))
         for rank, theirs in enumerate(everyone):
             for name, value in everyone[0].items():
                 if theirs.get(name) != value:
                     raise RankError(
                         f"rank {rank} differs from rank 0 in its {name}: {theirs.get(name)}, not {value}"
                     )
+
+    def collect(self, fact: Fact) -> list[Fact]:
+        """What each rank says, in their order, on every rank."""
+        if self.size == 1:
+            return [fact]
+        everyone: list[Any] = [None] * self.size
+        with _named("comparing notes"):
+            dist.all_gather_object(everyone, fact)
+        return everyone
 
     def gather(self, frames: Tensor, shards: FrameShards) -> Tensor | None:
         """All frames in order on rank 0, on the CPU; None elsewhere. frames: (1, c, f, h, w), those held here."""

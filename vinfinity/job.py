@@ -1,0 +1,147 @@
+"""A run that was checked against its model and its machine, before anything is computed."""
+
+from dataclasses import dataclass
+from pathlib import Path
+
+import torch
+
+from vinfinity import __version__
+from vinfinity.config import RunConfig, digest, leaves
+from vinfinity.errors import InputError
+from vinfinity.media.files import check_files, output_path
+from vinfinity.parallel.launch import check_ranks
+from vinfinity.parallel.ranks import pick_device
+from vinfinity.sampling.samplers import Sampler, make_sampler
+from vinfinity.weights.card import ModelCard, read_card
+from vinfinity.weights.files import read_header
+from vinfinity.weights.load import load_scheduler
+from vinfinity.weights.tokenizer import CLIPTokenizer, load_tokenizer
+
+DTYPES = {"fp32": torch.float32, "fp16": torch.float16, "bf16": torch.bfloat16}
+
+
+@dataclass(frozen=True)
+class Job:
+    """A run that was checked against its model, before any weight is read.
+
+    latent: (c, h, w) of one frame. size: (width, height) of the video in pixels. The settings below them are those of
+    `config` that the user may leave to the model.
+    """
+
+    config: RunConfig
+    card: ModelCard
+    sampler: Sampler
+    tokenizer: CLIPTokenizer
+    latent: tuple[int, int, int]
+    size: tuple[int, int]
+    fps: int
+    guidance: float
+    trained_frames: int
+
+    @property
+    def texts(self) -> list[str]:
+        """What the model is told: the negative prompt and the prompt, or the prompt alone without guidance."""
+        config = self.config
+        return [config.prompt] if self.guidance <= 1 else [config.negative or "", config.prompt]
+
+    def concerns(self) -> list[str]:
+        """What users should know before they wait: text that the model will not understand, or not see at all."""
+        said = []
+        for text in self.texts:
+            if cut := self.tokenizer(text).cut:
+                said.append(f"the text encoder takes {self.tokenizer.length} tokens; cut off: {cut!r}")
+            if unknown := self.card.unknown_words(text):
+                taught = "; ".join(
+                    f"{group}: {', '.join(words)}" for group, words in self.card.vocabulary.items()
+                )
+                words = ", ".join(unknown)
+                said.append(f"the model {self.card.name} was never taught: {words}. It knows {taught}")
+        return said
+
+
+def prepare(config: RunConfig) -> Job:
+    """Checks a configuration, completed from its model's card, against the model and the file system.
+
+    Raises InputError (or WeightsError, one of its kinds) naming field, value and remedy.
+    """
+    check_files(config)
+    check_ranks(gpus=config.gpus, device=config.device, frames=config.frames)
+    card = read_card(config.model)
+    # a configuration that was completed from the model's card has no gaps left
+    assert config.pixels and config.steps and config.sampler and config.fps
+    assert config.guidance is not None and config.attention.trained_frames is not None
+    width, height = config.pixels
+    latent = (card.latent_channels, -(-height // card.pixels), -(-width // card.pixels))
+    scheduler = load_scheduler(card.folder / "scheduler")
+    try:
+        sampler = make_sampler(config.sampler, scheduler, steps=config.steps, eta=config.eta)
+    except ValueError as error:
+        raise InputError(
+            "sampler", config.sampler, "choose other steps or another sampler", problem=f"{error}"
+        ) from None
+    tokenizer = load_tokenizer(card.folder / "tokenizer", length=card.text_length)
+    if config.noise_from is not None:
+        check_noise(Path(config.noise_from), (1, latent[0], config.frames, *latent[1:]))
+    return Job(
+        config=config,
+        card=card,
+        sampler=sampler,
+        tokenizer=tokenizer,
+        latent=latent,
+        size=(width, height),
+        fps=config.fps,
+        guidance=config.guidance,
+        trained_frames=config.attention.trained_frames,
+    )
+
+
+def check_noise(path: Path, shape: tuple[int, ...]) -> None:
+    """Raises InputError where the file holds no tensor `noise` of that shape."""
+    entry = read_header(path).get("noise")
+    if entry is None:
+        raise InputError("noise_from", path, "save it under the name noise", problem="holds no tensor noise")
+    if entry.shape != shape:
+        problem = f"holds noise of shape {entry.shape}"
+        raise InputError(
+            "noise_from", path, f"this run needs {shape}: change frames or size", problem=problem
+        )
+
+
+def pick_dtype(config: RunConfig, device: torch.device) -> torch.dtype:
+    """The type of the weights and of the UNet's arithmetic; "auto" is fp16 on a GPU and fp32 on the CPU."""
+    return DTYPES[("fp16" if device.type == "cuda" else "fp32") if config.dtype == "auto" else config.dtype]
+
+
+def describe(config: RunConfig) -> list[tuple[str, str]]:
+    """What a run would do, as rows for a table, without reading any weight. Raises InputError like `prepare`."""
+    job = prepare(config)
+    device = pick_device(config.device)
+    channels, height, width = job.latent
+    plain = config.frames <= job.trained_frames
+    attention = (
+        f"plain: no more than the {job.trained_frames} frames of training"
+        if plain
+        else f"dual-scope: {config.attention.local} frames on either side, {config.attention.anchors} anchors"
+    )
+    rows = [
+        ("video", f"{config.frames} frames of {job.size[0]}x{job.size[1]} at {job.fps} fps"),
+        ("latents", f"1x{channels}x{config.frames}x{height}x{width}"),
+        ("model", f"{job.card.name} ({job.card.folder})"),
+        ("device", f"{device}, {str(pick_dtype(config, device)).removeprefix('torch.')}"),
+        ("sampler", f"{config.sampler}, {len(job.sampler.timesteps)} steps, guidance {job.guidance:g}"),
+        ("attention", attention),
+        ("seed", str(config.seed)),
+        ("output", str(output_path(config))),
+    ]
+    return rows + [("warning", concern) for concern in job.concerns()]
+
+
+def provenance(config: RunConfig) -> dict[str, object]:
+    """What made a video: the code, the settings that are set, and their digest."""
+    values = {key: value for key, value in leaves(config).items() if value is not None}
+    return {"version": version(), "digest": digest(config), "config": values}
+
+
+def version() -> str:
+    """The code that a run's numbers come from."""
+    return f"vinfinity {__version__}, torch {torch.__version__}"
