@@ -220,6 +220,7 @@ def test_generate_makes_a_video_and_its_sheet(cli: Cli) -> None:
     assert sorted(file.name for file in Path().iterdir()) == [
         f"{name}.mp4",
         f"{name}.png",
+        f"{name}.run",
         "latents.safetensors",
     ]
     assert read_video(Path(f"{name}.mp4")).shape == (3, 96, 96, 3)
@@ -248,7 +249,7 @@ def test_generate_keeps_what_exists_unless_told(cli: Cli) -> None:
     assert Path("new/ball.mp4").read_bytes() == first
     assert cli(*arguments, "--seed", "1", "--overwrite")[0] == 0
     assert Path("new/ball.mp4").read_bytes() != first
-    assert [file.name for file in Path("new").iterdir()] == ["ball.mp4"]
+    assert sorted(file.name for file in Path("new").iterdir()) == ["ball.mp4", "ball.run"]
 
 
 def test_words_the_model_was_never_taught_are_named(cli: Cli) -> None:

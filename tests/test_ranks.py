@@ -153,14 +153,15 @@ def test_a_whole_run_gives_the_same_latents_on_three_ranks(
     assert difference.mean() < 0.5
 
 
-def test_where_frames_are_decoded_does_not_change_the_file(model_folder: Path, tmp_path: Path) -> None:
+def test_where_frames_are_decoded_does_not_change_the_pictures(model_folder: Path, tmp_path: Path) -> None:
     videos = {}
     for where in ("rank0", "ranks"):
         (tmp_path / where).mkdir()
-        settings = ("decode.frames=2", f"decode.where={where}", "video.metadata=false")
+        # lossless: x264 does not always take the same decisions on tiny pictures
+        settings = ("decode.frames=2", f"decode.where={where}", "video.crf=0", "video.pixel_format=yuv444p")
         latents_of(model_folder, tmp_path / where, *settings, ranks=2, frames=7)
-        videos[where] = (tmp_path / where / "2.mp4").read_bytes()
-    assert videos["rank0"] == videos["ranks"]
+        videos[where] = read_video(tmp_path / where / "2.mp4")
+    assert np.array_equal(videos["rank0"], videos["ranks"])
 
 
 def test_a_video_of_the_trained_length_is_the_base_models_own_on_three_ranks(

@@ -236,6 +236,15 @@ class RunConfig:
                 problem="is blank",
                 remedy="say what the video should show",
             )
+        for key in ("prompt", "negative"):
+            text = getattr(self, key) or ""
+            _check(
+                text.isprintable() or not any("\ud800" <= sign <= "\udfff" for sign in text),
+                key,
+                text.encode("utf-8", "replace").decode(),
+                problem="holds bytes that are no UTF-8 text",
+                remedy="write it in UTF-8",
+            )
         _check(
             self.frames >= 1,
             "frames",

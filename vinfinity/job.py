@@ -14,7 +14,7 @@ from vinfinity.parallel.ranks import pick_device
 from vinfinity.sampling.samplers import Sampler, make_sampler
 from vinfinity.weights.card import ModelCard, read_card
 from vinfinity.weights.files import read_header
-from vinfinity.weights.load import load_scheduler
+from vinfinity.weights.load import check_weights, load_scheduler
 from vinfinity.weights.tokenizer import CLIPTokenizer, load_tokenizer
 
 DTYPES = {"fp32": torch.float32, "fp16": torch.float16, "bf16": torch.bfloat16}
@@ -79,6 +79,7 @@ def prepare(config: RunConfig) -> Job:
         raise InputError(
             "sampler", config.sampler, "choose other steps or another sampler", problem=f"{error}"
         ) from None
+    check_weights(card.folder, half=pick_dtype(config, pick_device(config.device)) != torch.float32)
     tokenizer = load_tokenizer(card.folder / "tokenizer", length=card.text_length)
     if config.noise_from is not None:
         check_noise(Path(config.noise_from), (1, latent[0], config.frames, *latent[1:]))
@@ -97,7 +98,7 @@ def prepare(config: RunConfig) -> Job:
 
 def check_noise(path: Path, shape: tuple[int, ...]) -> None:
     """Raises InputError where the file holds no tensor `noise` of that shape."""
-    entry = read_header(path).get("noise")
+    entry = read_header(path, field="noise_from").get("noise")
     if entry is None:
         raise InputError("noise_from", path, "save it under the name noise", problem="holds no tensor noise")
     if entry.shape != shape:

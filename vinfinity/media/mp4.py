@@ -121,7 +121,7 @@ class Mp4Writer:
         stream.width = width + self._padding[1][1]
         stream.pix_fmt = config.pixel_format
         stream.gop_size = fps
-        # x264 cuts its work by the number of threads and its output with it: a fixed number gives the same file everywhere
+        # x264 cuts its work by the number of threads and decides by it: let that not depend on the machine
         stream.codec_context.thread_count = THREADS
         codec = stream.codec_context
         codec.color_primaries = codec.color_trc = codec.colorspace = BT709

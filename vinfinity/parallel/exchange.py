@@ -6,7 +6,7 @@ message per peer.
 """
 
 import dataclasses
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Protocol
 
@@ -36,6 +36,12 @@ class Counters:
     waits: int = 0
     messages: int = 0
     bytes: int = 0
+
+    def add(self, sent: Mapping[int, int], received: Mapping[int, int]) -> None:
+        """Counts one exchange: bytes to and from each peer."""
+        self.waits += bool(sent or received)
+        self.messages += len(sent)
+        self.bytes += sum(sent.values())
 
     def per(self, steps: int) -> dict[str, float]:
         """The averages of `steps` denoising steps."""
@@ -83,6 +89,47 @@ class LocalExchange:
         return Done(Fetched(frames=x[:, :0], moments=moments))
 
 
+def message_sizes(
+    x: Tensor, route: Route, others: Sequence[int], *, moments: Tensor | None
+) -> tuple[dict[int, int], dict[int, int]]:
+    """Bytes of the message to each peer and from each peer, ascending by peer; without a message, no entry.
+
+    Statistics go to everyone, in the same message as the frames that a peer wants.
+    """
+    statistics = 0 if moments is None else moments.nbytes
+    frame = x.shape[0] * x[0, 0].numel() * x.element_size()
+    sends = {peer: len(frames) for peer, frames in route.sends}
+    receives = {peer: stop - start for peer, start, stop in route.receives}
+    sent, received = (
+        {
+            peer: statistics + counts.get(peer, 0) * frame
+            for peer in (others if statistics else sorted(counts))
+        }
+        for counts in (sends, receives)
+    )
+    return sent, received
+
+
+class TracedExchange:
+    """The exchange of one rank among several that are not there: it counts, and answers with empty frames.
+
+    For meta and fake tensors, to tell what a run would send and hold; and, on real ones, to take the exchange out of a
+    measurement. by_label: bytes sent for each kind of layer.
+    """
+
+    def __init__(self, rank: int, shards: FrameShards) -> None:
+        self.counters = Counters()
+        self.by_label: dict[str, int] = {}
+        self._others = [peer for peer in range(shards.ranks) if peer != rank]
+
+    def fetch(self, x: Tensor, route: Route, *, moments: Tensor | None = None, label: str = "") -> Pending:
+        sent, received = message_sizes(x, route, self._others, moments=moments)
+        self.counters.add(sent, received)
+        self.by_label[label] = self.by_label.get(label, 0) + sum(sent.values())
+        frames = x[:, :1].expand(-1, len(route.wanted), *x.shape[2:])
+        return Done(Fetched(frames=frames, moments=moments))
+
+
 class RankExchange:
     """The exchange of one rank among several: one message to each peer that needs something, by batched point-to-point.
 
@@ -98,33 +145,27 @@ class RankExchange:
         self._rows: dict[tuple[int, ...], Tensor] = {}
 
     def fetch(self, x: Tensor, route: Route, *, moments: Tensor | None = None, label: str = "") -> Pending:
-        wanted_by = dict(route.sends)
-        wanted_from = {peer: stop - start for peer, start, stop in route.receives}
-        statistics = [] if moments is None else [moments]
-        send_to = self._others if statistics else sorted(wanted_by)
-        receive_from = self._others if statistics else sorted(wanted_from)
-        if not send_to and not receive_from:
+        sent, received = message_sizes(x, route, self._others, moments=moments)
+        self.counters.add(sent, received)
+        if not sent and not received:
             return Done(Fetched(frames=x[:, :0], moments=None))
 
+        wanted_by = dict(route.sends)
+        statistics = [] if moments is None else [moments]
         operations = []
-        for peer in send_to:
+        for peer in sent:
             frames = [x.index_select(1, self._row(wanted_by[peer], x.device))] if peer in wanted_by else []
-            message = _pack([*statistics, *frames])
-            operations.append(dist.P2POp(dist.isend, message, peer))
-            self.counters.messages += 1
-            self.counters.bytes += message.nbytes
-        arriving: dict[int, Tensor] = {}
-        frame_bytes = x.shape[0] * x[0, 0].numel() * x.element_size()
-        for peer in receive_from:
-            size = sum(part.nbytes for part in statistics) + wanted_from.get(peer, 0) * frame_bytes
-            arriving[peer] = torch.empty(size, dtype=torch.uint8, device=x.device)
-            operations.append(dist.P2POp(dist.irecv, arriving[peer], peer))
-        self.counters.waits += 1
+            operations.append(dist.P2POp(dist.isend, _pack([*statistics, *frames]), peer))
+        arriving = {
+            peer: torch.empty(size, dtype=torch.uint8, device=x.device) for peer, size in received.items()
+        }
+        operations += [dist.P2POp(dist.irecv, message, peer) for peer, message in arriving.items()]
         try:
             works = dist.batch_isend_irecv(operations)
         except RuntimeError as error:
             raise lost_rank(sorted({operation.peer for operation in operations}), label, error) from error
-        return _Arriving(self, works, operations, arriving, x, moments, wanted_from, label)
+        counts = {peer: stop - start for peer, start, stop in route.receives}
+        return _Arriving(self, works, operations, arriving, x, moments, counts, label)
 
     def _row(self, frames: tuple[int, ...], device: torch.device) -> Tensor:
         """The positions as an index on the device, made once: a copy from the host would wait for the device."""
@@ -135,7 +176,7 @@ class RankExchange:
 
 @dataclass(frozen=True)
 class _Arriving:
-    """Messages of one `fetch` on their way. x and moments are what this rank put in."""
+    """Messages of one `fetch` on their way. x and moments are what this rank put in, counts the frames by peer."""
 
     exchange: RankExchange
     works: Sequence[dist.Work]
@@ -143,7 +184,7 @@ class _Arriving:
     arriving: dict[int, Tensor]
     x: Tensor
     moments: Tensor | None
-    wanted_from: dict[int, int]
+    counts: dict[int, int]
     label: str
 
     def wait(self) -> Fetched:
@@ -155,7 +196,7 @@ class _Arriving:
             if self.moments is not None:
                 offset = self.moments.nbytes
                 gathered[peer] = message[:offset].view(torch.float32).view_as(self.moments)
-            if count := self.wanted_from.get(peer, 0):
+            if count := self.counts.get(peer, 0):
                 frames.append(message[offset:].view(self.x.dtype).view(b, count, *shape))
         combined = None
         if self.moments is not None:

@@ -168,8 +168,9 @@ class DPMSolverPP:
     def _first_order(self, i: int) -> bool:
         """Whether a step is taken without the slope, for stability."""
         c = self.config
-        last = i == self.steps - 1 and (
-            c.euler_at_final or (c.lower_order_final and self.steps < 15) or c.final_sigmas_type == "zero"
+        steps = len(self.timesteps)
+        last = i == steps - 1 and (
+            c.euler_at_final or (c.lower_order_final and steps < 15) or c.final_sigmas_type == "zero"
         )
         return c.solver_order == 1 or last
 

@@ -118,5 +118,6 @@ def spaced_timesteps(
     elif spacing == "leading":
         times = (np.arange(0.0, points) * (last // points))[::-1][keep] + offset
     else:
-        times = np.arange(float(last), 0, -trained / steps).round() - 1
+        even = last - np.arange(steps) * (trained / steps)
+        times = (even[even > 0].round() - 1).clip(0)
     return [int(t) for t in times]

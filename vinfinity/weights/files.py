@@ -36,10 +36,11 @@ def read_json(path: Path) -> dict[str, Any]:
     return values
 
 
-def read_header(path: Path) -> dict[str, TensorEntry]:
+def read_header(path: Path, *, field: str = "model") -> dict[str, TensorEntry]:
     """The tensors of one safetensors file, from its header alone.
 
-    Raises WeightsError where the file is missing, shorter than its header says, or no safetensors file.
+    field: the setting that named the file. Raises WeightsError where the file is missing, shorter than its header says,
+    or no safetensors file.
     """
     again = "fetch the file again"
     try:
@@ -47,7 +48,7 @@ def read_header(path: Path) -> dict[str, TensorEntry]:
         with path.open("rb") as file:
             length = int.from_bytes(file.read(8), "little")
             if not 2 <= length <= min(size - 8, 100_000_000):
-                raise WeightsError("model", path, again, problem="is no safetensors file, or truncated")
+                raise WeightsError(field, path, again, problem="is no safetensors file, or truncated")
             header = json.loads(file.read(length))
         entries = {
             name: TensorEntry(path, str(entry["dtype"]), tuple(entry["shape"]))
@@ -61,10 +62,10 @@ def read_header(path: Path) -> dict[str, TensorEntry]:
             "model", path, "the model's folder is incomplete", problem=str(error.strerror)
         ) from None
     except (ValueError, KeyError, TypeError, AttributeError, IndexError):
-        raise WeightsError("model", path, again, problem="has a damaged header") from None
+        raise WeightsError(field, path, again, problem="has a damaged header") from None
     if size != whole:
         problem = f"is truncated: {size:,} of {whole:,} bytes"
-        raise WeightsError("model", path, again, problem=problem)
+        raise WeightsError(field, path, again, problem=problem)
     return entries
 
 

@@ -16,6 +16,7 @@ from vinfinity.sampling.schedule import SchedulerConfig
 from vinfinity.weights.files import TensorEntry, find_weights, read_json
 
 Config = TypeVar("Config")
+Module = TypeVar("Module", bound=nn.Module)
 LISTED = 10
 
 # names in files written before diffusers 0.15: the autoencoder's attention
@@ -42,23 +43,33 @@ def text_name(name: str) -> str | None:
 
 def load_unet(folder: Path, *, device: torch.device | str, dtype: torch.dtype) -> UNet:
     """The UNet in `folder` (MODEL/unet). Raises WeightsError, before any weight is read, where its files do not fit."""
-    with torch.device("meta"):
-        unet = UNet(_config(folder, UNetConfig.from_dict))
+    unet = _on_meta(UNet, _config(folder, UNetConfig.from_dict))
     return _fill(unet, folder, "diffusion_pytorch_model", device=device, dtype=dtype)
 
 
 def load_vae(folder: Path, *, device: torch.device | str, dtype: torch.dtype) -> AutoencoderKL:
     """The autoencoder in `folder` (MODEL/vae). Raises WeightsError."""
-    with torch.device("meta"):
-        vae = AutoencoderKL(_config(folder, VAEConfig.from_dict))
+    vae = _on_meta(AutoencoderKL, _config(folder, VAEConfig.from_dict))
     return _fill(vae, folder, "diffusion_pytorch_model", device=device, dtype=dtype, rename=vae_name)
 
 
 def load_text_encoder(folder: Path, *, device: torch.device | str, dtype: torch.dtype) -> TextEncoder:
     """The text encoder in `folder` (MODEL/text_encoder). Raises WeightsError."""
-    with torch.device("meta"):
-        encoder = TextEncoder(_config(folder, TextConfig.from_dict))
+    encoder = _on_meta(TextEncoder, _config(folder, TextConfig.from_dict))
     return _fill(encoder, folder, "model", device=device, dtype=dtype, rename=text_name)
+
+
+def check_weights(model: Path, *, half: bool) -> None:
+    """Compares the headers of a model's weight files with its configurations; reads no weight.
+
+    half: whether the run is in half precision, which prefers the fp16 variant. Raises WeightsError.
+    """
+    unet = _on_meta(UNet, _config(model / "unet", UNetConfig.from_dict))
+    _find(unet, model / "unet", "diffusion_pytorch_model", half=half)
+    vae = _on_meta(AutoencoderKL, _config(model / "vae", VAEConfig.from_dict))
+    _find(vae, model / "vae", "diffusion_pytorch_model", half=False, rename=vae_name)
+    encoder = _on_meta(TextEncoder, _config(model / "text_encoder", TextConfig.from_dict))
+    _find(encoder, model / "text_encoder", "model", half=half, rename=text_name)
 
 
 def load_scheduler(folder: Path) -> SchedulerConfig:
@@ -77,9 +88,6 @@ def _config(
         ) from None
 
 
-Module = TypeVar("Module", bound=nn.Module)
-
-
 def _fill(
     module: Module,
     folder: Path,
@@ -90,23 +98,42 @@ def _fill(
     rename: Callable[[str], str | None] = lambda name: name,
 ) -> Module:
     """Fills a module on the meta device, strictly: every key must be there, with its shape, and no other."""
-    entries = find_weights(folder, stem, half=dtype != torch.float32)
-    sources = {target: name for name in entries if (target := rename(name)) is not None}
-    check_fit(module, {target: entries[name] for target, name in sources.items()}, folder)
+    sources = _find(module, folder, stem, half=dtype != torch.float32, rename=rename)
     by_file: dict[Path, list[str]] = {}
-    for target, name in sources.items():
-        by_file.setdefault(entries[name].path, []).append(target)
+    for target, (_, path) in sources.items():
+        by_file.setdefault(path, []).append(target)
     for path, targets in by_file.items():
         try:
             with safe_open(path, framework="pt", device="cpu") as file:
                 for target in targets:
-                    tensor = file.get_tensor(sources[target]).to(device=device, dtype=dtype)
+                    tensor = file.get_tensor(sources[target][0]).to(device=device, dtype=dtype)
                     _put(module, target, tensor)
         except SafetensorError as error:
             raise WeightsError(
                 "model", path, "fetch the file again", problem=f"cannot be read ({error})"
             ) from None
     return module.eval().requires_grad_(False)
+
+
+def _on_meta(kind: Callable[[Config], Module], config: Config) -> Module:
+    """A network with shapes but no weights yet."""
+    with torch.device("meta"):
+        return kind(config)
+
+
+def _find(
+    module: nn.Module,
+    folder: Path,
+    stem: str,
+    *,
+    half: bool,
+    rename: Callable[[str], str | None] = lambda name: name,
+) -> dict[str, tuple[str, Path]]:
+    """For each parameter of the module, its name in the files and the file that holds it."""
+    entries = find_weights(folder, stem, half=half)
+    sources = {target: name for name in entries if (target := rename(name)) is not None}
+    check_fit(module, {target: entries[name] for target, name in sources.items()}, folder)
+    return {target: (name, entries[name].path) for target, name in sources.items()}
 
 
 def check_fit(module: nn.Module, entries: Mapping[str, TensorEntry], folder: Path) -> None:
