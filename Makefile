@@ -7,10 +7,10 @@ BIN   := .venv/bin
 READY := .venv/.ready
 
 .DEFAULT_GOAL := help
-.PHONY: help setup demo test test-slow lint format clean
+.PHONY: help setup demo test test-slow test-multinode bench-exchange lint format clean
 
 help: ## show this list
-	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  %-10s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
+	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  %-15s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
 
 setup: $(READY) ## install the project and what its tests need into .venv
 
@@ -23,6 +23,12 @@ test: $(READY) ## run the tests, but for the slow ones
 
 test-slow: $(READY) ## run the slow tests
 	$(BIN)/python -m pytest -m slow
+
+test-multinode: $(READY) ## two nodes as network namespaces give one video (root, iproute2)
+	scripts/multinode.sh
+
+bench-exchange: $(READY) ## what ranks send, and what that costs here (ARGS="--ranks 8 --timed 2 --device cpu")
+	$(BIN)/vinfinity bench exchange $(ARGS)
 
 lint: $(READY) ## check style, import rules and types
 	$(BIN)/ruff check .
