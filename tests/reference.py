@@ -158,7 +158,7 @@ class _Waiting:
         frames = torch.cat(arrived, dim=1) if arrived else self.x[:, :0]
         combined = None
         if self.moments is not None:
-            shares = torch.tensor([len(shards.held(r)) / shards.frames for r in range(shards.ranks)])
+            shares = [len(shards.held(r)) / shards.frames for r in range(shards.ranks)]
             combined = combine_moments(torch.stack([m for m in statistics if m is not None]), shares)
         return Done(Fetched(frames=frames, moments=combined)).wait()
 

@@ -12,7 +12,7 @@ from torch import Tensor
 from vinfinity.models.layers import Attention
 from vinfinity.models.temporal import TemporalConvLayer, TemporalTransformer, dual_scope_attention
 from vinfinity.parallel.context import AttentionPlan, Scopes, plan_attention, temporal_context
-from vinfinity.parallel.exchange import Done, Fetched, LocalExchange, combine_moments
+from vinfinity.parallel.exchange import LocalExchange, combine_moments
 from vinfinity.parallel.shards import FrameShards
 
 CLOSE = 1e-5
@@ -68,8 +68,9 @@ def expected(layer: Attention, x: Tensor, scopes: DenseScopes | None) -> Tensor:
 
 def computed(layer: Attention, x: Tensor, plan: AttentionPlan, held: range) -> Tensor:
     """The engine's answer on one rank that is handed the frames its route names."""
-    fetched = Done(Fetched(frames=x[:, list(plan.route.wanted)], moments=None))
-    return dual_scope_attention(layer, x[:, held.start : held.stop], fetched, plan)
+    return dual_scope_attention(
+        layer, x[:, held.start : held.stop], lambda: x[:, list(plan.route.wanted)], plan
+    )
 
 
 @pytest.mark.parametrize("values", SCOPES, ids=str)
@@ -205,7 +206,7 @@ def test_moments_of_unequal_parts_combine_exactly() -> None:
     whole = torch.randn(2, 3, 17) * torch.tensor([1.0, 10.0, 0.1])[:, None] + 5.0
     parts = whole.split((1, 5, 11), dim=-1)
     moments = torch.stack([torch.stack([p.mean(-1), p.var(-1, correction=0)], -1) for p in parts])
-    combined = combine_moments(moments, torch.tensor([1.0, 5.0, 11.0]) / 17)
+    combined = combine_moments(moments, [1 / 17, 5 / 17, 11 / 17])
     torch.testing.assert_close(combined[..., 0], whole.mean(-1), rtol=1e-5, atol=0)
     torch.testing.assert_close(combined[..., 1], whole.var(-1, correction=0), rtol=1e-5, atol=0)
 

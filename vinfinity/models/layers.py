@@ -22,6 +22,17 @@ ACTIVATIONS: dict[str, Callable[[Tensor], Tensor]] = {
 }
 
 
+def blocks(count: int, each: int, limit: int) -> list[slice]:
+    """Splits `count` items of `each` bytes into stretches of about `limit` bytes, so that temporaries stay bounded."""
+    size = max(1, limit // max(each, 1))
+    return [slice(start, min(start + size, count)) for start in range(0, count, size)]
+
+
+def frame_blocks(x: Tensor, limit: int) -> list[slice]:
+    """Stretches of the frames of x (b, f, ...)."""
+    return blocks(x.shape[1], x.shape[0] * x[:1, :1].numel() * x.element_size(), limit)
+
+
 def frames_first(x: Tensor) -> Tensor:
     """(b, f, h, w, c) -> (b·f, c, h, w) as channels_last, without a copy."""
     return rearrange(x, "b f h w c -> (b f) c h w")
@@ -133,10 +144,10 @@ class ResnetBlock(nn.Module):
         hidden = self.conv1(self.activation(self.norm1(x)))
         if self.time_emb_proj is not None:
             assert time is not None
-            hidden = hidden + self.time_emb_proj(self.activation(time))[:, :, None, None]
+            hidden += self.time_emb_proj(self.activation(time))[:, :, None, None]
         hidden = self.conv2(self.activation(self.norm2(hidden)))
-        skip = x if self.conv_shortcut is None else self.conv_shortcut(x)
-        return (skip + hidden) / self.out_scale if self.out_scale != 1.0 else skip + hidden
+        hidden += x if self.conv_shortcut is None else self.conv_shortcut(x)
+        return hidden.div_(self.out_scale) if self.out_scale != 1.0 else hidden
 
 
 class Downsample(nn.Module):

@@ -8,7 +8,7 @@ from typing import cast
 from einops import rearrange
 from torch import Tensor, nn
 
-from vinfinity.models.layers import TransformerBlock, frames_first, frames_last
+from vinfinity.models.layers import TransformerBlock, frame_blocks, frames_first, frames_last
 
 
 class SpatialTransformer(nn.Module):
@@ -28,16 +28,21 @@ class SpatialTransformer(nn.Module):
         )
         self.proj_out = nn.Linear(inner, channels)
 
-    def forward(self, x: Tensor, text: Tensor) -> Tensor:
-        """x: (b, f, h, w, c); text: (b, t, context). Returns (b, f, h, w, c)."""
-        b, f, h, w, _ = x.shape
-        hidden = self.proj_in(frames_last(self.norm(frames_first(x)), b))
+    def forward(self, x: Tensor, text: Tensor, *, limit: int) -> Tensor:
+        """x: (b, f, h, w, c), changed in place and returned. text: (b, t, context).
+
+        limit: bytes of a stretch of frames that is worked on at once.
+        """
         block = cast(TransformerBlock, self.transformer_blocks[0])
-        hidden = rearrange(hidden, "b f h w c -> (b f) (h w) c")
-        hidden = hidden + block.attn1(block.norm1(hidden))
-        # every position of every frame asks the same text: one long row of queries, no copy of the text per frame
-        hidden = rearrange(hidden, "(b f) n c -> b (f n) c", b=b)
-        hidden = hidden + block.attn2(block.norm2(hidden), text)
-        hidden = hidden + block.ff(block.norm3(hidden))
-        hidden = rearrange(hidden, "b (f h w) c -> b f h w c", f=f, h=h, w=w)
-        return x + self.proj_out(hidden)
+        b, _, h, w, _ = x.shape
+        for some in frame_blocks(x, limit):
+            frames = x[:, some]
+            hidden = self.proj_in(frames_last(self.norm(frames_first(frames)), b))
+            hidden = rearrange(hidden, "b f h w c -> (b f) (h w) c")
+            hidden += block.attn1(block.norm1(hidden))
+            # every position of every frame asks the same text: one long row of queries, no copy of the text per frame
+            hidden = rearrange(hidden, "(b f) n c -> b (f n) c", b=b)
+            hidden += block.attn2(block.norm2(hidden), text)
+            hidden += block.ff(block.norm3(hidden))
+            frames += rearrange(self.proj_out(hidden), "b (f h w) c -> b f h w c", h=h, w=w)
+        return x

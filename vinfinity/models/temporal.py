@@ -6,6 +6,8 @@ together with the statistics of that norm: the receiver normalises and projects 
 bytes of keys and values and saves a message.
 """
 
+from collections.abc import Callable
+from functools import partial
 from typing import cast
 
 import torch
@@ -13,19 +15,27 @@ import torch.nn.functional as F
 from einops import rearrange
 from torch import Tensor, nn
 
-from vinfinity.models.layers import Attention, TransformerBlock
+from vinfinity.models.layers import Attention, TransformerBlock, blocks, frame_blocks
 from vinfinity.parallel.context import AttentionPlan, TemporalContext
-from vinfinity.parallel.exchange import Done, Fetched, Pending
+from vinfinity.parallel.exchange import Pending, combine_moments
 
 
-def group_moments(x: Tensor, groups: int) -> Tensor:
+def group_moments(x: Tensor, groups: int, *, limit: int) -> Tensor:
     """Mean and variance over frames, positions and the channels of each group.
 
+    Two passes over each stretch of frames while it is in the cache, then Chan's formula over stretches and channels.
     x: (b, f, h, w, c). Returns (b, g, 2) fp32.
     """
-    grouped = rearrange(x, "b f h w (g c) -> b (f h w) g c", g=groups).float()
-    variance, mean = torch.var_mean(grouped, dim=(1, 3), correction=0)
-    return torch.stack([mean, variance], dim=-1)
+    parts, shares = [], []
+    for some in frame_blocks(x, limit):
+        rows = rearrange(x[:, some], "b f h w c -> b (f h w) c").float()
+        mean = rows.mean(1)
+        variance = (rows - mean[:, None]).square_().mean(1)
+        parts.append(torch.stack([mean, variance], dim=-1))
+        shares.append((some.stop - some.start) / x.shape[1])
+    channels = combine_moments(torch.stack(parts), shares)
+    of_group = rearrange(channels, "b (g c) moments -> c b g moments", g=groups)
+    return combine_moments(of_group, [1 / len(of_group)] * len(of_group))
 
 
 def group_affine(norm: nn.GroupNorm, moments: Tensor) -> tuple[Tensor, Tensor]:
@@ -60,27 +70,35 @@ class TemporalConvStage(nn.ModuleDict):
             }
         )
 
-    def forward(self, x: Tensor, ctx: TemporalContext) -> Tensor:
-        """x: (b, f, h, w, c). Returns the same shape."""
+    def forward(self, x: Tensor, ctx: TemporalContext, *, out: Tensor) -> Tensor:
+        """x, out: (b, f, h, w, c); out may be x itself. Returns out."""
         norm, conv = cast(tuple[nn.GroupNorm, nn.Conv3d], tuple(self.values()))
-        moments = group_moments(x, norm.num_groups)
+        moments = group_moments(x, norm.num_groups, limit=ctx.limit)
         shared = moments if ctx.norm == "video" else None
         fetched = ctx.exchange.fetch(x, ctx.halo, moments=shared, label="temporal convolution").wait()
         scale, shift = group_affine(norm, moments if fetched.moments is None else fetched.moments)
 
-        # the neighbours' frames on either side; zeros beyond the video's ends, after the norm, as the model's padding
-        padded = x.new_zeros(x.shape[0], x.shape[1] + 2, *x.shape[2:])
-        padded[:, 1:-1] = F.silu(apply_affine(x, scale, shift))
-        before = ctx.frames_before
-        after = fetched.frames.shape[1] - before
-        if before:
-            padded[:, :1] = F.silu(apply_affine(fetched.frames[:, :1], scale, shift))
-        if after:
-            padded[:, -1:] = F.silu(apply_affine(fetched.frames[:, -1:], scale, shift))
-        # over (frames, positions) as a picture, (3, 1) is a 2-D convolution on memory as it lies
-        h, w = x.shape[2:4]
-        out = F.conv2d(rearrange(padded, "b f h w c -> b c f (h w)"), conv.weight.squeeze(-1), conv.bias)
-        return rearrange(out, "b c f (h w) -> b f h w c", h=h, w=w).contiguous()
+        def enter(frames: Tensor) -> Tensor:
+            return F.silu(apply_affine(frames, scale, shift), inplace=True)
+
+        # beyond the video's ends there are zeros, after the norm, as the model's own padding
+        nothing = torch.zeros_like(x[:, :1])
+        neighbours = enter(fetched.frames)
+        first = neighbours[:, :1] if ctx.frames_before else nothing
+        last = neighbours[:, -1:] if neighbours.shape[1] > ctx.frames_before else nothing
+        weight = conv.weight.squeeze(-1)
+        h = x.shape[2]
+        before, following = first, enter(x[:, :1])
+        for some in frame_blocks(x, ctx.limit):
+            # each stretch reads one frame beyond its end before it is overwritten, and hands on its own last one
+            rest = enter(x[:, some.start + 1 : some.stop + 1])
+            at_end = rest.shape[1] < some.stop - some.start
+            padded = torch.cat([before, following, rest, *([last] if at_end else [])], dim=1)
+            before, following = padded[:, -2:-1], padded[:, -1:]
+            # over (frames, positions) as a picture, (3, 1) is a 2-D convolution on memory as it lies
+            picture = F.conv2d(rearrange(padded, "b f h w c -> b c f (h w)"), weight, conv.bias)
+            out[:, some] = rearrange(picture, "b c f (h w) -> b f h w c", h=h)
+        return out
 
 
 class TemporalConvLayer(nn.Module):
@@ -94,22 +112,25 @@ class TemporalConvLayer(nn.Module):
         self.conv4 = TemporalConvStage(channels, groups=groups, conv=3)
 
     def forward(self, x: Tensor, ctx: TemporalContext) -> Tensor:
-        """x: (b, f, h, w, c). Returns the same shape."""
-        hidden = x
-        for stage in (self.conv1, self.conv2, self.conv3, self.conv4):
-            hidden = stage(hidden, ctx)
-        return x + hidden
+        """x: (b, f, h, w, c), changed in place and returned."""
+        hidden = self.conv1(x, ctx, out=torch.empty_like(x))
+        for stage in (self.conv2, self.conv3, self.conv4):
+            stage(hidden, ctx, out=hidden)
+        return x.add_(hidden)
 
 
-def dual_scope_attention(attention: Attention, x: Tensor, pending: Pending, plan: AttentionPlan) -> Tensor:
+def dual_scope_attention(
+    attention: Attention, x: Tensor, theirs: Callable[[], Tensor], plan: AttentionPlan
+) -> Tensor:
     """Temporal attention in blocks of queries (paper, section 3.3; DESIGN section 2).
 
-    x: (b, f, n, c), this rank's frames. pending: the others' frames (b, len(plan.route.wanted), n, c), which may still
-    be on their way: keys and values are projected here, on the receiving side. Returns (b, f, n, c).
+    x: (b, f, n, c), this rank's frames. theirs: called when x is projected, gives the fetched frames
+    (b, len(plan.route.wanted), n, c); their keys and values are projected here, on the receiving side.
+    Returns (b, f, n, c).
     """
     q, own_k, own_v = attention.to_q(x), attention.to_k(x), attention.to_v(x)
-    theirs = pending.wait().frames
-    fetched_k, fetched_v = attention.to_k(theirs), attention.to_v(theirs)
+    fetched = theirs()
+    fetched_k, fetched_v = attention.to_k(fetched), attention.to_v(fetched)
     out = torch.empty_like(q)
     for block in plan.blocks:
         rows = slice(block.queries.start, block.queries.stop)
@@ -134,7 +155,8 @@ def dual_scope_attention(attention: Attention, x: Tensor, pending: Pending, plan
 class TemporalTransformer(nn.Module):
     """Two self-attentions over time and a feed-forward layer; residual. diffusers' TransformerTemporalModel.
 
-    The GroupNorm's statistics are those of the whole video.
+    The GroupNorm's statistics are those of the whole video. Positions do not see each other here, so that all but the
+    exchange runs over stretches of positions.
     """
 
     def __init__(self, channels: int, *, heads: int, head_width: int, groups: int) -> None:
@@ -146,23 +168,38 @@ class TemporalTransformer(nn.Module):
         self.proj_out = nn.Linear(inner, channels)
 
     def forward(self, x: Tensor, ctx: TemporalContext) -> Tensor:
-        """x: (b, f, h, w, c). Returns the same shape."""
-        plan = ctx.attention
-        moments = group_moments(x, self.norm.num_groups)
+        """x: (b, f, h, w, c), changed in place and returned."""
+        plan, route = ctx.attention, ctx.attention.route
+        block = cast(TransformerBlock, self.transformer_blocks[0])
+        moments = group_moments(x, self.norm.num_groups, limit=ctx.limit)
         shared = moments if ctx.norm == "video" else None
-        fetched = ctx.exchange.fetch(x, plan.route, moments=shared, label="temporal attention 1").wait()
+        fetched = ctx.exchange.fetch(x, route, moments=shared, label="temporal attention 1").wait()
         scale, shift = group_affine(self.norm, moments if fetched.moments is None else fetched.moments)
 
         def enter(frames: Tensor) -> Tensor:
-            hidden = self.proj_in(apply_affine(frames, scale, shift))
-            return rearrange(hidden, "b f h w c -> b f (h w) c")
+            return rearrange(self.proj_in(apply_affine(frames, scale, shift)), "b f h w c -> b f (h w) c")
 
-        hidden, theirs = enter(x), enter(fetched.frames)
-        block = cast(TransformerBlock, self.transformer_blocks[0])
-        arrived = Done(Fetched(frames=block.norm1(theirs), moments=None))
-        hidden = hidden + dual_scope_attention(block.attn1, block.norm1(hidden), arrived, plan)
-        normed = block.norm2(hidden)
-        pending = ctx.exchange.fetch(normed, plan.route, label="temporal attention 2")
-        hidden = hidden + dual_scope_attention(block.attn2, normed, pending, plan)
-        hidden = hidden + block.ff(block.norm3(hidden))
-        return x + rearrange(self.proj_out(hidden), "b f (h w) c -> b f h w c", h=x.shape[2])
+        theirs = enter(fetched.frames)
+        hidden = x.new_empty(*x.shape[:2], theirs.shape[2], theirs.shape[3])
+        for some in frame_blocks(hidden, ctx.limit):
+            hidden[:, some] = enter(x[:, some])
+        places = blocks(hidden.shape[2], hidden[:, :, 0].nbytes, ctx.limit)
+        for some in places:
+            part = hidden[:, :, some]
+            others = partial(block.norm1, theirs[:, :, some])
+            part += dual_scope_attention(block.attn1, block.norm1(part), others, plan)
+        pending = ctx.exchange.fetch(hidden, route, label="temporal attention 2")
+        for some in places:
+            part = hidden[:, :, some]
+            # the first stretch projects its own frames while the others' are on their way
+            others = partial(_norm_arrived, block.norm2, pending, some)
+            part += dual_scope_attention(block.attn2, block.norm2(part), others, plan)
+        for some in frame_blocks(hidden, ctx.limit):
+            part = hidden[:, some]
+            part += block.ff(block.norm3(part))
+            x[:, some] += rearrange(self.proj_out(part), "b f (h w) c -> b f h w c", h=x.shape[2])
+        return x
+
+
+def _norm_arrived(norm: nn.Module, pending: Pending, places: slice) -> Tensor:
+    return norm(pending.wait().frames[:, :, places])

@@ -4,7 +4,7 @@ Dims: b batch (guidance branches), f this rank's frames, h w latent height and w
 Latents are (b, 4, f, h, w) outside; inside, hidden states are (b, f, h, w, c), see layers.py.
 """
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, fields
 from typing import Any
 
@@ -19,6 +19,7 @@ from vinfinity.models.layers import (
     ResnetBlock,
     TimestepEmbedding,
     Upsample,
+    frame_blocks,
     frames_first,
     frames_last,
     sinusoids,
@@ -28,6 +29,7 @@ from vinfinity.models.temporal import TemporalConvLayer, TemporalTransformer
 from vinfinity.parallel.context import TemporalContext
 
 DOWN_BLOCKS = {"CrossAttnDownBlock3D": True, "DownBlock3D": False}
+Inputs = tuple[Tensor, ...]  # joined along the channels
 UP_BLOCKS = {"CrossAttnUpBlock3D": True, "UpBlock3D": False}
 
 
@@ -123,12 +125,15 @@ class UNetBlock(nn.Module):
                 for _ in ins
             )
 
-    def layer(self, index: int, x: Tensor, time: Tensor, text: Tensor, ctx: TemporalContext) -> Tensor:
-        """The `index`-th layer of this level. x: (b, f, h, w, c). Returns (b, f, h, w, channels)."""
-        x = _per_frame(self.resnets[index], x, time)
+    def layer(self, index: int, inputs: Inputs, time: Tensor, text: Tensor, ctx: TemporalContext) -> Tensor:
+        """The `index`-th layer of this level. inputs: (b, f, h, w, c) each. Returns (b, f, h, w, channels).
+
+        The resnet makes a new tensor, which the layers after it change in place.
+        """
+        x = _per_frame(self.resnets[index], inputs, time, limit=ctx.limit)
         x = self.temp_convs[index](x, ctx)
         if self.has_attention:
-            x = self.attentions[index](x, text)
+            x = self.attentions[index](x, text, limit=ctx.limit)
             x = self.temp_attentions[index](x, ctx)
         return x
 
@@ -147,10 +152,10 @@ class DownBlock(UNetBlock):
     ) -> Tensor:
         """x: (b, f, h, w, c). Appends the states that the way up needs to `skips`; returns the last of them."""
         for index in range(len(self.resnets)):
-            x = self.layer(index, x, time, text, ctx)
+            x = self.layer(index, (x,), time, text, ctx)
             skips.append(x)
         if self.downsamplers is not None:
-            x = _per_frame(self.downsamplers[0], x)
+            x = _per_frame(self.downsamplers[0], (x,), limit=ctx.limit)
             skips.append(x)
         return x
 
@@ -171,9 +176,9 @@ class UpBlock(UNetBlock):
     ) -> Tensor:
         """x: (b, f, h, w, c). Takes its states off the end of `skips`. Returns (b, f, h', w', c')."""
         for index in range(len(self.resnets)):
-            x = self.layer(index, torch.cat([x, skips.pop()], dim=-1), time, text, ctx)
+            x = self.layer(index, (x, skips.pop()), time, text, ctx)
         if self.upsamplers is not None:
-            x = _per_frame(self.upsamplers[0], x, tuple(skips[-1].shape[2:4]))
+            x = _per_frame(self.upsamplers[0], (x,), tuple(skips[-1].shape[2:4]), limit=ctx.limit)
         return x
 
 
@@ -189,8 +194,8 @@ class MidBlock(UNetBlock):
 
     def forward(self, x: Tensor, time: Tensor, text: Tensor, ctx: TemporalContext) -> Tensor:
         """x: (b, f, h, w, c). Returns the same shape."""
-        x = self.layer(0, x, time, text, ctx)
-        x = _per_frame(self.resnets[1], x, time)
+        x = self.layer(0, (x,), time, text, ctx)
+        x = _per_frame(self.resnets[1], (x,), time, limit=ctx.limit)
         return self.temp_convs[1](x, ctx)
 
 
@@ -251,19 +256,21 @@ class UNet(nn.Module):
         per second, for models with an fps embedding. condition: (1, time_cond_proj_dim), for models that have one.
         Returns (b, out_channels, f, h, w).
         """
-        b = x.shape[0]
         time = self._time(t, fps, condition, dtype=x.dtype)
-        frames = rearrange(x, "b c f h w -> (b f) c h w").contiguous(memory_format=torch.channels_last)
-        hidden = frames_last(self.conv_in(frames), b)
-        hidden = self.transformer_in(hidden, ctx)
+        frames = rearrange(x, "b c f h w -> b f h w c").contiguous()
+        hidden = self.transformer_in(_per_frame(self.conv_in, (frames,), limit=ctx.limit), ctx)
         skips = [hidden]
         for down in self.down_blocks:
             hidden = down(hidden, skips, time, text, ctx)
         hidden = self.mid_block(hidden, time, text, ctx)
         for up in self.up_blocks:
             hidden = up(hidden, skips, time, text, ctx)
-        frames = self.conv_out(F.silu(self.conv_norm_out(frames_first(hidden))))
-        return rearrange(frames, "(b f) c h w -> b c f h w", b=b)
+        frames = _per_frame(self.leave, (hidden,), limit=ctx.limit)
+        return rearrange(frames, "b f h w c -> b c f h w")
+
+    def leave(self, x: Tensor) -> Tensor:
+        """The last norm and convolution. x: (b·f, c, h, w). Returns (b·f, out_channels, h, w)."""
+        return self.conv_out(F.silu(self.conv_norm_out(x), inplace=True))
 
     def _time(self, t: Tensor, fps: Tensor | None, condition: Tensor | None, *, dtype: torch.dtype) -> Tensor:
         """The time embedding, (1, 4 * width), with the frame rate's added where the model has one."""
@@ -288,6 +295,21 @@ def _resnet(config: UNetConfig, channels: int, out: int, *, out_scale: float = 1
     )
 
 
-def _per_frame(layer: nn.Module, x: Tensor, *args: object) -> Tensor:
-    """A layer that knows nothing of time, on every frame of x (b, f, h, w, c)."""
-    return frames_last(layer(frames_first(x), *args), x.shape[0])
+def _per_frame(layer: Callable[..., Tensor], inputs: Inputs, *args: object, limit: int) -> Tensor:
+    """A layer that knows nothing of time, over stretches of frames.
+
+    inputs: (b, f, h, w, c) each, joined along the channels a stretch at a time. limit: bytes of a stretch.
+    Returns (b, f, h', w', c').
+    """
+    b, f = inputs[0].shape[:2]
+    out: Tensor | None = None
+    for some in frame_blocks(inputs[0], limit):
+        frames = torch.cat([x[:, some] for x in inputs], dim=-1) if len(inputs) > 1 else inputs[0][:, some]
+        done = frames_last(layer(frames_first(frames), *args), b)
+        if done.shape[1] == f:
+            return done
+        if out is None:
+            out = done.new_empty(b, f, *done.shape[2:])
+        out[:, some] = done
+    assert out is not None
+    return out

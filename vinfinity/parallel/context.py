@@ -12,6 +12,7 @@ from vinfinity.parallel.exchange import FrameExchange
 from vinfinity.parallel.shards import FrameShards, Route, anchor_frames, halo_route, plan_route
 
 NEVER = -math.inf
+STRETCH = 32 * 2**20
 
 
 @dataclass(frozen=True)
@@ -143,7 +144,8 @@ class TemporalContext:
 
     exchange: talks to the other ranks. attention: keys of temporal attention. halo: the neighbouring frames that a
     temporal convolution needs, `frames_before` of them in front of this rank's own. norm: "video" takes the statistics
-    of temporal GroupNorms over all frames (the paper), "rank" over this rank's own (the released code).
+    of temporal GroupNorms over all frames (the paper), "rank" over this rank's own (the released code). limit: bytes
+    of a stretch of frames or positions that layers work on at once, which bounds their temporaries.
     """
 
     exchange: FrameExchange
@@ -151,6 +153,7 @@ class TemporalContext:
     halo: Route
     frames_before: int
     norm: Literal["video", "rank"] = "video"
+    limit: int = STRETCH
 
 
 def temporal_context(

@@ -49,7 +49,7 @@ class Counters:
 
 
 class Pending(Protocol):
-    """An exchange under way."""
+    """An exchange under way; asked again, it has the same answer."""
 
     def wait(self) -> Fetched: ...
 
@@ -136,11 +136,10 @@ class RankExchange:
     rank, shards: who this is and who holds which frames. The process group must be up; its timeout bounds each wait.
     """
 
-    def __init__(self, rank: int, shards: FrameShards, *, device: torch.device) -> None:
+    def __init__(self, rank: int, shards: FrameShards) -> None:
         self.rank = rank
         self.counters = Counters()
-        held = [len(shards.held(of)) for of in range(shards.ranks)]
-        self._shares = torch.tensor(held, dtype=torch.float32, device=device) / shards.frames
+        self.shares = [len(shards.held(of)) / shards.frames for of in range(shards.ranks)]
         self._others = [peer for peer in range(shards.ranks) if peer != rank]
         self._rows: dict[tuple[int, ...], Tensor] = {}
 
@@ -174,7 +173,7 @@ class RankExchange:
         return self._rows[frames]
 
 
-@dataclass(frozen=True)
+@dataclass
 class _Arriving:
     """Messages of one `fetch` on their way. x and moments are what this rank put in, counts the frames by peer."""
 
@@ -186,9 +185,15 @@ class _Arriving:
     moments: Tensor | None
     counts: dict[int, int]
     label: str
+    fetched: Fetched | None = None
 
     def wait(self) -> Fetched:
-        self._finish()
+        if self.fetched is None:
+            self._finish()
+            self.fetched = self._unpack()
+        return self.fetched
+
+    def _unpack(self) -> Fetched:
         b, shape = self.x.shape[0], self.x.shape[2:]
         frames, gathered = [], {self.exchange.rank: self.moments}
         for peer, message in self.arriving.items():
@@ -201,7 +206,7 @@ class _Arriving:
         combined = None
         if self.moments is not None:
             parts = torch.stack([part for _, part in sorted(gathered.items()) if part is not None])
-            combined = combine_moments(parts, self.exchange._shares)
+            combined = combine_moments(parts, self.exchange.shares)
         return Fetched(frames=torch.cat(frames, dim=1) if frames else self.x[:, :0], moments=combined)
 
     def _finish(self) -> None:
@@ -232,13 +237,15 @@ def _pack(parts: Sequence[Tensor]) -> Tensor:
     return rows[0] if len(rows) == 1 else torch.cat(rows)
 
 
-def combine_moments(moments: Tensor, shares: Tensor) -> Tensor:
+def combine_moments(moments: Tensor, shares: Sequence[float]) -> Tensor:
     """Mean and variance of a whole from those of its parts (Chan et al. 1983), exact for unequal parts.
 
-    moments: (parts, b, groups, 2) fp32. shares: (parts,) fp32, each part's share of the elements, summing to 1.
+    moments: (parts, b, groups, 2) fp32. shares: each part's share of the elements, summing to 1.
     Returns (b, groups, 2).
     """
+    if len(moments) == 1:
+        return moments[0]
     mean, variance = moments.unbind(-1)
-    weight = shares.view(-1, 1, 1)
-    total = (weight * mean).sum(0)
-    return torch.stack([total, (weight * (variance + (mean - total).square())).sum(0)], dim=-1)
+    total = sum(share * part for share, part in zip(shares, mean, strict=True))
+    spread = variance + (mean - total).square()
+    return torch.stack([total, sum(share * part for share, part in zip(shares, spread, strict=True))], dim=-1)

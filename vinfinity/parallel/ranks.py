@@ -123,7 +123,7 @@ class Ranks:
 
     def exchange(self, shards: FrameShards) -> FrameExchange:
         """How the temporal layers of this rank reach the others'."""
-        return LocalExchange() if self.size == 1 else RankExchange(self.rank, shards, device=self.device)
+        return LocalExchange() if self.size == 1 else RankExchange(self.rank, shards)
 
     def agree(self, facts: Mapping[str, str]) -> None:
         """Raises RankError, on every rank, where a rank's facts are not those of rank 0."""
