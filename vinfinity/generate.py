@@ -32,6 +32,8 @@ from vinfinity.sampling.samplers import State, denoise
 from vinfinity.weights.card import weights_digest
 from vinfinity.weights.load import load_text_encoder, load_unet, load_vae
 
+SHORT = 32  # frames of a rank that both guidance branches take at once
+
 
 @dataclass(frozen=True)
 class Summary:
@@ -76,7 +78,7 @@ def generate(job: Job, ranks: Ranks, progress: Progress) -> Summary | None:
 
     text = encode_text(job, device=ranks.device, dtype=dtype)
     unet = load_unet(job.card.folder / "unet", device=ranks.device, dtype=dtype)
-    predict = predictor(job, unet, text, contexts(job, shards, ranks, exchange), dtype=dtype)
+    predict = predictor(job, unet, text, shards, contexts(job, shards, ranks, exchange), dtype=dtype)
 
     def noise(step: int) -> Tensor:
         return frame_noise(config.seed, held, job.latent, draw=step + 1).to(ranks.device)
@@ -165,7 +167,13 @@ def contexts(
 
 
 def predictor(
-    job: Job, unet: UNet, text: Tensor, context: Callable[[int], TemporalContext], *, dtype: torch.dtype
+    job: Job,
+    unet: UNet,
+    text: Tensor,
+    shards: FrameShards,
+    context: Callable[[int], TemporalContext],
+    *,
+    dtype: torch.dtype,
 ) -> Callable[[Tensor, int], Tensor]:
     """The model's guided prediction for latents x (1, c, f, h, w) at a training timestep, in fp32."""
 
@@ -173,10 +181,16 @@ def predictor(
         return torch.full((1,), value, dtype=torch.float32, device=text.device)
 
     fps = one(job.config.fps_condition or job.fps) if unet.config.fps_cond else None
+    # Both guidance branches at once keep a device busy with short clips; with long ones they would take twice the memory.
+    # All ranks must choose alike, whatever they hold.
+    at_once = text.shape[0] if -(-shards.frames // shards.ranks) <= SHORT else 1
 
     def predict(x: Tensor, t: int) -> Tensor:
-        branches = x.to(dtype).expand(text.shape[0], *x.shape[1:])
-        return guide(unet(branches, one(t), text, context(t), fps=fps).float(), job.guidance)
+        branches = [
+            unet(x.to(dtype).expand(at_once, *x.shape[1:]), one(t), some, context(t), fps=fps).float()
+            for some in text.split(at_once)
+        ]
+        return guide(torch.cat(branches), job.guidance)
 
     return predict
 
