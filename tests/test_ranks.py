@@ -155,8 +155,8 @@ def test_a_whole_run_gives_the_same_latents_on_three_ranks(
 
 def test_ranks_on_either_side_of_a_short_clip_choose_alike(model_folder: Path, tmp_path: Path) -> None:
     """65 frames on 2 ranks: one holds no more than both guidance branches take at once, the other does."""
-    one = latents_of(model_folder, tmp_path, ranks=1, frames=65, size="16x16", guidance=5.0)
-    two = latents_of(model_folder, tmp_path, ranks=2, frames=65, size="16x16", guidance=5.0)
+    one = latents_of(model_folder, tmp_path, ranks=1, frames=65, guidance=5.0)
+    two = latents_of(model_folder, tmp_path, ranks=2, frames=65, guidance=5.0)
     assert relative_error(two, one) <= CLOSE
 
 

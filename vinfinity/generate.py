@@ -181,7 +181,7 @@ def predictor(
         return torch.full((1,), value, dtype=torch.float32, device=text.device)
 
     fps = one(job.config.fps_condition or job.fps) if unet.config.fps_cond else None
-    # Both guidance branches at once keep a device busy with short clips; with long ones they would take twice the memory.
+    # Both guidance branches at once keep a device busy with short clips; long ones would take twice the memory.
     # All ranks must choose alike, whatever they hold.
     at_once = text.shape[0] if -(-shards.frames // shards.ranks) <= SHORT else 1
 
