@@ -303,10 +303,10 @@ class RunConfig:
             )
         if self.guidance is not None:
             _check(
-                0 <= self.guidance < math.inf,
+                1 <= self.guidance < math.inf,
                 "guidance",
                 self.guidance,
-                problem="is not a finite number from 0 on",
+                problem="is not a finite number from 1 on",
                 remedy="1 switches guidance off, 7 to 12 are usual",
             )
         _check(
