@@ -11,11 +11,13 @@ import pytest
 
 from vinfinity import __version__
 from vinfinity.cli import main
-from vinfinity.config import RunConfig, known_keys, load
+from vinfinity.config import RunConfig, known_keys, load, parse_size
 from vinfinity.media.mp4 import read_metadata, read_video
+from vinfinity.weights.card import model_defaults
 
 REPOSITORY = Path(__file__).parent.parent
 BALL = "a red ball bouncing over green grass"
+MINI_SIZE = str(model_defaults("mini")[0]["size"])
 SHORT = ("--frames", "3", "--steps", "2", "--device", "cpu")
 
 
@@ -187,7 +189,7 @@ def test_config_as_yaml_can_be_used_as_a_file(cli: Cli) -> None:
     assert code == 0
     Path("run.yaml").write_text(out)
     config = load(Path("run.yaml")).config
-    assert (config.prompt, config.frames, config.attention.anchors, config.size) == (BALL, 7, 2, "96x96")
+    assert (config.prompt, config.frames, config.attention.anchors, config.size) == (BALL, 7, 2, MINI_SIZE)
     assert cli("config", "-c", "run.yaml", "--yaml")[1].replace("# run.yaml\n", "").count("# ") < out.count(
         "# "
     )
@@ -223,7 +225,7 @@ def test_generate_makes_a_video_and_its_sheet(cli: Cli) -> None:
         f"{name}.run",
         "latents.safetensors",
     ]
-    assert read_video(Path(f"{name}.mp4")).shape == (3, 96, 96, 3)
+    assert read_video(Path(f"{name}.mp4")).shape == (3, *reversed(parse_size(MINI_SIZE)), 3)
     metadata = read_metadata(Path(f"{name}.mp4"))
     assert metadata["title"] == BALL
     assert '"seed": 0' in metadata["comment"]

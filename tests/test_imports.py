@@ -26,7 +26,7 @@ BELOW = {
 EVERYTHING = {*BELOW, "generate"}
 TOP = {
     "generate": set(BELOW),
-    "cli": EVERYTHING,
+    "cli": {*EVERYTHING, "insight"},
     "__main__": {"cli"},
     "insight": EVERYTHING,
 }

@@ -140,8 +140,9 @@ def test_a_whole_run_gives_the_same_latents_on_three_ranks(
 ) -> None:
     """20 frames on 3 ranks: fewer frames on a rank than the local scope reaches."""
     settings = {"frames": 20, "steps": 8, "sampler": "sde-dpmsolver++", "guidance": 5.0}
-    one = latents_of(model_folder, tmp_path, ranks=1, **settings)
-    three = latents_of(model_folder, tmp_path, "decode.where=ranks", "decode.frames=3", ranks=3, **settings)
+    lossless = ("video.crf=0", "video.pixel_format=yuv444p", "decode.frames=3")
+    one = latents_of(model_folder, tmp_path, *lossless, ranks=1, **settings)
+    three = latents_of(model_folder, tmp_path, *lossless, "decode.where=ranks", ranks=3, **settings)
     worst = relative_error(three, one)  # a random network's latents are large
     record_worst("whole run, 3 ranks against 1", worst)
     assert worst <= CLOSE
@@ -150,7 +151,8 @@ def test_a_whole_run_gives_the_same_latents_on_three_ranks(
     difference = np.abs(
         read_video(tmp_path / "3.mp4").astype(int) - read_video(tmp_path / "1.mp4").astype(int)
     )
-    assert difference.mean() < 0.5
+    assert difference.max() <= 2  # a step of one in RGB may be two after the way through YUV
+    assert difference.mean() < 0.01
 
 
 def test_ranks_on_either_side_of_a_short_clip_choose_alike(model_folder: Path, tmp_path: Path) -> None:
