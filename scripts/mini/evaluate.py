@@ -74,7 +74,7 @@ def sample(
         if rescale > 0:
             ratio = with_text.std((1, 2, 3, 4), keepdim=True) / v.std((1, 2, 3, 4), keepdim=True)
             v = v * (rescale * ratio + 1 - rescale)
-        x = scheduler.step(v, t, x, return_dict=False)[0]
+        x = scheduler.step(v, t, x, generator=generator, return_dict=False)[0]
     with torch.autocast("cpu", torch.bfloat16):
         return [to_frames(model.vae.decode(clip.transpose(0, 1)).sample) for clip in x]
 
@@ -86,12 +86,15 @@ def main() -> None:
     parser.add_argument("--run", help="a training run; default: the exported model")
     parser.add_argument("--assets", type=Path, default=Path("vinfinity/assets/mini"))
     parser.add_argument("--clips", type=int, default=100)
+    parser.add_argument(
+        "--first", type=int, default=0, help="the number of the first prompt, to share the work"
+    )
     parser.add_argument("--frames", type=int, default=16)
     parser.add_argument("--batch", type=int, default=4)
-    parser.add_argument("--steps", type=int, default=20)
-    parser.add_argument("--guidance", type=float, default=4.0)
+    parser.add_argument("--steps", type=int, default=25)
+    parser.add_argument("--guidance", type=float, default=2.0)
     parser.add_argument("--rescale", type=float, default=0.0)
-    parser.add_argument("--sampler", default="dpmsolver++")
+    parser.add_argument("--sampler", default="sde-dpmsolver++")
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--name", default="evaluation", help="names the sheet and the figures")
     parser.add_argument("--threads", type=int, default=os.cpu_count())
@@ -100,7 +103,7 @@ def main() -> None:
     parts = args.work if args.run else args.assets
     model = Model(parts / args.run if args.run else parts, vae=parts / "vae", tokenizer=parts / "tokenizer")
     rng = np.random.default_rng(4242)
-    scenes = [world.sample_scene(rng) for _ in range(args.clips)]
+    scenes = [world.sample_scene(rng) for _ in range(args.first + args.clips)][args.first :]
     clips: list[world.Clip] = []
     began = time.time()
     for start in range(0, args.clips, args.batch):
@@ -113,7 +116,7 @@ def main() -> None:
             guidance=args.guidance,
             rescale=args.rescale,
             sampler=args.sampler,
-            seed=args.seed + start,
+            seed=args.seed + args.first + start,
         )
     seconds = (time.time() - began) / args.clips
     readings = [read_clip(clip) for clip in clips]

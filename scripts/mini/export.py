@@ -74,10 +74,10 @@ def main() -> None:
     parser.add_argument("--run", default="video", help="the name of the training run whose models to export")
     parser.add_argument("--out", type=Path, default=ASSETS)
     parser.add_argument("--fps", type=int, default=8)
-    parser.add_argument("--steps", type=int, default=20)
-    parser.add_argument("--guidance", type=float, default=4.0)
+    parser.add_argument("--steps", type=int, default=25)
+    parser.add_argument("--guidance", type=float, default=2.0)
     parser.add_argument(
-        "--sampler", default="dpmsolver++", choices=("ddim", "dpmsolver++", "sde-dpmsolver++")
+        "--sampler", default="sde-dpmsolver++", choices=("ddim", "dpmsolver++", "sde-dpmsolver++")
     )
     parser.add_argument("--measured", type=Path, help="JSON file with the figures of evaluate.py")
     args = parser.parse_args()
