@@ -7,7 +7,7 @@ BIN   := .venv/bin
 READY := .venv/.ready
 
 .DEFAULT_GOAL := help
-.PHONY: help setup demo test test-slow test-multinode bench-exchange lint format clean
+.PHONY: help setup demo test test-slow test-multinode bench-exchange bench-memory lint format clean
 
 help: ## show this list
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  %-15s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
@@ -29,6 +29,9 @@ test-multinode: $(READY) ## two nodes as network namespaces give one video (root
 
 bench-exchange: $(READY) ## what ranks send, and what that costs here (ARGS="--ranks 8 --timed 2 --device cpu")
 	$(BIN)/vinfinity bench exchange $(ARGS)
+
+bench-memory: $(READY) ## what a UNet call holds at most (ARGS="--frames 64 --frames 2300")
+	$(BIN)/vinfinity bench memory $(ARGS)
 
 lint: $(READY) ## check style, import rules and types
 	$(BIN)/ruff check .

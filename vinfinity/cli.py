@@ -370,6 +370,47 @@ def exchange(
             insight.write_json(out, traffic, timing)
 
 
+@bench.command()
+def memory(
+    ranks: Annotated[int, typer.Option(metavar="N", help="Ranks that share the video.", min=1)] = 1,
+    frames: Annotated[
+        list[int] | None,
+        typer.Option(metavar="N", help="Frames on each rank; may be repeated. [64, 288 and 576]"),
+    ] = None,
+    size: Annotated[str, typer.Option(metavar="WxH", help="Pixels of a frame.")] = "512x320",
+    branches: Annotated[int, typer.Option(help="Guidance branches at once.", min=1, max=2)] = 1,
+    out: Annotated[
+        Path | None, typer.Option("--out", "-o", metavar="FILE.json", help="Keep the figures here.")
+    ] = None,
+    debug: Annotated[bool, typer.Option("--debug", help="Show the traceback of unexpected errors.")] = False,
+) -> None:
+    """What a call of VideoCrafter2's UNet holds at most, in fp16, traced without weights or GPUs."""
+    from vinfinity.config import parse_size
+
+    with _reported(debug=debug):
+        width, height = parse_size(size)
+        with _held_interrupts():
+            from vinfinity.insight import memory as insight
+            from vinfinity.models.unet import UNetConfig
+            from vinfinity.parallel.context import Scopes
+
+        latent = (-(-height // 8), -(-width // 8))
+        footprints = [
+            insight.trace_footprint(
+                UNetConfig(fps_cond=True),
+                ranks=ranks,
+                frames=count,
+                latent=latent,
+                scopes=Scopes(),
+                branches=branches,
+            )
+            for count in frames or (64, 288, 576)
+        ]
+        _print_columns(insight.footprint_table(footprints))
+        if out is not None:
+            insight.write_json(out, footprints)
+
+
 # ---- what is printed ----
 
 
