@@ -35,6 +35,7 @@ def call_unets(cases: list[Case], ranks: Ranks) -> list[Tensor | None]:
         with torch.device("meta"):
             unet: nn.Module = UNet(case.config)
         unet.load_state_dict(case.weights, assign=True)
+        unet.to(ranks.device)
         shards = FrameShards(case.x.shape[2], ranks.size)
         held = shards.held(ranks.rank)
         ctx = temporal_context(
@@ -43,9 +44,11 @@ def call_unets(cases: list[Case], ranks: Ranks) -> list[Tensor | None]:
             ranks.rank,
             case.scopes,
             norm=case.norm,  # type: ignore[arg-type]
+            device=ranks.device,
         )
+        x, text = (y.to(ranks.device) for y in (case.x[:, :, held.start : held.stop], case.text))
         with torch.inference_mode():
-            mine = unet(case.x[:, :, held.start : held.stop], torch.tensor([500]), case.text, ctx)
+            mine = unet(x, torch.full((1,), 500.0, device=ranks.device), text, ctx)
         outputs.append(ranks.gather(mine, shards))
     return outputs
 

@@ -67,6 +67,13 @@ def card(args: argparse.Namespace, measured: dict[str, object]) -> dict[str, obj
     }
 
 
+def without_paths(path: Path) -> None:
+    """Drop from a configuration the folder that it was read from."""
+    config = json.loads(path.read_text())
+    config.pop("_name_or_path", None)
+    path.write_text(json.dumps(config, indent=2) + "\n")
+
+
 def main() -> None:
     """Gather the parts, halve their precision, write them."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
@@ -91,6 +98,8 @@ def main() -> None:
     )
     shutil.copytree(args.work / "tokenizer", args.out / "tokenizer", dirs_exist_ok=True)
     DPMSolverMultistepScheduler.from_config(build_scheduler().config).save_pretrained(args.out / "scheduler")
+    for path in args.out.glob("*/*config.json"):
+        without_paths(path)
     (args.out / "model_index.json").write_text(json.dumps(INDEX, indent=2) + "\n")
     measured = json.loads(args.measured.read_text()) if args.measured else {}
     (args.out / "card.json").write_text(json.dumps(card(args, measured), indent=2) + "\n")
