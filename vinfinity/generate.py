@@ -26,7 +26,7 @@ from vinfinity.parallel.ranks import Ranks
 from vinfinity.parallel.shards import FrameShards
 from vinfinity.progress import Progress
 from vinfinity.runs.record import write_record
-from vinfinity.sampling.guidance import guide
+from vinfinity.sampling.guidance import guidance_features, guide
 from vinfinity.sampling.noise import frame_noise
 from vinfinity.sampling.samplers import State, denoise
 from vinfinity.weights.card import weights_digest
@@ -173,10 +173,13 @@ def predictor(
         return torch.full((1,), value, dtype=torch.float32, device=text.device)
 
     fps = one(job.config.fps_condition or job.fps) if unet.config.fps_cond else None
+    width = unet.config.time_cond_proj_dim
+    condition = None if width is None else guidance_features(job.guidance, width).to(text.device)
 
     def predict(x: Tensor, t: int) -> Tensor:
         branches = x.to(dtype).expand(text.shape[0], *x.shape[1:])
-        return guide(unet(branches, one(t), text, context(t), fps=fps).float(), job.guidance)
+        predictions = unet(branches, one(t), text, context(t), fps=fps, condition=condition)
+        return guide(predictions.float(), job.guidance)
 
     return predict
 

@@ -40,13 +40,18 @@ class Job:
 
     @property
     def texts(self) -> list[str]:
-        """What the model is told: the negative prompt and the prompt, or the prompt alone without guidance."""
+        """What the model is told: the negative prompt and the prompt, or the prompt alone where nothing is guided by
+        a second prediction.
+        """
         config = self.config
-        return [config.prompt] if self.guidance <= 1 else [config.negative or "", config.prompt]
+        alone = self.guidance <= 1 or self.card.guidance_width is not None
+        return [config.prompt] if alone else [config.negative or "", config.prompt]
 
     def concerns(self) -> list[str]:
         """What users should know before they wait: text that the model will not understand, or not see at all."""
         said = []
+        if self.card.guidance_width is not None and self.config.negative:
+            said.append(f"negative: has no effect: {self.card.name} takes guidance as an input")
         for text in self.texts:
             if cut := self.tokenizer(text).cut:
                 said.append(f"the text encoder takes {self.tokenizer.length} tokens; cut off: {cut!r}")

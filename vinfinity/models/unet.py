@@ -252,7 +252,7 @@ class UNet(nn.Module):
         Returns (b, out_channels, f, h, w).
         """
         b = x.shape[0]
-        time = self._time(t, fps, condition, dtype=x.dtype)
+        time = self._time(t, fps, condition).to(x.dtype)
         frames = rearrange(x, "b c f h w -> (b f) c h w").contiguous(memory_format=torch.channels_last)
         hidden = frames_last(self.conv_in(frames), b)
         hidden = self.transformer_in(hidden, ctx)
@@ -265,9 +265,13 @@ class UNet(nn.Module):
         frames = self.conv_out(F.silu(self.conv_norm_out(frames_first(hidden))))
         return rearrange(frames, "(b f) c h w -> b c f h w", b=b)
 
-    def _time(self, t: Tensor, fps: Tensor | None, condition: Tensor | None, *, dtype: torch.dtype) -> Tensor:
-        """The time embedding, (1, 4 * width), with the frame rate's added where the model has one."""
-        width = self.config.block_out_channels[0]
+    def _time(self, t: Tensor, fps: Tensor | None, condition: Tensor | None) -> Tensor:
+        """The time embedding, (1, 4 * width), with the frame rate's added where the model has one.
+
+        In the type of its own weights, which are fp32 in half-precision runs too.
+        """
+        width, dtype = self.config.block_out_channels[0], self.time_embedding.linear_1.weight.dtype
+        condition = None if condition is None else condition.to(dtype)
         time = self.time_embedding(sinusoids(t, width).to(dtype), condition)
         if (fps is None) == self.config.fps_cond:
             raise ValueError(f"this model {'needs' if self.config.fps_cond else 'takes no'} frame rate (fps)")
