@@ -123,6 +123,12 @@ def _options(
             rich_help_panel=VIDEO,
         ),
     ] = None,
+    lora: Annotated[
+        list[str] | None,
+        typer.Option(
+            metavar="FILE[:WEIGHT]", help="A LoRA in safetensors; may be repeated.", rich_help_panel=VIDEO
+        ),
+    ] = None,
     seed: Annotated[
         str | None,
         typer.Option(metavar="N", help="Same seed, same video, on any machine.", rich_help_panel=SAMPLING),
@@ -236,7 +242,7 @@ def _resolve(
     """The configuration from defaults, model card, YAML file, settings and flags. Raises InputError."""
     from vinfinity.weights.card import model_defaults
 
-    flags = {**flags, "overwrite": overwrite or None}
+    flags = {**flags, "overwrite": overwrite or None, "lora": flags["lora"] or None}
     resolved = load(config, overrides=settings or (), flags=flags)
     defaults, origin = model_defaults(resolved.config.model)
     return complete(resolved, defaults, origin=origin)

@@ -206,6 +206,7 @@ class RunConfig:
     frames: int = 96
     gpus: int | None = None  # ranks to start; None: one, or those of torchrun
     model: str = "mini"  # the embedded model, a folder in diffusers layout, or the name of a published model
+    lora: tuple[str, ...] = ()  # additions to the model, each FILE.safetensors or FILE.safetensors:WEIGHT
     size: str | None = None  # "WxH" in pixels, any numbers from 16 on
     fps: int | None = None  # playback speed, and the fps the model is told where it wants one
     fps_condition: int | None = None  # the fps the model is told, where it should differ from `fps`

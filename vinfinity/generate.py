@@ -29,7 +29,6 @@ from vinfinity.runs.record import write_record
 from vinfinity.sampling.guidance import guidance_features, guide
 from vinfinity.sampling.noise import frame_noise
 from vinfinity.sampling.samplers import State, denoise
-from vinfinity.weights.card import weights_digest
 from vinfinity.weights.load import load_text_encoder, load_unet, load_vae
 
 
@@ -58,7 +57,7 @@ def run(config: RunConfig, origins: Mapping[str, str]) -> Summary | None:
 def work(config: RunConfig, ranks: Ranks) -> Summary | None:
     """One rank's part of a run. Returns its summary on rank 0."""
     job = prepare(config)
-    ranks.agree({"settings": digest(config), "weights": weights_digest(job.card), "version": version()})
+    ranks.agree({"settings": digest(config), "weights": job.weights_digest, "version": version()})
     with Progress(enabled=ranks.first) as progress:
         for concern in job.concerns():
             progress.warn(concern)
@@ -75,7 +74,7 @@ def generate(job: Job, ranks: Ranks, progress: Progress) -> Summary | None:
     exchange = ranks.exchange(shards)
 
     text = encode_text(job, device=ranks.device, dtype=dtype)
-    unet = load_unet(job.card.folder / "unet", device=ranks.device, dtype=dtype)
+    unet = load_unet(job.card.folder / "unet", device=ranks.device, dtype=dtype, loras=job.loras)
     predict = predictor(job, unet, text, contexts(job, shards, ranks, exchange), dtype=dtype)
 
     def noise(step: int) -> Tensor:

@@ -6,7 +6,7 @@ Torch-free and fast, since it is read before any option is checked against the m
 import difflib
 import hashlib
 import re
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import cache
 from pathlib import Path
@@ -133,16 +133,19 @@ def model_defaults(model: str) -> tuple[dict[str, object], str]:
     return defaults, f"model {card.name}"
 
 
-def weights_digest(card: ModelCard) -> str:
-    """SHA-256 (hex) that tells two versions of a model apart: every small file, and of each weight file its header,
-    its length and samples of its contents, since reading gigabytes on every rank would take longer than loading them.
+def weights_digest(card: ModelCard, *, loras: Sequence[Path] = ()) -> str:
+    """SHA-256 (hex) that tells two versions of a model and its LoRAs apart: every small file, and of each weight file
+    its header, its length and samples of its contents, since reading gigabytes on every rank would take longer than
+    loading them.
     """
     total = hashlib.sha256()
-    for path in sorted(
+    files = sorted(
         path for path in card.folder.rglob("*") if path.suffix in (".json", ".txt", ".safetensors")
-    ):
+    )
+    names = [str(path.relative_to(card.folder)) for path in files] + [path.name for path in loras]
+    for name, path in zip(names, [*files, *loras], strict=True):
         size = path.stat().st_size
-        total.update(f"{path.relative_to(card.folder)} {size}\n".encode())
+        total.update(f"{name} {size}\n".encode())
         with path.open("rb") as file:
             for start in range(0, size, max(SAMPLE, size // SAMPLES)):
                 file.seek(start)

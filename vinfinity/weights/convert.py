@@ -4,9 +4,10 @@ What is read: VideoCrafter2's `model.ckpt`, diffusers folders with `.bin` or `.p
 UNet, and T2V-Turbo's `unet_lora.pt` over the model it was trained on. The folder appears whole or not at all.
 """
 
+import itertools
 import json
 import shutil
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -17,10 +18,12 @@ from safetensors import safe_open
 from torch import Tensor
 
 from vinfinity.errors import InputError, OutputError, WeightsError
+from vinfinity.models.unet import UNet, UNetConfig
 from vinfinity.weights.card import PARTS, find_model
 from vinfinity.weights.files import find_pickles, find_weights, read_json
 from vinfinity.weights.load import KINDS, check_fit, check_widths, empty_network, listed
-from vinfinity.weights.lvdm import Part, is_lvdm, lvdm_faults, lvdm_parts, take
+from vinfinity.weights.lora import merge_turbo, turbo_faults, turbo_order
+from vinfinity.weights.lvdm import UNET, Part, is_lvdm, lvdm_faults, lvdm_parts, take, unet_table
 from vinfinity.weights.pickles import PICKLES, read_pickle
 from vinfinity.weights.tokenizer import load_tokenizer
 from vinfinity.weights.write import write_safetensors
@@ -46,6 +49,10 @@ LVDM_SCHEDULE = {
     "set_alpha_to_one": False,
     "steps_offset": 1,
 }
+# T2V-Turbo as its authors sample it (pipeline/t2v_turbo_vc2_pipeline.py, predict.py of Ji4chenLi/t2v-turbo).
+GUIDANCE_WIDTH = 256
+TURBO_SCHEDULE = {"_class_name": "LCMScheduler", "original_inference_steps": 50, "timestep_scaling": 10.0}
+TURBO_CARD = {"steps": 4, "guidance": 7.5, "sampler": "lcm", "fps": 16}
 LVDM_CARD = {"trained_frames": 16, "size": "512x320", "fps": 24, "steps": 50, "guidance": 12.0}
 
 
@@ -125,13 +132,11 @@ def _plan_file(source: Path, donor: Path | None, *, name: str) -> Plan:
         remedy = f"give a folder, or a file that ends in {', '.join(PICKLES)}"
         raise InputError("source", source, remedy, problem="is no file of a layout that is converted")
     values = read_pickle(source)
-    if isinstance(values, list) or not is_lvdm(values):
-        some = (
-            "an unnamed list of tensors"
-            if isinstance(values, list)
-            else f"names such as {next(iter(values))}"
-        )
-        raise WeightsError("source", source, "convert VideoCrafter2's model.ckpt", problem=f"holds {some}")
+    if isinstance(values, list):
+        return _plan_turbo(source, values, donor, name=name)
+    if not is_lvdm(values):
+        problem = f"holds names such as {next(iter(values))}"
+        raise WeightsError("source", source, "convert VideoCrafter2's model.ckpt", problem=problem)
     return _plan_lvdm(source, values, donor, name=name)
 
 
@@ -165,6 +170,50 @@ def _plan_lvdm(source: Path, tensors: Mapping[str, Tensor], donor: Path | None, 
         raise WeightsError("source", source, remedy, problem=problem)
     text = next(part for part in parts if part.name == "text_encoder")
     _openclip_tokenizer(plan, donor / "tokenizer", vocabulary=text.config["vocab_size"])
+    return plan
+
+
+def _plan_turbo(source: Path, factors: Sequence[Tensor], base: Path | None, *, name: str) -> Plan:
+    """T2V-Turbo: the model it was trained on with its LoRA merged, and guidance as an input.
+
+    The authors' code leaves the projection of that input at random values before the LoRA is added, other ones each
+    time (predict.py); here it starts from zero, their mean.
+    """
+    if base is None:
+        remedy = "add --complete-from videocrafter2, the model it was trained on"
+        raise WeightsError("source", source, remedy, problem="is a LoRA and no model")
+    plan = Plan()
+    folders = {part: base / part for part in PARTS if (base / part).is_dir()}
+    _complete(plan, source, folders, None)
+    _check_whole(plan, source, folders)
+    values = dict(plan.jsons["unet/config.json"]) | {"time_cond_proj_dim": GUIDANCE_WIDTH}
+    with torch.device("meta"):
+        unet = UNet(config := UNetConfig.from_dict(values))
+    shapes = {key: tuple(tensor.shape) for key, tensor in unet.state_dict().items()}
+    sources = {
+        key: piece.source.removeprefix(UNET) for key, piece in unet_table(config, list(shapes)).items()
+    }
+    order = turbo_order(sources, shapes)
+    if faults := turbo_faults(factors, order, shapes):
+        problem = f"is no LoRA of T2V-Turbo for {base}: {listed(faults)}"
+        raise WeightsError("source", source, "give the model it was trained on", problem=problem)
+    pairs = {key: (factors[2 * i], factors[2 * i + 1]) for i, key in enumerate(order)}
+    file = f"unet/{KINDS['unet'].stem}.safetensors"
+    old = plan.weights[file]
+    fresh = {"time_embedding.cond_proj.weight": torch.zeros(shapes["time_embedding.cond_proj.weight"])}
+    layout = old.layout | {key: (torch.float32, shapes[key]) for key in fresh}
+
+    def merged() -> Iterator[tuple[str, Tensor]]:
+        for key, tensor in itertools.chain(old.tensors(), fresh.items()):
+            yield key, merge_turbo(key, tensor, pairs)
+
+    plan.weights[file] = Weights(layout, merged)
+    plan.jsons["unet/config.json"] = values
+    schedule = read_json(folders["scheduler"] / "scheduler_config.json")
+    plan.copies.pop("scheduler/scheduler_config.json")
+    plan.jsons["scheduler/scheduler_config.json"] = schedule | TURBO_SCHEDULE
+    card = read_json(base / "card.json") if (base / "card.json").exists() else {}
+    plan.jsons["card.json"] = card | {"name": name, **TURBO_CARD}
     return plan
 
 

@@ -3,7 +3,7 @@
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, TypeVar, cast
+from typing import Any, Protocol, TypeVar, cast
 
 import torch
 from safetensors import SafetensorError, safe_open
@@ -71,9 +71,20 @@ KINDS: Mapping[str, Kind] = {
 }
 
 
-def load_unet(folder: Path, *, device: torch.device | str, dtype: torch.dtype) -> UNet:
-    """The UNet in `folder` (MODEL/unet). Raises WeightsError, before any weight is read, where its files do not fit."""
-    return cast(UNet, _load("unet", folder, device=device, dtype=dtype))
+class Addition(Protocol):
+    """Something that changes parameters while they are loaded."""
+
+    def add_to(self, name: str, tensor: torch.Tensor) -> torch.Tensor: ...
+
+
+def load_unet(
+    folder: Path, *, device: torch.device | str, dtype: torch.dtype, loras: Sequence[Addition] = ()
+) -> UNet:
+    """The UNet in `folder` (MODEL/unet), with the additions of `loras` merged into it, one tensor at a time.
+
+    Raises WeightsError, before any weight is read, where its files do not fit.
+    """
+    return cast(UNet, _load("unet", folder, device=device, dtype=dtype, loras=loras))
 
 
 def load_vae(folder: Path, *, device: torch.device | str, dtype: torch.dtype) -> AutoencoderKL:
@@ -131,7 +142,14 @@ def _config(
         ) from None
 
 
-def _load(part: str, folder: Path, *, device: torch.device | str, dtype: torch.dtype) -> nn.Module:
+def _load(
+    part: str,
+    folder: Path,
+    *,
+    device: torch.device | str,
+    dtype: torch.dtype,
+    loras: Sequence[Addition] = (),
+) -> nn.Module:
     """Fills a network strictly, tensor by tensor: every key must be there, with its shape, and no other."""
     module = empty_network(part, folder)
     sources = _find(module, folder, KINDS[part], half=dtype != torch.float32)
@@ -143,7 +161,10 @@ def _load(part: str, folder: Path, *, device: torch.device | str, dtype: torch.d
             with safe_open(path, framework="pt", device="cpu") as file:
                 for target in targets:
                     own = torch.float32 if target.startswith(KINDS[part].full) else dtype
-                    _put(module, target, file.get_tensor(sources[target][0]).to(device=device, dtype=own))
+                    tensor = file.get_tensor(sources[target][0])
+                    for lora in loras:
+                        tensor = lora.add_to(target, tensor)
+                    _put(module, target, tensor.to(device=device, dtype=own))
         except SafetensorError as error:
             raise WeightsError(
                 "model", path, "fetch the file again", problem=f"cannot be read ({error})"
