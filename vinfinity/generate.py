@@ -13,11 +13,13 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor
 
 from vinfinity.config import RunConfig, digest
+from vinfinity.errors import VinfinityError
 from vinfinity.job import Job, pick_dtype, prepare, provenance, version
 from vinfinity.media.decode import decode_frames
 from vinfinity.media.files import output_path, sheet_path
 from vinfinity.media.mp4 import Mp4Writer
 from vinfinity.media.sheet import ContactSheet
+from vinfinity.models.finite import first_not_finite
 from vinfinity.models.unet import UNet
 from vinfinity.parallel.context import Scopes, TemporalContext, temporal_context
 from vinfinity.parallel.exchange import FrameExchange
@@ -74,8 +76,10 @@ def generate(job: Job, ranks: Ranks, progress: Progress) -> Summary | None:
     exchange = ranks.exchange(shards)
 
     text = encode_text(job, device=ranks.device, dtype=dtype)
+    if not text.isfinite().all():
+        raise not_finite("text encoder", "its states", dtype)
     unet = load_unet(job.card.folder / "unet", device=ranks.device, dtype=dtype, loras=job.loras)
-    predict = predictor(job, unet, text, contexts(job, shards, ranks, exchange), dtype=dtype)
+    predict = predictor(job, unet, text, contexts(job, shards, ranks, exchange), ranks, dtype=dtype)
 
     def noise(step: int) -> Tensor:
         return frame_noise(config.seed, held, job.latent, draw=step + 1).to(ranks.device)
@@ -164,9 +168,18 @@ def contexts(
 
 
 def predictor(
-    job: Job, unet: UNet, text: Tensor, context: Callable[[int], TemporalContext], *, dtype: torch.dtype
+    job: Job,
+    unet: UNet,
+    text: Tensor,
+    context: Callable[[int], TemporalContext],
+    ranks: Ranks,
+    *,
+    dtype: torch.dtype,
 ) -> Callable[[Tensor, int], Tensor]:
-    """The model's guided prediction for latents x (1, c, f, h, w) at a training timestep, in fp32."""
+    """The model's guided prediction for latents x (1, c, f, h, w) at a training timestep, in fp32.
+
+    It raises VinfinityError, on every rank, where any rank's prediction holds values that are no numbers.
+    """
 
     def one(value: float) -> Tensor:
         return torch.full((1,), value, dtype=torch.float32, device=text.device)
@@ -175,12 +188,30 @@ def predictor(
     width = unet.config.time_cond_proj_dim
     condition = None if width is None else guidance_features(job.guidance, width).to(text.device)
 
-    def predict(x: Tensor, t: int) -> Tensor:
+    def ask(x: Tensor, t: int) -> Tensor:
         branches = x.to(dtype).expand(text.shape[0], *x.shape[1:])
-        predictions = unet(branches, one(t), text, context(t), fps=fps, condition=condition)
+        return unet(branches, one(t), text, context(t), fps=fps, condition=condition)
+
+    def predict(x: Tensor, t: int) -> Tensor:
+        predictions = ask(x, t)
+        # all ranks agree on whether to go on: one that stopped would leave the others waiting
+        if not all(ranks.collect(bool(predictions.isfinite().all()))):
+            with first_not_finite(unet) as names:
+                ask(x, t)
+            layer = next((found[0] for found in ranks.collect(names) if found), "conv_out")
+            step = job.sampler.timesteps.index(t) + 1
+            raise not_finite(f"step {step} (timestep {t})", f"the UNet's {layer}", dtype)
         return guide(predictions.float(), job.guidance)
 
     return predict
+
+
+def not_finite(where: str, what: str, dtype: torch.dtype) -> VinfinityError:
+    """The error for values that are no numbers."""
+    name = str(dtype).removeprefix("torch.")
+    half = "try dtype=bf16, or dtype=fp32" if dtype == torch.float16 else "try dtype=fp32"
+    remedy = "look at the weights, the noise and the LoRAs" if dtype == torch.float32 else half
+    return VinfinityError(f"{where}: {what} came out as no numbers in {name}; {remedy}")
 
 
 def initial_noise(job: Job, held: range) -> Tensor:
