@@ -13,6 +13,7 @@ from reference import configure, relative_error, save_model, tiny_pipeline
 from safetensors.torch import load_file
 from torch import Tensor
 
+from vinfinity.config import ignored, load
 from vinfinity.generate import run
 from vinfinity.job import prepare
 from vinfinity.models.unet import UNet
@@ -181,6 +182,12 @@ def test_guidance_features_equal_those_of_diffusers(weight: float, width: int) -
     )
     # sines of angles up to 12,300: in fp32, 1 / 2,000 of a turn
     torch.testing.assert_close(guidance_features(weight, width), theirs, rtol=0, atol=2e-3)
+
+
+def test_eta_is_said_to_have_no_effect_only_where_it_has_none() -> None:
+    for sampler, said in (("videocrafter2", 0), ("ddim", 0), ("lcm", 1), ("dpmsolver++", 1)):
+        resolved = load(None, flags={"sampler": sampler, "eta": "1"})
+        assert sum(line.startswith("eta: ") for line in ignored(resolved)) == said
 
 
 # ---- whole runs ----

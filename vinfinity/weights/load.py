@@ -1,6 +1,7 @@
 """From a model's folder to modules: built on the meta device, filled tensor by tensor from memory-mapped files."""
 
-from collections.abc import Callable, Mapping, Sequence
+import math
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Protocol, TypeVar, cast
@@ -14,10 +15,11 @@ from vinfinity.models.text import TextConfig, TextEncoder
 from vinfinity.models.unet import UNet, UNetConfig
 from vinfinity.models.vae import AutoencoderKL, VAEConfig
 from vinfinity.sampling.schedule import SchedulerConfig
-from vinfinity.weights.files import find_weights, read_json
+from vinfinity.weights.files import TensorEntry, find_weights, read_json
 
 Config = TypeVar("Config")
 LISTED = 10
+MAPPED = 2**25  # elements of a file that are mapped at once
 
 # names in files written before diffusers 0.15: the autoencoder's attention
 OLD_ATTENTION = {"query": "to_q", "key": "to_k", "value": "to_v", "proj_attn": "to_out.0"}
@@ -153,10 +155,7 @@ def _load(
     """Fills a network strictly, tensor by tensor: every key must be there, with its shape, and no other."""
     module = empty_network(part, folder)
     sources = _find(module, folder, KINDS[part], half=dtype != torch.float32)
-    by_file: dict[Path, list[str]] = {}
-    for target, (_, path) in sources.items():
-        by_file.setdefault(path, []).append(target)
-    for path, targets in by_file.items():
+    for path, targets in _stretches(sources):
         try:
             with safe_open(path, framework="pt", device="cpu") as file:
                 for target in targets:
@@ -165,6 +164,7 @@ def _load(
                     for lora in loras:
                         tensor = lora.add_to(target, tensor)
                     _put(module, target, tensor.to(device=device, dtype=own))
+                    del tensor  # the last of a stretch would keep all of it mapped
         except SafetensorError as error:
             raise WeightsError(
                 "model", path, "fetch the file again", problem=f"cannot be read ({error})"
@@ -172,12 +172,32 @@ def _load(
     return module.eval().requires_grad_(False)
 
 
-def _find(module: nn.Module, folder: Path, kind: Kind, *, half: bool) -> dict[str, tuple[str, Path]]:
-    """For each parameter of the module, its name in the files and the file that holds it."""
+def _stretches(sources: Mapping[str, tuple[str, TensorEntry]]) -> Iterator[tuple[Path, list[str]]]:
+    """The parameters by file, in stretches after which the file is closed.
+
+    What was read of a mapped file counts as this process's memory until then.
+    """
+    by_file: dict[Path, list[str]] = {}
+    for target, (_, entry) in sources.items():
+        by_file.setdefault(entry.path, []).append(target)
+    for path, targets in by_file.items():
+        stretch, elements = [], 0
+        for target in targets:
+            stretch.append(target)
+            elements += math.prod(sources[target][1].shape)
+            if elements >= MAPPED:
+                yield path, stretch
+                stretch, elements = [], 0
+        if stretch:
+            yield path, stretch
+
+
+def _find(module: nn.Module, folder: Path, kind: Kind, *, half: bool) -> dict[str, tuple[str, TensorEntry]]:
+    """For each parameter of the module, its name in the files and where it is."""
     entries = find_weights(folder, kind.stem, half=half)
     sources = {target: name for name in entries if (target := kind.rename(name)) is not None}
     check_fit(module, {target: entries[name].shape for target, name in sources.items()}, folder)
-    return {target: (name, entries[name].path) for target, name in sources.items()}
+    return {target: (name, entries[name]) for target, name in sources.items()}
 
 
 def check_fit(module: nn.Module, shapes: Mapping[str, tuple[int, ...]], folder: Path) -> None:
