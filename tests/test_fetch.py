@@ -1,6 +1,7 @@
 """Fetching from a server on this machine that speaks the hub's protocol: resumed, checked by hash, then offline."""
 
 import hashlib
+import io
 import json
 import os
 import subprocess
@@ -14,11 +15,15 @@ from typing import Any
 
 import pytest
 import torch
-from reference import save_model, tiny_pipeline
+from reference import save_model, tiny_pipeline, tiny_unet
 from safetensors.torch import load_file
 
+from vinfinity.models.unet import UNet, UNetConfig
 from vinfinity.weights.hub import needed
 from vinfinity.weights.load import check_weights, load_unet
+from vinfinity.weights.lora import turbo_order
+from vinfinity.weights.lvdm import UNET as PREFIX
+from vinfinity.weights.lvdm import unet_table
 
 REVISION = "0123456789abcdef0123456789abcdef01234567"
 UNET = "unet/diffusion_pytorch_model.safetensors"
@@ -227,6 +232,33 @@ def test_a_unet_alone_is_put_together_with_the_model_it_is_used_with(hub: Hub, c
     card = json.loads((command.models / "videocrafter2" / "card.json").read_text())
     assert card["sampler"] == "videocrafter2"
     assert not (command.models / ".fetching").exists() or not list((command.models / ".fetching").iterdir())
+
+
+def test_a_lora_is_merged_into_the_model_that_it_needs(hub: Hub, command: Command) -> None:
+    """T2V-Turbo, with VideoCrafter2, with Zeroscope's other parts; what its layers are is tested in test_lora.py."""
+    network = UNet(UNetConfig.from_dict({**dict(tiny_unet().config), "time_cond_proj_dim": 256}))
+    shapes = {name: tuple(tensor.shape) for name, tensor in network.state_dict().items()}
+    table = unet_table(network.config, list(shapes))
+    names = turbo_order({name: piece.source.removeprefix(PREFIX) for name, piece in table.items()}, shapes)
+    factors = []
+    for name in names:
+        out, inputs, *kernel = shapes[name]
+        factors += [torch.ones(out, 1, *[1] * len(kernel)), torch.full((1, inputs, *kernel), 0.01)]
+    file = io.BytesIO()
+    torch.save(factors, file)
+    hub.repositories["jiachenli-ucsb/T2V-Turbo-VC2"] = {"unet_lora.pt": file.getvalue(), "x.bin": b"x"}
+    done = command("models", "fetch", "t2v-turbo-vc2", "--endpoint", hub.url)
+    assert done.returncode == 0, done.stderr
+    base, turbo = (
+        load_unet(command.models / name / "unet", device="cpu", dtype=torch.float32).state_dict()
+        for name in ("videocrafter2", "t2v-turbo-vc2")
+    )
+    for name in names:
+        if name in base:
+            torch.testing.assert_close(turbo[name], base[name] + 0.01, rtol=0, atol=1e-6)
+    arguments = ("-p", "a ball", "--model", "t2v-turbo-vc2", "-n", "2", "--size", "16x16", "--device", "cpu")
+    made = command("generate", *arguments, "--out", "a.mp4")
+    assert made.returncode == 0, made.stderr
 
 
 def test_broken_transfers_go_on_where_they_stopped(hub: Hub, command: Command, tmp_path: Path) -> None:
