@@ -25,6 +25,7 @@ from vinfinity.config import (
     to_yaml,
 )
 from vinfinity.errors import InputError, RankError, VinfinityError, nearest
+from vinfinity.weights.known import KNOWN
 
 REPOSITORY = Path(__file__).parent.parent
 
@@ -122,6 +123,21 @@ def test_the_examples_load() -> None:
     mini = load(REPOSITORY / "configs" / "mini.yaml").config
     assert mini == RunConfig(prompt="a red ball bouncing over green grass")
     require_prompt(mini)
+
+
+@pytest.mark.parametrize(
+    ("name", "frames", "sampler", "guidance"),
+    [
+        ("videocrafter2", 2300, "sde-dpmsolver++", 12.0),
+        ("zeroscope", 192, "dpmsolver++", 9.0),
+        ("modelscope", 128, "dpmsolver++", 9.0),
+        ("t2v-turbo", 512, "lcm", 7.5),
+    ],
+)
+def test_the_settings_of_published_models_load(name: str, frames: int, sampler: str, guidance: float) -> None:
+    config = load(REPOSITORY / "configs" / f"{name}.yaml").config
+    assert (config.frames, config.sampler, config.guidance) == (frames, sampler, guidance)
+    assert config.model in KNOWN
 
 
 # ---- what is refused ----

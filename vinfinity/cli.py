@@ -32,7 +32,7 @@ from vinfinity.config import (
     require_prompt,
     to_yaml,
 )
-from vinfinity.errors import VinfinityError
+from vinfinity.errors import InputError, VinfinityError
 
 if TYPE_CHECKING:
     from vinfinity.generate import Summary
@@ -70,8 +70,11 @@ def main(arguments: Sequence[str] | None = None) -> None:
 
 
 def _complete_model(incomplete: str) -> list[str]:
+    from vinfinity.weights.known import local_models
+
     folders = [str(file.parent) for file in Path().glob(f"{incomplete}*/model_index.json")]
-    return [name for name in ["mini", *sorted(folders)] if name.startswith(incomplete)]
+    names = ["mini", *(path.name for path in local_models()), *sorted(folders)]
+    return [name for name in names if name.startswith(incomplete)]
 
 
 def _complete_from(*choices: str) -> Callable[[str], list[str]]:
@@ -118,6 +121,12 @@ def _options(
             help="The embedded model, a folder in diffusers layout, or a published model.",
             autocompletion=_complete_model,
             rich_help_panel=VIDEO,
+        ),
+    ] = None,
+    lora: Annotated[
+        list[str] | None,
+        typer.Option(
+            metavar="FILE[:WEIGHT]", help="A LoRA in safetensors; may be repeated.", rich_help_panel=VIDEO
         ),
     ] = None,
     seed: Annotated[
@@ -233,7 +242,7 @@ def _resolve(
     """The configuration from defaults, model card, YAML file, settings and flags. Raises InputError."""
     from vinfinity.weights.card import model_defaults
 
-    flags = {**flags, "overwrite": overwrite or None}
+    flags = {**flags, "overwrite": overwrite or None, "lora": flags["lora"] or None}
     resolved = load(config, overrides=settings or (), flags=flags)
     defaults, origin = model_defaults(resolved.config.model)
     return complete(resolved, defaults, origin=origin)
@@ -409,6 +418,103 @@ def memory(
         _print_columns(insight.footprint_table(footprints))
         if out is not None:
             insight.write_json(out, footprints)
+
+
+models = typer.Typer(help="List, fetch, inspect and convert models.", no_args_is_help=True)
+app.add_typer(models, name="models")
+DEBUG = Annotated[bool, typer.Option("--debug", help="Show the traceback of unexpected errors.")]
+
+
+@models.command("list")
+def list_models(debug: DEBUG = False) -> None:
+    """The embedded model, those fetched, and those that can be."""
+    from vinfinity.weights.card import EMBEDDED
+    from vinfinity.weights.known import KNOWN, local_models
+
+    with _reported(debug=debug):
+        rows = [(path.name, "embedded", str(path)) for path in sorted(EMBEDDED.iterdir()) if path.is_dir()]
+        fetched = {path.name: path for path in local_models()}
+        rows += [(name, "here", str(path)) for name, path in fetched.items()]
+        for name, known in KNOWN.items():
+            if name not in fetched:
+                source = f"{known.about}; {known.licence}; {known.source.repo}"
+                rows.append((name, f"to fetch, {known.gigabytes:.1f} GB", source))
+        _print_columns(rows)
+
+
+@models.command("show")
+def show_model(
+    model: Annotated[str, typer.Argument(metavar="NAME|FOLDER", help="The model.")], debug: DEBUG = False
+) -> None:
+    """What a model's folder holds: architecture, parameters, types, sizes, defaults, problems.
+
+    Reads no weights. Ends with exit code 2 where there is a problem.
+    """
+    with _reported(debug=debug):
+        from vinfinity.progress import fail
+        from vinfinity.weights.card import find_model
+
+        folder = find_model(model)
+        with _held_interrupts():
+            from vinfinity.weights.inspect import describe_model
+        rows, problems = describe_model(folder)
+        _print_columns(rows)
+        for problem in problems:
+            fail(problem)
+        if problems:
+            raise typer.Exit(InputError.exit_code)
+
+
+@models.command("fetch")
+def fetch_model(
+    name: Annotated[str, typer.Argument(help="Its name, as `vinfinity models list` shows it.")],
+    endpoint: Annotated[
+        str | None, typer.Option(metavar="URL", help="Another server than the Hugging Face Hub.")
+    ] = None,
+    debug: DEBUG = False,
+) -> None:
+    """Fetch a published model, so that `--model NAME` works from then on, offline too.
+
+    Only the files that are needed; each is checked by its hash. A transfer that broke goes on where it stopped.
+    """
+    with _reported(debug=debug):
+        with _held_interrupts():
+            from vinfinity.weights.hub import fetch
+        typer.echo(str(fetch(name, endpoint=endpoint, say=lambda line: typer.echo(line, err=True))))
+
+
+@models.command("convert")
+def convert_model(
+    source: Annotated[
+        Path, typer.Argument(help="VideoCrafter2's model.ckpt, T2V-Turbo's unet_lora.pt, or a folder.")
+    ],
+    target: Annotated[Path, typer.Argument(help="The folder to make.")],
+    complete_from: Annotated[
+        str | None,
+        typer.Option(
+            metavar="NAME|FOLDER", help="The model to take parts from that SOURCE lacks, such as a tokenizer."
+        ),
+    ] = None,
+    dtype: Annotated[
+        str | None, typer.Option(metavar="fp32|fp16|bf16", help="Precision of the weights. [that of SOURCE]")
+    ] = None,
+    debug: DEBUG = False,
+) -> None:
+    """Make a model's folder out of published weights in another layout.
+
+    Pickled files are read without running anything in them.
+    """
+    with _reported(debug=debug):
+        choices = [choice for choice in DTYPES if choice != "auto"]
+        if dtype is not None and dtype not in choices:
+            raise InputError("--dtype", dtype, f"choose from {', '.join(choices)}", problem="is not known")
+        with _held_interrupts():
+            from vinfinity.job import DTYPES as TYPES
+            from vinfinity.weights.convert import convert
+        made = convert(
+            source, target, complete_from=complete_from, dtype=None if dtype is None else TYPES[dtype]
+        )
+        typer.echo(str(made))
 
 
 # ---- what is printed ----

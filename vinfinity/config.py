@@ -29,7 +29,7 @@ from typing import Any, Literal
 
 from vinfinity.errors import InputError, nearest
 
-Sampler = Literal["ddim", "dpmsolver++", "sde-dpmsolver++"]
+Sampler = Literal["ddim", "dpmsolver++", "sde-dpmsolver++", "videocrafter2", "lcm"]
 Device = Literal["auto", "cuda", "cpu"]
 Dtype = Literal["auto", "fp32", "fp16", "bf16"]
 PixelFormat = Literal["yuv420p", "yuv422p", "yuv444p"]
@@ -206,6 +206,7 @@ class RunConfig:
     frames: int = 96
     gpus: int | None = None  # ranks to start; None: one, or those of torchrun
     model: str = "mini"  # the embedded model, a folder in diffusers layout, or the name of a published model
+    lora: tuple[str, ...] = ()  # additions to the model, each FILE.safetensors or FILE.safetensors:WEIGHT
     size: str | None = None  # "WxH" in pixels, any numbers from 16 on
     fps: int | None = None  # playback speed, and the fps the model is told where it wants one
     fps_condition: int | None = None  # the fps the model is told, where it should differ from `fps`
@@ -213,7 +214,7 @@ class RunConfig:
     steps: int | None = None
     sampler: Sampler | None = None
     guidance: float | None = None  # weight of the prompt; 1 switches guidance off
-    eta: float = 0.0  # noise of the ddim sampler: 0 none, 1 as much as DDPM
+    eta: float = 0.0  # noise of the ddim and videocrafter2 samplers: 0 none, 1 as much as DDPM
     out: str | None = None  # None: named after the prompt, in the working directory
     overwrite: bool = False
     device: Device = "auto"
@@ -379,7 +380,7 @@ def ignored(resolved: Resolved) -> list[str]:
     """One sentence for each setting that the user gave but that has no effect beside the others."""
     config = resolved.config
     said = []
-    if config.eta > 0 and config.sampler not in (None, "ddim"):
+    if config.eta > 0 and config.sampler not in (None, "ddim", "videocrafter2"):
         said.append(f"eta: {config.eta} has no effect with the sampler {config.sampler}; it belongs to ddim")
     chosen = not resolved.origins["negative"].startswith("model ")
     if config.negative and chosen and config.guidance is not None and config.guidance <= 1:

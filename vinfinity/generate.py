@@ -13,11 +13,13 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor
 
 from vinfinity.config import RunConfig, digest
+from vinfinity.errors import VinfinityError
 from vinfinity.job import Job, pick_dtype, prepare, provenance, version
 from vinfinity.media.decode import decode_frames
 from vinfinity.media.files import output_path, sheet_path
 from vinfinity.media.mp4 import Mp4Writer
 from vinfinity.media.sheet import ContactSheet
+from vinfinity.models.finite import first_not_finite
 from vinfinity.models.unet import UNet
 from vinfinity.parallel.context import Scopes, TemporalContext, temporal_context
 from vinfinity.parallel.exchange import FrameExchange
@@ -26,10 +28,9 @@ from vinfinity.parallel.ranks import Ranks
 from vinfinity.parallel.shards import FrameShards
 from vinfinity.progress import Progress
 from vinfinity.runs.record import write_record
-from vinfinity.sampling.guidance import guide
+from vinfinity.sampling.guidance import guidance_features, guide
 from vinfinity.sampling.noise import frame_noise
 from vinfinity.sampling.samplers import State, denoise
-from vinfinity.weights.card import weights_digest
 from vinfinity.weights.load import load_text_encoder, load_unet, load_vae
 
 SHORT = 32  # frames of a rank that both guidance branches take at once
@@ -60,7 +61,7 @@ def run(config: RunConfig, origins: Mapping[str, str]) -> Summary | None:
 def work(config: RunConfig, ranks: Ranks) -> Summary | None:
     """One rank's part of a run. Returns its summary on rank 0."""
     job = prepare(config)
-    ranks.agree({"settings": digest(config), "weights": weights_digest(job.card), "version": version()})
+    ranks.agree({"settings": digest(config), "weights": job.weights_digest, "version": version()})
     with Progress(enabled=ranks.first) as progress:
         for concern in job.concerns():
             progress.warn(concern)
@@ -77,8 +78,10 @@ def generate(job: Job, ranks: Ranks, progress: Progress) -> Summary | None:
     exchange = ranks.exchange(shards)
 
     text = encode_text(job, device=ranks.device, dtype=dtype)
-    unet = load_unet(job.card.folder / "unet", device=ranks.device, dtype=dtype)
-    predict = predictor(job, unet, text, shards, contexts(job, shards, ranks, exchange), dtype=dtype)
+    if not text.isfinite().all():
+        raise not_finite("text encoder", "its states", dtype)
+    unet = load_unet(job.card.folder / "unet", device=ranks.device, dtype=dtype, loras=job.loras)
+    predict = predictor(job, unet, text, shards, contexts(job, shards, ranks, exchange), ranks, dtype=dtype)
 
     def noise(step: int) -> Tensor:
         return frame_noise(config.seed, held, job.latent, draw=step + 1).to(ranks.device)
@@ -172,10 +175,14 @@ def predictor(
     text: Tensor,
     shards: FrameShards,
     context: Callable[[int], TemporalContext],
+    ranks: Ranks,
     *,
     dtype: torch.dtype,
 ) -> Callable[[Tensor, int], Tensor]:
-    """The model's guided prediction for latents x (1, c, f, h, w) at a training timestep, in fp32."""
+    """The model's guided prediction for latents x (1, c, f, h, w) at a training timestep, in fp32.
+
+    It raises VinfinityError, on every rank, where any rank's prediction holds values that are no numbers.
+    """
 
     def one(value: float) -> Tensor:
         return torch.full((1,), value, dtype=torch.float32, device=text.device)
@@ -184,15 +191,43 @@ def predictor(
     # Both guidance branches at once keep a device busy with short clips; long ones would take twice the memory.
     # All ranks must choose alike, whatever they hold.
     at_once = text.shape[0] if -(-shards.frames // shards.ranks) <= SHORT else 1
+    width = unet.config.time_cond_proj_dim
+    condition = None if width is None else guidance_features(job.guidance, width).to(text.device)
 
-    def predict(x: Tensor, t: int) -> Tensor:
+    def ask(x: Tensor, t: int) -> Tensor:
         branches = [
-            unet(x.to(dtype).expand(at_once, *x.shape[1:]), one(t), some, context(t), fps=fps).float()
+            unet(
+                x.to(dtype).expand(at_once, *x.shape[1:]),
+                one(t),
+                some,
+                context(t),
+                fps=fps,
+                condition=condition,
+            )
             for some in text.split(at_once)
         ]
-        return guide(torch.cat(branches), job.guidance)
+        return torch.cat(branches)
+
+    def predict(x: Tensor, t: int) -> Tensor:
+        predictions = ask(x, t)
+        # all ranks agree on whether to go on: one that stopped would leave the others waiting
+        if not all(ranks.collect(bool(predictions.isfinite().all()))):
+            with first_not_finite(unet) as names:
+                ask(x, t)
+            layer = next((found[0] for found in ranks.collect(names) if found), "conv_out")
+            step = job.sampler.timesteps.index(t) + 1
+            raise not_finite(f"step {step} (timestep {t})", f"the UNet's {layer}", dtype)
+        return guide(predictions.float(), job.guidance)
 
     return predict
+
+
+def not_finite(where: str, what: str, dtype: torch.dtype) -> VinfinityError:
+    """The error for values that are no numbers."""
+    name = str(dtype).removeprefix("torch.")
+    half = "try dtype=bf16, or dtype=fp32" if dtype == torch.float16 else "try dtype=fp32"
+    remedy = "look at the weights, the noise and the LoRAs" if dtype == torch.float32 else half
+    return VinfinityError(f"{where}: {what} came out as no numbers in {name}; {remedy}")
 
 
 def initial_noise(job: Job, held: range) -> Tensor:

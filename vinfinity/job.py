@@ -12,9 +12,10 @@ from vinfinity.media.files import check_files, output_path
 from vinfinity.parallel.launch import check_ranks
 from vinfinity.parallel.ranks import pick_device
 from vinfinity.sampling.samplers import Sampler, make_sampler
-from vinfinity.weights.card import ModelCard, read_card
+from vinfinity.weights.card import ModelCard, read_card, weights_digest
 from vinfinity.weights.files import read_header
-from vinfinity.weights.load import check_weights, load_scheduler
+from vinfinity.weights.load import check_weights, empty_network, load_scheduler
+from vinfinity.weights.lora import Lora, check_lora, read_lora
 from vinfinity.weights.tokenizer import CLIPTokenizer, load_tokenizer
 
 DTYPES = {"fp32": torch.float32, "fp16": torch.float16, "bf16": torch.bfloat16}
@@ -37,16 +38,27 @@ class Job:
     fps: int
     guidance: float
     trained_frames: int
+    loras: tuple[Lora, ...] = ()
+
+    @property
+    def weights_digest(self) -> str:
+        """SHA-256 (hex) that tells two versions of the weights apart, LoRAs included."""
+        return weights_digest(self.card, loras=[lora.path for lora in self.loras])
 
     @property
     def texts(self) -> list[str]:
-        """What the model is told: the negative prompt and the prompt, or the prompt alone without guidance."""
+        """What the model is told: the negative prompt and the prompt, or the prompt alone where nothing is guided by
+        a second prediction.
+        """
         config = self.config
-        return [config.prompt] if self.guidance <= 1 else [config.negative or "", config.prompt]
+        alone = self.guidance <= 1 or self.card.guidance_width is not None
+        return [config.prompt] if alone else [config.negative or "", config.prompt]
 
     def concerns(self) -> list[str]:
         """What users should know before they wait: text that the model will not understand, or not see at all."""
         said = []
+        if self.card.guidance_width is not None and self.config.negative:
+            said.append(f"negative: has no effect: {self.card.name} takes guidance as an input")
         for text in self.texts:
             if cut := self.tokenizer(text).cut:
                 said.append(f"the text encoder takes {self.tokenizer.length} tokens; cut off: {cut!r}")
@@ -80,6 +92,12 @@ def prepare(config: RunConfig) -> Job:
             "sampler", config.sampler, "choose other steps or another sampler", problem=f"{error}"
         ) from None
     check_weights(card.folder, half=pick_dtype(config, pick_device(config.device)) != torch.float32)
+    loras = tuple(read_lora(text) for text in config.lora)
+    if loras:
+        network = empty_network("unet", card.folder / "unet")
+        shapes = {name: tuple(tensor.shape) for name, tensor in network.state_dict().items()}
+        for lora in loras:
+            check_lora(lora, shapes)
     tokenizer = load_tokenizer(card.folder / "tokenizer", length=card.text_length)
     if config.noise_from is not None:
         check_noise(Path(config.noise_from), (1, latent[0], config.frames, *latent[1:]))
@@ -93,6 +111,7 @@ def prepare(config: RunConfig) -> Job:
         fps=config.fps,
         guidance=config.guidance,
         trained_frames=config.attention.trained_frames,
+        loras=loras,
     )
 
 
@@ -128,6 +147,7 @@ def describe(config: RunConfig) -> list[tuple[str, str]]:
         ("video", f"{config.frames} frames of {job.size[0]}x{job.size[1]} at {job.fps} fps"),
         ("latents", f"1x{channels}x{config.frames}x{height}x{width}"),
         ("model", f"{job.card.name} ({job.card.folder})"),
+        *(("lora", f"{lora.path} at {lora.weight:g}, {len(lora.pairs)} layers") for lora in job.loras),
         ("device", f"{device}, {str(pick_dtype(config, device)).removeprefix('torch.')}"),
         ("sampler", f"{config.sampler}, {len(job.sampler.timesteps)} steps, guidance {job.guidance:g}"),
         ("attention", attention),

@@ -6,6 +6,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from vinfinity.errors import VinfinityError
 from vinfinity.models.vae import AutoencoderKL
 from vinfinity.parallel.ranks import Ranks
 
@@ -55,6 +56,9 @@ def decode_block(vae: AutoencoderKL, latents: Tensor, *, size: tuple[int, int]) 
     width, height = size
     weight = next(vae.parameters())
     pictures = vae.decode(latents.transpose(0, 1).to(weight.device, weight.dtype))
+    if not pictures.isfinite().all():
+        what = "the latents" if latents.isfinite().all() else "latents that are no numbers"
+        raise VinfinityError(f"decoding: {what} gave pictures that are no numbers; try dtype=fp32")
     top, left = (pictures.shape[2] - height) // 2, (pictures.shape[3] - width) // 2
     pictures = pictures[:, :, top : top + height, left : left + width].float()
     pixels = (pictures * 127.5 + 127.5).round().clamp(0, 255).to(torch.uint8)

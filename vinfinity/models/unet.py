@@ -256,7 +256,7 @@ class UNet(nn.Module):
         per second, for models with an fps embedding. condition: (1, time_cond_proj_dim), for models that have one.
         Returns (b, out_channels, f, h, w).
         """
-        time = self._time(t, fps, condition, dtype=x.dtype)
+        time = self._time(t, fps, condition).to(x.dtype)
         frames = rearrange(x, "b c f h w -> b f h w c").contiguous()
         hidden = self.transformer_in(_per_frame(self.conv_in, (frames,), limit=ctx.limit), ctx)
         skips = [hidden]
@@ -272,9 +272,13 @@ class UNet(nn.Module):
         """The last norm and convolution. x: (b·f, c, h, w). Returns (b·f, out_channels, h, w)."""
         return self.conv_out(F.silu(self.conv_norm_out(x), inplace=True))
 
-    def _time(self, t: Tensor, fps: Tensor | None, condition: Tensor | None, *, dtype: torch.dtype) -> Tensor:
-        """The time embedding, (1, 4 * width), with the frame rate's added where the model has one."""
-        width = self.config.block_out_channels[0]
+    def _time(self, t: Tensor, fps: Tensor | None, condition: Tensor | None) -> Tensor:
+        """The time embedding, (1, 4 * width), with the frame rate's added where the model has one.
+
+        In the type of its own weights, which are fp32 in half-precision runs too.
+        """
+        width, dtype = self.config.block_out_channels[0], self.time_embedding.linear_1.weight.dtype
+        condition = None if condition is None else condition.to(dtype)
         time = self.time_embedding(sinusoids(t, width).to(dtype), condition)
         if (fps is None) == self.config.fps_cond:
             raise ValueError(f"this model {'needs' if self.config.fps_cond else 'takes no'} frame rate (fps)")

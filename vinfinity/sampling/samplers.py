@@ -7,8 +7,9 @@ keep. Arithmetic is in fp32, whatever the model's type.
 import math
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
-from typing import Literal, Protocol
+from typing import ClassVar, Literal, Protocol
 
+import torch
 from torch import Tensor
 
 from vinfinity.sampling.schedule import SchedulerConfig, alphas_cumprod, spaced_timesteps
@@ -175,7 +176,98 @@ class DPMSolverPP:
         return c.solver_order == 1 or last
 
 
-SamplerName = Literal["ddim", "dpmsolver++", "sde-dpmsolver++"]
+@dataclass(frozen=True)
+class VideoCrafter2:
+    """DDIM as VideoCrafter2's authors run it, for a model that was trained on scaled latents.
+
+    In training the clean latents are multiplied by a factor that depends on the timestep (`latent_scale` of the
+    schedule); the estimate of x0 is divided by it, and multiplied by that of the next timestep. The timesteps are
+    theirs: every (trained // steps)th, so that 30 steps are 31 (lvdm/models/samplers/ddim.py and utils_diffusion.py of
+    AILab-CVC/VideoCrafter). Theirs asks beyond the last timestep where that step divides 999; here it is the last.
+    """
+
+    config: SchedulerConfig
+    steps: int
+    eta: float = 0.0
+    timesteps: tuple[int, ...] = field(init=False)
+    _levels: tuple[tuple[float, float], ...] = field(init=False, repr=False)
+
+    def __post_init__(self) -> None:
+        c = self.config
+        if c.prediction_type != "epsilon":
+            raise ValueError(
+                f"prediction_type: {c.prediction_type} is not what VideoCrafter2 predicts (epsilon)"
+            )
+        trained = c.num_train_timesteps
+        grid = [min(t + 1, trained - 1) for t in range(0, trained, trained // self.steps)]
+        times = sorted(set(grid), reverse=True)
+        alphas = alphas_cumprod(c).double()
+        if alphas[times[0]] == 0:
+            raise ValueError("rescale_betas_zero_snr: leaves no signal to start from; use another sampler")
+        factors = torch.full((trained,), c.latent_scale, dtype=torch.float64)
+        falling = min(c.latent_scale_steps, trained)
+        factors[:falling] = torch.linspace(1.0, c.latent_scale, c.latent_scale_steps, dtype=torch.float64)[
+            :falling
+        ]
+        object.__setattr__(self, "timesteps", tuple(times))
+        # (alpha, factor of the latents) of each visited timestep, and of the end
+        levels = tuple((float(alphas[t]), float(factors[t])) for t in (*times, 0))
+        object.__setattr__(self, "_levels", levels)
+
+    def step(self, state: State, prediction: Tensor, noise: Noise) -> State:
+        (alpha, factor), (alpha_next, factor_next) = self._levels[state.step : state.step + 2]
+        clean = (state.x - math.sqrt(1 - alpha) * prediction) / (math.sqrt(alpha) * factor)
+        deviation = self.eta * math.sqrt((1 - alpha_next) / (1 - alpha) * (1 - alpha / alpha_next))
+        x = math.sqrt(alpha_next) * factor_next * clean
+        x = x + math.sqrt(max(1 - alpha_next - deviation**2, 0.0)) * prediction
+        if deviation > 0:
+            x = x + deviation * noise(state.step)
+        return State(step=state.step + 1, x=x)
+
+
+@dataclass(frozen=True)
+class LCM:
+    """Latent consistency models (Luo et al. 2023, algorithm 3): every step estimates x0 at once, then adds noise anew.
+
+    The timesteps are taken from the `original_inference_steps` of the distillation.
+    """
+
+    config: SchedulerConfig
+    steps: int
+    timesteps: tuple[int, ...] = field(init=False)
+    _alphas: tuple[float, ...] = field(init=False, repr=False)
+
+    SIGMA_DATA: ClassVar[float] = 0.5  # of the boundary condition (appendix C)
+
+    def __post_init__(self) -> None:
+        c = self.config
+        original, trained = c.original_inference_steps, c.num_train_timesteps
+        if not self.steps <= original <= trained:
+            raise ValueError(f"steps: {self.steps} is more than the {original} of the model's distillation")
+        distilled = [(trained // original) * (i + 1) - 1 for i in range(original)][::-1]
+        times = tuple(distilled[int(i * original / self.steps)] for i in range(self.steps))
+        object.__setattr__(self, "timesteps", times)
+        alphas = alphas_cumprod(c).double()
+        object.__setattr__(self, "_alphas", tuple(float(alphas[t]) for t in times))
+        if c.prediction_type == "epsilon" and self._alphas[0] == 0:
+            raise ValueError("prediction_type: epsilon cannot start at zero signal; use v_prediction")
+
+    def step(self, state: State, prediction: Tensor, noise: Noise) -> State:
+        c, x, i = self.config, state.x, state.step
+        signal, sigma = math.sqrt(self._alphas[i]), math.sqrt(1 - self._alphas[i])
+        epsilon = c.prediction_type == "epsilon"
+        clean = (x - sigma * prediction) / signal if epsilon else signal * x - sigma * prediction
+        if c.clip_sample:
+            clean = clean.clamp(-c.clip_sample_range, c.clip_sample_range)
+        scaled = self.timesteps[i] * c.timestep_scaling
+        distance = scaled**2 + self.SIGMA_DATA**2
+        x = (scaled / math.sqrt(distance)) * clean + (self.SIGMA_DATA**2 / distance) * x
+        if i + 1 < len(self.timesteps):
+            x = math.sqrt(self._alphas[i + 1]) * x + math.sqrt(1 - self._alphas[i + 1]) * noise(i)
+        return State(step=i + 1, x=x)
+
+
+SamplerName = Literal["ddim", "dpmsolver++", "sde-dpmsolver++", "videocrafter2", "lcm"]
 
 
 def make_sampler(name: SamplerName, config: SchedulerConfig, *, steps: int, eta: float = 0.0) -> Sampler:
@@ -184,4 +276,8 @@ def make_sampler(name: SamplerName, config: SchedulerConfig, *, steps: int, eta:
         raise ValueError(f"steps: {steps} is more than the {config.num_train_timesteps} steps of training")
     if name == "ddim":
         return DDIM(config, steps, eta=eta)
+    if name == "videocrafter2":
+        return VideoCrafter2(config, steps, eta=eta)
+    if name == "lcm":
+        return LCM(config, steps)
     return DPMSolverPP(config, steps, stochastic=name == "sde-dpmsolver++")

@@ -15,6 +15,9 @@ Spacing = Literal["leading", "trailing", "linspace"]
 class SchedulerConfig:
     """The settings of a diffusers scheduler_config.json that a sampler honours; None is the sampler's own default.
 
+    latent_scale, latent_scale_steps: of VideoCrafter2's training, which diffusers does not know: the clean latents are
+    multiplied by a factor that falls linearly from 1 to latent_scale over that many timesteps, and stays there.
+
     Raises ValueError for a setting that would change the result and is not supported.
     """
 
@@ -36,6 +39,10 @@ class SchedulerConfig:
     lambda_min_clipped: float = -math.inf
     solver_order: int = 2
     solver_type: str = "midpoint"
+    original_inference_steps: int = 50
+    timestep_scaling: float = 10.0
+    latent_scale: float = 0.7
+    latent_scale_steps: int = 400
 
     def __post_init__(self) -> None:
         choices = {

@@ -6,7 +6,7 @@ Torch-free and fast, since it is read before any option is checked against the m
 import difflib
 import hashlib
 import re
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import cache
 from pathlib import Path
@@ -14,11 +14,13 @@ from typing import Any
 
 from vinfinity.errors import InputError
 from vinfinity.weights.files import read_json
+from vinfinity.weights.known import KNOWN, local_models
 
 EMBEDDED = Path(__file__).parent.parent / "assets"
 PARTS = ("unet", "vae", "text_encoder", "tokenizer", "scheduler")
 SAMPLE, SAMPLES = 65536, 64  # bytes and number of the samples that tell weight files apart
-SAMPLER_OF = {"DDIMScheduler": "ddim"}
+SAMPLER_OF = {"DDIMScheduler": "ddim", "LCMScheduler": "lcm"}
+STEPS_OF = {"ddim": 50, "lcm": 4}  # 25 for the others
 
 
 @dataclass(frozen=True)
@@ -29,7 +31,8 @@ class ModelCard:
     defaults: configuration keys that the model fills where the user says nothing.
     vocabulary: the words it was taught, by group, for models that know only few; empty for the others.
     pixels: pixels of the picture to one of the latent, on each side. text_length: tokens that its text encoder takes.
-    fps_cond: whether it is told a frame rate.
+    fps_cond: whether it is told a frame rate. guidance_width: of the embedding in which it takes the weight of
+    guidance, as distilled models do; None for models that are guided by a second prediction.
     """
 
     name: str
@@ -39,6 +42,7 @@ class ModelCard:
     latent_channels: int
     text_length: int
     fps_cond: bool
+    guidance_width: int | None
     defaults: Mapping[str, object]
     vocabulary: Mapping[str, tuple[str, ...]] = field(default_factory=dict)
 
@@ -52,18 +56,22 @@ class ModelCard:
 
 
 def find_model(model: str) -> Path:
-    """The folder of a model given as a name ("mini") or a path. Raises InputError."""
-    names = sorted(path.name for path in EMBEDDED.iterdir() if path.is_dir())
-    if model in names:
-        return EMBEDDED / model
+    """The folder of a model given as a name ("mini", or one that was fetched) or a path. Raises InputError."""
+    embedded = {path.name: path for path in EMBEDDED.iterdir() if path.is_dir()}
+    at_hand = {path.name: path for path in local_models()} | embedded
+    if model in at_hand:
+        return at_hand[model]
     folder = Path(model).expanduser()
     if folder.is_dir():
         return folder
     if folder.exists():
         raise InputError("model", model, "give the folder that holds model_index.json", problem="is a file")
+    if model in KNOWN:
+        raise InputError("model", model, f"run vinfinity models fetch {model}", problem="is not here yet")
+    names = sorted({*at_hand, *KNOWN})
     close = difflib.get_close_matches(model, names, n=1)
     hint = f"did you mean {close[0]}? " if close else ""
-    remedy = f"{hint}use {' or '.join(names)}, or the folder of a model in diffusers' layout"
+    remedy = f"{hint}use {', '.join(names)}, or the folder of a model in diffusers' layout"
     raise InputError("model", model, remedy, problem="is no known model and no folder")
 
 
@@ -73,7 +81,9 @@ def read_card(model: str) -> ModelCard:
     folder = find_model(model)
     missing = [part for part in PARTS if not (folder / part).is_dir()]
     if missing:
-        remedy = "a model's folder holds " + ", ".join(PARTS)
+        remedy = (
+            f"a model's folder holds {', '.join(PARTS)}; vinfinity models convert completes it from another"
+        )
         raise InputError("model", folder, remedy, problem=f"has no {missing[0]}")
     own = read_json(folder / "card.json") if (folder / "card.json").exists() else {}
     unet, vae = read_json(folder / "unet" / "config.json"), read_json(folder / "vae" / "config.json")
@@ -88,6 +98,7 @@ def read_card(model: str) -> ModelCard:
         latent_channels=int(unet.get("in_channels", 4)),
         text_length=int(text.get("max_position_embeddings", 77)),
         fps_cond=bool(unet.get("fps_cond")),
+        guidance_width=unet.get("time_cond_proj_dim"),
         defaults=_defaults(own, unet, scheduler, pixels),
         vocabulary={str(group): tuple(words) for group, words in own.get("vocabulary", {}).items()},
     )
@@ -106,7 +117,7 @@ def _defaults(
     general = {
         "size": f"{width * pixels}x{height * pixels}",
         "fps": 8,
-        "steps": 50 if sampler == "ddim" else 25,
+        "steps": STEPS_OF.get(sampler, 25),
         "sampler": sampler,
         "guidance": 9.0,
         "negative": "",
@@ -122,16 +133,19 @@ def model_defaults(model: str) -> tuple[dict[str, object], str]:
     return defaults, f"model {card.name}"
 
 
-def weights_digest(card: ModelCard) -> str:
-    """SHA-256 (hex) that tells two versions of a model apart: every small file, and of each weight file its header,
-    its length and samples of its contents, since reading gigabytes on every rank would take longer than loading them.
+def weights_digest(card: ModelCard, *, loras: Sequence[Path] = ()) -> str:
+    """SHA-256 (hex) that tells two versions of a model and its LoRAs apart: every small file, and of each weight file
+    its header, its length and samples of its contents, since reading gigabytes on every rank would take longer than
+    loading them.
     """
     total = hashlib.sha256()
-    for path in sorted(
+    files = sorted(
         path for path in card.folder.rglob("*") if path.suffix in (".json", ".txt", ".safetensors")
-    ):
+    )
+    names = [str(path.relative_to(card.folder)) for path in files] + [path.name for path in loras]
+    for name, path in zip(names, [*files, *loras], strict=True):
         size = path.stat().st_size
-        total.update(f"{path.relative_to(card.folder)} {size}\n".encode())
+        total.update(f"{name} {size}\n".encode())
         with path.open("rb") as file:
             for start in range(0, size, max(SAMPLE, size // SAMPLES)):
                 file.seek(start)

@@ -87,11 +87,24 @@ def find_weights(folder: Path, stem: str, *, half: bool) -> dict[str, TensorEntr
         ):
             if index.exists():
                 return _read_shards(index)
-    pickles = sorted(path.name for suffix in ("bin", "pth", "ckpt") for path in folder.glob(f"*.{suffix}"))
-    if pickles:
-        problem = f"holds its weights only as {pickles[0]}"
-        raise WeightsError("model", folder, "convert them to safetensors first", problem=problem)
+    if pickles := find_pickles(folder):
+        problem = f"holds its weights only as {pickles[0].name}"
+        remedy = "convert them to safetensors first: vinfinity models convert OLD NEW"
+        raise WeightsError("model", folder, remedy, problem=problem)
     raise WeightsError("model", folder, f"put {stem}.safetensors there", problem="holds no weights")
+
+
+def find_pickles(folder: Path) -> list[Path]:
+    """The pickled weight files of one part of a model, where it has no others; those of half precision last.
+
+    Whole files come before shards, of which all are returned.
+    """
+    if any(folder.glob("*.safetensors")):
+        return []
+    files = sorted(path for suffix in ("bin", "pth", "ckpt") for path in folder.glob(f"*.{suffix}"))
+    files = [path for path in files if ".fp16" not in path.name] or files
+    shards = [path for path in files if "-of-" in path.name]
+    return [path for path in files if path not in shards][:1] or shards
 
 
 def _read_shards(index: Path) -> dict[str, TensorEntry]:

@@ -1,8 +1,10 @@
 """From a model's folder to modules: built on the meta device, filled tensor by tensor from memory-mapped files."""
 
-from collections.abc import Callable, Mapping
+import math
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import Any, Protocol, TypeVar, cast
 
 import torch
 from safetensors import SafetensorError, safe_open
@@ -16,8 +18,8 @@ from vinfinity.sampling.schedule import SchedulerConfig
 from vinfinity.weights.files import TensorEntry, find_weights, read_json
 
 Config = TypeVar("Config")
-Module = TypeVar("Module", bound=nn.Module)
 LISTED = 10
+MAPPED = 2**25  # elements of a file that are mapped at once
 
 # names in files written before diffusers 0.15: the autoencoder's attention
 OLD_ATTENTION = {"query": "to_q", "key": "to_k", "value": "to_v", "proj_attn": "to_out.0"}
@@ -41,22 +43,66 @@ def text_name(name: str) -> str | None:
     return name if name.startswith("text_model.") else f"text_model.{name}"
 
 
-def load_unet(folder: Path, *, device: torch.device | str, dtype: torch.dtype) -> UNet:
-    """The UNet in `folder` (MODEL/unet). Raises WeightsError, before any weight is read, where its files do not fit."""
-    unet = _on_meta(UNet, _config(folder, UNetConfig.from_dict))
-    return _fill(unet, folder, "diffusion_pytorch_model", device=device, dtype=dtype)
+def _same(name: str) -> str:
+    return name
+
+
+@dataclass(frozen=True)
+class Kind:
+    """One of a model's networks. build: from a parsed config.json. stem: of its weight files. rename: from a file's
+    names to the parameters they fill, None for what is passed over. full: parameters that stay in fp32, by the start of
+    their names: half precision would round timesteps before they are told apart.
+    """
+
+    build: Callable[[Mapping[str, Any]], nn.Module]
+    stem: str
+    rename: Callable[[str], str | None] = _same
+    full: tuple[str, ...] = ()
+
+
+KINDS: Mapping[str, Kind] = {
+    "unet": Kind(
+        lambda values: UNet(UNetConfig.from_dict(values)),
+        "diffusion_pytorch_model",
+        full=("time_embedding.", "fps_embedding."),
+    ),
+    "vae": Kind(
+        lambda values: AutoencoderKL(VAEConfig.from_dict(values)), "diffusion_pytorch_model", vae_name
+    ),
+    "text_encoder": Kind(lambda values: TextEncoder(TextConfig.from_dict(values)), "model", text_name),
+}
+
+
+class Addition(Protocol):
+    """Something that changes parameters while they are loaded."""
+
+    def add_to(self, name: str, tensor: torch.Tensor) -> torch.Tensor: ...
+
+
+def load_unet(
+    folder: Path, *, device: torch.device | str, dtype: torch.dtype, loras: Sequence[Addition] = ()
+) -> UNet:
+    """The UNet in `folder` (MODEL/unet), with the additions of `loras` merged into it, one tensor at a time.
+
+    Raises WeightsError, before any weight is read, where its files do not fit.
+    """
+    return cast(UNet, _load("unet", folder, device=device, dtype=dtype, loras=loras))
 
 
 def load_vae(folder: Path, *, device: torch.device | str, dtype: torch.dtype) -> AutoencoderKL:
     """The autoencoder in `folder` (MODEL/vae). Raises WeightsError."""
-    vae = _on_meta(AutoencoderKL, _config(folder, VAEConfig.from_dict))
-    return _fill(vae, folder, "diffusion_pytorch_model", device=device, dtype=dtype, rename=vae_name)
+    return cast(AutoencoderKL, _load("vae", folder, device=device, dtype=dtype))
 
 
 def load_text_encoder(folder: Path, *, device: torch.device | str, dtype: torch.dtype) -> TextEncoder:
     """The text encoder in `folder` (MODEL/text_encoder). Raises WeightsError."""
-    encoder = _on_meta(TextEncoder, _config(folder, TextConfig.from_dict))
-    return _fill(encoder, folder, "model", device=device, dtype=dtype, rename=text_name)
+    return cast(TextEncoder, _load("text_encoder", folder, device=device, dtype=dtype))
+
+
+def empty_network(part: str, folder: Path) -> nn.Module:
+    """The network that FOLDER/config.json describes, with shapes but no weights. Raises WeightsError."""
+    with torch.device("meta"):
+        return _config(folder, KINDS[part].build)
 
 
 def check_weights(model: Path, *, half: bool) -> None:
@@ -64,12 +110,22 @@ def check_weights(model: Path, *, half: bool) -> None:
 
     half: whether the run is in half precision, which prefers the fp16 variant. Raises WeightsError.
     """
-    unet = _on_meta(UNet, _config(model / "unet", UNetConfig.from_dict))
-    _find(unet, model / "unet", "diffusion_pytorch_model", half=half)
-    vae = _on_meta(AutoencoderKL, _config(model / "vae", VAEConfig.from_dict))
-    _find(vae, model / "vae", "diffusion_pytorch_model", half=False, rename=vae_name)
-    encoder = _on_meta(TextEncoder, _config(model / "text_encoder", TextConfig.from_dict))
-    _find(encoder, model / "text_encoder", "model", half=half, rename=text_name)
+    networks = {part: empty_network(part, model / part) for part in KINDS}
+    for part, network in networks.items():
+        _find(network, model / part, KINDS[part], half=half and part != "vae")
+    check_widths(networks, model)
+
+
+def check_widths(networks: Mapping[str, nn.Module], model: Path) -> None:
+    """Raises WeightsError where a model's parts are of models that do not go together."""
+    unet, vae, text = (cast(Any, networks[part].config) for part in KINDS)
+    for part, has, needs in (
+        ("text_encoder", text.hidden_size, unet.cross_attention_dim),
+        ("vae", vae.latent_channels, unet.in_channels),
+    ):
+        if has != needs:
+            problem = f"makes {has} channels for a UNet that takes {needs}"
+            raise WeightsError("model", model / part, "take both from models of one kind", problem=problem)
 
 
 def load_scheduler(folder: Path) -> SchedulerConfig:
@@ -88,26 +144,27 @@ def _config(
         ) from None
 
 
-def _fill(
-    module: Module,
+def _load(
+    part: str,
     folder: Path,
-    stem: str,
     *,
     device: torch.device | str,
     dtype: torch.dtype,
-    rename: Callable[[str], str | None] = lambda name: name,
-) -> Module:
-    """Fills a module on the meta device, strictly: every key must be there, with its shape, and no other."""
-    sources = _find(module, folder, stem, half=dtype != torch.float32, rename=rename)
-    by_file: dict[Path, list[str]] = {}
-    for target, (_, path) in sources.items():
-        by_file.setdefault(path, []).append(target)
-    for path, targets in by_file.items():
+    loras: Sequence[Addition] = (),
+) -> nn.Module:
+    """Fills a network strictly, tensor by tensor: every key must be there, with its shape, and no other."""
+    module = empty_network(part, folder)
+    sources = _find(module, folder, KINDS[part], half=dtype != torch.float32)
+    for path, targets in _stretches(sources):
         try:
             with safe_open(path, framework="pt", device="cpu") as file:
                 for target in targets:
-                    tensor = file.get_tensor(sources[target][0]).to(device=device, dtype=dtype)
-                    _put(module, target, tensor)
+                    own = torch.float32 if target.startswith(KINDS[part].full) else dtype
+                    tensor = file.get_tensor(sources[target][0])
+                    for lora in loras:
+                        tensor = lora.add_to(target, tensor)
+                    _put(module, target, tensor.to(device=device, dtype=own))
+                    del tensor  # the last of a stretch would keep all of it mapped
         except SafetensorError as error:
             raise WeightsError(
                 "model", path, "fetch the file again", problem=f"cannot be read ({error})"
@@ -115,41 +172,53 @@ def _fill(
     return module.eval().requires_grad_(False)
 
 
-def _on_meta(kind: Callable[[Config], Module], config: Config) -> Module:
-    """A network with shapes but no weights yet."""
-    with torch.device("meta"):
-        return kind(config)
+def _stretches(sources: Mapping[str, tuple[str, TensorEntry]]) -> Iterator[tuple[Path, list[str]]]:
+    """The parameters by file, in stretches after which the file is closed.
+
+    What was read of a mapped file counts as this process's memory until then.
+    """
+    by_file: dict[Path, list[str]] = {}
+    for target, (_, entry) in sources.items():
+        by_file.setdefault(entry.path, []).append(target)
+    for path, targets in by_file.items():
+        stretch, elements = [], 0
+        for target in targets:
+            stretch.append(target)
+            elements += math.prod(sources[target][1].shape)
+            if elements >= MAPPED:
+                yield path, stretch
+                stretch, elements = [], 0
+        if stretch:
+            yield path, stretch
 
 
-def _find(
-    module: nn.Module,
-    folder: Path,
-    stem: str,
-    *,
-    half: bool,
-    rename: Callable[[str], str | None] = lambda name: name,
-) -> dict[str, tuple[str, Path]]:
-    """For each parameter of the module, its name in the files and the file that holds it."""
-    entries = find_weights(folder, stem, half=half)
-    sources = {target: name for name in entries if (target := rename(name)) is not None}
-    check_fit(module, {target: entries[name] for target, name in sources.items()}, folder)
-    return {target: (name, entries[name].path) for target, name in sources.items()}
+def _find(module: nn.Module, folder: Path, kind: Kind, *, half: bool) -> dict[str, tuple[str, TensorEntry]]:
+    """For each parameter of the module, its name in the files and where it is."""
+    entries = find_weights(folder, kind.stem, half=half)
+    sources = {target: name for name in entries if (target := kind.rename(name)) is not None}
+    check_fit(module, {target: entries[name].shape for target, name in sources.items()}, folder)
+    return {target: (name, entries[name]) for target, name in sources.items()}
 
 
-def check_fit(module: nn.Module, entries: Mapping[str, TensorEntry], folder: Path) -> None:
+def check_fit(module: nn.Module, shapes: Mapping[str, tuple[int, ...]], folder: Path) -> None:
     """Compares a module's parameters with the tensors meant for it. Raises WeightsError listing what does not fit."""
     wanted = {name: tuple(tensor.shape) for name, tensor in module.state_dict().items()}
-    faults = [f"missing {name}" for name in wanted if name not in entries]
-    faults += [f"unexpected {name}" for name in entries if name not in wanted]
+    faults = [f"missing {name}" for name in wanted if name not in shapes]
+    faults += [f"unexpected {name}" for name in shapes if name not in wanted]
     faults += [
-        f"{name} is {_shape(entries[name].shape)}, not {_shape(shape)}"
+        f"{name} is {_shape(shapes[name])}, not {_shape(shape)}"
         for name, shape in wanted.items()
-        if name in entries and entries[name].shape != shape
+        if name in shapes and shapes[name] != shape
     ]
     if faults:
-        more = f" and {len(faults) - LISTED} more" if len(faults) > LISTED else ""
-        problem = f"does not fit its config.json: {', '.join(faults[:LISTED])}{more}"
+        problem = f"does not fit its config.json: {listed(faults)}"
         raise WeightsError("model", folder, "use weights and config.json of one model", problem=problem)
+
+
+def listed(faults: Sequence[str]) -> str:
+    """At most ten faults and a count of the others, as they stand in a message."""
+    more = f" and {len(faults) - LISTED} more" if len(faults) > LISTED else ""
+    return ", ".join(faults[:LISTED]) + more
 
 
 def _put(module: nn.Module, name: str, tensor: torch.Tensor) -> None:
