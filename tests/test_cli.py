@@ -91,7 +91,7 @@ def test_help_is_quick() -> None:
 
 
 def test_completion_of_settings_and_choices() -> None:
-    from vinfinity.cli import _complete_from, _complete_key, _complete_model
+    from vinfinity.cli.options import _complete_from, _complete_key, _complete_model
 
     assert _complete_key("attention.an") == ["attention.anchors="]
     assert _complete_from("ddim", "dpmsolver++")("dp") == ["dpmsolver++"]
@@ -148,7 +148,7 @@ def test_unexpected_errors_are_one_line_unless_debug(cli: Cli, monkeypatch: pyte
     def broken(*_: object, **__: object) -> None:
         raise ZeroDivisionError("first\nsecond")
 
-    monkeypatch.setattr("vinfinity.cli.load", broken)
+    monkeypatch.setattr("vinfinity.cli.options.load", broken)
     said = cli.refused("config", code=1)
     pattern = r"ZeroDivisionError: first second \(\w+\.py:\d+\); run again with --debug for the traceback"
     assert re.fullmatch(pattern, said)
@@ -163,7 +163,7 @@ def test_ctrl_c_is_one_line(cli: Cli, monkeypatch: pytest.MonkeyPatch) -> None:
     def interrupted(*_: object, **__: object) -> None:
         raise KeyboardInterrupt
 
-    monkeypatch.setattr("vinfinity.cli.load", interrupted)
+    monkeypatch.setattr("vinfinity.cli.options.load", interrupted)
     assert cli.refused("config", code=130) == "interrupted"
 
 

@@ -22,6 +22,7 @@ BELOW = {
     "weights": {"errors", "models", "sampling"},
     "runs": {"errors", "config"},
     "job": {"errors", "config", "media", "parallel", "sampling", "weights"},
+    "predict": {"errors", "job", "models", "parallel", "sampling"},
 }
 EVERYTHING = {*BELOW, "generate"}
 TOP = {
@@ -55,7 +56,7 @@ def importers(package: str) -> set[str]:
 
 
 def part(file: Path) -> str:
-    """`models` for vinfinity/models/unet.py, `cli` for vinfinity/cli.py."""
+    """`models` for vinfinity/models/unet.py, `cli` for vinfinity/cli/run.py."""
     return file.relative_to(PACKAGE).parts[0].removesuffix(".py")
 
 

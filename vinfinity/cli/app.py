@@ -1,0 +1,77 @@
+"""The program: its groups of commands, and what is said of mistakes in their use."""
+
+import difflib
+import sys
+from collections.abc import Sequence
+from typing import Annotated
+
+import typer
+
+from vinfinity import __version__
+from vinfinity.cli import bench, models, run
+from vinfinity.cli.output import INTERRUPTED, Debug
+
+app = typer.Typer(
+    name="vinfinity",
+    help="Long videos from text, on any number of GPUs, from diffusion models trained on short clips.",
+    rich_markup_mode="rich",
+    pretty_exceptions_enable=False,
+    context_settings={"help_option_names": ["-h", "--help"]},
+)
+app.command()(run.generate)
+app.command()(run.config)
+app.add_typer(bench.bench, name="bench")
+app.add_typer(models.models, name="models")
+
+
+def main(arguments: Sequence[str] | None = None) -> None:
+    """Runs the command line (`sys.argv` unless given) and ends the process with its exit code."""
+    try:
+        code = app(args=arguments, prog_name="vinfinity", standalone_mode=False)
+    except typer.Abort:
+        from vinfinity.progress import fail
+
+        fail("interrupted")
+        code = INTERRUPTED
+    except typer.TyperException as error:
+        from vinfinity.progress import fail
+
+        fail(_usage_line(error))
+        code = error.exit_code
+    sys.exit(code if isinstance(code, int) else 0)
+
+
+def _show_version(wanted: bool) -> None:
+    if wanted:
+        typer.echo(f"vinfinity {__version__}")
+        raise typer.Exit
+
+
+@app.callback(invoke_without_command=True)
+def _vinfinity(
+    context: typer.Context,
+    version: Annotated[
+        bool,
+        typer.Option("--version", callback=_show_version, is_eager=True, help="Show the version."),
+    ] = False,
+    debug: Debug = False,
+) -> None:
+    context.obj = debug
+    if context.invoked_subcommand is None:
+        typer.echo(context.get_help())
+
+
+def _usage_line(error: typer.TyperException) -> str:
+    """A mistake in the use of options or commands as one line, with the nearest that exists."""
+    context = getattr(error, "ctx", None)
+    command = context.command_path if context is not None else "vinfinity"
+    option = getattr(error, "option_name", None)
+    if context is not None and option is not None and getattr(error, "possibilities", None) is not None:
+        known = [
+            name for parameter in context.command.params for name in parameter.opts if name.startswith("--")
+        ]
+        nearest = difflib.get_close_matches(option, known, n=1)
+        hint = f"did you mean {nearest[0]}?" if nearest else f"`{command} --help` lists the options"
+        return f"{option}: no such option; {hint}"
+    message = " ".join(error.format_message().split()).rstrip(".")
+    return f"{message}; see `{command} --help`" if "Did you mean" not in message else message

@@ -1,0 +1,72 @@
+"""Commands that make a video, or say what one would be."""
+
+from typing import TYPE_CHECKING, Annotated
+
+import typer
+
+from vinfinity.cli.options import takes_options
+from vinfinity.cli.output import held_interrupts, print_columns, shown
+from vinfinity.config import Resolved, ignored, leaves, require_prompt, to_yaml
+
+if TYPE_CHECKING:
+    from vinfinity.generate import Summary
+
+
+@takes_options
+def generate(
+    resolved: Resolved,
+    dry_run: Annotated[
+        bool, typer.Option("--dry-run", help="Check everything and show the plan, but load no weights.")
+    ] = False,
+) -> None:
+    """Generate a video.
+
+    For example: vinfinity generate --prompt "a red ball bouncing over green grass"
+    """
+    from vinfinity.media.files import check_files
+    from vinfinity.progress import warn
+
+    config = resolved.config
+    require_prompt(config)
+    check_files(config)  # before torch is imported, which alone takes seconds
+    for sentence in ignored(resolved):
+        warn(sentence)
+    with held_interrupts():
+        from vinfinity.generate import run
+        from vinfinity.job import describe
+    if dry_run:
+        print_columns(describe(config))
+    else:
+        summary = run(config, resolved.origins)
+        if summary is not None:  # ranks other than 0 have nothing to tell
+            _print_summary(summary)
+
+
+@takes_options
+def config(
+    resolved: Resolved,
+    yaml: Annotated[bool, typer.Option("--yaml", help="As YAML, for a file that --config reads.")] = False,
+) -> None:
+    """Show every setting of a run and where its value comes from; generate nothing.
+
+    Takes the options of `generate`. Settings are taken from the defaults, the model, --config, key=value
+    arguments and flags; the last of these that names one wins.
+    """
+    if yaml:
+        typer.echo(to_yaml(resolved.config, origins=resolved.origins), nl=False)
+    else:
+        values = leaves(resolved.config)
+        print_columns([(key, shown(value), resolved.origins[key]) for key, value in values.items()])
+
+
+def _print_summary(summary: "Summary") -> None:
+    from vinfinity.progress import duration
+
+    width, height = summary.size
+    length = f"{summary.frames / summary.fps:.1f} s at {summary.fps} fps"
+    rows = [("video", str(summary.out)), ("", f"{summary.frames} frames of {width}x{height}, {length}")]
+    if summary.sheet is not None:
+        rows.append(("contact sheet", str(summary.sheet)))
+    rows.append(("time", f"{duration(summary.seconds)}, {summary.seconds / summary.frames:.2f} s per frame"))
+    rows.append(("peak memory", f"{summary.peak_memory / 2**30:.2f} GiB"))
+    print_columns(rows)
