@@ -22,6 +22,7 @@ BELOW = {
     "weights": {"errors", "models", "sampling"},
     "runs": {"errors", "config"},
     "job": {"errors", "config", "media", "parallel", "sampling", "weights"},
+    "execution": {"config"},
     "predict": {"errors", "job", "models", "parallel", "sampling"},
 }
 EVERYTHING = {*BELOW, "generate"}

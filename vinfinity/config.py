@@ -32,6 +32,7 @@ from vinfinity.errors import InputError, nearest
 Sampler = Literal["ddim", "dpmsolver++", "sde-dpmsolver++", "videocrafter2", "lcm"]
 Device = Literal["auto", "cuda", "cpu"]
 Dtype = Literal["auto", "fp32", "fp16", "bf16"]
+Memory = Literal["auto", "low", "fast"]
 PixelFormat = Literal["yuv420p", "yuv422p", "yuv444p"]
 Preset = Literal[
     "ultrafast", "superfast", "veryfast", "faster", "fast", "medium", "slow", "slower", "veryslow", "placebo"
@@ -40,7 +41,19 @@ Preset = Literal[
 SMALLEST_SIDE, LARGEST_SIDE = 16, 8192  # pixels; beyond the larger one H.264 has no level
 
 # Settings that change how a run is carried out or written down, but not the video it computes.
-NOT_OF_THE_VIDEO = ("gpus", "out", "overwrite", "device", "save_latents", "parallel", "decode", "video")
+NOT_OF_THE_VIDEO = (
+    "gpus",
+    "out",
+    "overwrite",
+    "device",
+    "memory",
+    "compile",
+    "compute",
+    "save_latents",
+    "parallel",
+    "decode",
+    "video",
+)
 
 
 def _check(ok: bool, field: str, value: object, *, problem: str, remedy: str) -> None:
@@ -148,6 +161,7 @@ class ParallelConfig:
     """How ranks work together."""
 
     timeout: float = 120.0  # seconds after which a rank that is waited for counts as lost
+    guidance: Literal[1, 2] = 1  # 2: half of the ranks take each guidance branch
 
     def __post_init__(self) -> None:
         _check(
@@ -156,6 +170,49 @@ class ParallelConfig:
             self.timeout,
             problem="is not a positive number of seconds",
             remedy="120 is the default",
+        )
+
+
+@dataclass(frozen=True)
+class ComputeConfig:
+    """How UNet calls are carried out, where `memory` should not choose: memory and speed change, the video does not."""
+
+    branches: Literal[1, 2] | None = None  # guidance branches at once
+    skips: Literal["device", "host"] | None = None  # where skip connections wait for the way up
+    stretch: int | None = None  # MiB that a layer works on at once
+
+    def __post_init__(self) -> None:
+        if self.stretch is not None:
+            _check(
+                1 <= self.stretch <= 65536,
+                "compute.stretch",
+                self.stretch,
+                problem="is not between 1 and 65536 MiB",
+                remedy="32 suits a CPU, 256 a GPU; null leaves it to `memory`",
+            )
+
+
+@dataclass(frozen=True)
+class ReuseConfig:
+    """Deep features of the UNet kept over several steps (DeepCache, Ma et al. 2024): faster, and another video."""
+
+    interval: int = 1  # the whole UNet runs in every so many-th step; 1: in every step
+    depth: int = 1  # levels that run in the other steps, from the outermost
+
+    def __post_init__(self) -> None:
+        _check(
+            1 <= self.interval <= 1000,
+            "reuse.interval",
+            self.interval,
+            problem="is not between 1 and 1000",
+            remedy="1 switches reuse off, 2 and 3 are usual",
+        )
+        _check(
+            self.depth >= 1,
+            "reuse.depth",
+            self.depth,
+            problem="is less than 1",
+            remedy="1 keeps all but the outermost level of the UNet",
         )
 
 
@@ -219,12 +276,16 @@ class RunConfig:
     overwrite: bool = False
     device: Device = "auto"
     dtype: Dtype = "auto"
+    memory: Memory = "auto"  # low and fast fix what auto chooses by the memory at hand
+    compile: bool = False  # compile the UNet's per-frame layers: minutes at the start, faster steps
     noise_from: str | None = None  # safetensors file with the initial noise, tensor `noise` (1, 4, F, h, w)
     save_latents: str | None = (
         None  # safetensors file for the final latents, tensor `latents` (1, 4, F, h, w)
     )
     attention: AttentionConfig = AttentionConfig()
     parallel: ParallelConfig = ParallelConfig()
+    compute: ComputeConfig = ComputeConfig()
+    reuse: ReuseConfig = ReuseConfig()
     decode: DecodeConfig = DecodeConfig()
     video: VideoConfig = VideoConfig()
 
@@ -579,7 +640,10 @@ def _read_text(key: str, text: str, *, origin: str) -> object:
     accepted = _accepted(_type_of(key))
     if text == "null" and types.NoneType in accepted:
         return None
-    if str in accepted or any(typing.get_origin(kind) is Literal for kind in accepted):
+    choices = [
+        choice for kind in accepted if typing.get_origin(kind) is Literal for choice in typing.get_args(kind)
+    ]
+    if str in accepted or any(isinstance(choice, str) for choice in choices):
         return _literal(text)  # a prompt may hold colons, braces or a lone `no`
     try:
         parsed = OmegaConf.to_container(OmegaConf.create(f"value: {text}"))
@@ -671,10 +735,11 @@ def _coerce(value: Any, *, kind: Any, key: str) -> Any:
         raise InputError(key, value, "write it as a list in brackets", problem="is not a list")
     if typing.get_origin(kind) is Literal:
         choices = typing.get_args(kind)
-        if value in choices:
+        if any(value == choice and type(value) is type(choice) for choice in choices):  # 1 == True
             return value
-        meant = nearest(str(value), choices)
-        known = f"choose from {', '.join(choices)}"
+        names = [str(choice) for choice in choices]
+        meant = nearest(str(value), names)
+        known = f"choose from {', '.join(names)}"
         raise InputError(
             key, value, f"did you mean {meant}? ({known})" if meant else known, problem="is not known"
         )
