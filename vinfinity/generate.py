@@ -14,10 +14,8 @@ from torch import Tensor
 
 from vinfinity.config import RunConfig, digest
 from vinfinity.job import Job, pick_dtype, prepare, provenance, version
-from vinfinity.media.decode import decode_frames
 from vinfinity.media.files import output_path, sheet_path
-from vinfinity.media.mp4 import Mp4Writer
-from vinfinity.media.sheet import ContactSheet
+from vinfinity.media.video import write_video
 from vinfinity.parallel.launch import launch
 from vinfinity.parallel.ranks import Ranks
 from vinfinity.parallel.shards import FrameShards
@@ -91,7 +89,17 @@ def generate(job: Job, ranks: Ranks, progress: Progress) -> Summary | None:
     if latents is not None and config.save_latents is not None:
         save_latents(latents, Path(config.save_latents).expanduser())
     if ranks.first or config.decode.where == "ranks":
-        write_video(job, latents, ranks, progress)
+        write_video(
+            load_vae(job.card.folder / "vae", device=ranks.device, dtype=torch.float32),
+            latents,
+            config,
+            latent=job.latent,
+            size=job.size,
+            fps=job.fps,
+            metadata={"title": config.prompt, "comment": json.dumps(provenance(config), ensure_ascii=False)},
+            ranks=ranks,
+            progress=progress,
+        )
     if not ranks.first:
         return None
 
@@ -139,46 +147,6 @@ def save_latents(latents: Tensor, path: Path) -> None:
     unfinished = path.with_name(f".{path.name}.part")
     save_file({"latents": latents.cpu().contiguous()}, unfinished)
     unfinished.replace(path)
-
-
-def write_video(job: Job, latents: Tensor | None, ranks: Ranks, progress: Progress) -> None:
-    """Decodes the latents into the MP4 while it is written, with a contact sheet beside it.
-
-    latents: (1, c, F, h, w) on rank 0. The other ranks come here only to decode their share, and write nothing.
-    """
-    config = job.config
-    vae = load_vae(job.card.folder / "vae", device=ranks.device, dtype=torch.float32)
-    pictures = decode_frames(
-        vae,
-        latents,
-        frames=config.frames,
-        latent=job.latent,
-        size=job.size,
-        block=config.decode.frames or 8,
-        ranks=ranks if config.decode.where == "ranks" else Ranks(device=ranks.device),
-    )
-    if latents is None:
-        for _ in pictures:
-            pass
-        return
-    width, height = job.size
-    sheet_at = sheet_path(config)
-    sheet = None if sheet_at is None else ContactSheet(sheet_at, frames_total=config.frames)
-    writer = Mp4Writer(
-        output_path(config),
-        width=width,
-        height=height,
-        fps=job.fps,
-        config=config.video,
-        metadata={"title": config.prompt, "comment": json.dumps(provenance(config), ensure_ascii=False)},
-    )
-    with writer:
-        for picture in progress.track(pictures, total=config.frames, label="decoding", unit="frame"):
-            writer.write(picture)
-            if sheet is not None:
-                sheet.add(picture)
-    if sheet is not None:
-        sheet.save()
 
 
 def resident_peak() -> int:
