@@ -4,6 +4,7 @@ Dims: b frames, h w height and width of a picture or its latent, c channels. Pic
 Parameter names are those of diffusers' AutoencoderKL.
 """
 
+import math
 from collections.abc import Mapping
 from dataclasses import dataclass, fields
 
@@ -51,6 +52,21 @@ class VAEConfig:
     def factor(self) -> int:
         """Pixels of a picture's side to one of its latent."""
         return 2 ** (len(self.block_out_channels) - 1)
+
+    @property
+    def peak_channels(self) -> int:
+        """Channels at the picture's resolution that decoding holds at most.
+
+        In the first resnet of a level, from p channels to w: its input, the norm and the activation of p each, or its
+        input, the hidden states, their norm and activation of w each. A level below the last has a quarter of its
+        positions.
+        """
+        widths = self.block_out_channels[::-1]
+        peaks = [
+            max(3 * p, p + 3 * w) / 4 ** (len(widths) - 1 - i)
+            for i, (p, w) in enumerate(zip((widths[0], *widths), widths, strict=False))
+        ]
+        return math.ceil(max(peaks))
 
     @classmethod
     def from_dict(cls, values: Mapping[str, object]) -> "VAEConfig":
