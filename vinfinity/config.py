@@ -40,7 +40,7 @@ Preset = Literal[
 
 SMALLEST_SIDE, LARGEST_SIDE = 16, 8192  # pixels; beyond the larger one H.264 has no level
 
-# Settings that change how a run is carried out or written down, but not the video it computes.
+# Settings that change how a run is carried out, shown or written down, but not the latents it computes.
 NOT_OF_THE_VIDEO = (
     "gpus",
     "out",
@@ -50,6 +50,7 @@ NOT_OF_THE_VIDEO = (
     "compile",
     "compute",
     "save_latents",
+    "decoder",
     "parallel",
     "decode",
     "video",
@@ -221,7 +222,8 @@ class DecodeConfig:
     """From latents to frames."""
 
     where: Literal["rank0", "ranks"] = "rank0"  # who decodes; the file is the same
-    frames: int | None = None  # frames decoded at once; None: as many as fit well
+    frames: int | None = None  # frames decoded at once; None: as many as take 512 MiB together, at most 8
+    tile: int | None = None  # pixels of a tile's side, a multiple of 32; None: frames are decoded whole
 
     def __post_init__(self) -> None:
         if self.frames is not None:
@@ -230,7 +232,15 @@ class DecodeConfig:
                 "decode.frames",
                 self.frames,
                 problem="is less than 1",
-                remedy="give a number of frames, or null to choose it by memory",
+                remedy="give a number of frames, or null to choose it by their size",
+            )
+        if self.tile is not None:
+            _check(
+                32 <= self.tile <= LARGEST_SIDE,
+                "decode.tile",
+                self.tile,
+                problem=f"is not between 32 and {LARGEST_SIDE} pixels",
+                remedy="512 is usual, and null decodes frames whole",
             )
 
 
@@ -264,6 +274,7 @@ class RunConfig:
     gpus: int | None = None  # ranks to start; None: one, or those of torchrun
     model: str = "mini"  # the embedded model, a folder in diffusers layout, or the name of a published model
     lora: tuple[str, ...] = ()  # additions to the model, each FILE.safetensors or FILE.safetensors:WEIGHT
+    decoder: str | None = None  # folder of another autoencoder for the same latents; None: the model's own
     size: str | None = None  # "WxH" in pixels, any numbers from 16 on
     fps: int | None = None  # playback speed, and the fps the model is told where it wants one
     fps_condition: int | None = None  # the fps the model is told, where it should differ from `fps`
@@ -499,7 +510,7 @@ def to_yaml(config: RunConfig, *, origins: Mapping[str, str] | None = None) -> s
 
 
 def digest(config: RunConfig) -> str:
-    """SHA-256 (hex) over all that determines the video: the same on any number of ranks and on any device."""
+    """SHA-256 (hex) over all that determines the latents: the same on any number of ranks and on any device."""
     values = {key: v for key, v in leaves(config).items() if key.partition(".")[0] not in NOT_OF_THE_VIDEO}
     return hashlib.sha256(json.dumps(values, sort_keys=True).encode()).hexdigest()
 

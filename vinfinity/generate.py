@@ -15,6 +15,7 @@ from torch import Tensor
 from vinfinity.config import RunConfig, digest
 from vinfinity.job import Job, pick_dtype, prepare, provenance, version
 from vinfinity.media.files import output_path, sheet_path
+from vinfinity.media.latents import TensorLatents
 from vinfinity.media.video import write_video
 from vinfinity.parallel.launch import launch
 from vinfinity.parallel.ranks import Ranks
@@ -24,7 +25,7 @@ from vinfinity.progress import Progress
 from vinfinity.runs.record import write_record
 from vinfinity.sampling.noise import frame_noise
 from vinfinity.sampling.samplers import State, denoise
-from vinfinity.weights.load import load_text_encoder, load_unet, load_vae
+from vinfinity.weights.load import load_decoder, load_text_encoder, load_unet
 
 
 @dataclass(frozen=True)
@@ -52,7 +53,14 @@ def run(config: RunConfig, origins: Mapping[str, str]) -> Summary | None:
 def work(config: RunConfig, ranks: Ranks) -> Summary | None:
     """One rank's part of a run. Returns its summary on rank 0."""
     job = prepare(config)
-    ranks.agree({"settings": digest(config), "weights": job.weights_digest, "version": version()})
+    ranks.agree(
+        {
+            "settings": digest(config),
+            "weights": job.weights_digest,
+            "decoder": job.decoder_digest,
+            "version": version(),
+        }
+    )
     with Progress(enabled=ranks.first) as progress:
         for concern in job.concerns():
             progress.warn(concern)
@@ -88,15 +96,16 @@ def generate(job: Job, ranks: Ranks, progress: Progress) -> Summary | None:
     latents = ranks.gather(state.x, shards)
     if latents is not None and config.save_latents is not None:
         save_latents(latents, Path(config.save_latents).expanduser())
+    made_by = provenance(config) | {"decoder": job.decoder_digest}
     if ranks.first or config.decode.where == "ranks":
         write_video(
-            load_vae(job.card.folder / "vae", device=ranks.device, dtype=torch.float32),
-            latents,
+            load_decoder(job.decoder, device=ranks.device, dtype=torch.float32),
+            None if latents is None else TensorLatents(latents),
             config,
             latent=job.latent,
             size=job.size,
             fps=job.fps,
-            metadata={"title": config.prompt, "comment": json.dumps(provenance(config), ensure_ascii=False)},
+            metadata={"title": config.prompt, "comment": json.dumps(made_by, ensure_ascii=False)},
             ranks=ranks,
             progress=progress,
         )
@@ -107,7 +116,7 @@ def generate(job: Job, ranks: Ranks, progress: Progress) -> Summary | None:
     ended = time.monotonic()
     write_record(
         output_path(config),
-        provenance(config)
+        made_by
         | {
             "ranks": ranks.size,
             "device": str(ranks.device),

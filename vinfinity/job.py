@@ -8,13 +8,14 @@ import torch
 from vinfinity import __version__
 from vinfinity.config import RunConfig, digest, leaves
 from vinfinity.errors import InputError
+from vinfinity.media.blocks import OVERLAP
 from vinfinity.media.files import check_files, output_path
 from vinfinity.parallel.launch import check_ranks
 from vinfinity.parallel.ranks import pick_device
 from vinfinity.sampling.samplers import Sampler, make_sampler
 from vinfinity.weights.card import ModelCard, read_card, weights_digest
 from vinfinity.weights.files import read_header
-from vinfinity.weights.load import check_weights, empty_network, load_scheduler
+from vinfinity.weights.load import check_decoder, check_weights, empty_network, load_scheduler
 from vinfinity.weights.lora import Lora, check_lora, read_lora
 from vinfinity.weights.tokenizer import CLIPTokenizer, load_tokenizer
 
@@ -43,7 +44,18 @@ class Job:
     @property
     def weights_digest(self) -> str:
         """SHA-256 (hex) that tells two versions of the weights apart, LoRAs included."""
-        return weights_digest(self.card, loras=[lora.path for lora in self.loras])
+        return weights_digest(self.card.folder, loras=[lora.path for lora in self.loras])
+
+    @property
+    def decoder(self) -> Path:
+        """The folder of the autoencoder that makes the pictures."""
+        chosen = self.config.decoder
+        return self.card.folder / "vae" if chosen is None else Path(chosen).expanduser()
+
+    @property
+    def decoder_digest(self) -> str:
+        """SHA-256 (hex) that tells two decoders apart."""
+        return weights_digest(self.decoder)
 
     @property
     def texts(self) -> list[str]:
@@ -92,6 +104,14 @@ def prepare(config: RunConfig) -> Job:
             "sampler", config.sampler, "choose other steps or another sampler", problem=f"{error}"
         ) from None
     check_weights(card.folder, half=pick_dtype(config, pick_device(config.device)) != torch.float32)
+    if config.decoder is not None:
+        check_decoder(Path(config.decoder).expanduser(), channels=card.latent_channels, pixels=card.pixels)
+    grain = OVERLAP * card.pixels
+    if config.decode.tile is not None and config.decode.tile % grain:
+        remedy = f"take {config.decode.tile // grain * grain or grain} or {-(-config.decode.tile // grain) * grain}"
+        raise InputError(
+            "decode.tile", config.decode.tile, remedy, problem=f"is no multiple of {grain} pixels"
+        )
     loras = tuple(read_lora(text) for text in config.lora)
     if loras:
         network = empty_network("unet", card.folder / "unet")
@@ -148,6 +168,7 @@ def describe(config: RunConfig) -> list[tuple[str, str]]:
         ("latents", f"1x{channels}x{config.frames}x{height}x{width}"),
         ("model", f"{job.card.name} ({job.card.folder})"),
         *(("lora", f"{lora.path} at {lora.weight:g}, {len(lora.pairs)} layers") for lora in job.loras),
+        *([("decoder", str(job.decoder))] if config.decoder is not None else []),
         ("device", f"{device}, {str(pick_dtype(config, device)).removeprefix('torch.')}"),
         ("sampler", f"{config.sampler}, {len(job.sampler.timesteps)} steps, guidance {job.guidance:g}"),
         ("attention", attention),

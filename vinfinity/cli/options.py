@@ -72,6 +72,14 @@ def _options(
             metavar="FILE[:WEIGHT]", help="A LoRA in safetensors; may be repeated.", rich_help_panel=VIDEO
         ),
     ] = None,
+    decoder: Annotated[
+        str | None,
+        typer.Option(
+            metavar="FOLDER",
+            help="Another autoencoder for the model's latents, such as TAESD.",
+            rich_help_panel=VIDEO,
+        ),
+    ] = None,
     seed: Annotated[
         str | None,
         typer.Option(metavar="N", help="Same seed, same video, on any machine.", rich_help_panel=SAMPLING),

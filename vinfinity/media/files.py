@@ -52,6 +52,9 @@ def check_files(config: RunConfig) -> None:
         latents = Path(config.save_latents).expanduser()
         _check_safetensors("save_latents", latents)
         _check_writable("save_latents", latents, overwrite=config.overwrite)
+    if config.decoder is not None and not Path(config.decoder).expanduser().is_dir():
+        remedy = "give the folder that holds its config.json and its weights"
+        raise InputError("decoder", config.decoder, remedy, problem="is no folder")
     if config.noise_from is not None:
         noise = Path(config.noise_from).expanduser()
         _check_safetensors("noise_from", noise)

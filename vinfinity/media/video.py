@@ -2,21 +2,24 @@
 
 from collections.abc import Mapping
 
-from torch import Tensor
+import numpy as np
 
 from vinfinity.config import RunConfig
+from vinfinity.media.behind import work_behind
+from vinfinity.media.blocks import plan_blocks
 from vinfinity.media.decode import decode_frames
 from vinfinity.media.files import output_path, sheet_path
+from vinfinity.media.latents import LatentSource
 from vinfinity.media.mp4 import Mp4Writer
 from vinfinity.media.sheet import ContactSheet
-from vinfinity.models.vae import AutoencoderKL
+from vinfinity.models.tiny import LatentDecoder
 from vinfinity.parallel.ranks import Ranks
 from vinfinity.progress import Progress
 
 
 def write_video(
-    vae: AutoencoderKL,
-    latents: Tensor | None,
+    decoder: LatentDecoder,
+    source: LatentSource | None,
     config: RunConfig,
     *,
     latent: tuple[int, int, int],
@@ -26,22 +29,23 @@ def write_video(
     ranks: Ranks,
     progress: Progress,
 ) -> None:
-    """Decodes the latents into the MP4 while it is written, with a contact sheet beside it.
+    """Decodes the latents into the MP4, which is written in a thread behind, with a contact sheet beside it.
 
-    latents: (1, c, F, h, w) on rank 0. The other ranks come here only to decode their share, and write nothing.
+    source: the latents, on rank 0. The other ranks come here only to decode their share, and write nothing.
     latent: (c, h, w) of one frame. size: (width, height) of the video in pixels. metadata: see Mp4Writer.
     Raises OutputError where a file cannot be written.
     """
+    blocks = plan_blocks(config.decode, decoder.config, latent[1:])
     pictures = decode_frames(
-        vae,
-        latents,
+        decoder,
+        source,
         frames=config.frames,
         latent=latent,
         size=size,
-        block=config.decode.frames or 8,
+        blocks=blocks,
         ranks=ranks if config.decode.where == "ranks" else Ranks(device=ranks.device),
     )
-    if latents is None:
+    if source is None:
         for _ in pictures:
             pass
         return
@@ -51,10 +55,15 @@ def write_video(
     writer = Mp4Writer(
         output_path(config), width=width, height=height, fps=fps, config=config.video, metadata=metadata
     )
+
+    def write(picture: np.ndarray) -> None:
+        writer.write(picture)
+        if sheet is not None:
+            sheet.add(picture)
+
     with writer:
-        for picture in progress.track(pictures, total=config.frames, label="decoding", unit="frame"):
-            writer.write(picture)
-            if sheet is not None:
-                sheet.add(picture)
+        shown = progress.track(pictures, total=config.frames, label="decoding", unit="frame")
+        # two blocks: the encoder has work while the next one is decoded, and rests where decoding is slower
+        work_behind(shown, write, waiting=2 * blocks.frames)
     if sheet is not None:
         sheet.save()
