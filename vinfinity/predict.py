@@ -1,16 +1,18 @@
 """The model's guided prediction for this rank's frames at a timestep: contexts, guidance branches, finite values."""
 
 from collections.abc import Callable
+from typing import Any
 
 import torch
 from torch import Tensor
 
-from vinfinity.errors import VinfinityError
+from vinfinity.errors import NotFiniteError
 from vinfinity.job import Job
 from vinfinity.models.finite import first_not_finite
 from vinfinity.models.unet import UNet
 from vinfinity.parallel.context import Scopes, TemporalContext, temporal_context
 from vinfinity.parallel.exchange import FrameExchange
+from vinfinity.parallel.pulse import Pulse
 from vinfinity.parallel.ranks import Ranks
 from vinfinity.parallel.shards import FrameShards
 from vinfinity.sampling.guidance import guidance_features, guide
@@ -60,13 +62,14 @@ def predictor(
     text: Tensor,
     shards: FrameShards,
     context: Callable[[int], TemporalContext],
-    ranks: Ranks,
+    pulse: Pulse[Any],
     *,
     dtype: torch.dtype,
 ) -> Callable[[Tensor, int], Tensor]:
     """The model's guided prediction for latents x (1, c, f, h, w) at a training timestep, in fp32.
 
-    It raises VinfinityError, on every rank, where any rank's prediction holds values that are no numbers.
+    pulse: tells the other ranks, once a call, whether the prediction is finite here.
+    It raises NotFiniteError, on every rank, where any rank's prediction holds values that are no numbers.
     """
 
     def one(value: float) -> Tensor:
@@ -96,10 +99,10 @@ def predictor(
     def predict(x: Tensor, t: int) -> Tensor:
         predictions = ask(x, t)
         # all ranks agree on whether to go on: one that stopped would leave the others waiting
-        if not all(ranks.collect(bool(predictions.isfinite().all()))):
+        if not pulse.all_finite(bool(predictions.isfinite().all())):
             with first_not_finite(unet) as names:
                 ask(x, t)
-            layer = next((found[0] for found in ranks.collect(names) if found), "conv_out")
+            layer = next((found[0] for found in pulse.ranks.collect(names) if found), "conv_out")
             step = job.sampler.timesteps.index(t) + 1
             raise not_finite(f"step {step} (timestep {t})", f"the UNet's {layer}", dtype)
         return guide(predictions.float(), job.guidance)
@@ -107,9 +110,9 @@ def predictor(
     return predict
 
 
-def not_finite(where: str, what: str, dtype: torch.dtype) -> VinfinityError:
+def not_finite(where: str, what: str, dtype: torch.dtype) -> NotFiniteError:
     """The error for values that are no numbers."""
     name = str(dtype).removeprefix("torch.")
     half = "try dtype=bf16, or dtype=fp32" if dtype == torch.float16 else "try dtype=fp32"
     remedy = "look at the weights, the noise and the LoRAs" if dtype == torch.float32 else half
-    return VinfinityError(f"{where}: {what} came out as no numbers in {name}; {remedy}")
+    return NotFiniteError(f"{where}: {what} came out as no numbers in {name}; {remedy}")

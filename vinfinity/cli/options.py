@@ -123,6 +123,12 @@ def _options(
     overwrite: Annotated[
         bool, typer.Option("--overwrite", help="Replace files that exist.", rich_help_panel=FILES)
     ] = False,
+    resume: Annotated[
+        bool,
+        typer.Option(
+            "--resume", help="Go on with the run of this video, where one was begun.", rich_help_panel=FILES
+        ),
+    ] = False,
     save_latents: Annotated[
         str | None,
         typer.Option(
@@ -188,12 +194,13 @@ def takes_options(command: Callable[..., None]) -> Callable[..., None]:
 
 
 def _resolve(
-    *, settings: list[str] | None, config: Path | None, overwrite: bool, **flags: object
+    *, settings: list[str] | None, config: Path | None, overwrite: bool, resume: bool, **flags: object
 ) -> Resolved:
     """The configuration from defaults, model card, YAML file, settings and flags. Raises InputError."""
     from vinfinity.weights.card import model_defaults
 
-    flags = {**flags, "overwrite": overwrite or None, "lora": flags["lora"] or None}
+    given = {"overwrite": overwrite or None, "resume": resume or None, "lora": flags["lora"] or None}
+    flags = {**flags, **given}
     resolved = load(config, overrides=settings or (), flags=flags)
     defaults, origin = model_defaults(resolved.config.model)
     return complete(resolved, defaults, origin=origin)

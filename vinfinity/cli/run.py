@@ -1,5 +1,7 @@
 """Commands that make a video, or say what one would be."""
 
+import dataclasses
+import os
 from typing import TYPE_CHECKING, Annotated
 
 import typer
@@ -25,10 +27,14 @@ def generate(
     """
     from vinfinity.media.files import check_files
     from vinfinity.progress import warn
+    from vinfinity.runs.start import how_to_start, was_restarted
 
     config = resolved.config
+    if was_restarted(os.environ):
+        config = dataclasses.replace(config, resume=True)
     require_prompt(config)
     check_files(config)  # before torch is imported, which alone takes seconds
+    how_to_start(config)
     for sentence in ignored(resolved):
         warn(sentence)
     with held_interrupts():
@@ -39,7 +45,7 @@ def generate(
     else:
         summary = run(config, resolved.origins)
         if summary is not None:  # ranks other than 0 have nothing to tell
-            _print_summary(summary)
+            print_summary(summary)
 
 
 @takes_options
@@ -59,7 +65,7 @@ def config(
         print_columns([(key, shown(value), resolved.origins[key]) for key, value in values.items()])
 
 
-def _print_summary(summary: "Summary") -> None:
+def print_summary(summary: "Summary") -> None:
     from vinfinity.progress import duration
 
     width, height = summary.size

@@ -191,9 +191,13 @@ def joined(place: Place, *, device: torch.device, timeout: float) -> Iterator[Ra
     if device.type == "cuda":
         torch.cuda.set_device(device)
     limit = timedelta(seconds=timeout)
-    meeting = "env://" if place.launcher == "torchrun" else f"tcp://{place.address}:{place.port}"
     try:
-        store, _, _ = next(dist.rendezvous(meeting, place.rank, place.size, timeout=limit))
+        if place.launcher == "torchrun":
+            store, _, _ = next(dist.rendezvous("env://", place.rank, place.size, timeout=limit))
+        else:
+            # under srun rank 0 keeps the store; ranks that vinfinity started find it in the process that did
+            keeper = place.launcher == "srun" and place.rank == 0
+            store = dist.TCPStore(place.address, place.port, is_master=keeper, timeout=limit)
         store.set_timeout(limit)
         dist.init_process_group(
             "cpu:gloo,cuda:nccl" if device.type == "cuda" else "gloo",
