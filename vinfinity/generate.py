@@ -14,7 +14,7 @@ from safetensors.torch import load_file
 from torch import Tensor
 
 from vinfinity.config import RunConfig, digest
-from vinfinity.errors import BusyError, InputError, VinfinityError
+from vinfinity.errors import BusyError, InputError, OutputError, RankError, VinfinityError
 from vinfinity.job import Job, pick_dtype, prepare, provenance, version
 from vinfinity.media.files import output_path, sheet_path
 from vinfinity.media.video import write_video
@@ -60,9 +60,12 @@ def run(config: RunConfig, origins: Mapping[str, str]) -> Summary | None:
     try:
         return launch(work, config, gpus=config.gpus, device=config.device, timeout=config.parallel.timeout)
     except VinfinityError as error:
-        if not isinstance(error, InputError | BusyError):  # those leave the folder as it was
-            folder.event("ended", message=error.message, exit_code=error.exit_code)
-            add_line(folder.log, error.message)
+        if isinstance(error, InputError | BusyError):  # those leave the folder as it was
+            raise
+        if error.exit_code in (RankError.exit_code, OutputError.exit_code) and folder.holds_work():
+            error.message += f"; `vinfinity resume {folder.path}` goes on from what was kept"
+        folder.event("ended", message=error.message, exit_code=error.exit_code)
+        add_line(folder.log, error.message)
         raise
 
 

@@ -25,8 +25,8 @@ def generate(
 
     For example: vinfinity generate --prompt "a red ball bouncing over green grass"
     """
-    from vinfinity.media.files import check_files
-    from vinfinity.progress import warn
+    from vinfinity.media.files import check_files, output_path
+    from vinfinity.progress import note, warn
     from vinfinity.runs.start import how_to_start, was_restarted
 
     config = resolved.config
@@ -34,7 +34,9 @@ def generate(
         config = dataclasses.replace(config, resume=True)
     require_prompt(config)
     check_files(config)  # before torch is imported, which alone takes seconds
-    how_to_start(config)
+    if how_to_start(config) == "done":
+        note(f"{output_path(config)} is finished; nothing is left to do")
+        return
     for sentence in ignored(resolved):
         warn(sentence)
     with held_interrupts():

@@ -32,6 +32,8 @@ def resume(
 
     For example: vinfinity resume a-red-ball.run --gpus 4
     """
+    from vinfinity.media.files import output_path
+    from vinfinity.progress import note
     from vinfinity.runs.folder import find_run
     from vinfinity.runs.start import how_to_start, load_run
 
@@ -40,7 +42,9 @@ def resume(
         config = load_run(
             folder, overrides=settings or [], flags={"resume": True, "device": device, **_gpus(gpus)}
         )
-        how_to_start(config)
+        if how_to_start(config) == "done":
+            note(f"{output_path(config)} is finished; nothing is left to do")
+            return
         with held_interrupts():
             from vinfinity.generate import run as go_on
         summary = go_on(config, {})

@@ -57,7 +57,7 @@ class Mp4Writer:
         unfinished: Path | None = None,
     ) -> None:
         self.path = path
-        self.frames = 0  # written so far
+        self.frames = self.encoded = 0  # taken so far, and of these, handed on by the encoder
         self._shape = (height, width, 3)
         self._pixel_format = config.pixel_format
         columns, rows = CHROMA_BLOCK[config.pixel_format]
@@ -137,10 +137,12 @@ class Mp4Writer:
         )
         picture.pts = self.frames
         try:
-            self._container.mux(self._stream.encode(picture))
+            packets = self._stream.encode(picture)
+            self._container.mux(packets)
         except (OSError, av.error.FFmpegError) as error:
             raise OutputError(f"{self.path}: cannot be written ({_reason(error)})") from error
         self.frames += 1
+        self.encoded += len(packets)
 
     def _add_stream(self, width: int, height: int, *, fps: int, config: VideoConfig) -> av.VideoStream:
         # A key frame each second, at fixed places: seeking is quick, and scene changes do not move them.

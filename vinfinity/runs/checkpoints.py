@@ -61,6 +61,7 @@ class Checkpoints:
         self._unit, self._every = parse_interval(config.every)
         self._last, self._cost = time.monotonic(), 0.0
         self._wanted = False
+        self._final: Parts | None = None
 
     # ---- while denoising ----
 
@@ -88,10 +89,11 @@ class Checkpoints:
             raise Stopped(self.stops.kept)
 
     def finish(self, state: State) -> Parts:
-        """Writes the final latents and drops the checkpoints, which they supersede. Raises OutputError."""
-        made = self._write(self.folder.latents, dataclasses.replace(state, clean=None))
-        if self.ranks.first:
+        """Writes the final latents, where they are not kept already, and drops the checkpoints. Raises OutputError."""
+        made = self._final or self._write(self.folder.latents, dataclasses.replace(state, clean=None))
+        if self.ranks.first and self._final is None:
             self.folder.event("latents", bytes=sum(part.bytes for part in made.parts))
+        if self.ranks.first:
             shutil.rmtree(self.folder.checkpoints, ignore_errors=True)
         self.stops.kept = f"stopped while decoding; `vinfinity resume {self.folder.path}` goes on"
         return made
@@ -131,12 +133,9 @@ class Checkpoints:
     def _checked(self, told: T | OutputError, folder: Path) -> T:
         if isinstance(told, OutputError):
             if self.ranks.first:
-                shutil.rmtree(
-                    folder, ignore_errors=True
-                )  # what an unfinished one takes up may be all that is left
-            raise OutputError(
-                f"{told.message}; make room there, then `vinfinity resume {self.folder.path}` goes on"
-            )
+                # what an unfinished one takes up may be all the room that is left
+                shutil.rmtree(folder, ignore_errors=True)
+            raise told
         return told
 
     # ---- when a run goes on ----
@@ -165,6 +164,7 @@ class Checkpoints:
             self.folder.event("resumed", step=newest.step, ranks=self.ranks.size)
             self.progress.note(f"goes on after step {newest.step} of {self.steps}")
         self.stops.kept = self._said(newest.step)
+        self._final = newest if newest.folder == self.folder.latents else None
         tensors: dict[str, Tensor] = {
             name: newest.read(self.held, name=name)[None] for name in newest.tensors
         }

@@ -66,10 +66,10 @@ def anchored(config: RunConfig) -> RunConfig:
 def load_run(folder: RunFolder, *, overrides: list[str], flags: Mapping[str, object]) -> RunConfig:
     """The configuration of a run, changed in what does not change the video's latents. Raises InputError.
 
-    The video goes beside the folder, wherever that was moved to.
+    The video goes beside the folder and takes its name, wherever that was moved to.
     """
     began = load(folder.settings).config
-    out = folder.path.with_name(Path(began.out or f"{folder.path.stem}.mp4").name)
+    out = folder.path.with_suffix(Path(began.out or ".mp4").suffix or ".mp4")
     given = {key: value for key, value in flags.items() if value is not None}
     config = load(folder.settings, overrides=overrides, flags={"out": str(out)} | given).config
     ours, theirs = leaves(config), leaves(began)
