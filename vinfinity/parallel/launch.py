@@ -6,6 +6,7 @@ import json
 import math
 import multiprocessing
 import os
+import pickle
 import signal
 import sys
 import tempfile
@@ -107,7 +108,7 @@ def _wait(children: Sequence[SpawnProcess], receiver: Connection, folder: Path, 
         wait([child.sentinel for child in running], timeout=0.1)
         if receiver.poll():
             with contextlib.suppress(EOFError):
-                result = receiver.recv()
+                result = pickle.loads(receiver.recv_bytes())
         if any(child.exitcode for child in children):
             deadline = min(deadline, time.monotonic() + SHUTDOWN)
         if time.monotonic() > deadline:
@@ -117,7 +118,7 @@ def _wait(children: Sequence[SpawnProcess], receiver: Connection, folder: Path, 
                 child.join()
     if receiver.poll():
         with contextlib.suppress(EOFError):
-            result = receiver.recv()
+            result = pickle.loads(receiver.recv_bytes())
     codes = [0 if child in late else child.exitcode or 0 for child in children]
     if any(codes):
         fault = _fault(folder, codes)
@@ -173,7 +174,8 @@ def _rank_main(
                 _leave_word(folder, place, *_say(error, place))
                 raise
         if sender is not None:
-            sender.send(result)
+            # bytes: tensors in a message of multiprocessing's would be fetched from this process, soon gone
+            sender.send_bytes(pickle.dumps(result))
     except Exception as error:
         message, code = _say(error, place)
         _leave_word(folder, place, message, code)
