@@ -70,6 +70,8 @@ class Checkpoints:
 
         The ranks agreed on it in the step's pulse. Raises OutputError, on all ranks, where any could not write.
         """
+        if self.ranks.first:
+            self.folder.event("step", step=state.step)
         stop = any(wish.stop for wish in self.pulse.heard)
         due = self.pulse.heard[0].due if self._unit != "steps" else state.step % int(self._every) == 0
         self._wanted |= stop or due
