@@ -14,6 +14,7 @@ from safetensors.torch import load_file, save_file
 from vinfinity.errors import InputError, WeightsError
 from vinfinity.models.tiny import AutoencoderTiny, TinyConfig
 from vinfinity.models.vae import AutoencoderKL
+from vinfinity.weights.inspect import describe_model
 from vinfinity.weights.load import check_decoder, load_decoder
 
 CLOSE = 1e-5
@@ -181,6 +182,19 @@ def test_damaged_and_missing_files_are_named(taesd: Path) -> None:
     assert "holds no weights" in refusal(taesd)
     (taesd / "config.json").unlink()
     assert "config.json is missing" in refusal(taesd)
+
+
+def test_show_describes_a_decoder_and_its_problems(taesd: Path) -> None:
+    rows, problems = describe_model(taesd)
+    assert problems == []
+    told = dict(rows)
+    assert told["decoder"].startswith("1.2 M parameters, F32, ")
+    assert "AutoencoderTiny" in told["decoder"]
+    assert told["for latents of"] == "4 channels, 8 pixels a side"
+    change(taesd, lambda tensors: tensors.pop("decoder.layers.0.weight"))
+    _, problems = describe_model(taesd)
+    assert len(problems) == 1
+    assert "missing decoder.layers.0.weight" in problems[0]
 
 
 def test_the_encoder_takes_no_memory(taesd: Path) -> None:
