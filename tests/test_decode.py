@@ -221,7 +221,7 @@ def test_memory_of_a_frame_is_bounded_by_the_tile() -> None:
         with torch.inference_mode(), LiveBytes() as live:
             decode_block(decoder, latents, size=(8 * side, 8 * side), tile=8)
         peaks.append(live.peak)
-    picture, edges = 2 * 3 * (512**2 - 128**2), 2 * 4 * 3 * 16 * (512 - 128)
+    picture, edges = 3 * (512**2 - 128**2), 2 * 4 * 3 * 16 * (512 - 128)
     assert peaks[1] - peaks[0] <= 1.1 * (picture + edges)
     with torch.inference_mode(), LiveBytes() as live:
         decode_block(decoder, torch.randn(4, 1, 64, 64), size=(512, 512), tile=None)
@@ -281,6 +281,7 @@ def test_work_that_fails_ends_the_making() -> None:
 
     def items() -> Iterator[int]:
         for item in range(1000):
+            time.sleep(0.01)  # as decoding takes its time
             made.append(item)
             yield item
 
@@ -289,8 +290,8 @@ def test_work_that_fails_ends_the_making() -> None:
             raise OutputError("the disk is full")
 
     with pytest.raises(OutputError, match="the disk is full"):
-        work_behind(items(), work, waiting=4)
-    assert len(made) <= 2 + 4 + 1
+        work_behind(items(), work, waiting=500)
+    assert len(made) < 50
     assert threading.active_count() == before
 
 
