@@ -13,6 +13,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+from diffusers import AutoencoderTiny
 from rank_work import Case, call_unets, crash, die, differ
 from reference import (
     DenseScopes,
@@ -164,14 +165,24 @@ def test_ranks_on_either_side_of_a_short_clip_choose_alike(model_folder: Path, t
     assert relative_error(two, one) <= CLOSE
 
 
-def test_where_frames_are_decoded_does_not_change_the_pictures(model_folder: Path, tmp_path: Path) -> None:
+@pytest.mark.parametrize("how", ["plain", "in tiles, by another decoder"])
+def test_where_frames_are_decoded_does_not_change_the_pictures(
+    how: str, model_folder: Path, tmp_path: Path
+) -> None:
+    settings, flags = ["decode.frames=2"], {"frames": 7}
+    if how != "plain":
+        fill(AutoencoderTiny()).save_pretrained(tmp_path / "taesd")
+        # without decode.frames, a block holds 8: one rank is dealt two, the other one
+        settings, flags = ["decode.tile=32"], {"frames": 17, "size": "72x40"}
+        flags["decoder"] = str(tmp_path / "taesd")
     videos = {}
     for where in ("rank0", "ranks"):
         (tmp_path / where).mkdir()
         # lossless: x264 does not always take the same decisions on tiny pictures
-        settings = ("decode.frames=2", f"decode.where={where}", "video.crf=0", "video.pixel_format=yuv444p")
-        latents_of(model_folder, tmp_path / where, *settings, ranks=2, frames=7)
+        settings_of = (*settings, f"decode.where={where}", "video.crf=0", "video.pixel_format=yuv444p")
+        latents_of(model_folder, tmp_path / where, *settings_of, ranks=2, **flags)
         videos[where] = read_video(tmp_path / where / "2.mp4")
+    assert videos["ranks"].std() > 1
     assert np.array_equal(videos["rank0"], videos["ranks"])
 
 

@@ -8,7 +8,7 @@ import torch
 from vinfinity import __version__
 from vinfinity.config import RunConfig, digest, leaves
 from vinfinity.errors import InputError
-from vinfinity.media.blocks import OVERLAP
+from vinfinity.media.blocks import check_tile
 from vinfinity.media.files import check_files, output_path
 from vinfinity.parallel.launch import check_ranks
 from vinfinity.parallel.ranks import pick_device
@@ -106,12 +106,7 @@ def prepare(config: RunConfig) -> Job:
     check_weights(card.folder, half=pick_dtype(config, pick_device(config.device)) != torch.float32)
     if config.decoder is not None:
         check_decoder(Path(config.decoder).expanduser(), channels=card.latent_channels, pixels=card.pixels)
-    grain = OVERLAP * card.pixels
-    if config.decode.tile is not None and config.decode.tile % grain:
-        remedy = f"take {config.decode.tile // grain * grain or grain} or {-(-config.decode.tile // grain) * grain}"
-        raise InputError(
-            "decode.tile", config.decode.tile, remedy, problem=f"is no multiple of {grain} pixels"
-        )
+    check_tile(config.decode, factor=card.pixels)
     loras = tuple(read_lora(text) for text in config.lora)
     if loras:
         network = empty_network("unet", card.folder / "unet")

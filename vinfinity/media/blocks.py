@@ -4,6 +4,7 @@ from dataclasses import dataclass
 from typing import Protocol
 
 from vinfinity.config import DecodeConfig
+from vinfinity.errors import InputError
 
 AT_ONCE = 512 * 2**20  # bytes of hidden states that a block of frames may take where the user says nothing
 MOST = 8  # frames of a block then: more of them are no faster, and would be dealt to ranks less evenly
@@ -28,6 +29,18 @@ class Blocks:
     frames: int
     tile: int | None
     bytes: int
+
+
+def check_tile(config: DecodeConfig, *, factor: int) -> None:
+    """Raises InputError where `decode.tile` cannot be parted into overlaps of whole latent positions.
+
+    factor: pixels of a picture's side to one of its latent.
+    """
+    grain = OVERLAP * factor
+    if config.tile is not None and config.tile % grain:
+        below, above = config.tile // grain * grain, -(-config.tile // grain) * grain
+        remedy = f"take {below} or {above}" if below else f"take {above}"
+        raise InputError("decode.tile", config.tile, remedy, problem=f"is no multiple of {grain} pixels")
 
 
 def plan_blocks(config: DecodeConfig, decoder: DecoderShape, latent: tuple[int, int]) -> Blocks:

@@ -57,13 +57,13 @@ class VAEConfig:
     def peak_channels(self) -> int:
         """Channels at the picture's resolution that decoding holds at most.
 
-        In the first resnet of a level, from p channels to w: its input, the norm and the activation of p each, or its
-        input, the hidden states, their norm and activation of w each. A level below the last has a quarter of its
-        positions.
+        On a level from p channels to w, its input of p is held throughout. The first resnet adds a norm and an
+        activation of p, the others their input, hidden states, norm and activation of w. Each level has a quarter of
+        the next one's positions.
         """
         widths = self.block_out_channels[::-1]
         peaks = [
-            max(3 * p, p + 3 * w) / 4 ** (len(widths) - 1 - i)
+            max(3 * p, p + 4 * w) / 4 ** (len(widths) - 1 - i)
             for i, (p, w) in enumerate(zip((widths[0], *widths), widths, strict=False))
         ]
         return math.ceil(max(peaks))
