@@ -2,13 +2,14 @@
 
 import dataclasses
 import os
+from collections.abc import Mapping
 from typing import TYPE_CHECKING, Annotated
 
 import typer
 
 from vinfinity.cli.options import takes_options
 from vinfinity.cli.output import held_interrupts, print_columns, shown
-from vinfinity.config import Resolved, ignored, leaves, require_prompt, to_yaml
+from vinfinity.config import Resolved, RunConfig, ignored, leaves, require_prompt, to_yaml
 
 if TYPE_CHECKING:
     from vinfinity.generate import Summary
@@ -25,29 +26,39 @@ def generate(
 
     For example: vinfinity generate --prompt "a red ball bouncing over green grass"
     """
-    from vinfinity.media.files import check_files, output_path
-    from vinfinity.progress import note, warn
-    from vinfinity.runs.start import how_to_start, was_restarted
+    from vinfinity.media.files import check_files
+    from vinfinity.progress import warn
+    from vinfinity.runs.start import was_restarted
 
     config = resolved.config
     if was_restarted(os.environ):
         config = dataclasses.replace(config, resume=True)
     require_prompt(config)
     check_files(config)  # before torch is imported, which alone takes seconds
+    for sentence in ignored(resolved):
+        warn(sentence)
+    if dry_run:
+        with held_interrupts():
+            from vinfinity.job import describe
+        print_columns(describe(config))
+    else:
+        start(config, resolved.origins)
+
+
+def start(config: RunConfig, origins: Mapping[str, str]) -> None:
+    """Runs what a command asked for, or says that it is done already. Raises VinfinityError."""
+    from vinfinity.media.files import output_path
+    from vinfinity.progress import note
+    from vinfinity.runs.start import how_to_start
+
     if how_to_start(config) == "done":
         note(f"{output_path(config)} is finished; nothing is left to do")
         return
-    for sentence in ignored(resolved):
-        warn(sentence)
     with held_interrupts():
         from vinfinity.generate import run
-        from vinfinity.job import describe
-    if dry_run:
-        print_columns(describe(config))
-    else:
-        summary = run(config, resolved.origins)
-        if summary is not None:  # ranks other than 0 have nothing to tell
-            print_summary(summary)
+    summary = run(config, origins)
+    if summary is not None:  # ranks other than 0 have nothing to tell
+        print_summary(summary)
 
 
 @takes_options

@@ -27,7 +27,7 @@ def write_video(
     size: tuple[int, int],
     fps: int,
     metadata: Mapping[str, str],
-    unfinished: Path,
+    unfinished: Path | None = None,
     ranks: Ranks,
     progress: Progress,
 ) -> None:
