@@ -7,7 +7,7 @@ BIN   := .venv/bin
 READY := .venv/.ready
 
 .DEFAULT_GOAL := help
-.PHONY: help setup demo test test-slow test-multinode test-faults bench-exchange bench-memory bench-decode lint format clean
+.PHONY: help setup demo test test-slow test-multinode test-faults test-slurm bench-exchange bench-memory bench-decode lint format clean
 
 help: ## show this list
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  %-15s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
@@ -29,6 +29,9 @@ test-multinode: $(READY) ## two nodes as network namespaces give one video (root
 
 test-faults: $(READY) ## kill runs in every phase, 60 times, and resume them (ARGS="--kills 100 --seed 1")
 	$(BIN)/python scripts/faults.py $(ARGS)
+
+test-slurm: $(READY) ## preempt, requeue and compare on a real SLURM, installed where missing (root, Debian)
+	scripts/slurm/test.sh
 
 bench-exchange: $(READY) ## what ranks send, and what that costs here (ARGS="--ranks 8 --timed 2 --device cpu")
 	$(BIN)/vinfinity bench exchange $(ARGS)

@@ -10,6 +10,7 @@ import typer
 from vinfinity.cli.options import takes_options
 from vinfinity.cli.output import held_interrupts, print_columns, shown
 from vinfinity.config import Resolved, RunConfig, ignored, leaves, require_prompt, to_yaml
+from vinfinity.stopping import Stops
 
 if TYPE_CHECKING:
     from vinfinity.generate import Summary
@@ -54,9 +55,10 @@ def start(config: RunConfig, origins: Mapping[str, str]) -> None:
     if how_to_start(config) == "done":
         note(f"{output_path(config)} is finished; nothing is left to do")
         return
-    with held_interrupts():
-        from vinfinity.generate import run
-    summary = run(config, origins)
+    with Stops().heeded():
+        with held_interrupts():
+            from vinfinity.generate import run
+        summary = run(config, origins)
     if summary is not None:  # ranks other than 0 have nothing to tell
         print_summary(summary)
 

@@ -64,12 +64,21 @@ def anchored(config: RunConfig) -> RunConfig:
     )
 
 
+def read_settings(folder: RunFolder) -> RunConfig:
+    """The configuration that a run was begun with. Raises InputError where config.yaml is no longer that."""
+    began = load(folder.settings).config
+    if digest(began) != (folder.record() or {}).get("settings"):
+        remedy = "put it back as it was, or start a new run"
+        raise InputError("run", folder.settings, remedy, problem="is not what the run was begun with")
+    return began
+
+
 def load_run(folder: RunFolder, *, overrides: list[str], flags: Mapping[str, object]) -> RunConfig:
     """The configuration of a run, changed in what does not change the video's latents. Raises InputError.
 
     The video goes beside the folder and takes its name, wherever that was moved to.
     """
-    began = load(folder.settings).config
+    began = read_settings(folder)
     out = folder.path.with_suffix(Path(began.out or ".mp4").suffix or ".mp4")
     given = {key: value for key, value in flags.items() if value is not None}
     config = load(folder.settings, overrides=overrides, flags={"out": str(out)} | given).config
@@ -93,7 +102,7 @@ def edited(
     given: what the command line names, `frames` as `+N`. Its name is the earlier one's with `kind`, unless `flags` has
     an `out`. Raises InputError.
     """
-    began = load(folder.settings).config
+    began = read_settings(folder)
     video = folder.path.with_suffix(".mp4")
     values: dict[str, object] = {
         "resume": False,
