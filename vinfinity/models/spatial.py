@@ -8,7 +8,8 @@ from typing import cast
 from einops import rearrange
 from torch import Tensor, nn
 
-from vinfinity.models.layers import TransformerBlock, frame_blocks, frames_first, frames_last
+from vinfinity.models.layers import Linear, TransformerBlock, frame_blocks, frames_first, frames_last
+from vinfinity.models.norm import GroupNorm
 
 
 class SpatialTransformer(nn.Module):
@@ -21,12 +22,12 @@ class SpatialTransformer(nn.Module):
         super().__init__()
         heads = channels // head_width
         inner = heads * head_width
-        self.norm = nn.GroupNorm(groups, channels, eps=1e-6)
-        self.proj_in = nn.Linear(channels, inner)
+        self.norm = GroupNorm(groups, channels, eps=1e-6)
+        self.proj_in = Linear(channels, inner)
         self.transformer_blocks = nn.ModuleList(
             [TransformerBlock(inner, heads=heads, head_width=head_width, context=context)]
         )
-        self.proj_out = nn.Linear(inner, channels)
+        self.proj_out = Linear(inner, channels)
 
     def forward(self, x: Tensor, text: Tensor, *, limit: int) -> Tensor:
         """x: (b, f, h, w, c), changed in place and returned. text: (b, t, context).

@@ -24,6 +24,7 @@ from vinfinity.models.layers import (
     frames_last,
     sinusoids,
 )
+from vinfinity.models.norm import GroupNorm
 from vinfinity.models.spatial import SpatialTransformer
 from vinfinity.models.temporal import TemporalConvLayer, TemporalTransformer
 from vinfinity.parallel.context import TemporalContext
@@ -237,7 +238,7 @@ class UNet(nn.Module):
             )
             for i, kind in enumerate(config.up_block_types)
         )
-        self.conv_norm_out = nn.GroupNorm(groups, width, eps=config.norm_eps)
+        self.conv_norm_out = GroupNorm(groups, width, eps=config.norm_eps)
         self.conv_out = nn.Conv2d(width, config.out_channels, 3, padding=1)
 
     def forward(
