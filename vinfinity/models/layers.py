@@ -25,6 +25,9 @@ ACTIVATIONS: dict[str, Callable[[Tensor], Tensor]] = {
 }
 
 
+WIDENED = 8  # a feed-forward layer's temporaries to its input
+
+
 def blocks(count: int, each: int, limit: int) -> list[slice]:
     """Splits `count` items of `each` bytes into stretches of about `limit` bytes, so that temporaries stay bounded."""
     size = max(1, limit // max(each, 1))

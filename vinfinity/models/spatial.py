@@ -8,7 +8,15 @@ from typing import cast
 from einops import rearrange
 from torch import Tensor, nn
 
-from vinfinity.models.layers import Linear, TransformerBlock, frame_blocks, frames_first, frames_last
+from vinfinity.models.layers import (
+    WIDENED,
+    Linear,
+    TransformerBlock,
+    blocks,
+    frame_blocks,
+    frames_first,
+    frames_last,
+)
 from vinfinity.models.norm import GroupNorm
 
 
@@ -44,6 +52,8 @@ class SpatialTransformer(nn.Module):
             # every position of every frame asks the same text: one long row of queries, no copy of the text per frame
             hidden = rearrange(hidden, "(b f) n c -> b (f n) c", b=b)
             hidden += block.attn2(block.norm2(hidden), text)
-            hidden += block.ff(block.norm3(hidden))
+            for row in blocks(hidden.shape[1], hidden[:, 0].nbytes, limit // WIDENED):
+                part = hidden[:, row]
+                part += block.ff(block.norm3(part))
             frames += rearrange(self.proj_out(hidden), "b (f h w) c -> b f h w c", h=h, w=w)
         return x

@@ -15,7 +15,7 @@ import torch.nn.functional as F
 from einops import rearrange
 from torch import Tensor, nn
 
-from vinfinity.models.layers import Attention, Linear, TransformerBlock, attend, blocks, frame_blocks
+from vinfinity.models.layers import WIDENED, Attention, Linear, TransformerBlock, attend, blocks, frame_blocks
 from vinfinity.models.norm import group_affine, group_moments
 from vinfinity.parallel.context import AttentionPlan, QueryBlock, TemporalContext
 from vinfinity.parallel.exchange import Pending, combine_moments
@@ -184,7 +184,7 @@ class TemporalTransformer(nn.Module):
             # the first stretch projects its own frames while the others' are on their way
             others = partial(_norm_arrived, block.norm2, pending, some)
             part += dual_scope_attention(block.attn2, block.norm2(part), others, plan)
-        for some in frame_blocks(hidden, ctx.limit):
+        for some in frame_blocks(hidden, ctx.limit // WIDENED):
             part = hidden[:, some]
             part += block.ff(block.norm3(part))
             x[:, some] += rearrange(self.proj_out(part), "b f (h w) c -> b f h w c", h=x.shape[2])
