@@ -54,7 +54,9 @@ def plan(
     resolved: Resolved,
     gpu: Annotated[
         str | None,
-        typer.Option(metavar="NAME", help="Plan for GPUs that are not here, such as 'RTX 4090' or 'A100 80GB'."),
+        typer.Option(
+            metavar="NAME", help="Plan for GPUs that are not here, such as 'RTX 4090' or 'A100 80GB'."
+        ),
     ] = None,
     device_memory: Annotated[
         float | None,

@@ -117,7 +117,7 @@ def message_sizes(
 
 
 class OwnFrames:
-    """Answers with this rank's own frames in place of others' and sends nothing: to take the exchange out of a timing."""
+    """Answers with this rank's own frames in place of others', to take the exchange out of a timing; sends nothing."""
 
     def __init__(self) -> None:
         self.counters = Counters()

@@ -5,17 +5,17 @@ from dataclasses import dataclass
 from vinfinity.planning.live import Work
 from vinfinity.planning.machines import Gpu
 
-# What of a GPU's published rates kernels reach. Both were chosen such that the paper's three runs (VideoCrafter2, 512x320,
-# 30 steps with guidance, 8 x RTX 6000 Ada; arXiv 2406.16260, table 1) come out: docs/decisions/0005 has the figures.
+# What of a GPU's published rates kernels reach. Both were chosen such that the paper's three runs come out
+# (VideoCrafter2, 512x320, 30 steps, guidance, 8 x RTX 6000 Ada; arXiv 2406.16260): docs/decisions/0007 has the figures.
 TENSOR, BANDWIDTH = 0.4, 0.6
 LINK = 0.5  # of a link's rate, for messages of megabytes
 LAUNCH = 5e-6  # seconds that a kernel takes at least
 FP32 = 0.5  # fp32 runs on tensor cores as tf32, at half the rate of fp16
 
 ASSUMED = (
-    f"an estimate: each operation takes the longer of its arithmetic at {TENSOR:.0%} of the published dense tensor rate and"
-    f" its bytes at {BANDWIDTH:.0%} of the memory's bandwidth, {LAUNCH * 1e6:.0f} µs at least; messages at {LINK:.0%} of the"
-    " link, not overlapped; loading weights and encoding the MP4 are left out"
+    f"An estimate: each operation takes the longer of its arithmetic at {TENSOR:.0%} of the published dense tensor rate"
+    f"\nand its bytes at {BANDWIDTH:.0%} of the memory's bandwidth, {LAUNCH * 1e6:.0f} µs at least; messages at"
+    f" {LINK:.0%} of the link,\nnot overlapped. Loading weights and encoding the MP4 are left out."
 )
 
 

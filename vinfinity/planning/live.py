@@ -4,6 +4,7 @@ import math
 import weakref
 from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
 from typing import Any
 
 import torch
@@ -14,27 +15,47 @@ from torch.utils._pytree import tree_leaves
 aten = torch.ops.aten
 
 
+@dataclass(frozen=True)
+class Made:
+    """A new tensor without data, as an operation makes it."""
+
+    shape: tuple[int, ...]
+    stride: tuple[int, ...]
+    dtype: torch.dtype
+
+    def again(self) -> Tensor:
+        return torch.empty_strided(self.shape, self.stride, dtype=self.dtype, device="meta")
+
+
 class Repeats:
     """Runs operations on tensors without data, each kind once: where an operation only makes a new tensor, the next one
     on the same shapes makes another like it, which takes a tenth of the time.
     """
 
     def __init__(self) -> None:
-        self._made: dict[Any, tuple[tuple[int, ...], tuple[int, ...], torch.dtype]] = {}
+        self._made: dict[Any, Made | None] = {}
 
     def run(self, function: Callable[..., Any], args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> Any:
         """What `function` returns. Raises what it raises."""
         key = (function, tuple(map(_kind, args)), tuple((name, _kind(arg)) for name, arg in kwargs.items()))
-        if key in self._made:
-            shape, stride, dtype = self._made[key]
-            return torch.empty_strided(shape, stride, dtype=dtype, device="meta")
+        made = self._made.get(key)
+        if made is not None:
+            return made.again()
         out = function(*args, **kwargs)
-        if isinstance(out, Tensor) and out.is_meta:
-            inputs = [leaf for leaf in tree_leaves((args, kwargs)) if isinstance(leaf, Tensor)]
-            alone = out.untyped_storage().nbytes() == out.numel() * out.element_size()
-            if alone and inputs and not memory_of([out]) & memory_of(inputs):
-                self._made[key] = (tuple(out.shape), out.stride(), out.dtype)
+        if key not in self._made:
+            self._made[key] = _only_made(out, args, kwargs)
         return out
+
+
+def _only_made(out: Any, args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> Made | None:
+    """The result of an operation that made one tensor, and nothing else; None for others, such as views."""
+    if not (isinstance(out, Tensor) and out.is_meta):
+        return None
+    inputs = [leaf for leaf in tree_leaves((args, kwargs)) if isinstance(leaf, Tensor)]
+    alone = out.untyped_storage().nbytes() == out.numel() * out.element_size()
+    if not inputs or not alone or memory_of([out]) & memory_of(inputs):
+        return None
+    return Made(tuple(out.shape), out.stride(), out.dtype)
 
 
 def _kind(argument: Any) -> Any:
@@ -78,9 +99,12 @@ class LiveBytes(TorchDispatchMode):
         except NotImplementedError:
             # there is no data to copy from the device to the host
             out = _landed(function, args, kwargs or {})
-        for leaf in tree_leaves(out):
-            if isinstance(leaf, Tensor):
-                self._watch(leaf)
+        if isinstance(out, Tensor):
+            self._watch(out)
+        else:
+            for leaf in tree_leaves(out):
+                if isinstance(leaf, Tensor):
+                    self._watch(leaf)
         return out
 
     def _watch(self, tensor: Tensor) -> None:

@@ -82,7 +82,7 @@ def free_on_host(*, sharing: int = 1) -> int:
     """Bytes that a process may still have of this node's memory, which `sharing` ranks share; what the job's control
     group leaves where that is less.
     """
-    return min(_available(), _left_in_group()) // max(sharing, 1)
+    return min(_available(), left_in_group()) // max(sharing, 1)
 
 
 def _available() -> int:
@@ -95,7 +95,7 @@ def _available() -> int:
     return os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
 
 
-def _left_in_group(cgroups: Path = Path("/proc/self/cgroup"), root: Path = Path("/sys/fs/cgroup")) -> int:
+def left_in_group(cgroups: Path = Path("/proc/self/cgroup"), root: Path = Path("/sys/fs/cgroup")) -> int:
     """What the control groups around this process, such as a SLURM job's, still allow; no limit: 2^63."""
     left = 2**63
     try:

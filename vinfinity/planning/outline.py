@@ -62,7 +62,7 @@ class Outline:
 
     @property
     def clip(self) -> Clip:
-        """The UNet call of the fullest rank; of several that of the one in the middle, which has the most to exchange."""
+        """The UNet call of the fullest rank; of several, of the one in the middle, which exchanges the most."""
         config, shards = self.config, self.shards
         middle = shards.ranks // 2
         rank = max(range(shards.ranks), key=lambda r: (len(shards.held(r)), -abs(r - middle)))
@@ -100,9 +100,7 @@ class Outline:
     @property
     def executions(self) -> list[Execution]:
         """The ways to carry out UNet calls, from the fastest to the leanest."""
-        return ladder(
-            self.config, branches=self.rank_branches, frames=max(self.held), device=self.device
-        )
+        return ladder(self.config, branches=self.rank_branches, frames=max(self.held), device=self.device)
 
     @property
     def decoded_at_once(self) -> int:

@@ -22,15 +22,15 @@ from vinfinity.planning.trace import StepWork, trace_work
 from vinfinity.progress import duration
 from vinfinity.weights.card import planned_card
 
-MP4_BITS = 0.15  # of a pixel at crf 18: an estimate, films lie between 0.05 and 0.4
+MP4_BITS = 0.25  # of a pixel at crf 18: an estimate, what is filmed lies between 0.05 and 0.5
 CRF_HALVES = 6  # steps of x264's rate factor that halve the file
 FEW_STEPS = 4  # of distilled models
 
 
 @dataclass(frozen=True)
 class Plan:
-    """A run on a machine. gpu: its name in the table where it is known. memory: of the execution that fits, of the leanest
-    where none does.
+    """A run on a machine. gpu: its name in the table where it is known. memory: of the execution that fits, of the
+    leanest where none does.
     """
 
     run: Outline
@@ -130,7 +130,9 @@ def make_plan(config: RunConfig, *, gpu: str | None = None, device_memory: float
     on_cpu = config.device == "cpu" or (config.device == "auto" and ranks == 1 and not found)
     if elsewhere and config.device == "cpu":
         given = "--gpu" if gpu is not None else "--device-memory"
-        raise InputError(given, gpu or device_memory, "leave one of them out", problem="contradicts device=cpu")
+        raise InputError(
+            given, gpu or device_memory, "leave one of them out", problem="contradicts device=cpu"
+        )
     run = outline(
         config, planned_card(config.model), device="cpu" if on_cpu and not elsewhere else "cuda", ranks=ranks
     )
@@ -200,8 +202,11 @@ def table(plan: Plan) -> list[tuple[str, ...]]:
     host = f"latents {gigabytes(memory.latents)}, loading {gigabytes(memory.loading)}, pictures"
     kept = f", latents {gigabytes(plan.latents_bytes)}" if run.config.save_latents else ""
     free = shutil.disk_usage(_existing(output_path(run.config))).free
-    rows = [
-        ("video", f"{run.config.frames} frames of {run.config.size}, latents 1x{c}x{run.config.frames}x{h}x{w}"),
+    rows: list[tuple[str, ...]] = [
+        (
+            "video",
+            f"{run.config.frames} frames of {run.config.size}, latents 1x{c}x{run.config.frames}x{h}x{w}",
+        ),
         ("model", f"{card.name}, {run.dtype}{planned}"),
         *essentials(plan),
         ("", f"denoising: {parts}"),
@@ -209,7 +214,7 @@ def table(plan: Plan) -> list[tuple[str, ...]]:
         ("", f"host: {host} {gigabytes(memory.pictures)}, skip connections {gigabytes(step.host)}"),
         ("disk", f"MP4 about {gigabytes(plan.video_bytes)}{kept}; {gigabytes(free)} are free"),
         ("messages", f"{plan.messages_per_step:,} a step and rank, {gigabytes(plan.bytes_per_step)}"),
-        ("arithmetic", f"{plan.flops_per_step / 1e12:,.1f} TFLOP a step and rank, {plan.flops / 1e15:,.2f} PFLOP in all"),
+        ("arithmetic", f"{operations(plan.flops_per_step)} a step and rank, {operations(plan.flops)} in all"),
     ]
     if plan.disk_bytes > free:
         rows.append(("warning", f"the disk is too small: {gigabytes(plan.disk_bytes)} will be written"))
@@ -220,7 +225,15 @@ def table(plan: Plan) -> list[tuple[str, ...]]:
 
 def time_table(plan: Plan) -> list[tuple[str, ...]]:
     """Times on GPUs by name, as rows for people."""
-    title = ("GPU", "fits", "time", "denoising", "exchange", "decoding", f"in {FEW_STEPS} steps, no second branch")
+    title = (
+        "GPU",
+        "fits",
+        "time",
+        "denoising",
+        "exchange",
+        "decoding",
+        f"in {FEW_STEPS} steps, no second branch",
+    )
     rows = [
         (
             f"{plan.run.ranks} x {name}",
@@ -268,7 +281,11 @@ def as_json(plan: Plan) -> dict[str, Any]:
             "pictures": memory.pictures,
             "skips": memory.step.host,
         },
-        "disk": {"video_estimate": plan.video_bytes, "latents": plan.latents_bytes, "written": plan.disk_bytes},
+        "disk": {
+            "video_estimate": plan.video_bytes,
+            "latents": plan.latents_bytes,
+            "written": plan.disk_bytes,
+        },
         "per_step": {
             "messages": plan.messages_per_step,
             "bytes": plan.bytes_per_step,
@@ -290,6 +307,14 @@ def as_json(plan: Plan) -> dict[str, Any]:
 
 def _seconds(seconds: Seconds) -> Mapping[str, float]:
     return {name: round(value, 3) for name, value in (asdict(seconds) | {"total": seconds.total}).items()}
+
+
+def operations(count: float) -> str:
+    """Floating-point operations for people."""
+    for size, unit in ((1e15, "PFLOP"), (1e12, "TFLOP")):
+        if count >= size:
+            return f"{count / size:,.1f} {unit}"
+    return f"{count / 1e9:,.1f} GFLOP"
 
 
 def frames_of(held: list[int]) -> str:

@@ -95,7 +95,7 @@ def read_card(model: str) -> ModelCard:
 
 @cache
 def planned_card(model: str) -> ModelCard:
-    """The card of a model to plan by: of one that is not fetched yet, by what was published of it. Raises InputError."""
+    """The card of a model to plan by; one that is not here yet has what was published of it. Raises InputError."""
     if model in KNOWN and model not in {path.name for path in local_models()} and not Path(model).is_dir():
         files = published_files(model)
         own = files.pop("card")
