@@ -165,8 +165,8 @@ def test_tracing_the_largest_blocks_finds_the_peak_of_all(frames: int, ranks: in
         with torch.inference_mode(), LiveBytes() as live:
             call.run(x)
         peaks.append(live.peak)
-    # the keys of the block before are still there when a block begins
-    assert peaks[1] == pytest.approx(peaks[0], rel=0.002)
+    # but for the keys of a smaller block before it
+    assert peaks[1] == pytest.approx(peaks[0], rel=0.005)
 
 
 @pytest.mark.parametrize("overrides", [(), ("sampler=dpmsolver++", "guidance=1"), ("sampler=lcm",)], ids=str)
@@ -269,27 +269,33 @@ def test_the_first_execution_that_fits_is_chosen_and_settings_are_obeyed(model_f
 
 
 def test_a_run_that_cannot_fit_is_refused_with_settings_that_do(model_folder: Path) -> None:
-    one = outline_of(model_folder, "decode.frames=1", device="cuda", frames=1000, size="512x512")
+    one = outline_of(
+        model_folder, "compute.stretch=1", "decode.frames=1", device="cuda", frames=240, size="256x192"
+    )
     needed = memory_of(one, one.executions[-1]).needs("cuda")[0]
-    room = Room(device=int(0.6 * needed), host=None, where="a GPU")
+    budget = int(0.6 * needed)
+    room = Room(device=budget, host=None, where="a GPU")
     refused = decide(one, room)
     assert isinstance(refused, InputError)
     assert refused.exit_code == 2
-    assert str(refused).startswith("frames: 1000 need ")
+    assert str(refused).startswith("frames: 240 need ")
     assert "of a GPU's memory" in str(refused)
     options = dict(part.split() for part in refused.remedy.removeprefix("what would fit: ").split(", or "))
     assert set(options) == {"--gpus", "--frames", "--size"}
-    assert int(options["--gpus"]) == 2
-    assert 500 <= int(options["--frames"]) < 650
     for changes in (
         {"ranks": int(options["--gpus"])},
         {"frames": int(options["--frames"])},
         {"size": options["--size"]},
     ):
         assert choose(one.changed(**changes), room)[1]
-    held_back = one.changed(memory="fast")
-    between = Room(device=needed, host=None, where="a GPU")
-    refused = decide(held_back, between)
+    most = memory_of(one.changed(frames=int(options["--frames"])), one.executions[-1])
+    assert most.needs("cuda")[0] > 0.8 * budget
+
+
+def test_settings_that_keep_a_run_from_fitting_are_named(model_folder: Path) -> None:
+    one = outline_of(model_folder, "decode.frames=1", device="cuda", frames=1000, size="512x512")
+    room = Room(device=memory_of(one, one.executions[-1]).needs("cuda")[0], host=None, where="a GPU")
+    refused = decide(one.changed(memory="fast"), room)
     assert isinstance(refused, InputError)
     assert "memory=auto" in refused.remedy
 
@@ -480,14 +486,3 @@ def test_2300_frames_fit_one_gpu_of_48_gb() -> None:
     assert (sizes[2300] - sizes[576]) / 1724 == pytest.approx(slope, rel=0.01)
     assert choose(one, Room(device=GPUS["RTX A6000"].memory, host=None, where="it"))[1]
     assert sizes[2300] + 2.9e9 <= 40e9
-    assert math.isfinite(slope)
-
-
-def test_whole_means_no_stretches() -> None:
-    assert unet_call(clip(30), WHOLE).run(torch.empty(1, 4, 30, 8, 6, device="meta")).shape == (
-        1,
-        4,
-        30,
-        8,
-        6,
-    )
