@@ -24,6 +24,18 @@ BELOW = {
     "job": {"errors", "config", "media", "parallel", "sampling", "weights"},
     "execution": {"config"},
     "predict": {"errors", "job", "models", "parallel", "sampling"},
+    "planning": {
+        "errors",
+        "config",
+        "execution",
+        "job",
+        "media",
+        "models",
+        "parallel",
+        "progress",
+        "sampling",
+        "weights",
+    },
 }
 EVERYTHING = {*BELOW, "generate"}
 TOP = {

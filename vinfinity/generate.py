@@ -5,7 +5,7 @@ import resource
 import sys
 import time
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from pathlib import Path
 
 import torch
@@ -21,6 +21,7 @@ from vinfinity.media.sheet import ContactSheet
 from vinfinity.parallel.launch import launch
 from vinfinity.parallel.ranks import Ranks
 from vinfinity.parallel.shards import FrameShards
+from vinfinity.planning.fit import choose_execution, refuse_early
 from vinfinity.predict import contexts, not_finite, predictor
 from vinfinity.progress import Progress
 from vinfinity.runs.record import write_record
@@ -47,7 +48,7 @@ def run(config: RunConfig, origins: Mapping[str, str]) -> Summary | None:
 
     Returns None on ranks other than 0. Raises a VinfinityError where the video cannot be made.
     """
-    prepare(config)
+    refuse_early(prepare(config))
     return launch(work, config, gpus=config.gpus, device=config.device, timeout=config.parallel.timeout)
 
 
@@ -66,6 +67,7 @@ def generate(job: Job, ranks: Ranks, progress: Progress) -> Summary | None:
     """From prompt to MP4 on this rank, together with the others. Returns None on ranks other than 0."""
     started = time.monotonic()
     config, dtype = job.config, pick_dtype(job.config, ranks.device)
+    execution = choose_execution(job, ranks)
     shards = FrameShards(config.frames, ranks.size)
     held = shards.held(ranks.rank)
     exchange = ranks.exchange(shards)
@@ -105,6 +107,7 @@ def generate(job: Job, ranks: Ranks, progress: Progress) -> Summary | None:
             "device": str(ranks.device),
             "seconds": {"denoising": denoised - started, "decoding": ended - denoised},
             "peak_memory": peak,
+            "execution": asdict(execution),
             "communication_per_step": communication,
         },
     )

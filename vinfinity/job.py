@@ -12,6 +12,7 @@ from vinfinity.media.files import check_files, output_path
 from vinfinity.parallel.launch import check_ranks
 from vinfinity.parallel.ranks import pick_device
 from vinfinity.sampling.samplers import Sampler, make_sampler
+from vinfinity.sampling.schedule import SchedulerConfig
 from vinfinity.weights.card import ModelCard, read_card, weights_digest
 from vinfinity.weights.files import read_header
 from vinfinity.weights.load import check_weights, empty_network, load_scheduler
@@ -51,7 +52,7 @@ class Job:
         a second prediction.
         """
         config = self.config
-        alone = self.guidance <= 1 or self.card.guidance_width is not None
+        alone = branches(config, self.card) == 1
         return [config.prompt] if alone else [config.negative or "", config.prompt]
 
     def concerns(self) -> list[str]:
@@ -82,15 +83,8 @@ def prepare(config: RunConfig) -> Job:
     # a configuration that was completed from the model's card has no gaps left
     assert config.pixels and config.steps and config.sampler and config.fps
     assert config.guidance is not None and config.attention.trained_frames is not None
-    width, height = config.pixels
-    latent = (card.latent_channels, -(-height // card.pixels), -(-width // card.pixels))
-    scheduler = load_scheduler(card.folder / "scheduler")
-    try:
-        sampler = make_sampler(config.sampler, scheduler, steps=config.steps, eta=config.eta)
-    except ValueError as error:
-        raise InputError(
-            "sampler", config.sampler, "choose other steps or another sampler", problem=f"{error}"
-        ) from None
+    latent = latent_shape(config, card)
+    sampler = pick_sampler(config, load_scheduler(card.folder / "scheduler"))
     check_weights(card.folder, half=pick_dtype(config, pick_device(config.device)) != torch.float32)
     loras = tuple(read_lora(text) for text in config.lora)
     if loras:
@@ -107,12 +101,37 @@ def prepare(config: RunConfig) -> Job:
         sampler=sampler,
         tokenizer=tokenizer,
         latent=latent,
-        size=(width, height),
+        size=config.pixels,
         fps=config.fps,
         guidance=config.guidance,
         trained_frames=config.attention.trained_frames,
         loras=loras,
     )
+
+
+def latent_shape(config: RunConfig, card: ModelCard) -> tuple[int, int, int]:
+    """(c, h, w) of one frame, enough to cover the size in pixels."""
+    assert config.pixels is not None
+    width, height = config.pixels
+    return card.latent_channels, -(-height // card.pixels), -(-width // card.pixels)
+
+
+def pick_sampler(config: RunConfig, scheduler: SchedulerConfig) -> Sampler:
+    """The sampler on the model's schedule. Raises InputError where the two do not go together."""
+    assert config.sampler is not None
+    assert config.steps is not None
+    try:
+        return make_sampler(config.sampler, scheduler, steps=config.steps, eta=config.eta)
+    except ValueError as error:
+        raise InputError(
+            "sampler", config.sampler, "choose other steps or another sampler", problem=f"{error}"
+        ) from None
+
+
+def branches(config: RunConfig, card: ModelCard) -> int:
+    """Predictions of the UNet in a step: 2 where one without the prompt guides, else 1."""
+    assert config.guidance is not None
+    return 1 if config.guidance <= 1 or card.guidance_width is not None else 2
 
 
 def check_noise(path: Path, shape: tuple[int, ...]) -> None:
