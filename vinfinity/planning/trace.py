@@ -10,6 +10,7 @@ import torch
 from torch import Tensor
 
 from vinfinity.execution import Execution
+from vinfinity.models.store import DeviceStore, HostStore
 from vinfinity.models.text import TextConfig, TextEncoder
 from vinfinity.models.unet import UNet, UNetConfig
 from vinfinity.models.vae import AutoencoderKL, VAEConfig
@@ -76,6 +77,7 @@ def unet_call(
     )
     attention = largest(context.attention) if largest_blocks else context.attention
     context = replace(context, attention=attention, limit=execution.stretch)
+    store = HostStore(device) if execution.skips == "host" else DeviceStore()
     with device:
         text = torch.zeros(execution.branches, clip.text, clip.unet.cross_attention_dim, dtype=clip.dtype)
         t = torch.zeros(1)
@@ -85,7 +87,7 @@ def unet_call(
 
     def run(x: Tensor) -> Tensor:
         branches = x.to(clip.dtype).expand(execution.branches, *x.shape[1:])
-        return unet(branches, t, text, context, fps=fps, condition=condition)
+        return unet(branches, t, text, context, fps=fps, condition=condition, store=store)
 
     return Call(unet=unet, run=run, exchange=exchange)
 
