@@ -33,7 +33,7 @@ BELOW = {
     },
     "job": {"errors", "config", "media", "parallel", "sampling", "weights"},
     "execution": {"config"},
-    "predict": {"errors", "job", "models", "parallel", "sampling"},
+    "predict": {"errors", "execution", "job", "models", "parallel", "sampling"},
     "planning": {
         "errors",
         "config",
