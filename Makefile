@@ -7,7 +7,7 @@ BIN   := .venv/bin
 READY := .venv/.ready
 
 .DEFAULT_GOAL := help
-.PHONY: help setup demo test test-slow test-multinode bench-exchange bench-memory bench-decode lint format clean
+.PHONY: help setup demo test test-slow test-multinode test-faults bench-exchange bench-memory bench-decode lint format clean
 
 help: ## show this list
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  %-15s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
@@ -26,6 +26,9 @@ test-slow: $(READY) ## run the slow tests
 
 test-multinode: $(READY) ## two nodes as network namespaces give one video (root, iproute2)
 	scripts/multinode.sh
+
+test-faults: $(READY) ## kill runs in every phase, 60 times, and resume them (ARGS="--kills 100 --seed 1")
+	$(BIN)/python scripts/faults.py $(ARGS)
 
 bench-exchange: $(READY) ## what ranks send, and what that costs here (ARGS="--ranks 8 --timed 2 --device cpu")
 	$(BIN)/vinfinity bench exchange $(ARGS)

@@ -214,7 +214,7 @@ def test_frames_no_larger_than_a_tile_are_decoded_whole() -> None:
 
 
 def test_memory_of_a_frame_is_bounded_by_the_tile() -> None:
-    """A frame of sixteen times the positions adds the picture in 8 bits, edges of two rows of tiles, and latents."""
+    """A frame of sixteen times the positions adds its picture, edges of two rows of tiles, and its latents."""
     decoder, peaks = ours_from(tiny_vae()), []
     for side in (16, 64):
         latents = torch.randn(4, 1, side, side)

@@ -2,6 +2,7 @@
 
 import math
 import os
+import re
 import signal
 import subprocess
 import sys
@@ -35,6 +36,7 @@ from vinfinity.models.unet import UNetConfig
 from vinfinity.parallel.context import Scopes
 from vinfinity.parallel.launch import check_ranks, launch
 from vinfinity.parallel.ranks import Ranks, find_place, first_host, pick_device, tasks_per_node
+from vinfinity.runs.parts import read_manifest
 
 CLOSE = 1e-4
 TIMEOUT = 60.0
@@ -306,11 +308,37 @@ def test_a_rank_killed_or_stopped_in_the_loop_ends_all_with_exit_code_3(
 
 
 @pytest.mark.slow
-def test_ctrl_c_ends_all_ranks_within_five_seconds(model_folder: Path, tmp_path: Path) -> None:
+def test_ctrl_c_stops_all_ranks_with_a_checkpoint_and_again_at_once(
+    model_folder: Path, tmp_path: Path
+) -> None:
     process, ranks = started(command(model_folder, tmp_path, "--gpus", "2"))
     process.send_signal(signal.SIGINT)
-    process.communicate(timeout=5)
+    _, said = process.communicate(timeout=30)
+    assert process.returncode == 75
+    assert re.search(r"stopped after step \d+ of 1000; `vinfinity resume .*video\.run` goes on", said)
+    assert gone(ranks)
+    [kept] = (tmp_path / "video.run" / "checkpoints").iterdir()
+    assert len(read_manifest(kept).parts) == 2
+
+    go_on = [sys.executable, "-m", "vinfinity", "resume", str(tmp_path / "video.run")]
+    process, ranks = started(go_on)
+    os.kill(ranks[0], signal.SIGSTOP)  # it will not come to the end of a step
+    process.send_signal(signal.SIGINT)
+    time.sleep(0.5)
+    process.send_signal(signal.SIGINT)
+    process.communicate(timeout=10)
     assert process.returncode == 130
+    assert gone(ranks)
+
+
+@pytest.mark.slow
+def test_ranks_end_with_the_process_that_started_them(model_folder: Path, tmp_path: Path) -> None:
+    process, ranks = started(command(model_folder, tmp_path, "--gpus", "2"))
+    process.kill()
+    process.wait()
+    deadline = time.monotonic() + 10
+    while not gone(ranks) and time.monotonic() < deadline:
+        time.sleep(0.1)
     assert gone(ranks)
 
 

@@ -45,6 +45,8 @@ NOT_OF_THE_VIDEO = (
     "gpus",
     "out",
     "overwrite",
+    "resume",
+    "checkpoint",
     "device",
     "memory",
     "compile",
@@ -174,6 +176,41 @@ class ParallelConfig:
         )
 
 
+def parse_interval(text: str) -> tuple[Literal["steps", "seconds", "auto", "never"], float]:
+    """How often to write checkpoints: a unit and how many of it, 0 for `auto` and `never`. Raises InputError."""
+    if text in ("auto", "never"):
+        return typing.cast(Literal["auto", "never"], text), 0
+    match = re.fullmatch(r"([1-9]\d{0,5}) ?(steps?|s|min|h)", text)
+    if match is None:
+        raise InputError(
+            "checkpoint.every",
+            text,
+            "write a number of `steps`, of `s`, `min` or `h`, as in 10min, or else auto or never",
+            problem="is no interval",
+        )
+    if match[2].startswith("step"):
+        return "steps", int(match[1])
+    return "seconds", int(match[1]) * {"s": 1, "min": 60, "h": 3600}[match[2]]
+
+
+@dataclass(frozen=True)
+class CheckpointConfig:
+    """What is kept of a run under way, so that it can go on after whatever ended it."""
+
+    every: str = "auto"  # `5 steps`, `10min` (s, min, h), `auto` by time for under 2 % of it, or `never`
+    keep: int = 2  # the newest ones, so that one may be damaged
+
+    def __post_init__(self) -> None:
+        parse_interval(self.every)
+        _check(
+            self.keep >= 1,
+            "checkpoint.keep",
+            self.keep,
+            problem="is less than 1",
+            remedy="2 is the default: should the newest be damaged, the one before it serves",
+        )
+
+
 @dataclass(frozen=True)
 class ComputeConfig:
     """How UNet calls are carried out, where `memory` should not choose: memory and speed change, the video does not."""
@@ -285,6 +322,7 @@ class RunConfig:
     eta: float = 0.0  # noise of the ddim and videocrafter2 samplers: 0 none, 1 as much as DDPM
     out: str | None = None  # None: named after the prompt, in the working directory
     overwrite: bool = False
+    resume: bool = False  # go on with the run that `out` belongs to, where there is one
     device: Device = "auto"
     dtype: Dtype = "auto"
     memory: Memory = "auto"  # low and fast fix what auto chooses by the memory at hand
@@ -295,6 +333,7 @@ class RunConfig:
     )
     attention: AttentionConfig = AttentionConfig()
     parallel: ParallelConfig = ParallelConfig()
+    checkpoint: CheckpointConfig = CheckpointConfig()
     compute: ComputeConfig = ComputeConfig()
     reuse: ReuseConfig = ReuseConfig()
     decode: DecodeConfig = DecodeConfig()
@@ -509,9 +548,14 @@ def to_yaml(config: RunConfig, *, origins: Mapping[str, str] | None = None) -> s
     return "\n".join(lines) + "\n"
 
 
+def of_the_video(key: str) -> bool:
+    """Whether a dotted key changes the latents that a run computes."""
+    return key.partition(".")[0] not in NOT_OF_THE_VIDEO
+
+
 def digest(config: RunConfig) -> str:
     """SHA-256 (hex) over all that determines the latents: the same on any number of ranks and on any device."""
-    values = {key: v for key, v in leaves(config).items() if key.partition(".")[0] not in NOT_OF_THE_VIDEO}
+    values = {key: value for key, value in leaves(config).items() if of_the_video(key)}
     return hashlib.sha256(json.dumps(values, sort_keys=True).encode()).hexdigest()
 
 

@@ -8,7 +8,7 @@ from typing import Annotated
 import typer
 
 from vinfinity import __version__
-from vinfinity.cli import bench, models, run
+from vinfinity.cli import bench, models, run, runs
 from vinfinity.cli.output import INTERRUPTED, Debug
 
 app = typer.Typer(
@@ -19,7 +19,10 @@ app = typer.Typer(
     context_settings={"help_option_names": ["-h", "--help"]},
 )
 app.command()(run.generate)
+app.command()(run.plan)
 app.command()(run.config)
+app.command()(runs.resume)
+app.command()(runs.decode)
 app.add_typer(bench.bench, name="bench")
 app.add_typer(models.models, name="models")
 

@@ -1,5 +1,9 @@
 """Commands that make a video, or say what one would be."""
 
+import dataclasses
+import functools
+import json
+import os
 from typing import TYPE_CHECKING, Annotated
 
 import typer
@@ -23,23 +27,70 @@ def generate(
 
     For example: vinfinity generate --prompt "a red ball bouncing over green grass"
     """
-    from vinfinity.media.files import check_files
-    from vinfinity.progress import warn
+    from vinfinity.media.files import check_files, output_path
+    from vinfinity.progress import note, warn
+    from vinfinity.runs.start import how_to_start, was_restarted
 
     config = resolved.config
+    if was_restarted(os.environ):
+        config = dataclasses.replace(config, resume=True)
     require_prompt(config)
     check_files(config)  # before torch is imported, which alone takes seconds
+    if how_to_start(config) == "done":
+        note(f"{output_path(config)} is finished; nothing is left to do")
+        return
     for sentence in ignored(resolved):
         warn(sentence)
     with held_interrupts():
         from vinfinity.generate import run
         from vinfinity.job import describe
+        from vinfinity.planning.plan import essentials, make_plan
     if dry_run:
-        print_columns(describe(config))
+        rows = describe(config)
+        plan = make_plan(config)
+        print_columns([*rows, *essentials(plan)])
+        if plan.refusal is not None:
+            raise plan.refusal
     else:
         summary = run(config, resolved.origins)
         if summary is not None:  # ranks other than 0 have nothing to tell
-            _print_summary(summary)
+            print_summary(summary)
+
+
+@functools.partial(takes_options, planned=True)
+def plan(
+    resolved: Resolved,
+    gpu: Annotated[
+        str | None,
+        typer.Option(
+            metavar="NAME", help="Plan for GPUs that are not here, such as 'RTX 4090' or 'A100 80GB'."
+        ),
+    ] = None,
+    device_memory: Annotated[
+        float | None,
+        typer.Option(metavar="GB", help="Plan for devices with that much memory.", min=0.001),
+    ] = None,
+    as_json: Annotated[bool, typer.Option("--json", help="The figures as JSON.")] = False,
+) -> None:
+    """Show what a run will take, before weights load: memory, disk, messages, arithmetic, time.
+
+    Takes the options of `generate`; neither weights nor GPUs have to be here. Ends with exit code 2 where the run does
+    not fit, and says what would.
+    """
+    with held_interrupts():
+        from vinfinity.planning import plan as planning
+        from vinfinity.planning.estimate import ASSUMED
+    made = planning.make_plan(resolved.config, gpu=gpu, device_memory=device_memory)
+    if as_json:
+        typer.echo(json.dumps(planning.as_json(made), indent=2))
+    else:
+        print_columns(planning.table(made))
+        if made.run.device == "cuda":
+            typer.echo()
+            print_columns(planning.time_table(made))
+            typer.echo(ASSUMED)
+    if made.refusal is not None:
+        raise made.refusal
 
 
 @takes_options
@@ -59,7 +110,7 @@ def config(
         print_columns([(key, shown(value), resolved.origins[key]) for key, value in values.items()])
 
 
-def _print_summary(summary: "Summary") -> None:
+def print_summary(summary: "Summary") -> None:
     from vinfinity.progress import duration
 
     width, height = summary.size

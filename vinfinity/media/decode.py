@@ -8,7 +8,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from vinfinity.errors import VinfinityError
+from vinfinity.errors import NotFiniteError
 from vinfinity.media.blocks import OVERLAP, Blocks
 from vinfinity.media.latents import LatentSource
 from vinfinity.models.tiny import LatentDecoder
@@ -92,7 +92,7 @@ class Decoding:
             self.ready.synchronize()
         if not self.finite:
             what = "the latents" if self.latents.isfinite().all() else "latents that are no numbers"
-            raise VinfinityError(f"decoding: {what} gave pictures that are no numbers; try dtype=fp32")
+            raise NotFiniteError(f"decoding: {what} gave pictures that are no numbers; try dtype=fp32")
         return self.pictures
 
 

@@ -1,6 +1,7 @@
 """From the latents of a whole video to its files: the MP4, and a contact sheet beside it."""
 
 from collections.abc import Mapping
+from pathlib import Path
 
 import numpy as np
 
@@ -28,12 +29,13 @@ def write_video(
     metadata: Mapping[str, str],
     ranks: Ranks,
     progress: Progress,
+    unfinished: Path | None = None,
 ) -> None:
     """Decodes the latents into the MP4, which is written in a thread behind, with a contact sheet beside it.
 
     source: the latents, on rank 0. The other ranks come here only to decode their share, and write nothing.
-    latent: (c, h, w) of one frame. size: (width, height) of the video in pixels. metadata: see Mp4Writer.
-    Raises OutputError where a file cannot be written.
+    latent: (c, h, w) of one frame. size: (width, height) of the video in pixels. metadata, unfinished: see
+    Mp4Writer. Raises OutputError where a file cannot be written.
     """
     blocks = plan_blocks(config.decode, decoder.config, latent[1:])
     pictures = decode_frames(
@@ -53,7 +55,13 @@ def write_video(
     sheet_at = sheet_path(config)
     sheet = None if sheet_at is None else ContactSheet(sheet_at, frames_total=config.frames)
     writer = Mp4Writer(
-        output_path(config), width=width, height=height, fps=fps, config=config.video, metadata=metadata
+        output_path(config),
+        width=width,
+        height=height,
+        fps=fps,
+        config=config.video,
+        metadata=metadata,
+        unfinished=unfinished,
     )
 
     def write(picture: np.ndarray) -> None:
