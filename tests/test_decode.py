@@ -374,8 +374,8 @@ def test_the_file_holds_what_was_decoded(tmp_path: Path) -> None:
 
 
 @pytest.mark.slow
-def test_ctrl_c_ends_decoding_at_once_and_leaves_nothing(model_folder: Path, tmp_path: Path) -> None:
-    options = ["--model", str(model_folder), "--prompt", "a red ball", "--frames", "300", "--size", "256x256"]
+def test_ctrl_c_ends_decoding_at_once(model_folder: Path, tmp_path: Path) -> None:
+    options = ["--model", str(model_folder), "--prompt", "a red ball", "--frames", "200", "--size", "256x256"]
     options += ["--steps", "1", "--device", "cpu", "--out", str(tmp_path / "a.mp4"), "attention.anchors=1"]
     process = subprocess.Popen(
         [sys.executable, "-m", "vinfinity", "generate", *options],
@@ -384,15 +384,14 @@ def test_ctrl_c_ends_decoding_at_once_and_leaves_nothing(model_folder: Path, tmp
         env={**os.environ, "OMP_NUM_THREADS": "1"},
     )
     deadline = time.monotonic() + 300
-    while not list(tmp_path.glob(".*.part")) and time.monotonic() < deadline and process.poll() is None:
+    while not (tmp_path / "a.run" / "decoded.mp4").exists() and time.monotonic() < deadline:
+        assert process.poll() is None
         time.sleep(0.1)
-    time.sleep(1)
-    assert process.poll() is None
     process.send_signal(signal.SIGINT)
     _, said = process.communicate(timeout=5)
-    assert process.returncode == 130
-    assert said.splitlines()[-1] == "error: interrupted"
-    assert not list(tmp_path.glob("*.mp4")) + list(tmp_path.glob(".*"))
+    assert process.returncode == 75
+    assert "stopped" in said.splitlines()[-1]
+    assert not (tmp_path / "a.mp4").exists()
 
 
 # ---- settings ----
