@@ -121,7 +121,13 @@ def test_help_is_light(arguments: tuple[str, ...]) -> None:
 
 
 def test_refusals_come_before_torch_is_loaded() -> None:
-    for wrong in (("--out", "x.avi"), ("--frames", "0"), ("--model", "minni"), ("frmes=3",)):
+    for wrong in (
+        ("--out", "x.avi"),
+        ("--frames", "0"),
+        ("--model", "minni"),
+        ("--decoder", "nowhere"),
+        ("frmes=3",),
+    ):
         assert "torch" not in loaded_by("generate", "-p", "x", *wrong, code=2)
 
 
