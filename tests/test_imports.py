@@ -33,7 +33,19 @@ BELOW = {
     },
     "job": {"errors", "config", "media", "parallel", "runs", "sampling", "weights"},
     "execution": {"config"},
-    "predict": {"errors", "job", "models", "parallel", "sampling"},
+    "predict": {"errors", "execution", "job", "models", "parallel", "sampling"},
+    "planning": {
+        "errors",
+        "config",
+        "execution",
+        "job",
+        "media",
+        "models",
+        "parallel",
+        "progress",
+        "sampling",
+        "weights",
+    },
 }
 EVERYTHING = {*BELOW, "generate"}
 TOP = {
@@ -109,7 +121,13 @@ def test_help_is_light(arguments: tuple[str, ...]) -> None:
 
 
 def test_refusals_come_before_torch_is_loaded() -> None:
-    for wrong in (("--out", "x.avi"), ("--frames", "0"), ("--model", "minni"), ("frmes=3",)):
+    for wrong in (
+        ("--out", "x.avi"),
+        ("--frames", "0"),
+        ("--model", "minni"),
+        ("--decoder", "nowhere"),
+        ("frmes=3",),
+    ):
         assert "torch" not in loaded_by("generate", "-p", "x", *wrong, code=2)
 
 

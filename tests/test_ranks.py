@@ -158,6 +158,30 @@ def test_a_whole_run_gives_the_same_latents_on_three_ranks(
     assert difference.mean() < 0.01
 
 
+@pytest.mark.parametrize(
+    ("ranks", "overrides"),
+    [
+        (2, ("parallel.guidance=2",)),
+        (3, ("parallel.guidance=2", "checkpoint.every=2steps")),
+        (2, ("reuse.interval=2",)),
+        (5, ("reuse.interval=3", "reuse.depth=1", "parallel.guidance=2", "compute.skips=host")),
+    ],
+    ids=str,
+)
+def test_how_ranks_share_the_work_does_not_change_the_latents(
+    ranks: int, overrides: tuple[str, ...], model_folder: Path, tmp_path: Path
+) -> None:
+    """20 frames; guidance branches on ranks of their own, in equal and unequal teams, and features that are reused."""
+    settings = {"frames": 20, "steps": 6, "sampler": "sde-dpmsolver++", "guidance": 5.0}
+    of_the_video = [one for one in overrides if one.startswith("reuse")]
+    one = latents_of(model_folder, tmp_path, *of_the_video, ranks=1, **settings)
+    several = latents_of(model_folder, tmp_path, *overrides, ranks=ranks, **settings)
+    assert relative_error(several, one) <= CLOSE
+    if of_the_video:
+        exact = latents_of(model_folder, tmp_path, ranks=1, **settings)
+        assert relative_error(one, exact) > 1e-3
+
+
 def test_ranks_on_either_side_of_a_short_clip_choose_alike(model_folder: Path, tmp_path: Path) -> None:
     """65 frames on 2 ranks: one holds no more than both guidance branches take at once, the other does."""
     one = latents_of(model_folder, tmp_path, ranks=1, frames=65, guidance=5.0)

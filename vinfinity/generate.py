@@ -6,7 +6,7 @@ import shlex
 import sys
 import time
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from pathlib import Path
 
 import torch
@@ -15,14 +15,16 @@ from torch import Tensor
 
 from vinfinity.config import RunConfig, digest
 from vinfinity.errors import BusyError, InputError, OutputError, RankError, VinfinityError
+from vinfinity.execution import Execution
 from vinfinity.job import Job, pick_dtype, prepare, provenance, version
 from vinfinity.media.files import output_path, sheet_path
 from vinfinity.media.video import write_video
 from vinfinity.parallel.exchange import FrameExchange
 from vinfinity.parallel.launch import launch
 from vinfinity.parallel.ranks import Ranks
-from vinfinity.parallel.shards import FrameShards
-from vinfinity.predict import contexts, not_finite, predictor
+from vinfinity.parallel.teams import Team
+from vinfinity.planning.fit import choose_execution, refuse_early
+from vinfinity.predict import not_finite, predictor
 from vinfinity.progress import Progress, add_line
 from vinfinity.runs.checkpoints import Checkpoints
 from vinfinity.runs.edit import keeping, kept_latents
@@ -55,7 +57,7 @@ def run(config: RunConfig, origins: Mapping[str, str]) -> Summary | None:
     Returns None on ranks other than 0, and where the run to go on with is done already. Raises a VinfinityError where
     the video cannot be made.
     """
-    prepare(config)
+    refuse_early(prepare(config))
     how_to_start(config)
     folder = run_folder(output_path(config))
     try:
@@ -96,10 +98,12 @@ def work(config: RunConfig, ranks: Ranks) -> Summary | None:
             return None
         for concern in job.concerns():
             progress.warn(concern)
+        team = ranks.team(config.frames, split=job.splits_branches)
         saved = Checkpoints(
             folder,
             ranks=ranks,
-            held=FrameShards(config.frames, ranks.size).held(ranks.rank),
+            held=team.held,
+            writes=team.writes,
             steps=len(job.sampler.timesteps),
             settings=digest(anchored(config)),
             config=config.checkpoint,
@@ -108,21 +112,20 @@ def work(config: RunConfig, ranks: Ranks) -> Summary | None:
             # between two runs of the whole UNet, the features that are reused are part of the state
             aligned=lambda step: step % config.reuse.interval == 0,
         )
-        return generate(job, ranks, progress, saved)
+        return generate(job, ranks, team, progress, saved)
 
 
 @torch.inference_mode()
-def generate(job: Job, ranks: Ranks, progress: Progress, saved: Checkpoints) -> Summary | None:
+def generate(job: Job, ranks: Ranks, team: Team, progress: Progress, saved: Checkpoints) -> Summary | None:
     """From prompt, or from what was kept, to MP4 on this rank, together with the others. None on ranks other than 0."""
     started = time.monotonic()
     config, steps = job.config, len(job.sampler.timesteps)
-    shards = FrameShards(config.frames, ranks.size)
-    exchange = ranks.exchange(shards)
+    execution, exchange = choose_execution(job, ranks), team.exchange()
 
     state = saved.restore() or State(step=0, x=initial_noise(job, saved.held))
     left = steps - state.step
     if left:
-        state = denoised(job, state.to(ranks.device), shards, ranks, exchange, progress, saved)
+        state = denoised(job, state.to(ranks.device), ranks, team, exchange, execution, progress, saved)
     communication = ranks.collect(exchange.counters.per(left)) if left else []
     latents = saved.finish(state)
     ended_denoising = time.monotonic()
@@ -137,6 +140,7 @@ def generate(job: Job, ranks: Ranks, progress: Progress, saved: Checkpoints) -> 
         "ranks": ranks.size,
         "seconds": {"denoising": ended_denoising - started, "decoding": ended - ended_denoising},
         "peak_memory": peak_memory(ranks.device),
+        "execution": asdict(execution),
         "communication_per_step": communication,
     }
     saved.folder.write_record((saved.folder.record() or {}) | figures | {"finished": True})
@@ -147,9 +151,10 @@ def generate(job: Job, ranks: Ranks, progress: Progress, saved: Checkpoints) -> 
 def denoised(
     job: Job,
     state: State,
-    shards: FrameShards,
     ranks: Ranks,
+    team: Team,
     exchange: FrameExchange,
+    execution: Execution,
     progress: Progress,
     saved: Checkpoints,
 ) -> State:
@@ -159,8 +164,7 @@ def denoised(
     if not text.isfinite().all():
         raise not_finite("text encoder", "its states", dtype)
     unet = load_unet(job.card.folder / "unet", device=device, dtype=dtype, loras=job.loras)
-    at = contexts(job, shards, ranks, exchange)
-    predict = predictor(job, unet, text, shards, at, saved.pulse, dtype=dtype)
+    predict = predictor(job, unet, text, team, exchange, saved.pulse, execution=execution, dtype=dtype)
 
     sampler = job.sampler
     if job.config.edit.run is not None:

@@ -1,5 +1,6 @@
 """A run that was checked against its model and its machine, before anything is computed."""
 
+import os
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -11,9 +12,10 @@ from vinfinity.errors import InputError
 from vinfinity.media.blocks import check_tile
 from vinfinity.media.files import check_files, output_path
 from vinfinity.parallel.launch import check_ranks
-from vinfinity.parallel.ranks import pick_device
+from vinfinity.parallel.ranks import find_place, pick_device
 from vinfinity.runs.edit import check_edit
 from vinfinity.sampling.samplers import Sampler, make_sampler
+from vinfinity.sampling.schedule import SchedulerConfig
 from vinfinity.weights.card import ModelCard, read_card, weights_digest
 from vinfinity.weights.files import read_header
 from vinfinity.weights.load import check_decoder, check_weights, empty_network, load_scheduler
@@ -64,14 +66,21 @@ class Job:
         a second prediction.
         """
         config = self.config
-        alone = self.guidance <= 1 or self.card.guidance_width is not None
+        alone = branches(config, self.card) == 1
         return [config.prompt] if alone else [config.negative or "", config.prompt]
+
+    @property
+    def splits_branches(self) -> bool:
+        """Whether each guidance branch has ranks of its own."""
+        return self.config.parallel.guidance == 2 and len(self.texts) == 2
 
     def concerns(self) -> list[str]:
         """What users should know before they wait: text that the model will not understand, or not see at all."""
         said = []
         if self.card.guidance_width is not None and self.config.negative:
             said.append(f"negative: has no effect: {self.card.name} takes guidance as an input")
+        if self.config.parallel.guidance == 2 and not self.splits_branches:
+            said.append("parallel.guidance: 2 has no effect: there is no second branch to take")
         for text in self.texts:
             if cut := self.tokenizer(text).cut:
                 said.append(f"the text encoder takes {self.tokenizer.length} tokens; cut off: {cut!r}")
@@ -95,15 +104,9 @@ def prepare(config: RunConfig) -> Job:
     # a configuration that was completed from the model's card has no gaps left
     assert config.pixels and config.steps and config.sampler and config.fps
     assert config.guidance is not None and config.attention.trained_frames is not None
-    width, height = config.pixels
-    latent = (card.latent_channels, -(-height // card.pixels), -(-width // card.pixels))
-    scheduler = load_scheduler(card.folder / "scheduler")
-    try:
-        sampler = make_sampler(config.sampler, scheduler, steps=config.steps, eta=config.eta)
-    except ValueError as error:
-        raise InputError(
-            "sampler", config.sampler, "choose other steps or another sampler", problem=f"{error}"
-        ) from None
+    check_computing(config, card)
+    latent = latent_shape(config, card)
+    sampler = pick_sampler(config, load_scheduler(card.folder / "scheduler"))
     check_weights(card.folder, half=pick_dtype(config, pick_device(config.device)) != torch.float32)
     if config.decoder is not None:
         check_decoder(Path(config.decoder).expanduser(), channels=card.latent_channels, pixels=card.pixels)
@@ -125,12 +128,50 @@ def prepare(config: RunConfig) -> Job:
         sampler=sampler,
         tokenizer=tokenizer,
         latent=latent,
-        size=(width, height),
+        size=config.pixels,
         fps=config.fps,
         guidance=config.guidance,
         trained_frames=config.attention.trained_frames,
         loras=loras,
     )
+
+
+def check_computing(config: RunConfig, card: ModelCard) -> None:
+    """Raises InputError where ranks are too few for both guidance branches, or the UNet too shallow for `reuse`."""
+    place = find_place(os.environ)
+    ranks = place.size if place is not None else config.gpus or 1
+    if config.parallel.guidance == 2 and branches(config, card) == 2 and ranks < 2:
+        problem = "gives each guidance branch ranks of its own, but there is one rank"
+        raise InputError("parallel.guidance", 2, "use --gpus 2 or more, or leave it out", problem=problem)
+    levels = len(card.files["unet"].get("block_out_channels", (0,) * 4))
+    if config.reuse.interval > 1 and config.reuse.depth >= levels:
+        problem = f"leaves nothing to reuse of the {levels} levels of {card.name}"
+        raise InputError("reuse.depth", config.reuse.depth, f"give at most {levels - 1}", problem=problem)
+
+
+def latent_shape(config: RunConfig, card: ModelCard) -> tuple[int, int, int]:
+    """(c, h, w) of one frame, enough to cover the size in pixels."""
+    assert config.pixels is not None
+    width, height = config.pixels
+    return card.latent_channels, -(-height // card.pixels), -(-width // card.pixels)
+
+
+def pick_sampler(config: RunConfig, scheduler: SchedulerConfig) -> Sampler:
+    """The sampler on the model's schedule. Raises InputError where the two do not go together."""
+    assert config.sampler is not None
+    assert config.steps is not None
+    try:
+        return make_sampler(config.sampler, scheduler, steps=config.steps, eta=config.eta)
+    except ValueError as error:
+        raise InputError(
+            "sampler", config.sampler, "choose other steps or another sampler", problem=f"{error}"
+        ) from None
+
+
+def branches(config: RunConfig, card: ModelCard) -> int:
+    """Predictions of the UNet in a step: 2 where one without the prompt guides, else 1."""
+    assert config.guidance is not None
+    return 1 if config.guidance <= 1 or card.guidance_width is not None else 2
 
 
 def check_noise(path: Path, shape: tuple[int, ...]) -> None:

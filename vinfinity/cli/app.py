@@ -19,6 +19,7 @@ app = typer.Typer(
     context_settings={"help_option_names": ["-h", "--help"]},
 )
 app.command()(run.generate)
+app.command()(run.plan)
 app.command()(run.config)
 app.command()(runs.resume)
 app.command()(runs.decode)

@@ -71,40 +71,53 @@ def memory(
     ranks: Annotated[int, typer.Option(metavar="N", help="Ranks that share the video.", min=1)] = 1,
     frames: Annotated[
         list[int] | None,
-        typer.Option(metavar="N", help="Frames on each rank; may be repeated. [64, 288 and 576]"),
+        typer.Option(metavar="N", help="Frames on each rank; may be repeated. [64, 288, 576 and 2300]"),
     ] = None,
     size: Annotated[str, typer.Option(metavar="WxH", help="Pixels of a frame.")] = "512x320",
     branches: Annotated[int, typer.Option(help="Guidance branches at once.", min=1, max=2)] = 1,
+    stretch: Annotated[int, typer.Option(metavar="MiB", help="What a layer works on at once.", min=1)] = 32,
+    check: Annotated[
+        bool,
+        typer.Option("--check", help="Compare a small call on the CPU with what a process really holds."),
+    ] = False,
     out: Annotated[
         Path | None, typer.Option("--out", "-o", metavar="FILE.json", help="Keep the figures here.")
     ] = None,
     debug: Debug = False,
 ) -> None:
-    """What a call of VideoCrafter2's UNet holds at most, in fp16, traced without weights or GPUs."""
+    """What a step of VideoCrafter2 with guidance holds at most, in fp16, traced without weights or GPUs.
+
+    With skip connections on the device, and in the host's memory.
+    """
     from vinfinity.config import parse_size
 
     with reported(debug=debug):
         width, height = parse_size(size)
         with held_interrupts():
+            from vinfinity.execution import MIB, Execution
             from vinfinity.insight import memory as insight
             from vinfinity.models.unet import UNetConfig
             from vinfinity.parallel.context import Scopes
 
-        latent = (-(-height // 8), -(-width // 8))
         footprints = [
             insight.trace_footprint(
                 UNetConfig(fps_cond=True),
                 ranks=ranks,
                 frames=count,
-                latent=latent,
-                scopes=Scopes(),
-                branches=branches,
+                latent=(-(-height // 8), -(-width // 8)),
+                scopes=Scopes(anchor_bias=10.0),
+                execution=Execution(branches=branches, skips=skips, stretch=stretch * MIB),
             )
-            for count in frames or (64, 288, 576)
+            for skips in ("device", "host")
+            for count in frames or (64, 288, 576, 2300)
         ]
         print_columns(insight.footprint_table(footprints))
+        checked = insight.check_footprint(frames=64, latent=(24, 32)) if check else None
+        if checked is not None:
+            typer.echo()
+            print_columns(insight.check_table(checked))
         if out is not None:
-            insight.write_json(out, footprints)
+            insight.write_json(out, footprints, checked)
 
 
 @bench.command()

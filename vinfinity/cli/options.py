@@ -172,10 +172,11 @@ def _options(
     """
 
 
-def takes_options(command: Callable[..., None]) -> Callable[..., None]:
+def takes_options(command: Callable[..., None], *, planned: bool = False) -> Callable[..., None]:
     """Gives a command the options of a run: it is called with the configuration they resolve to.
 
-    The command's own parameters after the first come behind them on the command line's help.
+    The command's own parameters after the first come behind them on the command line's help. planned: published models
+    that are not here will do, see `planned_card`.
     """
     context = inspect.Parameter("context", inspect.Parameter.KEYWORD_ONLY, annotation=typer.Context)
     shared = inspect.signature(_options).parameters.values()
@@ -184,7 +185,7 @@ def takes_options(command: Callable[..., None]) -> Callable[..., None]:
     def with_options(*, context: typer.Context, debug: bool, **given: Any) -> None:
         extra = {parameter.name: given.pop(parameter.name) for parameter in own}
         with reported(debug=debug or bool(context.obj)):
-            command(_resolve(**given), **extra)
+            command(_resolve(**given, planned=planned), **extra)
 
     functools.update_wrapper(with_options, command, assigned=("__module__", "__name__", "__doc__"))
     # Typer reads a command's parameters from its signature.
@@ -194,7 +195,13 @@ def takes_options(command: Callable[..., None]) -> Callable[..., None]:
 
 
 def _resolve(
-    *, settings: list[str] | None, config: Path | None, overwrite: bool, resume: bool, **flags: object
+    *,
+    settings: list[str] | None,
+    config: Path | None,
+    overwrite: bool,
+    resume: bool,
+    planned: bool,
+    **flags: object,
 ) -> Resolved:
     """The configuration from defaults, model card, YAML file, settings and flags. Raises InputError."""
     from vinfinity.weights.card import model_defaults
@@ -202,5 +209,5 @@ def _resolve(
     given = {"overwrite": overwrite or None, "resume": resume or None, "lora": flags["lora"] or None}
     flags = {**flags, **given}
     resolved = load(config, overrides=settings or (), flags=flags)
-    defaults, origin = model_defaults(resolved.config.model)
+    defaults, origin = model_defaults(resolved.config.model, planned=planned)
     return complete(resolved, defaults, origin=origin)

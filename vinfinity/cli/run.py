@@ -1,6 +1,8 @@
 """Commands that make a video, or say what one would be."""
 
 import dataclasses
+import functools
+import json
 import os
 from collections.abc import Mapping
 from typing import TYPE_CHECKING, Annotated
@@ -41,7 +43,12 @@ def generate(
     if dry_run:
         with held_interrupts():
             from vinfinity.job import describe
-        print_columns(describe(config))
+            from vinfinity.planning.plan import essentials, make_plan
+        rows = describe(config)
+        plan = make_plan(config)
+        print_columns([*rows, *essentials(plan)])
+        if plan.refusal is not None:
+            raise plan.refusal
     else:
         start(config, resolved.origins)
 
@@ -61,6 +68,42 @@ def start(config: RunConfig, origins: Mapping[str, str]) -> None:
         summary = run(config, origins)
     if summary is not None:  # ranks other than 0 have nothing to tell
         print_summary(summary)
+
+
+@functools.partial(takes_options, planned=True)
+def plan(
+    resolved: Resolved,
+    gpu: Annotated[
+        str | None,
+        typer.Option(
+            metavar="NAME", help="Plan for GPUs that are not here, such as 'RTX 4090' or 'A100 80GB'."
+        ),
+    ] = None,
+    device_memory: Annotated[
+        float | None,
+        typer.Option(metavar="GB", help="Plan for devices with that much memory.", min=0.001),
+    ] = None,
+    as_json: Annotated[bool, typer.Option("--json", help="The figures as JSON.")] = False,
+) -> None:
+    """Show what a run will take, before weights load: memory, disk, messages, arithmetic, time.
+
+    Takes the options of `generate`; neither weights nor GPUs have to be here. Ends with exit code 2 where the run does
+    not fit, and says what would.
+    """
+    with held_interrupts():
+        from vinfinity.planning import plan as planning
+        from vinfinity.planning.estimate import ASSUMED
+    made = planning.make_plan(resolved.config, gpu=gpu, device_memory=device_memory)
+    if as_json:
+        typer.echo(json.dumps(planning.as_json(made), indent=2))
+    else:
+        print_columns(planning.table(made))
+        if made.run.device == "cuda":
+            typer.echo()
+            print_columns(planning.time_table(made))
+            typer.echo(ASSUMED)
+    if made.refusal is not None:
+        raise made.refusal
 
 
 @takes_options

@@ -4,19 +4,20 @@ import json
 import statistics
 import time
 from collections.abc import Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 
 import torch
 
 from vinfinity.config import RunConfig, parse_size
 from vinfinity.job import pick_dtype
-from vinfinity.models.unet import UNet, UNetConfig
+from vinfinity.models.unet import UNetConfig
 from vinfinity.parallel.context import Scopes, temporal_context
-from vinfinity.parallel.exchange import FrameExchange, TracedExchange
+from vinfinity.parallel.exchange import FrameExchange, OwnFrames
 from vinfinity.parallel.launch import launch
 from vinfinity.parallel.ranks import Ranks
 from vinfinity.parallel.shards import FrameShards
+from vinfinity.planning.trace import WHOLE, Clip, unet_call
 from vinfinity.weights.card import read_card
 from vinfinity.weights.load import load_unet
 
@@ -59,18 +60,18 @@ def count_traffic(
     They have shapes but no data: reading a value on the host, and so any wait for the device, would raise.
     frames: per rank. latent: (h, w). branches: guidance branches in a call.
     """
-    shards = FrameShards(frames * ranks, ranks)
-    rank = ranks // 2
-    with torch.device("meta"):
-        unet = UNet(config).to(dtype)
-        x = torch.empty(branches, config.in_channels, frames, *latent, dtype=dtype)
-        text = torch.empty(branches, 77, config.cross_attention_dim, dtype=dtype)
-        t = torch.empty(1)
-        fps = torch.empty(1) if config.fps_cond else None
-    exchange = TracedExchange(rank, shards)
-    context = temporal_context(exchange, shards, rank, scopes, device="meta")
+    clip = Clip(
+        unet=config,
+        shards=FrameShards(frames * ranks, ranks),
+        rank=ranks // 2,
+        latent=latent,
+        scopes=scopes,
+        dtype=dtype,
+    )
+    call = unet_call(clip, replace(WHOLE, branches=branches))
     with torch.inference_mode():
-        unet(x, t, text, context, fps=fps)
+        call.run(torch.empty(1, config.in_channels, frames, *latent, device="meta"))
+    exchange = call.exchange
     sent = exchange.by_label
     # the second attention sends states of the width of its keys: keys and values of both would be four of these
     return Traffic(
@@ -123,8 +124,8 @@ def _time_on_rank(request: TimingRequest, ranks: Ranks) -> Timing:
     width, height = parse_size(str(card.defaults["size"]))
     latent = (-(-height // card.pixels), -(-width // card.pixels))
     kinds: dict[str, FrameExchange] = {
-        "exchanged": ranks.exchange(shards),
-        "local": TracedExchange(ranks.rank, shards),
+        "exchanged": ranks.team(shards.frames, split=False).exchange(),
+        "local": OwnFrames(),
     }
     config = unet.config
     x = torch.randn(2, config.in_channels, FRAMES, *latent, device=ranks.device, dtype=dtype)

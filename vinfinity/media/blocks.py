@@ -56,6 +56,8 @@ def plan_blocks(config: DecodeConfig, decoder: DecoderShape, latent: tuple[int, 
     area = decoder.factor**2
     hidden = 4 * decoder.peak_channels * rows * columns * area
     pictures = 2 * 3 * height * width * area  # in 8 bits: of this block, and of the one before on its way out
-    edges = 0 if side is None else 4 * 3 * (side // OVERLAP) * (2 * width + side) * area
+    edges = 0  # the lower ones of two rows of tiles, which overlap, and the right one of a tile
+    if side is not None:
+        edges = 4 * 3 * (side // OVERLAP) * (3 * width + side) * area
     frames = config.frames or max(1, min(MOST, AT_ONCE // hidden))
     return Blocks(frames=frames, tile=side, bytes=frames * (hidden + pictures + edges))

@@ -27,15 +27,15 @@ def write_video(
     size: tuple[int, int],
     fps: int,
     metadata: Mapping[str, str],
-    unfinished: Path | None = None,
     ranks: Ranks,
     progress: Progress,
+    unfinished: Path | None = None,
 ) -> None:
     """Decodes the latents into the MP4, which is written in a thread behind, with a contact sheet beside it.
 
     source: the latents, on rank 0. The other ranks come here only to decode their share, and write nothing.
     latent: (c, h, w) of one frame. size: (width, height) of the video in pixels. metadata, unfinished: see
-    Mp4Writer.     Raises OutputError where a file cannot be written.
+    Mp4Writer. Raises OutputError where a file cannot be written.
     """
     blocks = plan_blocks(config.decode, decoder.config, latent[1:])
     pictures = decode_frames(

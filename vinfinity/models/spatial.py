@@ -8,7 +8,13 @@ from typing import cast
 from einops import rearrange
 from torch import Tensor, nn
 
-from vinfinity.models.layers import TransformerBlock, frame_blocks, frames_first, frames_last
+from vinfinity.models.layers import (
+    Linear,
+    TransformerBlock,
+    frames_first,
+    frames_last,
+)
+from vinfinity.models.norm import GroupNorm
 
 
 class SpatialTransformer(nn.Module):
@@ -21,28 +27,23 @@ class SpatialTransformer(nn.Module):
         super().__init__()
         heads = channels // head_width
         inner = heads * head_width
-        self.norm = nn.GroupNorm(groups, channels, eps=1e-6)
-        self.proj_in = nn.Linear(channels, inner)
+        self.norm = GroupNorm(groups, channels, eps=1e-6)
+        self.proj_in = Linear(channels, inner)
         self.transformer_blocks = nn.ModuleList(
             [TransformerBlock(inner, heads=heads, head_width=head_width, context=context)]
         )
-        self.proj_out = nn.Linear(inner, channels)
+        self.proj_out = Linear(inner, channels)
 
-    def forward(self, x: Tensor, text: Tensor, *, limit: int) -> Tensor:
-        """x: (b, f, h, w, c), changed in place and returned. text: (b, t, context).
-
-        limit: bytes of a stretch of frames that is worked on at once.
-        """
+    def forward(self, x: Tensor, text: Tensor) -> Tensor:
+        """x: (b, f, h, w, c), changed in place and returned. text: (b, t, context)."""
         block = cast(TransformerBlock, self.transformer_blocks[0])
         b, _, h, w, _ = x.shape
-        for some in frame_blocks(x, limit):
-            frames = x[:, some]
-            hidden = self.proj_in(frames_last(self.norm(frames_first(frames)), b))
-            hidden = rearrange(hidden, "b f h w c -> (b f) (h w) c")
-            hidden += block.attn1(block.norm1(hidden))
-            # every position of every frame asks the same text: one long row of queries, no copy of the text per frame
-            hidden = rearrange(hidden, "(b f) n c -> b (f n) c", b=b)
-            hidden += block.attn2(block.norm2(hidden), text)
-            hidden += block.ff(block.norm3(hidden))
-            frames += rearrange(self.proj_out(hidden), "b (f h w) c -> b f h w c", h=h, w=w)
+        hidden = self.proj_in(frames_last(self.norm(frames_first(x)), b))
+        hidden = rearrange(hidden, "b f h w c -> (b f) (h w) c")
+        hidden += block.attn1(block.norm1(hidden))
+        # every position of every frame asks the same text: one long row of queries, no copy of the text per frame
+        hidden = rearrange(hidden, "(b f) n c -> b (f n) c", b=b)
+        hidden += block.attn2(block.norm2(hidden), text)
+        hidden += block.ff(block.norm3(hidden))
+        x += rearrange(self.proj_out(hidden), "b (f h w) c -> b f h w c", h=h, w=w)
         return x

@@ -48,6 +48,12 @@ class Counters:
         return {name: value / steps for name, value in dataclasses.asdict(self).items()}
 
 
+class Work(Protocol):
+    """Messages under way, as torch.distributed knows them."""
+
+    def wait(self) -> object: ...
+
+
 class Pending(Protocol):
     """An exchange under way; asked again, it has the same answer."""
 
@@ -110,22 +116,13 @@ def message_sizes(
     return sent, received
 
 
-class TracedExchange:
-    """The exchange of one rank among several that are not there: it counts, and answers with empty frames.
+class OwnFrames:
+    """Answers with this rank's own frames in place of others', to take the exchange out of a timing; sends nothing."""
 
-    For meta and fake tensors, to tell what a run would send and hold; and, on real ones, to take the exchange out of a
-    measurement. by_label: bytes sent for each kind of layer.
-    """
-
-    def __init__(self, rank: int, shards: FrameShards) -> None:
+    def __init__(self) -> None:
         self.counters = Counters()
-        self.by_label: dict[str, int] = {}
-        self._others = [peer for peer in range(shards.ranks) if peer != rank]
 
     def fetch(self, x: Tensor, route: Route, *, moments: Tensor | None = None, label: str = "") -> Pending:
-        sent, received = message_sizes(x, route, self._others, moments=moments)
-        self.counters.add(sent, received)
-        self.by_label[label] = self.by_label.get(label, 0) + sum(sent.values())
         frames = x[:, :1].expand(-1, len(route.wanted), *x.shape[2:])
         return Done(Fetched(frames=frames, moments=moments))
 
@@ -133,12 +130,21 @@ class TracedExchange:
 class RankExchange:
     """The exchange of one rank among several: one message to each peer that needs something, by batched point-to-point.
 
-    rank, shards: who this is and who holds which frames. The process group must be up; its timeout bounds each wait.
+    rank, shards: who this is and who holds which frames. peers: the process of each rank of a route, where these are
+    only some of all. counters: where to count. The process group must be up; its timeout bounds each wait.
     """
 
-    def __init__(self, rank: int, shards: FrameShards) -> None:
+    def __init__(
+        self,
+        rank: int,
+        shards: FrameShards,
+        *,
+        peers: Sequence[int] | None = None,
+        counters: Counters | None = None,
+    ) -> None:
         self.rank = rank
-        self.counters = Counters()
+        self.counters = counters or Counters()
+        self.peers = peers or range(shards.ranks)
         self.shares = [len(shards.held(of)) / shards.frames for of in range(shards.ranks)]
         self._others = [peer for peer in range(shards.ranks) if peer != rank]
         self._rows: dict[tuple[int, ...], Tensor] = {}
@@ -151,20 +157,29 @@ class RankExchange:
 
         wanted_by = dict(route.sends)
         statistics = [] if moments is None else [moments]
-        operations = []
+        leaving = {}
         for peer in sent:
             frames = [x.index_select(1, self._row(wanted_by[peer], x.device))] if peer in wanted_by else []
-            operations.append(dist.P2POp(dist.isend, _pack([*statistics, *frames]), peer))
+            leaving[peer] = _pack([*statistics, *frames])
         arriving = {
             peer: torch.empty(size, dtype=torch.uint8, device=x.device) for peer, size in received.items()
         }
-        operations += [dist.P2POp(dist.irecv, message, peer) for peer, message in arriving.items()]
-        try:
-            works = dist.batch_isend_irecv(operations)
-        except RuntimeError as error:
-            raise lost_rank(sorted({operation.peer for operation in operations}), label, error) from error
+        works, operations = self._start(leaving, arriving, label)
         counts = {peer: stop - start for peer, start, stop in route.receives}
         return _Arriving(self, works, operations, arriving, x, moments, counts, label)
+
+    def _start(
+        self, leaving: Mapping[int, Tensor], arriving: Mapping[int, Tensor], label: str
+    ) -> tuple[Sequence[Work], Sequence[dist.P2POp]]:
+        """Sends the messages to each peer and receives those from each into place; does not wait."""
+        operations = [dist.P2POp(dist.isend, message, self.peers[peer]) for peer, message in leaving.items()]
+        operations += [
+            dist.P2POp(dist.irecv, message, self.peers[peer]) for peer, message in arriving.items()
+        ]
+        try:
+            return dist.batch_isend_irecv(operations), operations
+        except RuntimeError as error:
+            raise lost_rank(sorted({operation.peer for operation in operations}), label, error) from error
 
     def _row(self, frames: tuple[int, ...], device: torch.device) -> Tensor:
         """The positions as an index on the device, made once: a copy from the host would wait for the device."""
@@ -173,12 +188,48 @@ class RankExchange:
         return self._rows[frames]
 
 
+class TracedExchange(RankExchange):
+    """The exchange of one rank among several that are not there, for tensors without data: it makes and holds the
+    messages that RankExchange would, and counts them, but sends nothing.
+
+    by_label: bytes sent for each kind of layer. largest: most bytes of messages, to and from all peers, at once.
+    """
+
+    def __init__(self, rank: int, shards: FrameShards) -> None:
+        super().__init__(rank, shards)
+        self.by_label: dict[str, int] = {}
+        self.largest = 0
+
+    def fetch(self, x: Tensor, route: Route, *, moments: Tensor | None = None, label: str = "") -> Pending:
+        before = self.counters.bytes
+        pending = super().fetch(x, route, moments=moments, label=label)
+        self.by_label[label] = self.by_label.get(label, 0) + self.counters.bytes - before
+        return pending
+
+    def _start(
+        self, leaving: Mapping[int, Tensor], arriving: Mapping[int, Tensor], label: str
+    ) -> tuple[Sequence[Work], Sequence[dist.P2POp]]:
+        messages = [*leaving.values(), *arriving.values()]
+        self.largest = max(self.largest, sum(message.nbytes for message in messages))
+        return [_Held(messages)], ()
+
+
+@dataclass(frozen=True)
+class _Held:
+    """Messages that are kept as long as the operations on them would be."""
+
+    messages: Sequence[Tensor]
+
+    def wait(self) -> None:
+        """Nothing is on its way."""
+
+
 @dataclass
 class _Arriving:
     """Messages of one `fetch` on their way. x and moments are what this rank put in, counts the frames by peer."""
 
     exchange: RankExchange
-    works: Sequence[dist.Work]
+    works: Sequence[Work]
     operations: Sequence[dist.P2POp]
     arriving: dict[int, Tensor]
     x: Tensor

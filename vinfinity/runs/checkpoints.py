@@ -37,8 +37,9 @@ class Wish:
 class Checkpoints:
     """The checkpoints of a run under way, on this rank; all ranks make the same calls.
 
-    held: the frames of this rank. steps: how many there are. settings: the digest of what determines the video.
-    aligned: whether a run may go on after that many steps and give the same video.
+    held: the frames of this rank, which it writes where `writes`; else another rank does. steps: how many there are.
+    settings: the digest of what determines the video. aligned: whether a run may go on after that many steps and give
+    the same video.
     """
 
     def __init__(
@@ -47,6 +48,7 @@ class Checkpoints:
         *,
         ranks: Ranks,
         held: range,
+        writes: bool,
         steps: int,
         settings: str,
         config: CheckpointConfig,
@@ -55,6 +57,7 @@ class Checkpoints:
         aligned: Callable[[int], bool] = lambda step: True,
     ) -> None:
         self.folder, self.ranks, self.held, self.steps = folder, ranks, held, steps
+        self.writes = writes
         self.settings, self.config = settings, config
         self.stops, self.progress, self.aligned = stops, progress, aligned
         self.pulse = Pulse(ranks, self._wish)
@@ -114,12 +117,13 @@ class Checkpoints:
     def _write(self, folder: Path, state: State) -> Parts:
         """Each rank its part, then rank 0 the manifest; nobody goes on before it is on the disk, or has failed."""
         tensors = {"x": state.x} | ({} if state.clean is None else {"clean": state.clean})
-        written: Part | OutputError
+        written: Part | OutputError | None
         try:
-            written = write_part(folder, self.held, tensors)
+            written = write_part(folder, self.held, tensors) if self.writes else None
         except OutputError as error:
             written = error
-        parts = [self._checked(one, folder) for one in self.ranks.collect(written)]
+        told = [self._checked(one, folder) for one in self.ranks.collect(written)]
+        parts = [part for part in told if part is not None]
         sealed: Parts | OutputError | None = None
         if self.ranks.first:
             try:

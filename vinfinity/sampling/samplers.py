@@ -32,7 +32,9 @@ class State:
 
 
 class Sampler(Protocol):
-    """timesteps: the training timestep at which the model is asked in each step."""
+    """timesteps: the training timestep at which the model is asked in each step. Equal settings, equal samplers."""
+
+    def __hash__(self) -> int: ...
 
     @property
     def timesteps(self) -> tuple[int, ...]: ...

@@ -7,14 +7,14 @@ import difflib
 import hashlib
 import re
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from functools import cache
 from pathlib import Path
 from typing import Any
 
 from vinfinity.errors import InputError
 from vinfinity.weights.files import read_json
-from vinfinity.weights.known import KNOWN, local_models
+from vinfinity.weights.known import KNOWN, local_models, models_folder, published_files
 
 EMBEDDED = Path(__file__).parent.parent / "assets"
 PARTS = ("unet", "vae", "text_encoder", "tokenizer", "scheduler")
@@ -44,7 +44,9 @@ class ModelCard:
     fps_cond: bool
     guidance_width: int | None
     defaults: Mapping[str, object]
+    files: Mapping[str, Mapping[str, Any]]
     vocabulary: Mapping[str, tuple[str, ...]] = field(default_factory=dict)
+    published: bool = False
 
     def unknown_words(self, text: str) -> list[str]:
         """The words of `text` that the model was never taught, in order; none for models with an open vocabulary."""
@@ -86,9 +88,24 @@ def read_card(model: str) -> ModelCard:
         )
         raise InputError("model", folder, remedy, problem=f"has no {missing[0]}")
     own = read_json(folder / "card.json") if (folder / "card.json").exists() else {}
-    unet, vae = read_json(folder / "unet" / "config.json"), read_json(folder / "vae" / "config.json")
-    text = read_json(folder / "text_encoder" / "config.json")
-    scheduler = read_json(folder / "scheduler" / "scheduler_config.json")
+    files = {part: read_json(folder / part / "config.json") for part in ("unet", "vae", "text_encoder")}
+    files["scheduler"] = read_json(folder / "scheduler" / "scheduler_config.json")
+    return _card(folder, own, files)
+
+
+@cache
+def planned_card(model: str) -> ModelCard:
+    """The card of a model to plan by; one that is not here yet has what was published of it. Raises InputError."""
+    if model in KNOWN and model not in {path.name for path in local_models()} and not Path(model).is_dir():
+        files = published_files(model)
+        own = files.pop("card")
+        return replace(_card(models_folder() / model, own, files), published=True)
+    return read_card(model)
+
+
+def _card(folder: Path, own: Mapping[str, Any], files: Mapping[str, Mapping[str, Any]]) -> ModelCard:
+    """The card that a model's JSON files make. own: its card.json."""
+    unet, vae = files["unet"], files["vae"]
     pixels = 2 ** (len(vae.get("block_out_channels", (0,) * 4)) - 1)
     return ModelCard(
         name=str(own.get("name", folder.name)),
@@ -96,10 +113,11 @@ def read_card(model: str) -> ModelCard:
         trained_frames=int(own.get("trained_frames", 16)),
         pixels=pixels,
         latent_channels=int(unet.get("in_channels", 4)),
-        text_length=int(text.get("max_position_embeddings", 77)),
+        text_length=int(files["text_encoder"].get("max_position_embeddings", 77)),
         fps_cond=bool(unet.get("fps_cond")),
         guidance_width=unet.get("time_cond_proj_dim"),
-        defaults=_defaults(own, unet, scheduler, pixels),
+        defaults=_defaults(own, unet, files["scheduler"], pixels),
+        files=files,
         vocabulary={str(group): tuple(words) for group, words in own.get("vocabulary", {}).items()},
     )
 
@@ -126,9 +144,12 @@ def _defaults(
     return {key: renamed[key] if renamed.get(key) is not None else value for key, value in general.items()}
 
 
-def model_defaults(model: str) -> tuple[dict[str, object], str]:
-    """The configuration keys that `model` fills, and how to name their origin. Raises InputError."""
-    card = read_card(model)
+def model_defaults(model: str, *, planned: bool = False) -> tuple[dict[str, object], str]:
+    """The configuration keys that `model` fills, and how to name their origin. planned: see `planned_card`.
+
+    Raises InputError.
+    """
+    card = planned_card(model) if planned else read_card(model)
     defaults = dict(card.defaults) | {"attention.trained_frames": card.trained_frames}
     return defaults, f"model {card.name}"
 

@@ -21,6 +21,7 @@ from vinfinity.errors import InputError, OutputError, WeightsError
 from vinfinity.models.unet import UNet, UNetConfig
 from vinfinity.weights.card import PARTS, find_model
 from vinfinity.weights.files import find_pickles, find_weights, read_json
+from vinfinity.weights.known import GUIDANCE_WIDTH, TURBO_CARD, TURBO_SCHEDULE
 from vinfinity.weights.load import KINDS, check_fit, check_widths, empty_network, listed
 from vinfinity.weights.lora import merge_turbo, turbo_faults, turbo_order
 from vinfinity.weights.lvdm import UNET, Part, is_lvdm, lvdm_faults, lvdm_parts, take, unet_table
@@ -49,10 +50,6 @@ LVDM_SCHEDULE = {
     "set_alpha_to_one": False,
     "steps_offset": 1,
 }
-# T2V-Turbo as its authors sample it (pipeline/t2v_turbo_vc2_pipeline.py, predict.py of Ji4chenLi/t2v-turbo).
-GUIDANCE_WIDTH = 256
-TURBO_SCHEDULE = {"_class_name": "LCMScheduler", "original_inference_steps": 50, "timestep_scaling": 10.0}
-TURBO_CARD = {"steps": 4, "guidance": 7.5, "sampler": "lcm", "fps": 16}
 LVDM_CARD = {"trained_frames": 16, "size": "512x320", "fps": 24, "steps": 50, "guidance": 12.0}
 
 

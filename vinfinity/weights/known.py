@@ -24,7 +24,7 @@ class KnownModel:
     """A published model.
 
     source: what is fetched. complete_from: the known model whose other parts it is used with. gigabytes: on disk.
-    card: the settings of its authors, for its card.json.
+    card: the settings of its authors, for its card.json. published: where its files differ from FAMILY, by part.
     """
 
     source: Source
@@ -33,6 +33,29 @@ class KnownModel:
     licence: str
     complete_from: str | None = None
     card: Mapping[str, object] = field(default_factory=dict)
+    published: Mapping[str, Mapping[str, object]] = field(default_factory=dict)
+
+
+# The files of ModelScope text-to-video, whose architecture the others share, as far as they are not the defaults of
+# UNetConfig, VAEConfig and TextConfig: so that a run can be planned before its model is fetched.
+FAMILY: Mapping[str, Mapping[str, object]] = {
+    "unet": {},
+    "vae": {},
+    "text_encoder": {},
+    "scheduler": {
+        "_class_name": "DDIMScheduler",
+        "beta_start": 0.00085,
+        "beta_end": 0.012,
+        "beta_schedule": "scaled_linear",
+        "clip_sample": False,
+        "set_alpha_to_one": False,
+        "steps_offset": 1,
+    },
+}
+# T2V-Turbo as its authors sample it (pipeline/t2v_turbo_vc2_pipeline.py, predict.py of Ji4chenLi/t2v-turbo).
+GUIDANCE_WIDTH = 256
+TURBO_SCHEDULE = {"_class_name": "LCMScheduler", "original_inference_steps": 50, "timestep_scaling": 10.0}
+TURBO_CARD = {"steps": 4, "guidance": 7.5, "sampler": "lcm", "fps": 16}
 
 
 KNOWN: Mapping[str, KnownModel] = {
@@ -64,6 +87,7 @@ KNOWN: Mapping[str, KnownModel] = {
             "guidance": 12.0,
             "sampler": "videocrafter2",
         },
+        published={"unet": {"fps_cond": True}},
     ),
     "t2v-turbo-vc2": KnownModel(
         source=Source("jiachenli-ucsb/T2V-Turbo-VC2", only="unet_lora.pt"),
@@ -71,8 +95,20 @@ KNOWN: Mapping[str, KnownModel] = {
         gigabytes=3.9,
         licence="see its page",
         complete_from="videocrafter2",
+        published={
+            "unet": {"fps_cond": True, "time_cond_proj_dim": GUIDANCE_WIDTH},
+            "scheduler": TURBO_SCHEDULE,
+            "card": {"trained_frames": 16, "size": "512x320", **TURBO_CARD},
+        },
     ),
 }
+
+
+def published_files(name: str) -> dict[str, dict[str, object]]:
+    """The JSON files of a known model by part, and its card, by what was published of it."""
+    known = KNOWN[name]
+    parts = {part: {**values, **known.published.get(part, {})} for part, values in FAMILY.items()}
+    return parts | {"card": {"name": name, **known.card, **known.published.get("card", {})}}
 
 
 def models_folder() -> Path:

@@ -1,0 +1,133 @@
+"""What machines have: published figures of GPUs, and the memory that is free on this one."""
+
+import os
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+
+import torch
+
+from vinfinity.errors import InputError, nearest
+
+GIB = 2**30
+
+
+@dataclass(frozen=True)
+class Gpu:
+    """A GPU by its maker's figures.
+
+    tensor: dense fp16 and bf16 products accumulated in fp32, operations a second. memory: bytes, as the driver counts
+    them where error correction is on by default. bandwidth: of its memory, link: to its neighbours in one direction,
+    bytes a second; PCIe where NVLink is an extra.
+    """
+
+    tensor: float
+    memory: int
+    bandwidth: float
+    link: float
+
+
+def _gpu(*, teraflops: float, gigabytes: float, bandwidth: float, link: float) -> Gpu:
+    return Gpu(
+        tensor=teraflops * 1e12, memory=round(gigabytes * GIB), bandwidth=bandwidth * 1e9, link=link * 1e9
+    )
+
+
+# Where data sheets give tensor rates "with sparsity", half of them is dense.
+GPUS: Mapping[str, Gpu] = {
+    # NVIDIA Ampere GA102 GPU Architecture whitepaper, appendix A (GeForce accumulates in fp32 at half rate)
+    "RTX 3090": _gpu(teraflops=71.0, gigabytes=24, bandwidth=936, link=32),
+    # NVIDIA Ada GPU Architecture whitepaper, appendix A
+    "RTX 4090": _gpu(teraflops=165.2, gigabytes=24, bandwidth=1008, link=32),
+    # NVIDIA RTX A5000 data sheet: 222.2 with sparsity
+    "RTX A5000": _gpu(teraflops=111.1, gigabytes=24, bandwidth=768, link=32),
+    # NVIDIA RTX A6000 data sheet: 309.7 with sparsity
+    "RTX A6000": _gpu(teraflops=154.8, gigabytes=48, bandwidth=768, link=32),
+    # NVIDIA RTX 6000 Ada Generation data sheet (1457 for fp8 with sparsity) and Ada whitepaper, appendix
+    "RTX 6000 Ada": _gpu(teraflops=364.2, gigabytes=48, bandwidth=960, link=32),
+    # NVIDIA L40S data sheet: 733 with sparsity; 48 GB, 45 of them with error correction
+    "L40S": _gpu(teraflops=362.1, gigabytes=45, bandwidth=864, link=32),
+    # NVIDIA A100 Tensor Core GPU data sheet, the SXM boards: NVLink 600 GB/s, both directions together
+    "A100 40GB": _gpu(teraflops=312, gigabytes=39.5, bandwidth=1555, link=300),
+    "A100 80GB": _gpu(teraflops=312, gigabytes=79.1, bandwidth=2039, link=300),
+    # NVIDIA H100 Tensor Core GPU data sheet: 1,979 and 1,513 with sparsity; NVLink 900 GB/s on SXM, PCIe 5 on PCIe
+    "H100 PCIe": _gpu(teraflops=756, gigabytes=79.1, bandwidth=2000, link=64),
+    "H100 SXM": _gpu(teraflops=989, gigabytes=79.1, bandwidth=3350, link=450),
+    # NVIDIA H200 Tensor Core GPU data sheet
+    "H200": _gpu(teraflops=989, gigabytes=139.8, bandwidth=4800, link=450),
+}
+
+
+def find_gpu(name: str) -> str:
+    """The name in the table of a GPU, written in any case and with or without spaces. Raises InputError."""
+    plain = {_plain(known): known for known in GPUS}
+    if _plain(name) in plain:
+        return plain[_plain(name)]
+    close = nearest(_plain(name), list(plain))
+    hint = f"did you mean {plain[close]}? " if close else ""
+    raise InputError("--gpu", name, f"{hint}known are {', '.join(GPUS)}", problem="is not known")
+
+
+def _plain(name: str) -> str:
+    return "".join(sign for sign in name.lower() if sign.isalnum()).removeprefix("nvidia")
+
+
+def free_on_device(device: torch.device) -> int:
+    """Bytes that this process may still have on a GPU: those that are free, and those it holds without use."""
+    unused = torch.cuda.memory_reserved(device) - torch.cuda.memory_allocated(device)
+    return torch.cuda.mem_get_info(device)[0] + unused
+
+
+def free_on_host(*, sharing: int = 1) -> int:
+    """Bytes that a process may still have of this node's memory, which `sharing` ranks share; what the job's control
+    group leaves where that is less.
+    """
+    return min(_available(), left_in_group()) // max(sharing, 1)
+
+
+def _available() -> int:
+    try:
+        for line in Path("/proc/meminfo").read_text(encoding="ascii").splitlines():
+            if line.startswith("MemAvailable:"):
+                return int(line.split()[1]) * 1024
+    except OSError:
+        pass  # no Linux
+    return os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
+
+
+def left_in_group(cgroups: Path = Path("/proc/self/cgroup"), root: Path = Path("/sys/fs/cgroup")) -> int:
+    """What the control groups around this process, such as a SLURM job's, still allow; no limit: 2^63."""
+    left = 2**63
+    try:
+        lines = [line.split(":", 2) for line in cgroups.read_text(encoding="ascii").splitlines()]
+    except (OSError, ValueError):
+        return left
+    for _, controllers, path in lines:
+        if controllers not in ("", "memory"):
+            continue
+        version, top = (GROUP_V1, root / "memory") if controllers else (GROUP_V2, root)
+        own = top / path.strip("/")
+        for group in (own, *own.parents):
+            if group == root.parent:
+                break
+            try:
+                limit, used = ((group / name).read_text(encoding="ascii").strip() for name in version[:2])
+                if limit != "max":
+                    left = min(left, int(limit) - int(used) + _droppable(group, version[2]))
+            except (OSError, ValueError):
+                continue  # folders above the groups have no such files
+    return max(left, 0)
+
+
+# files with the limit and the use of a group's memory, and the entry of memory.stat for cached files
+GROUP_V1 = ("memory.limit_in_bytes", "memory.usage_in_bytes", "total_inactive_file")
+GROUP_V2 = ("memory.max", "memory.current", "inactive_file")
+
+
+def _droppable(group: Path, entry: str) -> int:
+    """Cached files that count as the group's memory until something else needs it."""
+    for line in (group / "memory.stat").read_text(encoding="ascii").splitlines():
+        name, _, size = line.partition(" ")
+        if name == entry:
+            return int(size)
+    return 0
