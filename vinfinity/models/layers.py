@@ -197,6 +197,12 @@ class ResnetBlock(nn.Module):
         return hidden.div_(self.out_scale) if self.out_scale != 1.0 else hidden
 
 
+def channels_last(weight: Tensor) -> Tensor:
+    """A weight laid out as convolutions over channels-last memory read it; else each call would turn it first."""
+    formats = {4: torch.channels_last, 5: torch.channels_last_3d}
+    return weight.contiguous(memory_format=formats[weight.dim()]) if weight.dim() in formats else weight
+
+
 class Downsample(nn.Module):
     """Halves height and width by a convolution of stride 2; padding 0 pads the right and lower edge only."""
 

@@ -11,6 +11,7 @@ from safetensors import SafetensorError, safe_open
 from torch import nn
 
 from vinfinity.errors import WeightsError
+from vinfinity.models.layers import channels_last
 from vinfinity.models.text import TextConfig, TextEncoder
 from vinfinity.models.tiny import AutoencoderTiny, LatentDecoder, TinyConfig
 from vinfinity.models.unet import UNet, UNetConfig
@@ -43,12 +44,6 @@ def text_name(name: str) -> str | None:
     if name.endswith("embeddings.position_ids"):
         return None
     return name if name.startswith("text_model.") else f"text_model.{name}"
-
-
-MEMORY_FORMATS = {
-    4: torch.channels_last,
-    5: torch.channels_last_3d,
-}  # of convolutions' weights, by dimensions
 
 
 def _same(name: str) -> str:
@@ -315,11 +310,7 @@ def listed(faults: Sequence[str]) -> str:
 def _put(module: nn.Module, name: str, tensor: torch.Tensor) -> None:
     *parents, last = name.split(".")
     owner = module.get_submodule(".".join(parents))
-    if (
-        tensor.dim() in MEMORY_FORMATS
-    ):  # else convolutions over channels-last memory would turn them in every call
-        tensor = tensor.contiguous(memory_format=MEMORY_FORMATS[tensor.dim()])
-    setattr(owner, last, nn.Parameter(tensor, requires_grad=False))
+    setattr(owner, last, nn.Parameter(channels_last(tensor), requires_grad=False))
 
 
 def _shape(shape: tuple[int, ...]) -> str:
