@@ -154,9 +154,9 @@ def test_only_neighbours_and_anchors_can_change_a_frame() -> None:
 def test_cost_grows_linearly_with_the_frames(ranks: int) -> None:
     def cost(frames: int) -> int:
         shards = FrameShards(frames, ranks)
-        plans = [plan_attention(shards, rank, Scopes(8, 16)) for rank in range(ranks)]
+        plans = [plan_attention(shards, rank, Scopes(8, 16, local_bias=1.0)) for rank in range(ranks)]
         return sum(
-            len(block.queries) * (len(block.own) + len(block.fetched))
+            len(block.queries) * (block.bias.shape[1] if block.bias is not None else frames)
             for plan in plans
             for block in plan.blocks
         )

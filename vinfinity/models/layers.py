@@ -7,11 +7,14 @@ Parameter names are those of diffusers' files.
 """
 
 from collections.abc import Callable
+from functools import cache
 
 import torch
 import torch.nn.functional as F
 from einops import rearrange
 from torch import Tensor, nn
+
+from vinfinity.models.norm import GroupNorm
 
 ACTIVATIONS: dict[str, Callable[[Tensor], Tensor]] = {
     "silu": F.silu,
@@ -20,6 +23,9 @@ ACTIVATIONS: dict[str, Callable[[Tensor], Tensor]] = {
     "gelu": F.gelu,
     "relu": F.relu,
 }
+
+
+WIDENED = 8  # a feed-forward layer's temporaries to its input
 
 
 def blocks(count: int, each: int, limit: int) -> list[slice]:
@@ -43,6 +49,46 @@ def frames_last(x: Tensor, batch: int) -> Tensor:
     return rearrange(x, "(b f) c h w -> b f h w c", b=batch).contiguous()
 
 
+def linear(x: Tensor, weight: Tensor, bias: Tensor | None = None) -> Tensor:
+    """x Wᵀ + bias. In fp32 on a CPU it runs as a 1x1 convolution over channels-last memory: convolutions go to oneDNN,
+    matrix products to MKL, which takes 2.3 times as long on CPUs that are not Intel's (docs/decisions/0005).
+
+    x: (..., c). weight: (c', c). bias: (c',). Returns (..., c').
+    """
+    rows = (
+        picture_rows(x.numel() // x.shape[-1])
+        if x.device.type == "cpu" and x.dtype == torch.float32
+        else None
+    )
+    if rows is None:
+        return F.linear(x, weight, bias)
+    picture = rearrange(x.reshape(rows, -1, 1, x.shape[-1]), "rows m one c -> rows c m one")
+    done = F.conv2d(picture, weight[:, :, None, None], bias)
+    return rearrange(done, "rows c m one -> (rows m one) c").view(*x.shape[:-1], -1)
+
+
+@cache
+def picture_rows(vectors: int) -> int | None:
+    """In how many equal rows `vectors` vectors are laid out as a batch of pictures: torch hands 1x1 convolutions to
+    oneDNN from 16 pictures on. None where rows would be too short to be worth it.
+    """
+    most = vectors // 16
+    return next((rows for rows in range(16, min(most, 256) + 1) if vectors % rows == 0), None)
+
+
+def attend(q: Tensor, k: Tensor, v: Tensor, *, bias: Tensor | None = None) -> Tensor:
+    """Softmax attention. q: (b, heads, m, d); k, v: (b, heads, t, d); bias: (m, t) on the logits. As q in shape."""
+    return F.scaled_dot_product_attention(q, k, v, attn_mask=bias)
+
+
+class Linear(nn.Linear):
+    """A linear layer by `linear`."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        """x: (..., in_features). Returns (..., out_features)."""
+        return linear(x, self.weight, self.bias)
+
+
 class Attention(nn.Module):
     """The projections of one attention: to_q, to_k, to_v, to_out.0 (Vaswani et al. 2017).
 
@@ -55,10 +101,10 @@ class Attention(nn.Module):
         super().__init__()
         inner = heads * head_width
         self.heads = heads
-        self.to_q = nn.Linear(width, inner, bias=bias)
-        self.to_k = nn.Linear(context or width, inner, bias=bias)
-        self.to_v = nn.Linear(context or width, inner, bias=bias)
-        self.to_out = nn.ModuleList([nn.Linear(inner, width)])
+        self.to_q = Linear(width, inner, bias=bias)
+        self.to_k = Linear(context or width, inner, bias=bias)
+        self.to_v = Linear(context or width, inner, bias=bias)
+        self.to_out = nn.ModuleList([Linear(inner, width)])
 
     def forward(self, x: Tensor, context: Tensor | None = None) -> Tensor:
         """x: (b, m, c); context: (b, t, c2), x itself where None. Returns (b, m, c)."""
@@ -67,20 +113,21 @@ class Attention(nn.Module):
             rearrange(y, "b m (heads d) -> b heads m d", heads=self.heads)
             for y in (self.to_q(x), self.to_k(source), self.to_v(source))
         )
-        out = F.scaled_dot_product_attention(q, k, v)
+        out = attend(q, k, v)
         return self.to_out[0](rearrange(out, "b heads m d -> b m (heads d)"))
 
 
 class GEGLU(nn.Module):
-    """x W1 * gelu(x W2) (Shazeer 2020)."""
+    """x W1 * gelu(x W2) (Shazeer 2020); W1 and W2 lie one after the other in the published `proj`."""
 
     def __init__(self, width: int, inner: int) -> None:
         super().__init__()
         self.proj = nn.Linear(width, 2 * inner)
 
     def forward(self, x: Tensor) -> Tensor:
-        value, gate = self.proj(x).chunk(2, dim=-1)
-        return value * F.gelu(gate)
+        # two products rather than halves of one: each is contiguous, and the gate's memory is used again
+        value, gate = zip(self.proj.weight.chunk(2), self.proj.bias.chunk(2), strict=True)
+        return F.gelu(linear(x, *gate)).mul_(linear(x, *value))
 
 
 class FeedForward(nn.Module):
@@ -88,7 +135,7 @@ class FeedForward(nn.Module):
 
     def __init__(self, width: int) -> None:
         super().__init__()
-        self.net = nn.ModuleList([GEGLU(width, 4 * width), nn.Identity(), nn.Linear(4 * width, width)])
+        self.net = nn.ModuleList([GEGLU(width, 4 * width), nn.Identity(), Linear(4 * width, width)])
 
     def forward(self, x: Tensor) -> Tensor:
         for layer in self.net:
@@ -130,10 +177,10 @@ class ResnetBlock(nn.Module):
         out_scale: float = 1.0,
     ) -> None:
         super().__init__()
-        self.norm1 = nn.GroupNorm(groups, channels, eps=eps)
+        self.norm1 = GroupNorm(groups, channels, eps=eps)
         self.conv1 = nn.Conv2d(channels, out_channels, 3, padding=1)
         self.time_emb_proj = nn.Linear(time_channels, out_channels) if time_channels else None
-        self.norm2 = nn.GroupNorm(groups, out_channels, eps=eps)
+        self.norm2 = GroupNorm(groups, out_channels, eps=eps)
         self.conv2 = nn.Conv2d(out_channels, out_channels, 3, padding=1)
         self.conv_shortcut = nn.Conv2d(channels, out_channels, 1) if channels != out_channels else None
         self.activation = ACTIVATIONS[activation]

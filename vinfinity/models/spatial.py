@@ -8,7 +8,16 @@ from typing import cast
 from einops import rearrange
 from torch import Tensor, nn
 
-from vinfinity.models.layers import TransformerBlock, frame_blocks, frames_first, frames_last
+from vinfinity.models.layers import (
+    WIDENED,
+    Linear,
+    TransformerBlock,
+    blocks,
+    frame_blocks,
+    frames_first,
+    frames_last,
+)
+from vinfinity.models.norm import GroupNorm
 
 
 class SpatialTransformer(nn.Module):
@@ -21,12 +30,12 @@ class SpatialTransformer(nn.Module):
         super().__init__()
         heads = channels // head_width
         inner = heads * head_width
-        self.norm = nn.GroupNorm(groups, channels, eps=1e-6)
-        self.proj_in = nn.Linear(channels, inner)
+        self.norm = GroupNorm(groups, channels, eps=1e-6)
+        self.proj_in = Linear(channels, inner)
         self.transformer_blocks = nn.ModuleList(
             [TransformerBlock(inner, heads=heads, head_width=head_width, context=context)]
         )
-        self.proj_out = nn.Linear(inner, channels)
+        self.proj_out = Linear(inner, channels)
 
     def forward(self, x: Tensor, text: Tensor, *, limit: int) -> Tensor:
         """x: (b, f, h, w, c), changed in place and returned. text: (b, t, context).
@@ -43,6 +52,8 @@ class SpatialTransformer(nn.Module):
             # every position of every frame asks the same text: one long row of queries, no copy of the text per frame
             hidden = rearrange(hidden, "(b f) n c -> b (f n) c", b=b)
             hidden += block.attn2(block.norm2(hidden), text)
-            hidden += block.ff(block.norm3(hidden))
+            for row in blocks(hidden.shape[1], hidden[:, 0].nbytes, limit // WIDENED):
+                part = hidden[:, row]
+                part += block.ff(block.norm3(part))
             frames += rearrange(self.proj_out(hidden), "b (f h w) c -> b f h w c", h=h, w=w)
         return x

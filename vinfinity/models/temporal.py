@@ -15,39 +15,27 @@ import torch.nn.functional as F
 from einops import rearrange
 from torch import Tensor, nn
 
-from vinfinity.models.layers import Attention, TransformerBlock, blocks, frame_blocks
-from vinfinity.parallel.context import AttentionPlan, TemporalContext
+from vinfinity.models.layers import WIDENED, Attention, Linear, TransformerBlock, attend, blocks, frame_blocks
+from vinfinity.models.norm import group_affine, group_moments
+from vinfinity.parallel.context import AttentionPlan, QueryBlock, TemporalContext
 from vinfinity.parallel.exchange import Pending, combine_moments
 
 
-def group_moments(x: Tensor, groups: int, *, limit: int) -> Tensor:
-    """Mean and variance over frames, positions and the channels of each group.
+def video_moments(x: Tensor, groups: int, *, limit: int) -> Tensor:
+    """Mean and variance over frames, positions and the channels of each group, by stretches of frames.
 
-    Two passes over each stretch of frames while it is in the cache, then Chan's formula over stretches and channels.
     x: (b, f, h, w, c). Returns (b, g, 2) fp32.
     """
     parts, shares = [], []
     for some in frame_blocks(x, limit):
-        rows = rearrange(x[:, some], "b f h w c -> b (f h w) c").float()
-        mean = rows.mean(1)
-        variance = (rows - mean[:, None]).square_().mean(1)
-        parts.append(torch.stack([mean, variance], dim=-1))
+        parts.append(group_moments(rearrange(x[:, some], "b f h w c -> b (f h w) c"), groups))
         shares.append((some.stop - some.start) / x.shape[1])
-    channels = combine_moments(torch.stack(parts), shares)
-    of_group = rearrange(channels, "b (g c) moments -> c b g moments", g=groups)
-    return combine_moments(of_group, [1 / len(of_group)] * len(of_group))
+    return combine_moments(torch.stack(parts), shares)
 
 
-def group_affine(norm: nn.GroupNorm, moments: Tensor) -> tuple[Tensor, Tensor]:
-    """The scale and shift that a GroupNorm with these moments applies.
-
-    moments: (b, g, 2) fp32. Returns two tensors (b, 1, 1, 1, c) fp32.
-    """
-    mean, variance = (
-        m.repeat_interleave(norm.num_channels // norm.num_groups, dim=1) for m in moments.unbind(-1)
-    )
-    scale = norm.weight.float() * torch.rsqrt(variance + norm.eps)
-    shift = norm.bias.float() - mean * scale
+def video_affine(norm: nn.GroupNorm, moments: Tensor) -> tuple[Tensor, Tensor]:
+    """The scale and shift of a GroupNorm with these moments. moments: (b, g, 2). Returns two (b, 1, 1, 1, c) fp32."""
+    scale, shift = group_affine(norm, moments)
     return rearrange(scale, "b c -> b 1 1 1 c"), rearrange(shift, "b c -> b 1 1 1 c")
 
 
@@ -73,13 +61,13 @@ class TemporalConvStage(nn.ModuleDict):
     def forward(self, x: Tensor, ctx: TemporalContext, *, out: Tensor) -> Tensor:
         """x, out: (b, f, h, w, c); out may be x itself. Returns out."""
         norm, conv = cast(tuple[nn.GroupNorm, nn.Conv3d], tuple(self.values()))
-        moments = group_moments(x, norm.num_groups, limit=ctx.limit)
+        moments = video_moments(x, norm.num_groups, limit=ctx.limit)
         shared = moments if ctx.norm == "video" else None
         fetched = ctx.exchange.fetch(x, ctx.halo, moments=shared, label="temporal convolution").wait()
-        scale, shift = group_affine(norm, moments if fetched.moments is None else fetched.moments)
+        scale, shift = video_affine(norm, moments if fetched.moments is None else fetched.moments)
 
         def enter(frames: Tensor) -> Tensor:
-            return F.silu(apply_affine(frames, scale, shift), inplace=True)
+            return F.silu(torch.addcmul(shift, frames, scale), inplace=True).to(frames.dtype)
 
         # beyond the video's ends there are zeros, after the norm, as the model's own padding
         nothing = torch.zeros_like(x[:, :1])
@@ -134,22 +122,24 @@ def dual_scope_attention(
     out = torch.empty_like(q)
     for block in plan.blocks:
         rows = slice(block.queries.start, block.queries.stop)
-        keys = torch.cat([own_k.index_select(1, block.own), fetched_k.index_select(1, block.fetched)], dim=1)
-        values = torch.cat(
-            [own_v.index_select(1, block.own), fetched_v.index_select(1, block.fetched)], dim=1
-        )
+        query, keys, values = q[:, rows], _select(own_k, fetched_k, block), _select(own_v, fetched_v, block)
+        if block.scale is not None:
+            query = query * block.scale[:, None, None].to(q.dtype)
         bias = None if block.bias is None else block.bias.to(q.dtype)
         for i in range(q.shape[0]):
-            query = q[i, rows]
-            if block.scale is not None:
-                query = query * block.scale[:, None, None].to(q.dtype)
-            per_head = (
-                rearrange(y, "f n (heads d) -> n heads f d", heads=attention.heads)
-                for y in (query, keys[i], values[i])
-            )
-            attended = F.scaled_dot_product_attention(*per_head, attn_mask=bias)  # type: ignore[misc,arg-type]
-            out[i, rows] = rearrange(attended, "n heads f d -> f n (heads d)")
+            per_head = [
+                rearrange(y[i], "f n (heads d) -> n heads f d", heads=attention.heads)
+                for y in (query, keys, values)
+            ]
+            out[i, rows] = rearrange(attend(*per_head, bias=bias), "n heads f d -> f n (heads d)")
     return attention.to_out[0](out)
+
+
+def _select(own: Tensor, fetched: Tensor, block: QueryBlock) -> Tensor:
+    """The frames that a block attends to, (b, k, n, c), from this rank's and the fetched ones."""
+    own = own if block.own is None else own.index_select(1, block.own)
+    fetched = fetched if block.fetched is None else fetched.index_select(1, block.fetched)
+    return torch.cat([own, fetched], dim=1) if fetched.shape[1] else own
 
 
 class TemporalTransformer(nn.Module):
@@ -163,18 +153,18 @@ class TemporalTransformer(nn.Module):
         super().__init__()
         inner = heads * head_width
         self.norm = nn.GroupNorm(groups, channels, eps=1e-6)
-        self.proj_in = nn.Linear(channels, inner)
+        self.proj_in = Linear(channels, inner)
         self.transformer_blocks = nn.ModuleList([TransformerBlock(inner, heads=heads, head_width=head_width)])
-        self.proj_out = nn.Linear(inner, channels)
+        self.proj_out = Linear(inner, channels)
 
     def forward(self, x: Tensor, ctx: TemporalContext) -> Tensor:
         """x: (b, f, h, w, c), changed in place and returned."""
         plan, route = ctx.attention, ctx.attention.route
         block = cast(TransformerBlock, self.transformer_blocks[0])
-        moments = group_moments(x, self.norm.num_groups, limit=ctx.limit)
+        moments = video_moments(x, self.norm.num_groups, limit=ctx.limit)
         shared = moments if ctx.norm == "video" else None
         fetched = ctx.exchange.fetch(x, route, moments=shared, label="temporal attention 1").wait()
-        scale, shift = group_affine(self.norm, moments if fetched.moments is None else fetched.moments)
+        scale, shift = video_affine(self.norm, moments if fetched.moments is None else fetched.moments)
 
         def enter(frames: Tensor) -> Tensor:
             return rearrange(self.proj_in(apply_affine(frames, scale, shift)), "b f h w c -> b f (h w) c")
@@ -194,7 +184,7 @@ class TemporalTransformer(nn.Module):
             # the first stretch projects its own frames while the others' are on their way
             others = partial(_norm_arrived, block.norm2, pending, some)
             part += dual_scope_attention(block.attn2, block.norm2(part), others, plan)
-        for some in frame_blocks(hidden, ctx.limit):
+        for some in frame_blocks(hidden, ctx.limit // WIDENED):
             part = hidden[:, some]
             part += block.ff(block.norm3(part))
             x[:, some] += rearrange(self.proj_out(part), "b f (h w) c -> b f h w c", h=x.shape[2])

@@ -4,6 +4,7 @@ Dims: b batch (guidance branches), f this rank's frames, h w latent height and w
 Latents are (b, 4, f, h, w) outside; inside, hidden states are (b, f, h, w, c), see layers.py.
 """
 
+import math
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, fields
 from typing import Any
@@ -19,17 +20,19 @@ from vinfinity.models.layers import (
     ResnetBlock,
     TimestepEmbedding,
     Upsample,
-    frame_blocks,
+    blocks,
     frames_first,
     frames_last,
     sinusoids,
 )
+from vinfinity.models.norm import GroupNorm
 from vinfinity.models.spatial import SpatialTransformer
+from vinfinity.models.store import DeviceStore, Frames, Held, Store
 from vinfinity.models.temporal import TemporalConvLayer, TemporalTransformer
 from vinfinity.parallel.context import TemporalContext
 
 DOWN_BLOCKS = {"CrossAttnDownBlock3D": True, "DownBlock3D": False}
-Inputs = tuple[Tensor, ...]  # joined along the channels
+DEVICE = DeviceStore()
 UP_BLOCKS = {"CrossAttnUpBlock3D": True, "UpBlock3D": False}
 
 
@@ -100,6 +103,27 @@ class UNetConfig:
         return cls(**chosen)
 
 
+@dataclass
+class DeepFeatures:
+    """What enters the outermost levels of the way up, kept over several steps (DeepCache, Ma et al. 2024, section 3.2).
+
+    depth: levels that run in every step, from the outermost. renew: whether the next call runs the whole network and
+    keeps its features anew; it must before the first that does not.
+    """
+
+    depth: int
+    renew: bool = True
+    kept: Frames | None = None
+
+    def exchange(self, states: list[Frames], store: Store) -> None:
+        """At the outermost levels: keeps the present state, the last of `states`, or puts the kept one in its place."""
+        if self.renew:
+            self.kept = store.keep(states[-1].read(slice(None)))
+        else:
+            assert self.kept is not None
+            states.append(self.kept)
+
+
 class UNetBlock(nn.Module):
     """One level: resnets, each followed by a temporal convolution and, with attention, a spatial and a temporal
     transformer. The middle of the UNet has the same parts in another order, see `MidBlock`.
@@ -125,12 +149,15 @@ class UNetBlock(nn.Module):
                 for _ in ins
             )
 
-    def layer(self, index: int, inputs: Inputs, time: Tensor, text: Tensor, ctx: TemporalContext) -> Tensor:
-        """The `index`-th layer of this level. inputs: (b, f, h, w, c) each. Returns (b, f, h, w, channels).
+    def layer(
+        self, index: int, inputs: tuple[Frames, ...], time: Tensor, text: Tensor, ctx: TemporalContext
+    ) -> Tensor:
+        """The `index`-th layer of this level. inputs: (b, f, h, w, c) each, joined along the channels.
 
-        The resnet makes a new tensor, which the layers after it change in place.
+        Returns (b, f, h, w, channels): the resnet makes a new tensor, which the layers after it change in place.
         """
         x = _per_frame(self.resnets[index], inputs, time, limit=ctx.limit)
+        del inputs
         x = self.temp_convs[index](x, ctx)
         if self.has_attention:
             x = self.attentions[index](x, text, limit=ctx.limit)
@@ -148,16 +175,23 @@ class DownBlock(UNetBlock):
         )
 
     def forward(
-        self, x: Tensor, skips: list[Tensor], time: Tensor, text: Tensor, ctx: TemporalContext
-    ) -> Tensor:
-        """x: (b, f, h, w, c). Appends the states that the way up needs to `skips`; returns the last of them."""
+        self,
+        states: list[Frames],
+        store: Store,
+        time: Tensor,
+        text: Tensor,
+        ctx: TemporalContext,
+        *,
+        descend: bool,
+    ) -> None:
+        """Puts the states that the way up needs before the present one, which this level replaces; see `UpBlock`.
+
+        descend: whether a deeper level follows, whose input is one of them.
+        """
         for index in range(len(self.resnets)):
-            x = self.layer(index, (x,), time, text, ctx)
-            skips.append(x)
-        if self.downsamplers is not None:
-            x = _per_frame(self.downsamplers[0], (x,), limit=ctx.limit)
-            skips.append(x)
-        return x
+            _advance(states, self.layer(index, (states.pop(),), time, text, ctx), store)
+        if self.downsamplers is not None and descend:
+            _advance(states, _per_frame(self.downsamplers[0], (states.pop(),), limit=ctx.limit), store)
 
 
 class UpBlock(UNetBlock):
@@ -171,15 +205,16 @@ class UpBlock(UNetBlock):
         super().__init__(config, ins, out, attention=attention)
         self.upsamplers = None if last else nn.ModuleList([Upsample(out)])
 
-    def forward(
-        self, x: Tensor, skips: list[Tensor], time: Tensor, text: Tensor, ctx: TemporalContext
-    ) -> Tensor:
-        """x: (b, f, h, w, c). Takes its states off the end of `skips`. Returns (b, f, h', w', c')."""
+    def forward(self, states: list[Frames], time: Tensor, text: Tensor, ctx: TemporalContext) -> None:
+        """states: (b, f, h, w, c) each, those of the way down and, last, the present one, which this level replaces.
+
+        Nothing but the list holds them, so that what a layer has read is free for the layers after it.
+        """
         for index in range(len(self.resnets)):
-            x = self.layer(index, (x, skips.pop()), time, text, ctx)
+            states.append(Held(self.layer(index, (states.pop(), states.pop()), time, text, ctx)))
         if self.upsamplers is not None:
-            x = _per_frame(self.upsamplers[0], (x,), tuple(skips[-1].shape[2:4]), limit=ctx.limit)
-        return x
+            size = tuple(states[-2].shape[2:4])
+            states.append(Held(_per_frame(self.upsamplers[0], (states.pop(),), size, limit=ctx.limit)))
 
 
 class MidBlock(UNetBlock):
@@ -194,8 +229,8 @@ class MidBlock(UNetBlock):
 
     def forward(self, x: Tensor, time: Tensor, text: Tensor, ctx: TemporalContext) -> Tensor:
         """x: (b, f, h, w, c). Returns the same shape."""
-        x = self.layer(0, (x,), time, text, ctx)
-        x = _per_frame(self.resnets[1], (x,), time, limit=ctx.limit)
+        x = self.layer(0, (Held(x),), time, text, ctx)
+        x = _per_frame(self.resnets[1], (Held(x),), time, limit=ctx.limit)
         return self.temp_convs[1](x, ctx)
 
 
@@ -237,7 +272,7 @@ class UNet(nn.Module):
             )
             for i, kind in enumerate(config.up_block_types)
         )
-        self.conv_norm_out = nn.GroupNorm(groups, width, eps=config.norm_eps)
+        self.conv_norm_out = GroupNorm(groups, width, eps=config.norm_eps)
         self.conv_out = nn.Conv2d(width, config.out_channels, 3, padding=1)
 
     def forward(
@@ -249,23 +284,35 @@ class UNet(nn.Module):
         *,
         fps: Tensor | None = None,
         condition: Tensor | None = None,
+        store: Store = DEVICE,
+        deep: DeepFeatures | None = None,
     ) -> Tensor:
         """One prediction for this rank's frames.
 
         x: (b, in_channels, f, h, w). t: (1,) the training timestep. text: (b, t, cross_attention_dim). fps: (1,) frames
         per second, for models with an fps embedding. condition: (1, time_cond_proj_dim), for models that have one.
-        Returns (b, out_channels, f, h, w).
+        store: where skip connections and deep features wait. deep: the features of an earlier step, which this one uses
+        where it does not renew them. Returns (b, out_channels, f, h, w).
         """
         time = self._time(t, fps, condition).to(x.dtype)
         frames = rearrange(x, "b c f h w -> b f h w c").contiguous()
-        hidden = self.transformer_in(_per_frame(self.conv_in, (frames,), limit=ctx.limit), ctx)
-        skips = [hidden]
-        for down in self.down_blocks:
-            hidden = down(hidden, skips, time, text, ctx)
-        hidden = self.mid_block(hidden, time, text, ctx)
-        for up in self.up_blocks:
-            hidden = up(hidden, skips, time, text, ctx)
-        frames = _per_frame(self.leave, (hidden,), limit=ctx.limit)
+        hidden = self.transformer_in(_per_frame(self.conv_in, (Held(frames),), limit=ctx.limit), ctx)
+        shallow = deep is not None and not deep.renew
+        levels = deep.depth if deep is not None and shallow else len(self.down_blocks)
+        states: list[Frames] = []
+        _advance(states, hidden, store)
+        del hidden
+        for level, down in enumerate(self.down_blocks[:levels], start=1):
+            down(states, store, time, text, ctx, descend=level < levels)
+        if shallow:
+            states.pop()
+        else:
+            states.append(Held(self.mid_block(states.pop().read(slice(None)), time, text, ctx)))
+        for level, up in zip(range(levels, 0, -1), self.up_blocks[-levels:], strict=True):
+            if deep is not None and level == deep.depth:
+                deep.exchange(states, store)
+            up(states, time, text, ctx)
+        frames = _per_frame(self.leave, (states.pop(),), limit=ctx.limit)
         return rearrange(frames, "b f h w c -> b c f h w")
 
     def leave(self, x: Tensor) -> Tensor:
@@ -299,17 +346,23 @@ def _resnet(config: UNetConfig, channels: int, out: int, *, out_scale: float = 1
     )
 
 
-def _per_frame(layer: Callable[..., Tensor], inputs: Inputs, *args: object, limit: int) -> Tensor:
+def _advance(states: list[Frames], x: Tensor, store: Store) -> None:
+    """Makes x the present state, and keeps it for the way up. x: (b, f, h, w, c)."""
+    states += [store.keep(x), Held(x)]
+
+
+def _per_frame(layer: Callable[..., Tensor], inputs: tuple[Frames, ...], *args: object, limit: int) -> Tensor:
     """A layer that knows nothing of time, over stretches of frames.
 
     inputs: (b, f, h, w, c) each, joined along the channels a stretch at a time. limit: bytes of a stretch.
     Returns (b, f, h', w', c').
     """
-    b, f = inputs[0].shape[:2]
+    b, f, *rest = inputs[0].shape
     out: Tensor | None = None
-    for some in frame_blocks(inputs[0], limit):
-        frames = torch.cat([x[:, some] for x in inputs], dim=-1) if len(inputs) > 1 else inputs[0][:, some]
-        done = frames_last(layer(frames_first(frames), *args), b)
+    for some in blocks(f, b * math.prod(rest) * inputs[0].dtype.itemsize, limit):
+        parts = [x.read(some) for x in inputs]
+        frames = frames_first(torch.cat(parts, dim=-1) if len(parts) > 1 else parts[0])
+        done = frames_last(layer(frames, *args), b)
         if done.shape[1] == f:
             return done
         if out is None:

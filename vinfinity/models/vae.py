@@ -13,6 +13,7 @@ from einops import rearrange
 from torch import Tensor, nn
 
 from vinfinity.models.layers import ACTIVATIONS, Attention, Downsample, ResnetBlock, Upsample
+from vinfinity.models.norm import GroupNorm
 
 
 @dataclass(frozen=True)
@@ -80,7 +81,7 @@ class AttentionBlock(Attention):
 
     def __init__(self, channels: int, *, groups: int) -> None:
         super().__init__(channels, heads=1, head_width=channels, bias=True)
-        self.group_norm = nn.GroupNorm(groups, channels, eps=1e-6)
+        self.group_norm = GroupNorm(groups, channels, eps=1e-6)
 
     def forward(self, x: Tensor, context: Tensor | None = None) -> Tensor:
         """x: (b, c, h, w). Returns the same shape."""
@@ -141,7 +142,7 @@ class Encoder(nn.Module):
                 level.downsamplers = nn.ModuleList([Downsample(out, padding=0)])
             self.down_blocks.append(level)
         self.mid_block = MidBlock(config)
-        self.conv_norm_out = nn.GroupNorm(config.norm_num_groups, widths[-1], eps=1e-6)
+        self.conv_norm_out = GroupNorm(config.norm_num_groups, widths[-1], eps=1e-6)
         self.conv_out = nn.Conv2d(widths[-1], 2 * config.latent_channels, 3, padding=1)
 
     def forward(self, x: Tensor) -> Tensor:
@@ -166,7 +167,7 @@ class Decoder(nn.Module):
             if i < len(widths) - 1:
                 level.upsamplers = nn.ModuleList([Upsample(out)])
             self.up_blocks.append(level)
-        self.conv_norm_out = nn.GroupNorm(config.norm_num_groups, widths[-1], eps=1e-6)
+        self.conv_norm_out = GroupNorm(config.norm_num_groups, widths[-1], eps=1e-6)
         self.conv_out = nn.Conv2d(widths[-1], config.out_channels, 3, padding=1)
 
     def forward(self, x: Tensor) -> Tensor:

@@ -48,13 +48,13 @@ class QueryBlock:
     """Some consecutive queries of this rank and the keys that they attend to.
 
     queries: positions among this rank's own frames. own, fetched: (k1,) and (k2,) int64, positions of the keys among
-    the own and the fetched frames. bias: (queries, k1 + k2) fp32 added to the logits, or None where all are zero.
-    scale: (queries,) fp32, the factor of entropy scaling on q, or None.
+    the own and the fetched frames, None for all of them in order. bias: (queries, k1 + k2) fp32 added to the logits,
+    or None where all are zero. scale: (queries,) fp32, the factor of entropy scaling on q, or None.
     """
 
     queries: range
-    own: Tensor
-    fetched: Tensor
+    own: Tensor | None
+    fetched: Tensor | None
     bias: Tensor | None
     scale: Tensor | None
 
@@ -95,23 +95,28 @@ def plan_attention(
 
     held = shards.held(rank)
     route = plan_route(shards, rank, lambda of: keys_of(shards.held(of)))
+    if scopes is None:
+        everything = QueryBlock(queries=range(len(held)), own=None, fetched=None, bias=None, scale=None)
+        return AttentionPlan(route=route, blocks=(everything,))
     position = {frame: index for index, frame in enumerate(route.wanted)}
+
+    def index(positions: Sequence[int], count: int) -> Tensor | None:
+        if list(positions) == list(range(count)):
+            return None
+        return torch.tensor(positions, dtype=torch.int64, device=device)
+
     blocks = []
     for start in range(0, len(held), block):
         queries = range(start, min(start + block, len(held)))
         keys = keys_of(held[queries.start : queries.stop])
         own = [key for key in keys if key in held]
         fetched = [key for key in keys if key not in held]
-        bias, scale = None, None
-        if scopes is not None:
-            bias, scale = _bias(
-                scopes, held[queries.start : queries.stop], own + fetched, frames, trained_frames
-            )
+        bias, scale = _bias(scopes, held[queries.start : queries.stop], own + fetched, frames, trained_frames)
         blocks.append(
             QueryBlock(
                 queries=queries,
-                own=torch.tensor([key - held.start for key in own], dtype=torch.int64, device=device),
-                fetched=torch.tensor([position[key] for key in fetched], dtype=torch.int64, device=device),
+                own=index([key - held.start for key in own], len(held)),
+                fetched=index([position[key] for key in fetched], len(route.wanted)),
                 bias=bias if bias is None else bias.to(device),
                 scale=scale if scale is None else scale.to(device),
             )

@@ -43,6 +43,12 @@ def text_name(name: str) -> str | None:
     return name if name.startswith("text_model.") else f"text_model.{name}"
 
 
+MEMORY_FORMATS = {
+    4: torch.channels_last,
+    5: torch.channels_last_3d,
+}  # of convolutions' weights, by dimensions
+
+
 def _same(name: str) -> str:
     return name
 
@@ -224,6 +230,10 @@ def listed(faults: Sequence[str]) -> str:
 def _put(module: nn.Module, name: str, tensor: torch.Tensor) -> None:
     *parents, last = name.split(".")
     owner = module.get_submodule(".".join(parents))
+    if (
+        tensor.dim() in MEMORY_FORMATS
+    ):  # else convolutions over channels-last memory would turn them in every call
+        tensor = tensor.contiguous(memory_format=MEMORY_FORMATS[tensor.dim()])
     setattr(owner, last, nn.Parameter(tensor, requires_grad=False))
 
 
