@@ -2,8 +2,8 @@
 
     python scripts/rivals/memory.py --frames 16 --frames 32 [--branches 2] [--json FILE]
 
-It stands here since the package never imports diffusers (docs/decisions/0007). VideoCrafter2's shape, fp16, 512x320, both
-guidance branches in one batch as its pipeline calls them, with its default fused attention.
+It stands here since the package never imports diffusers (docs/decisions/0007). VideoCrafter2's shape, fp16, 512x320,
+both guidance branches in one batch as its pipeline calls them, with its default fused attention.
 """
 
 import argparse
@@ -29,7 +29,9 @@ def trace(frames: int, *, branches: int) -> int:
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
     parser.add_argument("--frames", type=int, action="append", help="may be repeated [16 and 48]")
     parser.add_argument("--branches", type=int, default=2)
     parser.add_argument("--json", type=Path)
@@ -37,7 +39,9 @@ def main() -> None:
     figures = {frames: trace(frames, branches=given.branches) for frames in given.frames or (16, 48)}
     before: tuple[int, int] | None = None
     for frames, held in figures.items():
-        slope = "" if before is None else f", {(held - before[1]) / (frames - before[0]) / 1e6:.1f} MB a frame"
+        slope = (
+            "" if before is None else f", {(held - before[1]) / (frames - before[0]) / 1e6:.1f} MB a frame"
+        )
         print(f"diffusers, {frames} frames, {given.branches} branches: {held / 1e9:.2f} GB{slope}")
         before = (frames, held)
     if given.json is not None:
