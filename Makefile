@@ -30,7 +30,7 @@ test-multinode: $(READY) ## two nodes as network namespaces give one video (root
 bench-exchange: $(READY) ## what ranks send, and what that costs here (ARGS="--ranks 8 --timed 2 --device cpu")
 	$(BIN)/vinfinity bench exchange $(ARGS)
 
-bench-memory: $(READY) ## what a UNet call holds at most (ARGS="--frames 64 --frames 2300")
+bench-memory: $(READY) ## what a UNet call holds at most (ARGS="--frames 64 --frames 2300 --check")
 	$(BIN)/vinfinity bench memory $(ARGS)
 
 lint: $(READY) ## check style, import rules and types

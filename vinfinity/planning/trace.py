@@ -21,7 +21,7 @@ from vinfinity.sampling.guidance import guide
 from vinfinity.sampling.samplers import Sampler, State
 from vinfinity.weights.load import KINDS
 
-STRETCHES = 32  # from which on memory is taken to be a straight line
+STRETCHES = 16  # from which on memory is taken to be a straight line
 WHOLE = Execution(branches=1, skips="device", stretch=2**62)  # all frames at once: the fewest operations
 
 
