@@ -485,6 +485,6 @@ def test_2300_frames_fit_one_gpu_of_48_gb() -> None:
     }
     slope = (sizes[576] - sizes[288]) / 288
     assert slope <= 14e6
-    assert (sizes[2300] - sizes[576]) / 1724 == pytest.approx(slope, rel=0.01)
+    assert (sizes[2300] - sizes[576]) / 1724 <= 1.01 * slope
     assert choose(one, Room(device=GPUS["RTX A6000"].memory, host=None, where="it"))[1]
     assert sizes[2300] + 2.9e9 <= 40e9
