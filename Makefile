@@ -47,7 +47,7 @@ bench-all: bench-unet bench-memory bench-exchange bench-scaling bench-decode ben
 bench-exchange: $(READY) ## what ranks send, and what that costs here (ARGS="--ranks 8 --timed 2 --device cpu")
 	$(BIN)/vinfinity bench exchange $(ARGS)
 
-bench-memory: $(READY) ## what a UNet call holds at most (ARGS="--frames 64 --frames 2300")
+bench-memory: $(READY) ## what a UNet call holds at most (ARGS="--frames 64 --frames 2300 --check")
 	$(BIN)/vinfinity bench memory $(ARGS)
 
 bench-decode: $(READY) ## decoding, encoding, both at once, and memory (ARGS="--frames 2000 --size 512x320")

@@ -12,7 +12,7 @@ from vinfinity.job import Job
 from vinfinity.parallel.ranks import Ranks, find_place, pick_device
 from vinfinity.planning.machines import free_on_device, free_on_host
 from vinfinity.planning.outline import DeviceType, Outline, outline
-from vinfinity.planning.trace import BlockMemory, StepMemory, trace_decode, trace_step, trace_text
+from vinfinity.planning.trace import BlockMemory, StepMemory, step_memory, trace_decode, trace_text
 from vinfinity.weights.load import MAPPED
 
 # what allocators take beyond what is asked of them; glibc's keeps many freed blocks (`vinfinity bench memory --check`)
@@ -78,7 +78,7 @@ def memory_of(run: Outline, execution: Execution) -> Memory:
     picture = width * height * 3
     return Memory(
         execution=execution,
-        step=trace_step(run.clip, execution, run.sampler, branches=run.rank_branches),
+        step=step_memory(run.clip, execution, run.sampler, branches=run.rank_branches),
         decoding=trace_decode(run.vae, run.latent[1:], frames=run.decoded_at_once),
         text=trace_text(run.text, run.clip.dtype, texts=run.branches),
         latents=2 * run.config.frames * c * h * w * 4,  # the ranks' parts and the whole, in fp32

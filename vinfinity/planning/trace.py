@@ -1,8 +1,7 @@
 """The networks on tensors without data: the real layers run, so that no figure can drift from what they do."""
 
-import math
 from collections.abc import Callable
-from dataclasses import dataclass, replace
+from dataclasses import asdict, dataclass, replace
 from functools import lru_cache
 from typing import Literal
 
@@ -10,7 +9,7 @@ import torch
 from torch import Tensor
 
 from vinfinity.execution import Execution
-from vinfinity.models.store import DeviceStore, HostStore
+from vinfinity.models.store import DeviceStore, TracedStore
 from vinfinity.models.text import TextConfig, TextEncoder
 from vinfinity.models.unet import UNet, UNetConfig
 from vinfinity.models.vae import AutoencoderKL, VAEConfig
@@ -22,6 +21,7 @@ from vinfinity.sampling.guidance import guide
 from vinfinity.sampling.samplers import Sampler, State
 from vinfinity.weights.load import KINDS
 
+STRETCHES = 16  # from which on memory is taken to be a straight line
 WHOLE = Execution(branches=1, skips="device", stretch=2**62)  # all frames at once: the fewest operations
 
 
@@ -47,21 +47,24 @@ class Clip:
 
 @dataclass(frozen=True)
 class Call:
-    """A UNet call, ready to be made. run: makes it, for latents (1, c, f, h, w) in fp32."""
+    """A UNet call, ready to be made. run: makes it, for latents (1, c, f, h, w) in fp32. store: counts what skip
+    connections take on the host, where that is where they wait.
+    """
 
     unet: UNet
     run: Callable[[Tensor], Tensor]
     exchange: TracedExchange
+    store: TracedStore | None
 
 
 def unet_call(
-    clip: Clip, execution: Execution, *, unet: UNet | None = None, largest_blocks: bool = False
+    clip: Clip, execution: Execution, *, unet: UNet | None = None, few_blocks: bool = False
 ) -> Call:
     """The UNet call of `clip` as predict.py makes it: the one place that knows how.
 
-    unet: with data, for measurements; None makes one without. largest_blocks: of the blocks of queries in temporal
-    attention only the largest run. Each frees what it made when the next is at work, so that memory at most is the same
-    in a fraction of the operations.
+    unet: with data, for measurements; None makes one without. few_blocks: of the blocks of queries in temporal
+    attention only some of each shape run. Each frees what it made when the next is at work, so that memory at most is
+    the same, in a fraction of the operations.
     """
     unet = empty_unet(clip.unet, clip.dtype) if unet is None else unet
     device = unet.conv_in.weight.device
@@ -75,9 +78,9 @@ def unet_call(
         norm=clip.norm,
         device=device,
     )
-    attention = largest(context.attention) if largest_blocks else context.attention
+    attention = each_kind(context.attention) if few_blocks else context.attention
     context = replace(context, attention=attention, limit=execution.stretch)
-    store = HostStore(device) if execution.skips == "host" else DeviceStore()
+    store = TracedStore() if execution.skips == "host" else None
     with device:
         text = torch.zeros(execution.branches, clip.text, clip.unet.cross_attention_dim, dtype=clip.dtype)
         t = torch.zeros(1)
@@ -87,28 +90,27 @@ def unet_call(
 
     def run(x: Tensor) -> Tensor:
         branches = x.to(clip.dtype).expand(execution.branches, *x.shape[1:])
-        return unet(branches, t, text, context, fps=fps, condition=condition, store=store)
+        return unet(branches, t, text, context, fps=fps, condition=condition, store=store or DeviceStore())
 
-    return Call(unet=unet, run=run, exchange=exchange)
+    return Call(unet=unet, run=run, exchange=exchange, store=store)
 
 
-def largest(plan: AttentionPlan) -> AttentionPlan:
-    """The plan with only those blocks of queries that no other exceeds in every count."""
+def each_kind(plan: AttentionPlan) -> AttentionPlan:
+    """The plan with blocks of queries of every shape, each after a block of every shape that comes before one such: the
+    keys of the block before are still there when a block begins.
+    """
 
-    def count(index: Tensor | None) -> float:
-        return math.inf if index is None else len(index)  # None: all frames
+    def kind(block: QueryBlock) -> tuple[int | None, ...]:
+        own, fetched = (None if some is None else len(some) for some in (block.own, block.fetched))
+        return len(block.queries), own, fetched, block.bias is None
 
-    def size(block: QueryBlock) -> tuple[float, ...]:
-        return len(block.queries), count(block.own), count(block.fetched), block.bias is not None
-
-    kinds: dict[tuple[float, ...], list[QueryBlock]] = {}
-    for block in plan.blocks:
-        kinds.setdefault(size(block), []).append(block)
+    seen: set[object] = set()
     kept: list[QueryBlock] = []
-    for counts, alike in kinds.items():
-        smaller = (all(one <= other for one, other in zip(counts, others, strict=True)) for others in kinds)
-        if sum(smaller) == 1:  # only than itself
-            kept += alike[:2]  # the keys of the block before are still there when a block begins
+    for before, block in zip((None, *plan.blocks), plan.blocks, strict=False):
+        pair = (None if before is None else kind(before), kind(block))
+        if pair not in seen:
+            seen.add(pair)
+            kept += [block] if before is None or (kept and kept[-1] is before) else [before, block]
     return replace(plan, blocks=tuple(kept))
 
 
@@ -155,7 +157,7 @@ def trace_step(clip: Clip, execution: Execution, sampler: Sampler, *, branches: 
 
     branches: those that this rank takes. Of branches in turn only the last runs; the predictions of the others wait.
     """
-    call = unet_call(clip, execution, largest_blocks=True)
+    call = unet_call(clip, execution, few_blocks=True)
     shape = (1, clip.unet.in_channels, clip.frames, *clip.latent)
     before_mid: list[int] = []
 
@@ -186,8 +188,30 @@ def trace_step(clip: Clip, execution: Execution, sampler: Sampler, *, branches: 
         skips=before_mid[0] - held,
         exchange=call.exchange.largest,
         working=live.peak,
-        host=live.host_peak,
+        host=0 if call.store is None else call.store.peak,
     )
+
+
+def step_memory(clip: Clip, execution: Execution, sampler: Sampler, *, branches: int) -> StepMemory:
+    """What `trace_step` finds; for a clip of very many stretches, from two shorter ones: no temporary grows with the
+    video, so that from some stretches on all that is held lies on a straight line in frames.
+    """
+    h, w = clip.latent
+    state = execution.branches * h * w * clip.unet.block_out_channels[0] * clip.dtype.itemsize
+    few = STRETCHES * max(1, execution.stretch // state)
+    if clip.frames <= 2 * few:
+        return trace_step(clip, execution, sampler, branches=branches)
+    low, high = (
+        asdict(trace_step(holding(clip, frames), execution, sampler, branches=branches))
+        for frames in (few, 2 * few)
+    )
+    steps = (clip.frames - few) / few
+    return StepMemory(**{part: round(low[part] + steps * (high[part] - low[part])) for part in low})
+
+
+def holding(clip: Clip, frames: int) -> Clip:
+    """The same with that many frames on each rank."""
+    return replace(clip, shards=FrameShards(frames * clip.shards.ranks, clip.shards.ranks))
 
 
 @dataclass(frozen=True)
