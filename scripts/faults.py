@@ -26,7 +26,7 @@ from vinfinity.cli import main as vinfinity
 from vinfinity.media.mp4 import read_video
 from vinfinity.runs.parts import DamagedError, read_manifest
 
-PHASES = ("start", "denoising", "checkpoint", "denoising", "checkpoint", "gather", "decode", "mux")
+PHASES = ("start", "denoising", "checkpoint", "denoising", "gather", "decode", "mux", "mux")
 SIGNALS = [signal.SIGKILL] * 5 + [signal.SIGTERM, signal.SIGUSR1, signal.SIGINT]
 FRAMES, STEPS, EVERY = 24, 14, 2
 HANG = 180.0  # seconds; a run takes some ten
@@ -134,17 +134,19 @@ def run_and_kill(
     events = folder / "events.jsonl"
     since = len(events.read_text()) if events.exists() else 0
     environment = {**os.environ, "OMP_NUM_THREADS": "1"}
+    priority = os.getpriority(os.PRIO_PROCESS, 0)
     process = subprocess.Popen(
         [sys.executable, "-m", "vinfinity", *command],
         stderr=subprocess.PIPE,
         stdout=subprocess.PIPE,
         text=True,
         env=environment,
+        preexec_fn=lambda: os.setpriority(os.PRIO_PROCESS, 0, max(0, priority)),
     )
     deadline = time.monotonic() + HANG
     while process.poll() is None and not reached(phase, folder, since) and time.monotonic() < deadline:
         time.sleep(0.0003)
-    time.sleep(draw.uniform(0, {"start": 7, "denoising": 1.0, "decode": 0.15}.get(phase, 0.001)))
+    time.sleep(draw.uniform(0, {"start": 7, "denoising": 1.0, "decode": 0.06}.get(phase, 0.001)))
     number = draw.choice(SIGNALS) if phase != "mux" else signal.SIGKILL
     target = draw.choice(processes(process.pid))
     if target != process.pid and number == signal.SIGINT:
@@ -172,7 +174,7 @@ def repeated_steps(folder: Path) -> int:
     most, highest, again = 0, 0, 0
     for line in (folder / "events.jsonl").read_text().splitlines():
         event = json.loads(line)
-        if event["event"] in ("started", "resumed"):
+        if event["event"] == "started":
             again = 0
         if event["event"] == "step":
             again += event["step"] <= highest
@@ -267,6 +269,8 @@ def main() -> None:
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--keep", type=Path, help="leave the runs here")
     options = parser.parse_args()
+    with contextlib.suppress(OSError):
+        os.nice(-10)  # a phase may last a hundredth of a second
     draw, report, started = random.Random(options.seed), Report(), time.monotonic()
     with tempfile.TemporaryDirectory(prefix="vinfinity-faults-") as folder:
         work = options.keep or Path(folder)

@@ -31,7 +31,7 @@ BELOW = {
         "stopping",
         "weights",
     },
-    "job": {"errors", "config", "media", "parallel", "sampling", "weights"},
+    "job": {"errors", "config", "media", "parallel", "runs", "sampling", "weights"},
     "execution": {"config"},
     "predict": {"errors", "execution", "job", "models", "parallel", "sampling"},
     "planning": {

@@ -255,6 +255,55 @@ class ReuseConfig:
 
 
 @dataclass(frozen=True)
+class EditConfig:
+    """An earlier run whose frames stay as they are; `vinfinity redo` and `vinfinity extend` set these."""
+
+    run: str | None = None  # its folder NAME.run
+    redo: str | None = None  # FROM:TO, the frames of it that are made anew, without TO
+    blend: int = 4  # frames at each end of them that depart from the earlier ones gradually
+
+    def __post_init__(self) -> None:
+        start, stop = _parse_stretch(self.redo)
+        _check(
+            self.redo is None or start < stop,
+            "edit.redo",
+            self.redo,
+            problem="holds no frame",
+            remedy="write it as FROM:TO, such as 40:60",
+        )
+        _check(
+            self.redo is None or self.run is not None,
+            "edit.redo",
+            self.redo,
+            problem="belongs to no run",
+            remedy="use `vinfinity redo RUN --frames FROM:TO`",
+        )
+        _check(
+            self.blend >= 0,
+            "edit.blend",
+            self.blend,
+            problem="is negative",
+            remedy="0 departs at once, 4 is the default",
+        )
+
+    @property
+    def stretch(self) -> range:
+        """The frames that are made anew."""
+        return range(*_parse_stretch(self.redo))
+
+
+def _parse_stretch(text: str | None) -> tuple[int, int]:
+    if text is None:
+        return 0, 0
+    match = re.fullmatch(r"(\d{1,9}):(\d{1,9})", text)
+    if match is None:
+        raise InputError(
+            "edit.redo", text, "write it as FROM:TO, such as 40:60", problem="is no stretch of frames"
+        )
+    return int(match[1]), int(match[2])
+
+
+@dataclass(frozen=True)
 class DecodeConfig:
     """From latents to frames."""
 
@@ -336,6 +385,7 @@ class RunConfig:
     checkpoint: CheckpointConfig = CheckpointConfig()
     compute: ComputeConfig = ComputeConfig()
     reuse: ReuseConfig = ReuseConfig()
+    edit: EditConfig = EditConfig()
     decode: DecodeConfig = DecodeConfig()
     video: VideoConfig = VideoConfig()
 

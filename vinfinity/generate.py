@@ -27,9 +27,10 @@ from vinfinity.planning.fit import choose_execution, refuse_early
 from vinfinity.predict import not_finite, predictor
 from vinfinity.progress import Progress, add_line
 from vinfinity.runs.checkpoints import Checkpoints
+from vinfinity.runs.edit import keeping, kept_latents
 from vinfinity.runs.folder import RunFolder, run_folder
 from vinfinity.runs.opening import held, opened
-from vinfinity.runs.parts import DamagedError, Parts, read_manifest, save_whole
+from vinfinity.runs.parts import Parts, save_whole
 from vinfinity.runs.start import anchored, how_to_start
 from vinfinity.sampling.noise import frame_noise
 from vinfinity.sampling.samplers import State, denoise
@@ -165,12 +166,16 @@ def denoised(
     unet = load_unet(job.card.folder / "unet", device=device, dtype=dtype, loras=job.loras)
     predict = predictor(job, unet, text, team, exchange, saved.pulse, execution=execution, dtype=dtype)
 
+    sampler = job.sampler
+    if job.config.edit.run is not None:
+        sampler = keeping(job.config, sampler, saved.held, job.latent, device=device)
+
     def noise(step: int) -> Tensor:
         return frame_noise(job.config.seed, saved.held, job.latent, draw=step + 1).to(device)
 
     with saved.stops.noted():
-        states = denoise(job.sampler, predict, state, noise)
-        left = len(job.sampler.timesteps) - state.step
+        states = denoise(sampler, predict, state, noise)
+        left = len(sampler.timesteps) - state.step
         for state in progress.track(states, total=left, label="denoising", unit="step"):
             saved.keep(state)
     return state
@@ -205,15 +210,6 @@ def decode_work(task: tuple[RunConfig, RunFolder], ranks: Ranks) -> Summary | No
             return None
         folder.event("decoded", video=str(output_path(config)))
         return summary(job, ranks, seconds=time.monotonic() - started)
-
-
-def kept_latents(folder: RunFolder) -> Parts:
-    """The final latents of a run. Raises InputError where there are none."""
-    try:
-        return read_manifest(folder.latents)
-    except DamagedError as error:
-        remedy = f"`vinfinity resume {folder.path}` computes them"
-        raise InputError("run", folder.path, remedy, problem=f"has no latents ({error.message})") from None
 
 
 def decode(job: Job, latents: Parts, folder: RunFolder, ranks: Ranks, progress: Progress) -> None:

@@ -13,6 +13,7 @@ from vinfinity.media.blocks import check_tile
 from vinfinity.media.files import check_files, output_path
 from vinfinity.parallel.launch import check_ranks
 from vinfinity.parallel.ranks import find_place, pick_device
+from vinfinity.runs.edit import check_edit
 from vinfinity.sampling.samplers import Sampler, make_sampler
 from vinfinity.sampling.schedule import SchedulerConfig
 from vinfinity.weights.card import ModelCard, read_card, weights_digest
@@ -117,6 +118,8 @@ def prepare(config: RunConfig) -> Job:
         for lora in loras:
             check_lora(lora, shapes)
     tokenizer = load_tokenizer(card.folder / "tokenizer", length=card.text_length)
+    if config.edit.run is not None:
+        check_edit(config, latent)
     if config.noise_from is not None:
         check_noise(Path(config.noise_from), (1, latent[0], config.frames, *latent[1:]))
     return Job(

@@ -23,6 +23,8 @@ app.command()(run.plan)
 app.command()(run.config)
 app.command()(runs.resume)
 app.command()(runs.decode)
+app.command()(runs.redo)
+app.command()(runs.extend)
 app.add_typer(bench.bench, name="bench")
 app.add_typer(models.models, name="models")
 

@@ -223,13 +223,9 @@ def _resolve(
     """The configuration from defaults, model card, YAML file, settings and flags. Raises InputError."""
     from vinfinity.weights.card import model_defaults
 
-    given = {
-        "overwrite": overwrite or None,
-        "resume": resume or None,
-        "compile": compile or None,
-        "lora": flags["lora"] or None,
-    }
-    flags = {**flags, **given}
+    switches = {"overwrite": overwrite, "resume": resume, "compile": compile}
+    given = {name: True for name, on in switches.items() if on}  # those that are off were not given
+    flags = {**flags, **given, "lora": flags["lora"] or None}
     resolved = load(config, overrides=settings or (), flags=flags)
     defaults, origin = model_defaults(resolved.config.model, planned=planned)
     return complete(resolved, defaults, origin=origin)

@@ -10,6 +10,7 @@ from typing import Annotated, Any
 import typer
 
 from vinfinity.errors import VinfinityError
+from vinfinity.stopping import SIGNALS
 
 WIDEST_CELL = 44  # characters; longer ones stand out of their column
 INTERRUPTED = 130  # the exit code that shells give Ctrl-C
@@ -49,9 +50,9 @@ def shown(value: object) -> str:
 
 @contextlib.contextmanager
 def held_interrupts() -> Iterator[None]:
-    """Keeps Ctrl-C until the block ends: in the midst of importing torch it may be swallowed, or end in a
-    crash."""
-    before = signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGINT})
+    """Keeps Ctrl-C and other requests to end until the block ends: in the midst of importing torch they may be
+    swallowed, or end in a crash."""
+    before = signal.pthread_sigmask(signal.SIG_BLOCK, SIGNALS)
     try:
         yield
     finally:

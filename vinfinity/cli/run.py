@@ -4,13 +4,15 @@ import dataclasses
 import functools
 import json
 import os
+from collections.abc import Mapping
 from typing import TYPE_CHECKING, Annotated
 
 import typer
 
 from vinfinity.cli.options import takes_options
 from vinfinity.cli.output import held_interrupts, print_columns, shown
-from vinfinity.config import Resolved, ignored, leaves, require_prompt, to_yaml
+from vinfinity.config import Resolved, RunConfig, ignored, leaves, require_prompt, to_yaml
+from vinfinity.stopping import Stops
 
 if TYPE_CHECKING:
     from vinfinity.generate import Summary
@@ -27,34 +29,45 @@ def generate(
 
     For example: vinfinity generate --prompt "a red ball bouncing over green grass"
     """
-    from vinfinity.media.files import check_files, output_path
-    from vinfinity.progress import note, warn
-    from vinfinity.runs.start import how_to_start, was_restarted
+    from vinfinity.media.files import check_files
+    from vinfinity.progress import warn
+    from vinfinity.runs.start import was_restarted
 
     config = resolved.config
     if was_restarted(os.environ):
         config = dataclasses.replace(config, resume=True)
     require_prompt(config)
     check_files(config)  # before torch is imported, which alone takes seconds
-    if how_to_start(config) == "done":
-        note(f"{output_path(config)} is finished; nothing is left to do")
-        return
     for sentence in ignored(resolved):
         warn(sentence)
-    with held_interrupts():
-        from vinfinity.generate import run
-        from vinfinity.job import describe
-        from vinfinity.planning.plan import essentials, make_plan
     if dry_run:
+        with held_interrupts():
+            from vinfinity.job import describe
+            from vinfinity.planning.plan import essentials, make_plan
         rows = describe(config)
         plan = make_plan(config)
         print_columns([*rows, *essentials(plan)])
         if plan.refusal is not None:
             raise plan.refusal
     else:
-        summary = run(config, resolved.origins)
-        if summary is not None:  # ranks other than 0 have nothing to tell
-            print_summary(summary)
+        start(config, resolved.origins)
+
+
+def start(config: RunConfig, origins: Mapping[str, str]) -> None:
+    """Runs what a command asked for, or says that it is done already. Raises VinfinityError."""
+    from vinfinity.media.files import output_path
+    from vinfinity.progress import note
+    from vinfinity.runs.start import how_to_start
+
+    if how_to_start(config) == "done":
+        note(f"{output_path(config)} is finished; nothing is left to do")
+        return
+    with Stops().heeded():
+        with held_interrupts():
+            from vinfinity.generate import run
+        summary = run(config, origins)
+    if summary is not None:  # ranks other than 0 have nothing to tell
+        print_summary(summary)
 
 
 @functools.partial(takes_options, planned=True)

@@ -1,6 +1,7 @@
 """Commands for runs that were begun before: going on, and using again what they computed."""
 
 import os
+import re
 from pathlib import Path
 from typing import Annotated
 
@@ -8,13 +9,16 @@ import typer
 
 from vinfinity.cli.options import DEVICES
 from vinfinity.cli.output import Debug, held_interrupts, reported
-from vinfinity.cli.run import print_summary
+from vinfinity.cli.run import print_summary, start
 from vinfinity.errors import InputError
 
 Run = Annotated[Path, typer.Argument(metavar="RUN", help="NAME.run, or the video NAME.mp4.")]
 Settings = Annotated[
     list[str] | None,
     typer.Argument(metavar="KEY=VALUE", help="Settings that do not change the video's latents."),
+]
+NewSettings = Annotated[
+    list[str] | None, typer.Argument(metavar="KEY=VALUE", help="Any other setting of the new video.")
 ]
 Gpus = Annotated[str | None, typer.Option(metavar="N", help="GPUs to share the video. [as before]")]
 DeviceOption = Annotated[str | None, typer.Option(metavar="|".join(DEVICES), help="What to compute on.")]
@@ -32,24 +36,15 @@ def resume(
 
     For example: vinfinity resume a-red-ball.run --gpus 4
     """
-    from vinfinity.media.files import output_path
-    from vinfinity.progress import note
     from vinfinity.runs.folder import find_run
-    from vinfinity.runs.start import how_to_start, load_run
+    from vinfinity.runs.start import load_run
 
     with reported(debug=debug):
         folder = find_run(run)
         config = load_run(
             folder, overrides=settings or [], flags={"resume": True, "device": device, **_gpus(gpus)}
         )
-        if how_to_start(config) == "done":
-            note(f"{output_path(config)} is finished; nothing is left to do")
-            return
-        with held_interrupts():
-            from vinfinity.generate import run as go_on
-        summary = go_on(config, {})
-        if summary is not None:
-            print_summary(summary)
+        start(config, {})
 
 
 def decode(
@@ -86,6 +81,76 @@ def decode(
         summary = decode_again(config, folder)
         if summary is not None:
             print_summary(summary)
+
+
+def redo(
+    run: Run,
+    settings: NewSettings = None,
+    frames: Annotated[str, typer.Option(metavar="FROM:TO", help="The stretch, without frame TO.")] = "",
+    prompt: Annotated[str | None, typer.Option("--prompt", "-p", help="What it shows. [as before]")] = None,
+    seed: Annotated[str | None, typer.Option(metavar="N", help="Its noise. [the next number]")] = None,
+    out: Annotated[
+        str | None, typer.Option("--out", "-o", metavar="FILE.mp4", help="The video. [NAME-redo.mp4]")
+    ] = None,
+    overwrite: Overwrite = False,
+    gpus: Gpus = None,
+    device: DeviceOption = None,
+    debug: Debug = False,
+) -> None:
+    """Make one stretch of a video anew, to fit to the frames around it, which stay to the bit.
+
+    For example: vinfinity redo a-red-ball.run --frames 40:60 --seed 7
+    """
+    with reported(debug=debug):
+        if not frames:
+            raise InputError("--frames", "none given", "name the stretch, such as --frames 40:60")
+        given = {"edit.redo": frames, "seed": seed, "prompt": prompt}
+        _edit(run, "redo", settings, given, out=out, overwrite=overwrite, gpus=gpus, device=device)
+
+
+def extend(
+    run: Run,
+    settings: NewSettings = None,
+    frames: Annotated[str, typer.Option(metavar="+N", help="How many frames more.")] = "",
+    prompt: Annotated[str | None, typer.Option("--prompt", "-p", help="What they show. [as before]")] = None,
+    out: Annotated[
+        str | None, typer.Option("--out", "-o", metavar="FILE.mp4", help="The video. [NAME-extend.mp4]")
+    ] = None,
+    overwrite: Overwrite = False,
+    gpus: Gpus = None,
+    device: DeviceOption = None,
+    debug: Debug = False,
+) -> None:
+    """Make a video longer; its frames stay to the bit.
+
+    For example: vinfinity extend a-red-ball.run --frames +48
+    """
+    with reported(debug=debug):
+        if re.fullmatch(r"\+[1-9]\d{0,6}", frames) is None:
+            raise InputError("--frames", frames or "none given", "say how many more, such as --frames +48")
+        given = {"frames": frames, "prompt": prompt}
+        _edit(run, "extend", settings, given, out=out, overwrite=overwrite, gpus=gpus, device=device)
+
+
+def _edit(
+    run: Path,
+    kind: str,
+    settings: list[str] | None,
+    given: dict[str, str | None],
+    *,
+    out: str | None,
+    overwrite: bool,
+    gpus: str | None,
+    device: str | None,
+) -> None:
+    """Starts a run whose frames are those of an earlier one, but for what `given` says."""
+    from vinfinity.runs.folder import find_run
+    from vinfinity.runs.start import edited
+
+    folder = find_run(run)
+    flags = {"overwrite": overwrite, "out": out, "device": device, **_gpus(gpus)}
+    config = edited(folder, kind, overrides=settings or [], given=given, flags=flags)
+    start(config, {})
 
 
 def _gpus(given: str | None, *, default: str | None = None) -> dict[str, str | None]:

@@ -10,6 +10,8 @@ from pathlib import Path
 
 from vinfinity.errors import VinfinityError
 
+PROMPT = "a red ball bouncing over green grass"
+
 
 @dataclass(frozen=True)
 class Whole:
@@ -31,10 +33,11 @@ def measure_runs(
     options: Sequence[str],
     *,
     model: str = "mini",
-    prompt: str = "a red ball bouncing over green grass",
+    prompt: str = PROMPT,
 ) -> list[Whole]:
-    """Generates a video of each length. options: further ones of `vinfinity generate`. Raises VinfinityError where a run
-    fails, with what it said.
+    """Generates a video of each length. options: further ones of `vinfinity generate`.
+
+    Raises VinfinityError where a run fails, with what it said.
     """
     made = []
     with tempfile.TemporaryDirectory(prefix="vinfinity-") as name:

@@ -162,6 +162,7 @@ def _rank_main(
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C reaches the launcher, which tells the ranks
     _end_with_parent()
     (folder / f"{place.rank}.pid").write_text(str(os.getpid()))
+    code = 0
     try:
         picked = pick_device(device, local_rank=place.local_rank, local_size=place.local_size)
         with joined(place, device=picked, timeout=timeout) as ranks:
@@ -181,7 +182,10 @@ def _rank_main(
         _leave_word(folder, place, message, code)
         if not isinstance(error, VinfinityError):
             traceback.print_exc()
-        sys.exit(code)
+    sys.stdout.flush()
+    sys.stderr.flush()
+    # at the interpreter's own end, threads of torch.distributed that still run may abort the process (seen once)
+    os._exit(code)
 
 
 def _end_with_parent() -> None:

@@ -31,7 +31,7 @@ def opened(
                 begin(folder, config, ranks, record)
             elif start == "resume":
                 check_same(folder, facts)
-            folder.event("started" if start == "new" else start, ranks=ranks.size, version=record["version"])
+            folder.event("started", how=start, ranks=ranks.size, version=record["version"])
         start = ranks.collect(start)[0]
         assert start is not None
         for rank, seen in enumerate(ranks.collect(folder.settings.is_file())):

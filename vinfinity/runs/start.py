@@ -59,8 +59,18 @@ def anchored(config: RunConfig) -> RunConfig:
         decoder=absolute_or_none(config.decoder),
         noise_from=absolute_or_none(config.noise_from),
         save_latents=absolute_or_none(config.save_latents),
+        edit=dataclasses.replace(config.edit, run=absolute_or_none(config.edit.run)),
         out=absolute(str(output_path(config))),
     )
+
+
+def read_settings(folder: RunFolder) -> RunConfig:
+    """The configuration that a run was begun with. Raises InputError where config.yaml is no longer that."""
+    began = load(folder.settings).config
+    if digest(began) != (folder.record() or {}).get("settings"):
+        remedy = "put it back as it was, or start a new run"
+        raise InputError("run", folder.settings, remedy, problem="is not what the run was begun with")
+    return began
 
 
 def load_run(folder: RunFolder, *, overrides: list[str], flags: Mapping[str, object]) -> RunConfig:
@@ -68,7 +78,7 @@ def load_run(folder: RunFolder, *, overrides: list[str], flags: Mapping[str, obj
 
     The video goes beside the folder and takes its name, wherever that was moved to.
     """
-    began = load(folder.settings).config
+    began = read_settings(folder)
     out = folder.path.with_suffix(Path(began.out or ".mp4").suffix or ".mp4")
     given = {key: value for key, value in flags.items() if value is not None}
     config = load(folder.settings, overrides=overrides, flags={"out": str(out)} | given).config
@@ -77,3 +87,31 @@ def load_run(folder: RunFolder, *, overrides: list[str], flags: Mapping[str, obj
         if ours[key] != theirs[key] and of_the_video(key):
             raise InputError(key, ours[key], "start a new run for it", problem="would give another video")
     return config
+
+
+def edited(
+    folder: RunFolder,
+    kind: str,
+    *,
+    overrides: list[str],
+    given: Mapping[str, str | None],
+    flags: Mapping[str, object],
+) -> RunConfig:
+    """The configuration of a video that is an earlier run's, but for a stretch (`edit.redo`) or more frames.
+
+    given: what the command line names, `frames` as `+N`. Its name is the earlier one's with `kind`, unless `flags` has
+    an `out`. Raises InputError.
+    """
+    began = read_settings(folder)
+    video = folder.path.with_suffix(".mp4")
+    values: dict[str, object] = {
+        "resume": False,
+        "out": str(video.with_stem(f"{video.stem}-{kind}")),
+        "seed": (began.seed + (kind == "redo")) % 2**63,
+    }
+    values |= {key: value for key, value in (*flags.items(), *given.items()) if value is not None}
+    if "frames" in given:
+        values["frames"] = began.frames + int(str(given["frames"]))
+    own = [f"edit.run={folder.path.absolute()}", "save_latents=null", "noise_from=null"]
+    own += [f"edit.redo={values.pop('edit.redo')}"] if "edit.redo" in values else ["edit.redo=null"]
+    return load(folder.settings, overrides=[*own, *overrides], flags=values).config

@@ -39,6 +39,10 @@ class Sampler(Protocol):
     @property
     def timesteps(self) -> tuple[int, ...]: ...
 
+    def level(self, step: int) -> tuple[float, float]:
+        """(signal, sigma) after `step` steps: the latents are signal * x0 + sigma * noise. step < len(timesteps)."""
+        ...
+
     def step(self, state: State, prediction: Tensor, noise: Noise) -> State:
         """One step. prediction: the model's, (1, c, f, h, w) fp32. noise: standard normal noise of a step, for samplers
         that add some.
@@ -85,6 +89,10 @@ class DDIM:
             raise ValueError(
                 "prediction_type: epsilon cannot start at zero signal; use trailing v_prediction"
             )
+
+    def level(self, step: int) -> tuple[float, float]:
+        alpha = self._alphas[self.timesteps[step]]
+        return math.sqrt(alpha), math.sqrt(1 - alpha)
 
     def step(self, state: State, prediction: Tensor, noise: Noise) -> State:
         c, x = self.config, state.x
@@ -145,6 +153,9 @@ class DPMSolverPP:
     def _lambda(self, index: int) -> float:
         alpha, sigma = self._levels[index]
         return math.inf if sigma == 0 else math.log(alpha) - math.log(sigma)
+
+    def level(self, step: int) -> tuple[float, float]:
+        return self._levels[step]
 
     def step(self, state: State, prediction: Tensor, noise: Noise) -> State:
         c, x, i = self.config, state.x, state.step
@@ -220,6 +231,10 @@ class VideoCrafter2:
         levels = tuple((float(alphas[t]), float(factors[t])) for t in (*times, 0))
         object.__setattr__(self, "_levels", levels)
 
+    def level(self, step: int) -> tuple[float, float]:
+        alpha, factor = self._levels[step]
+        return math.sqrt(alpha) * factor, math.sqrt(1 - alpha)
+
     def step(self, state: State, prediction: Tensor, noise: Noise) -> State:
         (alpha, factor), (alpha_next, factor_next) = self._levels[state.step : state.step + 2]
         clean = (state.x - math.sqrt(1 - alpha) * prediction) / (math.sqrt(alpha) * factor)
@@ -257,6 +272,9 @@ class LCM:
         object.__setattr__(self, "_alphas", tuple(float(alphas[t]) for t in times))
         if c.prediction_type == "epsilon" and self._alphas[0] == 0:
             raise ValueError("prediction_type: epsilon cannot start at zero signal; use v_prediction")
+
+    def level(self, step: int) -> tuple[float, float]:
+        return math.sqrt(self._alphas[step]), math.sqrt(1 - self._alphas[step])
 
     def step(self, state: State, prediction: Tensor, noise: Noise) -> State:
         c, x, i = self.config, state.x, state.step

@@ -1,0 +1,70 @@
+"""A sampler under which some frames follow a known way: those of an earlier video, that others are to fit to."""
+
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from vinfinity.sampling.samplers import Noise, Sampler, State
+
+
+@dataclass(frozen=True)
+class KeptFrames:
+    """Samples with `sampler`, and after every step puts the kept frames where they belong at that noise level.
+
+    A kept frame is z, the earlier video's latents, noised anew to the level of each step (RePaint, Lugmayr et al. 2022,
+    without its resampling), and z itself after the last one; the model sees the whole video at one noise level, and so
+    makes the other frames fit to it. A frame that is kept for some of the steps alone keeps what these decide, from the
+    coarse to the fine, and is then free (Differential Diffusion, Levin and Fried 2023).
+
+    clean: z, (1, c, f, h, w). noise: standard normal, of the same shape. until: (f,) int, steps for which each frame is
+    kept: none at 0, all at len(timesteps).
+    """
+
+    sampler: Sampler
+    clean: Tensor
+    noise: Tensor
+    until: Tensor
+
+    @property
+    def timesteps(self) -> tuple[int, ...]:
+        return self.sampler.timesteps
+
+    def level(self, step: int) -> tuple[float, float]:
+        return self.sampler.level(step)
+
+    def step(self, state: State, prediction: Tensor, noise: Noise) -> State:
+        after = self.sampler.step(state, prediction, noise)
+        kept = (self.until >= after.step)[:, None, None]
+        known = self.clean
+        if after.step < len(self.timesteps):
+            signal, sigma = self.level(after.step)
+            known = signal * self.clean + sigma * self.noise
+        return State(
+            step=after.step,
+            x=torch.where(kept, known, after.x),
+            clean=None if after.clean is None else torch.where(kept, self.clean, after.clean),
+        )
+
+
+def kept_until(frames: range, *, known: int, redo: range, blend: int, steps: int) -> Tensor:
+    """For how many steps each frame is kept: (f,) int.
+
+    frames: absolute. known: frames of the earlier video; those behind it are new. redo: the stretch of it that is made
+    anew. Inside it, the `blend` frames next to each join are kept for fewer and fewer steps, so that the stretch
+    departs from the earlier video gradually; fewer than `blend` where the stretch is short.
+    """
+    blend = min(blend, len(redo) // 4)
+
+    def until(frame: int) -> int:
+        if frame >= known:
+            return 0
+        if frame not in redo:
+            return steps
+        # how many frames it is away from those that stay; an end of the video is no join
+        distances = [frame - redo.start] if redo.start > 0 else []
+        distances += [redo.stop - 1 - frame] if redo.stop < known else []
+        near = blend - min(distances, default=blend)
+        return max(0, round(steps * near / (blend + 1)))
+
+    return torch.tensor([until(frame) for frame in frames], dtype=torch.int64)
