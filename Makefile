@@ -7,7 +7,7 @@ BIN   := .venv/bin
 READY := .venv/.ready
 
 .DEFAULT_GOAL := help
-.PHONY: help setup demo test test-slow test-multinode bench-exchange bench-memory lint format clean
+.PHONY: help setup demo test test-slow test-multinode test-faults bench-exchange bench-memory bench-decode lint format clean
 
 help: ## show this list
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  %-15s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
@@ -27,11 +27,17 @@ test-slow: $(READY) ## run the slow tests
 test-multinode: $(READY) ## two nodes as network namespaces give one video (root, iproute2)
 	scripts/multinode.sh
 
+test-faults: $(READY) ## kill runs in every phase, 60 times, and resume them (ARGS="--kills 100 --seed 1")
+	$(BIN)/python scripts/faults.py $(ARGS)
+
 bench-exchange: $(READY) ## what ranks send, and what that costs here (ARGS="--ranks 8 --timed 2 --device cpu")
 	$(BIN)/vinfinity bench exchange $(ARGS)
 
 bench-memory: $(READY) ## what a UNet call holds at most (ARGS="--frames 64 --frames 2300 --check")
 	$(BIN)/vinfinity bench memory $(ARGS)
+
+bench-decode: $(READY) ## decoding, encoding, both at once, and memory (ARGS="--frames 2000 --size 512x320")
+	$(BIN)/vinfinity bench decode $(ARGS)
 
 lint: $(READY) ## check style, import rules and types
 	$(BIN)/ruff check .

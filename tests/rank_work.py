@@ -39,7 +39,7 @@ def call_unets(cases: list[Case], ranks: Ranks) -> list[Tensor | None]:
         shards = FrameShards(case.x.shape[2], ranks.size)
         held = shards.held(ranks.rank)
         ctx = temporal_context(
-            ranks.exchange(shards),
+            ranks.team(shards.frames, split=False).exchange(),
             shards,
             ranks.rank,
             case.scopes,

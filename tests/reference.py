@@ -21,12 +21,14 @@ from torch import Tensor, nn
 from transformers import CLIPTextConfig, CLIPTextModel, CLIPTokenizer
 
 from vinfinity.config import Resolved, complete, load
+from vinfinity.media.blocks import Blocks
 from vinfinity.media.decode import decode_frames
+from vinfinity.media.latents import TensorLatents
 from vinfinity.parallel.exchange import Counters, Done, Fetched, Pending, combine_moments
 from vinfinity.parallel.ranks import Ranks
 from vinfinity.parallel.shards import FrameShards, Route
 from vinfinity.weights.card import EMBEDDED, model_defaults
-from vinfinity.weights.load import load_vae
+from vinfinity.weights.load import load_decoder
 
 T = TypeVar("T")
 MINI_TOKENIZER = EMBEDDED / "mini" / "tokenizer"
@@ -273,10 +275,15 @@ def configure(model: Path | str, *overrides: str, **flags: Any) -> Resolved:
 def decoded(model: Path, latents: Tensor, *, size: tuple[int, int], block: int = 2) -> np.ndarray:
     """The pictures of latents (1, c, f, h, w) by a model's autoencoder: (f, height, width, 3) uint8."""
     _, c, frames, h, w = latents.shape
-    vae = load_vae(model / "vae", device="cpu", dtype=torch.float32)
-    ranks = Ranks(device=torch.device("cpu"))
+    decoder = load_decoder(model / "vae", device="cpu", dtype=torch.float32)
     pictures = decode_frames(
-        vae, latents, frames=frames, latent=(c, h, w), size=size, block=block, ranks=ranks
+        decoder,
+        TensorLatents(latents),
+        frames=frames,
+        latent=(c, h, w),
+        size=size,
+        blocks=Blocks(frames=block, tile=None, bytes=0),
+        ranks=Ranks(device=torch.device("cpu")),
     )
     return np.stack(list(pictures))
 

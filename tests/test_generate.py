@@ -111,7 +111,9 @@ def test_nothing_else_is_left_in_the_folder(model_folder: Path, tmp_path: Path) 
     left = sorted(path.name for path in tmp_path.rglob("*"))
     assert [name for name in left if name.endswith(".part")] == []
     assert {"a.mp4", "a.png", "latents.safetensors"} <= set(left)
-    assert set(left) <= {"a.mp4", "a.png", "latents.safetensors", "a.run", "run.json"}
+    kept = {"config.yaml", "run.json", "events.jsonl", "log.txt", "lock", "latents", "manifest.json"}
+    kept |= {"frames-000000-000001.safetensors"}
+    assert set(left) == {"a.mp4", "a.png", "latents.safetensors", "a.run"} | kept
 
 
 def test_folders_on_the_way_are_made(model_folder: Path, tmp_path: Path) -> None:

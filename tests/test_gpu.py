@@ -5,10 +5,12 @@ from pathlib import Path
 import pytest
 import torch
 from rank_work import Case, call_unets
-from reference import configure, relative_error, tiny_unet
+from reference import configure, relative_error, tiny_unet, tiny_vae
 from safetensors.torch import load_file
+from test_vae import ours_from
 
 from vinfinity.generate import run
+from vinfinity.media.decode import decode_block
 from vinfinity.models.unet import UNet, UNetConfig
 from vinfinity.parallel.context import Scopes, temporal_context
 from vinfinity.parallel.exchange import LocalExchange
@@ -61,6 +63,23 @@ def test_a_call_on_a_gpu_never_waits_for_the_device() -> None:
             unet(x, t, text, context)
     finally:
         torch.cuda.set_sync_debug_mode("default")
+
+
+@pytest.mark.parametrize("tile", [None, 4])
+def test_decoding_on_a_gpu_waits_for_no_block_but_the_one_that_is_asked_for(tile: int | None) -> None:
+    torch.backends.cuda.matmul.allow_tf32 = torch.backends.cudnn.allow_tf32 = False
+    decoder, latents = ours_from(tiny_vae()), torch.randn(4, 3, 6, 5)
+    expected = decode_block(decoder, latents, size=(37, 45), tile=tile).wait()
+    decoder = decoder.to("cuda")
+    decode_block(decoder, latents, size=(37, 45), tile=tile).wait()  # the first call may set things up
+    torch.cuda.set_sync_debug_mode("error")
+    try:
+        block = decode_block(decoder, latents, size=(37, 45), tile=tile)
+    finally:
+        torch.cuda.set_sync_debug_mode("default")
+    pictures = block.wait()
+    assert pictures.is_pinned()
+    assert (pictures.int() - expected.int()).abs().max() <= 1
 
 
 def test_a_run_on_a_gpu_starts_from_the_cpus_noise_and_ends_near_its_latents(

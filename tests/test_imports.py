@@ -15,15 +15,25 @@ BELOW = {
     "errors": set(),
     "config": {"errors"},
     "progress": {"errors"},
-    "parallel": {"errors", "progress"},
+    "stopping": {"errors"},
+    "parallel": {"errors", "progress", "stopping"},
     "models": {"errors", "parallel"},
     "sampling": {"errors", "parallel"},
     "media": {"errors", "config", "models", "parallel", "progress"},
     "weights": {"errors", "models", "sampling"},
-    "runs": {"errors", "config"},
+    "runs": {
+        "errors",
+        "config",
+        "media",
+        "parallel",
+        "progress",
+        "sampling",
+        "stopping",
+        "weights",
+    },
     "job": {"errors", "config", "media", "parallel", "sampling", "weights"},
     "execution": {"config"},
-    "predict": {"errors", "job", "models", "parallel", "sampling"},
+    "predict": {"errors", "execution", "job", "models", "parallel", "sampling"},
     "planning": {
         "errors",
         "config",
@@ -111,7 +121,13 @@ def test_help_is_light(arguments: tuple[str, ...]) -> None:
 
 
 def test_refusals_come_before_torch_is_loaded() -> None:
-    for wrong in (("--out", "x.avi"), ("--frames", "0"), ("--model", "minni"), ("frmes=3",)):
+    for wrong in (
+        ("--out", "x.avi"),
+        ("--frames", "0"),
+        ("--model", "minni"),
+        ("--decoder", "nowhere"),
+        ("frmes=3",),
+    ):
         assert "torch" not in loaded_by("generate", "-p", "x", *wrong, code=2)
 
 

@@ -1,7 +1,13 @@
 """Counts that are the same on every machine: what ranks send, and what a UNet call holds at most."""
 
+import json
+from pathlib import Path
+
 import pytest
 
+from vinfinity.config import DecodeConfig
+from vinfinity.errors import InputError
+from vinfinity.insight.decode import decode_table, measure_decoding, slope, write_json
 from vinfinity.insight.exchange import count_traffic
 from vinfinity.insight.memory import check_footprint
 from vinfinity.models.unet import UNetConfig
@@ -22,6 +28,44 @@ def test_an_inner_rank_waits_seldom_and_sends_half_of_keys_and_values() -> None:
 def test_a_single_rank_waits_for_nobody() -> None:
     traffic = count_traffic(VIDEOCRAFTER2, ranks=1, frames=24, latent=(8, 8), scopes=Scopes())
     assert (traffic.waits, traffic.messages, traffic.bytes) == (0, 0, 0)
+
+
+def test_slope_is_that_of_the_line_through_the_points() -> None:
+    assert slope([(x, 3.0 * x - 7.0) for x in range(5)]) == pytest.approx(3.0)
+    assert slope([(0.0, 0.0), (1.0, 1.0), (2.0, 0.0)]) == 0.0
+    assert slope([(4.0, 2.0)]) == 0.0
+
+
+def test_decoding_is_measured_over_all_frames_and_every_block(tmp_path: Path) -> None:
+    figures = measure_decoding(
+        "mini",
+        decoder=None,
+        frames=21,
+        size=(48, 32),
+        rounds=2,
+        device="cpu",
+        decode=DecodeConfig(frames=4),
+    )
+    assert [frame for frame, _ in figures.resident] == [0, 4, 8, 12, 16, 20]
+    assert all(size > 10**7 for _, size in figures.resident)
+    for one in figures.rounds:
+        for cost in (one.decoding, one.encoding, one.together):
+            assert cost.seconds > 0
+            assert cost.processor > 0
+    assert figures.of_sum < figures.of_larger <= figures.of_decoding
+    write_json(tmp_path / "new" / "a.json", figures)
+    kept = json.loads((tmp_path / "new" / "a.json").read_text())
+    assert kept["of_larger"] == figures.of_larger
+    assert (kept["frames"], kept["blocks"]["frames"], len(kept["rounds"])) == (21, 4, 2)
+    assert dict(decode_table(figures))["video"] == "21 frames of 48x32"
+
+
+def test_what_cannot_be_measured_is_refused(tmp_path: Path) -> None:
+    common = {"frames": 2, "size": None, "rounds": 1, "device": "cpu"}
+    with pytest.raises(InputError, match=r"decode\.tile: 50 is no multiple of 32"):
+        measure_decoding("mini", decoder=None, decode=DecodeConfig(tile=50), **common)
+    with pytest.raises(InputError, match=r"decoder: .*config\.json is missing"):
+        measure_decoding("mini", decoder=tmp_path, decode=DecodeConfig(), **common)
 
 
 @pytest.mark.slow

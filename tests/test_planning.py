@@ -24,6 +24,7 @@ from vinfinity.job import Job, prepare
 from vinfinity.models.unet import UNet, UNetConfig
 from vinfinity.parallel.context import Scopes, temporal_context
 from vinfinity.parallel.exchange import LocalExchange
+from vinfinity.parallel.pulse import Pulse
 from vinfinity.parallel.ranks import Ranks
 from vinfinity.parallel.shards import FrameShards
 from vinfinity.planning.fit import Room, bound, choose, choose_execution, decide, memory_of
@@ -40,7 +41,7 @@ from vinfinity.planning.trace import (
     trace_work,
     unet_call,
 )
-from vinfinity.predict import contexts, predictor
+from vinfinity.predict import predictor
 from vinfinity.sampling.samplers import State
 from vinfinity.weights.card import model_defaults, planned_card, read_card
 from vinfinity.weights.known import KNOWN
@@ -81,7 +82,7 @@ def clip(frames: int, *, ranks: int = 1, **changes: Any) -> Clip:
 
 
 def test_live_bytes_counts_what_is_alive_and_views_once() -> None:
-    with LiveBytes() as live:
+    with LiveBytes("cpu") as live:
         a = torch.zeros(1000, dtype=torch.uint8)
         view = a[:10]
         assert live.now == 1000
@@ -94,6 +95,20 @@ def test_live_bytes_counts_what_is_alive_and_views_once() -> None:
         assert live.now == 300
         assert live.peak == 1000
         del b
+
+
+def test_live_bytes_tells_the_host_from_the_device() -> None:
+    with LiveBytes() as live:
+        x = torch.empty(100, dtype=torch.float16, device="meta")
+        away = torch.empty(100, dtype=torch.float16, device="cpu")
+        away.copy_(x)
+        del x
+        again = away.to("meta")
+        back = again.to("cpu")
+        assert (live.now, live.host_now) == (200, 400)
+        del away, back
+    assert (live.now, live.peak, live.host_now, live.host_peak) == (200, 200, 0, 400)
+    del again
 
 
 class Three(nn.Module):
@@ -166,23 +181,25 @@ def test_a_traced_step_holds_what_a_real_one_does(overrides: tuple[str, ...], mo
     )
     execution = Execution(branches=1, skips="device", stretch=32 * MIB)
     traced = memory_of(outline(job.config, job.card, device="cpu", ranks=1), execution).step
-    assert real_step(job) == pytest.approx(traced.working, rel=0.01)
+    assert real_step(job, execution) == pytest.approx(traced.working, rel=0.01)
     unet = load_unet(job.card.folder / "unet", device="cpu", dtype=torch.float32)
     assert traced.weights == sum(parameter.nbytes for parameter in unet.parameters())
 
 
-def real_step(job: Job) -> int:
+def real_step(job: Job, execution: Execution) -> int:
     """The most bytes that live during a second step, on the CPU."""
-    shards = FrameShards(job.config.frames)
+    team = CPU.team(job.config.frames, split=False)
     with torch.inference_mode():
         text = encode_text(job, device=CPU.device, dtype=torch.float32)
         unet = load_unet(job.card.folder / "unet", device="cpu", dtype=torch.float32)
-        context = contexts(job, shards, CPU, LocalExchange())
-        predict = predictor(job, unet, text, shards, context, CPU, dtype=torch.float32)
+        pulse = Pulse(CPU, say=lambda: None)
+        predict = predictor(
+            job, unet, text, team, team.exchange(), pulse, execution=execution, dtype=torch.float32
+        )
         shape = (1, job.latent[0], job.config.frames, *job.latent[1:])
         timestep = job.sampler.timesteps[1]
-        context(timestep)
-        with LiveBytes() as live:
+        predict(torch.randn(shape), timestep)  # what is made once, is made here
+        with LiveBytes("cpu") as live:
             state = State(step=0, x=torch.randn(shape))
             state = job.sampler.step(state, torch.randn(shape), lambda step: torch.randn(shape))
             live.peak = live.now

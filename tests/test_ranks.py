@@ -2,6 +2,7 @@
 
 import math
 import os
+import re
 import signal
 import subprocess
 import sys
@@ -12,6 +13,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+from diffusers import AutoencoderTiny
 from rank_work import Case, call_unets, crash, die, differ
 from reference import (
     DenseScopes,
@@ -34,6 +36,7 @@ from vinfinity.models.unet import UNetConfig
 from vinfinity.parallel.context import Scopes
 from vinfinity.parallel.launch import check_ranks, launch
 from vinfinity.parallel.ranks import Ranks, find_place, first_host, pick_device, tasks_per_node
+from vinfinity.runs.parts import read_manifest
 
 CLOSE = 1e-4
 TIMEOUT = 60.0
@@ -155,6 +158,30 @@ def test_a_whole_run_gives_the_same_latents_on_three_ranks(
     assert difference.mean() < 0.01
 
 
+@pytest.mark.parametrize(
+    ("ranks", "overrides"),
+    [
+        (2, ("parallel.guidance=2",)),
+        (3, ("parallel.guidance=2", "checkpoint.every=2steps")),
+        (2, ("reuse.interval=2",)),
+        (5, ("reuse.interval=3", "reuse.depth=1", "parallel.guidance=2", "compute.skips=host")),
+    ],
+    ids=str,
+)
+def test_how_ranks_share_the_work_does_not_change_the_latents(
+    ranks: int, overrides: tuple[str, ...], model_folder: Path, tmp_path: Path
+) -> None:
+    """20 frames; guidance branches on ranks of their own, in equal and unequal teams, and features that are reused."""
+    settings = {"frames": 20, "steps": 6, "sampler": "sde-dpmsolver++", "guidance": 5.0}
+    of_the_video = [one for one in overrides if one.startswith("reuse")]
+    one = latents_of(model_folder, tmp_path, *of_the_video, ranks=1, **settings)
+    several = latents_of(model_folder, tmp_path, *overrides, ranks=ranks, **settings)
+    assert relative_error(several, one) <= CLOSE
+    if of_the_video:
+        exact = latents_of(model_folder, tmp_path, ranks=1, **settings)
+        assert relative_error(one, exact) > 1e-3
+
+
 def test_ranks_on_either_side_of_a_short_clip_choose_alike(model_folder: Path, tmp_path: Path) -> None:
     """65 frames on 2 ranks: one holds no more than both guidance branches take at once, the other does."""
     one = latents_of(model_folder, tmp_path, ranks=1, frames=65, guidance=5.0)
@@ -162,14 +189,24 @@ def test_ranks_on_either_side_of_a_short_clip_choose_alike(model_folder: Path, t
     assert relative_error(two, one) <= CLOSE
 
 
-def test_where_frames_are_decoded_does_not_change_the_pictures(model_folder: Path, tmp_path: Path) -> None:
+@pytest.mark.parametrize("how", ["plain", "in tiles, by another decoder"])
+def test_where_frames_are_decoded_does_not_change_the_pictures(
+    how: str, model_folder: Path, tmp_path: Path
+) -> None:
+    settings, flags = ["decode.frames=2"], {"frames": 7}
+    if how != "plain":
+        fill(AutoencoderTiny()).save_pretrained(tmp_path / "taesd")
+        # without decode.frames, a block holds 8: one rank is dealt two, the other one
+        settings, flags = ["decode.tile=32"], {"frames": 17, "size": "72x40"}
+        flags["decoder"] = str(tmp_path / "taesd")
     videos = {}
     for where in ("rank0", "ranks"):
         (tmp_path / where).mkdir()
         # lossless: x264 does not always take the same decisions on tiny pictures
-        settings = ("decode.frames=2", f"decode.where={where}", "video.crf=0", "video.pixel_format=yuv444p")
-        latents_of(model_folder, tmp_path / where, *settings, ranks=2, frames=7)
+        settings_of = (*settings, f"decode.where={where}", "video.crf=0", "video.pixel_format=yuv444p")
+        latents_of(model_folder, tmp_path / where, *settings_of, ranks=2, **flags)
         videos[where] = read_video(tmp_path / where / "2.mp4")
+    assert videos["ranks"].std() > 1
     assert np.array_equal(videos["rank0"], videos["ranks"])
 
 
@@ -295,11 +332,37 @@ def test_a_rank_killed_or_stopped_in_the_loop_ends_all_with_exit_code_3(
 
 
 @pytest.mark.slow
-def test_ctrl_c_ends_all_ranks_within_five_seconds(model_folder: Path, tmp_path: Path) -> None:
+def test_ctrl_c_stops_all_ranks_with_a_checkpoint_and_again_at_once(
+    model_folder: Path, tmp_path: Path
+) -> None:
     process, ranks = started(command(model_folder, tmp_path, "--gpus", "2"))
     process.send_signal(signal.SIGINT)
-    process.communicate(timeout=5)
+    _, said = process.communicate(timeout=30)
+    assert process.returncode == 75
+    assert re.search(r"stopped after step \d+ of 1000; `vinfinity resume .*video\.run` goes on", said)
+    assert gone(ranks)
+    [kept] = (tmp_path / "video.run" / "checkpoints").iterdir()
+    assert len(read_manifest(kept).parts) == 2
+
+    go_on = [sys.executable, "-m", "vinfinity", "resume", str(tmp_path / "video.run")]
+    process, ranks = started(go_on)
+    os.kill(ranks[0], signal.SIGSTOP)  # it will not come to the end of a step
+    process.send_signal(signal.SIGINT)
+    time.sleep(0.5)
+    process.send_signal(signal.SIGINT)
+    process.communicate(timeout=10)
     assert process.returncode == 130
+    assert gone(ranks)
+
+
+@pytest.mark.slow
+def test_ranks_end_with_the_process_that_started_them(model_folder: Path, tmp_path: Path) -> None:
+    process, ranks = started(command(model_folder, tmp_path, "--gpus", "2"))
+    process.kill()
+    process.wait()
+    deadline = time.monotonic() + 10
+    while not gone(ranks) and time.monotonic() < deadline:
+        time.sleep(0.1)
     assert gone(ranks)
 
 

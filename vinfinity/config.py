@@ -40,16 +40,19 @@ Preset = Literal[
 
 SMALLEST_SIDE, LARGEST_SIDE = 16, 8192  # pixels; beyond the larger one H.264 has no level
 
-# Settings that change how a run is carried out or written down, but not the video it computes.
+# Settings that change how a run is carried out, shown or written down, but not the latents it computes.
 NOT_OF_THE_VIDEO = (
     "gpus",
     "out",
     "overwrite",
+    "resume",
+    "checkpoint",
     "device",
     "memory",
     "compile",
     "compute",
     "save_latents",
+    "decoder",
     "parallel",
     "decode",
     "video",
@@ -173,6 +176,41 @@ class ParallelConfig:
         )
 
 
+def parse_interval(text: str) -> tuple[Literal["steps", "seconds", "auto", "never"], float]:
+    """How often to write checkpoints: a unit and how many of it, 0 for `auto` and `never`. Raises InputError."""
+    if text in ("auto", "never"):
+        return typing.cast(Literal["auto", "never"], text), 0
+    match = re.fullmatch(r"([1-9]\d{0,5}) ?(steps?|s|min|h)", text)
+    if match is None:
+        raise InputError(
+            "checkpoint.every",
+            text,
+            "write a number of `steps`, of `s`, `min` or `h`, as in 10min, or else auto or never",
+            problem="is no interval",
+        )
+    if match[2].startswith("step"):
+        return "steps", int(match[1])
+    return "seconds", int(match[1]) * {"s": 1, "min": 60, "h": 3600}[match[2]]
+
+
+@dataclass(frozen=True)
+class CheckpointConfig:
+    """What is kept of a run under way, so that it can go on after whatever ended it."""
+
+    every: str = "auto"  # `5 steps`, `10min` (s, min, h), `auto` by time for under 2 % of it, or `never`
+    keep: int = 2  # the newest ones, so that one may be damaged
+
+    def __post_init__(self) -> None:
+        parse_interval(self.every)
+        _check(
+            self.keep >= 1,
+            "checkpoint.keep",
+            self.keep,
+            problem="is less than 1",
+            remedy="2 is the default: should the newest be damaged, the one before it serves",
+        )
+
+
 @dataclass(frozen=True)
 class ComputeConfig:
     """How UNet calls are carried out, where `memory` should not choose: memory and speed change, the video does not."""
@@ -221,7 +259,8 @@ class DecodeConfig:
     """From latents to frames."""
 
     where: Literal["rank0", "ranks"] = "rank0"  # who decodes; the file is the same
-    frames: int | None = None  # frames decoded at once; None: as many as fit well
+    frames: int | None = None  # frames decoded at once; None: as many as take 512 MiB together, at most 8
+    tile: int | None = None  # pixels of a tile's side, a multiple of 32; None: frames are decoded whole
 
     def __post_init__(self) -> None:
         if self.frames is not None:
@@ -230,7 +269,15 @@ class DecodeConfig:
                 "decode.frames",
                 self.frames,
                 problem="is less than 1",
-                remedy="give a number of frames, or null to choose it by memory",
+                remedy="give a number of frames, or null to choose it by their size",
+            )
+        if self.tile is not None:
+            _check(
+                32 <= self.tile <= LARGEST_SIDE,
+                "decode.tile",
+                self.tile,
+                problem=f"is not between 32 and {LARGEST_SIDE} pixels",
+                remedy="512 is usual, and null decodes frames whole",
             )
 
 
@@ -264,6 +311,7 @@ class RunConfig:
     gpus: int | None = None  # ranks to start; None: one, or those of torchrun
     model: str = "mini"  # the embedded model, a folder in diffusers layout, or the name of a published model
     lora: tuple[str, ...] = ()  # additions to the model, each FILE.safetensors or FILE.safetensors:WEIGHT
+    decoder: str | None = None  # folder of another autoencoder for the same latents; None: the model's own
     size: str | None = None  # "WxH" in pixels, any numbers from 16 on
     fps: int | None = None  # playback speed, and the fps the model is told where it wants one
     fps_condition: int | None = None  # the fps the model is told, where it should differ from `fps`
@@ -274,6 +322,7 @@ class RunConfig:
     eta: float = 0.0  # noise of the ddim and videocrafter2 samplers: 0 none, 1 as much as DDPM
     out: str | None = None  # None: named after the prompt, in the working directory
     overwrite: bool = False
+    resume: bool = False  # go on with the run that `out` belongs to, where there is one
     device: Device = "auto"
     dtype: Dtype = "auto"
     memory: Memory = "auto"  # low and fast fix what auto chooses by the memory at hand
@@ -284,6 +333,7 @@ class RunConfig:
     )
     attention: AttentionConfig = AttentionConfig()
     parallel: ParallelConfig = ParallelConfig()
+    checkpoint: CheckpointConfig = CheckpointConfig()
     compute: ComputeConfig = ComputeConfig()
     reuse: ReuseConfig = ReuseConfig()
     decode: DecodeConfig = DecodeConfig()
@@ -498,9 +548,14 @@ def to_yaml(config: RunConfig, *, origins: Mapping[str, str] | None = None) -> s
     return "\n".join(lines) + "\n"
 
 
+def of_the_video(key: str) -> bool:
+    """Whether a dotted key changes the latents that a run computes."""
+    return key.partition(".")[0] not in NOT_OF_THE_VIDEO
+
+
 def digest(config: RunConfig) -> str:
-    """SHA-256 (hex) over all that determines the video: the same on any number of ranks and on any device."""
-    values = {key: v for key, v in leaves(config).items() if key.partition(".")[0] not in NOT_OF_THE_VIDEO}
+    """SHA-256 (hex) over all that determines the latents: the same on any number of ranks and on any device."""
+    values = {key: value for key, value in leaves(config).items() if of_the_video(key)}
     return hashlib.sha256(json.dumps(values, sort_keys=True).encode()).hexdigest()
 
 

@@ -1,6 +1,8 @@
 """Errors that users see. The command line prints each as one line, without a traceback.
 
-Exit codes: 0 done, 1 the run failed, 2 the input is not usable, 3 a rank failed or is late, 130 interrupted.
+Exit codes: 0 done, 1 an unexpected error, 2 the input is not usable, 3 a rank failed or is late, 4 a file cannot be
+written, 5 values that are no numbers, 6 another run is using the folder, 75 stopped on request and to be resumed, 130
+interrupted. docs/runs.md tells what to do about each.
 """
 
 import difflib
@@ -55,6 +57,26 @@ class WeightsError(InputError):
 
 class OutputError(VinfinityError):
     """A file could not be written: the disk is full, a codec is missing, the encoder failed."""
+
+    exit_code = 4
+
+
+class NotFiniteError(VinfinityError):
+    """The networks gave values that are no numbers."""
+
+    exit_code = 5
+
+
+class BusyError(VinfinityError):
+    """Another run is using the same folder."""
+
+    exit_code = 6
+
+
+class Stopped(VinfinityError):
+    """The run was asked to end and can be resumed. 75 is EX_TEMPFAIL of sysexits.h: try again later."""
+
+    exit_code = 75
 
 
 class RankError(VinfinityError):

@@ -25,7 +25,9 @@ def ladder(config: RunConfig, *, branches: int, frames: int, device: str) -> lis
 
     branches: guidance branches that a rank computes. frames: the most that a rank holds. device: its type.
     """
-    large, small = (256 * MIB, 64 * MIB) if device == "cuda" else (32 * MIB, 8 * MIB)
+    large, small = (
+        (256 * MIB, 64 * MIB) if device == "cuda" else (4 * MIB, 2 * MIB)
+    )  # that of a CPU fits its caches
     rungs = [
         Execution(branches=branches, skips="device", stretch=large),
         Execution(branches=1, skips="device", stretch=large),

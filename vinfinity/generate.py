@@ -2,6 +2,7 @@
 
 import json
 import resource
+import shlex
 import sys
 import time
 from collections.abc import Mapping
@@ -9,25 +10,31 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 
 import torch
-from safetensors.torch import load_file, save_file
+from safetensors.torch import load_file
 from torch import Tensor
 
 from vinfinity.config import RunConfig, digest
+from vinfinity.errors import BusyError, InputError, OutputError, RankError, VinfinityError
+from vinfinity.execution import Execution
 from vinfinity.job import Job, pick_dtype, prepare, provenance, version
-from vinfinity.media.decode import decode_frames
 from vinfinity.media.files import output_path, sheet_path
-from vinfinity.media.mp4 import Mp4Writer
-from vinfinity.media.sheet import ContactSheet
+from vinfinity.media.video import write_video
+from vinfinity.parallel.exchange import FrameExchange
 from vinfinity.parallel.launch import launch
 from vinfinity.parallel.ranks import Ranks
-from vinfinity.parallel.shards import FrameShards
+from vinfinity.parallel.teams import Team
 from vinfinity.planning.fit import choose_execution, refuse_early
-from vinfinity.predict import contexts, not_finite, predictor
-from vinfinity.progress import Progress
-from vinfinity.runs.record import write_record
+from vinfinity.predict import not_finite, predictor
+from vinfinity.progress import Progress, add_line
+from vinfinity.runs.checkpoints import Checkpoints
+from vinfinity.runs.folder import RunFolder, run_folder
+from vinfinity.runs.opening import held, opened
+from vinfinity.runs.parts import DamagedError, Parts, read_manifest, save_whole
+from vinfinity.runs.start import anchored, how_to_start
 from vinfinity.sampling.noise import frame_noise
 from vinfinity.sampling.samplers import State, denoise
-from vinfinity.weights.load import load_text_encoder, load_unet, load_vae
+from vinfinity.stopping import Stops
+from vinfinity.weights.load import load_decoder, load_text_encoder, load_unet
 
 
 @dataclass(frozen=True)
@@ -46,79 +53,186 @@ class Summary:
 def run(config: RunConfig, origins: Mapping[str, str]) -> Summary | None:
     """Generates the video that `config` describes, on as many ranks as it asks for or a launcher started.
 
-    Returns None on ranks other than 0. Raises a VinfinityError where the video cannot be made.
+    Returns None on ranks other than 0, and where the run to go on with is done already. Raises a VinfinityError where
+    the video cannot be made.
     """
     refuse_early(prepare(config))
-    return launch(work, config, gpus=config.gpus, device=config.device, timeout=config.parallel.timeout)
+    how_to_start(config)
+    folder = run_folder(output_path(config))
+    try:
+        return launch(work, config, gpus=config.gpus, device=config.device, timeout=config.parallel.timeout)
+    except VinfinityError as error:
+        if isinstance(error, InputError | BusyError):  # those leave the folder as it was
+            raise
+        if error.exit_code in (RankError.exit_code, OutputError.exit_code) and folder.holds_work():
+            error.message += f"; `vinfinity resume {folder.path}` goes on from what was kept"
+        folder.event("ended", message=error.message, exit_code=error.exit_code)
+        add_line(folder.log, error.message)
+        raise
 
 
 def work(config: RunConfig, ranks: Ranks) -> Summary | None:
     """One rank's part of a run. Returns its summary on rank 0."""
     job = prepare(config)
-    ranks.agree({"settings": digest(config), "weights": job.weights_digest, "version": version()})
-    with Progress(enabled=ranks.first) as progress:
+    facts = {
+        "settings": digest(config),
+        "weights": job.weights_digest,
+        "decoder": job.decoder_digest,
+        "version": version(),
+    }
+    record = provenance(config) | {
+        "weights": job.weights_digest,
+        "decoder": job.decoder_digest,
+        "command": shlex.join(sys.argv),
+        "ranks": ranks.size,
+        "device": str(ranks.device),
+    }
+    with (
+        Stops().heeded() as stops,
+        opened(config, ranks, facts=facts, record=record) as (folder, start),
+        Progress(enabled=ranks.first, log=folder.log) as progress,
+    ):
+        if start == "done":
+            progress.note(f"{output_path(config)} is finished; nothing is left to do")
+            return None
         for concern in job.concerns():
             progress.warn(concern)
-        return generate(job, ranks, progress)
+        team = ranks.team(config.frames, split=job.splits_branches)
+        saved = Checkpoints(
+            folder,
+            ranks=ranks,
+            held=team.held,
+            writes=team.writes,
+            steps=len(job.sampler.timesteps),
+            settings=digest(anchored(config)),
+            config=config.checkpoint,
+            stops=stops,
+            progress=progress,
+            # between two runs of the whole UNet, the features that are reused are part of the state
+            aligned=lambda step: step % config.reuse.interval == 0,
+        )
+        return generate(job, ranks, team, progress, saved)
 
 
 @torch.inference_mode()
-def generate(job: Job, ranks: Ranks, progress: Progress) -> Summary | None:
-    """From prompt to MP4 on this rank, together with the others. Returns None on ranks other than 0."""
+def generate(job: Job, ranks: Ranks, team: Team, progress: Progress, saved: Checkpoints) -> Summary | None:
+    """From prompt, or from what was kept, to MP4 on this rank, together with the others. None on ranks other than 0."""
     started = time.monotonic()
-    config, dtype = job.config, pick_dtype(job.config, ranks.device)
-    execution = choose_execution(job, ranks)
-    shards = FrameShards(config.frames, ranks.size)
-    held = shards.held(ranks.rank)
-    exchange = ranks.exchange(shards)
+    config, steps = job.config, len(job.sampler.timesteps)
+    execution, exchange = choose_execution(job, ranks), team.exchange()
 
-    text = encode_text(job, device=ranks.device, dtype=dtype)
-    if not text.isfinite().all():
-        raise not_finite("text encoder", "its states", dtype)
-    unet = load_unet(job.card.folder / "unet", device=ranks.device, dtype=dtype, loras=job.loras)
-    predict = predictor(job, unet, text, shards, contexts(job, shards, ranks, exchange), ranks, dtype=dtype)
+    state = saved.restore() or State(step=0, x=initial_noise(job, saved.held))
+    left = steps - state.step
+    if left:
+        state = denoised(job, state.to(ranks.device), ranks, team, exchange, execution, progress, saved)
+    communication = ranks.collect(exchange.counters.per(left)) if left else []
+    latents = saved.finish(state)
+    ended_denoising = time.monotonic()
 
-    def noise(step: int) -> Tensor:
-        return frame_noise(config.seed, held, job.latent, draw=step + 1).to(ranks.device)
-
-    state = State(step=0, x=initial_noise(job, held).to(ranks.device))
-    steps = denoise(job.sampler, predict, state, noise)
-    for done in progress.track(steps, total=len(job.sampler.timesteps), label="denoising", unit="step"):
-        state = done
-    del unet, predict
-    denoised = time.monotonic()
-
-    communication = ranks.collect(exchange.counters.per(len(job.sampler.timesteps)))
-    latents = ranks.gather(state.x, shards)
-    if latents is not None and config.save_latents is not None:
-        save_latents(latents, Path(config.save_latents).expanduser())
-    if ranks.first or config.decode.where == "ranks":
-        write_video(job, latents, ranks, progress)
+    if ranks.first and config.save_latents is not None:
+        save_whole(latents, Path(config.save_latents).expanduser(), source="x", name="latents")
+    decode(job, latents, saved.folder, ranks, progress)
     if not ranks.first:
         return None
-
-    peak = torch.cuda.max_memory_allocated() if ranks.device.type == "cuda" else resident_peak()
     ended = time.monotonic()
-    write_record(
-        output_path(config),
-        provenance(config)
-        | {
-            "ranks": ranks.size,
-            "device": str(ranks.device),
-            "seconds": {"denoising": denoised - started, "decoding": ended - denoised},
-            "peak_memory": peak,
-            "execution": asdict(execution),
-            "communication_per_step": communication,
-        },
+    figures = {
+        "ranks": ranks.size,
+        "seconds": {"denoising": ended_denoising - started, "decoding": ended - ended_denoising},
+        "peak_memory": peak_memory(ranks.device),
+        "execution": asdict(execution),
+        "communication_per_step": communication,
+    }
+    saved.folder.write_record((saved.folder.record() or {}) | figures | {"finished": True})
+    saved.folder.event("finished", video=str(output_path(config)))
+    return summary(job, ranks, seconds=ended - started)
+
+
+def denoised(
+    job: Job,
+    state: State,
+    ranks: Ranks,
+    team: Team,
+    exchange: FrameExchange,
+    execution: Execution,
+    progress: Progress,
+    saved: Checkpoints,
+) -> State:
+    """The state after the last step. Raises Stopped where a signal asked for it, with a checkpoint written."""
+    dtype, device = pick_dtype(job.config, ranks.device), ranks.device
+    text = encode_text(job, device=device, dtype=dtype)
+    if not text.isfinite().all():
+        raise not_finite("text encoder", "its states", dtype)
+    unet = load_unet(job.card.folder / "unet", device=device, dtype=dtype, loras=job.loras)
+    predict = predictor(job, unet, text, team, exchange, saved.pulse, execution=execution, dtype=dtype)
+
+    def noise(step: int) -> Tensor:
+        return frame_noise(job.config.seed, saved.held, job.latent, draw=step + 1).to(device)
+
+    with saved.stops.noted():
+        states = denoise(job.sampler, predict, state, noise)
+        left = len(job.sampler.timesteps) - state.step
+        for state in progress.track(states, total=left, label="denoising", unit="step"):
+            saved.keep(state)
+    return state
+
+
+def decode_again(config: RunConfig, folder: RunFolder) -> Summary | None:
+    """Decodes the latents that a run has kept into the file that `config` names, on one rank or several.
+
+    Returns None on ranks other than 0. Raises InputError where the run has no latents yet.
+    """
+    prepare(config)
+    kept_latents(folder)
+    return launch(
+        decode_work, (config, folder), gpus=config.gpus, device=config.device, timeout=config.parallel.timeout
     )
-    return Summary(
-        out=output_path(config),
-        sheet=sheet_path(config),
-        frames=config.frames,
+
+
+def decode_work(task: tuple[RunConfig, RunFolder], ranks: Ranks) -> Summary | None:
+    """One rank's part of decoding again."""
+    (config, folder), started = task, time.monotonic()
+    job = prepare(config)
+    with (
+        Stops().heeded() as stops,
+        held(folder, ranks, facts={"decoder": job.decoder_digest, "version": version()}),
+        Progress(enabled=ranks.first, log=folder.log) as progress,
+    ):
+        stops.kept = "stopped while decoding; the run and its latents stay as they were"
+        latents = kept_latents(folder)
+        latents.verify()
+        decode(job, latents, folder, ranks, progress)
+        if not ranks.first:
+            return None
+        folder.event("decoded", video=str(output_path(config)))
+        return summary(job, ranks, seconds=time.monotonic() - started)
+
+
+def kept_latents(folder: RunFolder) -> Parts:
+    """The final latents of a run. Raises InputError where there are none."""
+    try:
+        return read_manifest(folder.latents)
+    except DamagedError as error:
+        remedy = f"`vinfinity resume {folder.path}` computes them"
+        raise InputError("run", folder.path, remedy, problem=f"has no latents ({error.message})") from None
+
+
+def decode(job: Job, latents: Parts, folder: RunFolder, ranks: Ranks, progress: Progress) -> None:
+    """From latents to MP4 and contact sheet. Ranks other than 0 decode their share, or nothing."""
+    config = job.config
+    if not ranks.first and config.decode.where == "rank0":
+        return
+    made_by = provenance(config) | {"weights": job.weights_digest, "decoder": job.decoder_digest}
+    write_video(
+        load_decoder(job.decoder, device=ranks.device, dtype=torch.float32),
+        latents if ranks.first else None,
+        config,
+        latent=job.latent,
         size=job.size,
         fps=job.fps,
-        seconds=ended - started,
-        peak_memory=peak,
+        metadata={"title": config.prompt, "comment": json.dumps(made_by, ensure_ascii=False)},
+        unfinished=folder.decoded,
+        ranks=ranks,
+        progress=progress,
     )
 
 
@@ -136,54 +250,21 @@ def initial_noise(job: Job, held: range) -> Tensor:
     return frame_noise(job.config.seed, held, job.latent)
 
 
-def save_latents(latents: Tensor, path: Path) -> None:
-    """Writes the latents (1, c, F, h, w) as tensor `latents`, whole or not at all."""
-    path.parent.mkdir(parents=True, exist_ok=True)
-    unfinished = path.with_name(f".{path.name}.part")
-    save_file({"latents": latents.cpu().contiguous()}, unfinished)
-    unfinished.replace(path)
-
-
-def write_video(job: Job, latents: Tensor | None, ranks: Ranks, progress: Progress) -> None:
-    """Decodes the latents into the MP4 while it is written, with a contact sheet beside it.
-
-    latents: (1, c, F, h, w) on rank 0. The other ranks come here only to decode their share, and write nothing.
-    """
-    config = job.config
-    vae = load_vae(job.card.folder / "vae", device=ranks.device, dtype=torch.float32)
-    pictures = decode_frames(
-        vae,
-        latents,
-        frames=config.frames,
-        latent=job.latent,
+def summary(job: Job, ranks: Ranks, *, seconds: float) -> Summary:
+    """What was made, for the user."""
+    return Summary(
+        out=output_path(job.config),
+        sheet=sheet_path(job.config),
+        frames=job.config.frames,
         size=job.size,
-        block=config.decode.frames or 8,
-        ranks=ranks if config.decode.where == "ranks" else Ranks(device=ranks.device),
-    )
-    if latents is None:
-        for _ in pictures:
-            pass
-        return
-    width, height = job.size
-    sheet_at = sheet_path(config)
-    sheet = None if sheet_at is None else ContactSheet(sheet_at, frames_total=config.frames)
-    writer = Mp4Writer(
-        output_path(config),
-        width=width,
-        height=height,
         fps=job.fps,
-        config=config.video,
-        metadata={"title": config.prompt, "comment": json.dumps(provenance(config), ensure_ascii=False)},
+        seconds=seconds,
+        peak_memory=peak_memory(ranks.device),
     )
-    with writer:
-        for picture in progress.track(pictures, total=config.frames, label="decoding", unit="frame"):
-            writer.write(picture)
-            if sheet is not None:
-                sheet.add(picture)
-    if sheet is not None:
-        sheet.save()
 
 
-def resident_peak() -> int:
-    """The most memory that this process has held, in bytes."""
+def peak_memory(device: torch.device) -> int:
+    """The most memory that this process has held, in bytes: of the device where it is a GPU."""
+    if device.type == "cuda":
+        return torch.cuda.max_memory_allocated()
     return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * (1 if sys.platform == "darwin" else 1024)

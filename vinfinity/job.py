@@ -1,5 +1,6 @@
 """A run that was checked against its model and its machine, before anything is computed."""
 
+import os
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -8,14 +9,15 @@ import torch
 from vinfinity import __version__
 from vinfinity.config import RunConfig, digest, leaves
 from vinfinity.errors import InputError
+from vinfinity.media.blocks import check_tile
 from vinfinity.media.files import check_files, output_path
 from vinfinity.parallel.launch import check_ranks
-from vinfinity.parallel.ranks import pick_device
+from vinfinity.parallel.ranks import find_place, pick_device
 from vinfinity.sampling.samplers import Sampler, make_sampler
 from vinfinity.sampling.schedule import SchedulerConfig
 from vinfinity.weights.card import ModelCard, read_card, weights_digest
 from vinfinity.weights.files import read_header
-from vinfinity.weights.load import check_weights, empty_network, load_scheduler
+from vinfinity.weights.load import check_decoder, check_weights, empty_network, load_scheduler
 from vinfinity.weights.lora import Lora, check_lora, read_lora
 from vinfinity.weights.tokenizer import CLIPTokenizer, load_tokenizer
 
@@ -44,7 +46,18 @@ class Job:
     @property
     def weights_digest(self) -> str:
         """SHA-256 (hex) that tells two versions of the weights apart, LoRAs included."""
-        return weights_digest(self.card, loras=[lora.path for lora in self.loras])
+        return weights_digest(self.card.folder, loras=[lora.path for lora in self.loras])
+
+    @property
+    def decoder(self) -> Path:
+        """The folder of the autoencoder that makes the pictures."""
+        chosen = self.config.decoder
+        return self.card.folder / "vae" if chosen is None else Path(chosen).expanduser()
+
+    @property
+    def decoder_digest(self) -> str:
+        """SHA-256 (hex) that tells two decoders apart."""
+        return weights_digest(self.decoder)
 
     @property
     def texts(self) -> list[str]:
@@ -55,11 +68,18 @@ class Job:
         alone = branches(config, self.card) == 1
         return [config.prompt] if alone else [config.negative or "", config.prompt]
 
+    @property
+    def splits_branches(self) -> bool:
+        """Whether each guidance branch has ranks of its own."""
+        return self.config.parallel.guidance == 2 and len(self.texts) == 2
+
     def concerns(self) -> list[str]:
         """What users should know before they wait: text that the model will not understand, or not see at all."""
         said = []
         if self.card.guidance_width is not None and self.config.negative:
             said.append(f"negative: has no effect: {self.card.name} takes guidance as an input")
+        if self.config.parallel.guidance == 2 and not self.splits_branches:
+            said.append("parallel.guidance: 2 has no effect: there is no second branch to take")
         for text in self.texts:
             if cut := self.tokenizer(text).cut:
                 said.append(f"the text encoder takes {self.tokenizer.length} tokens; cut off: {cut!r}")
@@ -83,9 +103,13 @@ def prepare(config: RunConfig) -> Job:
     # a configuration that was completed from the model's card has no gaps left
     assert config.pixels and config.steps and config.sampler and config.fps
     assert config.guidance is not None and config.attention.trained_frames is not None
+    check_computing(config, card)
     latent = latent_shape(config, card)
     sampler = pick_sampler(config, load_scheduler(card.folder / "scheduler"))
     check_weights(card.folder, half=pick_dtype(config, pick_device(config.device)) != torch.float32)
+    if config.decoder is not None:
+        check_decoder(Path(config.decoder).expanduser(), channels=card.latent_channels, pixels=card.pixels)
+    check_tile(config.decode, factor=card.pixels)
     loras = tuple(read_lora(text) for text in config.lora)
     if loras:
         network = empty_network("unet", card.folder / "unet")
@@ -107,6 +131,19 @@ def prepare(config: RunConfig) -> Job:
         trained_frames=config.attention.trained_frames,
         loras=loras,
     )
+
+
+def check_computing(config: RunConfig, card: ModelCard) -> None:
+    """Raises InputError where ranks are too few for both guidance branches, or the UNet too shallow for `reuse`."""
+    place = find_place(os.environ)
+    ranks = place.size if place is not None else config.gpus or 1
+    if config.parallel.guidance == 2 and branches(config, card) == 2 and ranks < 2:
+        problem = "gives each guidance branch ranks of its own, but there is one rank"
+        raise InputError("parallel.guidance", 2, "use --gpus 2 or more, or leave it out", problem=problem)
+    levels = len(card.files["unet"].get("block_out_channels", (0,) * 4))
+    if config.reuse.interval > 1 and config.reuse.depth >= levels:
+        problem = f"leaves nothing to reuse of the {levels} levels of {card.name}"
+        raise InputError("reuse.depth", config.reuse.depth, f"give at most {levels - 1}", problem=problem)
 
 
 def latent_shape(config: RunConfig, card: ModelCard) -> tuple[int, int, int]:
@@ -167,6 +204,7 @@ def describe(config: RunConfig) -> list[tuple[str, str]]:
         ("latents", f"1x{channels}x{config.frames}x{height}x{width}"),
         ("model", f"{job.card.name} ({job.card.folder})"),
         *(("lora", f"{lora.path} at {lora.weight:g}, {len(lora.pairs)} layers") for lora in job.loras),
+        *([("decoder", str(job.decoder))] if config.decoder is not None else []),
         ("device", f"{device}, {str(pick_dtype(config, device)).removeprefix('torch.')}"),
         ("sampler", f"{config.sampler}, {len(job.sampler.timesteps)} steps, guidance {job.guidance:g}"),
         ("attention", attention),

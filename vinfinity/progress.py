@@ -1,7 +1,10 @@
 """Progress on stderr: a bar with time left on a terminal, now and then a line elsewhere."""
 
+import contextlib
+import datetime
 import time
 from collections.abc import Iterable, Iterator, Sized
+from pathlib import Path
 from types import TracebackType
 from typing import Self, TypeVar
 
@@ -24,13 +27,20 @@ class Progress:
                 ...
 
     On a terminal there is one bar per `track`; otherwise one line at most every `interval` seconds, and one
-    when an iterable is done. `console` is where to write, stderr unless told.
+    when an iterable is done. `console` is where to write, stderr unless told. What is said in lines is also added to
+    the file `log`, with the time of day.
     """
 
     def __init__(
-        self, *, enabled: bool = True, console: Console | None = None, interval: float = LOG_INTERVAL
+        self,
+        *,
+        enabled: bool = True,
+        console: Console | None = None,
+        interval: float = LOG_INTERVAL,
+        log: Path | None = None,
     ) -> None:
         self.enabled = enabled
+        self._file = log
         self._console = console if console is not None else Console(stderr=True)
         self._interval = interval
         self._bars: RichProgress | None = None
@@ -76,11 +86,13 @@ class Progress:
         """One line of information, above the bar; silent where progress is."""
         if self.enabled:
             note(message, console=self._console)
+            self._log(message)
 
     def warn(self, message: str) -> None:
         """One line of warning, above the bar; silent where progress is."""
         if self.enabled:
             warn(message, console=self._console)
+            self._log(f"warning: {message}")
 
     def _track_by_bar(
         self, iterable: Iterable[T], *, total: int | None, label: str, unit: str
@@ -90,6 +102,7 @@ class Progress:
         for item in iterable:
             yield item
             self._bars.advance(task)
+        self._log(f"{label}: done")
 
     def _track_by_lines(
         self, iterable: Iterable[T], *, total: int | None, label: str, unit: str
@@ -109,6 +122,18 @@ class Progress:
 
     def _line(self, text: str) -> None:
         self._console.print(text, markup=False, highlight=False, soft_wrap=True)
+        self._log(text)
+
+    def _log(self, text: str) -> None:
+        if self._file is not None:
+            add_line(self._file, text)
+
+
+def add_line(log: Path, text: str) -> None:
+    """Adds a line with the time of day to a log. One that cannot be written is no reason to end a run."""
+    now = datetime.datetime.now().astimezone().isoformat(timespec="seconds")
+    with contextlib.suppress(OSError), log.open("a", encoding="utf-8") as file:
+        file.write(f"{now} {text}\n")
 
 
 def note(message: str, *, console: Console | None = None) -> None:

@@ -8,7 +8,7 @@ from typing import Annotated
 import typer
 
 from vinfinity import __version__
-from vinfinity.cli import bench, models, run
+from vinfinity.cli import bench, models, run, runs
 from vinfinity.cli.output import INTERRUPTED, Debug
 
 app = typer.Typer(
@@ -21,6 +21,8 @@ app = typer.Typer(
 app.command()(run.generate)
 app.command()(run.plan)
 app.command()(run.config)
+app.command()(runs.resume)
+app.command()(runs.decode)
 app.add_typer(bench.bench, name="bench")
 app.add_typer(models.models, name="models")
 

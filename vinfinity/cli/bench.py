@@ -118,3 +118,52 @@ def memory(
             print_columns(insight.check_table(checked))
         if out is not None:
             insight.write_json(out, footprints, checked)
+
+
+@bench.command()
+def decode(
+    frames: Annotated[int, typer.Option(metavar="N", help="Length of the video.", min=1)] = 2000,
+    model: Annotated[
+        str, typer.Option(metavar="mini|FOLDER|NAME", help="The model whose latents are decoded.")
+    ] = "mini",
+    decoder: Annotated[
+        Path | None, typer.Option(metavar="FOLDER", help="Another autoencoder than the model's own.")
+    ] = None,
+    size: Annotated[
+        str | None, typer.Option(metavar="WxH", help="Pixels of a frame. [those of the model]")
+    ] = None,
+    block: Annotated[
+        int | None, typer.Option(metavar="N", help="As `decode.frames`. [by the size of a frame]", min=1)
+    ] = None,
+    tile: Annotated[int | None, typer.Option(metavar="PIXELS", help="As `decode.tile`. [none]")] = None,
+    rounds: Annotated[int, typer.Option(help="Times that each is timed, in turn.", min=1)] = 1,
+    device: Annotated[str, typer.Option(metavar="|".join(DEVICES), help="What to decode on.")] = "auto",
+    out: Annotated[
+        Path | None, typer.Option("--out", "-o", metavar="FILE.json", help="Keep the figures here.")
+    ] = None,
+    debug: Debug = False,
+) -> None:
+    """From random latents to an MP4: decoding alone, encoding alone, both at once, and memory on the way.
+
+    Both at once is what a run does: the encoder works in a thread while the next block is decoded.
+    """
+    from vinfinity.config import DecodeConfig, parse_size
+
+    with reported(debug=debug):
+        pixels = None if size is None else parse_size(size)
+        settings = DecodeConfig(frames=block, tile=tile)
+        with held_interrupts():
+            from vinfinity.insight import decode as insight
+
+        figures = insight.measure_decoding(
+            model,
+            decoder=decoder,
+            frames=frames,
+            size=pixels,
+            rounds=rounds,
+            device=device,
+            decode=settings,
+        )
+        print_columns(insight.decode_table(figures))
+        if out is not None:
+            insight.write_json(out, figures)

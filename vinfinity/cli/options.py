@@ -72,6 +72,14 @@ def _options(
             metavar="FILE[:WEIGHT]", help="A LoRA in safetensors; may be repeated.", rich_help_panel=VIDEO
         ),
     ] = None,
+    decoder: Annotated[
+        str | None,
+        typer.Option(
+            metavar="FOLDER",
+            help="Another autoencoder for the model's latents, such as TAESD.",
+            rich_help_panel=VIDEO,
+        ),
+    ] = None,
     seed: Annotated[
         str | None,
         typer.Option(metavar="N", help="Same seed, same video, on any machine.", rich_help_panel=SAMPLING),
@@ -114,6 +122,12 @@ def _options(
     ] = None,
     overwrite: Annotated[
         bool, typer.Option("--overwrite", help="Replace files that exist.", rich_help_panel=FILES)
+    ] = False,
+    resume: Annotated[
+        bool,
+        typer.Option(
+            "--resume", help="Go on with the run of this video, where one was begun.", rich_help_panel=FILES
+        ),
     ] = False,
     save_latents: Annotated[
         str | None,
@@ -181,12 +195,19 @@ def takes_options(command: Callable[..., None], *, planned: bool = False) -> Cal
 
 
 def _resolve(
-    *, settings: list[str] | None, config: Path | None, overwrite: bool, planned: bool, **flags: object
+    *,
+    settings: list[str] | None,
+    config: Path | None,
+    overwrite: bool,
+    resume: bool,
+    planned: bool,
+    **flags: object,
 ) -> Resolved:
     """The configuration from defaults, model card, YAML file, settings and flags. Raises InputError."""
     from vinfinity.weights.card import model_defaults
 
-    flags = {**flags, "overwrite": overwrite or None, "lora": flags["lora"] or None}
+    given = {"overwrite": overwrite or None, "resume": resume or None, "lora": flags["lora"] or None}
+    flags = {**flags, **given}
     resolved = load(config, overrides=settings or (), flags=flags)
     defaults, origin = model_defaults(resolved.config.model, planned=planned)
     return complete(resolved, defaults, origin=origin)

@@ -1,7 +1,9 @@
 """Commands that make a video, or say what one would be."""
 
+import dataclasses
 import functools
 import json
+import os
 from typing import TYPE_CHECKING, Annotated
 
 import typer
@@ -25,12 +27,18 @@ def generate(
 
     For example: vinfinity generate --prompt "a red ball bouncing over green grass"
     """
-    from vinfinity.media.files import check_files
-    from vinfinity.progress import warn
+    from vinfinity.media.files import check_files, output_path
+    from vinfinity.progress import note, warn
+    from vinfinity.runs.start import how_to_start, was_restarted
 
     config = resolved.config
+    if was_restarted(os.environ):
+        config = dataclasses.replace(config, resume=True)
     require_prompt(config)
     check_files(config)  # before torch is imported, which alone takes seconds
+    if how_to_start(config) == "done":
+        note(f"{output_path(config)} is finished; nothing is left to do")
+        return
     for sentence in ignored(resolved):
         warn(sentence)
     with held_interrupts():
@@ -46,7 +54,7 @@ def generate(
     else:
         summary = run(config, resolved.origins)
         if summary is not None:  # ranks other than 0 have nothing to tell
-            _print_summary(summary)
+            print_summary(summary)
 
 
 @functools.partial(takes_options, planned=True)
@@ -102,7 +110,7 @@ def config(
         print_columns([(key, shown(value), resolved.origins[key]) for key, value in values.items()])
 
 
-def _print_summary(summary: "Summary") -> None:
+def print_summary(summary: "Summary") -> None:
     from vinfinity.progress import duration
 
     width, height = summary.size

@@ -124,7 +124,7 @@ def _time_on_rank(request: TimingRequest, ranks: Ranks) -> Timing:
     width, height = parse_size(str(card.defaults["size"]))
     latent = (-(-height // card.pixels), -(-width // card.pixels))
     kinds: dict[str, FrameExchange] = {
-        "exchanged": ranks.exchange(shards),
+        "exchanged": ranks.team(shards.frames, split=False).exchange(),
         "local": OwnFrames(),
     }
     config = unet.config

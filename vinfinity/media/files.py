@@ -37,21 +37,26 @@ def slug(prompt: str) -> str:
 def check_files(config: RunConfig) -> None:
     """Raises InputError where a file that is read is not there, or one that is written cannot be.
 
-    Files that exist are refused unless `overwrite` is set. Nothing is created.
+    Files that exist are refused unless `overwrite` is set, or a run is to go on, which may have made them. Nothing is
+    created.
     """
+    overwrite = config.overwrite or config.resume
     out = output_path(config)
     if out.suffix.lower() != ".mp4":
         raise InputError(
             "out", out, f"name it {out.with_suffix('.mp4').name}", problem="does not end in .mp4"
         )
-    _check_writable("out", out, overwrite=config.overwrite)
+    _check_writable("out", out, overwrite=overwrite)
     sheet = sheet_path(config)
     if sheet is not None:
-        _check_writable("out", sheet, overwrite=config.overwrite)
+        _check_writable("out", sheet, overwrite=overwrite)
     if config.save_latents is not None:
         latents = Path(config.save_latents).expanduser()
         _check_safetensors("save_latents", latents)
-        _check_writable("save_latents", latents, overwrite=config.overwrite)
+        _check_writable("save_latents", latents, overwrite=overwrite)
+    if config.decoder is not None and not Path(config.decoder).expanduser().is_dir():
+        remedy = "give the folder that holds its config.json and its weights"
+        raise InputError("decoder", config.decoder, remedy, problem="is no folder")
     if config.noise_from is not None:
         noise = Path(config.noise_from).expanduser()
         _check_safetensors("noise_from", noise)

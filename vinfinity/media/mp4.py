@@ -21,6 +21,7 @@ from vinfinity.errors import OutputError
 BT709 = 1  # the code of BT.709 in H.264's tags for primaries, transfer and matrix (ITU-T H.264, annex E)
 
 THREADS = 4
+FRAGMENT = 8  # frames that are written at once, at most
 
 # (columns, rows) of pixels that share a colour sample; H.264 wants sides that are multiples of them.
 CHROMA_BLOCK = {"yuv420p": (2, 2), "yuv422p": (2, 1), "yuv444p": (1, 1)}
@@ -29,10 +30,13 @@ CHROMA_BLOCK = {"yuv420p": (2, 2), "yuv422p": (2, 1), "yuv444p": (1, 1)}
 class Mp4Writer:
     """Writes frames of `width` x `height` pixels as they come; the file appears, whole, when the block ends.
 
-    Until then it has another name in the same folder, and if anything fails that one is removed: a file that
-    was at `path` before stays as it was. Sides that the pixel format cannot hold (odd ones, in yuv420p) are
-    enlarged by one repeated row or column. `metadata` is kept in the MP4, unless `config.metadata` is off;
-    players and `ffprobe` show `title` and `comment`.
+    Until then they go to the file `unfinished`, in fragments: whatever ends the process, the fragments written so far
+    play, and the file stays. At the end they are copied, without being encoded again, to a file whose index comes
+    first, so that players start and seek before they have all of it. Without `unfinished` it is a file in the same
+    folder, which is removed if anything fails. A file that was at `path` before stays as it was until the end.
+
+    Sides that the pixel format cannot hold (odd ones, in yuv420p) are enlarged by one repeated row or column.
+    `metadata` is kept in the MP4, unless `config.metadata` is off; players and `ffprobe` show `title` and `comment`.
 
         with Mp4Writer(Path("a.mp4"), width=512, height=320, fps=24, config=VideoConfig()) as mp4:
             mp4.write(frame)
@@ -50,23 +54,32 @@ class Mp4Writer:
         fps: int,
         config: VideoConfig,
         metadata: Mapping[str, str] | None = None,
+        unfinished: Path | None = None,
     ) -> None:
         self.path = path
-        self.frames = 0  # written so far
+        self.frames = self.encoded = 0  # taken so far, and of these, handed on by the encoder
         self._shape = (height, width, 3)
         self._pixel_format = config.pixel_format
         columns, rows = CHROMA_BLOCK[config.pixel_format]
         self._padding = ((0, -height % rows), (0, -width % columns), (0, 0))
-        self._unfinished = path.with_name(f".{path.name}.{os.getpid()}.part")
+        self._copy = path.with_name(f".{path.name}.{os.getpid()}.part")
+        self._unfinished = unfinished or path.with_name(f".{path.name}.{os.getpid()}.fragments")
+        self._stays = unfinished is not None
+        self._metadata = metadata if config.metadata and metadata else {}
         try:
             path.parent.mkdir(parents=True, exist_ok=True)
-            # `faststart` moves the index to the front at the end, so that players start before they have it
-            # all.
             self._container = av.open(
-                str(self._unfinished), "w", format="mp4", options={"movflags": "+faststart"}
+                str(self._unfinished),
+                "w",
+                format="mp4",
+                options={
+                    "movflags": "+empty_moov+default_base_moof+frag_keyframe",
+                    "frag_duration": str(round(1e6 * FRAGMENT / fps)),
+                    "flush_packets": "1",
+                },
             )
         except (OSError, av.error.FFmpegError) as error:
-            raise OutputError(f"{path}: cannot be written ({_reason(error)})") from error
+            raise OutputError(f"{self._unfinished}: cannot be written ({_reason(error)})") from error
         try:
             self._stream = self._add_stream(width, height, fps=fps, config=config)
         except (ValueError, av.error.FFmpegError) as error:
@@ -74,8 +87,7 @@ class Mp4Writer:
             raise OutputError(
                 f"{path}: this build of PyAV has no libx264 encoder ({_reason(error)})"
             ) from error
-        if config.metadata:
-            self._container.metadata.update(metadata or {})
+        self._container.metadata.update(self._metadata)
 
     def __enter__(self) -> Self:
         return self
@@ -89,10 +101,27 @@ class Mp4Writer:
         try:
             self._container.mux(self._stream.encode())
             self._container.close()
-            os.replace(self._unfinished, self.path)
+            self._copy_seekable()
+            os.replace(self._copy, self.path)
+            self._unfinished.unlink(missing_ok=True)
         except (OSError, av.error.FFmpegError) as failure:
             self._abandon()
             raise OutputError(f"{self.path}: cannot be written ({_reason(failure)})") from failure
+
+    def _copy_seekable(self) -> None:
+        with (
+            av.open(str(self._unfinished)) as source,
+            av.open(str(self._copy), "w", format="mp4", options={"movflags": "+faststart"}) as target,
+        ):
+            target.metadata.update(self._metadata)
+            [stream] = source.streams.video
+            copied = target.add_stream_from_template(stream)
+            for packet in source.demux(stream):
+                if packet.dts is not None:  # the last one is empty: it ends the stream
+                    packet.stream = copied
+                    target.mux(packet)
+        with self._copy.open("rb") as file:
+            os.fsync(file.fileno())
 
     def write(self, frame: np.ndarray) -> None:
         """Adds one frame, (height, width, 3) uint8."""
@@ -108,10 +137,12 @@ class Mp4Writer:
         )
         picture.pts = self.frames
         try:
-            self._container.mux(self._stream.encode(picture))
+            packets = self._stream.encode(picture)
+            self._container.mux(packets)
         except (OSError, av.error.FFmpegError) as error:
             raise OutputError(f"{self.path}: cannot be written ({_reason(error)})") from error
         self.frames += 1
+        self.encoded += len(packets)
 
     def _add_stream(self, width: int, height: int, *, fps: int, config: VideoConfig) -> av.VideoStream:
         # A key frame each second, at fixed places: seeking is quick, and scene changes do not move them.
@@ -134,7 +165,9 @@ class Mp4Writer:
         except (OSError, av.error.FFmpegError):
             pass  # what is reported is the failure that came first
         finally:
-            self._unfinished.unlink(missing_ok=True)
+            self._copy.unlink(missing_ok=True)
+            if not self._stays:
+                self._unfinished.unlink(missing_ok=True)
 
 
 def read_video(path: Path) -> np.ndarray:

@@ -9,11 +9,8 @@ from einops import rearrange
 from torch import Tensor, nn
 
 from vinfinity.models.layers import (
-    WIDENED,
     Linear,
     TransformerBlock,
-    blocks,
-    frame_blocks,
     frames_first,
     frames_last,
 )
@@ -37,23 +34,16 @@ class SpatialTransformer(nn.Module):
         )
         self.proj_out = Linear(inner, channels)
 
-    def forward(self, x: Tensor, text: Tensor, *, limit: int) -> Tensor:
-        """x: (b, f, h, w, c), changed in place and returned. text: (b, t, context).
-
-        limit: bytes of a stretch of frames that is worked on at once.
-        """
+    def forward(self, x: Tensor, text: Tensor) -> Tensor:
+        """x: (b, f, h, w, c), changed in place and returned. text: (b, t, context)."""
         block = cast(TransformerBlock, self.transformer_blocks[0])
         b, _, h, w, _ = x.shape
-        for some in frame_blocks(x, limit):
-            frames = x[:, some]
-            hidden = self.proj_in(frames_last(self.norm(frames_first(frames)), b))
-            hidden = rearrange(hidden, "b f h w c -> (b f) (h w) c")
-            hidden += block.attn1(block.norm1(hidden))
-            # every position of every frame asks the same text: one long row of queries, no copy of the text per frame
-            hidden = rearrange(hidden, "(b f) n c -> b (f n) c", b=b)
-            hidden += block.attn2(block.norm2(hidden), text)
-            for row in blocks(hidden.shape[1], hidden[:, 0].nbytes, limit // WIDENED):
-                part = hidden[:, row]
-                part += block.ff(block.norm3(part))
-            frames += rearrange(self.proj_out(hidden), "b (f h w) c -> b f h w c", h=h, w=w)
+        hidden = self.proj_in(frames_last(self.norm(frames_first(x)), b))
+        hidden = rearrange(hidden, "b f h w c -> (b f) (h w) c")
+        hidden += block.attn1(block.norm1(hidden))
+        # every position of every frame asks the same text: one long row of queries, no copy of the text per frame
+        hidden = rearrange(hidden, "(b f) n c -> b (f n) c", b=b)
+        hidden += block.attn2(block.norm2(hidden), text)
+        hidden += block.ff(block.norm3(hidden))
+        x += rearrange(self.proj_out(hidden), "b (f h w) c -> b f h w c", h=h, w=w)
         return x

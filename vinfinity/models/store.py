@@ -111,7 +111,7 @@ class HostStore:
     def fetch(self, host: Tensor, some: slice) -> tuple[slice, Tensor, "torch.cuda.Event | None"]:
         """Starts to bring some frames back: the stretch, the frames, and the event after which they are there."""
         if self.stream is None:
-            return some, host[:, some].clone(), None
+            return some, host[:, some].to(self.device), None
         with torch.cuda.stream(self.stream):
             frames = torch.empty(
                 (host.shape[0], some.stop - some.start, *host.shape[2:]), dtype=host.dtype, device=self.device
@@ -123,43 +123,3 @@ class HostStore:
             arrived = torch.cuda.Event()
             arrived.record(self.stream)
         return some, frames, arrived
-
-
-@dataclass
-class TracedStore:
-    """For traces on meta tensors: counts the bytes that would go to host memory, and gives empty states back.
-
-    now, peak: bytes in host memory at once.
-    """
-
-    now: int = 0
-    peak: int = 0
-
-    def keep(self, x: Tensor) -> Frames:
-        self.now += x.nbytes
-        self.peak = max(self.peak, self.now)
-        return _Traced(x.shape, x.dtype, x.device, self)
-
-
-@dataclass
-class _Traced:
-    shape: torch.Size
-    dtype: torch.dtype
-    device: torch.device
-    store: TracedStore
-    ahead: Tensor | None = None
-
-    def read(self, some: slice) -> Tensor:
-        # two stretches at once, as in _Away: the one that is worked on and the one after it
-        b, f, *rest = self.shape
-        frames = self.ahead
-        if frames is None or frames.shape[1] != some.stop - some.start:
-            frames = torch.empty((b, some.stop - some.start, *rest), dtype=self.dtype, device=self.device)
-        following = min(some.stop - some.start, f - some.stop)
-        self.ahead = (
-            torch.empty((b, following, *rest), dtype=self.dtype, device=self.device) if following else None
-        )
-        return frames
-
-    def __del__(self) -> None:
-        self.store.now -= self.shape.numel() * self.dtype.itemsize

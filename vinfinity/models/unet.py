@@ -16,11 +16,13 @@ from torch import Tensor, nn
 
 from vinfinity.models.layers import (
     ACTIVATIONS,
+    WIDENED,
     Downsample,
     ResnetBlock,
     TimestepEmbedding,
     Upsample,
     blocks,
+    frame_blocks,
     frames_first,
     frames_last,
     sinusoids,
@@ -160,7 +162,8 @@ class UNetBlock(nn.Module):
         del inputs
         x = self.temp_convs[index](x, ctx)
         if self.has_attention:
-            x = self.attentions[index](x, text, limit=ctx.limit)
+            for some in frame_blocks(x, ctx.limit // WIDENED):
+                self.attentions[index](x[:, some], text)  # in place
             x = self.temp_attentions[index](x, ctx)
         return x
 
@@ -332,6 +335,15 @@ class UNet(nn.Module):
         if self.fps_embedding is not None and fps is not None:
             time = time + self.fps_embedding(sinusoids(fps, width).to(dtype))
         return time
+
+
+def compile_blocks(unet: UNet) -> None:
+    """Compiles the layers that know nothing of time, each when it is first called. Temporal layers, which wait for
+    other ranks, stay as they are.
+    """
+    for module in unet.modules():
+        if isinstance(module, ResnetBlock | SpatialTransformer | Downsample | Upsample):
+            module.compile(dynamic=True)
 
 
 def _resnet(config: UNetConfig, channels: int, out: int, *, out_scale: float = 1.0) -> ResnetBlock:

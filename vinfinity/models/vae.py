@@ -4,6 +4,7 @@ Dims: b frames, h w height and width of a picture or its latent, c channels. Pic
 Parameter names are those of diffusers' AutoencoderKL.
 """
 
+import math
 from collections.abc import Mapping
 from dataclasses import dataclass, fields
 
@@ -52,6 +53,21 @@ class VAEConfig:
     def factor(self) -> int:
         """Pixels of a picture's side to one of its latent."""
         return 2 ** (len(self.block_out_channels) - 1)
+
+    @property
+    def peak_channels(self) -> int:
+        """Channels at the picture's resolution that decoding holds at most.
+
+        On a level from p channels to w, its input of p is held throughout. The first resnet adds a norm and an
+        activation of p, the others their input, hidden states, norm and activation of w. Each level has a quarter of
+        the next one's positions.
+        """
+        widths = self.block_out_channels[::-1]
+        peaks = [
+            max(3 * p, p + 4 * w) / 4 ** (len(widths) - 1 - i)
+            for i, (p, w) in enumerate(zip((widths[0], *widths), widths, strict=False))
+        ]
+        return math.ceil(max(peaks))
 
     @classmethod
     def from_dict(cls, values: Mapping[str, object]) -> "VAEConfig":

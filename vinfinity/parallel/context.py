@@ -169,6 +169,7 @@ def temporal_context(
     *,
     trained_frames: int = 16,
     norm: Literal["video", "rank"] = "video",
+    limit: int = STRETCH,
     device: torch.device | str = "cpu",
 ) -> TemporalContext:
     """The context of `rank` for one set of scopes (None: plain attention over all frames)."""
@@ -180,4 +181,5 @@ def temporal_context(
         halo=halo,
         frames_before=sum(frame < shards.held(rank).start for frame in halo.wanted),
         norm=norm,
+        limit=limit,
     )

@@ -130,12 +130,21 @@ class OwnFrames:
 class RankExchange:
     """The exchange of one rank among several: one message to each peer that needs something, by batched point-to-point.
 
-    rank, shards: who this is and who holds which frames. The process group must be up; its timeout bounds each wait.
+    rank, shards: who this is and who holds which frames. peers: the process of each rank of a route, where these are
+    only some of all. counters: where to count. The process group must be up; its timeout bounds each wait.
     """
 
-    def __init__(self, rank: int, shards: FrameShards) -> None:
+    def __init__(
+        self,
+        rank: int,
+        shards: FrameShards,
+        *,
+        peers: Sequence[int] | None = None,
+        counters: Counters | None = None,
+    ) -> None:
         self.rank = rank
-        self.counters = Counters()
+        self.counters = counters or Counters()
+        self.peers = peers or range(shards.ranks)
         self.shares = [len(shards.held(of)) / shards.frames for of in range(shards.ranks)]
         self._others = [peer for peer in range(shards.ranks) if peer != rank]
         self._rows: dict[tuple[int, ...], Tensor] = {}
@@ -163,8 +172,10 @@ class RankExchange:
         self, leaving: Mapping[int, Tensor], arriving: Mapping[int, Tensor], label: str
     ) -> tuple[Sequence[Work], Sequence[dist.P2POp]]:
         """Sends the messages to each peer and receives those from each into place; does not wait."""
-        operations = [dist.P2POp(dist.isend, message, peer) for peer, message in leaving.items()]
-        operations += [dist.P2POp(dist.irecv, message, peer) for peer, message in arriving.items()]
+        operations = [dist.P2POp(dist.isend, message, self.peers[peer]) for peer, message in leaving.items()]
+        operations += [
+            dist.P2POp(dist.irecv, message, self.peers[peer]) for peer, message in arriving.items()
+        ]
         try:
             return dist.batch_isend_irecv(operations), operations
         except RuntimeError as error:

@@ -1,31 +1,37 @@
 """Where a run's ranks come from: this process alone, a launcher (torchrun, srun), or N that it starts itself."""
 
 import contextlib
-import dataclasses
+import ctypes
 import json
-import logging
+import math
+import multiprocessing
 import os
+import pickle
 import signal
 import sys
 import tempfile
+import threading
 import time
 import traceback
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
+from multiprocessing.connection import Connection, wait
+from multiprocessing.context import SpawnProcess
 from pathlib import Path
-from typing import Any, TypeVar
+from types import FrameType
+from typing import Any, Self, TypeVar
 
-from torch.distributed.elastic.multiprocessing import SignalException
-from torch.distributed.elastic.multiprocessing.errors import ChildFailedError
-from torch.distributed.launcher.api import LaunchConfig, elastic_launch
+import torch.distributed as dist
 
-from vinfinity.errors import InputError, RankError, VinfinityError
+from vinfinity.errors import InputError, RankError, Stopped, VinfinityError
 from vinfinity.parallel.ranks import Place, Ranks, find_place, joined, pick_device
+from vinfinity.stopping import SIGNALS, Stops
 
 Payload = TypeVar("Payload")
 Result = TypeVar("Result")
 Worker = Callable[[Payload, Ranks], Result]
 
-SHUTDOWN = 2  # seconds that ranks have to end when one of them failed or Ctrl-C was pressed
+SHUTDOWN = 2  # seconds that ranks have to end when one of them failed
+PR_SET_PDEATHSIG = 1  # of Linux's prctl
 
 
 def check_ranks(*, gpus: int | None, device: str, frames: int) -> None:
@@ -66,61 +72,122 @@ def launch(
 def _spawn(
     worker: Worker[Payload, Result], payload: Payload, *, ranks: int, device: str, timeout: float
 ) -> Result:
-    """Starts the ranks on this node with torch's elastic launcher and waits for them."""
-    options: dict[str, Any] = {}
-    if "shutdown_timeout" in {field.name for field in dataclasses.fields(LaunchConfig)}:
-        options["shutdown_timeout"] = SHUTDOWN
-    config = LaunchConfig(
-        min_nodes=1,
-        max_nodes=1,
-        nproc_per_node=ranks,
-        rdzv_backend="c10d",
-        rdzv_endpoint="localhost:0",
-        run_id=f"vinfinity-{os.getpid()}",
-        max_restarts=0,
-        monitor_interval=0.1,
-        **options,
-    )
-    with tempfile.TemporaryDirectory(prefix="vinfinity-") as folder:
-        logging.disable(logging.CRITICAL)  # torch's own account of ending ranks; users get one line of ours
+    """Starts the ranks on this node, passes requests to end on to them, and waits for them."""
+    context = multiprocessing.get_context("spawn")  # a forked process could not use CUDA
+    store = dist.TCPStore("localhost", 0, is_master=True, wait_for_workers=False)
+    with tempfile.TemporaryDirectory(prefix="vinfinity-") as name, _Requests() as requests:
+        folder = Path(name)
+        receiver, sender = context.Pipe(duplex=False)
+        children: list[SpawnProcess] = []
         try:
-            results = elastic_launch(config, _rank_main)(worker, payload, device, timeout, folder)
-        except ChildFailedError as error:
-            raise _fault(Path(folder), error) from None
-        except SignalException as error:
-            if error.sigval == signal.SIGINT:
-                raise KeyboardInterrupt from None
-            raise VinfinityError(f"ended by {error.sigval.name}", exit_code=128 + error.sigval) from None
+            for rank in range(ranks):
+                place = Place(rank, ranks, rank, ranks, "localhost", store.port, launcher="vinfinity")
+                arguments = (worker, payload, place, device, timeout, folder, sender if rank == 0 else None)
+                children.append(context.Process(target=_rank_main, args=arguments))
+                children[-1].start()
+            sender.close()
+            return _wait(children, receiver, folder, requests)
         finally:
-            logging.disable(logging.NOTSET)
-    return results[0]
+            for child in children:
+                child.kill()
+                child.join()
+
+
+def _wait(children: Sequence[SpawnProcess], receiver: Connection, folder: Path, requests: "_Requests") -> Any:
+    """What rank 0 returned, when all have ended. Raises what went wrong first."""
+    result, told = None, False
+    late: list[SpawnProcess] = []
+    deadline = math.inf
+    while running := [child for child in children if child.is_alive()]:
+        if requests.again:
+            raise KeyboardInterrupt
+        if requests.asked and not told:
+            told = True
+            for child in running:
+                child.terminate()  # SIGTERM: they end where they can go on later
+        wait([child.sentinel for child in running], timeout=0.1)
+        if receiver.poll():
+            with contextlib.suppress(EOFError):
+                result = pickle.loads(receiver.recv_bytes())
+        if any(child.exitcode for child in children):
+            deadline = min(deadline, time.monotonic() + SHUTDOWN)
+        if time.monotonic() > deadline:
+            late += [child for child in running if child.is_alive()]
+            for child in late:
+                child.kill()
+                child.join()
+    if receiver.poll():
+        with contextlib.suppress(EOFError):
+            result = pickle.loads(receiver.recv_bytes())
+    codes = [0 if child in late else child.exitcode or 0 for child in children]
+    if any(codes):
+        fault = _fault(folder, codes)
+        if told and fault.exit_code == RankError.exit_code and any(-code in SIGNALS for code in codes):
+            raise Stopped(Stops().kept)  # it came before a rank could heed it
+        raise fault
+    return result
+
+
+class _Requests:
+    """Signals to end that come while ranks are at work: whether one came, and whether Ctrl-C came after it."""
+
+    def __init__(self) -> None:
+        self.asked = self.again = False
+        self._before: dict[int, Any] = {}
+
+    def __enter__(self) -> Self:
+        if threading.current_thread() is threading.main_thread():
+            self._before = {number: signal.signal(number, self._hear) for number in SIGNALS}
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        for number, handler in self._before.items():
+            signal.signal(number, handler)
+
+    def _hear(self, number: int, _: FrameType | None) -> None:
+        self.again |= self.asked and number == signal.SIGINT
+        self.asked = True
 
 
 def _rank_main(
-    worker: Worker[Payload, Result], payload: Payload, device: str, timeout: float, folder: str
-) -> Result:
+    worker: Worker[Payload, Result],
+    payload: Payload,
+    place: Place,
+    device: str,
+    timeout: float,
+    folder: Path,
+    sender: Connection | None,
+) -> None:
     """A started rank: does its part, or leaves word of what went wrong in `folder` and ends with that exit code."""
-    signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C reaches the launcher, which ends all ranks
-    place = find_place(os.environ)
-    assert place is not None
-    (Path(folder) / f"{place.rank}.pid").write_text(str(os.getpid()))
+    signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C reaches the launcher, which tells the ranks
+    _end_with_parent()
+    (folder / f"{place.rank}.pid").write_text(str(os.getpid()))
     try:
         picked = pick_device(device, local_rank=place.local_rank, local_size=place.local_size)
         with joined(place, device=picked, timeout=timeout) as ranks:
             try:
-                return worker(payload, ranks)
+                result = worker(payload, ranks)
             except RankError:
                 raise
             except Exception as error:
                 # before the others notice that this rank is gone
-                _leave_word(Path(folder), place, *_say(error, place))
+                _leave_word(folder, place, *_say(error, place))
                 raise
+        if sender is not None:
+            # bytes: tensors in a message of multiprocessing's would be fetched from this process, soon gone
+            sender.send_bytes(pickle.dumps(result))
     except Exception as error:
         message, code = _say(error, place)
-        _leave_word(Path(folder), place, message, code)
+        _leave_word(folder, place, message, code)
         if not isinstance(error, VinfinityError):
             traceback.print_exc()
         sys.exit(code)
+
+
+def _end_with_parent() -> None:
+    """Has the kernel end this process when the launcher is gone, whatever ended it: ranks alone would go on."""
+    if sys.platform == "linux":
+        ctypes.CDLL(None).prctl(PR_SET_PDEATHSIG, signal.SIGKILL)
 
 
 def _say(error: Exception, place: Place) -> tuple[str, int]:
@@ -143,17 +210,21 @@ def _leave_word(folder: Path, place: Place, message: str, code: int) -> None:
             os.kill(int(file.read_text()), signal.SIGCONT)
 
 
-def _fault(folder: Path, error: ChildFailedError) -> VinfinityError:
-    """What went wrong first. A rank's own fault comes before what the others noticed of it."""
+def _fault(folder: Path, codes: Sequence[int]) -> VinfinityError:
+    """What went wrong first. A rank's own fault comes before what the others noticed of it.
+
+    codes: the exit codes of the ranks, a signal that killed one as its negative number.
+    """
     words = [json.loads(file.read_text(encoding="utf-8")) for file in folder.glob("rank-*.json")]
     words.sort(key=lambda word: word["time"])
     if words and words[0]["code"] != RankError.exit_code:
         return VinfinityError(words[0]["message"], exit_code=words[0]["code"])
-    rank, failure = error.get_first_failure()
-    if failure.exitcode < 0:
-        name = signal.Signals(-failure.exitcode).name
+    silent = [rank for rank, code in enumerate(codes) if code and not (folder / f"rank-{rank}.json").exists()]
+    killed = [rank for rank in silent if codes[rank] < 0]
+    if killed:
+        name = signal.Signals(-codes[killed[0]]).name
         hint = ": the machine may have run out of memory" if name == "SIGKILL" else ""
-        return RankError(f"rank {rank} was killed by {name}{hint}")
+        return RankError(f"rank {killed[0]} was killed by {name}{hint}")
     if words:
         return RankError(words[0]["message"])
-    return RankError(f"rank {rank} ended with exit code {failure.exitcode} and left no word why")
+    return RankError(f"rank {silent[0]} ended with exit code {codes[silent[0]]} and left no word why")

@@ -13,8 +13,9 @@ import torch.distributed as dist
 from torch import Tensor
 
 from vinfinity.errors import InputError, RankError
-from vinfinity.parallel.exchange import FrameExchange, LocalExchange, RankExchange, lost_rank
+from vinfinity.parallel.exchange import lost_rank
 from vinfinity.parallel.shards import FrameShards
+from vinfinity.parallel.teams import Team, team_of
 
 Fact = TypeVar("Fact")
 FAULT = "vinfinity/fault"
@@ -121,9 +122,9 @@ class Ranks:
         """Whether this rank writes the files and speaks to the user."""
         return self.rank == 0
 
-    def exchange(self, shards: FrameShards) -> FrameExchange:
-        """How the temporal layers of this rank reach the others'."""
-        return LocalExchange() if self.size == 1 else RankExchange(self.rank, shards)
+    def team(self, frames: int, *, split: bool) -> Team:
+        """The ranks that share a video with this one; see `team_of`."""
+        return team_of(self.rank, self.size, frames=frames, split=split)
 
     def agree(self, facts: Mapping[str, str]) -> None:
         """Raises RankError, on every rank, where a rank's facts are not those of rank 0."""
@@ -191,9 +192,13 @@ def joined(place: Place, *, device: torch.device, timeout: float) -> Iterator[Ra
     if device.type == "cuda":
         torch.cuda.set_device(device)
     limit = timedelta(seconds=timeout)
-    meeting = "env://" if place.launcher == "torchrun" else f"tcp://{place.address}:{place.port}"
     try:
-        store, _, _ = next(dist.rendezvous(meeting, place.rank, place.size, timeout=limit))
+        if place.launcher == "torchrun":
+            store, _, _ = next(dist.rendezvous("env://", place.rank, place.size, timeout=limit))
+        else:
+            # under srun rank 0 keeps the store; ranks that vinfinity started find it in the process that did
+            keeper = place.launcher == "srun" and place.rank == 0
+            store = dist.TCPStore(place.address, place.port, is_master=keeper, timeout=limit)
         store.set_timeout(limit)
         dist.init_process_group(
             "cpu:gloo,cuda:nccl" if device.type == "cuda" else "gloo",

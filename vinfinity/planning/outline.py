@@ -13,6 +13,7 @@ from vinfinity.models.unet import UNetConfig
 from vinfinity.models.vae import VAEConfig
 from vinfinity.parallel.context import NEVER, Scopes
 from vinfinity.parallel.shards import FrameShards
+from vinfinity.parallel.teams import team_of
 from vinfinity.planning.trace import Clip
 from vinfinity.sampling.samplers import Sampler
 from vinfinity.sampling.schedule import SchedulerConfig
@@ -42,11 +43,11 @@ class Outline:
     @property
     def split_branches(self) -> bool:
         """Whether half of the ranks take each guidance branch."""
-        return self.config.parallel.guidance == 2 and self.branches == 2 and self.ranks % 2 == 0
+        return self.config.parallel.guidance == 2 and self.branches == 2 and self.ranks > 1
 
     @property
     def shards(self) -> FrameShards:
-        """The video over the ranks that share it."""
+        """The video over the ranks that share it, those of the smaller team where there are two."""
         return FrameShards(self.config.frames, self.ranks // 2 if self.split_branches else self.ranks)
 
     @property
@@ -57,8 +58,8 @@ class Outline:
     @property
     def held(self) -> list[int]:
         """Frames of each rank."""
-        frames = [len(self.shards.held(rank)) for rank in range(self.shards.ranks)]
-        return frames * 2 if self.split_branches else frames
+        frames, split = self.config.frames, self.split_branches
+        return [len(team_of(rank, self.ranks, frames=frames, split=split).held) for rank in range(self.ranks)]
 
     @property
     def clip(self) -> Clip:

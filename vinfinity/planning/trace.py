@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from vinfinity.execution import Execution
-from vinfinity.models.store import DeviceStore, TracedStore
+from vinfinity.models.store import DeviceStore, HostStore
 from vinfinity.models.text import TextConfig, TextEncoder
 from vinfinity.models.unet import UNet, UNetConfig
 from vinfinity.models.vae import AutoencoderKL, VAEConfig
@@ -47,14 +47,11 @@ class Clip:
 
 @dataclass(frozen=True)
 class Call:
-    """A UNet call, ready to be made. run: makes it, for latents (1, c, f, h, w) in fp32. store: counts what skip
-    connections take on the host, where that is where they wait.
-    """
+    """A UNet call, ready to be made. run: makes it, for latents (1, c, f, h, w) in fp32."""
 
     unet: UNet
     run: Callable[[Tensor], Tensor]
     exchange: TracedExchange
-    store: TracedStore | None
 
 
 def unet_call(
@@ -80,7 +77,7 @@ def unet_call(
     )
     attention = each_kind(context.attention) if few_blocks else context.attention
     context = replace(context, attention=attention, limit=execution.stretch)
-    store = TracedStore() if execution.skips == "host" else None
+    store = HostStore(device) if execution.skips == "host" else DeviceStore()
     with device:
         text = torch.zeros(execution.branches, clip.text, clip.unet.cross_attention_dim, dtype=clip.dtype)
         t = torch.zeros(1)
@@ -90,9 +87,9 @@ def unet_call(
 
     def run(x: Tensor) -> Tensor:
         branches = x.to(clip.dtype).expand(execution.branches, *x.shape[1:])
-        return unet(branches, t, text, context, fps=fps, condition=condition, store=store or DeviceStore())
+        return unet(branches, t, text, context, fps=fps, condition=condition, store=store)
 
-    return Call(unet=unet, run=run, exchange=exchange, store=store)
+    return Call(unet=unet, run=run, exchange=exchange)
 
 
 def each_kind(plan: AttentionPlan) -> AttentionPlan:
@@ -188,7 +185,7 @@ def trace_step(clip: Clip, execution: Execution, sampler: Sampler, *, branches: 
         skips=before_mid[0] - held,
         exchange=call.exchange.largest,
         working=live.peak,
-        host=0 if call.store is None else call.store.peak,
+        host=live.host_peak,
     )
 
 

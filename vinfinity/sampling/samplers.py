@@ -26,6 +26,10 @@ class State:
     x: Tensor
     clean: Tensor | None = None
 
+    def to(self, device: torch.device) -> "State":
+        """The state on a device."""
+        return State(self.step, self.x.to(device), None if self.clean is None else self.clean.to(device))
+
 
 class Sampler(Protocol):
     """timesteps: the training timestep at which the model is asked in each step. Equal settings, equal samplers."""

@@ -154,16 +154,14 @@ def model_defaults(model: str, *, planned: bool = False) -> tuple[dict[str, obje
     return defaults, f"model {card.name}"
 
 
-def weights_digest(card: ModelCard, *, loras: Sequence[Path] = ()) -> str:
-    """SHA-256 (hex) that tells two versions of a model and its LoRAs apart: every small file, and of each weight file
-    its header, its length and samples of its contents, since reading gigabytes on every rank would take longer than
-    loading them.
+def weights_digest(folder: Path, *, loras: Sequence[Path] = ()) -> str:
+    """SHA-256 (hex) that tells two versions of a model and its LoRAs apart, or of one of its parts: every small file,
+    and of each weight file its header, its length and samples of its contents, since reading gigabytes on every rank
+    would take longer than loading them.
     """
     total = hashlib.sha256()
-    files = sorted(
-        path for path in card.folder.rglob("*") if path.suffix in (".json", ".txt", ".safetensors")
-    )
-    names = [str(path.relative_to(card.folder)) for path in files] + [path.name for path in loras]
+    files = sorted(path for path in folder.rglob("*") if path.suffix in (".json", ".txt", ".safetensors"))
+    names = [str(path.relative_to(folder)) for path in files] + [path.name for path in loras]
     for name, path in zip(names, [*files, *loras], strict=True):
         size = path.stat().st_size
         total.update(f"{name} {size}\n".encode())

@@ -8,7 +8,7 @@ from vinfinity.errors import InputError
 from vinfinity.weights.card import PARTS, read_card
 from vinfinity.weights.files import TensorEntry, find_weights, read_json
 from vinfinity.weights.hub import read_record
-from vinfinity.weights.load import KINDS, check_fit, check_widths, empty_network, load_scheduler
+from vinfinity.weights.load import KINDS, check_fit, check_widths, empty_network, find_decoder, load_scheduler
 from vinfinity.weights.tokenizer import load_tokenizer
 
 ARCHITECTURE = {
@@ -19,7 +19,9 @@ ARCHITECTURE = {
 
 
 def describe_model(folder: Path) -> tuple[list[tuple[str, str]], list[str]]:
-    """Rows for a table of what a model's folder holds, and its problems, one line each."""
+    """Rows for a table of what a model's folder holds, or one of a decoder alone, and its problems, one line each."""
+    if (folder / "config.json").is_file() and not any((folder / part).is_dir() for part in PARTS):
+        return _describe_decoder(folder)
     rows: list[tuple[str, str]] = [("folder", str(folder))]
     problems: list[str] = []
     for part in PARTS:
@@ -51,6 +53,19 @@ def describe_model(folder: Path) -> tuple[list[tuple[str, str]], list[str]]:
     if (record := read_record(folder)) is not None:
         rows.append(("fetched from", f"{record['repo']} at {record['revision']}"))
     return rows, problems
+
+
+def _describe_decoder(folder: Path) -> tuple[list[tuple[str, str]], list[str]]:
+    rows = [("folder", str(folder))]
+    try:
+        network, sources = find_decoder(folder)
+    except InputError as error:
+        return rows, [error.message]
+    config, entries = network.config, dict(sources.values())
+    rows.append(("decoder", f"{_amount(entries)}; {type(network).__name__}"))
+    rows.append(("for latents of", f"{config.latent_channels} channels, {config.factor} pixels a side"))
+    rows.append(("use", f"vinfinity generate --decoder {folder} ..."))
+    return rows, []
 
 
 def _describe_part(folder: Path, part: str) -> str:

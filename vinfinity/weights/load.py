@@ -12,12 +12,14 @@ from torch import nn
 
 from vinfinity.errors import WeightsError
 from vinfinity.models.text import TextConfig, TextEncoder
+from vinfinity.models.tiny import AutoencoderTiny, LatentDecoder, TinyConfig
 from vinfinity.models.unet import UNet, UNetConfig
 from vinfinity.models.vae import AutoencoderKL, VAEConfig
 from vinfinity.sampling.schedule import SchedulerConfig
 from vinfinity.weights.files import TensorEntry, find_weights, read_json
 
 Config = TypeVar("Config")
+Sources = Mapping[str, tuple[str, TensorEntry]]  # parameter -> its name in the files, and where it is
 LISTED = 10
 MAPPED = 2**25  # elements of a file that are mapped at once
 
@@ -78,6 +80,15 @@ KINDS: Mapping[str, Kind] = {
     "text_encoder": Kind(lambda values: TextEncoder(TextConfig.from_dict(values)), "model", text_name),
 }
 
+# By the class that a decoder's config.json names. Tensors of these modules only encode.
+DECODERS: Mapping[str, Kind] = {
+    "AutoencoderKL": KINDS["vae"],
+    "AutoencoderTiny": Kind(
+        lambda values: AutoencoderTiny(TinyConfig.from_dict(values)), "diffusion_pytorch_model"
+    ),
+}
+ENCODING = ("encoder", "quant_conv")
+
 
 class Addition(Protocol):
     """Something that changes parameters while they are loaded."""
@@ -98,6 +109,60 @@ def load_unet(
 def load_vae(folder: Path, *, device: torch.device | str, dtype: torch.dtype) -> AutoencoderKL:
     """The autoencoder in `folder` (MODEL/vae). Raises WeightsError."""
     return cast(AutoencoderKL, _load("vae", folder, device=device, dtype=dtype))
+
+
+def load_decoder(folder: Path, *, device: torch.device | str, dtype: torch.dtype) -> LatentDecoder:
+    """What turns latents into pictures: the decoding half of the autoencoder in `folder`, a model's own (MODEL/vae) or
+    another for the same latents. Raises WeightsError, before any weight is read, where its files do not fit.
+    """
+    network, sources = find_decoder(folder, half=dtype != torch.float32)
+    _fill(network, sources, device=device, dtype=dtype)
+    # convolutions are faster with channels last, by a fifth on the CPU
+    return network.eval().requires_grad_(False).to(memory_format=torch.channels_last)  # type: ignore[call-overload]
+
+
+def find_decoder(folder: Path, *, half: bool = False) -> tuple[LatentDecoder, Sources]:
+    """The decoding half of the autoencoder in `folder`, without weights, and where these are.
+
+    Every tensor of the files must have its place; those that only encode may be missing altogether.
+    Raises WeightsError.
+    """
+    name = str(read_json(folder / "config.json").get("_class_name", "AutoencoderKL"))
+    if name not in DECODERS:
+        remedy = f"use {' or '.join(DECODERS)}"
+        raise WeightsError("model", folder, remedy, problem=f"is of the class {name}")
+    kind = DECODERS[name]
+    with torch.device("meta"):
+        network = cast(LatentDecoder, _config(folder, kind.build))
+    sources = _sources(folder, kind, half=half)
+    encoding = {target for target in sources if target.startswith(tuple(f"{part}." for part in ENCODING))}
+    if not encoding:
+        _drop_encoder(network)
+    check_fit(network, {target: entry.shape for target, (_, entry) in sources.items()}, folder)
+    _drop_encoder(network)
+    return network, {target: source for target, source in sources.items() if target not in encoding}
+
+
+def _drop_encoder(network: nn.Module) -> None:
+    for part in ENCODING:
+        if hasattr(network, part):
+            delattr(network, part)
+
+
+def check_decoder(folder: Path, *, channels: int, pixels: int) -> None:
+    """Raises WeightsError where the decoder in `folder` does not fit its files, or not the latents of a model.
+
+    channels: of the latents. pixels: of the picture to one of the latent, on each side. Reads no weight.
+    """
+    try:
+        network, _ = find_decoder(folder)
+    except WeightsError as error:
+        raise WeightsError("decoder", error.value, error.remedy, problem=error.problem) from None
+    has, needs = (network.config.latent_channels, network.config.factor), (channels, pixels)
+    if has != needs:
+        told, wanted = (f"{c} channels and {p} pixels a side" for c, p in (has, needs))
+        remedy = "take a decoder for the model's latents, or leave it out"
+        raise WeightsError("decoder", folder, remedy, problem=f"is for latents of {told}, not {wanted}")
 
 
 def load_text_encoder(folder: Path, *, device: torch.device | str, dtype: torch.dtype) -> TextEncoder:
@@ -161,11 +226,25 @@ def _load(
     """Fills a network strictly, tensor by tensor: every key must be there, with its shape, and no other."""
     module = empty_network(part, folder)
     sources = _find(module, folder, KINDS[part], half=dtype != torch.float32)
+    _fill(module, sources, device=device, dtype=dtype, full=KINDS[part].full, loras=loras)
+    return module.eval().requires_grad_(False)
+
+
+def _fill(
+    module: nn.Module,
+    sources: Sources,
+    *,
+    device: torch.device | str,
+    dtype: torch.dtype,
+    full: tuple[str, ...] = (),
+    loras: Sequence[Addition] = (),
+) -> None:
+    """Reads the parameters of a module, one at a time. full: the start of the names of those that stay in fp32."""
     for path, targets in _stretches(sources):
         try:
             with safe_open(path, framework="pt", device="cpu") as file:
                 for target in targets:
-                    own = torch.float32 if target.startswith(KINDS[part].full) else dtype
+                    own = torch.float32 if target.startswith(full) else dtype
                     tensor = file.get_tensor(sources[target][0])
                     for lora in loras:
                         tensor = lora.add_to(target, tensor)
@@ -175,10 +254,9 @@ def _load(
             raise WeightsError(
                 "model", path, "fetch the file again", problem=f"cannot be read ({error})"
             ) from None
-    return module.eval().requires_grad_(False)
 
 
-def _stretches(sources: Mapping[str, tuple[str, TensorEntry]]) -> Iterator[tuple[Path, list[str]]]:
+def _stretches(sources: Sources) -> Iterator[tuple[Path, list[str]]]:
     """The parameters by file, in stretches after which the file is closed.
 
     What was read of a mapped file counts as this process's memory until then.
@@ -198,12 +276,19 @@ def _stretches(sources: Mapping[str, tuple[str, TensorEntry]]) -> Iterator[tuple
             yield path, stretch
 
 
-def _find(module: nn.Module, folder: Path, kind: Kind, *, half: bool) -> dict[str, tuple[str, TensorEntry]]:
-    """For each parameter of the module, its name in the files and where it is."""
+def _find(module: nn.Module, folder: Path, kind: Kind, *, half: bool) -> Sources:
+    """For each parameter of the module, where it is; all of them, with their shapes, and no others."""
+    sources = _sources(folder, kind, half=half)
+    check_fit(module, {target: entry.shape for target, (_, entry) in sources.items()}, folder)
+    return sources
+
+
+def _sources(folder: Path, kind: Kind, *, half: bool) -> Sources:
+    """The parameters that the files in `folder` fill."""
     entries = find_weights(folder, kind.stem, half=half)
-    sources = {target: name for name in entries if (target := kind.rename(name)) is not None}
-    check_fit(module, {target: entries[name].shape for target, name in sources.items()}, folder)
-    return {target: (name, entries[name]) for target, name in sources.items()}
+    return {
+        target: (name, entry) for name, entry in entries.items() if (target := kind.rename(name)) is not None
+    }
 
 
 def check_fit(module: nn.Module, shapes: Mapping[str, tuple[int, ...]], folder: Path) -> None:

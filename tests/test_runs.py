@@ -1,0 +1,502 @@
+"""Runs that end before they are done: what they keep, and that going on gives the video of an uninterrupted run."""
+
+import contextlib
+import itertools
+import json
+import os
+import shutil
+import signal
+import subprocess
+import sys
+import threading
+import time
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from reference import configure
+from torch import Tensor
+
+from vinfinity.cli import main
+from vinfinity.config import RunConfig, parse_interval
+from vinfinity.errors import BusyError, InputError, OutputError, Stopped
+from vinfinity.generate import decode_again, run
+from vinfinity.media.mp4 import read_metadata, read_video
+from vinfinity.parallel.ranks import Ranks
+from vinfinity.progress import Progress
+from vinfinity.runs.checkpoints import Checkpoints
+from vinfinity.runs.folder import RunFolder, find_run
+from vinfinity.runs.parts import DamagedError, Parts, read_manifest, save_whole, write_manifest, write_part
+from vinfinity.runs.start import how_to_start, load_run, was_restarted
+from vinfinity.sampling.samplers import State
+from vinfinity.stopping import Stops
+
+CPU = torch.device("cpu")
+STEPS = 12  # enough that a signal comes before the last
+
+
+def config_of(model: Path, out: Path, *overrides: str, **flags: Any) -> RunConfig:
+    return configure(
+        model, *overrides, **{"out": str(out), "device": "cpu", "dtype": "fp32", "steps": STEPS, **flags}
+    ).config
+
+
+def latents(folder: Path) -> Tensor:
+    parts = read_manifest(folder / "latents")
+    return parts.read(range(parts.frames))
+
+
+@contextlib.contextmanager
+def signalled(path: Path, number: signal.Signals = signal.SIGTERM) -> Iterator[None]:
+    """Sends this process a signal when `path` is there."""
+
+    def watch() -> None:
+        while not path.exists() and not over.is_set():
+            time.sleep(0.0005)
+        if not over.is_set():
+            os.kill(os.getpid(), number)
+
+    over = threading.Event()
+    watcher = threading.Thread(target=watch)
+    watcher.start()
+    try:
+        yield
+    finally:
+        over.set()
+        watcher.join()
+
+
+def stopped(config: RunConfig, folder: Path, *, at: int = 3, number: signal.Signals = signal.SIGTERM) -> str:
+    """What a run says that is asked to end at a step."""
+    due = folder / "checkpoints" / f"step-{at:04d}" / "manifest.json"
+    with signalled(due, number), pytest.raises(Stopped) as raised:
+        run(config, {})
+    assert raised.value.exit_code == 75
+    return raised.value.message
+
+
+def events(folder: Path, kind: str) -> list[dict[str, Any]]:
+    lines = (folder / "events.jsonl").read_text().splitlines()
+    return [event for line in lines if (event := json.loads(line))["event"] == kind]
+
+
+def going_on(folder: Path) -> RunConfig:
+    return load_run(find_run(folder), overrides=[], flags={"resume": True})
+
+
+# ---- going on ----
+
+
+@pytest.mark.parametrize(
+    ("sampler", "more"),
+    [
+        ("ddim", "eta=0.7"),
+        ("dpmsolver++", "eta=0"),
+        ("sde-dpmsolver++", "eta=0"),
+        ("videocrafter2", "eta=0.5"),
+    ],
+)
+def test_a_run_that_was_stopped_goes_on_to_the_very_same_latents(
+    sampler: str, more: str, model_folder: Path, tmp_path: Path
+) -> None:
+    whole, parted = (
+        config_of(model_folder, tmp_path / f"{name}.mp4", more, "checkpoint.every=1 steps", sampler=sampler)
+        for name in ("whole", "parted")
+    )
+    run(whole, {})
+    said = stopped(parted, tmp_path / "parted.run")
+    assert f"; `vinfinity resume {tmp_path / 'parted.run'}` goes on" in said
+    assert not (tmp_path / "parted.mp4").exists()
+    assert how_to_start(going_on(tmp_path / "parted.run")) == "resume"
+    run(going_on(tmp_path / "parted.run"), {})
+    assert torch.equal(latents(tmp_path / "parted.run"), latents(tmp_path / "whole.run"))
+    assert read_video(tmp_path / "parted.mp4").shape == (3, 32, 32, 3)
+    [resumed] = events(tmp_path / "parted.run", "resumed")
+    steps = [event["step"] for event in events(tmp_path / "parted.run", "checkpoint")]
+    assert steps == list(range(1, len(steps) + 1))  # none was computed twice
+    assert len(steps) >= STEPS - 1
+    assert resumed["step"] in steps
+    assert how_to_start(going_on(tmp_path / "parted.run")) == "done"
+
+
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGUSR1, signal.SIGINT])
+def test_a_signal_has_a_checkpoint_written_whatever_the_interval(
+    number: signal.Signals, model_folder: Path, tmp_path: Path
+) -> None:
+    config = config_of(model_folder, tmp_path / "a.mp4", "checkpoint.every=2 steps", steps=40)
+    before = signal.getsignal(number)
+    stopped(config, tmp_path / "a.run", at=4, number=number)
+    assert signal.getsignal(number) is before
+    steps = [event["step"] for event in events(tmp_path / "a.run", "checkpoint")]
+    assert 4 < steps[-1] < 40
+    assert sorted(path.name for path in (tmp_path / "a.run" / "checkpoints").iterdir()) == [
+        f"step-{step:04d}" for step in steps[-2:]
+    ]
+
+
+def test_ctrl_c_again_ends_a_run_at_once() -> None:
+    stops = Stops()
+    with stops.heeded(), stops.noted():
+        os.kill(os.getpid(), signal.SIGTERM)
+        os.kill(os.getpid(), signal.SIGTERM)
+        assert stops.asked == signal.SIGTERM
+        with pytest.raises(KeyboardInterrupt):
+            signal.raise_signal(signal.SIGINT)
+
+
+def test_a_run_stopped_between_reused_features_ends_at_the_next_whole_step(tmp_path: Path) -> None:
+    saved = kept(tmp_path, every="never", aligned=lambda step: step % 3 == 0)
+    for step in (1, 2, 3):
+        if step == 1:
+            saved.stops.asked = signal.SIGTERM
+        saved.pulse.all_finite(True)
+        with pytest.raises(Stopped) if step == 3 else contextlib.nullcontext():
+            saved.keep(State(step=step, x=torch.zeros(1, 4, 6, 2, 2)))
+    assert [path.name for path in (tmp_path / "checkpoints").iterdir()] == ["step-0003"]
+
+
+@pytest.mark.slow
+def test_two_ranks_then_three_then_one_give_the_latents_of_one(model_folder: Path, tmp_path: Path) -> None:
+    flags = {"frames": 23, "sampler": "sde-dpmsolver++", "steps": 9}
+    run(config_of(model_folder, tmp_path / "one.mp4", **flags), {})
+    config = config_of(model_folder, tmp_path / "a.mp4", "checkpoint.every=3 steps", gpus=2, **flags)
+    folder = tmp_path / "a.run"
+    with pytest.raises(Stopped), signalled(folder / "checkpoints" / "step-0003" / "manifest.json"):
+        run(config, {})
+    shutil.copytree(folder / "checkpoints", tmp_path / "kept")
+    seen = {str(part.stop) for part in read_manifest(next((tmp_path / "kept").iterdir())).parts}
+    assert seen == {"11", "23"}
+    with pytest.raises(Stopped), signalled(folder / "checkpoints" / "step-0006" / "manifest.json"):
+        run(load_run(find_run(folder), overrides=[], flags={"resume": True, "gpus": 3}), {})
+    run(load_run(find_run(folder), overrides=[], flags={"resume": True, "gpus": 1}), {})
+    assert (latents(folder) - latents(tmp_path / "one.run")).abs().max() <= 1e-4
+
+
+# ---- damage ----
+
+
+def cut(path: Path) -> None:
+    path.write_bytes(path.read_bytes()[:-7])
+
+
+def flip(path: Path) -> None:
+    data = bytearray(path.read_bytes())
+    data[-100] ^= 4
+    path.write_bytes(data)
+
+
+def test_a_damaged_checkpoint_is_told_of_and_the_one_before_it_used(
+    model_folder: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    run(config_of(model_folder, tmp_path / "whole.mp4"), {})
+    stopped(config_of(model_folder, tmp_path / "a.mp4", "checkpoint.every=1 steps"), tmp_path / "a.run")
+    for file in ("frames-000000-000003.safetensors", "manifest.json"):
+        for damage in (cut, flip, Path.unlink):
+            folder = tmp_path / f"{damage.__name__}-{file}.run"
+            shutil.copytree(tmp_path / "a.run", folder)
+            older, newest = sorted((folder / "checkpoints").iterdir())
+            damage(newest / file)
+            capsys.readouterr()
+            run(going_on(folder), {})
+            said = " ".join(capsys.readouterr().err.split())
+            # without a manifest it is what a run leaves that is killed while it writes
+            if (file, damage) != ("manifest.json", Path.unlink):
+                assert f"warning: {newest}" in said
+                assert str(newest) in events(folder, "damaged")[0]["message"]
+            assert events(folder, "resumed")[0]["step"] == int(older.name.removeprefix("step-"))
+            assert torch.equal(latents(folder), latents(tmp_path / "whole.run"))
+
+
+def test_damaged_latents_are_computed_again_from_what_is_left(model_folder: Path, tmp_path: Path) -> None:
+    config = config_of(model_folder, tmp_path / "a.mp4", steps=4)
+    run(config, {})
+    first = latents(tmp_path / "a.run")
+    flip(tmp_path / "a.run" / "latents" / "frames-000000-000003.safetensors")
+    (tmp_path / "a.mp4").unlink()
+    with pytest.raises(DamagedError, match="SHA-256"):
+        decode_again(
+            load_run(find_run(tmp_path / "a.run"), overrides=[], flags={"overwrite": True}),
+            find_run(tmp_path / "a.run"),
+        )
+    run(going_on(tmp_path / "a.run"), {})
+    assert torch.equal(latents(tmp_path / "a.run"), first)
+
+
+# ---- starting onto a run ----
+
+
+def test_starting_onto_a_run_offers_to_go_on_and_keeps_it(model_folder: Path, tmp_path: Path) -> None:
+    config = config_of(model_folder, tmp_path / "a.mp4", "checkpoint.every=1 steps")
+    stopped(config, tmp_path / "a.run")
+    before = sorted(path.name for path in (tmp_path / "a.run").rglob("*"))
+    with pytest.raises(InputError, match=r"`vinfinity resume .*a\.run` goes on with it, --overwrite starts"):
+        run(config, {})
+    other = config_of(model_folder, tmp_path / "a.mp4", resume=True, seed=3)
+    with pytest.raises(InputError, match="is a run with other settings"):
+        run(other, {})
+    assert sorted(path.name for path in (tmp_path / "a.run").rglob("*")) == before
+    run(config_of(model_folder, tmp_path / "a.mp4", overwrite=True, seed=3), {})
+    assert events(tmp_path / "a.run", "started")
+    assert not events(tmp_path / "a.run", "resumed")
+
+
+def test_resume_starts_a_run_where_there_is_none_but_overwrites_nothing(
+    model_folder: Path, tmp_path: Path
+) -> None:
+    config = config_of(model_folder, tmp_path / "a.mp4", resume=True, steps=2)
+    (tmp_path / "a.mp4").write_bytes(b"precious")
+    with pytest.raises(InputError, match="exists already"):
+        run(config, {})
+    (tmp_path / "a.mp4").unlink()
+    run(config, {})
+    assert (tmp_path / "a.mp4").is_file()
+    written = (tmp_path / "a.mp4").read_bytes()
+    assert run(config, {}) is None
+    assert (tmp_path / "a.mp4").read_bytes() == written
+
+
+def test_other_weights_are_refused(own_model: Path, tmp_path: Path) -> None:
+    from safetensors.torch import load_file, save_file
+
+    stopped(config_of(own_model, tmp_path / "a.mp4", "checkpoint.every=1 steps"), tmp_path / "a.run")
+    path = own_model / "unet" / "diffusion_pytorch_model.safetensors"
+    save_file({name: tensor * 1.01 for name, tensor in load_file(path).items()}, path)
+    with pytest.raises(InputError, match="was begun with other weights"):
+        run(going_on(tmp_path / "a.run"), {})
+
+
+def test_a_moved_run_goes_on_from_another_folder(
+    model_folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (tmp_path / "here").mkdir()
+    monkeypatch.chdir(tmp_path / "here")
+    relative = Path(os.path.relpath(model_folder, tmp_path / "here"))
+    stopped(config_of(relative, Path("a.mp4"), "checkpoint.every=1 steps"), Path("a.run"))
+    shutil.move(tmp_path / "here" / "a.run", tmp_path / "b.run")
+    monkeypatch.chdir(tmp_path)
+    run(going_on(Path("b.run")), {})
+    assert (tmp_path / "b.mp4").is_file()
+
+
+def test_restarts_of_launchers_are_known() -> None:
+    assert was_restarted({"SLURM_RESTART_COUNT": "1"})
+    assert was_restarted({"TORCHELASTIC_RESTART_COUNT": "2"})
+    assert not was_restarted({"TORCHELASTIC_RESTART_COUNT": "0", "SLURM_RESTART_COUNT": ""})
+
+
+def test_two_runs_onto_one_folder_are_kept_apart(model_folder: Path, tmp_path: Path) -> None:
+    folder = RunFolder(tmp_path / "a.run")
+    with folder.locked(first=True), folder.locked(first=False):
+        with pytest.raises(BusyError, match=rf"in use by another run \(process {os.getpid()} on ") as raised:
+            run(config_of(model_folder, tmp_path / "a.mp4", steps=2), {})
+        assert raised.value.exit_code == 6
+    run(config_of(model_folder, tmp_path / "a.mp4", steps=2), {})
+
+
+# ---- what is kept ----
+
+
+def kept(folder: Path, *, every: str = "1 steps", keep: int = 2, **more: Any) -> Checkpoints:
+    from vinfinity.config import CheckpointConfig
+
+    return Checkpoints(
+        RunFolder(folder),
+        ranks=Ranks(device=CPU),
+        held=range(6),
+        steps=50,
+        settings="these",
+        config=CheckpointConfig(every=every, keep=keep),
+        stops=Stops(),
+        progress=Progress(enabled=False),
+        **more,
+    )
+
+
+def test_the_newest_checkpoints_are_kept_with_the_samplers_history(tmp_path: Path) -> None:
+    saved = kept(tmp_path, keep=3)
+    states = [
+        State(step=step, x=torch.randn(1, 4, 6, 2, 2), clean=torch.randn(1, 4, 6, 2, 2))
+        for step in range(1, 8)
+    ]
+    for state in states:
+        saved.pulse.all_finite(True)
+        saved.keep(state)
+    names = sorted(path.name for path in (tmp_path / "checkpoints").iterdir())
+    assert names == ["step-0005", "step-0006", "step-0007"]
+    restored = kept(tmp_path).restore()
+    assert restored is not None
+    assert restored.step == 7
+    assert torch.equal(restored.x, states[-1].x)
+    assert restored.clean is not None
+    assert states[-1].clean is not None
+    assert torch.equal(restored.clean, states[-1].clean)
+    saved.finish(State(step=50, x=states[0].x, clean=states[0].x))
+    assert not (tmp_path / "checkpoints").exists()
+    final = kept(tmp_path).restore()
+    assert final is not None
+    assert (final.step, final.clean) == (50, None)
+
+
+@pytest.mark.parametrize("writers", [[6], [1, 6], [2, 3, 6], [1, 2, 3, 4, 5, 6]])
+def test_parts_of_any_ranks_read_back_by_any_frames(writers: list[int], tmp_path: Path) -> None:
+    x = torch.randn(1, 4, 6, 3, 2)
+    edges = [0, *writers]
+    made = [write_part(tmp_path, range(a, b), {"x": x[:, :, a:b]}) for a, b in itertools.pairwise(edges)]
+    write_manifest(tmp_path, made, step=3, settings="these", tensors=("x",))
+    parts: Parts = read_manifest(tmp_path)
+    parts.verify()
+    for a in range(6):
+        for b in range(a + 1, 7):
+            assert torch.equal(parts.read(range(a, b)), x[0, :, a:b])
+    save_whole(parts, tmp_path / "whole.safetensors", source="x", name="latents")
+    from safetensors.torch import load_file
+
+    assert torch.equal(load_file(tmp_path / "whole.safetensors")["latents"], x)
+
+
+@pytest.mark.parametrize(
+    ("text", "meant"),
+    [
+        ("5 steps", ("steps", 5)),
+        ("1step", ("steps", 1)),
+        ("90s", ("seconds", 90)),
+        ("10min", ("seconds", 600)),
+        ("2 h", ("seconds", 7200)),
+        ("auto", ("auto", 0)),
+        ("never", ("never", 0)),
+    ],
+)
+def test_intervals_are_steps_or_times(text: str, meant: tuple[str, float]) -> None:
+    assert parse_interval(text) == meant
+
+
+@pytest.mark.parametrize("text", ["", "5", "0 steps", "-1 min", "10 parsecs", "1.5h", "steps"])
+def test_other_intervals_are_refused(text: str) -> None:
+    with pytest.raises(InputError, match=r"checkpoint\.every"):
+        parse_interval(text)
+
+
+def test_the_automatic_interval_costs_less_than_two_percent(tmp_path: Path) -> None:
+    """However long a checkpoint takes, the next one is due no sooner than 60 times that later."""
+    saved = kept(tmp_path, every="auto")
+    saved.pulse.all_finite(True)
+    assert not saved.pulse.heard[0].due
+    for cost in (0.01, 3.0, 100.0):
+        saved._cost = cost
+        for elapsed, due in ((max(60.0, 60 * cost) - 1, False), (max(60.0, 60 * cost) + 1, True)):
+            saved._last = time.monotonic() - elapsed
+            saved.pulse.all_finite(True)
+            assert saved.pulse.heard[0].due == due
+
+
+# ---- decoding again ----
+
+
+def test_latents_are_decoded_again_with_other_settings(model_folder: Path, tmp_path: Path) -> None:
+    run(config_of(model_folder, tmp_path / "a.mp4", steps=2, size="64x64", frames=9), {})
+    before = (tmp_path / "a.mp4").read_bytes()
+    with pytest.raises(SystemExit) as ended:
+        main(["decode", str(tmp_path / "a.run")])
+    assert ended.value.code == 2  # a.mp4 exists
+    arguments = ["decode", str(tmp_path / "a.mp4"), "--out", str(tmp_path / "b.mp4"), "video.crf=51"]
+    with pytest.raises(SystemExit) as ended:
+        main(arguments)
+    assert ended.value.code == 0
+    assert (tmp_path / "a.mp4").read_bytes() == before
+    assert read_video(tmp_path / "b.mp4").shape == read_video(tmp_path / "a.mp4").shape
+    assert len((tmp_path / "b.mp4").read_bytes()) < len(before)
+    assert '"video.crf": 51' in read_metadata(tmp_path / "b.mp4")["comment"]
+    with pytest.raises(SystemExit) as ended:
+        main(["decode", str(tmp_path / "a.run"), "--out", str(tmp_path / "c.mp4"), "seed=4"])
+    assert ended.value.code == 2
+
+
+# ---- what can go wrong with files ----
+
+PROGRAM = "import sys; from vinfinity.cli import main; main(sys.argv[1:])"
+
+
+@pytest.fixture
+def small_disk(tmp_path: Path) -> Iterator[Path]:
+    """A file system of its own with one MiB."""
+    disk = tmp_path / "disk"
+    disk.mkdir()
+    mounted = subprocess.run(
+        ["mount", "-t", "tmpfs", "-o", "size=1m", "tmpfs", str(disk)], capture_output=True
+    )
+    if mounted.returncode:
+        pytest.skip("needs the right to mount a file system")
+    yield disk
+    subprocess.run(["umount", "-l", str(disk)], check=True)
+
+
+def test_a_disk_that_fills_up_at_a_checkpoint_ends_the_run_and_keeps_the_one_before(
+    small_disk: Path, model_folder: Path
+) -> None:
+    config = config_of(model_folder, small_disk / "a.mp4", "checkpoint.every=2 steps")
+    stopped(config, small_disk / "a.run", at=2)
+    left = shutil.disk_usage(small_disk).free
+    (small_disk / "filler").write_bytes(b"x" * (left - left % 4096))
+    assert (small_disk / "a.run" / "checkpoints").exists()
+    with pytest.raises(OutputError, match=r"No space left on device.*; `vinfinity resume") as raised:
+        run(going_on(small_disk / "a.run"), {})
+    assert raised.value.exit_code == 4
+    kept = RunFolder(small_disk / "a.run")
+    assert kept.holds_work()
+    (small_disk / "filler").unlink()
+    run(going_on(small_disk / "a.run"), {})
+    assert (small_disk / "a.mp4").is_file()
+
+
+def test_a_disk_that_fills_up_while_decoding_keeps_the_latents(small_disk: Path, model_folder: Path) -> None:
+    flags = {"frames": 40, "size": "128x128", "steps": 1}
+    config = config_of(model_folder, small_disk / "a.mp4", "video.crf=0", "video.preset=ultrafast", **flags)
+    with pytest.raises(OutputError, match="cannot be written") as raised:
+        run(config, {})
+    assert raised.value.exit_code == 4
+    read_manifest(small_disk / "a.run" / "latents").verify()
+    assert not (small_disk / "a.mp4").exists()
+    run(load_run(find_run(small_disk / "a.run"), overrides=["video.crf=51"], flags={"resume": True}), {})
+    assert len(read_video(small_disk / "a.mp4")) == 40
+
+
+def test_a_disk_that_becomes_read_only_is_named(small_disk: Path, model_folder: Path) -> None:
+    config = config_of(model_folder, small_disk / "a.mp4", "checkpoint.every=1 steps")
+    stopped(config, small_disk / "a.run")
+    subprocess.run(["mount", "-o", "remount,ro", str(small_disk)], check=True)
+    with pytest.raises((OutputError, InputError), match="cannot be written"):
+        run(going_on(small_disk / "a.run"), {})
+
+
+WRITER = """
+import os, signal, sys
+from pathlib import Path
+import numpy as np
+from vinfinity.config import VideoConfig
+from vinfinity.media.mp4 import Mp4Writer
+
+made = np.random.default_rng(0).integers(0, 255, (4, 64, 64, 3), dtype=np.uint8)
+writer = Mp4Writer(Path(sys.argv[1]), width=64, height=64, fps=8, config=VideoConfig(), unfinished=Path(sys.argv[2]))
+for index in range(int(sys.argv[3])):
+    writer.write(made[index % 4])
+print(writer.frames, writer.encoded, flush=True)
+os.kill(os.getpid(), signal.SIGKILL)
+"""
+
+
+@pytest.mark.parametrize("frames", [30, 61, 100])
+def test_what_was_written_plays_after_a_kill(frames: int, tmp_path: Path) -> None:
+    from vinfinity.media.mp4 import FRAGMENT
+
+    part = tmp_path / "decoded.mp4"
+    command = [sys.executable, "-c", WRITER, str(tmp_path / "a.mp4"), str(part), str(frames)]
+    done = subprocess.run(command, capture_output=True, text=True)
+    assert done.returncode == -signal.SIGKILL
+    written, encoded = map(int, done.stdout.split())
+    assert written == frames
+    readable = len(read_video(part))
+    assert readable >= encoded - FRAGMENT
+    assert readable >= written - 8 - 2 * FRAGMENT  # x264 looks ahead by no more than a second
+    assert not (tmp_path / "a.mp4").exists()

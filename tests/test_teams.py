@@ -1,0 +1,46 @@
+"""Ranks dealt to guidance branches: who holds what, and what the two teams send each other."""
+
+import pytest
+
+from vinfinity.parallel.teams import opposite, team_of
+
+
+@pytest.mark.parametrize(("ranks", "frames"), [(2, 5), (3, 7), (4, 16), (5, 13), (7, 8)])
+def test_each_team_holds_every_frame_once(ranks: int, frames: int) -> None:
+    teams = [team_of(rank, ranks, frames=frames, split=True) for rank in range(ranks)]
+    for branch in (0, 1):
+        held = [frame for team in teams if team.branch == branch for frame in team.held]
+        assert held == list(range(frames))
+    sizes = [sum(team.branch == branch for team in teams) for branch in (0, 1)]
+    assert 0 <= sizes[0] - sizes[1] <= 1
+    assert sum(len(team.held) for team in teams if team.writes) == frames
+
+
+@pytest.mark.parametrize(("ranks", "frames"), [(2, 5), (3, 7), (4, 16), (5, 13), (7, 8)])
+def test_what_one_team_sends_is_what_the_other_expects(ranks: int, frames: int) -> None:
+    teams = [team_of(rank, ranks, frames=frames, split=True) for rank in range(ranks)]
+    sent = {}
+    for team in teams:
+        peers, route = opposite(team)
+        for peer, positions in route.sends:
+            sent[team.rank, peers[peer]] = [team.held[position] for position in positions]
+    for team in teams:
+        peers, route = opposite(team)
+        got = []
+        for peer, start, stop in route.receives:
+            assert sent.pop((peers[peer], team.rank)) == list(route.wanted[start:stop])
+            got += route.wanted[start:stop]
+        assert got == list(team.held)
+    assert sent == {}
+
+
+def test_without_a_split_all_ranks_are_one_team() -> None:
+    teams = [team_of(rank, 3, frames=10, split=False) for rank in range(3)]
+    assert [team.branch for team in teams] == [None] * 3
+    assert [len(team.held) for team in teams] == [3, 3, 4]
+    assert all(team.writes for team in teams)
+
+
+def test_two_branches_need_two_ranks() -> None:
+    with pytest.raises(ValueError, match="two ranks"):
+        team_of(0, 1, frames=10, split=True)

@@ -1,0 +1,197 @@
+"""When the state of denoising is kept, and where a run goes on."""
+
+import dataclasses
+import shutil
+import time
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TypeVar
+
+from torch import Tensor
+
+from vinfinity.config import CheckpointConfig, parse_interval
+from vinfinity.errors import InputError, OutputError, Stopped
+from vinfinity.parallel.pulse import Pulse
+from vinfinity.parallel.ranks import Ranks
+from vinfinity.progress import Progress
+from vinfinity.runs.files import MANIFEST
+from vinfinity.runs.folder import RunFolder
+from vinfinity.runs.parts import DamagedError, Part, Parts, read_manifest, write_manifest, write_part
+from vinfinity.sampling.samplers import State
+from vinfinity.stopping import Stops
+
+T = TypeVar("T")
+SHORTEST = 60.0  # seconds between checkpoints in `auto`
+SHARE = 60  # in `auto`, at least so many times what the last one took: 1 / 60 of the time
+
+
+@dataclass(frozen=True)
+class Wish:
+    """What a rank wants done at the next boundary between steps: a checkpoint, or an end."""
+
+    due: bool
+    stop: bool
+
+
+class Checkpoints:
+    """The checkpoints of a run under way, on this rank; all ranks make the same calls.
+
+    held: the frames of this rank, which it writes where `writes`; else another rank does. steps: how many there are.
+    settings: the digest of what determines the video. aligned: whether a run may go on after that many steps and give
+    the same video.
+    """
+
+    def __init__(
+        self,
+        folder: RunFolder,
+        *,
+        ranks: Ranks,
+        held: range,
+        writes: bool,
+        steps: int,
+        settings: str,
+        config: CheckpointConfig,
+        stops: Stops,
+        progress: Progress,
+        aligned: Callable[[int], bool] = lambda step: True,
+    ) -> None:
+        self.folder, self.ranks, self.held, self.steps = folder, ranks, held, steps
+        self.writes = writes
+        self.settings, self.config = settings, config
+        self.stops, self.progress, self.aligned = stops, progress, aligned
+        self.pulse = Pulse(ranks, self._wish)
+        self._unit, self._every = parse_interval(config.every)
+        self._last, self._cost = time.monotonic(), 0.0
+        self._wanted = False
+        self._final: Parts | None = None
+
+    # ---- while denoising ----
+
+    def keep(self, state: State) -> None:
+        """Writes a checkpoint after a step, where one is due. Raises Stopped after one that was asked for by a signal.
+
+        The ranks agreed on it in the step's pulse. Raises OutputError, on all ranks, where any could not write.
+        """
+        if self.ranks.first:
+            self.folder.event("step", step=state.step)
+        stop = any(wish.stop for wish in self.pulse.heard)
+        due = self.pulse.heard[0].due if self._unit != "steps" else state.step % int(self._every) == 0
+        self._wanted |= stop or due
+        if not self._wanted or not self.aligned(state.step) or state.step == self.steps:
+            return
+        started = time.monotonic()
+        made = self._write(self.folder.checkpoints / f"step-{state.step:04d}", state)
+        self._last, self._wanted = time.monotonic(), False
+        self._cost = self._last - started
+        if self.ranks.first:
+            size = sum(part.bytes for part in made.parts)
+            self.folder.event("checkpoint", step=state.step, seconds=round(self._cost, 3), bytes=size)
+            for old in self._found()[: -self.config.keep]:
+                shutil.rmtree(old, ignore_errors=True)
+        self.stops.kept = self._said(state.step)
+        if stop:
+            raise Stopped(self.stops.kept)
+
+    def finish(self, state: State) -> Parts:
+        """Writes the final latents, where they are not kept already, and drops the checkpoints. Raises OutputError."""
+        made = self._final or self._write(self.folder.latents, dataclasses.replace(state, clean=None))
+        if self.ranks.first and self._final is None:
+            self.folder.event("latents", bytes=sum(part.bytes for part in made.parts))
+        if self.ranks.first:
+            shutil.rmtree(self.folder.checkpoints, ignore_errors=True)
+        self.stops.kept = f"stopped while decoding; `vinfinity resume {self.folder.path}` goes on"
+        return made
+
+    def _wish(self) -> Wish:
+        elapsed = time.monotonic() - self._last
+        due = {
+            "seconds": elapsed >= self._every,
+            "auto": elapsed >= max(SHORTEST, SHARE * self._cost),
+        }.get(self._unit, False)
+        return Wish(due=due, stop=self.stops.asked is not None)
+
+    def _said(self, step: int) -> str:
+        return f"stopped after step {step} of {self.steps}; `vinfinity resume {self.folder.path}` goes on"
+
+    def _write(self, folder: Path, state: State) -> Parts:
+        """Each rank its part, then rank 0 the manifest; nobody goes on before it is on the disk, or has failed."""
+        tensors = {"x": state.x} | ({} if state.clean is None else {"clean": state.clean})
+        written: Part | OutputError | None
+        try:
+            written = write_part(folder, self.held, tensors) if self.writes else None
+        except OutputError as error:
+            written = error
+        told = [self._checked(one, folder) for one in self.ranks.collect(written)]
+        parts = [part for part in told if part is not None]
+        sealed: Parts | OutputError | None = None
+        if self.ranks.first:
+            try:
+                sealed = write_manifest(
+                    folder, parts, step=state.step, settings=self.settings, tensors=tuple(tensors)
+                )
+            except OutputError as error:
+                sealed = error
+        made = self._checked(self.ranks.collect(sealed)[0], folder)
+        assert made is not None
+        return made
+
+    def _checked(self, told: T | OutputError, folder: Path) -> T:
+        if isinstance(told, OutputError):
+            if self.ranks.first:
+                # what an unfinished one takes up may be all the room that is left
+                shutil.rmtree(folder, ignore_errors=True)
+            raise told
+        return told
+
+    # ---- when a run goes on ----
+
+    def restore(self) -> State | None:
+        """The state to go on from, this rank's frames of it, on the CPU; None where nothing was kept.
+
+        The final latents, else the newest checkpoint that is whole; damaged ones are told of and removed. Raises
+        InputError where what was kept belongs to other settings.
+        """
+        newest: Parts | None = None
+        if self.ranks.first:
+            for path in [*self._found(finished=False), self.folder.latents][::-1]:
+                newest = newest or self._whole(path)
+        newest = self.ranks.collect(newest)[0]
+        if newest is None:
+            return None
+        if newest.settings != self.settings:
+            raise InputError(
+                "run",
+                newest.folder,
+                "start anew with --overwrite",
+                problem="was computed with other settings",
+            )
+        if self.ranks.first:
+            self.folder.event("resumed", step=newest.step, ranks=self.ranks.size)
+            self.progress.note(f"goes on after step {newest.step} of {self.steps}")
+        self.stops.kept = self._said(newest.step)
+        self._final = newest if newest.folder == self.folder.latents else None
+        tensors: dict[str, Tensor] = {
+            name: newest.read(self.held, name=name)[None] for name in newest.tensors
+        }
+        return State(step=newest.step, **tensors)
+
+    def _whole(self, path: Path) -> Parts | None:
+        """The parts in a folder where they are as they were written; what is left of others is removed."""
+        if not (path / MANIFEST).exists():
+            shutil.rmtree(path, ignore_errors=True)  # the run ended while it was written
+            return None
+        try:
+            parts = read_manifest(path)
+            parts.verify()
+            return parts
+        except DamagedError as error:
+            self.folder.event("damaged", message=error.message)
+            self.progress.warn(f"{error.message}; going on from what was kept before it")
+            shutil.rmtree(path, ignore_errors=True)
+            return None
+
+    def _found(self, *, finished: bool = True) -> list[Path]:
+        """The folders of checkpoints, the newest last."""
+        found = sorted(self.folder.checkpoints.glob("step-*"))
+        return [path for path in found if not finished or (path / MANIFEST).exists()]

@@ -1,0 +1,37 @@
+"""Files that appear whole or not at all, and are on the disk when the call returns."""
+
+import os
+from pathlib import Path
+
+from vinfinity.errors import OutputError
+
+MANIFEST = "manifest.json"  # what a folder of parts holds; written last
+
+
+def write_whole(path: Path, data: bytes | str) -> None:
+    """Writes a file under another name, flushes it to the disk and renames it. Raises OutputError."""
+    unfinished = path.with_name(f".{path.name}.part")
+    try:
+        with unfinished.open("wb") as file:
+            file.write(data.encode() if isinstance(data, str) else data)
+            file.flush()
+            os.fsync(file.fileno())
+        unfinished.replace(path)
+        sync_folder(path.parent)
+    except OSError as error:
+        unfinished.unlink(missing_ok=True)
+        raise cannot_write(path, error) from error
+
+
+def sync_folder(folder: Path) -> None:
+    """Flushes the names in a folder to the disk: a rename is only kept from then on."""
+    number = os.open(folder, os.O_RDONLY)
+    try:
+        os.fsync(number)
+    finally:
+        os.close(number)
+
+
+def cannot_write(path: Path, error: OSError) -> OutputError:
+    """The error for a file that could not be written."""
+    return OutputError(f"{path}: cannot be written ({error.strerror or error})")

@@ -1,0 +1,169 @@
+"""Tensors of all frames of a video as a folder of parts: each rank writes the frames it holds, any number reads them.
+
+    step-0012/frames-000000-000048.safetensors     tensors (1, c, f, h, w) of frames 0 to 47
+              frames-000048-000096.safetensors
+              manifest.json                        what the parts are, with their SHA-256
+
+The manifest is written last: a folder without one was not finished. Nothing is gathered, and nothing is pickled.
+"""
+
+import hashlib
+import json
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, dataclass
+from itertools import pairwise
+from pathlib import Path
+
+import torch
+from safetensors import SafetensorError, safe_open
+from safetensors.torch import save
+from torch import Tensor
+
+from vinfinity.errors import OutputError, VinfinityError
+from vinfinity.runs.files import MANIFEST, cannot_write, write_whole
+
+CHUNK = 4 * 2**20  # bytes
+
+
+class DamagedError(VinfinityError):
+    """Parts that are missing, cut short or changed."""
+
+
+@dataclass(frozen=True)
+class Part:
+    """One file: its frames from `start` up to `stop`, its length and SHA-256 (hex)."""
+
+    file: str
+    start: int
+    stop: int
+    bytes: int
+    sha256: str
+
+
+@dataclass(frozen=True)
+class Parts:
+    """A finished folder of parts.
+
+    step: denoising steps done. settings: the digest of those that determine the video. tensors: their names.
+    """
+
+    folder: Path
+    step: int
+    settings: str
+    tensors: tuple[str, ...]
+    parts: tuple[Part, ...]
+
+    @property
+    def frames(self) -> int:
+        return self.parts[-1].stop
+
+    def read(self, frames: range, *, name: str = "x") -> Tensor:
+        """The frames (contiguous, absolute) of one tensor, (c, f, h, w) fp32 on the CPU. Raises DamagedError.
+
+        Files are mapped anew for each call: what was read of a mapping counts as this process's memory until it ends.
+        """
+        read = []
+        for part in self.parts:
+            start, stop = max(part.start, frames.start), min(part.stop, frames.stop)
+            if start >= stop:
+                continue
+            path = self.folder / part.file
+            try:
+                with safe_open(path, framework="pt", device="cpu") as file:
+                    stretch = file.get_slice(name)[0, :, start - part.start : stop - part.start]
+                    read.append(stretch.clone())
+            except (OSError, SafetensorError) as error:
+                raise DamagedError(f"{path}: cannot be read ({' '.join(str(error).split())})") from error
+        return torch.cat(read, dim=1)
+
+    def verify(self) -> None:
+        """Reads all of it. Raises DamagedError where a part is not the one that was written."""
+        for part in self.parts:
+            path = self.folder / part.file
+            try:
+                found, size = hashlib.sha256(), 0
+                with path.open("rb") as file:
+                    while chunk := file.read(CHUNK):
+                        found.update(chunk)
+                        size += len(chunk)
+            except OSError as error:
+                raise DamagedError(f"{path}: cannot be read ({error.strerror})") from error
+            if size != part.bytes:
+                raise DamagedError(f"{path}: is {size:,} of {part.bytes:,} bytes long")
+            if found.hexdigest() != part.sha256:
+                raise DamagedError(f"{path}: is not what was written (its SHA-256 differs)")
+
+
+def write_part(folder: Path, held: range, tensors: Mapping[str, Tensor]) -> Part:
+    """Writes the frames that this rank holds. tensors: name -> (1, c, f, h, w). Raises OutputError."""
+    data = save({name: tensor.float().cpu().contiguous() for name, tensor in tensors.items()})
+    name = f"frames-{held.start:06d}-{held.stop:06d}.safetensors"
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise cannot_write(folder, error) from error
+    write_whole(folder / name, data)
+    return Part(name, held.start, held.stop, len(data), hashlib.sha256(data).hexdigest())
+
+
+def write_manifest(
+    folder: Path, parts: Sequence[Part], *, step: int, settings: str, tensors: Sequence[str]
+) -> Parts:
+    """Makes the parts, which are in order and cover all frames, a whole. Raises OutputError."""
+    facts = {
+        "step": step,
+        "settings": settings,
+        "tensors": list(tensors),
+        "parts": [asdict(part) for part in parts],
+    }
+    write_whole(folder / MANIFEST, json.dumps(facts | {"sha256": _seal(facts)}, indent=1) + "\n")
+    return Parts(folder, step, settings, tuple(tensors), tuple(parts))
+
+
+def read_manifest(folder: Path) -> Parts:
+    """What a folder holds, by its manifest alone. Raises DamagedError where it was not finished or is damaged."""
+    path = folder / MANIFEST
+    try:
+        facts = json.loads(path.read_text(encoding="utf-8"))
+        seal = facts.pop("sha256")
+        parts = tuple(Part(**part) for part in facts["parts"])
+        read = Parts(folder, facts["step"], facts["settings"], tuple(facts["tensors"]), parts)
+    except FileNotFoundError:
+        raise DamagedError(f"{folder}: was not finished") from None
+    except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
+        raise DamagedError(f"{path}: cannot be read ({' '.join(str(error).split())})") from error
+    ends = [0, *(edge for part in parts for edge in (part.start, part.stop))]
+    if seal != _seal(facts) or any(one != other for one, other in list(pairwise(ends))[::2]):
+        raise DamagedError(f"{path}: is not what was written")
+    return read
+
+
+def save_whole(parts: Parts, path: Path, *, source: str, name: str) -> None:
+    """Writes one tensor of all frames, (1, c, F, h, w), as one safetensors file, a strip of a channel at a time.
+
+    source: the tensor's name in the parts. name: its name in the file. Raises OutputError.
+    """
+    c, _, h, w = parts.read(range(1), name=source).shape
+    size = c * parts.frames * h * w * 4
+    entry = {"dtype": "F32", "shape": [1, c, parts.frames, h, w], "data_offsets": [0, size]}
+    header = json.dumps({name: entry}).encode()
+    header += b" " * (-len(header) % 8)
+    unfinished = path.with_name(f".{path.name}.part")
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        with unfinished.open("wb") as file:
+            file.write(len(header).to_bytes(8, "little") + header)
+            start = file.tell()
+            for part in parts.parts:
+                frames = parts.read(range(part.start, part.stop), name=source)
+                for channel in range(c):
+                    file.seek(start + (channel * parts.frames + part.start) * h * w * 4)
+                    file.write(frames[channel].contiguous().numpy().tobytes())
+        unfinished.replace(path)
+    except OSError as error:
+        unfinished.unlink(missing_ok=True)
+        raise OutputError(f"{path}: cannot be written ({error.strerror or error})") from error
+
+
+def _seal(facts: Mapping[str, object]) -> str:
+    return hashlib.sha256(json.dumps(facts, sort_keys=True).encode()).hexdigest()
