@@ -10,7 +10,8 @@ from typing import Any
 import pytest
 import torch
 import torch.nn.functional as F
-from reference import configure
+from diffusers import AutoencoderTiny
+from reference import configure, fill
 from test_cli import Cli
 from torch import nn
 from torch.nn.attention import SDPBackend, sdpa_kernel
@@ -24,6 +25,7 @@ from vinfinity.job import Job, prepare
 from vinfinity.models.unet import UNet, UNetConfig
 from vinfinity.parallel.context import Scopes, temporal_context
 from vinfinity.parallel.exchange import LocalExchange
+from vinfinity.parallel.pulse import Pulse
 from vinfinity.parallel.ranks import Ranks
 from vinfinity.parallel.shards import FrameShards
 from vinfinity.planning.fit import Room, bound, choose, choose_execution, decide, memory_of
@@ -40,7 +42,7 @@ from vinfinity.planning.trace import (
     trace_work,
     unet_call,
 )
-from vinfinity.predict import contexts, predictor
+from vinfinity.predict import predictor
 from vinfinity.sampling.samplers import State
 from vinfinity.weights.card import model_defaults, planned_card, read_card
 from vinfinity.weights.known import KNOWN
@@ -81,7 +83,7 @@ def clip(frames: int, *, ranks: int = 1, **changes: Any) -> Clip:
 
 
 def test_live_bytes_counts_what_is_alive_and_views_once() -> None:
-    with LiveBytes() as live:
+    with LiveBytes("cpu") as live:
         a = torch.zeros(1000, dtype=torch.uint8)
         view = a[:10]
         assert live.now == 1000
@@ -94,6 +96,20 @@ def test_live_bytes_counts_what_is_alive_and_views_once() -> None:
         assert live.now == 300
         assert live.peak == 1000
         del b
+
+
+def test_live_bytes_tells_the_host_from_the_device() -> None:
+    with LiveBytes() as live:
+        x = torch.empty(100, dtype=torch.float16, device="meta")
+        away = torch.empty(100, dtype=torch.float16, device="cpu")
+        away.copy_(x)
+        del x
+        again = away.to("meta")
+        back = again.to("cpu")
+        assert (live.now, live.host_now) == (200, 400)
+        del away, back
+    assert (live.now, live.peak, live.host_now, live.host_peak) == (200, 200, 0, 400)
+    del again
 
 
 class Three(nn.Module):
@@ -166,23 +182,25 @@ def test_a_traced_step_holds_what_a_real_one_does(overrides: tuple[str, ...], mo
     )
     execution = Execution(branches=1, skips="device", stretch=32 * MIB)
     traced = memory_of(outline(job.config, job.card, device="cpu", ranks=1), execution).step
-    assert real_step(job) == pytest.approx(traced.working, rel=0.01)
+    assert real_step(job, execution) == pytest.approx(traced.working, rel=0.01)
     unet = load_unet(job.card.folder / "unet", device="cpu", dtype=torch.float32)
     assert traced.weights == sum(parameter.nbytes for parameter in unet.parameters())
 
 
-def real_step(job: Job) -> int:
+def real_step(job: Job, execution: Execution) -> int:
     """The most bytes that live during a second step, on the CPU."""
-    shards = FrameShards(job.config.frames)
+    team = CPU.team(job.config.frames, split=False)
     with torch.inference_mode():
         text = encode_text(job, device=CPU.device, dtype=torch.float32)
         unet = load_unet(job.card.folder / "unet", device="cpu", dtype=torch.float32)
-        context = contexts(job, shards, CPU, LocalExchange())
-        predict = predictor(job, unet, text, shards, context, CPU, dtype=torch.float32)
+        pulse = Pulse(CPU, say=lambda: None)
+        predict = predictor(
+            job, unet, text, team, team.exchange(), pulse, execution=execution, dtype=torch.float32
+        )
         shape = (1, job.latent[0], job.config.frames, *job.latent[1:])
         timestep = job.sampler.timesteps[1]
-        context(timestep)
-        with LiveBytes() as live:
+        predict(torch.randn(shape), timestep)  # what is made once, is made here
+        with LiveBytes("cpu") as live:
             state = State(step=0, x=torch.randn(shape))
             state = job.sampler.step(state, torch.randn(shape), lambda step: torch.randn(shape))
             live.peak = live.now
@@ -251,9 +269,36 @@ def test_what_is_let_through_untraced_is_more_than_what_is_needed(
 
 
 def test_decoding_is_bounded_by_its_block() -> None:
-    vae = outline_of("mini").vae
-    few, many = (trace_decode(vae, (10, 16), frames=frames).working for frames in (2, 8))
+    run = outline_of("mini")
+    few, many = (
+        trace_decode(run.decoder, replace(run.blocks, frames=frames), (10, 16)).working for frames in (2, 8)
+    )
     assert 3 < many / few <= 4
+
+
+def test_decoding_is_planned_with_the_settings_and_the_decoder_of_the_run(tmp_path: Path) -> None:
+    fill(AutoencoderTiny()).save_pretrained(tmp_path / "tiny")
+    whole = outline_of("mini", size="2048x1280")
+    tiled = outline_of("mini", "decode.tile=256", size="2048x1280")
+    other = outline_of("mini", size="2048x1280", decoder=str(tmp_path / "tiny"))
+    sizes = [
+        trace_decode(run.decoder, replace(run.blocks, frames=1), run.latent[1:])
+        for run in (whole, tiled, other)
+    ]
+    assert sizes[1].device < sizes[0].device / 2
+    assert sizes[2].weights != sizes[0].weights
+    assert outline_of("mini", "decode.frames=3").blocks.frames == 3
+
+
+def test_features_that_are_reused_are_planned_for() -> None:
+    """Both branches' deep features: the outermost level's 96 channels in fp32, kept from step to step."""
+    settings = {"frames": 200, "guidance": 2.0, "size": "128x80"}
+    plain, reusing = (
+        memory_of(run, run.executions[-1]).step.working
+        for run in (outline_of("mini", **settings), outline_of("mini", "reuse.interval=2", **settings))
+    )
+    kept = 2 * 200 * 10 * 16 * 96 * 4
+    assert 0.4 * kept <= reusing - plain <= 1.1 * kept
 
 
 # ---- whether it fits ----
@@ -408,7 +453,7 @@ def test_models_that_take_guidance_as_an_input_have_one_branch() -> None:
 def test_every_known_model_has_an_architecture_to_plan_by(name: str) -> None:
     one = outline(configure_planned(name, frames=4), planned_card(name), device="cuda", ranks=1)
     assert one.unet.cross_attention_dim == one.text.hidden_size
-    assert one.unet.in_channels == one.vae.latent_channels
+    assert one.unet.in_channels == one.decoder.config.latent_channels
 
 
 def test_every_gpu_of_the_table_plans() -> None:

@@ -75,12 +75,15 @@ def memory_of(tensors: Sequence[Tensor]) -> set[int]:
 class LiveBytes(TorchDispatchMode):
     """Counts the bytes of all tensors that operations make while it is active, until they are freed.
 
-    now: bytes alive. peak: the most that were. Views share their tensor's memory and count once.
+    now, host_now: bytes alive on the device and on the CPU. peak, host_peak: the most that were. Views share their
+    tensor's memory and count once. The device is `meta`, whose tensors have no data: a copy of one to the CPU makes
+    a tensor of that shape whose memory is never touched. With device="cpu" all is on the device.
     """
 
-    def __init__(self) -> None:
+    def __init__(self, device: str = "meta") -> None:
         super().__init__()
-        self.now = self.peak = 0
+        self.device = device
+        self.now = self.peak = self.host_now = self.host_peak = 0
         self._views: dict[int, int] = {}  # live tensors of each storage
         self._repeats = Repeats()
 
@@ -91,27 +94,52 @@ class LiveBytes(TorchDispatchMode):
         args: tuple[Any, ...] = (),
         kwargs: Mapping[str, Any] | None = None,
     ) -> Any:
-        out = self._repeats.run(function, args, kwargs or {})
-        for leaf in (out,) if isinstance(out, Tensor) else tree_leaves(out):
-            if isinstance(leaf, Tensor):
-                self._watch(leaf)
+        try:
+            out = self._repeats.run(function, args, kwargs or {})
+        except NotImplementedError:
+            # there is no data to copy from the device to the host
+            out = _landed(function, args, kwargs or {})
+        if isinstance(out, Tensor):
+            self._watch(out)
+        else:
+            for leaf in tree_leaves(out):
+                if isinstance(leaf, Tensor):
+                    self._watch(leaf)
         return out
 
     def _watch(self, tensor: Tensor) -> None:
         storage = tensor.untyped_storage()
-        key, size = storage._cdata, storage.nbytes()
+        key, size, on_device = storage._cdata, storage.nbytes(), tensor.device.type == self.device
         if key not in self._views:
             self._views[key] = 0
-            self.now += size
-            self.peak = max(self.peak, self.now)
+            self._add(size, on_device)
         self._views[key] += 1
-        weakref.finalize(tensor, self._forget, key, size)
+        weakref.finalize(tensor, self._forget, key, size, on_device)
 
-    def _forget(self, key: int, size: int) -> None:
+    def _forget(self, key: int, size: int, on_device: bool) -> None:
         self._views[key] -= 1
         if self._views[key] == 0:
             del self._views[key]
-            self.now -= size
+            self._add(-size, on_device)
+
+    def _add(self, size: int, on_device: bool) -> None:
+        if on_device:
+            self.now += size
+            self.peak = max(self.peak, self.now)
+        else:
+            self.host_now += size
+            self.host_peak = max(self.host_peak, self.host_now)
+
+
+def _landed(function: Callable[..., Any], args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> Tensor:
+    """What a copy from `meta` to the CPU gives, its memory untouched. Raises what `function` does where it is none."""
+    source = args[1] if function is aten.copy_.default else args[0]
+    if not (isinstance(source, Tensor) and source.is_meta):
+        raise NotImplementedError(f"{function} on {[type(arg) for arg in args]}")
+    if function is aten.copy_.default:
+        return args[0]
+    dtype = next((arg for arg in (*args[1:], *kwargs.values()) if isinstance(arg, torch.dtype)), source.dtype)
+    return torch.empty(source.shape, dtype=dtype, device="cpu")
 
 
 class Work(TorchDispatchMode):

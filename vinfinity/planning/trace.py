@@ -9,10 +9,11 @@ import torch
 from torch import Tensor
 
 from vinfinity.execution import Execution
-from vinfinity.models.store import DeviceStore, TracedStore
+from vinfinity.media.blocks import Blocks
+from vinfinity.models.store import DeviceStore, HostStore
 from vinfinity.models.text import TextConfig, TextEncoder
-from vinfinity.models.unet import UNet, UNetConfig
-from vinfinity.models.vae import AutoencoderKL, VAEConfig
+from vinfinity.models.tiny import LatentDecoder
+from vinfinity.models.unet import DeepFeatures, UNet, UNetConfig
 from vinfinity.parallel.context import AttentionPlan, QueryBlock, Scopes, temporal_context
 from vinfinity.parallel.exchange import TracedExchange
 from vinfinity.parallel.shards import FrameShards
@@ -27,7 +28,9 @@ WHOLE = Execution(branches=1, skips="device", stretch=2**62)  # all frames at on
 
 @dataclass(frozen=True)
 class Clip:
-    """What one rank is asked for in a UNet call. latent: (h, w). text: tokens of the prompt."""
+    """What one rank is asked for in a UNet call. latent: (h, w). text: tokens of the prompt.
+    reuse: levels that run in every step, where the features of the others are kept; a traced call keeps them anew.
+    """
 
     unet: UNetConfig
     shards: FrameShards
@@ -38,6 +41,7 @@ class Clip:
     norm: Literal["video", "rank"] = "video"
     trained_frames: int = 16
     text: int = 77
+    reuse: int | None = None
 
     @property
     def frames(self) -> int:
@@ -47,14 +51,11 @@ class Clip:
 
 @dataclass(frozen=True)
 class Call:
-    """A UNet call, ready to be made. run: makes it, for latents (1, c, f, h, w) in fp32. store: counts what skip
-    connections take on the host, where that is where they wait.
-    """
+    """A UNet call, ready to be made. run: makes it, for latents (1, c, f, h, w) in fp32."""
 
     unet: UNet
     run: Callable[[Tensor], Tensor]
     exchange: TracedExchange
-    store: TracedStore | None
 
 
 def unet_call(
@@ -80,7 +81,7 @@ def unet_call(
     )
     attention = each_kind(context.attention) if few_blocks else context.attention
     context = replace(context, attention=attention, limit=execution.stretch)
-    store = TracedStore() if execution.skips == "host" else None
+    store = HostStore(device) if execution.skips == "host" else DeviceStore()
     with device:
         text = torch.zeros(execution.branches, clip.text, clip.unet.cross_attention_dim, dtype=clip.dtype)
         t = torch.zeros(1)
@@ -90,9 +91,12 @@ def unet_call(
 
     def run(x: Tensor) -> Tensor:
         branches = x.to(clip.dtype).expand(execution.branches, *x.shape[1:])
-        return unet(branches, t, text, context, fps=fps, condition=condition, store=store or DeviceStore())
+        deep = None if clip.reuse is None else DeepFeatures(clip.reuse)
+        kept.append(deep)
+        return unet(branches, t, text, context, fps=fps, condition=condition, store=store, deep=deep)
 
-    return Call(unet=unet, run=run, exchange=exchange, store=store)
+    kept: list[DeepFeatures | None] = []  # of all calls, as a run keeps those of its branches
+    return Call(unet=unet, run=run, exchange=exchange)
 
 
 def each_kind(plan: AttentionPlan) -> AttentionPlan:
@@ -155,7 +159,8 @@ class StepMemory:
 def trace_step(clip: Clip, execution: Execution, sampler: Sampler, *, branches: int) -> StepMemory:
     """One denoising step of a rank: its guidance branches, `execution.branches` at once, then the sampler.
 
-    branches: those that this rank takes. Of branches in turn only the last runs; the predictions of the others wait.
+    branches: those that this rank takes. Of branches in turn only the last runs, unless the others keep features; their
+    predictions wait.
     """
     call = unet_call(clip, execution, few_blocks=True)
     shape = (1, clip.unet.in_channels, clip.frames, *clip.latent)
@@ -177,6 +182,10 @@ def trace_step(clip: Clip, execution: Execution, sampler: Sampler, *, branches: 
             waiting = branches - execution.branches
             done = torch.empty(waiting, *shape[1:], dtype=clip.dtype, device="meta")
             held = live.now
+            if clip.reuse is not None:
+                for _ in range(waiting // execution.branches):
+                    call.run(state.x)
+                before_mid.clear()
             predictions = torch.cat([done, call.run(state.x)])
             del done
             sampler.step(state, guide(predictions.float(), 2.0), noise)
@@ -188,7 +197,7 @@ def trace_step(clip: Clip, execution: Execution, sampler: Sampler, *, branches: 
         skips=before_mid[0] - held,
         exchange=call.exchange.largest,
         working=live.peak,
-        host=0 if call.store is None else call.store.peak,
+        host=live.host_peak,
     )
 
 
@@ -251,14 +260,16 @@ class BlockMemory:
 
 @lru_cache(maxsize=32)
 @torch.inference_mode()
-def trace_decode(config: VAEConfig, latent: tuple[int, int], *, frames: int) -> BlockMemory:
-    """Decoding `frames` frames at once, in fp32. latent: (h, w)."""
+def trace_decode(decoder: LatentDecoder, blocks: Blocks, latent: tuple[int, int]) -> BlockMemory:
+    """Decoding a block of frames, in fp32. latent: (h, w). Of tiles, memory is that of the arithmetic which cuts
+    them; tests compare it with a trace.
+    """
     with torch.device("meta"):
-        vae = AutoencoderKL(config)
-        latents = torch.empty(frames, config.latent_channels, *latent)
+        latents = torch.empty(blocks.frames, decoder.config.latent_channels, *latent)
     with LiveBytes() as live, Work() as work:
-        vae.decode(latents)
-    return BlockMemory(weights=parameter_bytes(vae), working=live.peak, work=work)
+        decoder.decode(latents)
+    working = live.peak if blocks.tile is None else blocks.bytes
+    return BlockMemory(weights=parameter_bytes(decoder), working=working, work=work)
 
 
 @lru_cache(maxsize=32)

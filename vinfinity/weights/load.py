@@ -122,23 +122,34 @@ def find_decoder(folder: Path, *, half: bool = False) -> tuple[LatentDecoder, So
     Every tensor of the files must have its place; those that only encode may be missing altogether.
     Raises WeightsError.
     """
+    network, kind = _empty_decoder(folder)
+    sources = _sources(folder, kind, half=half)
+    encoding = {target for target in sources if target.startswith(tuple(f"{part}." for part in ENCODING))}
+    if not encoding:
+        drop_encoder(network)
+    check_fit(network, {target: entry.shape for target, (_, entry) in sources.items()}, folder)
+    drop_encoder(network)
+    return network, {target: source for target, source in sources.items() if target not in encoding}
+
+
+def empty_decoder(folder: Path) -> LatentDecoder:
+    """The decoding half that FOLDER/config.json describes, without weights. Raises WeightsError."""
+    network, _ = _empty_decoder(folder)
+    drop_encoder(network)
+    return network
+
+
+def _empty_decoder(folder: Path) -> tuple[LatentDecoder, Kind]:
     name = str(read_json(folder / "config.json").get("_class_name", "AutoencoderKL"))
     if name not in DECODERS:
         remedy = f"use {' or '.join(DECODERS)}"
         raise WeightsError("model", folder, remedy, problem=f"is of the class {name}")
     kind = DECODERS[name]
     with torch.device("meta"):
-        network = cast(LatentDecoder, _config(folder, kind.build))
-    sources = _sources(folder, kind, half=half)
-    encoding = {target for target in sources if target.startswith(tuple(f"{part}." for part in ENCODING))}
-    if not encoding:
-        _drop_encoder(network)
-    check_fit(network, {target: entry.shape for target, (_, entry) in sources.items()}, folder)
-    _drop_encoder(network)
-    return network, {target: source for target, source in sources.items() if target not in encoding}
+        return cast(LatentDecoder, _config(folder, kind.build)), kind
 
 
-def _drop_encoder(network: nn.Module) -> None:
+def drop_encoder(network: nn.Module) -> None:
     for part in ENCODING:
         if hasattr(network, part):
             delattr(network, part)
