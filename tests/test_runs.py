@@ -21,7 +21,7 @@ from torch import Tensor
 
 from vinfinity.cli import main
 from vinfinity.config import RunConfig, parse_interval
-from vinfinity.errors import BusyError, InputError, OutputError, Stopped
+from vinfinity.errors import BusyError, InputError, OutputError, Stopped, VinfinityError
 from vinfinity.generate import decode_again, run
 from vinfinity.media.mp4 import read_metadata, read_video
 from vinfinity.parallel.ranks import Ranks
@@ -163,15 +163,45 @@ def test_two_ranks_then_three_then_one_give_the_latents_of_one(model_folder: Pat
     run(config_of(model_folder, tmp_path / "one.mp4", **flags), {})
     config = config_of(model_folder, tmp_path / "a.mp4", "checkpoint.every=3 steps", gpus=2, **flags)
     folder = tmp_path / "a.run"
-    with pytest.raises(Stopped), signalled(folder / "checkpoints" / "step-0003" / "manifest.json"):
+    with (
+        pytest.raises(VinfinityError, match="stopped after step"),
+        signalled(folder / "checkpoints" / "step-0003" / "manifest.json"),
+    ):
         run(config, {})
     shutil.copytree(folder / "checkpoints", tmp_path / "kept")
     seen = {str(part.stop) for part in read_manifest(next((tmp_path / "kept").iterdir())).parts}
     assert seen == {"11", "23"}
-    with pytest.raises(Stopped), signalled(folder / "checkpoints" / "step-0006" / "manifest.json"):
+    with (
+        pytest.raises(VinfinityError, match="stopped after step"),
+        signalled(folder / "checkpoints" / "step-0006" / "manifest.json"),
+    ):
         run(load_run(find_run(folder), overrides=[], flags={"resume": True, "gpus": 3}), {})
     run(load_run(find_run(folder), overrides=[], flags={"resume": True, "gpus": 1}), {})
     assert (latents(folder) - latents(tmp_path / "one.run")).abs().max() <= 1e-4
+
+
+@pytest.mark.slow
+def test_torchrun_restarts_ranks_into_the_run_they_had_begun(model_folder: Path, tmp_path: Path) -> None:
+    flags = ["--model", str(model_folder), "--prompt", "a red ball", "--frames", "20", "--size", "32x32"]
+    flags += ["--steps", "300", "--device", "cpu", "--seed", "0"]
+    torchrun = [sys.executable, "-m", "torch.distributed.run", "--nproc-per-node", "2", "--max-restarts", "2"]
+    folder = tmp_path / "a.run"
+    command = [*torchrun, "-m", "vinfinity", "generate", *flags, "--out", str(tmp_path / "a.mp4")]
+    environment = {**os.environ, "OMP_NUM_THREADS": "1"}
+    process = subprocess.Popen(
+        [*command, "checkpoint.every=5 steps"], stderr=subprocess.PIPE, env=environment
+    )
+    while not (folder / "checkpoints" / "step-0010" / "manifest.json").exists() and process.poll() is None:
+        time.sleep(0.01)
+    children = Path(f"/proc/{process.pid}/task/{process.pid}/children").read_text().split()
+    ranks = [int(pid) for pid in children if b"generate" in Path(f"/proc/{pid}/cmdline").read_bytes()]
+    os.kill(ranks[-1], signal.SIGKILL)
+    _, said = process.communicate(timeout=180)
+    assert process.returncode == 0, said.decode()
+    assert events(folder, "resumed")[0]["step"] >= 10
+    with pytest.raises(SystemExit):
+        main(["generate", *flags, "--out", str(tmp_path / "whole.mp4")])
+    assert (latents(folder) - latents(tmp_path / "whole.run")).abs().max() <= 1e-4
 
 
 # ---- damage ----
@@ -305,6 +335,7 @@ def kept(folder: Path, *, every: str = "1 steps", keep: int = 2, **more: Any) ->
         RunFolder(folder),
         ranks=Ranks(device=CPU),
         held=range(6),
+        writes=True,
         steps=50,
         settings="these",
         config=CheckpointConfig(every=every, keep=keep),
@@ -411,6 +442,74 @@ def test_latents_are_decoded_again_with_other_settings(model_folder: Path, tmp_p
     with pytest.raises(SystemExit) as ended:
         main(["decode", str(tmp_path / "a.run"), "--out", str(tmp_path / "c.mp4"), "seed=4"])
     assert ended.value.code == 2
+
+
+# ---- a stretch anew, and more frames ----
+
+
+def edit(*arguments: str) -> None:
+    with pytest.raises(SystemExit) as ended:
+        main(arguments)
+    assert ended.value.code == 0
+
+
+@pytest.mark.parametrize("sampler", ["ddim", "sde-dpmsolver++", "lcm"])
+def test_redo_changes_the_stretch_and_not_a_bit_around_it(
+    sampler: str, model_folder: Path, tmp_path: Path
+) -> None:
+    run(config_of(model_folder, tmp_path / "a.mp4", frames=24, sampler=sampler, steps=4, seed=3), {})
+    edit("redo", str(tmp_path / "a.run"), "--frames", "8:16")
+    ours, theirs = latents(tmp_path / "a-redo.run"), latents(tmp_path / "a.run")
+    difference = (ours - theirs).abs().amax((0, 2, 3))
+    assert [frame for frame in range(24) if difference[frame] > 0] == list(range(8, 16))
+    assert len(read_video(tmp_path / "a-redo.mp4")) == 24
+    edit(
+        "redo",
+        str(tmp_path / "a.mp4"),
+        "--frames",
+        "8:16",
+        "--out",
+        str(tmp_path / "b.mp4"),
+        "--prompt",
+        "sea",
+    )
+    assert not torch.equal(latents(tmp_path / "b.run"), ours)
+    settings = load_run(find_run(tmp_path / "b.run"), overrides=[], flags={})
+    assert (settings.prompt, settings.seed) == ("sea", 4)
+
+
+def test_extend_adds_frames_and_keeps_those_there_are(model_folder: Path, tmp_path: Path) -> None:
+    run(config_of(model_folder, tmp_path / "a.mp4", frames=20, steps=4), {})
+    edit("extend", str(tmp_path / "a.run"), "--frames", "+7")
+    ours = latents(tmp_path / "a-extend.run")
+    assert ours.shape[1] == 27
+    assert torch.equal(ours[:, :20], latents(tmp_path / "a.run"))
+    assert ours[:, 20:].std() > 0.1
+    edit("redo", str(tmp_path / "a-extend.run"), "--frames", "18:22")  # and on from there
+    again = latents(tmp_path / "a-extend-redo.run")
+    assert torch.equal(again[:, :18], ours[:, :18])
+    assert torch.equal(again[:, 22:], ours[:, 22:])
+
+
+def test_a_redo_that_was_stopped_goes_on(model_folder: Path, tmp_path: Path) -> None:
+    run(config_of(model_folder, tmp_path / "a.mp4", frames=6), {})
+    settings = ("--frames", "2:5", "checkpoint.every=1 steps")
+    edit("redo", str(tmp_path / "a.run"), *settings, "--out", str(tmp_path / "whole.mp4"))
+    due = tmp_path / "a-redo.run" / "checkpoints" / "step-0003" / "manifest.json"
+    with signalled(due), pytest.raises(SystemExit) as ended:
+        main(["redo", str(tmp_path / "a.run"), *settings])
+    assert ended.value.code == 75
+    edit("resume", str(tmp_path / "a-redo.run"))
+    assert torch.equal(latents(tmp_path / "a-redo.run"), latents(tmp_path / "whole.run"))
+
+
+def test_frames_next_to_a_join_are_kept_for_most_of_the_steps() -> None:
+    from vinfinity.sampling.keep import kept_until
+
+    until = kept_until(range(24), known=20, redo=range(4, 20), blend=3, steps=8).tolist()
+    assert until == [8] * 4 + [6, 4, 2] + [0] * 17
+    until = kept_until(range(20), known=20, redo=range(4, 14), blend=9, steps=9).tolist()
+    assert until == [9] * 4 + [6, 3, 0, 0, 0, 0, 0, 0, 3, 6] + [9] * 6
 
 
 # ---- what can go wrong with files ----

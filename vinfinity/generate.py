@@ -31,7 +31,7 @@ from vinfinity.runs.edit import keeping, kept_latents
 from vinfinity.runs.folder import RunFolder, run_folder
 from vinfinity.runs.opening import held, opened
 from vinfinity.runs.parts import Parts, save_whole
-from vinfinity.runs.start import anchored, how_to_start
+from vinfinity.runs.start import how_to_start
 from vinfinity.sampling.noise import frame_noise
 from vinfinity.sampling.samplers import State, denoise
 from vinfinity.stopping import Stops
@@ -63,7 +63,8 @@ def run(config: RunConfig, origins: Mapping[str, str]) -> Summary | None:
     try:
         return launch(work, config, gpus=config.gpus, device=config.device, timeout=config.parallel.timeout)
     except VinfinityError as error:
-        if isinstance(error, InputError | BusyError):  # those leave the folder as it was
+        # by its code: what a started rank raised arrives as a VinfinityError that has the code of its kind
+        if error.exit_code in (InputError.exit_code, BusyError.exit_code):  # those leave the folder as it was
             raise
         if error.exit_code in (RankError.exit_code, OutputError.exit_code) and folder.holds_work():
             error.message += f"; `vinfinity resume {folder.path}` goes on from what was kept"
@@ -105,7 +106,7 @@ def work(config: RunConfig, ranks: Ranks) -> Summary | None:
             held=team.held,
             writes=team.writes,
             steps=len(job.sampler.timesteps),
-            settings=digest(anchored(config)),
+            settings=folder.identity(),
             config=config.checkpoint,
             stops=stops,
             progress=progress,

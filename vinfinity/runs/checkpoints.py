@@ -38,7 +38,7 @@ class Checkpoints:
     """The checkpoints of a run under way, on this rank; all ranks make the same calls.
 
     held: the frames of this rank, which it writes where `writes`; else another rank does. steps: how many there are.
-    settings: the digest of what determines the video. aligned: whether a run may go on after that many steps and give
+    settings: the run's identity. aligned: whether a run may go on after that many steps and give
     the same video.
     """
 

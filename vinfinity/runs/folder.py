@@ -4,6 +4,7 @@ import contextlib
 import datetime
 import errno
 import fcntl
+import hashlib
 import json
 import os
 import shutil
@@ -73,6 +74,16 @@ class RunFolder:
         """Writes run.json. Raises OutputError."""
         write_whole(self.path / "run.json", json.dumps(record, indent=2, ensure_ascii=False) + "\n")
 
+    def identity(self) -> str:
+        """What tells this run from others: SHA-256 (hex) of config.yaml as it is, "" where there is none.
+
+        Not of the settings that it holds: a later version of vinfinity may know more of them.
+        """
+        try:
+            return hashlib.sha256(self.settings.read_bytes()).hexdigest()
+        except OSError:
+            return ""
+
     def begin(self, *, settings: str, record: Mapping[str, object]) -> None:
         """Empties the folder and writes what the run is. settings: config.yaml. Raises OutputError."""
         try:
@@ -84,7 +95,7 @@ class RunFolder:
         except OSError as error:
             raise cannot_write(self.path, error) from error
         write_whole(self.settings, settings)
-        self.write_record(record)
+        self.write_record({**record, "settings": self.identity(), "finished": False})
 
     def event(self, kind: str, **facts: object) -> None:
         """Adds a line to events.jsonl. An event that cannot be written is no reason to end a run."""

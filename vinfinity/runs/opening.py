@@ -4,7 +4,7 @@ import contextlib
 import dataclasses
 from collections.abc import Iterator, Mapping
 
-from vinfinity.config import RunConfig, digest, to_yaml
+from vinfinity.config import RunConfig, to_yaml
 from vinfinity.errors import InputError
 from vinfinity.media.files import output_path
 from vinfinity.parallel.ranks import Ranks
@@ -55,9 +55,8 @@ def held(folder: RunFolder, ranks: Ranks, *, facts: Mapping[str, str]) -> Iterat
 
 def begin(folder: RunFolder, config: RunConfig, ranks: Ranks, record: Mapping[str, object]) -> None:
     """Makes the folder that of a new run. Raises OutputError."""
-    own = anchored(config)
-    settings = to_yaml(dataclasses.replace(own, gpus=ranks.size))
-    folder.begin(settings=settings, record={**record, "settings": digest(own), "finished": False})
+    settings = to_yaml(dataclasses.replace(anchored(config), gpus=ranks.size))
+    folder.begin(settings=settings, record=record)
 
 
 def check_same(folder: RunFolder, facts: Mapping[str, str]) -> None:

@@ -44,7 +44,7 @@ class Part:
 class Parts:
     """A finished folder of parts.
 
-    step: denoising steps done. settings: the digest of those that determine the video. tensors: their names.
+    step: denoising steps done. settings: the identity of the run. tensors: their names.
     """
 
     folder: Path

@@ -31,7 +31,7 @@ def how_to_start(config: RunConfig) -> Start:
             remedy = f"`vinfinity resume {folder.path}` goes on with it, --overwrite starts anew"
             raise InputError("out", video, remedy, problem="belongs to a run that was begun and not finished")
         return "new"
-    if record.get("settings") != digest(anchored(config)):
+    if digest(read_settings(folder)) != digest(anchored(config)):
         remedy = f"`vinfinity resume {folder.path}` takes those it began with, --overwrite starts anew"
         raise InputError("resume", folder.path, remedy, problem="is a run with other settings")
     return "done" if record.get("finished") and video.exists() else "resume"
@@ -66,11 +66,10 @@ def anchored(config: RunConfig) -> RunConfig:
 
 def read_settings(folder: RunFolder) -> RunConfig:
     """The configuration that a run was begun with. Raises InputError where config.yaml is no longer that."""
-    began = load(folder.settings).config
-    if digest(began) != (folder.record() or {}).get("settings"):
+    if folder.identity() != (folder.record() or {}).get("settings"):
         remedy = "put it back as it was, or start a new run"
         raise InputError("run", folder.settings, remedy, problem="is not what the run was begun with")
-    return began
+    return load(folder.settings).config
 
 
 def load_run(folder: RunFolder, *, overrides: list[str], flags: Mapping[str, object]) -> RunConfig:

@@ -91,16 +91,18 @@ class DDIM:
             )
 
     def level(self, step: int) -> tuple[float, float]:
-        alpha = self._alphas[self.timesteps[step]]
+        alpha = self._alphas[self.timesteps[0]] if step == 0 else self._alpha_after(step - 1)
         return math.sqrt(alpha), math.sqrt(1 - alpha)
+
+    def _alpha_after(self, step: int) -> float:
+        """Where a step leads to. With an uneven spacing that is not where the next one starts."""
+        before = self.timesteps[step] - self.config.num_train_timesteps // self.steps
+        final = 1.0 if self.config.set_alpha_to_one else self._alphas[0]
+        return self._alphas[before] if before >= 0 else final
 
     def step(self, state: State, prediction: Tensor, noise: Noise) -> State:
         c, x = self.config, state.x
-        t = self.timesteps[state.step]
-        before = t - c.num_train_timesteps // self.steps
-        alpha = self._alphas[t]
-        final = 1.0 if c.set_alpha_to_one else self._alphas[0]
-        alpha_next = self._alphas[before] if before >= 0 else final
+        alpha, alpha_next = self._alphas[self.timesteps[state.step]], self._alpha_after(state.step)
         signal, sigma = math.sqrt(alpha), math.sqrt(1 - alpha)
         if c.prediction_type == "epsilon":
             clean, epsilon = (x - sigma * prediction) / signal, prediction
