@@ -2,7 +2,7 @@
 
     python scripts/rivals/unet.py [--model mini|medium|FOLDER] [--frames 16] [--dtype fp32] [--threads 1] [--rounds 9]
 
-It stands here since the package never imports diffusers (docs/decisions/0008). Plain attention over all frames on both
+It stands here since the package never imports diffusers (docs/decisions/0007). Plain attention over all frames on both
 sides, and both guidance branches in one batch.
 """
 

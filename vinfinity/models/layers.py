@@ -51,7 +51,7 @@ def frames_last(x: Tensor, batch: int) -> Tensor:
 
 def linear(x: Tensor, weight: Tensor, bias: Tensor | None = None) -> Tensor:
     """x Wᵀ + bias. In fp32 on a CPU it runs as a 1x1 convolution over channels-last memory: convolutions go to oneDNN,
-    matrix products to MKL, which takes 2.3 times as long on CPUs that are not Intel's (docs/decisions/0005).
+    matrix products to MKL, which takes 2.3 times as long on CPUs that are not Intel's (docs/decisions/0006).
 
     x: (..., c). weight: (c', c). bias: (c',). Returns (..., c').
     """
