@@ -7,7 +7,7 @@ BIN   := .venv/bin
 READY := .venv/.ready
 
 .DEFAULT_GOAL := help
-.PHONY: help setup demo test test-slow test-multinode test-faults test-slurm bench-exchange bench-memory bench-decode lint format clean
+.PHONY: help setup demo test test-slow test-multinode test-faults bench-unet bench-memory bench-exchange bench-scaling bench-decode bench-e2e bench-all lint format clean test-slurm
 
 help: ## show this list
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  %-15s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
@@ -30,13 +30,29 @@ test-multinode: $(READY) ## two nodes as network namespaces give one video (root
 test-faults: $(READY) ## kill runs in every phase, 60 times, and resume them (ARGS="--kills 100 --seed 1")
 	$(BIN)/python scripts/faults.py $(ARGS)
 
+<<<<<<< HEAD
+bench-unet: $(READY) ## a UNet call by precision, and against diffusers' (ARGS="--compile")
+	$(BIN)/vinfinity bench unet $(ARGS)
+	$(BIN)/python scripts/rivals/unet.py --frames 16
+	$(BIN)/python scripts/rivals/unet.py --frames 96 --rounds 3
+	$(BIN)/python scripts/rivals/unet.py --model medium --frames 16 --rounds 3
+
+bench-scaling: $(READY) ## what a second rank gains here (ARGS="--ranks 2 --device cpu")
+	$(BIN)/vinfinity bench scaling $(ARGS)
+
+bench-e2e: $(READY) ## whole runs: time and memory against length (ARGS="--frames 500 --frames 5000 steps=4")
+	$(BIN)/vinfinity bench e2e $(ARGS)
+
+bench-all: bench-unet bench-memory bench-exchange bench-scaling bench-decode bench-e2e ## all of them, one after the other
+=======
 test-slurm: $(READY) ## preempt, requeue and compare on a real SLURM, installed where missing (root, Debian)
 	scripts/slurm/test.sh
+>>>>>>> runs
 
 bench-exchange: $(READY) ## what ranks send, and what that costs here (ARGS="--ranks 8 --timed 2 --device cpu")
 	$(BIN)/vinfinity bench exchange $(ARGS)
 
-bench-memory: $(READY) ## what a UNet call holds at most (ARGS="--frames 64 --frames 2300")
+bench-memory: $(READY) ## what a UNet call holds at most (ARGS="--frames 64 --frames 2300 --check")
 	$(BIN)/vinfinity bench memory $(ARGS)
 
 bench-decode: $(READY) ## decoding, encoding, both at once, and memory (ARGS="--frames 2000 --size 512x320")

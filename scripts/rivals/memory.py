@@ -2,7 +2,7 @@
 
     python scripts/rivals/memory.py --frames 16 --frames 32 [--branches 2] [--json FILE]
 
-It stands here since the package never imports diffusers (docs/decisions/0008). VideoCrafter2's shape, fp16, 512x320,
+It stands here since the package never imports diffusers (docs/decisions/0007). VideoCrafter2's shape, fp16, 512x320,
 both guidance branches in one batch as its pipeline calls them, with its default fused attention.
 """
 

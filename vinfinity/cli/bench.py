@@ -7,8 +7,112 @@ import typer
 
 from vinfinity.cli.options import DEVICES
 from vinfinity.cli.output import Debug, held_interrupts, print_columns, reported
+from vinfinity.errors import InputError
 
 bench = typer.Typer(help="Measure what a run takes.", no_args_is_help=True)
+Out = Annotated[Path | None, typer.Option("--out", "-o", metavar="FILE.json", help="Keep the figures here.")]
+
+
+@bench.command()
+def unet(
+    model: Annotated[
+        list[str] | None,
+        typer.Option(
+            metavar="mini|medium|FOLDER",
+            help="Whose UNet; medium has 353 M random parameters. May be repeated. [mini and medium]",
+        ),
+    ] = None,
+    frames: Annotated[
+        list[int] | None, typer.Option(metavar="N", help="May be repeated. [16 and 96; medium 16]")
+    ] = None,
+    size: Annotated[str | None, typer.Option(metavar="WxH", help="Pixels of a frame. [the model's]")] = None,
+    dtype: Annotated[
+        list[str] | None, typer.Option(metavar="fp32|fp16|bf16", help="May be repeated. [fp32 and bf16]")
+    ] = None,
+    compile: Annotated[bool, typer.Option("--compile", help="Compiled ones, too.")] = False,
+    rounds: Annotated[int, typer.Option(help="Times that each is timed, in turn.", min=1)] = 5,
+    threads: Annotated[int, typer.Option(help="Threads on a CPU.", min=1)] = 1,
+    device: Annotated[str, typer.Option(metavar="cpu|cuda", help="What to time on.")] = "cpu",
+    out: Out = None,
+    debug: Debug = False,
+) -> None:
+    """How long a UNet call takes, with both guidance branches and plain attention, by precision and compiled.
+
+    scripts/rivals/unet.py times it against diffusers'.
+    """
+    from vinfinity.config import parse_size
+
+    with reported(debug=debug):
+        pixels = None if size is None else parse_size(size)
+        with held_interrupts():
+            import torch
+
+            from vinfinity.insight import unet as insight
+            from vinfinity.job import DTYPES
+            from vinfinity.parallel.ranks import pick_device
+        for name in dtype or ():
+            if name not in DTYPES:
+                raise InputError("--dtype", name, f"choose from {', '.join(DTYPES)}", problem="is not known")
+        kind = pick_device(device).type
+        torch.set_num_threads(threads)
+        shapes = [
+            insight.shape_of(name, frames=count, size=pixels)
+            for name in model or ("mini", "medium")
+            for count in frames or ((16,) if name == "medium" else (16, 96))
+        ]
+        ways = dtype or ("fp32", "bf16")
+        measured = [
+            (shape, insight.time_unet(shape, dtypes=ways, compiled=compile, rounds=rounds, device=kind))
+            for shape in shapes
+        ]
+        print_columns(insight.times_table(measured))
+        if out is not None:
+            insight.write_json(out, measured)
+
+
+@bench.command()
+def scaling(
+    ranks: Annotated[int, typer.Option(metavar="N", help="Ranks that share the video.", min=2)] = 2,
+    frames: Annotated[int, typer.Option(metavar="N", help="Length of the video.", min=2)] = 192,
+    model: Annotated[str, typer.Option(metavar="mini|FOLDER", help="The model to time.")] = "mini",
+    rounds: Annotated[int, typer.Option(help="Pairs of calls to time.", min=1)] = 9,
+    device: Annotated[str, typer.Option(metavar="|".join(DEVICES), help="What to time on.")] = "auto",
+    out: Out = None,
+    debug: Debug = False,
+) -> None:
+    """What more ranks gain: a UNet call on one of them against one that they share, in turn; a thread each on CPUs."""
+    with reported(debug=debug):
+        if frames < ranks:
+            raise InputError("--ranks", ranks, f"give at most {frames}", problem="is more than the frames")
+        with held_interrupts():
+            from vinfinity.insight import scaling as insight
+        times = insight.measure_scaling(model, ranks=ranks, frames=frames, rounds=rounds, device=device)
+        print_columns(insight.scaling_table(times, ranks=ranks, frames=frames))
+        if out is not None:
+            insight.write_json(out, times)
+
+
+@bench.command()
+def e2e(
+    options: Annotated[
+        list[str] | None,
+        typer.Argument(metavar="KEY=VALUE", help="Settings of the runs, such as steps=8 or gpus=2."),
+    ] = None,
+    frames: Annotated[
+        list[int] | None, typer.Option(metavar="N", help="Lengths; may be repeated. [96, 192 and 384]")
+    ] = None,
+    model: Annotated[str, typer.Option(metavar="mini|FOLDER|NAME", help="The model.")] = "mini",
+    out: Out = None,
+    debug: Debug = False,
+) -> None:
+    """Whole runs from prompt to MP4: time of each phase and memory, against the length of the video."""
+    with reported(debug=debug):
+        from vinfinity.insight import whole as insight
+
+        runs = insight.measure_runs(sorted(frames or (96, 192, 384)), options or (), model=model)
+        print_columns(insight.runs_table(runs))
+        if out is not None:
+            insight.write_json(out, runs)
 
 
 @bench.command()
@@ -26,9 +130,7 @@ def exchange(
     model: Annotated[str, typer.Option(metavar="mini|FOLDER", help="The model to time.")] = "mini",
     rounds: Annotated[int, typer.Option(help="Pairs of calls to time.", min=1)] = 15,
     device: Annotated[str, typer.Option(metavar="|".join(DEVICES), help="What to time on.")] = "auto",
-    out: Annotated[
-        Path | None, typer.Option("--out", "-o", metavar="FILE.json", help="Keep the figures here.")
-    ] = None,
+    out: Out = None,
     debug: Debug = False,
 ) -> None:
     """What an inner rank sends and how often it waits, for VideoCrafter2's UNet; and what that costs here.
@@ -80,9 +182,7 @@ def memory(
         bool,
         typer.Option("--check", help="Compare a small call on the CPU with what a process really holds."),
     ] = False,
-    out: Annotated[
-        Path | None, typer.Option("--out", "-o", metavar="FILE.json", help="Keep the figures here.")
-    ] = None,
+    out: Out = None,
     debug: Debug = False,
 ) -> None:
     """What a step of VideoCrafter2 with guidance holds at most, in fp16, traced without weights or GPUs.
@@ -138,9 +238,7 @@ def decode(
     tile: Annotated[int | None, typer.Option(metavar="PIXELS", help="As `decode.tile`. [none]")] = None,
     rounds: Annotated[int, typer.Option(help="Times that each is timed, in turn.", min=1)] = 1,
     device: Annotated[str, typer.Option(metavar="|".join(DEVICES), help="What to decode on.")] = "auto",
-    out: Annotated[
-        Path | None, typer.Option("--out", "-o", metavar="FILE.json", help="Keep the figures here.")
-    ] = None,
+    out: Out = None,
     debug: Debug = False,
 ) -> None:
     """From random latents to an MP4: decoding alone, encoding alone, both at once, and memory on the way.

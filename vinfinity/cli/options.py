@@ -9,7 +9,7 @@ from typing import Annotated, Any, get_args
 import typer
 
 from vinfinity.cli.output import Debug, reported
-from vinfinity.config import Device, Dtype, Resolved, Sampler, complete, known_keys, load
+from vinfinity.config import Device, Dtype, Memory, Resolved, Sampler, complete, known_keys, load
 
 
 def _complete_model(incomplete: str) -> list[str]:
@@ -29,6 +29,7 @@ def _complete_key(incomplete: str) -> list[str]:
 
 
 SAMPLERS, DEVICES, DTYPES = get_args(Sampler), get_args(Device), get_args(Dtype)
+MEMORIES = get_args(Memory)
 VIDEO, SAMPLING, FILES, MACHINE = "The video", "Sampling", "Files", "The machine"
 
 
@@ -164,6 +165,21 @@ def _options(
             rich_help_panel=MACHINE,
         ),
     ] = None,
+    memory: Annotated[
+        str | None,
+        typer.Option(
+            metavar="|".join(MEMORIES),
+            help="What to spare: auto takes the fastest way that fits.",
+            autocompletion=_complete_from(*MEMORIES),
+            rich_help_panel=MACHINE,
+        ),
+    ] = None,
+    compile: Annotated[
+        bool,
+        typer.Option(
+            "--compile", help="Compile the UNet: minutes at the start, faster steps.", rich_help_panel=MACHINE
+        ),
+    ] = False,
     debug: Debug = False,
 ) -> None:
     """The options of a run; only their declarations matter, which `takes_options` hands to each command.
@@ -200,14 +216,16 @@ def _resolve(
     config: Path | None,
     overwrite: bool,
     resume: bool,
+    compile: bool,
     planned: bool,
     **flags: object,
 ) -> Resolved:
     """The configuration from defaults, model card, YAML file, settings and flags. Raises InputError."""
     from vinfinity.weights.card import model_defaults
 
-    given = {"overwrite": overwrite or None, "resume": resume or None, "lora": flags["lora"] or None}
-    flags = {**flags, **given}
+    switches = {"overwrite": overwrite, "resume": resume, "compile": compile}
+    given = {name: True for name, on in switches.items() if on}  # those that are off were not given
+    flags = {**flags, **given, "lora": flags["lora"] or None}
     resolved = load(config, overrides=settings or (), flags=flags)
     defaults, origin = model_defaults(resolved.config.model, planned=planned)
     return complete(resolved, defaults, origin=origin)

@@ -51,7 +51,7 @@ def frames_last(x: Tensor, batch: int) -> Tensor:
 
 def linear(x: Tensor, weight: Tensor, bias: Tensor | None = None) -> Tensor:
     """x Wᵀ + bias. In fp32 on a CPU it runs as a 1x1 convolution over channels-last memory: convolutions go to oneDNN,
-    matrix products to MKL, which takes 2.3 times as long on CPUs that are not Intel's (docs/decisions/0005).
+    matrix products to MKL, which takes 2.3 times as long on CPUs that are not Intel's (docs/decisions/0006).
 
     x: (..., c). weight: (c', c). bias: (c',). Returns (..., c').
     """
@@ -195,6 +195,12 @@ class ResnetBlock(nn.Module):
         hidden = self.conv2(self.activation(self.norm2(hidden)))
         hidden += x if self.conv_shortcut is None else self.conv_shortcut(x)
         return hidden.div_(self.out_scale) if self.out_scale != 1.0 else hidden
+
+
+def channels_last(weight: Tensor) -> Tensor:
+    """A weight laid out as convolutions over channels-last memory read it; else each call would turn it first."""
+    formats = {4: torch.channels_last, 5: torch.channels_last_3d}
+    return weight.contiguous(memory_format=formats[weight.dim()]) if weight.dim() in formats else weight
 
 
 class Downsample(nn.Module):

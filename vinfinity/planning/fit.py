@@ -12,7 +12,7 @@ from vinfinity.job import Job
 from vinfinity.parallel.ranks import Ranks, find_place, pick_device
 from vinfinity.planning.machines import free_on_device, free_on_host
 from vinfinity.planning.outline import DeviceType, Outline, outline
-from vinfinity.planning.trace import BlockMemory, StepMemory, trace_decode, trace_step, trace_text
+from vinfinity.planning.trace import BlockMemory, StepMemory, step_memory, trace_decode, trace_text
 from vinfinity.weights.load import MAPPED
 
 # what allocators take beyond what is asked of them; glibc's keeps many freed blocks (`vinfinity bench memory --check`)
@@ -78,29 +78,28 @@ def memory_of(run: Outline, execution: Execution) -> Memory:
     picture = width * height * 3
     return Memory(
         execution=execution,
-        step=trace_step(run.clip, execution, run.sampler, branches=run.rank_branches),
-        decoding=trace_decode(run.vae, run.latent[1:], frames=run.decoded_at_once),
+        step=step_memory(run.clip, execution, run.sampler, branches=run.rank_branches),
+        decoding=trace_decode(run.decoder, run.blocks, run.latent[1:]),
         text=trace_text(run.text, run.clip.dtype, texts=run.branches),
         latents=2 * run.config.frames * c * h * w * 4,  # the ranks' parts and the whole, in fp32
         loading=LOADING,
-        pictures=2 * run.decoded_at_once * picture + X264_FRAMES * picture // 2,
+        pictures=2 * run.blocks.frames * picture + X264_FRAMES * picture // 2,
         process=CUDA_PROCESS if run.device == "cuda" else PROCESS,
     )
 
 
 def bound(run: Outline, execution: Execution) -> int:
     """A number of bytes that a run on the CPU surely stays below, without tracing it: 64 of its largest hidden states,
-    16 of the decoder's, and what does not depend on the video. Far too much for long videos; enough to let short ones
-    start at once.
+    twice the decoder's block, and what does not depend on the video. Far too much for long videos; enough to let short
+    ones start at once.
     """
     c, h, w = run.latent
     widest = max(*run.unet.block_out_channels, 8 * run.unet.attention_head_dim)
     state = hidden_state(run, execution, widest)
-    picture = run.decoded_at_once * h * w * run.card.pixels**2 * run.vae.block_out_channels[0] * 4
     layers = len(run.unet.block_out_channels) * (run.unet.layers_per_block + 1)
     weights = 256 * widest**2 * layers * 4
     latents = 4 * run.config.frames * c * h * w * 4
-    return 64 * state + 16 * picture + weights + latents + PROCESS + LOADING
+    return 64 * state + 2 * run.blocks.bytes + weights + latents + PROCESS + LOADING
 
 
 def hidden_state(run: Outline, execution: Execution, channels: int) -> int:
@@ -194,10 +193,8 @@ def nearest_settings(run: Outline, room: Room) -> Iterator[tuple[str, ...]]:
     if free.config != run.config and _fits(free, room):
         before, after = leaves(run.config), leaves(free.config)
         yield tuple(f"{key}={after[key] or 'null'}" for key in before if before[key] != after[key])
-    if run.decoded_at_once > 1 and _fits(
-        one := run.changed(decode=replace(run.config.decode, frames=1)), room
-    ):
-        yield (f"decode.frames={one.decoded_at_once}",)
+    if run.blocks.frames > 1 and _fits(one := run.changed(decode=replace(run.config.decode, frames=1)), room):
+        yield (f"decode.frames={one.blocks.frames}",)
         return  # the networks themselves fit
     frames = most_frames(run, room)
     if frames is not None:

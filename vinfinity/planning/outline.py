@@ -2,15 +2,21 @@
 
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
+from functools import cache
+from pathlib import Path
 from typing import Any, Literal, TypeVar
+
+import torch
 
 from vinfinity.config import Phase, RunConfig
 from vinfinity.errors import WeightsError
 from vinfinity.execution import Execution, ladder
 from vinfinity.job import DTYPES, branches, latent_shape, pick_sampler
+from vinfinity.media.blocks import Blocks, plan_blocks
 from vinfinity.models.text import TextConfig
+from vinfinity.models.tiny import LatentDecoder
 from vinfinity.models.unet import UNetConfig
-from vinfinity.models.vae import VAEConfig
+from vinfinity.models.vae import AutoencoderKL, VAEConfig
 from vinfinity.parallel.context import NEVER, Scopes
 from vinfinity.parallel.shards import FrameShards
 from vinfinity.parallel.teams import team_of
@@ -18,6 +24,7 @@ from vinfinity.planning.trace import Clip
 from vinfinity.sampling.samplers import Sampler
 from vinfinity.sampling.schedule import SchedulerConfig
 from vinfinity.weights.card import ModelCard
+from vinfinity.weights.load import drop_encoder, empty_decoder
 
 DeviceType = Literal["cuda", "cpu"]
 Built = TypeVar("Built")
@@ -34,7 +41,7 @@ class Outline:
     device: DeviceType
     ranks: int
     unet: UNetConfig
-    vae: VAEConfig
+    decoder: LatentDecoder
     text: TextConfig
     sampler: Sampler
     branches: int
@@ -89,6 +96,7 @@ class Outline:
             norm=attention.norm,
             trained_frames=trained,
             text=self.card.text_length,
+            reuse=config.reuse.depth if config.reuse.interval > 1 else None,
         )
 
     @property
@@ -104,9 +112,10 @@ class Outline:
         return ladder(self.config, branches=self.rank_branches, frames=max(self.held), device=self.device)
 
     @property
-    def decoded_at_once(self) -> int:
-        """Frames."""
-        return min(self.config.decode.frames or 8, self.config.frames)
+    def blocks(self) -> Blocks:
+        """How the video is cut for decoding."""
+        blocks = plan_blocks(self.config.decode, self.decoder.config, self.latent[1:])
+        return replace(blocks, frames=min(blocks.frames, self.config.frames))
 
     def changed(self, *, ranks: int | None = None, **settings: Any) -> "Outline":
         """The outline of the same run with other ranks or settings."""
@@ -124,18 +133,30 @@ def outline(config: RunConfig, card: ModelCard, *, device: DeviceType, ranks: in
             remedy = "use a model of a supported kind"
             raise WeightsError("model", card.folder / part, remedy, problem=f"{error}") from None
 
+    if config.decoder is not None:
+        decoder = empty_decoder(Path(config.decoder))
+    else:
+        decoder = _decoding_half(built("vae", VAEConfig.from_dict))
     return Outline(
         config=config,
         card=card,
         device=device,
         ranks=ranks,
         unet=built("unet", UNetConfig.from_dict),
-        vae=built("vae", VAEConfig.from_dict),
+        decoder=decoder,
         text=built("text_encoder", TextConfig.from_dict),
         sampler=pick_sampler(config, built("scheduler", SchedulerConfig.from_dict)),
         branches=branches(config, card),
         latent=latent_shape(config, card),
     )
+
+
+@cache
+def _decoding_half(vae: VAEConfig) -> LatentDecoder:
+    with torch.device("meta"):
+        decoder = AutoencoderKL(vae)
+    drop_encoder(decoder)
+    return decoder
 
 
 def _scopes_on(phase: Phase) -> int:

@@ -74,7 +74,7 @@ class Plan:
 
     @property
     def _decoded_blocks(self) -> float:
-        return self.run.config.frames / self.run.decoded_at_once
+        return self.run.config.frames / self.run.blocks.frames
 
     @property
     def latents_bytes(self) -> int:

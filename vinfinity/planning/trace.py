@@ -1,8 +1,7 @@
 """The networks on tensors without data: the real layers run, so that no figure can drift from what they do."""
 
-import math
 from collections.abc import Callable
-from dataclasses import dataclass, replace
+from dataclasses import asdict, dataclass, replace
 from functools import lru_cache
 from typing import Literal
 
@@ -10,10 +9,11 @@ import torch
 from torch import Tensor
 
 from vinfinity.execution import Execution
+from vinfinity.media.blocks import Blocks
 from vinfinity.models.store import DeviceStore, HostStore
 from vinfinity.models.text import TextConfig, TextEncoder
-from vinfinity.models.unet import UNet, UNetConfig
-from vinfinity.models.vae import AutoencoderKL, VAEConfig
+from vinfinity.models.tiny import LatentDecoder
+from vinfinity.models.unet import DeepFeatures, UNet, UNetConfig
 from vinfinity.parallel.context import AttentionPlan, QueryBlock, Scopes, temporal_context
 from vinfinity.parallel.exchange import TracedExchange
 from vinfinity.parallel.shards import FrameShards
@@ -22,12 +22,15 @@ from vinfinity.sampling.guidance import guide
 from vinfinity.sampling.samplers import Sampler, State
 from vinfinity.weights.load import KINDS
 
+STRETCHES = 16  # from which on memory is taken to be a straight line
 WHOLE = Execution(branches=1, skips="device", stretch=2**62)  # all frames at once: the fewest operations
 
 
 @dataclass(frozen=True)
 class Clip:
-    """What one rank is asked for in a UNet call. latent: (h, w). text: tokens of the prompt."""
+    """What one rank is asked for in a UNet call. latent: (h, w). text: tokens of the prompt.
+    reuse: levels that run in every step, where the features of the others are kept; a traced call keeps them anew.
+    """
 
     unet: UNetConfig
     shards: FrameShards
@@ -38,6 +41,7 @@ class Clip:
     norm: Literal["video", "rank"] = "video"
     trained_frames: int = 16
     text: int = 77
+    reuse: int | None = None
 
     @property
     def frames(self) -> int:
@@ -55,13 +59,13 @@ class Call:
 
 
 def unet_call(
-    clip: Clip, execution: Execution, *, unet: UNet | None = None, largest_blocks: bool = False
+    clip: Clip, execution: Execution, *, unet: UNet | None = None, few_blocks: bool = False
 ) -> Call:
     """The UNet call of `clip` as predict.py makes it: the one place that knows how.
 
-    unet: with data, for measurements; None makes one without. largest_blocks: of the blocks of queries in temporal
-    attention only the largest run. Each frees what it made when the next is at work, so that memory at most is the same
-    in a fraction of the operations.
+    unet: with data, for measurements; None makes one without. few_blocks: of the blocks of queries in temporal
+    attention only some of each shape run. Each frees what it made when the next is at work, so that memory at most is
+    the same, in a fraction of the operations.
     """
     unet = empty_unet(clip.unet, clip.dtype) if unet is None else unet
     device = unet.conv_in.weight.device
@@ -75,7 +79,7 @@ def unet_call(
         norm=clip.norm,
         device=device,
     )
-    attention = largest(context.attention) if largest_blocks else context.attention
+    attention = each_kind(context.attention) if few_blocks else context.attention
     context = replace(context, attention=attention, limit=execution.stretch)
     store = HostStore(device) if execution.skips == "host" else DeviceStore()
     with device:
@@ -87,28 +91,30 @@ def unet_call(
 
     def run(x: Tensor) -> Tensor:
         branches = x.to(clip.dtype).expand(execution.branches, *x.shape[1:])
-        return unet(branches, t, text, context, fps=fps, condition=condition, store=store)
+        deep = None if clip.reuse is None else DeepFeatures(clip.reuse)
+        kept.append(deep)
+        return unet(branches, t, text, context, fps=fps, condition=condition, store=store, deep=deep)
 
+    kept: list[DeepFeatures | None] = []  # of all calls, as a run keeps those of its branches
     return Call(unet=unet, run=run, exchange=exchange)
 
 
-def largest(plan: AttentionPlan) -> AttentionPlan:
-    """The plan with only those blocks of queries that no other exceeds in every count."""
+def each_kind(plan: AttentionPlan) -> AttentionPlan:
+    """The plan with blocks of queries of every shape, each after a block of every shape that comes before one such: the
+    keys of the block before are still there when a block begins.
+    """
 
-    def count(index: Tensor | None) -> float:
-        return math.inf if index is None else len(index)  # None: all frames
+    def kind(block: QueryBlock) -> tuple[int | None, ...]:
+        own, fetched = (None if some is None else len(some) for some in (block.own, block.fetched))
+        return len(block.queries), own, fetched, block.bias is None
 
-    def size(block: QueryBlock) -> tuple[float, ...]:
-        return len(block.queries), count(block.own), count(block.fetched), block.bias is not None
-
-    kinds: dict[tuple[float, ...], list[QueryBlock]] = {}
-    for block in plan.blocks:
-        kinds.setdefault(size(block), []).append(block)
+    seen: set[object] = set()
     kept: list[QueryBlock] = []
-    for counts, alike in kinds.items():
-        smaller = (all(one <= other for one, other in zip(counts, others, strict=True)) for others in kinds)
-        if sum(smaller) == 1:  # only than itself
-            kept += alike[:2]  # the keys of the block before are still there when a block begins
+    for before, block in zip((None, *plan.blocks), plan.blocks, strict=False):
+        pair = (None if before is None else kind(before), kind(block))
+        if pair not in seen:
+            seen.add(pair)
+            kept += [block] if before is None or (kept and kept[-1] is before) else [before, block]
     return replace(plan, blocks=tuple(kept))
 
 
@@ -153,9 +159,10 @@ class StepMemory:
 def trace_step(clip: Clip, execution: Execution, sampler: Sampler, *, branches: int) -> StepMemory:
     """One denoising step of a rank: its guidance branches, `execution.branches` at once, then the sampler.
 
-    branches: those that this rank takes. Of branches in turn only the last runs; the predictions of the others wait.
+    branches: those that this rank takes. Of branches in turn only the last runs, unless the others keep features; their
+    predictions wait.
     """
-    call = unet_call(clip, execution, largest_blocks=True)
+    call = unet_call(clip, execution, few_blocks=True)
     shape = (1, clip.unet.in_channels, clip.frames, *clip.latent)
     before_mid: list[int] = []
 
@@ -175,6 +182,10 @@ def trace_step(clip: Clip, execution: Execution, sampler: Sampler, *, branches: 
             waiting = branches - execution.branches
             done = torch.empty(waiting, *shape[1:], dtype=clip.dtype, device="meta")
             held = live.now
+            if clip.reuse is not None:
+                for _ in range(waiting // execution.branches):
+                    call.run(state.x)
+                before_mid.clear()
             predictions = torch.cat([done, call.run(state.x)])
             del done
             sampler.step(state, guide(predictions.float(), 2.0), noise)
@@ -188,6 +199,28 @@ def trace_step(clip: Clip, execution: Execution, sampler: Sampler, *, branches: 
         working=live.peak,
         host=live.host_peak,
     )
+
+
+def step_memory(clip: Clip, execution: Execution, sampler: Sampler, *, branches: int) -> StepMemory:
+    """What `trace_step` finds; for a clip of very many stretches, from two shorter ones: no temporary grows with the
+    video, so that from some stretches on all that is held lies on a straight line in frames.
+    """
+    h, w = clip.latent
+    state = execution.branches * h * w * clip.unet.block_out_channels[0] * clip.dtype.itemsize
+    few = STRETCHES * max(1, execution.stretch // state)
+    if clip.frames <= 2 * few:
+        return trace_step(clip, execution, sampler, branches=branches)
+    low, high = (
+        asdict(trace_step(holding(clip, frames), execution, sampler, branches=branches))
+        for frames in (few, 2 * few)
+    )
+    steps = (clip.frames - few) / few
+    return StepMemory(**{part: round(low[part] + steps * (high[part] - low[part])) for part in low})
+
+
+def holding(clip: Clip, frames: int) -> Clip:
+    """The same with that many frames on each rank."""
+    return replace(clip, shards=FrameShards(frames * clip.shards.ranks, clip.shards.ranks))
 
 
 @dataclass(frozen=True)
@@ -227,14 +260,16 @@ class BlockMemory:
 
 @lru_cache(maxsize=32)
 @torch.inference_mode()
-def trace_decode(config: VAEConfig, latent: tuple[int, int], *, frames: int) -> BlockMemory:
-    """Decoding `frames` frames at once, in fp32. latent: (h, w)."""
+def trace_decode(decoder: LatentDecoder, blocks: Blocks, latent: tuple[int, int]) -> BlockMemory:
+    """Decoding a block of frames, in fp32. latent: (h, w). Of tiles, memory is that of the arithmetic which cuts
+    them; tests compare it with a trace.
+    """
     with torch.device("meta"):
-        vae = AutoencoderKL(config)
-        latents = torch.empty(frames, config.latent_channels, *latent)
+        latents = torch.empty(blocks.frames, decoder.config.latent_channels, *latent)
     with LiveBytes() as live, Work() as work:
-        vae.decode(latents)
-    return BlockMemory(weights=parameter_bytes(vae), working=live.peak, work=work)
+        decoder.decode(latents)
+    working = live.peak if blocks.tile is None else blocks.bytes
+    return BlockMemory(weights=parameter_bytes(decoder), working=working, work=work)
 
 
 @lru_cache(maxsize=32)

@@ -11,6 +11,7 @@ from safetensors import SafetensorError, safe_open
 from torch import nn
 
 from vinfinity.errors import WeightsError
+from vinfinity.models.layers import channels_last
 from vinfinity.models.text import TextConfig, TextEncoder
 from vinfinity.models.tiny import AutoencoderTiny, LatentDecoder, TinyConfig
 from vinfinity.models.unet import UNet, UNetConfig
@@ -43,12 +44,6 @@ def text_name(name: str) -> str | None:
     if name.endswith("embeddings.position_ids"):
         return None
     return name if name.startswith("text_model.") else f"text_model.{name}"
-
-
-MEMORY_FORMATS = {
-    4: torch.channels_last,
-    5: torch.channels_last_3d,
-}  # of convolutions' weights, by dimensions
 
 
 def _same(name: str) -> str:
@@ -127,23 +122,34 @@ def find_decoder(folder: Path, *, half: bool = False) -> tuple[LatentDecoder, So
     Every tensor of the files must have its place; those that only encode may be missing altogether.
     Raises WeightsError.
     """
+    network, kind = _empty_decoder(folder)
+    sources = _sources(folder, kind, half=half)
+    encoding = {target for target in sources if target.startswith(tuple(f"{part}." for part in ENCODING))}
+    if not encoding:
+        drop_encoder(network)
+    check_fit(network, {target: entry.shape for target, (_, entry) in sources.items()}, folder)
+    drop_encoder(network)
+    return network, {target: source for target, source in sources.items() if target not in encoding}
+
+
+def empty_decoder(folder: Path) -> LatentDecoder:
+    """The decoding half that FOLDER/config.json describes, without weights. Raises WeightsError."""
+    network, _ = _empty_decoder(folder)
+    drop_encoder(network)
+    return network
+
+
+def _empty_decoder(folder: Path) -> tuple[LatentDecoder, Kind]:
     name = str(read_json(folder / "config.json").get("_class_name", "AutoencoderKL"))
     if name not in DECODERS:
         remedy = f"use {' or '.join(DECODERS)}"
         raise WeightsError("model", folder, remedy, problem=f"is of the class {name}")
     kind = DECODERS[name]
     with torch.device("meta"):
-        network = cast(LatentDecoder, _config(folder, kind.build))
-    sources = _sources(folder, kind, half=half)
-    encoding = {target for target in sources if target.startswith(tuple(f"{part}." for part in ENCODING))}
-    if not encoding:
-        _drop_encoder(network)
-    check_fit(network, {target: entry.shape for target, (_, entry) in sources.items()}, folder)
-    _drop_encoder(network)
-    return network, {target: source for target, source in sources.items() if target not in encoding}
+        return cast(LatentDecoder, _config(folder, kind.build)), kind
 
 
-def _drop_encoder(network: nn.Module) -> None:
+def drop_encoder(network: nn.Module) -> None:
     for part in ENCODING:
         if hasattr(network, part):
             delattr(network, part)
@@ -315,11 +321,7 @@ def listed(faults: Sequence[str]) -> str:
 def _put(module: nn.Module, name: str, tensor: torch.Tensor) -> None:
     *parents, last = name.split(".")
     owner = module.get_submodule(".".join(parents))
-    if (
-        tensor.dim() in MEMORY_FORMATS
-    ):  # else convolutions over channels-last memory would turn them in every call
-        tensor = tensor.contiguous(memory_format=MEMORY_FORMATS[tensor.dim()])
-    setattr(owner, last, nn.Parameter(tensor, requires_grad=False))
+    setattr(owner, last, nn.Parameter(channels_last(tensor), requires_grad=False))
 
 
 def _shape(shape: tuple[int, ...]) -> str:
