@@ -150,20 +150,6 @@ class Ranks:
             dist.all_gather_object(everyone, fact)
         return everyone
 
-    def gather(self, frames: Tensor, shards: FrameShards) -> Tensor | None:
-        """All frames in order on rank 0, on the CPU; None elsewhere. frames: (1, c, f, h, w), those held here."""
-        mine, label = frames.cpu().contiguous(), "gathering the latents"
-        if self.size == 1:
-            return mine
-        if not self.first:
-            self.send(mine, 0, label=label)
-            return None
-        parts = [mine]
-        for rank in range(1, self.size):
-            theirs = mine.new_empty(*mine.shape[:2], len(shards.held(rank)), *mine.shape[3:])
-            parts.append(self.receive(theirs, rank, label=label))
-        return torch.cat(parts, dim=2)
-
     def send(self, x: Tensor, to: int, *, label: str) -> None:
         """Sends a CPU tensor; returns when it is on its way. Raises RankError where `to` is late or gone."""
         with _named(label, to):
