@@ -14,7 +14,6 @@ from torch import Tensor
 
 from vinfinity.errors import InputError, RankError
 from vinfinity.parallel.exchange import lost_rank
-from vinfinity.parallel.shards import FrameShards
 from vinfinity.parallel.teams import Team, team_of
 
 Fact = TypeVar("Fact")
