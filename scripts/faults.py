@@ -1,6 +1,6 @@
 """Kills runs at random moments of every phase, lets them go on, and compares them with uninterrupted ones.
 
-    scripts/faults.py [--kills 60] [--seed 0] [--keep FOLDER]
+    scripts/faults.py [--kills 60] [--seed 0] [--phases decode,mux] [--keep FOLDER]
 
 A video is begun, killed, resumed and killed again, with one or two ranks each time, until it is finished; then the next
 one is begun, until there were enough kills. The signal and the process it goes to (any rank, or the one that started
@@ -18,7 +18,7 @@ import subprocess
 import sys
 import tempfile
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -28,7 +28,7 @@ from vinfinity.runs.parts import DamagedError, read_manifest
 
 PHASES = ("start", "denoising", "checkpoint", "denoising", "gather", "decode", "mux", "mux")
 SIGNALS = [signal.SIGKILL] * 5 + [signal.SIGTERM, signal.SIGUSR1, signal.SIGINT]
-FRAMES, STEPS, EVERY = 24, 14, 2
+FRAMES, STEPS, EVERY = 24, 10, 2
 HANG = 180.0  # seconds; a run takes some ten
 CLOSE = 1e-4
 
@@ -56,7 +56,7 @@ def arguments(seed: int, out: Path) -> list[str]:
         "--steps",
         str(STEPS),
         "--size",
-        "64x48",
+        "128x80",
         "--device",
         "cpu",
         "--seed",
@@ -146,7 +146,7 @@ def run_and_kill(
     deadline = time.monotonic() + HANG
     while process.poll() is None and not reached(phase, folder, since) and time.monotonic() < deadline:
         time.sleep(0.0003)
-    time.sleep(draw.uniform(0, {"start": 7, "denoising": 1.0, "decode": 0.06}.get(phase, 0.001)))
+    time.sleep(draw.uniform(0, {"start": 7, "denoising": 1.0, "decode": 0.2}.get(phase, 0.001)))
     number = draw.choice(SIGNALS) if phase != "mux" else signal.SIGKILL
     target = draw.choice(processes(process.pid))
     if target != process.pid and number == signal.SIGINT:
@@ -183,12 +183,13 @@ def repeated_steps(folder: Path) -> int:
     return most
 
 
-def one_video(seed: int, work: Path, draw: random.Random, report: Report, wanted: int) -> None:
+def one_video(
+    seed: int, work: Path, draw: random.Random, report: Report, *, wanted: int, phases: Iterator[str]
+) -> None:
     """One video from its first start to its end, killed in phase after phase."""
     out = work / f"{seed}.mp4"
     folder = out.with_suffix(".run")
     used = set()
-    phases = iter(PHASES)
     while not out.exists() and sum(report.kills.values()) < wanted:
         phase = next(phases, "")
         if not phase:
@@ -267,6 +268,9 @@ def main() -> None:
     )
     parser.add_argument("--kills", type=int, default=60)
     parser.add_argument("--seed", type=int, default=0)
+    parser.add_argument(
+        "--phases", default=",".join(PHASES), help="those in which each video is killed, in order"
+    )
     parser.add_argument("--keep", type=Path, help="leave the runs here")
     options = parser.parse_args()
     with contextlib.suppress(OSError):
@@ -277,7 +281,8 @@ def main() -> None:
         work.mkdir(parents=True, exist_ok=True)
         seed = 0
         while sum(report.kills.values()) < options.kills:
-            one_video(seed, work, draw, report, options.kills)
+            phases = iter(options.phases.split(","))
+            one_video(seed, work, draw, report, wanted=options.kills, phases=phases)
             seed += 1
     print(
         f"{sum(report.kills.values())} kills of {report.videos} videos in {time.monotonic() - started:.0f} s "

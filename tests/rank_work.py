@@ -49,7 +49,7 @@ def call_unets(cases: list[Case], ranks: Ranks) -> list[Tensor | None]:
         x, text = (y.to(ranks.device) for y in (case.x[:, :, held.start : held.stop], case.text))
         with torch.inference_mode():
             mine = unet(x, torch.full((1,), 500.0, device=ranks.device), text, ctx)
-        outputs.append(ranks.gather(mine, shards))
+        outputs.append(torch.cat(ranks.collect(mine), dim=2))
     return outputs
 
 

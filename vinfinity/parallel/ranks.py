@@ -14,16 +14,18 @@ from torch import Tensor
 
 from vinfinity.errors import InputError, RankError
 from vinfinity.parallel.exchange import lost_rank
-from vinfinity.parallel.shards import FrameShards
 from vinfinity.parallel.teams import Team, team_of
 
 Fact = TypeVar("Fact")
-FAULT = "vinfinity/fault"
+FAULT = "fault"
 
 
 @dataclass(frozen=True)
 class Place:
-    """Where a launcher put this process: rank of size, local_rank of local_size on its node."""
+    """Where a launcher put this process: rank of size, local_rank of local_size on its node.
+
+    attempt: how often the ranks were started before.
+    """
 
     rank: int
     size: int
@@ -32,6 +34,7 @@ class Place:
     address: str
     port: int
     launcher: str
+    attempt: int = 0
 
 
 def find_place(environment: Mapping[str, str]) -> Place | None:
@@ -63,7 +66,8 @@ def find_place(environment: Mapping[str, str]) -> Place | None:
         if launcher == "srun":
             counts = tasks_per_node(environment["SLURM_STEP_TASKS_PER_NODE"])
             numbers["local_size"] = counts[int(environment.get("SLURM_NODEID", "0"))]
-        place = Place(**numbers, address=address, port=int(port), launcher=launcher)
+        attempt = int(environment.get("TORCHELASTIC_RESTART_COUNT") or 0)
+        place = Place(**numbers, address=address, port=int(port), launcher=launcher, attempt=attempt)
     except (KeyError, ValueError, IndexError) as error:
         problem = f"is missing or wrong among {launcher}'s variables"
         raise InputError(
@@ -145,20 +149,6 @@ class Ranks:
             dist.all_gather_object(everyone, fact)
         return everyone
 
-    def gather(self, frames: Tensor, shards: FrameShards) -> Tensor | None:
-        """All frames in order on rank 0, on the CPU; None elsewhere. frames: (1, c, f, h, w), those held here."""
-        mine, label = frames.cpu().contiguous(), "gathering the latents"
-        if self.size == 1:
-            return mine
-        if not self.first:
-            self.send(mine, 0, label=label)
-            return None
-        parts = [mine]
-        for rank in range(1, self.size):
-            theirs = mine.new_empty(*mine.shape[:2], len(shards.held(rank)), *mine.shape[3:])
-            parts.append(self.receive(theirs, rank, label=label))
-        return torch.cat(parts, dim=2)
-
     def send(self, x: Tensor, to: int, *, label: str) -> None:
         """Sends a CPU tensor; returns when it is on its way. Raises RankError where `to` is late or gone."""
         with _named(label, to):
@@ -199,10 +189,12 @@ def joined(place: Place, *, device: torch.device, timeout: float) -> Iterator[Ra
             # under srun rank 0 keeps the store; ranks that vinfinity started find it in the process that did
             keeper = place.launcher == "srun" and place.rank == 0
             store = dist.TCPStore(place.address, place.port, is_master=keeper, timeout=limit)
+        # torchrun's store outlives the ranks: what those of an earlier attempt left there must not be found
+        store = dist.PrefixStore(f"vinfinity/{place.attempt}", store)
         store.set_timeout(limit)
         dist.init_process_group(
             "cpu:gloo,cuda:nccl" if device.type == "cuda" else "gloo",
-            store=dist.PrefixStore("vinfinity", store),
+            store=store,
             rank=place.rank,
             world_size=place.size,
             timeout=limit,
