@@ -4,13 +4,18 @@ import json
 from pathlib import Path
 
 import pytest
+import torch
 
 from vinfinity.config import DecodeConfig
-from vinfinity.errors import InputError
+from vinfinity.errors import InputError, VinfinityError
+from vinfinity.insight import unet
 from vinfinity.insight.decode import decode_table, measure_decoding, slope, write_json
 from vinfinity.insight.exchange import count_traffic
 from vinfinity.insight.memory import check_footprint
-from vinfinity.models.unet import UNetConfig
+from vinfinity.insight.scaling import measure_scaling, scaling_table
+from vinfinity.insight.timing import time_in_turn
+from vinfinity.insight.whole import measure_runs, runs_table
+from vinfinity.models.unet import UNetConfig, compile_blocks
 from vinfinity.parallel.context import Scopes
 
 VIDEOCRAFTER2 = UNetConfig(fps_cond=True)
@@ -73,3 +78,48 @@ def test_traced_memory_is_what_a_process_really_holds() -> None:
     check = check_footprint(frames=64, latent=(16, 24))
     assert check.ratio == pytest.approx(1.0, abs=0.15)
     assert check.kept >= 0.9 * check.resident
+
+
+def test_calls_are_timed_in_turn_and_compared_round_by_round() -> None:
+    order: list[str] = []
+    times = time_in_turn({"a": lambda: order.append("a"), "b": lambda: order.append("b")}, rounds=3)
+    assert order == ["a", "b"] * 4  # a round to warm up
+    assert len(times.seconds["a"]) == 3
+    assert times.ratios("a", "a") == [1.0] * 3
+
+
+def test_a_unet_call_is_timed_in_each_precision(model_folder: Path, tmp_path: Path) -> None:
+    shape = unet.shape_of(str(model_folder), frames=3, size=(32, 32))
+    times = unet.time_unet(shape, dtypes=("fp32", "bf16"), compiled=False, rounds=2, device="cpu")
+    rows = unet.times_table([(shape, times)])
+    assert [row[0].rpartition(", ")[2] for row in rows[1:]] == ["fp32", "bf16"]
+    unet.write_json(tmp_path / "unet.json", [(shape, times)])
+    (kept,) = json.loads((tmp_path / "unet.json").read_text())
+    assert [len(seconds) for seconds in kept["seconds"].values()] == [2, 2]
+
+
+def test_scaling_compares_one_rank_with_several(model_folder: Path) -> None:
+    times = measure_scaling(str(model_folder), ranks=2, frames=7, rounds=2, device="cpu")
+    assert {name: len(seconds) for name, seconds in times.seconds.items()} == {"alone": 2, "together": 2}
+    assert dict(scaling_table(times, ranks=2, frames=7))["video"].startswith("7 frames")
+
+
+def test_whole_runs_are_measured_against_their_length(model_folder: Path) -> None:
+    options = ["size=32x32", "steps=1"]
+    short, long = measure_runs((2, 5), options, model=str(model_folder))
+    assert (short.frames, long.frames) == (2, 5)
+    assert min(short.denoising, short.decoding, short.peak) > 0
+    assert len(runs_table([short, long])) == 3
+    with pytest.raises(VinfinityError, match=r"a run of 3 frames failed: .*stepz"):
+        measure_runs((3,), ["stepz=1"], model=str(model_folder))
+
+
+@pytest.mark.slow
+def test_compiled_layers_say_the_same(model_folder: Path) -> None:
+    shape = unet.shape_of(str(model_folder), frames=3, size=(32, 32))
+    plain, compiled = (shape.build(torch.float32, "cpu") for _ in range(2))
+    compile_blocks(compiled)
+    wanted, got = (
+        unet.our_call(shape, one, dtype=torch.float32, device="cpu")() for one in (plain, compiled)
+    )
+    torch.testing.assert_close(got, wanted, atol=1e-4, rtol=1e-4)

@@ -55,11 +55,8 @@ def linear(x: Tensor, weight: Tensor, bias: Tensor | None = None) -> Tensor:
 
     x: (..., c). weight: (c', c). bias: (c',). Returns (..., c').
     """
-    rows = (
-        picture_rows(x.numel() // x.shape[-1])
-        if x.device.type == "cpu" and x.dtype == torch.float32
-        else None
-    )
+    slow = x.device.type == "cpu" and x.dtype == torch.float32 and not torch.compiler.is_compiling()
+    rows = picture_rows(x.numel() // x.shape[-1]) if slow else None
     if rows is None:
         return F.linear(x, weight, bias)
     picture = rearrange(x.reshape(rows, -1, 1, x.shape[-1]), "rows m one c -> rows c m one")

@@ -35,6 +35,7 @@ from vinfinity.parallel.context import TemporalContext
 
 DOWN_BLOCKS = {"CrossAttnDownBlock3D": True, "DownBlock3D": False}
 DEVICE = DeviceStore()
+KINDS = 64  # of layers with the same code, which differ in their widths
 UP_BLOCKS = {"CrossAttnUpBlock3D": True, "UpBlock3D": False}
 
 
@@ -341,6 +342,9 @@ def compile_blocks(unet: UNet) -> None:
     """Compiles the layers that know nothing of time, each when it is first called. Temporal layers, which wait for
     other ranks, stay as they are.
     """
+    torch._dynamo.config.recompile_limit = (
+        KINDS  # a layer is compiled once for each width; beyond 8 it would not be
+    )
     for module in unet.modules():
         if isinstance(module, ResnetBlock | SpatialTransformer | Downsample | Upsample):
             module.compile(dynamic=True)
