@@ -28,7 +28,7 @@ from vinfinity.runs.parts import DamagedError, read_manifest
 
 PHASES = ("start", "denoising", "checkpoint", "denoising", "gather", "decode", "mux", "mux")
 SIGNALS = [signal.SIGKILL] * 5 + [signal.SIGTERM, signal.SIGUSR1, signal.SIGINT]
-FRAMES, STEPS, EVERY = 24, 10, 2
+FRAMES, STEPS, EVERY = 24, 14, 2
 HANG = 180.0  # seconds; a run takes some ten
 CLOSE = 1e-4
 
@@ -56,7 +56,7 @@ def arguments(seed: int, out: Path) -> list[str]:
         "--steps",
         str(STEPS),
         "--size",
-        "128x80",
+        "64x48",
         "--device",
         "cpu",
         "--seed",
@@ -148,7 +148,7 @@ def run_and_kill(
     deadline = time.monotonic() + HANG
     while process.poll() is None and not reached(phase, folder, since) and time.monotonic() < deadline:
         time.sleep(0.0003)
-    time.sleep(draw.uniform(0, {"start": 7, "denoising": 1.0, "decode": 0.6}.get(phase, 0.001)))
+    time.sleep(draw.uniform(0, {"start": 7, "denoising": 1.0, "decode": 0.4}.get(phase, 0.001)))
     number = draw.choice(SIGNALS) if phase != "mux" else signal.SIGKILL
     target = draw.choice(processes(process.pid))
     if target != process.pid and number == signal.SIGINT:
