@@ -12,10 +12,7 @@ from reference import configure, decoded, relative_error, save_model, tiny_pipel
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 
-from vinfinity.generate import generate
-from vinfinity.job import prepare
-from vinfinity.parallel.ranks import Ranks
-from vinfinity.progress import Progress
+from vinfinity.generate import run
 
 CLOSE = 1e-4
 PROMPT, NEGATIVE = "a red ball bouncing over green grass", "a blue boat, blurry"
@@ -66,7 +63,7 @@ def both(
         device="cpu",
         dtype="fp32",
     ).config
-    generate(prepare(config), Ranks(device=torch.device("cpu")), Progress(enabled=False))
+    run(config, {})
     pipeline = TextToVideoSDPipeline.from_pretrained(model)
     pipeline.set_progress_bar_config(disable=True)
     theirs = pipeline(
