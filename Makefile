@@ -7,7 +7,8 @@ BIN   := .venv/bin
 READY := .venv/.ready
 
 .DEFAULT_GOAL := help
-.PHONY: help setup demo test test-slow test-multinode test-faults bench-unet bench-memory bench-exchange bench-scaling bench-decode bench-e2e bench-all lint format clean test-slurm
+.PHONY: help setup demo test test-slow test-multinode test-faults test-slurm bench-unet bench-memory bench-exchange \
+	bench-scaling bench-decode bench-e2e bench-all lint format clean
 
 help: ## show this list
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  %-15s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
@@ -30,7 +31,6 @@ test-multinode: $(READY) ## two nodes as network namespaces give one video (root
 test-faults: $(READY) ## kill runs in every phase, 60 times, and resume them (ARGS="--kills 100 --seed 1")
 	$(BIN)/python scripts/faults.py $(ARGS)
 
-<<<<<<< HEAD
 bench-unet: $(READY) ## a UNet call by precision, and against diffusers' (ARGS="--compile")
 	$(BIN)/vinfinity bench unet $(ARGS)
 	$(BIN)/python scripts/rivals/unet.py --frames 16
@@ -44,10 +44,9 @@ bench-e2e: $(READY) ## whole runs: time and memory against length (ARGS="--frame
 	$(BIN)/vinfinity bench e2e $(ARGS)
 
 bench-all: bench-unet bench-memory bench-exchange bench-scaling bench-decode bench-e2e ## all of them, one after the other
-=======
+
 test-slurm: $(READY) ## preempt, requeue and compare on a real SLURM, installed where missing (root, Debian)
 	scripts/slurm/test.sh
->>>>>>> runs
 
 bench-exchange: $(READY) ## what ranks send, and what that costs here (ARGS="--ranks 8 --timed 2 --device cpu")
 	$(BIN)/vinfinity bench exchange $(ARGS)
