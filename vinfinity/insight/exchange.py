@@ -1,25 +1,24 @@
 """What ranks send each other: counted on tensors without data, and timed on real ranks."""
 
 import json
-import statistics
-import time
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 
 import torch
 
-from vinfinity.config import RunConfig, parse_size
+from vinfinity.config import RunConfig
+from vinfinity.insight.timing import Times, time_in_turn
+from vinfinity.insight.unet import our_call, shape_of
 from vinfinity.job import pick_dtype
 from vinfinity.models.unet import UNetConfig
-from vinfinity.parallel.context import Scopes, temporal_context
+from vinfinity.parallel.context import Scopes
 from vinfinity.parallel.exchange import FrameExchange, OwnFrames
 from vinfinity.parallel.launch import launch
 from vinfinity.parallel.ranks import Ranks
 from vinfinity.parallel.shards import FrameShards
 from vinfinity.planning.trace import WHOLE, Clip, unet_call
 from vinfinity.weights.card import read_card
-from vinfinity.weights.load import load_unet
 
 ATTENTION = ("temporal attention 1", "temporal attention 2")
 
@@ -86,18 +85,6 @@ def count_traffic(
 
 
 @dataclass(frozen=True)
-class Timing:
-    """Seconds of one UNet call on each round: with the exchange, and with this rank's own frames in its place."""
-
-    exchanged: tuple[float, ...]
-    local: tuple[float, ...]
-
-    @property
-    def ratios(self) -> list[float]:
-        return [with_it / without for with_it, without in zip(self.exchanged, self.local, strict=True)]
-
-
-@dataclass(frozen=True)
 class TimingRequest:
     """model: its name or folder. rounds: pairs of calls, one of each kind in turn."""
 
@@ -109,46 +96,32 @@ class TimingRequest:
 FRAMES = 24  # of each rank in a timed call
 
 
-def time_exchange(model: str, *, ranks: int, scopes: Scopes, rounds: int, device: str) -> Timing:
-    """Times UNet calls on real ranks, as rank 0 sees them, the two kinds in turn so that drift hits both."""
+def time_exchange(model: str, *, ranks: int, scopes: Scopes, rounds: int, device: str) -> Times:
+    """Times UNet calls on real ranks: with the exchange, and with a rank's own frames in its place."""
     read_card(model)  # refuse what is no model before ranks are started
     request = TimingRequest(model=model, scopes=scopes, rounds=rounds)
     return launch(_time_on_rank, request, gpus=ranks, device=device, timeout=120.0)
 
 
-def _time_on_rank(request: TimingRequest, ranks: Ranks) -> Timing:
-    card = read_card(request.model)
+def _time_on_rank(request: TimingRequest, ranks: Ranks) -> Times:
     dtype = pick_dtype(RunConfig(), ranks.device)
-    unet = load_unet(card.folder / "unet", device=ranks.device, dtype=dtype)
-    shards = FrameShards(FRAMES * ranks.size, ranks.size)
-    width, height = parse_size(str(card.defaults["size"]))
-    latent = (-(-height // card.pixels), -(-width // card.pixels))
-    kinds: dict[str, FrameExchange] = {
-        "exchanged": ranks.team(shards.frames, split=False).exchange(),
-        "local": OwnFrames(),
-    }
-    config = unet.config
-    x = torch.randn(2, config.in_channels, FRAMES, *latent, device=ranks.device, dtype=dtype)
-    text = torch.randn(2, 16, config.cross_attention_dim, device=ranks.device, dtype=dtype)
-    t = torch.full((1,), 500.0, device=ranks.device)
-    fps = torch.full((1,), 8.0, device=ranks.device) if config.fps_cond else None
-    contexts = {
-        kind: temporal_context(exchange, shards, ranks.rank, request.scopes, device=ranks.device)
+    shape = shape_of(request.model, frames=FRAMES)
+    unet = shape.build(dtype, str(ranks.device))
+    team = ranks.team(FRAMES * ranks.size, split=False)
+    kinds: dict[str, FrameExchange] = {"exchanged": team.exchange(), "local": OwnFrames()}
+    calls = {
+        kind: our_call(
+            shape,
+            unet,
+            dtype=dtype,
+            device=str(ranks.device),
+            scopes=request.scopes,
+            team=team,
+            exchange=exchange,
+        )
         for kind, exchange in kinds.items()
     }
-    seconds: dict[str, list[float]] = {kind: [] for kind in kinds}
-    with torch.inference_mode():
-        for round_ in range(-1, request.rounds):  # the first round only warms up
-            for kind, context in contexts.items():
-                ranks.collect(round_)  # start together
-                started = time.perf_counter()
-                unet(x, t, text, context, fps=fps)
-                if ranks.device.type == "cuda":
-                    torch.cuda.synchronize()
-                ranks.collect(round_)  # a call lasts until the slowest rank is done
-                if round_ >= 0:
-                    seconds[kind].append(time.perf_counter() - started)
-    return Timing(exchanged=tuple(seconds["exchanged"]), local=tuple(seconds["local"]))
+    return time_in_turn(calls, rounds=request.rounds, meet=lambda: ranks.collect(None))
 
 
 def traffic_table(traffic: Sequence[Traffic]) -> list[tuple[str, ...]]:
@@ -169,21 +142,20 @@ def traffic_table(traffic: Sequence[Traffic]) -> list[tuple[str, ...]]:
     return [title, *rows]
 
 
-def timing_table(timing: Timing) -> list[tuple[str, str]]:
+def timing_table(times: Times) -> list[tuple[str, str]]:
     """Rows for people: the medians, and the ratio with its spread over the rounds."""
-    ratios = sorted(timing.ratios)
+    rounds = len(times.seconds["exchanged"])
     return [
-        ("with exchange", f"{1000 * statistics.median(timing.exchanged):.0f} ms, median of {len(ratios)}"),
-        ("without", f"{1000 * statistics.median(timing.local):.0f} ms"),
-        ("ratio", f"{statistics.median(ratios):.3f} ({ratios[0]:.3f} to {ratios[-1]:.3f})"),
+        ("with exchange", f"{1000 * times.median('exchanged'):.0f} ms, median of {rounds}"),
+        ("without", f"{1000 * times.median('local'):.0f} ms"),
+        ("ratio", times.ratio("exchanged", "local")),
     ]
 
 
-def write_json(path: Path, traffic: Sequence[Traffic], timing: Timing | None) -> None:
+def write_json(path: Path, traffic: Sequence[Traffic], times: Times | None) -> None:
     """The figures as JSON."""
     figures: dict[str, object] = {"traffic": [asdict(one) for one in traffic]}
-    if timing is not None:
-        ratios = timing.ratios
-        figures["timing"] = asdict(timing) | {"median_ratio": statistics.median(ratios)}
+    if times is not None:
+        figures["seconds"] = dict(times.seconds)
     path.parent.mkdir(parents=True, exist_ok=True)
     path.write_text(json.dumps(figures, indent=2) + "\n", encoding="utf-8")

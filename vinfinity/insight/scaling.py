@@ -2,21 +2,20 @@
 
 import json
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
+from typing import Any
 
 import torch
 
-from vinfinity.config import parse_size
-from vinfinity.execution import MIB
+from vinfinity.config import RunConfig
 from vinfinity.insight.timing import Times, time_in_turn
-from vinfinity.parallel.context import Scopes, temporal_context
-from vinfinity.parallel.exchange import FrameExchange, LocalExchange
+from vinfinity.insight.unet import our_call, shape_of
+from vinfinity.job import pick_dtype
+from vinfinity.parallel.context import Scopes
 from vinfinity.parallel.launch import launch
 from vinfinity.parallel.ranks import Ranks
-from vinfinity.parallel.shards import FrameShards
 from vinfinity.weights.card import read_card
-from vinfinity.weights.load import load_unet
 
 
 @dataclass(frozen=True)
@@ -40,34 +39,15 @@ def measure_scaling(model: str, *, ranks: int, frames: int, rounds: int, device:
 
 def _measure_on_rank(request: Request, ranks: Ranks) -> Times:
     torch.set_num_threads(1)
-    card = read_card(request.model)
-    dtype = torch.float16 if ranks.device.type == "cuda" else torch.float32
-    unet = load_unet(card.folder / "unet", device=ranks.device, dtype=dtype)
-    width, height = parse_size(str(card.defaults["size"]))
-    config, latent = unet.config, (-(-height // card.pixels), -(-width // card.pixels))
-    text = torch.randn(2, card.text_length, config.cross_attention_dim, device=ranks.device, dtype=dtype)
-    t = torch.full((1,), 500.0, device=ranks.device)
-    fps = torch.full((1,), 8.0, device=ranks.device) if config.fps_cond else None
-
-    def call(shards: FrameShards, rank: int, exchange: FrameExchange) -> Callable[[], object]:
-        frames = len(shards.held(rank))
-        x = torch.randn(2, config.in_channels, frames, *latent, device=ranks.device, dtype=dtype)
-        limit = (256 if ranks.device.type == "cuda" else 4) * MIB
-        context = temporal_context(
-            exchange, shards, rank, Scopes(anchor_bias=10.0), limit=limit, device=ranks.device
-        )
-
-        def run() -> None:
-            with torch.inference_mode():
-                unet(x, t, text, context, fps=fps)
-
-        return run
-
-    shared = FrameShards(request.frames, ranks.size)
-    together = ranks.team(request.frames, split=False).exchange()
-    alone = call(FrameShards(request.frames), 0, LocalExchange()) if ranks.first else lambda: None
+    dtype = pick_dtype(RunConfig(), ranks.device)
+    whole = shape_of(request.model, frames=request.frames)
+    unet = whole.build(dtype, str(ranks.device))
+    team = ranks.team(request.frames, split=False)
+    common: dict[str, Any] = {"dtype": dtype, "device": str(ranks.device), "scopes": Scopes(anchor_bias=10.0)}
+    part = replace(whole, frames=len(team.held))
+    alone: Callable[[], object] = our_call(whole, unet, **common) if ranks.first else lambda: None
     return time_in_turn(
-        {"alone": alone, "together": call(shared, ranks.rank, together)},
+        {"alone": alone, "together": our_call(part, unet, team=team, **common)},
         rounds=request.rounds,
         meet=lambda: ranks.collect(None),
     )

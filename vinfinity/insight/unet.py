@@ -15,8 +15,8 @@ from vinfinity.job import DTYPES
 from vinfinity.models.layers import channels_last
 from vinfinity.models.unet import UNet, UNetConfig, compile_blocks
 from vinfinity.parallel.context import Scopes, temporal_context
-from vinfinity.parallel.exchange import LocalExchange
-from vinfinity.parallel.shards import FrameShards
+from vinfinity.parallel.exchange import FrameExchange
+from vinfinity.parallel.teams import Team, team_of
 from vinfinity.weights.card import read_card
 from vinfinity.weights.load import load_unet
 
@@ -75,13 +75,30 @@ def inputs(
 
 
 def our_call(
-    shape: Shape, unet: UNet, *, dtype: torch.dtype, device: str, scopes: Scopes | None = None
+    shape: Shape,
+    unet: UNet,
+    *,
+    dtype: torch.dtype,
+    device: str,
+    scopes: Scopes | None = None,
+    team: Team | None = None,
+    exchange: FrameExchange | None = None,
 ) -> Callable[[], Tensor]:
-    """One call, as a run makes it. scopes: None for plain attention over all frames, as the base model has it."""
+    """One call, as a run makes it. scopes: None for plain attention over all frames, as the base model has it.
+
+    team: the ranks that share the video, of which `shape` has this one's frames; none for a rank that holds it all.
+    exchange: another than the team's own.
+    """
+    team = team or team_of(0, 1, frames=shape.frames, split=False)
     x, t, text = inputs(shape, unet.config, dtype=dtype, device=device)
     fps = torch.full((1,), 8.0, device=device) if unet.config.fps_cond else None
     context = temporal_context(
-        LocalExchange(), FrameShards(shape.frames), 0, scopes, limit=STRETCHES[device], device=device
+        exchange or team.exchange(),
+        team.shards,
+        team.member,
+        scopes,
+        limit=STRETCHES[torch.device(device).type],
+        device=device,
     )
 
     def call() -> Tensor:
