@@ -226,7 +226,7 @@ class ComputeConfig:
                 "compute.stretch",
                 self.stretch,
                 problem="is not between 1 and 65536 MiB",
-                remedy="32 suits a CPU, 256 a GPU; null leaves it to `memory`",
+                remedy="4 suits a CPU, 256 a GPU; null leaves it to `memory`",
             )
 
 
