@@ -55,7 +55,7 @@ class Memory:
 
     @property
     def host(self) -> int:
-        """On rank 0, which gathers the latents and writes the video."""
+        """On rank 0, which writes the video."""
         return self.process + self.step.host + max(self.loading, self.latents + self.pictures)
 
     def needs(self, device: DeviceType) -> tuple[int, int]:
@@ -81,7 +81,7 @@ def memory_of(run: Outline, execution: Execution) -> Memory:
         step=step_memory(run.clip, execution, run.sampler, branches=run.rank_branches),
         decoding=trace_decode(run.decoder, run.blocks, run.latent[1:]),
         text=trace_text(run.text, run.clip.dtype, texts=run.branches),
-        latents=2 * run.config.frames * c * h * w * 4,  # the ranks' parts and the whole, in fp32
+        latents=2 * run.clip.frames * c * h * w * 4,  # this rank's, on their way to the disk, in fp32
         loading=LOADING,
         pictures=2 * run.blocks.frames * picture + X264_FRAMES * picture // 2,
         process=CUDA_PROCESS if run.device == "cuda" else PROCESS,
