@@ -1,5 +1,6 @@
 """Deep features kept over several steps, and hidden states kept in host memory."""
 
+import weakref
 from typing import Any
 
 import pytest
@@ -102,3 +103,16 @@ def test_host_memory_gives_back_what_it_was_given_by_any_stretches() -> None:
         parts = [kept.read(slice(start, min(start + size, 7))) for start in range(0, 7, size)]
         assert torch.equal(torch.cat(parts, dim=1), x)
     assert torch.equal(kept.read(slice(2, 4)), x[:, 2:4])
+
+
+def test_old_features_are_free_before_new_ones_are_made() -> None:
+    ours, deep = ours_from(tiny_unet(**FOUR)), DeepFeatures(1)
+    x, text = step(5)
+    with torch.no_grad():
+        ours(x, torch.tensor([500]), text, one_rank(FRAMES, None), deep=deep)
+        old = weakref.ref(deep.kept)
+        alive: list[bool] = []
+        ours.mid_block.register_forward_pre_hook(lambda *_: alive.append(old() is not None))
+        ours(x, torch.tensor([400]), text, one_rank(FRAMES, None), deep=deep)
+    assert alive == [False]
+    assert deep.kept is not None

@@ -302,6 +302,8 @@ class UNet(nn.Module):
         frames = rearrange(x, "b c f h w -> b f h w c").contiguous()
         hidden = self.transformer_in(_per_frame(self.conv_in, (Held(frames),), limit=ctx.limit), ctx)
         shallow = deep is not None and not deep.renew
+        if deep is not None and deep.renew:
+            deep.kept = None  # not held beside those that take their place
         levels = deep.depth if deep is not None and shallow else len(self.down_blocks)
         states: list[Frames] = []
         _advance(states, hidden, store)
