@@ -279,7 +279,7 @@ def decoded(model: Path, latents: Tensor, *, size: tuple[int, int], block: int =
     pictures = decode_frames(
         decoder,
         TensorLatents(latents),
-        frames=frames,
+        frames=range(frames),
         latent=(c, h, w),
         size=size,
         blocks=Blocks(frames=block, tile=None, bytes=0),

@@ -51,7 +51,9 @@ def pictures_of(
 ) -> Iterator[np.ndarray]:
     latent = (4, -(-size[1] // 8), -(-size[0] // 8))
     blocks = plan_blocks(config, decoder.config, latent[1:])
-    return decode_frames(decoder, source, frames=frames, latent=latent, size=size, blocks=blocks, ranks=ALONE)
+    return decode_frames(
+        decoder, source, frames=range(frames), latent=latent, size=size, blocks=blocks, ranks=ALONE
+    )
 
 
 class Watched:
@@ -345,7 +347,7 @@ def largest_file(limit: int) -> Iterator[None]:
 def test_a_file_that_cannot_be_written_on_ends_the_decoding(tmp_path: Path) -> None:
     before, source = threading.active_count(), Watched(torch.randn(1, 4, 400, 6, 6))
     with (
-        pytest.raises(OutputError, match=r"a\.mp4: cannot be written \(File too large\)"),
+        pytest.raises(OutputError, match=r"a\.mp4.*: cannot be written \(File too large\)"),
         largest_file(50_000),
     ):
         write(tmp_path, source, frames=400, crf=0, preset="ultrafast")

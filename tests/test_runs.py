@@ -14,8 +14,10 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
+from PIL import Image
 from reference import configure
 from torch import Tensor
 
@@ -346,6 +348,7 @@ def kept(folder: Path, *, every: str = "1 steps", keep: int = 2, **more: Any) ->
         ranks=Ranks(device=CPU),
         held=range(6),
         writes=True,
+        seeds=[0] * 6,
         steps=50,
         settings="these",
         config=CheckpointConfig(every=every, keep=keep),
@@ -385,8 +388,9 @@ def test_parts_of_any_ranks_read_back_by_any_frames(writers: list[int], tmp_path
     x = torch.randn(1, 4, 6, 3, 2)
     edges = [0, *writers]
     made = [write_part(tmp_path, range(a, b), {"x": x[:, :, a:b]}) for a, b in itertools.pairwise(edges)]
-    write_manifest(tmp_path, made, step=3, settings="these", tensors=("x",))
+    write_manifest(tmp_path, made, step=3, settings="these", tensors=("x",), seeds=[7, 7, 2, 2, 2, 7])
     parts: Parts = read_manifest(tmp_path)
+    assert parts.seeds == ((0, 2, 7), (2, 5, 2), (5, 6, 7))
     parts.verify()
     for a in range(6):
         for b in range(a + 1, 7):
@@ -588,24 +592,72 @@ from vinfinity.media.mp4 import Mp4Writer
 
 made = np.random.default_rng(0).integers(0, 255, (4, 64, 64, 3), dtype=np.uint8)
 writer = Mp4Writer(Path(sys.argv[1]), width=64, height=64, fps=8, config=VideoConfig(), unfinished=Path(sys.argv[2]))
-for index in range(int(sys.argv[3])):
-    writer.write(made[index % 4])
-print(writer.frames, writer.encoded, flush=True)
-os.kill(os.getpid(), signal.SIGKILL)
+first = writer.frames
+with writer:
+    for index in range(first, int(sys.argv[3])):
+        writer.write(made[index % 4])
+    print(first, writer.frames, flush=True)
+    if "kill" in sys.argv:
+        os.kill(os.getpid(), signal.SIGKILL)
 """
 
 
-@pytest.mark.parametrize("frames", [30, 61, 100])
-def test_what_was_written_plays_after_a_kill(frames: int, tmp_path: Path) -> None:
-    from vinfinity.media.mp4 import FRAGMENT
-
+@pytest.mark.parametrize("frames", [7, 30, 61])
+def test_what_was_written_plays_after_a_kill_and_is_gone_on_with(frames: int, tmp_path: Path) -> None:
     part = tmp_path / "decoded.mp4"
-    command = [sys.executable, "-c", WRITER, str(tmp_path / "a.mp4"), str(part), str(frames)]
-    done = subprocess.run(command, capture_output=True, text=True)
-    assert done.returncode == -signal.SIGKILL
-    written, encoded = map(int, done.stdout.split())
-    assert written == frames
-    readable = len(read_video(part))
-    assert readable >= encoded - FRAGMENT
-    assert readable >= written - 8 - 2 * FRAGMENT  # x264 looks ahead by no more than a second
+
+    def write(name: str, *more: str) -> subprocess.CompletedProcess[str]:
+        command = [sys.executable, "-c", WRITER, str(tmp_path / name), str(part), *more]
+        return subprocess.run(command, capture_output=True, text=True)
+
+    done = write("a.mp4", str(frames), "kill")
+    assert (done.returncode, done.stdout.split()) == (-signal.SIGKILL, ["0", str(frames)])
     assert not (tmp_path / "a.mp4").exists()
+    readable = len(read_video(part)) if part.stat().st_size else 0
+    assert readable == frames - frames % 8  # a fragment is a second of 8 frames
+    with part.open("ab") as file:
+        file.write(b"the beginning of a fragment")
+    assert write("a.mp4", str(frames + 5)).stdout.split() == [str(readable), str(frames + 5)]
+    assert write("whole.mp4", str(frames + 5)).stdout.split() == ["0", str(frames + 5)]
+    assert (tmp_path / "a.mp4").read_bytes() == (tmp_path / "whole.mp4").read_bytes()
+    assert len(read_video(tmp_path / "a.mp4")) == frames + 5
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["a.mp4", "whole.mp4"]
+
+
+def test_fragments_of_another_video_are_not_gone_on_with(tmp_path: Path) -> None:
+    from vinfinity.media.fragments import Fragments
+
+    path = tmp_path / "decoded.mp4"
+    for of, expected in (("one", (0, 0)), ("one", (8, 5)), ("other", (0, 0)), ("one", (0, 0))):
+        fragments = Fragments(path, of=of)
+        assert (fragments.frames, fragments.bytes) == expected
+        if of == "one":
+            fragments.add(b"12345", frames=8)
+    path.write_bytes(b"1234")  # shorter than it was: what it holds is not what was written
+    assert Fragments(path, of="one").frames == 0
+    (tmp_path / "decoded.json").write_text("[]")
+    assert Fragments(path, of="one").frames == 0
+
+
+def test_decoding_that_was_stopped_goes_on_to_the_very_same_file(model_folder: Path, tmp_path: Path) -> None:
+    settings = ("decode.frames=3", "video.metadata=false")
+    for name in ("whole", "parted"):
+        run(
+            config_of(model_folder, tmp_path / f"{name}.mp4", *settings, frames=60, steps=1, size="64x64"), {}
+        )
+    folder = tmp_path / "parted.run"
+    again = ["decode", str(folder), "--out", str(tmp_path / "again.mp4")]
+    with signalled(folder / "decoded.json"), pytest.raises(SystemExit) as ended:
+        main(again)
+    assert ended.value.code == 75
+    kept = json.loads((folder / "decoded.json").read_text())["frames"]
+    assert 8 <= kept < 60
+    with pytest.raises(SystemExit) as ended:
+        main([*again, "--gpus", "2", "decode.where=ranks"])
+    assert ended.value.code == 0
+    assert f"{kept} of 60 frames are decoded already" in (folder / "log.txt").read_text()
+    assert (tmp_path / "again.mp4").read_bytes() == (tmp_path / "whole.mp4").read_bytes()
+    ours, theirs = (np.asarray(Image.open(tmp_path / f"{name}.png")) for name in ("again", "whole"))
+    assert np.abs(ours.astype(int) - theirs).max() <= 1
+    assert not (folder / "decoded.mp4").exists()
+    assert not (folder / "decoded.json").exists()

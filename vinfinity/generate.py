@@ -5,7 +5,7 @@ import resource
 import shlex
 import sys
 import time
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
@@ -27,7 +27,7 @@ from vinfinity.planning.fit import choose_execution, refuse_early
 from vinfinity.predict import not_finite, predictor
 from vinfinity.progress import Progress, add_line
 from vinfinity.runs.checkpoints import Checkpoints
-from vinfinity.runs.edit import keeping, kept_latents
+from vinfinity.runs.edit import keeping, kept_latents, noise_seeds
 from vinfinity.runs.folder import RunFolder, run_folder
 from vinfinity.runs.opening import held, opened
 from vinfinity.runs.parts import Parts, save_whole
@@ -105,6 +105,7 @@ def work(config: RunConfig, ranks: Ranks) -> Summary | None:
             ranks=ranks,
             held=team.held,
             writes=team.writes,
+            seeds=noise_seeds(config, steps=len(job.sampler.timesteps)),
             steps=len(job.sampler.timesteps),
             settings=folder.identity(),
             config=config.checkpoint,
@@ -123,7 +124,7 @@ def generate(job: Job, ranks: Ranks, team: Team, progress: Progress, saved: Chec
     config, steps = job.config, len(job.sampler.timesteps)
     execution, exchange = choose_execution(job, ranks), team.exchange()
 
-    state = saved.restore() or State(step=0, x=initial_noise(job, saved.held))
+    state = saved.restore() or State(step=0, x=initial_noise(job, saved.held, saved.seeds))
     left = steps - state.step
     if left:
         state = denoised(job, state.to(ranks.device), ranks, team, exchange, execution, progress, saved)
@@ -171,8 +172,10 @@ def denoised(
     if job.config.edit.run is not None:
         sampler = keeping(job.config, sampler, saved.held, job.latent, device=device)
 
+    seeds = saved.seeds[saved.held.start : saved.held.stop]
+
     def noise(step: int) -> Tensor:
-        return frame_noise(job.config.seed, saved.held, job.latent, draw=step + 1).to(device)
+        return frame_noise(seeds, saved.held, job.latent, draw=step + 1).to(device)
 
     with saved.stops.noted():
         states = denoise(sampler, predict, state, noise)
@@ -228,6 +231,7 @@ def decode(job: Job, latents: Parts, folder: RunFolder, ranks: Ranks, progress: 
         fps=job.fps,
         metadata={"title": config.prompt, "comment": json.dumps(made_by, ensure_ascii=False)},
         unfinished=folder.decoded,
+        of=f"{latents.digest()} {job.decoder_digest}",
         ranks=ranks,
         progress=progress,
     )
@@ -240,11 +244,11 @@ def encode_text(job: Job, *, device: torch.device, dtype: torch.dtype) -> Tensor
     return encoder(torch.tensor([some.ids for some in tokens], device=device))
 
 
-def initial_noise(job: Job, held: range) -> Tensor:
-    """The noise that this rank's frames start from: (1, c, f, h, w) fp32, from a file or from the seed."""
+def initial_noise(job: Job, held: range, seeds: Sequence[int]) -> Tensor:
+    """The noise that this rank's frames start from: (1, c, f, h, w) fp32, from a file or from the frames' seeds."""
     if job.config.noise_from is not None:
         return load_file(job.config.noise_from)["noise"][:, :, held.start : held.stop].float()
-    return frame_noise(job.config.seed, held, job.latent)
+    return frame_noise(seeds[held.start : held.stop], held, job.latent)
 
 
 def summary(job: Job, ranks: Ranks, *, seconds: float) -> Summary:

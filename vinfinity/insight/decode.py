@@ -202,7 +202,7 @@ class _Bench:
         return decode_frames(
             self.network,
             FileLatents(self.path),
-            frames=frames,
+            frames=range(frames),
             latent=self.latent,
             size=self.size,
             blocks=self.blocks,

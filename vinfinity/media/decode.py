@@ -1,5 +1,6 @@
 """From latents to pictures, a block of frames at a time, so that memory does not grow with the video."""
 
+import itertools
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from typing import TypeVar
@@ -22,32 +23,53 @@ def decode_frames(
     decoder: LatentDecoder,
     source: LatentSource | None,
     *,
-    frames: int,
+    frames: range,
     latent: tuple[int, int, int],
     size: tuple[int, int],
     blocks: Blocks,
     ranks: Ranks,
 ) -> Iterator[np.ndarray]:
-    """Decodes a video frame by frame, in order; yields on rank 0 only.
+    """Decodes frames of a video one by one, in order; yields on rank 0 only.
 
-    source: the latents as the sampler left them, on rank 0; a block of them is read at a time. latent: (c, h, w).
-    size: (width, height) of the frames in pixels, cut from the middle of what the latents decode to.
-    Several ranks are dealt blocks in turn: each holds one block, whatever the length of the video, and the blocks are
-    the same on any number of ranks, so that the pictures are, too. Yields (height, width, 3) uint8.
+    source: the latents as the sampler left them, on rank 0; a block of them is read at a time. frames: contiguous, to
+    the video's end. latent: (c, h, w). size: (width, height) of the frames in pixels, cut from the middle of what the
+    latents decode to. Several ranks are dealt blocks in turn: each holds one block, whatever the length of the video,
+    and the blocks are the same on any number of ranks, so that the pictures are, too. Yields (height, width, 3) uint8.
     """
-    width, height = size
+    before = (
+        frames.start % blocks.frames
+    )  # a picture may depend, in its last bits, on the block it is decoded in
     stretches = [
-        range(start, min(start + blocks.frames, frames)) for start in range(0, frames, blocks.frames)
+        range(start, min(start + blocks.frames, frames.stop))
+        for start in range(frames.start - before, frames.stop, blocks.frames)
     ]
+    pictures = _decode_blocks(
+        decoder, source, stretches, latent=latent, size=size, tile=blocks.tile, ranks=ranks
+    )
+    return itertools.islice(pictures, before, None)
+
+
+def _decode_blocks(
+    decoder: LatentDecoder,
+    source: LatentSource | None,
+    stretches: list[range],
+    *,
+    latent: tuple[int, int, int],
+    size: tuple[int, int],
+    tile: int | None,
+    ranks: Ranks,
+) -> Iterator[np.ndarray]:
+    """The pictures of blocks of frames, one by one, on rank 0."""
+    width, height = size
     if not ranks.first:
         for stretch in stretches[ranks.rank :: ranks.size]:
             dealt = ranks.receive(torch.empty(latent[0], len(stretch), *latent[1:]), 0, label=LABEL)
-            ranks.send(decode_block(decoder, dealt, size=size, tile=blocks.tile).wait(), 0, label=LABEL)
+            ranks.send(decode_block(decoder, dealt, size=size, tile=tile).wait(), 0, label=LABEL)
         return
     assert source is not None
     # a device decodes the next block while the pictures of this one leave it and are written
     own = one_ahead(
-        decode_block(decoder, source.read(stretch), size=size, tile=blocks.tile)
+        decode_block(decoder, source.read(stretch), size=size, tile=tile)
         for stretch in stretches[:: ranks.size]
     )
     for first in range(0, len(stretches), ranks.size):

@@ -5,8 +5,11 @@ the BT.709 matrix and says so in its tags: most tools that do neither come out w
 end.
 """
 
+import hashlib
+import io
+import json
 import os
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 from types import TracebackType
 from typing import Self
@@ -17,23 +20,29 @@ from av.video.reformatter import ColorRange, Colorspace
 
 from vinfinity.config import VideoConfig
 from vinfinity.errors import OutputError
+from vinfinity.media.fragments import Fragments
 
 BT709 = 1  # the code of BT.709 in H.264's tags for primaries, transfer and matrix (ITU-T H.264, annex E)
 
 THREADS = 4
-FRAGMENT = 8  # frames that are written at once, at most
 
 # (columns, rows) of pixels that share a colour sample; H.264 wants sides that are multiples of them.
 CHROMA_BLOCK = {"yuv420p": (2, 2), "yuv422p": (2, 1), "yuv444p": (1, 1)}
+
+# Of a second's file, only fragments (moof and mdat) follow those of the second before; their times are absolute.
+MOVFLAGS = "+empty_moov+delay_moov+default_base_moof+frag_keyframe+frag_discont+skip_trailer"
+HEAD = (b"ftyp", b"moov")  # what only the first second's file gives
 
 
 class Mp4Writer:
     """Writes frames of `width` x `height` pixels as they come; the file appears, whole, when the block ends.
 
-    Until then they go to the file `unfinished`, in fragments: whatever ends the process, the fragments written so far
-    play, and the file stays. At the end they are copied, without being encoded again, to a file whose index comes
-    first, so that players start and seek before they have all of it. Without `unfinished` it is a file in the same
-    folder, which is removed if anything fails. A file that was at `path` before stays as it was until the end.
+    Each second is encoded by itself and, once it is, added to the file `unfinished` as a fragment: whatever ends the
+    process, these play and stay, and a writer of a video of the same `of` goes on behind them: `frames` says with which
+    frame. The file is the same, however often it was gone on with. At the end the fragments are copied, without being
+    encoded again, to a file whose index comes first, so that players start and seek before they have all of it. Without
+    `unfinished` they are in the same folder, and removed if anything fails. A file that was at `path` before stays as
+    it was until the end.
 
     Sides that the pixel format cannot hold (odd ones, in yuv420p) are enlarged by one repeated row or column.
     `metadata` is kept in the MP4, unless `config.metadata` is off; players and `ffprobe` show `title` and `comment`.
@@ -55,39 +64,26 @@ class Mp4Writer:
         config: VideoConfig,
         metadata: Mapping[str, str] | None = None,
         unfinished: Path | None = None,
+        of: str = "",
     ) -> None:
         self.path = path
-        self.frames = self.encoded = 0  # taken so far, and of these, handed on by the encoder
-        self._shape = (height, width, 3)
-        self._pixel_format = config.pixel_format
+        self._shape, self._fps, self._config = (height, width, 3), fps, config
         columns, rows = CHROMA_BLOCK[config.pixel_format]
         self._padding = ((0, -height % rows), (0, -width % columns), (0, 0))
-        self._copy = path.with_name(f".{path.name}.{os.getpid()}.part")
-        self._unfinished = unfinished or path.with_name(f".{path.name}.{os.getpid()}.fragments")
-        self._stays = unfinished is not None
         self._metadata = metadata if config.metadata and metadata else {}
+        self._copy = path.with_name(f".{path.name}.{os.getpid()}.part")
+        self._stays = unfinished is not None
+        depends = [of, self._shape, fps, config.crf, config.preset, config.pixel_format, av.library_versions]
+        self._fragments = Fragments(
+            unfinished or path.with_name(f".{path.name}.{os.getpid()}.fragments"),
+            of=hashlib.sha256(json.dumps(depends).encode()).hexdigest(),
+        )
+        self.frames = self._fragments.frames  # taken so far
         try:
-            path.parent.mkdir(parents=True, exist_ok=True)
-            self._container = av.open(
-                str(self._unfinished),
-                "w",
-                format="mp4",
-                options={
-                    "movflags": "+empty_moov+default_base_moof+frag_keyframe",
-                    "frag_duration": str(round(1e6 * FRAGMENT / fps)),
-                    "flush_packets": "1",
-                },
-            )
-        except (OSError, av.error.FFmpegError) as error:
-            raise OutputError(f"{self._unfinished}: cannot be written ({_reason(error)})") from error
-        try:
-            self._stream = self._add_stream(width, height, fps=fps, config=config)
-        except (ValueError, av.error.FFmpegError) as error:
+            self._second: _Second | None = self._begin()
+        except OutputError:
             self._abandon()
-            raise OutputError(
-                f"{path}: this build of PyAV has no libx264 encoder ({_reason(error)})"
-            ) from error
-        self._container.metadata.update(self._metadata)
+            raise
 
     def __enter__(self) -> Self:
         return self
@@ -99,18 +95,67 @@ class Mp4Writer:
             self._abandon()
             return
         try:
-            self._container.mux(self._stream.encode())
-            self._container.close()
+            self._keep()
             self._copy_seekable()
             os.replace(self._copy, self.path)
-            self._unfinished.unlink(missing_ok=True)
+            self._fragments.remove()
+        except OutputError:
+            self._abandon()
+            raise
         except (OSError, av.error.FFmpegError) as failure:
             self._abandon()
-            raise OutputError(f"{self.path}: cannot be written ({_reason(failure)})") from failure
+            raise self._cannot(failure) from failure
+
+    def write(self, frame: np.ndarray) -> None:
+        """Adds one frame, (height, width, 3) uint8."""
+        if frame.shape != self._shape or frame.dtype != np.uint8:
+            raise ValueError(f"a frame is {self._shape} uint8, not {frame.shape} {frame.dtype}")
+        picture = av.VideoFrame.from_ndarray(np.pad(frame, self._padding, mode="edge"), format="rgb24")
+        picture = picture.reformat(
+            format=self._config.pixel_format,
+            dst_colorspace=Colorspace.ITU709,
+            src_color_range=ColorRange.JPEG,
+            dst_color_range=ColorRange.MPEG,
+            interpolation="BICUBIC",
+        )
+        picture.pts = self.frames
+        self._second = self._second or self._begin()
+        try:
+            self._second.write(picture)
+        except (OSError, av.error.FFmpegError) as error:
+            raise self._cannot(error) from error
+        self.frames += 1
+        if self.frames % self._fps == 0:
+            self._keep()
+
+    def _begin(self) -> "_Second":
+        height, width, _ = self._shape
+        (_, rows), (_, columns), _ = self._padding
+        try:
+            return _Second(
+                width + columns, height + rows, fps=self._fps, config=self._config, metadata=self._metadata
+            )
+        except (ValueError, av.error.FFmpegError) as error:
+            raise OutputError(
+                f"{self.path}: this build of PyAV has no libx264 encoder ({_reason(error)})"
+            ) from error
+
+    def _keep(self) -> None:
+        """Adds the frames since the last fragment, if there are any, as one."""
+        frames, second, self._second = self.frames - self._fragments.frames, self._second, None
+        if not frames or second is None:
+            return
+        try:
+            boxes = second.end()
+        except (OSError, av.error.FFmpegError) as error:
+            raise self._cannot(error) from error
+        if self._fragments.frames:
+            boxes = [(kind, box) for kind, box in boxes if kind not in HEAD]
+        self._fragments.add(b"".join(box for _, box in boxes), frames=frames)
 
     def _copy_seekable(self) -> None:
         with (
-            av.open(str(self._unfinished)) as source,
+            av.open(str(self._fragments.path)) as source,
             av.open(str(self._copy), "w", format="mp4", options={"movflags": "+faststart"}) as target,
         ):
             target.metadata.update(self._metadata)
@@ -123,51 +168,53 @@ class Mp4Writer:
         with self._copy.open("rb") as file:
             os.fsync(file.fileno())
 
-    def write(self, frame: np.ndarray) -> None:
-        """Adds one frame, (height, width, 3) uint8."""
-        if frame.shape != self._shape or frame.dtype != np.uint8:
-            raise ValueError(f"a frame is {self._shape} uint8, not {frame.shape} {frame.dtype}")
-        picture = av.VideoFrame.from_ndarray(np.pad(frame, self._padding, mode="edge"), format="rgb24")
-        picture = picture.reformat(
-            format=self._pixel_format,
-            dst_colorspace=Colorspace.ITU709,
-            src_color_range=ColorRange.JPEG,
-            dst_color_range=ColorRange.MPEG,
-            interpolation="BICUBIC",
-        )
-        picture.pts = self.frames
-        try:
-            packets = self._stream.encode(picture)
-            self._container.mux(packets)
-        except (OSError, av.error.FFmpegError) as error:
-            raise OutputError(f"{self.path}: cannot be written ({_reason(error)})") from error
-        self.frames += 1
-        self.encoded += len(packets)
+    def _abandon(self) -> None:
+        self._copy.unlink(missing_ok=True)
+        if not self._stays:
+            self._fragments.remove()
 
-    def _add_stream(self, width: int, height: int, *, fps: int, config: VideoConfig) -> av.VideoStream:
-        # A key frame each second, at fixed places: seeking is quick, and scene changes do not move them.
+    def _cannot(self, error: Exception) -> OutputError:
+        return OutputError(f"{self.path}: cannot be written ({_reason(error)})")
+
+
+class _Second:
+    """An MP4 in memory of a second's frames, the first of them a key frame."""
+
+    def __init__(
+        self, width: int, height: int, *, fps: int, config: VideoConfig, metadata: Mapping[str, str]
+    ) -> None:
+        self._file = io.BytesIO()
+        self._container = av.open(self._file, "w", format="mp4", options={"movflags": MOVFLAGS})
+        # of fixed length, so that seeking is quick: scene changes do not add key frames
         options = {"crf": str(config.crf), "preset": config.preset, "sc_threshold": "0"}
-        stream = self._container.add_stream("libx264", rate=fps, options=options)
-        stream.height = height + self._padding[0][1]
-        stream.width = width + self._padding[1][1]
-        stream.pix_fmt = config.pixel_format
-        stream.gop_size = fps
+        self._stream = self._container.add_stream("libx264", rate=fps, options=options)
+        self._stream.width, self._stream.height = width, height
+        self._stream.pix_fmt = config.pixel_format
+        self._stream.gop_size = fps
         # x264 cuts its work by the number of threads and decides by it: let that not depend on the machine
-        stream.codec_context.thread_count = THREADS
-        codec = stream.codec_context
+        self._stream.codec_context.thread_count = THREADS
+        codec = self._stream.codec_context
         codec.color_primaries = codec.color_trc = codec.colorspace = BT709
         codec.color_range = ColorRange.MPEG
-        return stream
+        self._container.metadata.update(metadata)
 
-    def _abandon(self) -> None:
-        try:
-            self._container.close()
-        except (OSError, av.error.FFmpegError):
-            pass  # what is reported is the failure that came first
-        finally:
-            self._copy.unlink(missing_ok=True)
-            if not self._stays:
-                self._unfinished.unlink(missing_ok=True)
+    def write(self, picture: av.VideoFrame) -> None:
+        self._container.mux(self._stream.encode(picture))
+
+    def end(self) -> list[tuple[bytes, bytes]]:
+        """The boxes of the MP4: (type, all of it)."""
+        self._container.mux(self._stream.encode())
+        self._container.close()
+        return list(_boxes(self._file.getvalue()))
+
+
+def _boxes(data: bytes) -> Iterator[tuple[bytes, bytes]]:
+    """The outermost boxes of an MP4: a length of 4 bytes, a type of 4, and what is in it (ISO/IEC 14496-12, 4.2)."""
+    at = 0
+    while at < len(data):
+        length = int.from_bytes(data[at : at + 4])
+        yield data[at + 4 : at + 8], data[at : at + length]
+        at += length
 
 
 def read_video(path: Path) -> np.ndarray:

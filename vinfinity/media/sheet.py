@@ -1,14 +1,13 @@
 """Contact sheets: one PNG that shows a whole video at a glance."""
 
 import math
-import os
 from fractions import Fraction
 from pathlib import Path
 
 import av
 import numpy as np
 
-from vinfinity.errors import OutputError
+from vinfinity.durable import write_whole
 
 MOST_FRAMES = 16
 COLUMNS = 4
@@ -18,24 +17,23 @@ BACKGROUND = 24  # dark grey
 
 
 class ContactSheet:
-    """Collects evenly spread frames of a video as they pass, at most 16, and writes them as a grid.
+    """Collects evenly spread frames of a video, at most 16, and writes them as a grid.
 
     Read from left to right and top to bottom. Each thumbnail is the middle frame of its stretch of the video,
     with its aspect ratio kept. Memory is bounded by the thumbnails, whatever the video's length.
+
+    frames: the indices of the frames that are shown, ascending.
     """
 
     def __init__(self, path: Path, *, frames_total: int) -> None:
         self.path = path
         count = min(MOST_FRAMES, frames_total)
-        self._wanted = {(2 * k + 1) * frames_total // (2 * count) for k in range(count)}
+        self.frames = tuple((2 * k + 1) * frames_total // (2 * count) for k in range(count))
         self._thumbnails: list[np.ndarray] = []
-        self._seen = 0
 
     def add(self, frame: np.ndarray) -> None:
-        """Takes the next frame of the video, (h, w, 3) uint8; all frames are passed, in order."""
-        if self._seen in self._wanted:
-            self._thumbnails.append(_thumbnail(frame))
-        self._seen += 1
+        """Takes the next one of `frames`, (h, w, 3) uint8."""
+        self._thumbnails.append(_thumbnail(frame))
 
     def grid(self) -> np.ndarray:
         """The sheet so far, (h, w, 3) uint8. Raises ValueError before the first frame."""
@@ -54,14 +52,7 @@ class ContactSheet:
 
     def save(self) -> None:
         """Writes the PNG; a file that was there is replaced once the new one is whole. Raises OutputError."""
-        unfinished = self.path.with_name(f".{self.path.name}.{os.getpid()}.part")
-        try:
-            self.path.parent.mkdir(parents=True, exist_ok=True)
-            unfinished.write_bytes(encode_png(self.grid()))
-            os.replace(unfinished, self.path)
-        except OSError as error:
-            unfinished.unlink(missing_ok=True)
-            raise OutputError(f"{self.path}: cannot be written ({error.strerror or error})") from error
+        write_whole(self.path, encode_png(self.grid()))
 
 
 def encode_png(image: np.ndarray) -> bytes:

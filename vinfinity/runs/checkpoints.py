@@ -3,7 +3,7 @@
 import dataclasses
 import shutil
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TypeVar
@@ -15,8 +15,7 @@ from vinfinity.errors import InputError, OutputError, Stopped
 from vinfinity.parallel.pulse import Pulse
 from vinfinity.parallel.ranks import Ranks
 from vinfinity.progress import Progress
-from vinfinity.runs.files import MANIFEST
-from vinfinity.runs.folder import RunFolder
+from vinfinity.runs.folder import MANIFEST, RunFolder
 from vinfinity.runs.parts import DamagedError, Part, Parts, read_manifest, write_manifest, write_part
 from vinfinity.sampling.samplers import State
 from vinfinity.stopping import Stops
@@ -37,7 +36,8 @@ class Wish:
 class Checkpoints:
     """The checkpoints of a run under way, on this rank; all ranks make the same calls.
 
-    held: the frames of this rank, which it writes where `writes`; else another rank does. steps: how many there are.
+    held: the frames of this rank, which it writes where `writes`; else another rank does. seeds: that the noise of each
+    frame of the video is drawn with. steps: how many there are.
     settings: the run's identity. aligned: whether a run may go on after that many steps and give
     the same video.
     """
@@ -49,6 +49,7 @@ class Checkpoints:
         ranks: Ranks,
         held: range,
         writes: bool,
+        seeds: Sequence[int],
         steps: int,
         settings: str,
         config: CheckpointConfig,
@@ -57,7 +58,7 @@ class Checkpoints:
         aligned: Callable[[int], bool] = lambda step: True,
     ) -> None:
         self.folder, self.ranks, self.held, self.steps = folder, ranks, held, steps
-        self.writes = writes
+        self.writes, self.seeds = writes, seeds
         self.settings, self.config = settings, config
         self.stops, self.progress, self.aligned = stops, progress, aligned
         self.pulse = Pulse(ranks, self._wish)
@@ -128,7 +129,12 @@ class Checkpoints:
         if self.ranks.first:
             try:
                 sealed = write_manifest(
-                    folder, parts, step=state.step, settings=self.settings, tensors=tuple(tensors)
+                    folder,
+                    parts,
+                    step=state.step,
+                    settings=self.settings,
+                    tensors=tuple(tensors),
+                    seeds=self.seeds,
                 )
             except OutputError as error:
                 sealed = error

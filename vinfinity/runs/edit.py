@@ -10,7 +10,6 @@ from vinfinity.errors import InputError
 from vinfinity.runs.folder import RunFolder
 from vinfinity.runs.parts import DamagedError, Parts, read_manifest
 from vinfinity.sampling.keep import KeptFrames, kept_until
-from vinfinity.sampling.noise import frame_noise
 from vinfinity.sampling.samplers import Sampler
 
 
@@ -38,6 +37,17 @@ def check_edit(config: RunConfig, latent: tuple[int, int, int]) -> None:
         raise InputError("frames", config.frames, "keep all of them", problem=problem)
 
 
+def noise_seeds(config: RunConfig, *, steps: int) -> list[int]:
+    """The seed that the noise of each frame is drawn with: of a frame that is kept, the one it was made with."""
+    seeds = [config.seed] * config.frames
+    if config.edit.run is not None:
+        parts = _source(config)
+        until = _kept_until(config, range(config.frames), known=parts.frames, steps=steps)
+        for start, stop, seed in parts.seeds:
+            seeds[start:stop] = [seed if until[frame] else config.seed for frame in range(start, stop)]
+    return seeds
+
+
 def keeping(
     config: RunConfig, sampler: Sampler, held: range, latent: tuple[int, int, int], *, device: torch.device
 ) -> Sampler:
@@ -48,15 +58,12 @@ def keeping(
     known = range(held.start, max(held.start, min(held.stop, parts.frames)))
     if known:
         clean[0, :, : len(known)] = parts.read(known)
-    noise: Tensor = frame_noise(config.seed, held, latent)
-    until = kept_until(
-        held,
-        known=parts.frames,
-        redo=config.edit.stretch,
-        blend=config.edit.blend,
-        steps=len(sampler.timesteps),
-    )
-    return KeptFrames(sampler, clean.to(device), noise.to(device), until.to(device))
+    until = _kept_until(config, held, known=parts.frames, steps=len(sampler.timesteps))
+    return KeptFrames(sampler, clean.to(device), until.to(device))
+
+
+def _kept_until(config: RunConfig, frames: range, *, known: int, steps: int) -> Tensor:
+    return kept_until(frames, known=known, redo=config.edit.stretch, blend=config.edit.blend, steps=steps)
 
 
 def _source(config: RunConfig) -> Parts:

@@ -8,6 +8,7 @@ The manifest is written last: a folder without one was not finished. Nothing is 
 """
 
 import hashlib
+import itertools
 import json
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
@@ -19,8 +20,9 @@ from safetensors import SafetensorError, safe_open
 from safetensors.torch import save
 from torch import Tensor
 
+from vinfinity.durable import write_whole
 from vinfinity.errors import OutputError, VinfinityError
-from vinfinity.runs.files import MANIFEST, cannot_write, write_whole
+from vinfinity.runs.folder import MANIFEST
 
 CHUNK = 4 * 2**20  # bytes
 
@@ -44,7 +46,8 @@ class Part:
 class Parts:
     """A finished folder of parts.
 
-    step: denoising steps done. settings: the identity of the run. tensors: their names.
+    step: denoising steps done. settings: the identity of the run. tensors: their names. seeds: (start, stop, seed) of
+    the stretches of frames whose noise was drawn with one seed.
     """
 
     folder: Path
@@ -52,6 +55,7 @@ class Parts:
     settings: str
     tensors: tuple[str, ...]
     parts: tuple[Part, ...]
+    seeds: tuple[tuple[int, int, int], ...]
 
     @property
     def frames(self) -> int:
@@ -76,6 +80,10 @@ class Parts:
                 raise DamagedError(f"{path}: cannot be read ({' '.join(str(error).split())})") from error
         return torch.cat(read, dim=1)
 
+    def digest(self) -> str:
+        """SHA-256 (hex) of those of the parts."""
+        return hashlib.sha256(" ".join(part.sha256 for part in self.parts).encode()).hexdigest()
+
     def verify(self) -> None:
         """Reads all of it. Raises DamagedError where a part is not the one that was written."""
         for part in self.parts:
@@ -98,26 +106,32 @@ def write_part(folder: Path, held: range, tensors: Mapping[str, Tensor]) -> Part
     """Writes the frames that this rank holds. tensors: name -> (1, c, f, h, w). Raises OutputError."""
     data = save({name: tensor.float().cpu().contiguous() for name, tensor in tensors.items()})
     name = f"frames-{held.start:06d}-{held.stop:06d}.safetensors"
-    try:
-        folder.mkdir(parents=True, exist_ok=True)
-    except OSError as error:
-        raise cannot_write(folder, error) from error
     write_whole(folder / name, data)
     return Part(name, held.start, held.stop, len(data), hashlib.sha256(data).hexdigest())
 
 
 def write_manifest(
-    folder: Path, parts: Sequence[Part], *, step: int, settings: str, tensors: Sequence[str]
+    folder: Path,
+    parts: Sequence[Part],
+    *,
+    step: int,
+    settings: str,
+    tensors: Sequence[str],
+    seeds: Sequence[int],
 ) -> Parts:
-    """Makes the parts, which are in order and cover all frames, a whole. Raises OutputError."""
+    """Makes the parts, which are in order and cover all frames, a whole. seeds: of each frame. Raises OutputError."""
+    drawn, start = [], 0
+    for seed, same in itertools.groupby(seeds):
+        drawn.append((start, start := start + len(list(same)), seed))
     facts = {
         "step": step,
         "settings": settings,
         "tensors": list(tensors),
         "parts": [asdict(part) for part in parts],
+        "seeds": drawn,
     }
     write_whole(folder / MANIFEST, json.dumps(facts | {"sha256": _seal(facts)}, indent=1) + "\n")
-    return Parts(folder, step, settings, tuple(tensors), tuple(parts))
+    return Parts(folder, step, settings, tuple(tensors), tuple(parts), tuple(drawn))
 
 
 def read_manifest(folder: Path) -> Parts:
@@ -127,7 +141,8 @@ def read_manifest(folder: Path) -> Parts:
         facts = json.loads(path.read_text(encoding="utf-8"))
         seal = facts.pop("sha256")
         parts = tuple(Part(**part) for part in facts["parts"])
-        read = Parts(folder, facts["step"], facts["settings"], tuple(facts["tensors"]), parts)
+        seeds = tuple((start, stop, seed) for start, stop, seed in facts["seeds"])
+        read = Parts(folder, facts["step"], facts["settings"], tuple(facts["tensors"]), parts, seeds)
     except FileNotFoundError:
         raise DamagedError(f"{folder}: was not finished") from None
     except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:

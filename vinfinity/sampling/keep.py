@@ -10,41 +10,36 @@ from vinfinity.sampling.samplers import Noise, Sampler, State
 
 @dataclass(frozen=True)
 class KeptFrames:
-    """Samples with `sampler`, and after every step puts the kept frames where they belong at that noise level.
+    """Samples with `sampler`; kept frames come out as the earlier video's latents z, to the bit.
 
-    A kept frame is z, the earlier video's latents, noised anew to the level of each step (RePaint, Lugmayr et al. 2022,
-    without its resampling), and z itself after the last one; the model sees the whole video at one noise level, and so
-    makes the other frames fit to it. A frame that is kept for some of the steps alone keeps what these decide, from the
-    coarse to the fine, and is then free (Differential Diffusion, Levin and Fried 2023).
+    In each step the model's prediction for a kept frame is replaced by the one that leads to z. With the noise that the
+    earlier video was made from, the frame goes close to the way it went then, and the model sees the whole video at one
+    noise level and makes the other frames fit to it, down to what is left of the noise at the end. (RePaint, Lugmayr et
+    al. 2022, noises z anew in each step instead: joins are then seen in still scenes.) A frame that is kept for some of
+    the steps alone keeps what these decide, from the coarse to the fine, and is then free (Differential Diffusion,
+    Levin and Fried 2023).
 
-    clean: z, (1, c, f, h, w). noise: standard normal, of the same shape. until: (f,) int, steps for which each frame is
-    kept: none at 0, all at len(timesteps).
+    clean: z, (1, c, f, h, w). until: (f,) int, steps for which each frame is kept: none at 0, all at len(timesteps).
     """
 
     sampler: Sampler
     clean: Tensor
-    noise: Tensor
     until: Tensor
 
     @property
     def timesteps(self) -> tuple[int, ...]:
         return self.sampler.timesteps
 
-    def level(self, step: int) -> tuple[float, float]:
-        return self.sampler.level(step)
+    def implied(self, state: State, clean: Tensor) -> Tensor:
+        return self.sampler.implied(state, clean)
 
     def step(self, state: State, prediction: Tensor, noise: Noise) -> State:
+        kept = (self.until > state.step)[:, None, None]
+        prediction = torch.where(kept, self.implied(state, self.clean), prediction)
         after = self.sampler.step(state, prediction, noise)
-        kept = (self.until >= after.step)[:, None, None]
-        known = self.clean
         if after.step < len(self.timesteps):
-            signal, sigma = self.level(after.step)
-            known = signal * self.clean + sigma * self.noise
-        return State(
-            step=after.step,
-            x=torch.where(kept, known, after.x),
-            clean=None if after.clean is None else torch.where(kept, self.clean, after.clean),
-        )
+            return after
+        return State(after.step, torch.where(kept, self.clean, after.x), after.clean)
 
 
 def kept_until(frames: range, *, known: int, redo: range, blend: int, steps: int) -> Tensor:

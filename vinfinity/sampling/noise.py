@@ -3,6 +3,8 @@
 The first 200 frames of a 2,000-frame run start from the same noise as a 200-frame run (DESIGN section 2).
 """
 
+from collections.abc import Sequence
+
 import numpy as np
 import torch
 from torch import Tensor
@@ -10,15 +12,18 @@ from torch import Tensor
 INITIAL = 0
 
 
-def frame_noise(seed: int, frames: range, shape: tuple[int, int, int], *, draw: int = INITIAL) -> Tensor:
+def frame_noise(
+    seed: int | Sequence[int], frames: range, shape: tuple[int, int, int], *, draw: int = INITIAL
+) -> Tensor:
     """Standard normal noise for some frames, drawn on the CPU.
 
-    frames: absolute frame indices. shape: (c, h, w) of one frame. draw: INITIAL for the starting noise, step + 1 for
-    the noise that a sampler adds in its step. Returns (1, c, f, h, w) fp32.
+    seed: of all of them, or of each. frames: absolute frame indices. shape: (c, h, w) of one frame. draw: INITIAL for
+    the starting noise, step + 1 for the noise that a sampler adds in its step. Returns (1, c, f, h, w) fp32.
     """
     out = np.empty((len(frames), *shape), dtype=np.float32)
-    for row, frame in zip(out, frames, strict=True):
+    seeds = [seed] * len(frames) if isinstance(seed, int) else seed
+    for row, frame, key in zip(out, frames, seeds, strict=True):
         # a counter-based generator: the key is the seed, the counter starts at (frame, draw)
-        generator = np.random.Generator(np.random.Philox(key=seed, counter=[0, 0, frame, draw]))
+        generator = np.random.Generator(np.random.Philox(key=key, counter=[0, 0, frame, draw]))
         generator.standard_normal(dtype=np.float32, out=row)
     return torch.from_numpy(out).transpose(0, 1)[None].contiguous()

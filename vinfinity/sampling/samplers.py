@@ -39,8 +39,8 @@ class Sampler(Protocol):
     @property
     def timesteps(self) -> tuple[int, ...]: ...
 
-    def level(self, step: int) -> tuple[float, float]:
-        """(signal, sigma) after `step` steps: the latents are signal * x0 + sigma * noise. step < len(timesteps)."""
+    def implied(self, state: State, clean: Tensor) -> Tensor:
+        """The prediction which says that the latents of the state are `clean` and noise."""
         ...
 
     def step(self, state: State, prediction: Tensor, noise: Noise) -> State:
@@ -90,15 +90,15 @@ class DDIM:
                 "prediction_type: epsilon cannot start at zero signal; use trailing v_prediction"
             )
 
-    def level(self, step: int) -> tuple[float, float]:
-        alpha = self._alphas[self.timesteps[0]] if step == 0 else self._alpha_after(step - 1)
-        return math.sqrt(alpha), math.sqrt(1 - alpha)
-
     def _alpha_after(self, step: int) -> float:
         """Where a step leads to. With an uneven spacing that is not where the next one starts."""
         before = self.timesteps[step] - self.config.num_train_timesteps // self.steps
         final = 1.0 if self.config.set_alpha_to_one else self._alphas[0]
         return self._alphas[before] if before >= 0 else final
+
+    def implied(self, state: State, clean: Tensor) -> Tensor:
+        alpha = self._alphas[self.timesteps[state.step]]
+        return _implied(state.x, clean, math.sqrt(alpha), math.sqrt(1 - alpha), self.config)
 
     def step(self, state: State, prediction: Tensor, noise: Noise) -> State:
         c, x = self.config, state.x
@@ -156,8 +156,8 @@ class DPMSolverPP:
         alpha, sigma = self._levels[index]
         return math.inf if sigma == 0 else math.log(alpha) - math.log(sigma)
 
-    def level(self, step: int) -> tuple[float, float]:
-        return self._levels[step]
+    def implied(self, state: State, clean: Tensor) -> Tensor:
+        return _implied(state.x, clean, *self._levels[state.step], self.config)
 
     def step(self, state: State, prediction: Tensor, noise: Noise) -> State:
         c, x, i = self.config, state.x, state.step
@@ -233,9 +233,9 @@ class VideoCrafter2:
         levels = tuple((float(alphas[t]), float(factors[t])) for t in (*times, 0))
         object.__setattr__(self, "_levels", levels)
 
-    def level(self, step: int) -> tuple[float, float]:
-        alpha, factor = self._levels[step]
-        return math.sqrt(alpha) * factor, math.sqrt(1 - alpha)
+    def implied(self, state: State, clean: Tensor) -> Tensor:
+        alpha, factor = self._levels[state.step]
+        return _implied(state.x, clean, math.sqrt(alpha) * factor, math.sqrt(1 - alpha), self.config)
 
     def step(self, state: State, prediction: Tensor, noise: Noise) -> State:
         (alpha, factor), (alpha_next, factor_next) = self._levels[state.step : state.step + 2]
@@ -275,8 +275,9 @@ class LCM:
         if c.prediction_type == "epsilon" and self._alphas[0] == 0:
             raise ValueError("prediction_type: epsilon cannot start at zero signal; use v_prediction")
 
-    def level(self, step: int) -> tuple[float, float]:
-        return math.sqrt(self._alphas[step]), math.sqrt(1 - self._alphas[step])
+    def implied(self, state: State, clean: Tensor) -> Tensor:
+        alpha = self._alphas[state.step]
+        return _implied(state.x, clean, math.sqrt(alpha), math.sqrt(1 - alpha), self.config)
 
     def step(self, state: State, prediction: Tensor, noise: Noise) -> State:
         c, x, i = self.config, state.x, state.step
@@ -291,6 +292,12 @@ class LCM:
         if i + 1 < len(self.timesteps):
             x = math.sqrt(self._alphas[i + 1]) * x + math.sqrt(1 - self._alphas[i + 1]) * noise(i)
         return State(step=i + 1, x=x)
+
+
+def _implied(x: Tensor, clean: Tensor, signal: float, sigma: float, config: SchedulerConfig) -> Tensor:
+    """See Sampler.implied, for latents x = signal * clean + sigma * noise."""
+    noise = (x - signal * clean) / sigma
+    return noise if config.prediction_type == "epsilon" else signal * noise - sigma * clean
 
 
 SamplerName = Literal["ddim", "dpmsolver++", "sde-dpmsolver++", "videocrafter2", "lcm"]

@@ -1,17 +1,20 @@
 """Files that appear whole or not at all, and are on the disk when the call returns."""
 
+import contextlib
 import os
 from pathlib import Path
 
 from vinfinity.errors import OutputError
 
-MANIFEST = "manifest.json"  # what a folder of parts holds; written last
-
 
 def write_whole(path: Path, data: bytes | str) -> None:
-    """Writes a file under another name, flushes it to the disk and renames it. Raises OutputError."""
+    """Writes a file under another name, flushes it to the disk and renames it; makes its folder where there is none.
+
+    Raises OutputError.
+    """
     unfinished = path.with_name(f".{path.name}.part")
     try:
+        path.parent.mkdir(parents=True, exist_ok=True)
         with unfinished.open("wb") as file:
             file.write(data.encode() if isinstance(data, str) else data)
             file.flush()
@@ -19,7 +22,8 @@ def write_whole(path: Path, data: bytes | str) -> None:
         unfinished.replace(path)
         sync_folder(path.parent)
     except OSError as error:
-        unfinished.unlink(missing_ok=True)
+        with contextlib.suppress(OSError):
+            unfinished.unlink()
         raise cannot_write(path, error) from error
 
 
