@@ -35,7 +35,8 @@ from vinfinity.media.mp4 import read_video
 from vinfinity.models.unet import UNetConfig
 from vinfinity.parallel.context import Scopes
 from vinfinity.parallel.launch import check_ranks, launch
-from vinfinity.parallel.ranks import Ranks, find_place, first_host, pick_device, tasks_per_node
+from vinfinity.parallel.place import find_place, first_host, tasks_per_node
+from vinfinity.parallel.ranks import Ranks, pick_device
 from vinfinity.runs.parts import read_manifest
 
 CLOSE = 1e-4

@@ -22,7 +22,7 @@ from reference import configure
 from torch import Tensor
 
 from vinfinity.cli import main
-from vinfinity.config import RunConfig, parse_interval
+from vinfinity.config import RunConfig, parse_interval, to_yaml
 from vinfinity.errors import BusyError, InputError, OutputError, Stopped, VinfinityError
 from vinfinity.generate import decode_again, run
 from vinfinity.media.mp4 import read_metadata, read_video
@@ -500,6 +500,8 @@ def test_extend_adds_frames_and_keeps_those_there_are(model_folder: Path, tmp_pa
     assert torch.equal(ours[:, :20], latents(tmp_path / "a.run"))
     assert ours[:, 20:].std() > 0.1
     edit("redo", str(tmp_path / "a-extend.run"), "--frames", "18:22")  # and on from there
+    seeds = [read_manifest(tmp_path / f"{name}.run" / "latents").seeds for name in ("a-extend", "a-extend-redo")]
+    assert seeds == [((0, 27, 0),), ((0, 19, 0), (19, 21, 1), (21, 27, 0))]  # those next to joins stay, too
     again = latents(tmp_path / "a-extend-redo.run")
     assert torch.equal(again[:, :18], ours[:, :18])
     assert torch.equal(again[:, 22:], ours[:, 22:])
@@ -520,10 +522,12 @@ def test_a_redo_that_was_stopped_goes_on(model_folder: Path, tmp_path: Path) -> 
 def test_frames_next_to_a_join_are_kept_for_most_of_the_steps() -> None:
     from vinfinity.sampling.keep import kept_until
 
-    until = kept_until(range(24), known=20, redo=range(4, 20), blend=3, steps=8).tolist()
-    assert until == [8] * 4 + [6, 4, 2] + [0] * 17
+    until = kept_until(range(24), known=20, redo=range(4, 20), blend=3, steps=32).tolist()
+    assert until == [32] * 4 + [30, 24, 14] + [0] * 17
     until = kept_until(range(20), known=20, redo=range(4, 14), blend=9, steps=9).tolist()
-    assert until == [9] * 4 + [6, 3, 0, 0, 0, 0, 0, 0, 3, 6] + [9] * 6
+    assert until == [9] * 4 + [8, 5, 0, 0, 0, 0, 0, 0, 5, 8] + [9] * 6
+    # a frame that is to be made anew is free for a step at the least, where there are few, too
+    assert kept_until(range(20), known=20, redo=range(4, 20), blend=4, steps=2).tolist()[4:8] == [1, 1, 1, 1]
 
 
 # ---- what can go wrong with files ----
@@ -661,3 +665,71 @@ def test_decoding_that_was_stopped_goes_on_to_the_very_same_file(model_folder: P
     assert np.abs(ours.astype(int) - theirs).max() <= 1
     assert not (folder / "decoded.mp4").exists()
     assert not (folder / "decoded.json").exists()
+
+
+# A library in front of libc's: the time of day, for whoever asks, is as many seconds off as a file says.
+CLOCK = r"""
+#define _GNU_SOURCE
+#include <dlfcn.h>
+#include <stdio.h>
+#include <stdlib.h>
+#include <sys/time.h>
+#include <time.h>
+
+static time_t offset(void) {
+    long seconds = 0;
+    FILE *file = fopen(getenv("CLOCK_OFFSET"), "r");
+    if (file) { if (fscanf(file, "%ld", &seconds) != 1) seconds = 0; fclose(file); }
+    return seconds;
+}
+int clock_gettime(clockid_t clock, struct timespec *now) {
+    static int (*real)(clockid_t, struct timespec *);
+    if (!real) real = (int (*)(clockid_t, struct timespec *))dlsym(RTLD_NEXT, "clock_gettime");
+    int failed = real(clock, now);
+    if (!failed && clock == CLOCK_REALTIME) now->tv_sec += offset();
+    return failed;
+}
+int gettimeofday(struct timeval *now, void *zone) {
+    struct timespec precise;
+    int failed = clock_gettime(CLOCK_REALTIME, &precise);
+    now->tv_sec = precise.tv_sec;
+    now->tv_usec = precise.tv_nsec / 1000;
+    return failed;
+}
+time_t time(time_t *out) {
+    struct timespec now;
+    clock_gettime(CLOCK_REALTIME, &now);
+    if (out) *out = now.tv_sec;
+    return now.tv_sec;
+}
+"""
+
+
+@pytest.mark.skipif(shutil.which("cc") is None, reason="needs a C compiler")
+@pytest.mark.parametrize("gpus", [1, 2])
+def test_a_clock_that_is_set_under_way_changes_nothing(gpus: int, model_folder: Path, tmp_path: Path) -> None:
+    source, library, offset = (tmp_path / name for name in ("clock.c", "clock.so", "offset"))
+    source.write_text(CLOCK)
+    subprocess.run(["cc", "-shared", "-fPIC", "-o", library, source, "-ldl"], check=True)
+    offset.write_text("0")
+    settings = ("checkpoint.every=2s", "parallel.timeout=60")  # both far less than what the clock is off by
+    run(config_of(model_folder, tmp_path / "whole.mp4", *settings, frames=9, gpus=gpus, steps=60), {})
+    config = config_of(model_folder, tmp_path / "set.mp4", *settings, frames=9, gpus=gpus, steps=60)
+    (tmp_path / "set.yaml").write_text(to_yaml(config))
+    process = subprocess.Popen(
+        [sys.executable, "-m", "vinfinity", "generate", "--config", str(tmp_path / "set.yaml")],
+        env={**os.environ, "LD_PRELOAD": str(library), "CLOCK_OFFSET": str(offset)},
+        stderr=subprocess.PIPE,
+        text=True,
+    )
+    started = time.monotonic()
+    years = itertools.cycle([10 * 31536000, -10 * 31536000, 3600, -3600])
+    while process.poll() is None:
+        time.sleep(0.3)
+        offset.write_text(str(next(years)))
+    assert process.returncode == 0, process.stderr and process.stderr.read()
+    ours, theirs = latents(tmp_path / "set.run"), latents(tmp_path / "whole.run")
+    assert (ours - theirs).abs().max() <= 1e-4
+    seen = {event["time"][:4] for event in events(tmp_path / "set.run", "step")}
+    assert len(seen) > 1  # the clock was set while it denoised
+    assert len(events(tmp_path / "set.run", "checkpoint")) <= (time.monotonic() - started) / 2

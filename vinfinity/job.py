@@ -12,7 +12,8 @@ from vinfinity.errors import InputError
 from vinfinity.media.blocks import check_tile
 from vinfinity.media.files import check_files, output_path
 from vinfinity.parallel.launch import check_ranks
-from vinfinity.parallel.ranks import find_place, pick_device
+from vinfinity.parallel.place import find_place
+from vinfinity.parallel.ranks import pick_device
 from vinfinity.runs.edit import check_edit
 from vinfinity.sampling.samplers import Sampler, make_sampler
 from vinfinity.sampling.schedule import SchedulerConfig

@@ -9,6 +9,6 @@ models   list, show, fetch, convert                  bench     measurements
 output   what is printed, and how errors are reported
 """
 
-from vinfinity.cli.app import main
+from vinfinity.cli.app import main, program
 
-__all__ = ["main"]
+__all__ = ["main", "program"]

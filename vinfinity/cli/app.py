@@ -1,6 +1,7 @@
 """The program: its groups of commands, and what is said of mistakes in their use."""
 
 import difflib
+import os
 import sys
 from collections.abc import Sequence
 from typing import Annotated
@@ -10,6 +11,7 @@ import typer
 from vinfinity import __version__
 from vinfinity.cli import bench, models, run, runs
 from vinfinity.cli.output import INTERRUPTED, Debug
+from vinfinity.parallel.place import is_rank
 
 app = typer.Typer(
     name="vinfinity",
@@ -27,6 +29,19 @@ app.command()(runs.redo)
 app.command()(runs.extend)
 app.add_typer(bench.bench, name="bench")
 app.add_typer(models.models, name="models")
+
+
+def program() -> None:
+    """The `vinfinity` command as a process of its own."""
+    try:
+        main()
+    except SystemExit as ended:
+        if is_rank(os.environ):
+            # threads of torch.distributed that still run may abort the process at the interpreter's own end (seen once)
+            sys.stdout.flush()
+            sys.stderr.flush()
+            os._exit(ended.code if isinstance(ended.code, int) else 0)
+        raise
 
 
 def main(arguments: Sequence[str] | None = None) -> None:

@@ -11,6 +11,7 @@ from vinfinity.cli.options import DEVICES
 from vinfinity.cli.output import Debug, held_interrupts, reported
 from vinfinity.cli.run import print_summary, start
 from vinfinity.errors import InputError
+from vinfinity.parallel.place import is_rank
 
 Run = Annotated[Path, typer.Argument(metavar="RUN", help="NAME.run, or the video NAME.mp4.")]
 Settings = Annotated[
@@ -155,8 +156,6 @@ def _edit(
 
 def _gpus(given: str | None, *, default: str | None = None) -> dict[str, str | None]:
     """The number of ranks: the one that was given, else the launcher's where there is one, else `default`."""
-    by_torchrun = {"TORCHELASTIC_RUN_ID", "WORLD_SIZE"} & os.environ.keys()
-    by_srun = int(os.environ.get("SLURM_STEP_NUM_TASKS") or 0) > 1
-    if given is None and (by_torchrun or by_srun):
+    if given is None and is_rank(os.environ):
         return {"gpus": "null"}
     return {"gpus": given or default}

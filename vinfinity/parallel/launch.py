@@ -23,7 +23,8 @@ from typing import Any, Self, TypeVar
 import torch.distributed as dist
 
 from vinfinity.errors import InputError, RankError, Stopped, VinfinityError
-from vinfinity.parallel.ranks import Place, Ranks, find_place, joined, pick_device
+from vinfinity.parallel.place import Place, find_place
+from vinfinity.parallel.ranks import Ranks, joined, pick_device
 from vinfinity.stopping import SIGNALS, Stops
 
 Payload = TypeVar("Payload")
@@ -204,7 +205,7 @@ def _say(error: Exception, place: Place) -> tuple[str, int]:
 
 
 def _leave_word(folder: Path, place: Place, message: str, code: int) -> None:
-    word = {"message": message, "code": code, "time": time.time()}
+    word = {"message": message, "code": code, "time": time.monotonic()}
     file = folder / f"rank-{place.rank}.json"
     if not file.exists():
         file.write_text(json.dumps(word), encoding="utf-8")

@@ -2,7 +2,6 @@
 
 import contextlib
 import os
-import re
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from datetime import timedelta
@@ -14,86 +13,11 @@ from torch import Tensor
 
 from vinfinity.errors import InputError, RankError
 from vinfinity.parallel.exchange import lost_rank
+from vinfinity.parallel.place import Place
 from vinfinity.parallel.teams import Team, team_of
 
 Fact = TypeVar("Fact")
 FAULT = "fault"
-
-
-@dataclass(frozen=True)
-class Place:
-    """Where a launcher put this process: rank of size, local_rank of local_size on its node.
-
-    attempt: how often the ranks were started before.
-    """
-
-    rank: int
-    size: int
-    local_rank: int
-    local_size: int
-    address: str
-    port: int
-    launcher: str
-    attempt: int = 0
-
-
-def find_place(environment: Mapping[str, str]) -> Place | None:
-    """This process's place under torchrun or srun, from their variables; None where neither started it.
-
-    Raises InputError where the variables are incomplete or not numbers.
-    """
-    if "TORCHELASTIC_RUN_ID" in environment or {"RANK", "WORLD_SIZE"} <= environment.keys():
-        launcher = "torchrun"
-        names = {
-            "rank": "RANK",
-            "size": "WORLD_SIZE",
-            "local_rank": "LOCAL_RANK",
-            "local_size": "LOCAL_WORLD_SIZE",
-        }
-        address, port = environment.get("MASTER_ADDR", "127.0.0.1"), environment.get("MASTER_PORT", "29500")
-    elif int(environment.get("SLURM_STEP_NUM_TASKS", "0") or 0) > 1:
-        launcher = "srun"
-        names = {"rank": "SLURM_PROCID", "size": "SLURM_STEP_NUM_TASKS", "local_rank": "SLURM_LOCALID"}
-        nodes = environment.get("SLURM_STEP_NODELIST") or environment.get("SLURM_JOB_NODELIST", "127.0.0.1")
-        address = environment.get("MASTER_ADDR") or first_host(nodes)
-        job, step = environment.get("SLURM_JOB_ID", "0"), environment.get("SLURM_STEP_ID", "0")
-        # ranks of one job step must agree on a port without talking; two steps of a node should not share one
-        port = environment.get("MASTER_PORT") or str(20000 + (int(job) * 7 + int(step)) % 40000)
-    else:
-        return None
-    try:
-        numbers = {field: int(environment[name]) for field, name in names.items()}
-        if launcher == "srun":
-            counts = tasks_per_node(environment["SLURM_STEP_TASKS_PER_NODE"])
-            numbers["local_size"] = counts[int(environment.get("SLURM_NODEID", "0"))]
-        attempt = int(environment.get("TORCHELASTIC_RESTART_COUNT") or 0)
-        place = Place(**numbers, address=address, port=int(port), launcher=launcher, attempt=attempt)
-    except (KeyError, ValueError, IndexError) as error:
-        problem = f"is missing or wrong among {launcher}'s variables"
-        raise InputError(
-            "ranks", error, f"start ranks with {launcher}, or with --gpus", problem=problem
-        ) from None
-    if not (0 <= place.rank < place.size and 0 <= place.local_rank < place.local_size <= place.size):
-        shown = f"rank {place.rank} of {place.size}, local {place.local_rank} of {place.local_size}"
-        raise InputError("ranks", shown, f"check {launcher}'s sizes", problem="do not go together")
-    return place
-
-
-def first_host(nodes: str) -> str:
-    """The first host of SLURM's compressed list, such as `node[003-007,9]`."""
-    match = re.match(r"([^\[,]+)(?:\[([^\],-]+)[^\]]*\]([^,\[]*))?", nodes)
-    return "".join(part or "" for part in match.groups()) if match else nodes
-
-
-def tasks_per_node(counts: str) -> list[int]:
-    """The tasks on each node from SLURM's compressed list, such as `4(x2),3`."""
-    tasks: list[int] = []
-    for part in counts.split(","):
-        match = re.fullmatch(r"(\d+)(?:\(x(\d+)\))?", part.strip())
-        if match is None:
-            raise ValueError(f"SLURM_STEP_TASKS_PER_NODE={counts}")
-        tasks += [int(match[1])] * int(match[2] or 1)
-    return tasks
 
 
 def pick_device(wanted: str, *, local_rank: int = 0, local_size: int = 1) -> torch.device:

@@ -9,7 +9,8 @@ from vinfinity.config import ComputeConfig, leaves
 from vinfinity.errors import InputError
 from vinfinity.execution import Execution
 from vinfinity.job import Job
-from vinfinity.parallel.ranks import Ranks, find_place, pick_device
+from vinfinity.parallel.place import find_place
+from vinfinity.parallel.ranks import Ranks, pick_device
 from vinfinity.planning.machines import free_on_device, free_on_host
 from vinfinity.planning.outline import DeviceType, Outline, outline
 from vinfinity.planning.trace import BlockMemory, StepMemory, step_memory, trace_decode, trace_text

@@ -13,7 +13,7 @@ import torch
 from vinfinity.config import RunConfig
 from vinfinity.errors import InputError
 from vinfinity.media.files import output_path
-from vinfinity.parallel.ranks import find_place
+from vinfinity.parallel.place import find_place
 from vinfinity.planning.estimate import ASSUMED, Seconds, exchange_seconds, work_seconds
 from vinfinity.planning.fit import Memory, Room, choose, gigabytes, refusal
 from vinfinity.planning.machines import GPUS, Gpu, find_gpu, free_on_host

@@ -46,8 +46,9 @@ def kept_until(frames: range, *, known: int, redo: range, blend: int, steps: int
     """For how many steps each frame is kept: (f,) int.
 
     frames: absolute. known: frames of the earlier video; those behind it are new. redo: the stretch of it that is made
-    anew. Inside it, the `blend` frames next to each join are kept for fewer and fewer steps, so that the stretch
-    departs from the earlier video gradually; fewer than `blend` where the stretch is short.
+    anew. Inside it, the `blend` frames next to each join are kept for fewer and fewer steps, all of them but the last at
+    the most: the stretch departs from the earlier video gradually, and with its coarse motion before its details. They
+    are fewer than `blend` where the stretch is short.
     """
     blend = min(blend, len(redo) // 4)
 
@@ -59,7 +60,7 @@ def kept_until(frames: range, *, known: int, redo: range, blend: int, steps: int
         # how many frames it is away from those that stay; an end of the video is no join
         distances = [frame - redo.start] if redo.start > 0 else []
         distances += [redo.stop - 1 - frame] if redo.stop < known else []
-        near = blend - min(distances, default=blend)
-        return max(0, round(steps * near / (blend + 1)))
+        away = (min(distances, default=blend) + 1) / (blend + 1)
+        return min(steps - 1, max(0, round(steps * (1 - away**2))))
 
     return torch.tensor([until(frame) for frame in frames], dtype=torch.int64)
