@@ -206,7 +206,7 @@ def test_video_beyond_the_trained_frames_runs_dual_scope_as_scheduled(
 
 def test_first_frames_of_the_noise_do_not_depend_on_the_total(model_folder: Path, tmp_path: Path) -> None:
     short, long = (
-        initial_noise(prepare(resolve(model_folder, tmp_path / "a.mp4", frames=n).config), range(n), [0] * n)
+        initial_noise(prepare(resolve(model_folder, tmp_path / "a.mp4", frames=n).config), range(n))
         for n in (9, 200)
     )
     assert short.shape == (1, 4, 9, 4, 4)
@@ -215,7 +215,7 @@ def test_first_frames_of_the_noise_do_not_depend_on_the_total(model_folder: Path
 
 def test_noise_from_a_file_is_what_a_seed_draws(model_folder: Path, tmp_path: Path) -> None:
     job = prepare(resolve(model_folder, tmp_path / "a.mp4", frames=4, seed=9).config)
-    save_file({"noise": initial_noise(job, range(4), [9] * 4)}, tmp_path / "noise.safetensors")
+    save_file({"noise": initial_noise(job, range(4))}, tmp_path / "noise.safetensors")
     seeded = latents_of(model_folder, tmp_path, frames=4, seed=9)
     given = latents_of(
         model_folder, tmp_path, frames=4, seed=1, noise_from=str(tmp_path / "noise.safetensors")

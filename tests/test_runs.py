@@ -29,9 +29,10 @@ from vinfinity.media.mp4 import read_metadata, read_video
 from vinfinity.parallel.ranks import Ranks
 from vinfinity.progress import Progress
 from vinfinity.runs.checkpoints import Checkpoints
+from vinfinity.runs.edit import Footage, footage
 from vinfinity.runs.folder import RunFolder, find_run
 from vinfinity.runs.parts import DamagedError, Parts, read_manifest, save_whole, write_manifest, write_part
-from vinfinity.runs.start import how_to_start, load_run, was_restarted
+from vinfinity.runs.start import edited, how_to_start, load_run, was_restarted
 from vinfinity.sampling.samplers import State
 from vinfinity.stopping import Stops
 
@@ -346,9 +347,9 @@ def kept(folder: Path, *, every: str = "1 steps", keep: int = 2, **more: Any) ->
     return Checkpoints(
         RunFolder(folder),
         ranks=Ranks(device=CPU),
+        footage=Footage(tuple(range(6)), frozenset(range(6)), (0,) * 6),
         held=range(6),
         writes=True,
-        seeds=[0] * 6,
         steps=50,
         settings="these",
         config=CheckpointConfig(every=every, keep=keep),
@@ -500,11 +501,59 @@ def test_extend_adds_frames_and_keeps_those_there_are(model_folder: Path, tmp_pa
     assert torch.equal(ours[:, :20], latents(tmp_path / "a.run"))
     assert ours[:, 20:].std() > 0.1
     edit("redo", str(tmp_path / "a-extend.run"), "--frames", "18:22")  # and on from there
-    seeds = [read_manifest(tmp_path / f"{name}.run" / "latents").seeds for name in ("a-extend", "a-extend-redo")]
+    seeds = [
+        read_manifest(tmp_path / f"{name}.run" / "latents").seeds for name in ("a-extend", "a-extend-redo")
+    ]
     assert seeds == [((0, 27, 0),), ((0, 19, 0), (19, 21, 1), (21, 27, 0))]  # those next to joins stay, too
     again = latents(tmp_path / "a-extend-redo.run")
     assert torch.equal(again[:, :18], ours[:, :18])
     assert torch.equal(again[:, 22:], ours[:, 22:])
+
+
+def test_an_edit_computes_what_is_near_and_the_anchors(model_folder: Path, tmp_path: Path) -> None:
+    few = ("attention.anchors=4", "attention.local=2")
+    run(config_of(model_folder, tmp_path / "a.mp4", *few, frames=60, steps=2, seed=5), {})
+    folder = find_run(tmp_path / "a.run")
+
+    def computed(**given: str) -> Footage:
+        kind = "extend" if "frames" in given else "redo"
+        config = edited(folder, kind, overrides=["edit.context=3"], given=given, flags={})
+        return footage(config, steps=2)
+
+    middle = computed(**{"edit.redo": "30:36"})
+    assert middle.frames == (7, 22, *range(27, 39), 52)
+    assert middle.made == frozenset(range(30, 36))
+    assert middle.seeds == (5,) * 31 + (6,) * 4 + (5,) * 25
+    longer = computed(frames="+4")
+    assert longer.frames == (8, 24, 40, *range(56, 64))
+    assert longer.made == frozenset(range(60, 64))
+    run(config_of(model_folder, tmp_path / "short.mp4", *few, frames=16, steps=1), {})
+    folder = find_run(tmp_path / "short.run")
+    assert computed(**{"edit.redo": "3:5"}).frames == tuple(
+        range(16)
+    )  # attention is plain: all frames see each other
+
+    edit("redo", str(tmp_path / "a.run"), "--frames", "30:36", "edit.context=3")
+    ours, theirs = latents(tmp_path / "a-redo.run"), latents(tmp_path / "a.run")
+    assert [frame for frame in range(60) if not torch.equal(ours[:, frame], theirs[:, frame])] == list(
+        range(30, 36)
+    )
+    assert len(read_video(tmp_path / "a-redo.mp4")) == 60
+    more = ("--out", str(tmp_path / "b.mp4"), "--gpus", "3", "edit.context=3")
+    edit("redo", str(tmp_path / "a.run"), "--frames", "30:36", *more)
+    assert (latents(tmp_path / "b.run") - ours).abs().max() <= 1e-4
+
+
+def test_what_lies_far_from_an_edit_hardly_touches_it(tmp_path: Path) -> None:
+    whole = ("edit.context=300", "--out", str(tmp_path / "whole.mp4"))
+    settings = {"frames": 140, "steps": 6, "size": "64x40", "seed": 2}
+    run(config_of("mini", tmp_path / "a.mp4", **settings), {})
+    for more in ((), whole):
+        edit("redo", str(tmp_path / "a.run"), "--frames", "60:72", *more)
+    near, everything, before = (latents(tmp_path / f"{name}.run") for name in ("a-redo", "whole", "a"))
+    changed = (everything - before)[:, 60:72].square().mean().sqrt()
+    assert changed > 0.1
+    assert (near - everything)[:, 60:72].square().mean().sqrt() < 0.2 * changed
 
 
 def test_a_redo_that_was_stopped_goes_on(model_folder: Path, tmp_path: Path) -> None:
@@ -594,8 +643,8 @@ import numpy as np
 from vinfinity.config import VideoConfig
 from vinfinity.media.mp4 import Mp4Writer
 
-made = np.random.default_rng(0).integers(0, 255, (4, 64, 64, 3), dtype=np.uint8)
-writer = Mp4Writer(Path(sys.argv[1]), width=64, height=64, fps=8, config=VideoConfig(), unfinished=Path(sys.argv[2]))
+made = np.random.default_rng(0).integers(0, 255, (4, 64, 128, 3), dtype=np.uint8)
+writer = Mp4Writer(Path(sys.argv[1]), width=128, height=64, fps=8, config=VideoConfig(), unfinished=Path(sys.argv[2]))
 first = writer.frames
 with writer:
     for index in range(first, int(sys.argv[3])):
@@ -647,7 +696,8 @@ def test_decoding_that_was_stopped_goes_on_to_the_very_same_file(model_folder: P
     settings = ("decode.frames=3", "video.metadata=false")
     for name in ("whole", "parted"):
         run(
-            config_of(model_folder, tmp_path / f"{name}.mp4", *settings, frames=60, steps=1, size="64x64"), {}
+            config_of(model_folder, tmp_path / f"{name}.mp4", *settings, frames=60, steps=1, size="128x64"),
+            {},
         )
     folder = tmp_path / "parted.run"
     again = ["decode", str(folder), "--out", str(tmp_path / "again.mp4")]

@@ -261,6 +261,7 @@ class EditConfig:
     run: str | None = None  # its folder NAME.run
     redo: str | None = None  # FROM:TO, the frames of it that are made anew, without TO
     blend: int = 4  # frames at each end of them that depart from the earlier ones gradually
+    context: int = 16  # frames on either side, besides the anchors, that what is made anew is to fit to
 
     def __post_init__(self) -> None:
         start, stop = _parse_stretch(self.redo)
@@ -284,6 +285,13 @@ class EditConfig:
             self.blend,
             problem="is negative",
             remedy="0 departs at once, 4 is the default",
+        )
+        _check(
+            self.context >= 1,
+            "edit.context",
+            self.context,
+            problem="is less than 1",
+            remedy="16 is the default; more is slower, and hardly better",
         )
 
     @property

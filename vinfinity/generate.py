@@ -7,6 +7,7 @@ import sys
 import time
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
+from functools import partial
 from pathlib import Path
 
 import torch
@@ -27,12 +28,12 @@ from vinfinity.planning.fit import choose_execution, refuse_early
 from vinfinity.predict import not_finite, predictor
 from vinfinity.progress import Progress, add_line
 from vinfinity.runs.checkpoints import Checkpoints
-from vinfinity.runs.edit import keeping, kept_latents, noise_seeds
+from vinfinity.runs.edit import keeping, kept_latents, kept_pieces
 from vinfinity.runs.folder import RunFolder, run_folder
 from vinfinity.runs.opening import held, opened
 from vinfinity.runs.parts import Parts, save_whole
 from vinfinity.runs.start import how_to_start
-from vinfinity.sampling.noise import frame_noise
+from vinfinity.sampling.noise import INITIAL, frame_noise
 from vinfinity.sampling.samplers import State, denoise
 from vinfinity.stopping import Stops
 from vinfinity.weights.load import load_decoder, load_text_encoder, load_unet
@@ -99,13 +100,14 @@ def work(config: RunConfig, ranks: Ranks) -> Summary | None:
             return None
         for concern in job.concerns():
             progress.warn(concern)
-        team = ranks.team(config.frames, split=job.splits_branches)
+        team = ranks.team(len(job.footage.frames), split=job.splits_branches)
         saved = Checkpoints(
             folder,
             ranks=ranks,
+            footage=job.footage,
             held=team.held,
             writes=team.writes,
-            seeds=noise_seeds(config, steps=len(job.sampler.timesteps)),
+            kept=partial(kept_pieces, config),
             steps=len(job.sampler.timesteps),
             settings=folder.identity(),
             config=config.checkpoint,
@@ -124,7 +126,7 @@ def generate(job: Job, ranks: Ranks, team: Team, progress: Progress, saved: Chec
     config, steps = job.config, len(job.sampler.timesteps)
     execution, exchange = choose_execution(job, ranks), team.exchange()
 
-    state = saved.restore() or State(step=0, x=initial_noise(job, saved.held, saved.seeds))
+    state = saved.restore() or State(step=0, x=initial_noise(job, job.footage.of(saved.held)))
     left = steps - state.step
     if left:
         state = denoised(job, state.to(ranks.device), ranks, team, exchange, execution, progress, saved)
@@ -168,14 +170,12 @@ def denoised(
     unet = load_unet(job.card.folder / "unet", device=device, dtype=dtype, loras=job.loras)
     predict = predictor(job, unet, text, team, exchange, saved.pulse, execution=execution, dtype=dtype)
 
-    sampler = job.sampler
+    sampler, own = job.sampler, job.footage.of(saved.held)
     if job.config.edit.run is not None:
-        sampler = keeping(job.config, sampler, saved.held, job.latent, device=device)
-
-    seeds = saved.seeds[saved.held.start : saved.held.stop]
+        sampler = keeping(job.config, sampler, own, job.latent, device=device)
 
     def noise(step: int) -> Tensor:
-        return frame_noise(seeds, saved.held, job.latent, draw=step + 1).to(device)
+        return job_noise(job, own, draw=step + 1).to(device)
 
     with saved.stops.noted():
         states = denoise(sampler, predict, state, noise)
@@ -244,11 +244,16 @@ def encode_text(job: Job, *, device: torch.device, dtype: torch.dtype) -> Tensor
     return encoder(torch.tensor([some.ids for some in tokens], device=device))
 
 
-def initial_noise(job: Job, held: range, seeds: Sequence[int]) -> Tensor:
-    """The noise that this rank's frames start from: (1, c, f, h, w) fp32, from a file or from the frames' seeds."""
+def initial_noise(job: Job, frames: Sequence[int]) -> Tensor:
+    """The noise that some frames start from: (1, c, f, h, w) fp32, from a file or from their seeds."""
     if job.config.noise_from is not None:
-        return load_file(job.config.noise_from)["noise"][:, :, held.start : held.stop].float()
-    return frame_noise(seeds[held.start : held.stop], held, job.latent)
+        return load_file(job.config.noise_from)["noise"][:, :, frames[0] : frames[-1] + 1].float()
+    return job_noise(job, frames)
+
+
+def job_noise(job: Job, frames: Sequence[int], *, draw: int = INITIAL) -> Tensor:
+    """A draw of noise for some frames, each by its own seed."""
+    return frame_noise([job.footage.seeds[frame] for frame in frames], frames, job.latent, draw=draw)
 
 
 def summary(job: Job, ranks: Ranks, *, seconds: float) -> Summary:

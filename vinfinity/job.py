@@ -14,7 +14,7 @@ from vinfinity.media.files import check_files, output_path
 from vinfinity.parallel.launch import check_ranks
 from vinfinity.parallel.place import find_place
 from vinfinity.parallel.ranks import pick_device
-from vinfinity.runs.edit import check_edit
+from vinfinity.runs.edit import Footage, check_edit, footage
 from vinfinity.sampling.samplers import Sampler, make_sampler
 from vinfinity.sampling.schedule import SchedulerConfig
 from vinfinity.weights.card import ModelCard, read_card, weights_digest
@@ -30,14 +30,15 @@ DTYPES = {"fp32": torch.float32, "fp16": torch.float16, "bf16": torch.bfloat16}
 class Job:
     """A run that was checked against its model, before any weight is read.
 
-    latent: (c, h, w) of one frame. size: (width, height) of the video in pixels. The settings below them are those of
-    `config` that the user may leave to the model.
+    footage: the frames that are computed. latent: (c, h, w) of one frame. size: (width, height) of the video in pixels.
+    The settings below them are those of `config` that the user may leave to the model.
     """
 
     config: RunConfig
     card: ModelCard
     sampler: Sampler
     tokenizer: CLIPTokenizer
+    footage: Footage
     latent: tuple[int, int, int]
     size: tuple[int, int]
     fps: int
@@ -121,6 +122,8 @@ def prepare(config: RunConfig) -> Job:
     tokenizer = load_tokenizer(card.folder / "tokenizer", length=card.text_length)
     if config.edit.run is not None:
         check_edit(config, latent)
+    computed = footage(config, steps=len(sampler.timesteps))
+    check_ranks(gpus=config.gpus, device=config.device, frames=len(computed.frames))
     if config.noise_from is not None:
         check_noise(Path(config.noise_from), (1, latent[0], config.frames, *latent[1:]))
     return Job(
@@ -128,6 +131,7 @@ def prepare(config: RunConfig) -> Job:
         card=card,
         sampler=sampler,
         tokenizer=tokenizer,
+        footage=computed,
         latent=latent,
         size=config.pixels,
         fps=config.fps,

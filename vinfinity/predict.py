@@ -15,6 +15,7 @@ from vinfinity.models.unet import DeepFeatures, UNet, compile_blocks
 from vinfinity.parallel.context import Scopes, TemporalContext, temporal_context
 from vinfinity.parallel.exchange import FrameExchange
 from vinfinity.parallel.pulse import Pulse
+from vinfinity.parallel.shards import anchor_frames
 from vinfinity.parallel.teams import Team, branch_swap
 from vinfinity.sampling.guidance import guidance_features, guide
 
@@ -24,18 +25,20 @@ def contexts(
 ) -> Callable[[int], TemporalContext]:
     """The temporal context in force at a training timestep: one for each phase of the schedule, made when first used.
 
-    A video no longer than the model's trained clip takes plain attention, so that it is the base model's own.
+    A video no longer than the model's trained clip takes plain attention, so that it is the base model's own. Where a
+    part of a video is computed, frames are as far from each other as they are in that part.
     """
-    attention = job.config.attention
+    attention, frames = job.config.attention, job.footage.frames
+    anchors = tuple(frames.index(anchor) for anchor in anchor_frames(job.config.frames, attention.anchors))
     made: dict[Scopes | None, TemporalContext] = {}
 
     def at(t: int) -> TemporalContext:
         scopes = None
-        if team.shards.frames > job.trained_frames:
+        if job.config.frames > job.trained_frames:
             phase = attention.phase(t)
             scopes = Scopes(
                 local=attention.local,
-                anchors=attention.anchors,
+                anchors=anchors,
                 local_bias=phase.local,
                 anchor_bias=phase.anchors,
                 entropy_scaling=attention.entropy_scaling,

@@ -39,10 +39,11 @@ class Mp4Writer:
 
     Each second is encoded by itself and, once it is, added to the file `unfinished` as a fragment: whatever ends the
     process, these play and stay, and a writer of a video of the same `of` goes on behind them: `frames` says with which
-    frame. The file is the same, however often it was gone on with. At the end the fragments are copied, without being
-    encoded again, to a file whose index comes first, so that players start and seek before they have all of it. Without
-    `unfinished` they are in the same folder, and removed if anything fails. A file that was at `path` before stays as
-    it was until the end.
+    frame. The file is the same, however often it was gone on with, where the width is a multiple of 128; of others,
+    x264 reads beyond its rows, and spends its bits a little differently each time. At the end the fragments are copied,
+    without being encoded again, to a file whose index comes first, so that players start and seek before they have all
+    of it. Without `unfinished` they are in the same folder, and removed if anything fails. A file that was at `path`
+    before stays as it was until the end.
 
     Sides that the pixel format cannot hold (odd ones, in yuv420p) are enlarged by one repeated row or column.
     `metadata` is kept in the MP4, unless `config.metadata` is off; players and `ffprobe` show `title` and `comment`.

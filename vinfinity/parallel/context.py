@@ -19,13 +19,13 @@ STRETCH = 32 * 2**20
 class Scopes:
     """Dual-scope attention at one denoising step (paper, section 3.3; DESIGN section 2).
 
-    local: frames on either side of a query's own in the local scope. anchors: how many global frames.
+    local: frames on either side of a query's own in the local scope. anchors: how many global frames, or which.
     local_bias, anchor_bias: added to the logits of each scope; -inf switches the scope off.
     entropy_scaling: logits times log(n) / log(trained_frames), n the number of attended keys.
     """
 
     local: int = 8
-    anchors: int = 16
+    anchors: int | tuple[int, ...] = 16
     local_bias: float = 0.0
     anchor_bias: float = 0.0
     entropy_scaling: bool = False
@@ -40,7 +40,7 @@ class Scopes:
         """The anchors G, none while they are switched off."""
         if self.anchor_bias == NEVER or self.anchors == 0:
             return ()
-        return anchor_frames(frames, self.anchors)
+        return self.anchors if isinstance(self.anchors, tuple) else anchor_frames(frames, self.anchors)
 
 
 @dataclass(frozen=True)

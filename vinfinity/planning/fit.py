@@ -5,7 +5,7 @@ import os
 from collections.abc import Iterator
 from dataclasses import dataclass, replace
 
-from vinfinity.config import ComputeConfig, leaves
+from vinfinity.config import ComputeConfig, RunConfig, leaves
 from vinfinity.errors import InputError
 from vinfinity.execution import Execution
 from vinfinity.job import Job
@@ -123,9 +123,8 @@ def choose_execution(job: Job, ranks: Ranks) -> Execution:
 
     Rank 0 decides for all: each must do the same. Raises InputError, on every rank, where none fits.
     """
-    run = outline(
-        job.config, job.card, device="cuda" if ranks.device.type == "cuda" else "cpu", ranks=ranks.size
-    )
+    device_type: DeviceType = "cuda" if ranks.device.type == "cuda" else "cpu"
+    run = outline(computed(job), job.card, device=device_type, ranks=ranks.size)
     place = find_place(os.environ)
     host = free_on_host(sharing=1 if place is None else place.local_size)
     device = free_on_device(ranks.device) if run.device == "cuda" else None
@@ -151,9 +150,14 @@ def refuse_early(job: Job) -> None:
     ):
         ranks = config.gpus or 1
         room = Room(device=None, host=free_on_host(sharing=ranks), where="cpu")
-        decided = decide(outline(config, job.card, device="cpu", ranks=ranks), room)
+        decided = decide(outline(computed(job), job.card, device="cpu", ranks=ranks), room)
         if isinstance(decided, InputError):
             raise decided
+
+
+def computed(job: Job) -> RunConfig:
+    """The configuration of a video of as many frames as are computed."""
+    return replace(job.config, frames=len(job.footage.frames))
 
 
 def decide(run: Outline, room: Room) -> Execution | InputError:
@@ -201,7 +205,8 @@ def nearest_settings(run: Outline, room: Room) -> Iterator[tuple[str, ...]]:
     if frames is not None:
         if run.device == "cuda" and (ranks := fewest_ranks(run, room, holding=frames // run.shards.ranks)):
             yield "--gpus", str(ranks)
-        yield "--frames", str(frames)
+        if run.config.edit.run is None:
+            yield "--frames", str(frames)
     if (size := largest_size(run, room)) is not None:
         yield "--size", size
 

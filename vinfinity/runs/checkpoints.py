@@ -1,9 +1,8 @@
 """When the state of denoising is kept, and where a run goes on."""
 
-import dataclasses
 import shutil
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TypeVar
@@ -15,12 +14,22 @@ from vinfinity.errors import InputError, OutputError, Stopped
 from vinfinity.parallel.pulse import Pulse
 from vinfinity.parallel.ranks import Ranks
 from vinfinity.progress import Progress
+from vinfinity.runs.edit import Footage
 from vinfinity.runs.folder import MANIFEST, RunFolder
-from vinfinity.runs.parts import DamagedError, Part, Parts, read_manifest, write_manifest, write_part
+from vinfinity.runs.parts import (
+    DamagedError,
+    Part,
+    Parts,
+    read_manifest,
+    stretches,
+    write_manifest,
+    write_part,
+)
 from vinfinity.sampling.samplers import State
 from vinfinity.stopping import Stops
 
 T = TypeVar("T")
+Piece = tuple[range, Mapping[str, Tensor]]  # frames, and tensors (1, c, f, h, w) of them
 SHORTEST = 60.0  # seconds between checkpoints in `auto`
 SHARE = 60  # in `auto`, at least so many times what the last one took: 1 / 60 of the time
 
@@ -36,10 +45,9 @@ class Wish:
 class Checkpoints:
     """The checkpoints of a run under way, on this rank; all ranks make the same calls.
 
-    held: the frames of this rank, which it writes where `writes`; else another rank does. seeds: that the noise of each
-    frame of the video is drawn with. steps: how many there are.
-    settings: the run's identity. aligned: whether a run may go on after that many steps and give
-    the same video.
+    footage: the frames that are computed. held: which of them are this rank's, by their places; it writes them where
+    `writes`, else another rank does. kept: gives the other frames of the video, some at a time. steps: how many there
+    are. settings: the run's identity. aligned: whether a run may go on after that many steps and give the same video.
     """
 
     def __init__(
@@ -47,9 +55,10 @@ class Checkpoints:
         folder: RunFolder,
         *,
         ranks: Ranks,
+        footage: Footage,
         held: range,
         writes: bool,
-        seeds: Sequence[int],
+        kept: Callable[[], Iterable[Piece]] = list,
         steps: int,
         settings: str,
         config: CheckpointConfig,
@@ -58,7 +67,7 @@ class Checkpoints:
         aligned: Callable[[int], bool] = lambda step: True,
     ) -> None:
         self.folder, self.ranks, self.held, self.steps = folder, ranks, held, steps
-        self.writes, self.seeds = writes, seeds
+        self.footage, self.writes, self.kept = footage, writes, kept
         self.settings, self.config = settings, config
         self.stops, self.progress, self.aligned = stops, progress, aligned
         self.pulse = Pulse(ranks, self._wish)
@@ -82,7 +91,10 @@ class Checkpoints:
         if not self._wanted or not self.aligned(state.step) or state.step == self.steps:
             return
         started = time.monotonic()
-        made = self._write(self.folder.checkpoints / f"step-{state.step:04d}", state)
+        tensors = {"x": state.x} | ({} if state.clean is None else {"clean": state.clean})
+        written = [(self.held, tensors)] if self.writes else []
+        folder = self.folder.checkpoints / f"step-{state.step:04d}"
+        made = self._write(folder, written, step=state.step, names=tuple(tensors))
         self._last, self._wanted = time.monotonic(), False
         self._cost = self._last - started
         if self.ranks.first:
@@ -96,7 +108,9 @@ class Checkpoints:
 
     def finish(self, state: State) -> Parts:
         """Writes the final latents, where they are not kept already, and drops the checkpoints. Raises OutputError."""
-        made = self._final or self._write(self.folder.latents, dataclasses.replace(state, clean=None))
+        made = self._final or self._write(
+            self.folder.latents, self._pieces(state), step=state.step, names=("x",)
+        )
         if self.ranks.first and self._final is None:
             self.folder.event("latents", bytes=sum(part.bytes for part in made.parts))
         if self.ranks.first:
@@ -115,26 +129,33 @@ class Checkpoints:
     def _said(self, step: int) -> str:
         return f"stopped after step {step} of {self.steps}; `vinfinity resume {self.folder.path}` goes on"
 
-    def _write(self, folder: Path, state: State) -> Parts:
-        """Each rank its part, then rank 0 the manifest; nobody goes on before it is on the disk, or has failed."""
-        tensors = {"x": state.x} | ({} if state.clean is None else {"clean": state.clean})
-        written: Part | OutputError | None
+    def _pieces(self, state: State) -> Iterator[Piece]:
+        """What this rank writes of the finished video: frames that it made, and the first one those that were kept."""
+        own = self.footage.of(self.held)
+        for stretch in stretches(frame for frame in own if self.writes and frame in self.footage.made):
+            at = own.index(stretch.start)
+            yield stretch, {"x": state.x[:, :, at : at + len(stretch)]}
+        if self.ranks.first:
+            yield from self.kept()
+
+    def _write(self, folder: Path, pieces: Iterable[Piece], *, step: int, names: tuple[str, ...]) -> Parts:
+        """Each rank its pieces, then rank 0 the manifest; nobody goes on before it is on the disk, or has failed."""
+        written: list[Part] | OutputError
         try:
-            written = write_part(folder, self.held, tensors) if self.writes else None
+            written = [write_part(folder, frames, tensors) for frames, tensors in pieces]
         except OutputError as error:
             written = error
-        told = [self._checked(one, folder) for one in self.ranks.collect(written)]
-        parts = [part for part in told if part is not None]
+        parts = [part for one in self.ranks.collect(written) for part in self._checked(one, folder)]
         sealed: Parts | OutputError | None = None
         if self.ranks.first:
             try:
                 sealed = write_manifest(
                     folder,
                     parts,
-                    step=state.step,
+                    step=step,
                     settings=self.settings,
-                    tensors=tuple(tensors),
-                    seeds=self.seeds,
+                    tensors=names,
+                    seeds=self.footage.seeds,
                 )
             except OutputError as error:
                 sealed = error
@@ -177,9 +198,8 @@ class Checkpoints:
             self.progress.note(f"goes on after step {newest.step} of {self.steps}")
         self.stops.kept = self._said(newest.step)
         self._final = newest if newest.folder == self.folder.latents else None
-        tensors: dict[str, Tensor] = {
-            name: newest.read(self.held, name=name)[None] for name in newest.tensors
-        }
+        frames = self.footage.of(self.held) if self._final else self.held
+        tensors: dict[str, Tensor] = {name: newest.pick(frames, name=name)[None] for name in newest.tensors}
         return State(step=newest.step, **tensors)
 
     def _whole(self, path: Path) -> Parts | None:

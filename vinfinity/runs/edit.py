@@ -1,5 +1,7 @@
 """Videos made from an earlier run's: a stretch of it made anew, or more of it, while the rest stays as it is."""
 
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 
 import torch
@@ -7,10 +9,13 @@ from torch import Tensor
 
 from vinfinity.config import RunConfig
 from vinfinity.errors import InputError
+from vinfinity.parallel.shards import anchor_frames
 from vinfinity.runs.folder import RunFolder
-from vinfinity.runs.parts import DamagedError, Parts, read_manifest
+from vinfinity.runs.parts import DamagedError, Parts, read_manifest, stretches
 from vinfinity.sampling.keep import KeptFrames, kept_until
 from vinfinity.sampling.samplers import Sampler
+
+AT_ONCE = 256  # frames that are copied at once
 
 
 def kept_latents(folder: RunFolder, *, field: str = "run") -> Parts:
@@ -37,32 +42,80 @@ def check_edit(config: RunConfig, latent: tuple[int, int, int]) -> None:
         raise InputError("frames", config.frames, "keep all of them", problem=problem)
 
 
-def noise_seeds(config: RunConfig, *, steps: int) -> list[int]:
-    """The seed that the noise of each frame is drawn with: of a frame that is kept, the one it was made with."""
-    seeds = [config.seed] * config.frames
-    if config.edit.run is not None:
-        parts = _source(config)
-        until = _kept_until(config, range(config.frames), known=parts.frames, steps=steps)
-        for start, stop, seed in parts.seeds:
-            seeds[start:stop] = [seed if until[frame] else config.seed for frame in range(start, stop)]
-    return seeds
+@dataclass(frozen=True)
+class Footage:
+    """Which frames of a video are computed. All indices are absolute, and ascending.
+
+    frames: those that are denoised. made: those of them that go into the video; the others are an earlier run's, there
+    for these to fit to. seeds: what the noise of each frame of the video is drawn with.
+    """
+
+    frames: tuple[int, ...]
+    made: frozenset[int]
+    seeds: tuple[int, ...]
+
+    def of(self, held: range) -> list[int]:
+        """The frames that a rank denoises. held: their places among `frames`."""
+        return list(self.frames[held.start : held.stop])
+
+
+def footage(config: RunConfig, *, steps: int) -> Footage:
+    """What a run computes: all frames, or in an edit those that are made, `edit.context` frames on either side of them,
+    and the anchors of the video.
+
+    What lies beyond these hardly touches the frames that are made (docs/decisions/0009), so that the cost of an edit
+    does not grow with the video. Raises InputError where the earlier run has no latents.
+    """
+    total, attention = config.frames, config.attention
+    assert attention.trained_frames is not None
+    if config.edit.run is None:
+        return Footage(tuple(range(total)), frozenset(range(total)), (config.seed,) * total)
+    parts = _source(config)
+    made = [*config.edit.stretch, *range(parts.frames, total)]
+    wanted = (
+        set(range(total)) if total <= attention.trained_frames else {*anchor_frames(total, attention.anchors)}
+    )
+    for stretch in stretches(made):
+        near = range(stretch.start - config.edit.context, stretch.stop + config.edit.context)
+        wanted |= {frame for frame in near if 0 <= frame < total}
+    seeds = [config.seed] * total
+    until = _kept_until(config, range(total), known=parts.frames, steps=steps)
+    for start, stop, seed in parts.seeds:
+        seeds[start:stop] = [seed if until[frame] else config.seed for frame in range(start, stop)]
+    return Footage(tuple(sorted(wanted)), frozenset(made), tuple(seeds))
 
 
 def keeping(
-    config: RunConfig, sampler: Sampler, held: range, latent: tuple[int, int, int], *, device: torch.device
+    config: RunConfig,
+    sampler: Sampler,
+    own: Sequence[int],
+    latent: tuple[int, int, int],
+    *,
+    device: torch.device,
 ) -> Sampler:
-    """The sampler under which this rank's frames of the earlier video stay. Raises DamagedError."""
+    """The sampler under which frames of the earlier video stay. own: this rank's frames. Raises DamagedError."""
     parts = _source(config)
     parts.verify()
-    clean = torch.zeros(1, latent[0], len(held), *latent[1:])
-    known = range(held.start, max(held.start, min(held.stop, parts.frames)))
+    clean = torch.zeros(1, latent[0], len(own), *latent[1:])
+    known = [frame for frame in own if frame < parts.frames]
     if known:
-        clean[0, :, : len(known)] = parts.read(known)
-    until = _kept_until(config, held, known=parts.frames, steps=len(sampler.timesteps))
+        clean[0, :, : len(known)] = parts.pick(known)
+    until = _kept_until(config, own, known=parts.frames, steps=len(sampler.timesteps))
     return KeptFrames(sampler, clean.to(device), until.to(device))
 
 
-def _kept_until(config: RunConfig, frames: range, *, known: int, steps: int) -> Tensor:
+def kept_pieces(config: RunConfig) -> Iterator[tuple[range, Mapping[str, Tensor]]]:
+    """The frames of the earlier run that stay, some at a time: tensors (1, c, f, h, w)."""
+    if config.edit.run is None:
+        return
+    parts, redo = _source(config), config.edit.stretch
+    for stretch in stretches(frame for frame in range(parts.frames) if frame not in redo):
+        for start in range(stretch.start, stretch.stop, AT_ONCE):
+            piece = range(start, min(start + AT_ONCE, stretch.stop))
+            yield piece, {"x": parts.read(piece)[None]}
+
+
+def _kept_until(config: RunConfig, frames: Sequence[int], *, known: int, steps: int) -> Tensor:
     return kept_until(frames, known=known, redo=config.edit.stretch, blend=config.edit.blend, steps=steps)
 
 

@@ -10,7 +10,7 @@ The manifest is written last: a folder without one was not finished. Nothing is 
 import hashlib
 import itertools
 import json
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from itertools import pairwise
 from pathlib import Path
@@ -80,6 +80,10 @@ class Parts:
                 raise DamagedError(f"{path}: cannot be read ({' '.join(str(error).split())})") from error
         return torch.cat(read, dim=1)
 
+    def pick(self, frames: Iterable[int], *, name: str = "x") -> Tensor:
+        """Frames (ascending, absolute) of one tensor, as `read` gives them."""
+        return torch.cat([self.read(stretch, name=name) for stretch in stretches(frames)], dim=1)
+
     def digest(self) -> str:
         """SHA-256 (hex) of those of the parts."""
         return hashlib.sha256(" ".join(part.sha256 for part in self.parts).encode()).hexdigest()
@@ -119,7 +123,8 @@ def write_manifest(
     tensors: Sequence[str],
     seeds: Sequence[int],
 ) -> Parts:
-    """Makes the parts, which are in order and cover all frames, a whole. seeds: of each frame. Raises OutputError."""
+    """Makes the parts, which cover all frames, a whole. seeds: of each frame. Raises OutputError."""
+    parts = sorted(parts, key=lambda part: part.start)
     drawn, start = [], 0
     for seed, same in itertools.groupby(seeds):
         drawn.append((start, start := start + len(list(same)), seed))
@@ -178,6 +183,17 @@ def save_whole(parts: Parts, path: Path, *, source: str, name: str) -> None:
     except OSError as error:
         unfinished.unlink(missing_ok=True)
         raise OutputError(f"{path}: cannot be written ({error.strerror or error})") from error
+
+
+def stretches(frames: Iterable[int]) -> list[range]:
+    """Ascending frames as stretches of consecutive ones."""
+    found: list[range] = []
+    for frame in frames:
+        if found and found[-1].stop == frame:
+            found[-1] = range(found[-1].start, frame + 1)
+        else:
+            found.append(range(frame, frame + 1))
+    return found
 
 
 def _seal(facts: Mapping[str, object]) -> str:

@@ -1,5 +1,6 @@
 """A sampler under which some frames follow a known way: those of an earlier video, that others are to fit to."""
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import torch
@@ -42,13 +43,13 @@ class KeptFrames:
         return State(after.step, torch.where(kept, self.clean, after.x), after.clean)
 
 
-def kept_until(frames: range, *, known: int, redo: range, blend: int, steps: int) -> Tensor:
+def kept_until(frames: Sequence[int], *, known: int, redo: range, blend: int, steps: int) -> Tensor:
     """For how many steps each frame is kept: (f,) int.
 
     frames: absolute. known: frames of the earlier video; those behind it are new. redo: the stretch of it that is made
-    anew. Inside it, the `blend` frames next to each join are kept for fewer and fewer steps, all of them but the last at
-    the most: the stretch departs from the earlier video gradually, and with its coarse motion before its details. They
-    are fewer than `blend` where the stretch is short.
+    anew. Inside it, the `blend` frames next to each join are kept for fewer and fewer steps, at most for all but the
+    last: the stretch departs from the earlier video gradually, in its details first. They are fewer than `blend` where
+    the stretch is short.
     """
     blend = min(blend, len(redo) // 4)
 

@@ -13,7 +13,7 @@ INITIAL = 0
 
 
 def frame_noise(
-    seed: int | Sequence[int], frames: range, shape: tuple[int, int, int], *, draw: int = INITIAL
+    seed: int | Sequence[int], frames: Sequence[int], shape: tuple[int, int, int], *, draw: int = INITIAL
 ) -> Tensor:
     """Standard normal noise for some frames, drawn on the CPU.
 
