@@ -13,6 +13,7 @@ import contextlib
 import json
 import os
 import random
+import re
 import signal
 import subprocess
 import sys
@@ -28,7 +29,7 @@ from vinfinity.runs.parts import DamagedError, read_manifest
 
 PHASES = ("start", "denoising", "checkpoint", "denoising", "gather", "decode", "mux", "mux")
 SIGNALS = [signal.SIGKILL] * 5 + [signal.SIGTERM, signal.SIGUSR1, signal.SIGINT]
-FRAMES, STEPS, EVERY = 24, 14, 2
+FRAMES, STEPS, EVERY = 40, 14, 2
 HANG = 180.0  # seconds; a run takes some ten
 CLOSE = 1e-4
 
@@ -45,6 +46,7 @@ class Report:
     repeated: int = 0  # the most steps that were computed again after one kill
     worst: float = 0.0
     identical: int = 0
+    decoded: int = 0  # the most frames that were decoded before a kill and not again after it
     wrong: list[str] = field(default_factory=list)
 
 
@@ -185,13 +187,25 @@ def repeated_steps(folder: Path) -> int:
     return most
 
 
+def decoded_frames(folder: Path) -> int:
+    """Frames that a run has kept of its decoding."""
+    path = folder / "decoded.json"
+    return int(json.loads(path.read_text())["frames"]) if path.exists() else 0
+
+
+def taken_over(folder: Path) -> list[int]:
+    """Frames that runs found decoded already, from the log."""
+    said = re.findall(rf"(\d+) of {FRAMES} frames are decoded already", (folder / "log.txt").read_text())
+    return [int(frames) for frames in said]
+
+
 def one_video(
     seed: int, work: Path, draw: random.Random, report: Report, *, wanted: int, phases: Iterator[str]
 ) -> None:
     """One video from its first start to its end, killed in phase after phase."""
     out = work / f"{seed}.mp4"
     folder = out.with_suffix(".run")
-    used = set()
+    used, kept = set(), {0}
     while not out.exists() and sum(report.kills.values()) < wanted:
         phase = next(phases, "")
         if not phase:
@@ -202,6 +216,8 @@ def one_video(
         killed, code, said = run_and_kill(command, folder, phase, draw, report)
         if killed:
             found = left_in(folder, phase)
+            if not out.exists():
+                kept.add(decoded_frames(folder))
             report.kills[found] += 1
             report.ranks[ranks] += 1
             expected = {75, 3, 130, 128 + 15, -2, -9, -10, -15}
@@ -231,6 +247,10 @@ def one_video(
             env={**os.environ, "OMP_NUM_THREADS": "1"},
         )
     compare(seed, work, out, report, alone=used == {1})
+    found = taken_over(folder)
+    report.decoded = max(report.decoded, *found, 0)
+    if found != sorted(found) or {0, *found} != kept:
+        report.wrong.append(f"{seed}: {sorted(kept)} frames were decoded, of which {found} were taken over")
 
 
 def compare(seed: int, work: Path, out: Path, report: Report, *, alone: bool) -> None:
@@ -292,7 +312,8 @@ def main() -> None:
         f"by phase: {dict(report.kills)}\nby signal: {dict(report.signals)}\nby ranks: {dict(report.ranks)}\n"
         f"losses: {report.losses}, hangs: {report.hangs}\n"
         f"largest difference of the latents: {report.worst:.1e}; identical: {report.identical} of {report.videos}\n"
-        f"most steps computed again after a kill: {report.repeated}, with a checkpoint every {EVERY}"
+        f"most steps computed again after a kill: {report.repeated}, with a checkpoint every {EVERY}; "
+        f"most frames that were not decoded again: {report.decoded} of {FRAMES}"
     )
     for line in report.wrong:
         print(f"wrong: {line}")
