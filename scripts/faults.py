@@ -30,7 +30,7 @@ from vinfinity.runs.parts import DamagedError, read_manifest
 PHASES = ("start", "denoising", "checkpoint", "denoising", "gather", "decode", "mux", "mux")
 SIGNALS = [signal.SIGKILL] * 5 + [signal.SIGTERM, signal.SIGUSR1, signal.SIGINT]
 FRAMES, STEPS, EVERY = 40, 14, 2
-HANG = 180.0  # seconds; a run takes some ten
+HANG = 60.0  # seconds; a run takes some ten
 CLOSE = 1e-4
 
 
@@ -137,7 +137,7 @@ def run_and_kill(
     """Starts a run and kills it in a phase. Returns whether it was killed, its exit code, and what it said."""
     events = folder / "events.jsonl"
     since = len(events.read_text()) if events.exists() else 0
-    environment = {**os.environ, "OMP_NUM_THREADS": "1"}
+    environment = {**os.environ, "OMP_NUM_THREADS": "1", "PYTHONFAULTHANDLER": "1"}
     priority = os.getpriority(os.PRIO_PROCESS, 0)
     process = subprocess.Popen(
         [sys.executable, "-m", "vinfinity", *command],
@@ -145,6 +145,7 @@ def run_and_kill(
         stdout=subprocess.PIPE,
         text=True,
         env=environment,
+        start_new_session=True,
         preexec_fn=lambda: os.setpriority(os.PRIO_PROCESS, 0, max(0, priority)),
     )
     deadline = time.monotonic() + HANG
@@ -165,8 +166,11 @@ def run_and_kill(
         _, said = process.communicate(timeout=HANG)
     except subprocess.TimeoutExpired:
         report.hangs += 1
-        process.kill()
+        os.killpg(process.pid, signal.SIGABRT)  # faulthandler writes where they are
         _, said = process.communicate()
+        report.wrong.append(
+            f"hung in {phase} after {number.name} to process {target} of {process.pid}:\n{said}"
+        )
     if alive and process.returncode != 0:
         report.signals[number.name] += 1
         return True, process.returncode, said

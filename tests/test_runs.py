@@ -183,6 +183,33 @@ def test_two_ranks_then_three_then_one_give_the_latents_of_one(tmp_path: Path) -
     assert (latents(folder) - latents(tmp_path / "one.run")).abs().max() <= 1e-4
 
 
+@pytest.mark.skipif(sys.platform != "linux", reason="looks into /proc")
+def test_ranks_end_with_a_launcher_that_is_killed_while_they_start(
+    model_folder: Path, tmp_path: Path
+) -> None:
+    options = ["--model", str(model_folder), "--prompt", "a", "--device", "cpu", "--gpus", "2"]
+    command = [sys.executable, "-m", "vinfinity", "generate", *options, "--out", str(tmp_path / "a.mp4")]
+    launcher = subprocess.Popen(command, stderr=subprocess.DEVNULL)
+
+    def running(process: int) -> str:
+        with contextlib.suppress(OSError):
+            return Path(f"/proc/{process}/cmdline").read_text()
+        return ""
+
+    ranks: list[int] = []
+    while len(ranks) < 2:
+        assert launcher.poll() is None
+        children = Path(f"/proc/{launcher.pid}/task/{launcher.pid}/children").read_text().split()
+        ranks = [int(child) for child in children if "spawn_main" in running(int(child))]
+        time.sleep(0.001)
+    launcher.kill()
+    launcher.wait()
+    deadline = time.monotonic() + 60
+    while any(running(rank) for rank in ranks) and time.monotonic() < deadline:
+        time.sleep(0.1)
+    assert not any(running(rank) for rank in ranks)
+
+
 @pytest.mark.slow
 def test_torchrun_restarts_ranks_into_the_run_they_had_begun(tmp_path: Path) -> None:
     flags = [

@@ -193,6 +193,9 @@ def _end_with_parent() -> None:
     """Has the kernel end this process when the launcher is gone, whatever ended it: ranks alone would go on."""
     if sys.platform == "linux":
         ctypes.CDLL(None).prctl(PR_SET_PDEATHSIG, signal.SIGKILL)
+    launcher = multiprocessing.parent_process()
+    if launcher is not None and os.getppid() != launcher.pid:
+        os._exit(RankError.exit_code)  # it ended while this rank was starting, before the kernel was told
 
 
 def _say(error: Exception, place: Place) -> tuple[str, int]:
