@@ -533,3 +533,19 @@ def test_2300_frames_fit_one_gpu_of_48_gb() -> None:
     assert (sizes[2300] - sizes[576]) / 1724 <= 1.01 * slope
     assert choose(one, Room(device=GPUS["RTX A6000"].memory, host=None, where="it"))[1]
     assert sizes[2300] + 2.9e9 <= 40e9
+
+
+@pytest.mark.parametrize("sampler", ["ddim", "sde-dpmsolver++"])
+def test_the_disk_that_a_run_takes_is_what_it_was_planned_to(
+    sampler: str, model_folder: Path, tmp_path: Path
+) -> None:
+    settings = {"out": str(tmp_path / "a.mp4"), "frames": 9, "steps": 6, "size": "64x64", "device": "cpu"}
+    config = configure(model_folder, "checkpoint.every=1 steps", sampler=sampler, **settings).config
+    plan = make_plan(config)
+    run(config, {})
+    lines = [json.loads(line) for line in (tmp_path / "a.run" / "events.jsonl").read_text().splitlines()]
+    written = {line["event"]: line["bytes"] for line in lines if "bytes" in line}
+    header = 400  # of a safetensors file
+    assert 0 < written["checkpoint"] - plan.checkpoint_bytes < header
+    assert 0 < written["latents"] - plan.latents_bytes < header
+    assert plan.disk_bytes >= 3 * plan.checkpoint_bytes

@@ -20,6 +20,7 @@ from vinfinity.planning.machines import GPUS, Gpu, find_gpu, free_on_host
 from vinfinity.planning.outline import Outline, outline
 from vinfinity.planning.trace import StepWork, trace_work
 from vinfinity.progress import duration
+from vinfinity.sampling.samplers import State
 from vinfinity.weights.card import planned_card
 
 MP4_BITS = 0.25  # of a pixel at crf 18: an estimate, what is filmed lies between 0.05 and 0.5
@@ -91,9 +92,23 @@ class Plan:
         return round(self.run.config.frames * width * height * MP4_BITS / 8 * quality)
 
     @property
+    def checkpoint_bytes(self) -> int:
+        """Of one checkpoint: the latents, and the estimate of x0 that samplers of several steps keep."""
+        with torch.device("meta"):
+            x = torch.empty(1)
+            kept = self.run.sampler.step(State(step=0, x=x), x, lambda _: x)
+        return self.latents_bytes * (1 if kept.clean is None else 2)
+
+    @property
     def disk_bytes(self) -> int:
-        """Of all that the run writes."""
-        return self.video_bytes + (self.latents_bytes if self.run.config.save_latents else 0)
+        """The most that the run takes up: checkpoints while it denoises, then latents, and the MP4 twice at the end."""
+        checkpoints = self.run.config.checkpoint
+        keep = 0 if checkpoints.every == "never" else checkpoints.keep
+        denoising = (keep + (keep > 0)) * self.checkpoint_bytes
+        between = keep * self.checkpoint_bytes + self.latents_bytes
+        decoding = self.latents_bytes + 2 * self.video_bytes
+        saved = self.latents_bytes if self.run.config.save_latents else 0
+        return max(denoising, between, decoding) + saved
 
     def seconds(self, gpu: Gpu, *, few: bool = False) -> Seconds:
         """The time on GPUs of a kind. few: in four steps without the second guidance branch."""
@@ -200,7 +215,6 @@ def table(plan: Plan) -> list[tuple[str, ...]]:
     )
     phases = f"text {gigabytes(memory.text.device)}, decoding {gigabytes(memory.decoding.device)}"
     host = f"latents {gigabytes(memory.latents)}, loading {gigabytes(memory.loading)}, pictures"
-    kept = f", latents {gigabytes(plan.latents_bytes)}" if run.config.save_latents else ""
     free = shutil.disk_usage(_existing(output_path(run.config))).free
     rows: list[tuple[str, ...]] = [
         (
@@ -212,12 +226,17 @@ def table(plan: Plan) -> list[tuple[str, ...]]:
         ("", f"denoising: {parts}"),
         ("", f"before and after: {phases}"),
         ("", f"host: {host} {gigabytes(memory.pictures)}, skip connections {gigabytes(step.host)}"),
-        ("disk", f"MP4 about {gigabytes(plan.video_bytes)}{kept}; {gigabytes(free)} are free"),
+        (
+            "disk",
+            f"at most {gigabytes(plan.disk_bytes)}: MP4 about {gigabytes(plan.video_bytes)}, latents "
+            f"{gigabytes(plan.latents_bytes)}, a checkpoint {gigabytes(plan.checkpoint_bytes)}; "
+            f"{gigabytes(free)} are free",
+        ),
         ("messages", f"{plan.messages_per_step:,} a step and rank, {gigabytes(plan.bytes_per_step)}"),
         ("arithmetic", f"{operations(plan.flops_per_step)} a step and rank, {operations(plan.flops)} in all"),
     ]
     if plan.disk_bytes > free:
-        rows.append(("warning", f"the disk is too small: {gigabytes(plan.disk_bytes)} will be written"))
+        rows.append(("warning", f"the disk is too small: {gigabytes(plan.disk_bytes)} will be needed"))
     if plan.fits and (plan.room.device or plan.room.host):
         rows.append(("fits", f"yes, on {plan.room.where}"))
     return rows
@@ -284,7 +303,8 @@ def as_json(plan: Plan) -> dict[str, Any]:
         "disk": {
             "video_estimate": plan.video_bytes,
             "latents": plan.latents_bytes,
-            "written": plan.disk_bytes,
+            "checkpoint": plan.checkpoint_bytes,
+            "most": plan.disk_bytes,
         },
         "per_step": {
             "messages": plan.messages_per_step,
