@@ -297,6 +297,31 @@ def test_damaged_latents_are_computed_again_from_what_is_left(model_folder: Path
 # ---- starting onto a run ----
 
 
+def test_latents_that_are_cut_short_while_they_are_decoded_are_named(
+    model_folder: Path, tmp_path: Path
+) -> None:
+    config = config_of(model_folder, tmp_path / "a.mp4", "decode.frames=1", frames=80, steps=1, size="64x64")
+    folder = tmp_path / "a.run"
+
+    def cut() -> None:
+        while not (folder / "decoded.json").exists():
+            time.sleep(0.0005)
+        [part] = (folder / "latents").glob("*.safetensors")
+        os.truncate(part, 1000)
+
+    cutter = threading.Thread(target=cut)
+    cutter.start()
+    with pytest.raises(
+        VinfinityError, match=r"frames-000000-000080\.safetensors: .*`vinfinity resume"
+    ) as raised:
+        run(config, {})
+    cutter.join()
+    assert raised.value.exit_code == 4
+    run(going_on(folder), {})
+    assert len(read_video(tmp_path / "a.mp4")) == 80
+    assert len(events(folder, "damaged")) == 1
+
+
 def test_starting_onto_a_run_offers_to_go_on_and_keeps_it(model_folder: Path, tmp_path: Path) -> None:
     config = config_of(model_folder, tmp_path / "a.mp4", "checkpoint.every=1 steps")
     stopped(config, tmp_path / "a.run")

@@ -100,6 +100,11 @@ def work(config: RunConfig, ranks: Ranks) -> Summary | None:
             return None
         for concern in job.concerns():
             progress.warn(concern)
+        made, computed = len(job.footage.made), len(job.footage.frames)
+        if computed > made:
+            progress.note(
+                f"{made} of {config.frames} frames are made, to fit to {computed - made} of those that stay"
+            )
         team = ranks.team(len(job.footage.frames), split=job.splits_branches)
         saved = Checkpoints(
             folder,
