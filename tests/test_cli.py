@@ -285,10 +285,8 @@ def test_ctrl_c_ends_a_run_with_one_line_and_no_video(tmp_path: Path) -> None:
     if process.poll() is None:
         process.send_signal(signal.SIGINT)  # the second one does not wait for the end of the step
     _, err = process.communicate(timeout=20)
-    assert (process.returncode, err.splitlines()[-1]) in [
-        (130, "error: interrupted"),
-        (75, "error: stopped before anything was computed"),
-    ]
+    code, said = process.returncode, err.splitlines()[-1]
+    assert (code, said) == (130, "error: interrupted") or (code == 75 and said.startswith("error: stopped "))
     assert "Traceback" not in err
     assert [path for path in tmp_path.iterdir() if path.suffix != ".run"] == []
 

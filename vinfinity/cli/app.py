@@ -2,6 +2,7 @@
 
 import difflib
 import os
+import signal
 import sys
 from collections.abc import Sequence
 from typing import Annotated
@@ -36,6 +37,9 @@ def program() -> None:
     try:
         main()
     except SystemExit as ended:
+        signal.signal(
+            signal.SIGINT, signal.SIG_IGN
+        )  # all is said: Ctrl-C again would only change the exit code
         if is_rank(os.environ):
             # threads of torch.distributed that still run may abort the process at the interpreter's own end (seen once)
             sys.stdout.flush()
