@@ -24,7 +24,7 @@ from vinfinity.config import Resolved, complete, load
 from vinfinity.media.blocks import Blocks
 from vinfinity.media.decode import decode_frames
 from vinfinity.media.latents import TensorLatents
-from vinfinity.parallel.exchange import Counters, Done, Fetched, Pending, combine_moments
+from vinfinity.parallel.exchange import Counters, Done, Fetched, Pending
 from vinfinity.parallel.ranks import Ranks
 from vinfinity.parallel.shards import FrameShards, Route
 from vinfinity.weights.card import EMBEDDED, model_defaults
@@ -122,14 +122,14 @@ class ThreadExchange:
         self.shards, self.rank, self.boxes = shards, rank, boxes
         self.counters = Counters()
 
-    def fetch(self, x: Tensor, route: Route, *, moments: Tensor | None = None, label: str = "") -> Pending:
+    def fetch(self, x: Tensor, route: Route, *, sums: Tensor | None = None, label: str = "") -> Pending:
         ranks = range(self.shards.ranks)
         sends = dict(route.sends)
         for peer in ranks:
             if peer != self.rank:
                 frames = x[:, list(sends[peer])] if peer in sends else None
-                self.boxes[self.rank, peer].put((label, frames, moments))
-        return _Waiting(self, x, route, moments, label)
+                self.boxes[self.rank, peer].put((label, frames, sums))
+        return _Waiting(self, x, route, sums, label)
 
 
 @dataclass(frozen=True)
@@ -137,7 +137,7 @@ class _Waiting:
     exchange: ThreadExchange
     x: Tensor
     route: Route
-    moments: Tensor | None
+    sums: Tensor | None
     label: str
 
     def wait(self) -> Fetched:
@@ -146,11 +146,11 @@ class _Waiting:
         statistics: list[Tensor | None] = []
         for peer in range(shards.ranks):
             if peer == rank:
-                statistics.append(self.moments)
+                statistics.append(self.sums)
                 continue
-            label, frames, moments = exchange.boxes[peer, rank].get(timeout=ANSWER_WITHIN)
+            label, frames, sums = exchange.boxes[peer, rank].get(timeout=ANSWER_WITHIN)
             assert label == self.label
-            statistics.append(moments)
+            statistics.append(sums)
             if frames is not None:
                 parts[peer] = frames
         assert sorted(parts) == [peer for peer, _, _ in self.route.receives]
@@ -159,10 +159,9 @@ class _Waiting:
         arrived = [parts[peer] for peer, _, _ in self.route.receives]
         frames = torch.cat(arrived, dim=1) if arrived else self.x[:, :0]
         combined = None
-        if self.moments is not None:
-            shares = [len(shards.held(r)) / shards.frames for r in range(shards.ranks)]
-            combined = combine_moments(torch.stack([m for m in statistics if m is not None]), shares)
-        return Done(Fetched(frames=frames, moments=combined)).wait()
+        if self.sums is not None:
+            combined = torch.stack([m for m in statistics if m is not None]).sum(0)
+        return Done(Fetched(frames=frames, sums=combined)).wait()
 
 
 def on_ranks(shards: FrameShards, work: Callable[[int, ThreadExchange], T]) -> list[T]:

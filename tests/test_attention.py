@@ -10,9 +10,15 @@ from reference import DenseScopes, dense_attention, dense_bias, fill, on_ranks
 from torch import Tensor
 
 from vinfinity.models.layers import Attention
-from vinfinity.models.temporal import TemporalConvLayer, TemporalTransformer, dual_scope_attention
+from vinfinity.models.temporal import (
+    TemporalConvLayer,
+    TemporalTransformer,
+    dual_scope_attention,
+    video_affine,
+    video_sums,
+)
 from vinfinity.parallel.context import AttentionPlan, Scopes, plan_attention, temporal_context
-from vinfinity.parallel.exchange import LocalExchange, combine_moments
+from vinfinity.parallel.exchange import LocalExchange
 from vinfinity.parallel.shards import FrameShards
 
 CLOSE = 1e-5
@@ -202,13 +208,21 @@ def test_large_logits_do_not_overflow() -> None:
     torch.testing.assert_close(out, expected(layer, x, DenseScopes(4, 4, 10.0, 0.0)), rtol=1e-4, atol=1e-2)
 
 
-def test_moments_of_unequal_parts_combine_exactly() -> None:
-    whole = torch.randn(2, 3, 17) * torch.tensor([1.0, 10.0, 0.1])[:, None] + 5.0
-    parts = whole.split((1, 5, 11), dim=-1)
-    moments = torch.stack([torch.stack([p.mean(-1), p.var(-1, correction=0)], -1) for p in parts])
-    combined = combine_moments(moments, [1 / 17, 5 / 17, 11 / 17])
-    torch.testing.assert_close(combined[..., 0], whole.mean(-1), rtol=1e-5, atol=0)
-    torch.testing.assert_close(combined[..., 1], whole.var(-1, correction=0), rtol=1e-5, atol=0)
+def test_statistics_of_any_parts_are_those_of_the_whole_to_the_bit() -> None:
+    norm = torch.nn.GroupNorm(4, 16)
+    x = torch.randn(2, 24, 3, 5, 16) * torch.linspace(0.1, 10.0, 24)[:, None, None, None] + 5.0
+    whole = video_affine(norm, video_sums(x, 4, limit=2**30))
+    for sizes in ((1, 23), (8, 8, 8), (5, 12, 7), (1,) * 24):
+        parts = sum(video_sums(part, 4, limit=3000) for part in x.split(sizes, dim=1))
+        assert isinstance(parts, torch.Tensor)
+        assert all(
+            torch.equal(one, other) for one, other in zip(video_affine(norm, parts), whole, strict=True)
+        )
+    grouped = x.unflatten(-1, (4, 4))
+    scale = (grouped.var((1, 2, 3, 5), correction=0) + norm.eps).rsqrt()
+    torch.testing.assert_close(whole[0].squeeze(), scale.repeat_interleave(4, 1), rtol=1e-5, atol=0)
+    shift = -grouped.mean((1, 2, 3, 5)) * scale
+    torch.testing.assert_close(whole[1].squeeze(), shift.repeat_interleave(4, 1), rtol=1e-5, atol=0)
 
 
 @pytest.mark.parametrize("ranks", [2, 3, 4, 5])

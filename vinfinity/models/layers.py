@@ -8,6 +8,7 @@ Parameter names are those of diffusers' files.
 
 from collections.abc import Callable
 from functools import cache
+from typing import Any
 
 import torch
 import torch.nn.functional as F
@@ -25,6 +26,9 @@ ACTIVATIONS: dict[str, Callable[[Tensor], Tensor]] = {
 }
 
 
+PICTURES = 16  # from which on torch hands 1x1 convolutions to oneDNN
+SMALL = 20480  # numbers of a picture that torch does not hand to oneDNN, if it is alone
+QUERIES = 4  # of so many or a multiple, each comes out the same on a CPU whatever others it comes with
 WIDENED = 8  # a feed-forward layer's temporaries to its input
 
 
@@ -40,13 +44,22 @@ def frame_blocks(x: Tensor, limit: int) -> list[slice]:
 
 
 def frames_first(x: Tensor) -> Tensor:
-    """(b, f, h, w, c) -> (b·f, c, h, w) as channels_last, without a copy."""
-    return rearrange(x, "b f h w c -> (b f) c h w")
+    """(b, f, h, w, c) -> (b·f, c, h, w) as channels_last, without a copy where x is contiguous."""
+    return rearrange(x.flatten(0, 1), "m h w c -> m c h w")
 
 
 def frames_last(x: Tensor, batch: int) -> Tensor:
     """(b·f, c, h, w) -> (b, f, h, w, c), a view where x is channels_last; contiguous."""
     return rearrange(x, "(b f) c h w -> b f h w c", b=batch).contiguous()
+
+
+def by_onednn(x: Tensor) -> bool:
+    """Whether convolutions of x go to oneDNN, and linear layers are made to (docs/decisions/0006).
+
+    There, a frame comes out the same to the bit whatever others it comes with, and so on any number of ranks, unless
+    there is so little at once that other kernels are chosen: layers see to it that there is enough.
+    """
+    return x.device.type == "cpu" and x.dtype == torch.float32 and not torch.compiler.is_compiling()
 
 
 def linear(x: Tensor, weight: Tensor, bias: Tensor | None = None) -> Tensor:
@@ -55,27 +68,54 @@ def linear(x: Tensor, weight: Tensor, bias: Tensor | None = None) -> Tensor:
 
     x: (..., c). weight: (c', c). bias: (c',). Returns (..., c').
     """
-    slow = x.device.type == "cpu" and x.dtype == torch.float32 and not torch.compiler.is_compiling()
-    rows = picture_rows(x.numel() // x.shape[-1]) if slow else None
-    if rows is None:
+    if not by_onednn(x) or not x.numel():
         return F.linear(x, weight, bias)
-    picture = rearrange(x.reshape(rows, -1, 1, x.shape[-1]), "rows m one c -> rows c m one")
+    vectors = x.reshape(-1, x.shape[-1])
+    count = len(vectors)
+    rows = picture_rows(count)
+    if rows is None:
+        rows = PICTURES
+        vectors = F.pad(vectors, (0, 0, 0, -count % rows))
+    picture = rearrange(vectors.view(rows, -1, 1, x.shape[-1]), "rows m one c -> rows c m one")
     done = F.conv2d(picture, weight[:, :, None, None], bias)
-    return rearrange(done, "rows c m one -> (rows m one) c").view(*x.shape[:-1], -1)
+    return rearrange(done, "rows c m one -> (rows m one) c")[:count].view(*x.shape[:-1], -1)
 
 
 @cache
 def picture_rows(vectors: int) -> int | None:
     """In how many equal rows `vectors` vectors are laid out as a batch of pictures: torch hands 1x1 convolutions to
-    oneDNN from 16 pictures on. None where rows would be too short to be worth it.
+    oneDNN from 16 pictures on. None where they cannot be.
     """
-    most = vectors // 16
-    return next((rows for rows in range(16, min(most, 256) + 1) if vectors % rows == 0), None)
+    return next((rows for rows in range(PICTURES, min(vectors, 256) + 1) if vectors % rows == 0), None)
+
+
+def convolve(x: Tensor, weight: Tensor, bias: Tensor | None, **how: Any) -> Tensor:
+    """F.conv2d of pictures (m, c, h, w), each the same whatever others it comes with: a small one alone is kept
+    from oneDNN by torch, and summed in another order.
+    """
+    if len(x) == 1 and x.numel() <= SMALL and by_onednn(x):
+        return F.conv2d(torch.cat([x, x]), weight, bias, **how)[:1]
+    return F.conv2d(x, weight, bias, **how)
+
+
+class Conv2d(nn.Conv2d):
+    """A convolution by `convolve`, or by `linear` where it looks at single places."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        """x: (m, c, h, w)."""
+        if self.kernel_size == (1, 1) and by_onednn(x):
+            places = rearrange(x, "m c h w -> m h w c")
+            return rearrange(linear(places, self.weight.flatten(1), self.bias), "m h w c -> m c h w")
+        return convolve(x, self.weight, self.bias, stride=self.stride, padding=self.padding)
 
 
 def attend(q: Tensor, k: Tensor, v: Tensor, *, bias: Tensor | None = None) -> Tensor:
     """Softmax attention. q: (b, heads, m, d); k, v: (b, heads, t, d); bias: (m, t) on the logits. As q in shape."""
-    return F.scaled_dot_product_attention(q, k, v, attn_mask=bias)
+    count = q.shape[2]
+    if count % QUERIES and by_onednn(q):
+        q = F.pad(q, (0, 0, 0, -count % QUERIES))
+        bias = None if bias is None else F.pad(bias, (0, 0, 0, -count % QUERIES))
+    return F.scaled_dot_product_attention(q, k, v, attn_mask=bias)[:, :, :count]
 
 
 class Linear(nn.Linear):
@@ -175,11 +215,11 @@ class ResnetBlock(nn.Module):
     ) -> None:
         super().__init__()
         self.norm1 = GroupNorm(groups, channels, eps=eps)
-        self.conv1 = nn.Conv2d(channels, out_channels, 3, padding=1)
+        self.conv1 = Conv2d(channels, out_channels, 3, padding=1)
         self.time_emb_proj = nn.Linear(time_channels, out_channels) if time_channels else None
         self.norm2 = GroupNorm(groups, out_channels, eps=eps)
-        self.conv2 = nn.Conv2d(out_channels, out_channels, 3, padding=1)
-        self.conv_shortcut = nn.Conv2d(channels, out_channels, 1) if channels != out_channels else None
+        self.conv2 = Conv2d(out_channels, out_channels, 3, padding=1)
+        self.conv_shortcut = Conv2d(channels, out_channels, 1) if channels != out_channels else None
         self.activation = ACTIVATIONS[activation]
         self.out_scale = out_scale
 
@@ -205,7 +245,7 @@ class Downsample(nn.Module):
 
     def __init__(self, channels: int, *, padding: int = 1) -> None:
         super().__init__()
-        self.conv = nn.Conv2d(channels, channels, 3, stride=2, padding=padding)
+        self.conv = Conv2d(channels, channels, 3, stride=2, padding=padding)
         self.padding = padding
 
     def forward(self, x: Tensor) -> Tensor:
@@ -217,7 +257,7 @@ class Upsample(nn.Module):
 
     def __init__(self, channels: int) -> None:
         super().__init__()
-        self.conv = nn.Conv2d(channels, channels, 3, padding=1)
+        self.conv = Conv2d(channels, channels, 3, padding=1)
 
     def forward(self, x: Tensor, size: tuple[int, int] | None = None) -> Tensor:
         if size is None:

@@ -15,27 +15,44 @@ import torch.nn.functional as F
 from einops import rearrange
 from torch import Tensor, nn
 
-from vinfinity.models.layers import WIDENED, Attention, Linear, TransformerBlock, attend, blocks, frame_blocks
+from vinfinity.models.layers import (
+    WIDENED,
+    Attention,
+    Linear,
+    TransformerBlock,
+    attend,
+    blocks,
+    convolve,
+    frame_blocks,
+)
 from vinfinity.models.norm import group_affine, group_moments
-from vinfinity.parallel.context import AttentionPlan, QueryBlock, TemporalContext
-from vinfinity.parallel.exchange import Pending, combine_moments
+from vinfinity.parallel.context import AttentionPlan, TemporalContext
+from vinfinity.parallel.exchange import Pending
 
 
-def video_moments(x: Tensor, groups: int, *, limit: int) -> Tensor:
-    """Mean and variance over frames, positions and the channels of each group, by stretches of frames.
+def video_sums(x: Tensor, groups: int, *, limit: int) -> Tensor:
+    """What the statistics of a GroupNorm over all frames follow from: sums over frames, positions and channels.
 
-    x: (b, f, h, w, c). Returns (b, g, 2) fp32.
+    x: (b, f, h, w, c). Returns (b, g, 5) fp64: the sums over frames of 1, of their means, of their variances, and of
+    the squares of their means in two parts. The numbers that are added have 24 bits each, so that the sums in fp64 are
+    exact, and the same to the bit whichever ranks hold which frames; means would be rounded with every part.
     """
-    parts, shares = [], []
-    for some in frame_blocks(x, limit):
-        parts.append(group_moments(rearrange(x[:, some], "b f h w c -> b (f h w) c"), groups))
-        shares.append((some.stop - some.start) / x.shape[1])
-    return combine_moments(torch.stack(parts), shares)
+    parts = [
+        group_moments(rearrange(x[:, some], "b f h w c -> (b f) (h w) c"), groups).unflatten(0, (len(x), -1))
+        for some in frame_blocks(x, limit)
+    ]
+    mean, variance = torch.cat(parts, dim=1).double().unbind(-1)
+    square = mean.square()
+    high = square.float().double()
+    return torch.stack([torch.ones_like(mean), mean, variance, high, square - high], dim=-1).sum(1)
 
 
-def video_affine(norm: nn.GroupNorm, moments: Tensor) -> tuple[Tensor, Tensor]:
-    """The scale and shift of a GroupNorm with these moments. moments: (b, g, 2). Returns two (b, 1, 1, 1, c) fp32."""
-    scale, shift = group_affine(norm, moments)
+def video_affine(norm: nn.GroupNorm, sums: Tensor) -> tuple[Tensor, Tensor]:
+    """The scale and shift of a GroupNorm over all frames. sums: (b, g, 5) of them. Returns two (b, 1, 1, 1, c) fp32."""
+    count, mean, variance, high, low = sums.unbind(-1)
+    mean = mean / count
+    variance = ((variance + high + low) / count - mean.square()).clamp(min=0)
+    scale, shift = group_affine(norm, torch.stack([mean, variance], dim=-1).float())
     return rearrange(scale, "b c -> b 1 1 1 c"), rearrange(shift, "b c -> b 1 1 1 c")
 
 
@@ -61,10 +78,10 @@ class TemporalConvStage(nn.ModuleDict):
     def forward(self, x: Tensor, ctx: TemporalContext, *, out: Tensor) -> Tensor:
         """x, out: (b, f, h, w, c); out may be x itself. Returns out."""
         norm, conv = cast(tuple[nn.GroupNorm, nn.Conv3d], tuple(self.values()))
-        moments = video_moments(x, norm.num_groups, limit=ctx.limit)
-        shared = moments if ctx.norm == "video" else None
-        fetched = ctx.exchange.fetch(x, ctx.halo, moments=shared, label="temporal convolution").wait()
-        scale, shift = video_affine(norm, moments if fetched.moments is None else fetched.moments)
+        sums = video_sums(x, norm.num_groups, limit=ctx.limit)
+        shared = sums if ctx.norm == "video" else None
+        fetched = ctx.exchange.fetch(x, ctx.halo, sums=shared, label="temporal convolution").wait()
+        scale, shift = video_affine(norm, sums if fetched.sums is None else fetched.sums)
 
         def enter(frames: Tensor) -> Tensor:
             return F.silu(torch.addcmul(shift, frames, scale), inplace=True).to(frames.dtype)
@@ -84,7 +101,7 @@ class TemporalConvStage(nn.ModuleDict):
             padded = torch.cat([before, following, rest, *([last] if at_end else [])], dim=1)
             before, following = padded[:, -2:-1], padded[:, -1:]
             # over (frames, positions) as a picture, (3, 1) is a 2-D convolution on memory as it lies
-            picture = F.conv2d(rearrange(padded, "b f h w c -> b c f (h w)"), weight, conv.bias)
+            picture = convolve(rearrange(padded, "b f h w c -> b c f (h w)"), weight, conv.bias)
             out[:, some] = rearrange(picture, "b c f (h w) -> b f h w c", h=h)
         return out
 
@@ -116,13 +133,15 @@ def dual_scope_attention(
     (b, len(plan.route.wanted), n, c); their keys and values are projected here, on the receiving side.
     Returns (b, f, n, c).
     """
-    q, own_k, own_v = attention.to_q(x), attention.to_k(x), attention.to_v(x)
+    q, k, v = attention.to_q(x), attention.to_k(x), attention.to_v(x)
     fetched = theirs()
-    fetched_k, fetched_v = attention.to_k(fetched), attention.to_v(fetched)
+    if fetched.shape[1]:
+        k, v = torch.cat([k, attention.to_k(fetched)], dim=1), torch.cat([v, attention.to_v(fetched)], dim=1)
     out = torch.empty_like(q)
     for block in plan.blocks:
         rows = slice(block.queries.start, block.queries.stop)
-        query, keys, values = q[:, rows], _select(own_k, fetched_k, block), _select(own_v, fetched_v, block)
+        query = q[:, rows]
+        keys, values = (some if block.keys is None else some.index_select(1, block.keys) for some in (k, v))
         if block.scale is not None:
             query = query * block.scale[:, None, None].to(q.dtype)
         bias = None if block.bias is None else block.bias.to(q.dtype)
@@ -133,13 +152,6 @@ def dual_scope_attention(
             ]
             out[i, rows] = rearrange(attend(*per_head, bias=bias), "n heads f d -> f n (heads d)")
     return attention.to_out[0](out)
-
-
-def _select(own: Tensor, fetched: Tensor, block: QueryBlock) -> Tensor:
-    """The frames that a block attends to, (b, k, n, c), from this rank's and the fetched ones."""
-    own = own if block.own is None else own.index_select(1, block.own)
-    fetched = fetched if block.fetched is None else fetched.index_select(1, block.fetched)
-    return torch.cat([own, fetched], dim=1) if fetched.shape[1] else own
 
 
 class TemporalTransformer(nn.Module):
@@ -161,10 +173,10 @@ class TemporalTransformer(nn.Module):
         """x: (b, f, h, w, c), changed in place and returned."""
         plan, route = ctx.attention, ctx.attention.route
         block = cast(TransformerBlock, self.transformer_blocks[0])
-        moments = video_moments(x, self.norm.num_groups, limit=ctx.limit)
-        shared = moments if ctx.norm == "video" else None
-        fetched = ctx.exchange.fetch(x, route, moments=shared, label="temporal attention 1").wait()
-        scale, shift = video_affine(self.norm, moments if fetched.moments is None else fetched.moments)
+        sums = video_sums(x, self.norm.num_groups, limit=ctx.limit)
+        shared = sums if ctx.norm == "video" else None
+        fetched = ctx.exchange.fetch(x, route, sums=shared, label="temporal attention 1").wait()
+        scale, shift = video_affine(self.norm, sums if fetched.sums is None else fetched.sums)
 
         def enter(frames: Tensor) -> Tensor:
             return rearrange(self.proj_in(apply_affine(frames, scale, shift)), "b f h w c -> b f (h w) c")

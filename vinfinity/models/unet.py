@@ -17,6 +17,7 @@ from torch import Tensor, nn
 from vinfinity.models.layers import (
     ACTIVATIONS,
     WIDENED,
+    Conv2d,
     Downsample,
     ResnetBlock,
     TimestepEmbedding,
@@ -246,7 +247,7 @@ class UNet(nn.Module):
         self.config = config
         widths = config.block_out_channels
         groups, width = config.norm_num_groups, widths[0]
-        self.conv_in = nn.Conv2d(config.in_channels, width, 3, padding=1)
+        self.conv_in = Conv2d(config.in_channels, width, 3, padding=1)
         self.time_embedding = TimestepEmbedding(
             width, 4 * width, activation=config.act_fn, condition=config.time_cond_proj_dim
         )
@@ -277,7 +278,7 @@ class UNet(nn.Module):
             for i, kind in enumerate(config.up_block_types)
         )
         self.conv_norm_out = GroupNorm(groups, width, eps=config.norm_eps)
-        self.conv_out = nn.Conv2d(width, config.out_channels, 3, padding=1)
+        self.conv_out = Conv2d(width, config.out_channels, 3, padding=1)
 
     def forward(
         self,

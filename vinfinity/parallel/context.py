@@ -47,14 +47,13 @@ class Scopes:
 class QueryBlock:
     """Some consecutive queries of this rank and the keys that they attend to.
 
-    queries: positions among this rank's own frames. own, fetched: (k1,) and (k2,) int64, positions of the keys among
-    the own and the fetched frames, None for all of them in order. bias: (queries, k1 + k2) fp32 added to the logits,
-    or None where all are zero. scale: (queries,) fp32, the factor of entropy scaling on q, or None.
+    queries: positions among this rank's own frames. keys: (k,) int64, positions among the own frames and, behind them,
+    the fetched ones; None for all of them in order. bias: (queries, k) fp32 added to the logits, or None where all are
+    zero. scale: (queries,) fp32, the factor of entropy scaling on q, or None.
     """
 
     queries: range
-    own: Tensor | None
-    fetched: Tensor | None
+    keys: Tensor | None
     bias: Tensor | None
     scale: Tensor | None
 
@@ -81,6 +80,10 @@ def plan_attention(
     A block attends to the union of its queries' local scopes and the anchors, each frame once; the bias holds -inf
     where a key is in neither scope of a query. Cost and temporaries are linear in the frames of the rank.
 
+    Blocks begin at multiples of `block` in the video, and their keys are in the order of the video. Where a block is
+    cut by the border between two ranks, either has all its keys: others in place of those that only the other's queries
+    see, since what is masked adds nothing. So a query's sums are the same on any number of ranks, to the last bit.
+
     Raises ValueError where a query would be left without any key.
     """
     frames = shards.frames
@@ -95,30 +98,30 @@ def plan_attention(
 
     held = shards.held(rank)
     route = plan_route(shards, rank, lambda of: keys_of(shards.held(of)))
-    if scopes is None:
-        everything = QueryBlock(queries=range(len(held)), own=None, fetched=None, bias=None, scale=None)
-        return AttentionPlan(route=route, blocks=(everything,))
-    position = {frame: index for index, frame in enumerate(route.wanted)}
+    place = {frame: index for index, frame in enumerate([*held, *route.wanted])}
 
-    def index(positions: Sequence[int], count: int) -> Tensor | None:
-        if list(positions) == list(range(count)):
+    def places(seen: Sequence[int]) -> Tensor | None:
+        found = [place.get(frame, 0) for frame in seen]
+        if found == list(range(len(place))):
             return None
-        return torch.tensor(positions, dtype=torch.int64, device=device)
+        return torch.tensor(found, dtype=torch.int64, device=device)
 
+    if scopes is None:
+        everything = QueryBlock(range(len(held)), keys=places(range(frames)), bias=None, scale=None)
+        return AttentionPlan(route=route, blocks=(everything,))
     blocks = []
-    for start in range(0, len(held), block):
-        queries = range(start, min(start + block, len(held)))
-        keys = keys_of(held[queries.start : queries.stop])
-        own = [key for key in keys if key in held]
-        fetched = [key for key in keys if key not in held]
-        bias, scale = _bias(scopes, held[queries.start : queries.stop], own + fetched, frames, trained_frames)
+    for start in range(held.start // block * block, held.stop, block):
+        whole = range(start, min(start + block, frames))
+        ours = range(max(whole.start, held.start), min(whole.stop, held.stop))
+        seen = keys_of(whole)
+        bias, scale = _bias(scopes, whole, seen, frames, trained_frames)
+        rows = slice(ours.start - whole.start, ours.stop - whole.start)
         blocks.append(
             QueryBlock(
-                queries=queries,
-                own=index([key - held.start for key in own], len(held)),
-                fetched=index([position[key] for key in fetched], len(route.wanted)),
-                bias=bias if bias is None else bias.to(device),
-                scale=scale if scale is None else scale.to(device),
+                queries=range(ours.start - held.start, ours.stop - held.start),
+                keys=places(seen),
+                bias=None if bias is None else bias[rows].to(device),
+                scale=None if scale is None else scale[rows].to(device),
             )
         )
     return AttentionPlan(route=route, blocks=tuple(blocks))

@@ -22,11 +22,11 @@ from vinfinity.parallel.shards import FrameShards, Route
 class Fetched:
     """frames: (b, len(route.wanted), ...), the frames asked for, in the order of `route.wanted`.
 
-    moments: (b, groups, 2) fp32, mean and variance over the frames of all ranks; None if none were given.
+    sums: (b, groups, 5) fp64, over the frames of all ranks; None if none were given.
     """
 
     frames: Tensor
-    moments: Tensor | None
+    sums: Tensor | None
 
 
 @dataclass
@@ -65,11 +65,11 @@ class FrameExchange(Protocol):
 
     counters: Counters
 
-    def fetch(self, x: Tensor, route: Route, *, moments: Tensor | None = None, label: str = "") -> Pending:
+    def fetch(self, x: Tensor, route: Route, *, sums: Tensor | None = None, label: str = "") -> Pending:
         """Starts to fetch the frames that `route` names; sends this rank's own where they are wanted.
 
-        x: (b, f, ...) this rank's frames. moments: (b, groups, 2) fp32, mean and variance over x, to be combined over
-        all ranks, each weighted by its share of the frames. label names the operation if a rank fails to answer.
+        x: (b, f, ...) this rank's frames. sums: (b, groups, 5) fp64, over x, to be added up over all ranks. label names
+        the operation if a rank fails to answer.
         """
         ...
 
@@ -85,24 +85,24 @@ class Done:
 
 
 class LocalExchange:
-    """The exchange of a single rank: it holds every frame, so nothing is missing and its moments are the video's."""
+    """The exchange of a single rank: it holds every frame, so nothing is missing and its sums are the video's."""
 
     def __init__(self) -> None:
         self.counters = Counters()
 
-    def fetch(self, x: Tensor, route: Route, *, moments: Tensor | None = None, label: str = "") -> Pending:
+    def fetch(self, x: Tensor, route: Route, *, sums: Tensor | None = None, label: str = "") -> Pending:
         assert not route.wanted and not route.sends
-        return Done(Fetched(frames=x[:, :0], moments=moments))
+        return Done(Fetched(frames=x[:, :0], sums=sums))
 
 
 def message_sizes(
-    x: Tensor, route: Route, others: Sequence[int], *, moments: Tensor | None
+    x: Tensor, route: Route, others: Sequence[int], *, sums: Tensor | None
 ) -> tuple[dict[int, int], dict[int, int]]:
     """Bytes of the message to each peer and from each peer, ascending by peer; without a message, no entry.
 
     Statistics go to everyone, in the same message as the frames that a peer wants.
     """
-    statistics = 0 if moments is None else moments.nbytes
+    statistics = 0 if sums is None else sums.nbytes
     frame = x.shape[0] * x[0, 0].numel() * x.element_size()
     sends = {peer: len(frames) for peer, frames in route.sends}
     receives = {peer: stop - start for peer, start, stop in route.receives}
@@ -122,9 +122,9 @@ class OwnFrames:
     def __init__(self) -> None:
         self.counters = Counters()
 
-    def fetch(self, x: Tensor, route: Route, *, moments: Tensor | None = None, label: str = "") -> Pending:
+    def fetch(self, x: Tensor, route: Route, *, sums: Tensor | None = None, label: str = "") -> Pending:
         frames = x[:, :1].expand(-1, len(route.wanted), *x.shape[2:])
-        return Done(Fetched(frames=frames, moments=moments))
+        return Done(Fetched(frames=frames, sums=sums))
 
 
 class RankExchange:
@@ -145,18 +145,17 @@ class RankExchange:
         self.rank = rank
         self.counters = counters or Counters()
         self.peers = peers or range(shards.ranks)
-        self.shares = [len(shards.held(of)) / shards.frames for of in range(shards.ranks)]
         self._others = [peer for peer in range(shards.ranks) if peer != rank]
         self._rows: dict[tuple[int, ...], Tensor] = {}
 
-    def fetch(self, x: Tensor, route: Route, *, moments: Tensor | None = None, label: str = "") -> Pending:
-        sent, received = message_sizes(x, route, self._others, moments=moments)
+    def fetch(self, x: Tensor, route: Route, *, sums: Tensor | None = None, label: str = "") -> Pending:
+        sent, received = message_sizes(x, route, self._others, sums=sums)
         self.counters.add(sent, received)
         if not sent and not received:
-            return Done(Fetched(frames=x[:, :0], moments=None))
+            return Done(Fetched(frames=x[:, :0], sums=None))
 
         wanted_by = dict(route.sends)
-        statistics = [] if moments is None else [moments]
+        statistics = [] if sums is None else [sums]
         leaving = {}
         for peer in sent:
             frames = [x.index_select(1, self._row(wanted_by[peer], x.device))] if peer in wanted_by else []
@@ -166,7 +165,7 @@ class RankExchange:
         }
         works, operations = self._start(leaving, arriving, label)
         counts = {peer: stop - start for peer, start, stop in route.receives}
-        return _Arriving(self, works, operations, arriving, x, moments, counts, label)
+        return _Arriving(self, works, operations, arriving, x, sums, counts, label)
 
     def _start(
         self, leaving: Mapping[int, Tensor], arriving: Mapping[int, Tensor], label: str
@@ -200,9 +199,9 @@ class TracedExchange(RankExchange):
         self.by_label: dict[str, int] = {}
         self.largest = 0
 
-    def fetch(self, x: Tensor, route: Route, *, moments: Tensor | None = None, label: str = "") -> Pending:
+    def fetch(self, x: Tensor, route: Route, *, sums: Tensor | None = None, label: str = "") -> Pending:
         before = self.counters.bytes
-        pending = super().fetch(x, route, moments=moments, label=label)
+        pending = super().fetch(x, route, sums=sums, label=label)
         self.by_label[label] = self.by_label.get(label, 0) + self.counters.bytes - before
         return pending
 
@@ -226,14 +225,14 @@ class _Held:
 
 @dataclass
 class _Arriving:
-    """Messages of one `fetch` on their way. x and moments are what this rank put in, counts the frames by peer."""
+    """Messages of one `fetch` on their way. x and sums are what this rank put in, counts the frames by peer."""
 
     exchange: RankExchange
     works: Sequence[Work]
     operations: Sequence[dist.P2POp]
     arriving: dict[int, Tensor]
     x: Tensor
-    moments: Tensor | None
+    sums: Tensor | None
     counts: dict[int, int]
     label: str
     fetched: Fetched | None = None
@@ -246,19 +245,19 @@ class _Arriving:
 
     def _unpack(self) -> Fetched:
         b, shape = self.x.shape[0], self.x.shape[2:]
-        frames, gathered = [], {self.exchange.rank: self.moments}
+        frames, gathered = [], {self.exchange.rank: self.sums}
         for peer, message in self.arriving.items():
             offset = 0
-            if self.moments is not None:
-                offset = self.moments.nbytes
-                gathered[peer] = message[:offset].view(torch.float32).view_as(self.moments)
+            if self.sums is not None:
+                offset = self.sums.nbytes
+                gathered[peer] = message[:offset].view(self.sums.dtype).view_as(self.sums)
             if count := self.counts.get(peer, 0):
                 frames.append(message[offset:].view(self.x.dtype).view(b, count, *shape))
         combined = None
-        if self.moments is not None:
+        if self.sums is not None:
             parts = torch.stack([part for _, part in sorted(gathered.items()) if part is not None])
-            combined = combine_moments(parts, self.exchange.shares)
-        return Fetched(frames=torch.cat(frames, dim=1) if frames else self.x[:, :0], moments=combined)
+            combined = parts.sum(0)
+        return Fetched(frames=torch.cat(frames, dim=1) if frames else self.x[:, :0], sums=combined)
 
     def _finish(self) -> None:
         """Waits for each message, the device's stream instead of the host where there is one."""
@@ -286,17 +285,3 @@ def _pack(parts: Sequence[Tensor]) -> Tensor:
     """Tensors as one row of bytes."""
     rows = [part.contiguous().view(-1).view(torch.uint8) for part in parts]
     return rows[0] if len(rows) == 1 else torch.cat(rows)
-
-
-def combine_moments(moments: Tensor, shares: Sequence[float]) -> Tensor:
-    """Mean and variance of a whole from those of its parts (Chan et al. 1983), exact for unequal parts.
-
-    moments: (parts, b, groups, 2) fp32. shares: each part's share of the elements, summing to 1.
-    Returns (b, groups, 2).
-    """
-    if len(moments) == 1:
-        return moments[0]
-    mean, variance = moments.unbind(-1)
-    total = sum(share * part for share, part in zip(shares, mean, strict=True))
-    spread = variance + (mean - total).square()
-    return torch.stack([total, sum(share * part for share, part in zip(shares, spread, strict=True))], dim=-1)

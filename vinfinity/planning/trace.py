@@ -105,8 +105,7 @@ def each_kind(plan: AttentionPlan) -> AttentionPlan:
     """
 
     def kind(block: QueryBlock) -> tuple[int | None, ...]:
-        own, fetched = (None if some is None else len(some) for some in (block.own, block.fetched))
-        return len(block.queries), own, fetched, block.bias is None
+        return len(block.queries), None if block.keys is None else len(block.keys), block.bias is None
 
     seen: set[object] = set()
     kept: list[QueryBlock] = []
