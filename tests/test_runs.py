@@ -608,6 +608,30 @@ def test_what_lies_far_from_an_edit_hardly_touches_it(tmp_path: Path) -> None:
     assert (near - everything)[:, 60:72].square().mean().sqrt() < 0.2 * changed
 
 
+def test_an_earlier_run_that_is_damaged_under_way_ends_a_redo_on_all_ranks(
+    model_folder: Path, tmp_path: Path
+) -> None:
+    """Rank 0 reads the frames that stay when the others have written theirs; the others are told, and do not wait."""
+    run(config_of(model_folder, tmp_path / "a.mp4", frames=9), {})
+    [part] = (tmp_path / "a.run" / "latents").glob("*.safetensors")
+    folder = find_run(tmp_path / "a.run")
+    given, flags = {"edit.redo": "4:8"}, {"gpus": "2", "device": "cpu"}
+    config = edited(folder, "redo", overrides=["checkpoint.every=1 steps"], given=given, flags=flags)
+
+    def cut() -> None:
+        while not (tmp_path / "a-redo.run" / "checkpoints" / "step-0001").exists():
+            time.sleep(0.0005)
+        os.truncate(part, 1000)
+
+    cutter = threading.Thread(target=cut)
+    cutter.start()
+    with pytest.raises(VinfinityError, match=f"{part.name}: cannot be read") as raised:
+        run(config, {})
+    cutter.join()
+    assert raised.value.exit_code == 4
+    assert not (tmp_path / "a-redo.run" / "latents").exists()
+
+
 def test_a_redo_that_was_stopped_goes_on(model_folder: Path, tmp_path: Path) -> None:
     run(config_of(model_folder, tmp_path / "a.mp4", frames=6), {})
     settings = ("--frames", "2:5", "checkpoint.every=1 steps")

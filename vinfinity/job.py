@@ -101,7 +101,6 @@ def prepare(config: RunConfig) -> Job:
     Raises InputError (or WeightsError, one of its kinds) naming field, value and remedy.
     """
     check_files(config)
-    check_ranks(gpus=config.gpus, device=config.device, frames=config.frames)
     card = read_card(config.model)
     # a configuration that was completed from the model's card has no gaps left
     assert config.pixels and config.steps and config.sampler and config.fps
@@ -109,6 +108,10 @@ def prepare(config: RunConfig) -> Job:
     check_computing(config, card)
     latent = latent_shape(config, card)
     sampler = pick_sampler(config, load_scheduler(card.folder / "scheduler"))
+    if config.edit.run is not None:
+        check_edit(config, latent)
+    computed = footage(config, steps=len(sampler.timesteps))
+    check_ranks(gpus=config.gpus, device=config.device, frames=len(computed.frames))
     check_weights(card.folder, half=pick_dtype(config, pick_device(config.device)) != torch.float32)
     if config.decoder is not None:
         check_decoder(Path(config.decoder).expanduser(), channels=card.latent_channels, pixels=card.pixels)
@@ -120,10 +123,6 @@ def prepare(config: RunConfig) -> Job:
         for lora in loras:
             check_lora(lora, shapes)
     tokenizer = load_tokenizer(card.folder / "tokenizer", length=card.text_length)
-    if config.edit.run is not None:
-        check_edit(config, latent)
-    computed = footage(config, steps=len(sampler.timesteps))
-    check_ranks(gpus=config.gpus, device=config.device, frames=len(computed.frames))
     if config.noise_from is not None:
         check_noise(Path(config.noise_from), (1, latent[0], config.frames, *latent[1:]))
     return Job(

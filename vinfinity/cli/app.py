@@ -37,9 +37,8 @@ def program() -> None:
     try:
         main()
     except SystemExit as ended:
-        signal.signal(
-            signal.SIGINT, signal.SIG_IGN
-        )  # all is said: Ctrl-C again would only change the exit code
+        # all is said: Ctrl-C again would only change the exit code
+        signal.signal(signal.SIGINT, signal.SIG_IGN)
         if is_rank(os.environ):
             # threads of torch.distributed that still run may abort the process at the interpreter's own end (seen once)
             sys.stdout.flush()

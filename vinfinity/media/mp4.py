@@ -74,7 +74,7 @@ class Mp4Writer:
         self._metadata = metadata if config.metadata and metadata else {}
         self._copy = path.with_name(f".{path.name}.{os.getpid()}.part")
         self._stays = unfinished is not None
-        depends = [of, self._shape, fps, config.crf, config.preset, config.pixel_format, av.library_versions]
+        depends = [of, self._shape, fps, config.crf, config.preset, config.pixel_format, av.__version__]
         self._fragments = Fragments(
             unfinished or path.with_name(f".{path.name}.{os.getpid()}.fragments"),
             of=hashlib.sha256(json.dumps(depends).encode()).hexdigest(),

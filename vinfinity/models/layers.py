@@ -93,7 +93,7 @@ def convolve(x: Tensor, weight: Tensor, bias: Tensor | None, **how: Any) -> Tens
     """F.conv2d of pictures (m, c, h, w), each the same whatever others it comes with: a small one alone is kept
     from oneDNN by torch, and summed in another order.
     """
-    if len(x) == 1 and x.numel() <= SMALL and by_onednn(x):
+    if by_onednn(x) and len(x) == 1 and x.numel() <= SMALL:
         return F.conv2d(torch.cat([x, x]), weight, bias, **how)[:1]
     return F.conv2d(x, weight, bias, **how)
 
@@ -112,7 +112,7 @@ class Conv2d(nn.Conv2d):
 def attend(q: Tensor, k: Tensor, v: Tensor, *, bias: Tensor | None = None) -> Tensor:
     """Softmax attention. q: (b, heads, m, d); k, v: (b, heads, t, d); bias: (m, t) on the logits. As q in shape."""
     count = q.shape[2]
-    if count % QUERIES and by_onednn(q):
+    if by_onednn(q) and count % QUERIES:
         q = F.pad(q, (0, 0, 0, -count % QUERIES))
         bias = None if bias is None else F.pad(bias, (0, 0, 0, -count % QUERIES))
     return F.scaled_dot_product_attention(q, k, v, attn_mask=bias)[:, :, :count]

@@ -10,7 +10,7 @@ from typing import TypeVar
 from torch import Tensor
 
 from vinfinity.config import CheckpointConfig, parse_interval
-from vinfinity.errors import InputError, OutputError, Stopped
+from vinfinity.errors import InputError, OutputError, Stopped, VinfinityError
 from vinfinity.parallel.pulse import Pulse
 from vinfinity.parallel.ranks import Ranks
 from vinfinity.progress import Progress
@@ -140,13 +140,13 @@ class Checkpoints:
 
     def _write(self, folder: Path, pieces: Iterable[Piece], *, step: int, names: tuple[str, ...]) -> Parts:
         """Each rank its pieces, then rank 0 the manifest; nobody goes on before it is on the disk, or has failed."""
-        written: list[Part] | OutputError
+        written: list[Part] | VinfinityError
         try:
             written = [write_part(folder, frames, tensors) for frames, tensors in pieces]
-        except OutputError as error:
+        except VinfinityError as error:  # also of an earlier run's files, which are read for it
             written = error
         parts = [part for one in self.ranks.collect(written) for part in self._checked(one, folder)]
-        sealed: Parts | OutputError | None = None
+        sealed: Parts | VinfinityError | None = None
         if self.ranks.first:
             try:
                 sealed = write_manifest(
@@ -163,8 +163,8 @@ class Checkpoints:
         assert made is not None
         return made
 
-    def _checked(self, told: T | OutputError, folder: Path) -> T:
-        if isinstance(told, OutputError):
+    def _checked(self, told: T | VinfinityError, folder: Path) -> T:
+        if isinstance(told, VinfinityError):
             if self.ranks.first:
                 # what an unfinished one takes up may be all the room that is left
                 shutil.rmtree(folder, ignore_errors=True)

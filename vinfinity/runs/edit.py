@@ -1,6 +1,6 @@
 """Videos made from an earlier run's: a stretch of it made anew, or more of it, while the rest stays as it is."""
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -50,9 +50,9 @@ class Footage:
     for these to fit to. seeds: what the noise of each frame of the video is drawn with.
     """
 
-    frames: tuple[int, ...]
-    made: frozenset[int]
-    seeds: tuple[int, ...]
+    frames: Sequence[int]
+    made: Collection[int]
+    seeds: Sequence[int]
 
     def of(self, held: range) -> list[int]:
         """The frames that a rank denoises. held: their places among `frames`."""
@@ -69,7 +69,7 @@ def footage(config: RunConfig, *, steps: int) -> Footage:
     total, attention = config.frames, config.attention
     assert attention.trained_frames is not None
     if config.edit.run is None:
-        return Footage(tuple(range(total)), frozenset(range(total)), (config.seed,) * total)
+        return Footage(range(total), range(total), (config.seed,) * total)
     parts = _source(config)
     made = [*config.edit.stretch, *range(parts.frames, total)]
     wanted = (
