@@ -26,16 +26,16 @@ test-slow: $(READY) ## run the slow tests
 	$(BIN)/python -m pytest -m slow
 
 test-multinode: $(READY) ## two nodes as network namespaces give one video (root, iproute2)
-	scripts/multinode.sh
+	tests/campaigns/multinode.sh
 
 test-faults: $(READY) ## kill runs in every phase, 60 times, and resume them (ARGS="--kills 100 --seed 1")
-	$(BIN)/python scripts/faults.py $(ARGS)
+	$(BIN)/python tests/campaigns/faults.py $(ARGS)
 
 bench-unet: $(READY) ## a UNet call by precision, and against diffusers' (ARGS="--compile")
 	$(BIN)/vinfinity bench unet $(ARGS)
-	$(BIN)/python scripts/rivals/unet.py --frames 16
-	$(BIN)/python scripts/rivals/unet.py --frames 96 --rounds 3
-	$(BIN)/python scripts/rivals/unet.py --model medium --frames 16 --rounds 3
+	$(BIN)/python benchmarks/rivals/unet.py --frames 16
+	$(BIN)/python benchmarks/rivals/unet.py --frames 96 --rounds 3
+	$(BIN)/python benchmarks/rivals/unet.py --model medium --frames 16 --rounds 3
 
 bench-scaling: $(READY) ## what a second rank gains here (ARGS="--ranks 2 --device cpu")
 	$(BIN)/vinfinity bench scaling $(ARGS)
@@ -46,7 +46,7 @@ bench-e2e: $(READY) ## whole runs: time and memory against length (ARGS="--frame
 bench-all: bench-unet bench-memory bench-exchange bench-scaling bench-decode bench-e2e ## all of them, one after the other
 
 test-slurm: $(READY) ## preempt, requeue and compare on a real SLURM, installed where missing (root, Debian)
-	scripts/slurm/test.sh
+	tests/campaigns/slurm.sh
 
 bench-exchange: $(READY) ## what ranks send, and what that costs here (ARGS="--ranks 8 --timed 2 --device cpu")
 	$(BIN)/vinfinity bench exchange $(ARGS)
@@ -70,10 +70,10 @@ clean: ## remove what was built, but for .venv
 	rm -rf build dist *.egg-info .pytest_cache .mypy_cache .ruff_cache
 	find . -name __pycache__ -not -path './.venv/*' -prune -exec rm -rf {} +
 
-$(READY): pyproject.toml requirements-ci.txt requirements-ci-alone.txt
+$(READY): pyproject.toml requirements-ci.txt requirements-ci-nodeps.txt
 	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11) and "vinfinity needs Python 3.11 or newer: make PYTHON=python3.11 ...")'
 	test -x $(BIN)/python || $(PYTHON) -m venv .venv
 	$(BIN)/python -m pip install --quiet --disable-pip-version-check -r requirements-ci.txt
-	$(BIN)/python -m pip install --quiet --disable-pip-version-check --no-deps -r requirements-ci-alone.txt
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check --no-deps -r requirements-ci-nodeps.txt
 	$(BIN)/python -m pip install --quiet --disable-pip-version-check --no-deps --no-build-isolation --editable .
 	@touch $@

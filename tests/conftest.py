@@ -12,6 +12,7 @@ from pathlib import Path
 
 import pytest
 import torch
+from oracles.command_line import Cli
 
 
 def pytest_configure(config: pytest.Config) -> None:
@@ -30,7 +31,7 @@ def _seed() -> None:
 @pytest.fixture(scope="session")
 def model_folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A tiny model in diffusers' layout, written by diffusers. Not to be changed: see `own_model`."""
-    from reference import save_model
+    from oracles.reference import save_model
 
     return save_model(tmp_path_factory.mktemp("models") / "tiny")
 
@@ -38,7 +39,7 @@ def model_folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
 @pytest.fixture
 def own_model(model_folder: Path, tmp_path: Path) -> Path:
     """A copy of `model_folder` that the test may change."""
-    from reference import copy_model
+    from oracles.reference import copy_model
 
     return copy_model(model_folder, tmp_path / "model")
 
@@ -52,3 +53,9 @@ def record_worst(record_property: Callable[[str, object], None]) -> Callable[[st
         print(f"{name}: {value:.2e}")
 
     return note
+
+
+@pytest.fixture
+def cli(capsys: pytest.CaptureFixture[str]) -> Cli:
+    """Runs `vinfinity ARGUMENTS`."""
+    return Cli(capsys)

@@ -4,18 +4,18 @@ from pathlib import Path
 
 import pytest
 import torch
-from rank_work import Case, call_unets
-from reference import configure, relative_error, tiny_unet, tiny_vae
+from oracles.networks import our_vae
+from oracles.rank_work import Case, call_unets
+from oracles.reference import configure, relative_error, tiny_unet, tiny_vae
 from safetensors.torch import load_file
-from test_vae import ours_from
 
-from vinfinity.generate import run
 from vinfinity.media.decode import decode_block
-from vinfinity.models.unet import UNet, UNetConfig
+from vinfinity.models.unet3d.unet import UNet, UNetConfig
 from vinfinity.parallel.context import Scopes, temporal_context
 from vinfinity.parallel.exchange import LocalExchange
 from vinfinity.parallel.launch import launch
 from vinfinity.parallel.shards import FrameShards
+from vinfinity.run import run
 
 pytestmark = [
     pytest.mark.gpu,
@@ -68,7 +68,7 @@ def test_a_call_on_a_gpu_never_waits_for_the_device() -> None:
 @pytest.mark.parametrize("tile", [None, 4])
 def test_decoding_on_a_gpu_waits_for_no_block_but_the_one_that_is_asked_for(tile: int | None) -> None:
     torch.backends.cuda.matmul.allow_tf32 = torch.backends.cudnn.allow_tf32 = False
-    decoder, latents = ours_from(tiny_vae()), torch.randn(4, 3, 6, 5)
+    decoder, latents = our_vae(tiny_vae()), torch.randn(4, 3, 6, 5)
     expected = decode_block(decoder, latents, size=(37, 45), tile=tile).wait()
     decoder = decoder.to("cuda")
     decode_block(decoder, latents, size=(37, 45), tile=tile).wait()  # the first call may set things up

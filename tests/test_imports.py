@@ -7,54 +7,41 @@ from pathlib import Path
 
 import pytest
 
-PACKAGE = Path(__file__).parent.parent / "vinfinity"
+PACKAGE = Path(__file__).parents[1] / "vinfinity"
 FILES = sorted(PACKAGE.rglob("*.py"))
 
-# What each part of the package may import of the others: cli -> generate -> the rest -> models -> parallel.
+# What each part of the package may import of the others: cli -> run -> the rest -> models -> parallel.
 BELOW = {
     "errors": set(),
+    "system": {"errors"},
     "config": {"errors"},
-    "durable": {"errors"},
-    "progress": {"errors"},
-    "stopping": {"errors"},
-    "parallel": {"errors", "progress", "stopping"},
-    "models": {"errors", "parallel"},
-    "sampling": {"errors", "parallel"},
-    "media": {"errors", "config", "durable", "models", "parallel", "progress"},
-    "weights": {"errors", "models", "sampling"},
-    "runs": {
-        "errors",
-        "config",
-        "durable",
-        "media",
-        "parallel",
-        "progress",
-        "sampling",
-        "stopping",
-        "weights",
-    },
-    "job": {"errors", "config", "media", "parallel", "runs", "sampling", "weights"},
-    "execution": {"config"},
-    "predict": {"errors", "execution", "job", "models", "parallel", "sampling"},
+    "parallel": {"errors", "system"},
+    "models": {"errors", "parallel", "system"},
+    "denoise": {"errors", "config", "models", "parallel"},
+    "media": {"errors", "config", "models", "parallel", "system"},
+    "weights": {"errors", "denoise", "models", "system"},
+    "runs": {"errors", "config", "denoise", "media", "parallel", "system", "weights"},
+    "job": {"errors", "config", "denoise", "media", "models", "parallel", "runs", "system", "weights"},
+    "predict": {"errors", "denoise", "job", "models", "parallel"},
     "planning": {
         "errors",
         "config",
-        "execution",
+        "denoise",
         "job",
         "media",
         "models",
         "parallel",
-        "progress",
-        "sampling",
+        "runs",
+        "system",
         "weights",
     },
 }
-EVERYTHING = {*BELOW, "generate"}
+EVERYTHING = {*BELOW, "run"}
 TOP = {
-    "generate": set(BELOW),
-    "cli": {*EVERYTHING, "insight"},
+    "run": set(BELOW),
+    "cli": {*EVERYTHING, "bench"},
     "__main__": {"cli"},
-    "insight": EVERYTHING,
+    "bench": EVERYTHING,
 }
 ALLOWED = {**BELOW, **TOP}
 

@@ -8,20 +8,20 @@ import torch
 
 from vinfinity import __version__
 from vinfinity.config import RunConfig, digest, leaves
+from vinfinity.denoise.samplers import Sampler, make_sampler
+from vinfinity.denoise.schedule import SchedulerConfig
 from vinfinity.errors import InputError
 from vinfinity.media.blocks import check_tile
-from vinfinity.media.files import check_files, output_path
+from vinfinity.models.unet3d.tokenizer import CLIPTokenizer, load_tokenizer
 from vinfinity.parallel.launch import check_ranks
 from vinfinity.parallel.place import find_place
 from vinfinity.parallel.ranks import pick_device
 from vinfinity.runs.edit import Footage, check_edit, footage
-from vinfinity.sampling.samplers import Sampler, make_sampler
-from vinfinity.sampling.schedule import SchedulerConfig
+from vinfinity.runs.paths import check_files, output_path
+from vinfinity.system.safetensors import read_header
 from vinfinity.weights.card import ModelCard, read_card, weights_digest
-from vinfinity.weights.files import read_header
 from vinfinity.weights.load import check_decoder, check_weights, empty_network, load_scheduler
 from vinfinity.weights.lora import Lora, check_lora, read_lora
-from vinfinity.weights.tokenizer import CLIPTokenizer, load_tokenizer
 
 DTYPES = {"fp32": torch.float32, "fp16": torch.float16, "bf16": torch.bfloat16}
 

@@ -6,18 +6,18 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from vinfinity.denoise.execution import Execution
+from vinfinity.denoise.guidance import guidance_features, guide
 from vinfinity.errors import NotFiniteError
-from vinfinity.execution import Execution
 from vinfinity.job import Job
 from vinfinity.models.finite import first_not_finite
-from vinfinity.models.store import DeviceStore, HostStore
-from vinfinity.models.unet import DeepFeatures, UNet, compile_blocks
+from vinfinity.models.offload import DeviceStore, HostStore
+from vinfinity.models.unet3d.unet import DeepFeatures, UNet, compile_blocks
 from vinfinity.parallel.context import Scopes, TemporalContext, temporal_context
 from vinfinity.parallel.exchange import FrameExchange
 from vinfinity.parallel.pulse import Pulse
 from vinfinity.parallel.shards import anchor_frames
 from vinfinity.parallel.teams import Team, branch_swap
-from vinfinity.sampling.guidance import guidance_features, guide
 
 
 def contexts(

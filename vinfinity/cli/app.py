@@ -10,7 +10,7 @@ from typing import Annotated
 import typer
 
 from vinfinity import __version__
-from vinfinity.cli import bench, models, run, runs
+from vinfinity.cli import bench, make, models, runs
 from vinfinity.cli.output import INTERRUPTED, Debug
 from vinfinity.parallel.place import is_rank
 
@@ -21,9 +21,9 @@ app = typer.Typer(
     pretty_exceptions_enable=False,
     context_settings={"help_option_names": ["-h", "--help"]},
 )
-app.command()(run.generate)
-app.command()(run.plan)
-app.command()(run.config)
+app.command()(make.generate)
+app.command()(make.plan)
+app.command()(make.config)
 app.command()(runs.resume)
 app.command()(runs.decode)
 app.command()(runs.redo)
@@ -52,12 +52,12 @@ def main(arguments: Sequence[str] | None = None) -> None:
     try:
         code = app(args=arguments, prog_name="vinfinity", standalone_mode=False)
     except typer.Abort:
-        from vinfinity.progress import fail
+        from vinfinity.system.progress import fail
 
         fail("interrupted")
         code = INTERRUPTED
     except typer.TyperException as error:
-        from vinfinity.progress import fail
+        from vinfinity.system.progress import fail
 
         fail(_usage_line(error))
         code = error.exit_code

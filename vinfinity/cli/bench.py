@@ -38,7 +38,7 @@ def unet(
 ) -> None:
     """How long a UNet call takes, with both guidance branches and plain attention, by precision and compiled.
 
-    scripts/rivals/unet.py times it against diffusers'.
+    benchmarks/rivals/unet.py times it against diffusers'.
     """
     from vinfinity.config import parse_size
 
@@ -47,7 +47,7 @@ def unet(
         with held_interrupts():
             import torch
 
-            from vinfinity.insight import unet as insight
+            from vinfinity.bench import unet as insight
             from vinfinity.job import DTYPES
             from vinfinity.parallel.ranks import pick_device
         for name in dtype or ():
@@ -85,7 +85,7 @@ def scaling(
         if frames < ranks:
             raise InputError("--ranks", ranks, f"give at most {frames}", problem="is more than the frames")
         with held_interrupts():
-            from vinfinity.insight import scaling as insight
+            from vinfinity.bench import scaling as insight
         times = insight.measure_scaling(model, ranks=ranks, frames=frames, rounds=rounds, device=device)
         print_columns(insight.scaling_table(times, ranks=ranks, frames=frames))
         if out is not None:
@@ -107,7 +107,7 @@ def e2e(
 ) -> None:
     """Whole runs from prompt to MP4: time of each phase and memory, against the length of the video."""
     with reported(debug=debug):
-        from vinfinity.insight import whole as insight
+        from vinfinity.bench import whole as insight
 
         runs = insight.measure_runs(sorted(frames or (96, 192, 384)), options or (), model=model)
         print_columns(insight.runs_table(runs))
@@ -143,8 +143,8 @@ def exchange(
     with reported(debug=debug):
         width, height = parse_size(size)
         with held_interrupts():
-            from vinfinity.insight import exchange as insight
-            from vinfinity.models.unet import UNetConfig
+            from vinfinity.bench import exchange as insight
+            from vinfinity.models.unet3d.unet import UNetConfig
             from vinfinity.parallel.context import Scopes
 
         scopes = Scopes(local=local, anchors=anchors)
@@ -194,9 +194,9 @@ def memory(
     with reported(debug=debug):
         width, height = parse_size(size)
         with held_interrupts():
-            from vinfinity.execution import MIB, Execution
-            from vinfinity.insight import memory as insight
-            from vinfinity.models.unet import UNetConfig
+            from vinfinity.bench import memory as insight
+            from vinfinity.denoise.execution import MIB, Execution
+            from vinfinity.models.unet3d.unet import UNetConfig
             from vinfinity.parallel.context import Scopes
 
         footprints = [
@@ -251,7 +251,7 @@ def decode(
         pixels = None if size is None else parse_size(size)
         settings = DecodeConfig(frames=block, tile=tile)
         with held_interrupts():
-            from vinfinity.insight import decode as insight
+            from vinfinity.bench import decode as insight
 
         figures = insight.measure_decoding(
             model,

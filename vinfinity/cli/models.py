@@ -16,7 +16,7 @@ models = typer.Typer(help="List, fetch, inspect and convert models.", no_args_is
 def list_models(debug: Debug = False) -> None:
     """The embedded model, those fetched, and those that can be."""
     from vinfinity.weights.card import EMBEDDED
-    from vinfinity.weights.known import KNOWN, local_models
+    from vinfinity.weights.registry import KNOWN, local_models
 
     with reported(debug=debug):
         rows = [(path.name, "embedded", str(path)) for path in sorted(EMBEDDED.iterdir()) if path.is_dir()]
@@ -38,7 +38,7 @@ def show_model(
     Reads no weights. Ends with exit code 2 where there is a problem.
     """
     with reported(debug=debug):
-        from vinfinity.progress import fail
+        from vinfinity.system.progress import fail
         from vinfinity.weights.card import find_model
 
         folder = find_model(model)

@@ -13,7 +13,7 @@ from vinfinity.config import Device, Dtype, Memory, Resolved, Sampler, complete,
 
 
 def _complete_model(incomplete: str) -> list[str]:
-    from vinfinity.weights.known import local_models
+    from vinfinity.weights.registry import local_models
 
     folders = [str(file.parent) for file in Path().glob(f"{incomplete}*/model_index.json")]
     names = ["mini", *(path.name for path in local_models()), *sorted(folders)]

@@ -10,7 +10,7 @@ from typing import Annotated, Any
 import typer
 
 from vinfinity.errors import VinfinityError
-from vinfinity.stopping import SIGNALS
+from vinfinity.system.signals import SIGNALS
 
 WIDEST_CELL = 44  # characters; longer ones stand out of their column
 INTERRUPTED = 130  # the exit code that shells give Ctrl-C
@@ -62,7 +62,7 @@ def held_interrupts() -> Iterator[None]:
 @contextlib.contextmanager
 def reported(*, debug: bool) -> Iterator[None]:
     """Turns errors into one line on stderr and an exit code. `debug` shows the traceback before it."""
-    from vinfinity.progress import fail
+    from vinfinity.system.progress import fail
 
     try:
         yield

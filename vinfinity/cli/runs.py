@@ -7,9 +7,9 @@ from typing import Annotated
 
 import typer
 
+from vinfinity.cli.make import print_summary, start
 from vinfinity.cli.options import DEVICES
 from vinfinity.cli.output import Debug, held_interrupts, reported
-from vinfinity.cli.run import print_summary, start
 from vinfinity.errors import InputError
 from vinfinity.parallel.place import is_rank
 
@@ -64,8 +64,8 @@ def decode(
 
     For example: vinfinity decode a-red-ball.run --out smaller.mp4 video.crf=28 video.preset=slow
     """
-    from vinfinity.media.files import check_files
     from vinfinity.runs.folder import find_run
+    from vinfinity.runs.paths import check_files
     from vinfinity.runs.start import load_run
 
     with reported(debug=debug):
@@ -78,7 +78,7 @@ def decode(
             remedy = f"`vinfinity resume {folder.path}` computes them"
             raise InputError("run", run, remedy, problem="has no final latents yet")
         with held_interrupts():
-            from vinfinity.generate import decode_again
+            from vinfinity.run import decode_again
         summary = decode_again(config, folder)
         if summary is not None:
             print_summary(summary)

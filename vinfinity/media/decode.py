@@ -12,7 +12,7 @@ from torch import Tensor
 from vinfinity.errors import NotFiniteError
 from vinfinity.media.blocks import OVERLAP, Blocks
 from vinfinity.media.latents import LatentSource
-from vinfinity.models.tiny import LatentDecoder
+from vinfinity.models.unet3d.taesd import LatentDecoder
 from vinfinity.parallel.ranks import Ranks
 
 T = TypeVar("T")

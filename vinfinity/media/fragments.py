@@ -5,7 +5,7 @@ import json
 import os
 from pathlib import Path
 
-from vinfinity.durable import cannot_write, write_whole
+from vinfinity.system.files import cannot_write, write_whole
 
 
 class Fragments:

@@ -7,7 +7,7 @@ from pathlib import Path
 import av
 import numpy as np
 
-from vinfinity.durable import write_whole
+from vinfinity.system.files import write_whole
 
 MOST_FRAMES = 16
 COLUMNS = 4

@@ -25,7 +25,7 @@ import torch.distributed as dist
 from vinfinity.errors import InputError, RankError, Stopped, VinfinityError
 from vinfinity.parallel.place import Place, find_place
 from vinfinity.parallel.ranks import Ranks, joined, pick_device
-from vinfinity.stopping import SIGNALS, Stops
+from vinfinity.system.signals import SIGNALS, Stops
 
 Payload = TypeVar("Payload")
 Result = TypeVar("Result")

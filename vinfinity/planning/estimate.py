@@ -2,8 +2,8 @@
 
 from dataclasses import dataclass
 
-from vinfinity.planning.live import Work
 from vinfinity.planning.machines import Gpu
+from vinfinity.planning.meter import Work
 
 # What of a GPU's published rates kernels reach. Both were chosen such that the paper's three runs come out
 # (VideoCrafter2, 512x320, 30 steps, guidance, 8 x RTX 6000 Ada; arXiv 2406.16260): docs/decisions/0007 has the figures.

@@ -6,8 +6,8 @@ from collections.abc import Iterator
 from dataclasses import dataclass, replace
 
 from vinfinity.config import ComputeConfig, RunConfig, leaves
+from vinfinity.denoise.execution import Execution
 from vinfinity.errors import InputError
-from vinfinity.execution import Execution
 from vinfinity.job import Job
 from vinfinity.parallel.place import find_place
 from vinfinity.parallel.ranks import Ranks, pick_device

@@ -9,20 +9,20 @@ from typing import Any, Literal, TypeVar
 import torch
 
 from vinfinity.config import Phase, RunConfig
+from vinfinity.denoise.execution import Execution, ladder
+from vinfinity.denoise.samplers import Sampler
+from vinfinity.denoise.schedule import SchedulerConfig
 from vinfinity.errors import WeightsError
-from vinfinity.execution import Execution, ladder
 from vinfinity.job import DTYPES, branches, latent_shape, pick_sampler
 from vinfinity.media.blocks import Blocks, plan_blocks
-from vinfinity.models.text import TextConfig
-from vinfinity.models.tiny import LatentDecoder
-from vinfinity.models.unet import UNetConfig
-from vinfinity.models.vae import AutoencoderKL, VAEConfig
+from vinfinity.models.unet3d.clip import TextConfig
+from vinfinity.models.unet3d.taesd import LatentDecoder
+from vinfinity.models.unet3d.unet import UNetConfig
+from vinfinity.models.unet3d.vae import AutoencoderKL, VAEConfig
 from vinfinity.parallel.context import NEVER, Scopes
 from vinfinity.parallel.shards import FrameShards
 from vinfinity.parallel.teams import team_of
 from vinfinity.planning.trace import Clip
-from vinfinity.sampling.samplers import Sampler
-from vinfinity.sampling.schedule import SchedulerConfig
 from vinfinity.weights.card import ModelCard
 from vinfinity.weights.load import drop_encoder, empty_decoder
 

@@ -11,16 +11,16 @@ from typing import Any
 import torch
 
 from vinfinity.config import RunConfig
+from vinfinity.denoise.samplers import State
 from vinfinity.errors import InputError
-from vinfinity.media.files import output_path
 from vinfinity.parallel.place import find_place
 from vinfinity.planning.estimate import ASSUMED, Seconds, exchange_seconds, work_seconds
 from vinfinity.planning.fit import Memory, Room, choose, gigabytes, refusal
 from vinfinity.planning.machines import GPUS, Gpu, find_gpu, free_on_host
 from vinfinity.planning.outline import Outline, outline
 from vinfinity.planning.trace import StepWork, trace_work
-from vinfinity.progress import duration
-from vinfinity.sampling.samplers import State
+from vinfinity.runs.paths import output_path
+from vinfinity.system.progress import duration
 from vinfinity.weights.card import planned_card
 
 MP4_BITS = 0.25  # of a pixel at crf 18: an estimate, what is filmed lies between 0.05 and 0.5

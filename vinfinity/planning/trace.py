@@ -8,18 +8,18 @@ from typing import Literal
 import torch
 from torch import Tensor
 
-from vinfinity.execution import Execution
+from vinfinity.denoise.execution import Execution
+from vinfinity.denoise.guidance import guide
+from vinfinity.denoise.samplers import Sampler, State
 from vinfinity.media.blocks import Blocks
-from vinfinity.models.store import DeviceStore, HostStore
-from vinfinity.models.text import TextConfig, TextEncoder
-from vinfinity.models.tiny import LatentDecoder
-from vinfinity.models.unet import DeepFeatures, UNet, UNetConfig
+from vinfinity.models.offload import DeviceStore, HostStore
+from vinfinity.models.unet3d.clip import TextConfig, TextEncoder
+from vinfinity.models.unet3d.taesd import LatentDecoder
+from vinfinity.models.unet3d.unet import DeepFeatures, UNet, UNetConfig
 from vinfinity.parallel.context import AttentionPlan, QueryBlock, Scopes, temporal_context
 from vinfinity.parallel.exchange import TracedExchange
 from vinfinity.parallel.shards import FrameShards
-from vinfinity.planning.live import LiveBytes, Work
-from vinfinity.sampling.guidance import guide
-from vinfinity.sampling.samplers import Sampler, State
+from vinfinity.planning.meter import LiveBytes, Work
 from vinfinity.weights.load import KINDS
 
 STRETCHES = 16  # from which on memory is taken to be a straight line

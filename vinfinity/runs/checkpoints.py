@@ -10,10 +10,10 @@ from typing import TypeVar
 from torch import Tensor
 
 from vinfinity.config import CheckpointConfig, parse_interval
+from vinfinity.denoise.samplers import State
 from vinfinity.errors import InputError, OutputError, Stopped, VinfinityError
 from vinfinity.parallel.pulse import Pulse
 from vinfinity.parallel.ranks import Ranks
-from vinfinity.progress import Progress
 from vinfinity.runs.edit import Footage
 from vinfinity.runs.folder import MANIFEST, RunFolder
 from vinfinity.runs.parts import (
@@ -25,8 +25,8 @@ from vinfinity.runs.parts import (
     write_manifest,
     write_part,
 )
-from vinfinity.sampling.samplers import State
-from vinfinity.stopping import Stops
+from vinfinity.system.progress import Progress
+from vinfinity.system.signals import Stops
 
 T = TypeVar("T")
 Piece = tuple[range, Mapping[str, Tensor]]  # frames, and tensors (1, c, f, h, w) of them

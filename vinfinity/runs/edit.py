@@ -8,12 +8,12 @@ import torch
 from torch import Tensor
 
 from vinfinity.config import RunConfig
+from vinfinity.denoise.kept_frames import KeptFrames, kept_until
+from vinfinity.denoise.samplers import Sampler
 from vinfinity.errors import InputError
 from vinfinity.parallel.shards import anchor_frames
 from vinfinity.runs.folder import RunFolder
 from vinfinity.runs.parts import DamagedError, Parts, read_manifest, stretches
-from vinfinity.sampling.keep import KeptFrames, kept_until
-from vinfinity.sampling.samplers import Sampler
 
 AT_ONCE = 256  # frames that are copied at once
 

@@ -14,8 +14,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from vinfinity.durable import cannot_write, write_whole
 from vinfinity.errors import BusyError, InputError
+from vinfinity.system.files import cannot_write, write_whole
 
 MANIFEST = "manifest.json"  # what a folder of parts holds; written last
 WAIT = 4.0  # seconds that the ranks of a run that was killed may take to be gone

@@ -6,9 +6,9 @@ from collections.abc import Iterator, Mapping
 
 from vinfinity.config import RunConfig, to_yaml
 from vinfinity.errors import InputError
-from vinfinity.media.files import output_path
 from vinfinity.parallel.ranks import Ranks
 from vinfinity.runs.folder import RunFolder, run_folder
+from vinfinity.runs.paths import output_path
 from vinfinity.runs.start import Start, anchored, how_to_start
 
 

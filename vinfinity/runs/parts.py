@@ -20,9 +20,9 @@ import torch
 from safetensors.torch import save
 from torch import Tensor
 
-from vinfinity.durable import write_whole
 from vinfinity.errors import OutputError, VinfinityError
 from vinfinity.runs.folder import MANIFEST
+from vinfinity.system.files import write_whole
 
 CHUNK = 4 * 2**20  # bytes
 

@@ -7,8 +7,8 @@ from typing import Literal
 
 from vinfinity.config import RunConfig, digest, leaves, load, of_the_video
 from vinfinity.errors import InputError
-from vinfinity.media.files import check_files, output_path
 from vinfinity.runs.folder import RunFolder, run_folder
+from vinfinity.runs.paths import check_files, output_path
 from vinfinity.weights.card import find_model
 
 Start = Literal["new", "resume", "done"]

@@ -13,8 +13,8 @@ from pathlib import Path
 from typing import Any
 
 from vinfinity.errors import InputError
-from vinfinity.weights.files import read_json
-from vinfinity.weights.known import KNOWN, local_models, models_folder, published_files
+from vinfinity.system.safetensors import read_json
+from vinfinity.weights.registry import KNOWN, local_models, models_folder, published_files
 
 EMBEDDED = Path(__file__).parent.parent / "assets"
 PARTS = ("unet", "vae", "text_encoder", "tokenizer", "scheduler")

@@ -18,15 +18,15 @@ from safetensors import safe_open
 from torch import Tensor
 
 from vinfinity.errors import InputError, OutputError, WeightsError
-from vinfinity.models.unet import UNet, UNetConfig
+from vinfinity.models.unet3d.tokenizer import load_tokenizer
+from vinfinity.models.unet3d.unet import UNet, UNetConfig
+from vinfinity.system.safetensors import find_pickles, find_weights, read_json
 from vinfinity.weights.card import PARTS, find_model
-from vinfinity.weights.files import find_pickles, find_weights, read_json
-from vinfinity.weights.known import GUIDANCE_WIDTH, TURBO_CARD, TURBO_SCHEDULE
 from vinfinity.weights.load import KINDS, check_fit, check_widths, empty_network, listed
 from vinfinity.weights.lora import merge_turbo, turbo_faults, turbo_order
 from vinfinity.weights.lvdm import UNET, Part, is_lvdm, lvdm_faults, lvdm_parts, take, unet_table
 from vinfinity.weights.pickles import PICKLES, read_pickle
-from vinfinity.weights.tokenizer import load_tokenizer
+from vinfinity.weights.registry import GUIDANCE_WIDTH, TURBO_CARD, TURBO_SCHEDULE
 from vinfinity.weights.write import write_safetensors
 
 Layout = dict[str, tuple[torch.dtype, tuple[int, ...]]]

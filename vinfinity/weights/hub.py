@@ -10,7 +10,7 @@ from typing import Any
 from vinfinity.errors import InputError, VinfinityError, nearest
 from vinfinity.weights.card import PARTS
 from vinfinity.weights.convert import convert
-from vinfinity.weights.known import KNOWN, KnownModel, Source, models_folder
+from vinfinity.weights.registry import KNOWN, KnownModel, Source, models_folder
 
 BLOCK = 2**20
 JSONS = ("config.json", "scheduler_config.json")

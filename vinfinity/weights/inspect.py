@@ -5,11 +5,11 @@ from collections import Counter
 from pathlib import Path
 
 from vinfinity.errors import InputError
+from vinfinity.models.unet3d.tokenizer import load_tokenizer
+from vinfinity.system.safetensors import TensorEntry, find_weights, read_json
 from vinfinity.weights.card import PARTS, read_card
-from vinfinity.weights.files import TensorEntry, find_weights, read_json
 from vinfinity.weights.hub import read_record
 from vinfinity.weights.load import KINDS, check_fit, check_widths, empty_network, find_decoder, load_scheduler
-from vinfinity.weights.tokenizer import load_tokenizer
 
 ARCHITECTURE = {
     "unet": ("_class_name", "block_out_channels", "cross_attention_dim", "fps_cond", "time_cond_proj_dim"),

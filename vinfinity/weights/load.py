@@ -10,14 +10,14 @@ import torch
 from safetensors import SafetensorError, safe_open
 from torch import nn
 
+from vinfinity.denoise.schedule import SchedulerConfig
 from vinfinity.errors import WeightsError
-from vinfinity.models.layers import channels_last
-from vinfinity.models.text import TextConfig, TextEncoder
-from vinfinity.models.tiny import AutoencoderTiny, LatentDecoder, TinyConfig
-from vinfinity.models.unet import UNet, UNetConfig
-from vinfinity.models.vae import AutoencoderKL, VAEConfig
-from vinfinity.sampling.schedule import SchedulerConfig
-from vinfinity.weights.files import TensorEntry, find_weights, read_json
+from vinfinity.models.unet3d.clip import TextConfig, TextEncoder
+from vinfinity.models.unet3d.layers import channels_last
+from vinfinity.models.unet3d.taesd import AutoencoderTiny, LatentDecoder, TinyConfig
+from vinfinity.models.unet3d.unet import UNet, UNetConfig
+from vinfinity.models.unet3d.vae import AutoencoderKL, VAEConfig
+from vinfinity.system.safetensors import TensorEntry, find_weights, read_json
 
 Config = TypeVar("Config")
 Sources = Mapping[str, tuple[str, TensorEntry]]  # parameter -> its name in the files, and where it is

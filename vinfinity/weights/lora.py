@@ -16,7 +16,7 @@ from safetensors import safe_open
 from torch import Tensor
 
 from vinfinity.errors import InputError, WeightsError
-from vinfinity.weights.files import TensorEntry, read_header, read_json
+from vinfinity.system.safetensors import TensorEntry, read_header, read_json
 from vinfinity.weights.load import listed
 from vinfinity.weights.lvdm import shown
 

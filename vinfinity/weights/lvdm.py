@@ -13,9 +13,9 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from vinfinity.models.text import TextConfig, TextEncoder
-from vinfinity.models.unet import UNet, UNetConfig
-from vinfinity.models.vae import AutoencoderKL, VAEConfig
+from vinfinity.models.unet3d.clip import TextConfig, TextEncoder
+from vinfinity.models.unet3d.unet import UNet, UNetConfig
+from vinfinity.models.unet3d.vae import AutoencoderKL, VAEConfig
 
 UNET, VAE, TEXT = "model.diffusion_model.", "first_stage_model.", "cond_stage_model.model."
 GROUPS = 32  # of every GroupNorm, a constant of LVDM's code

@@ -1,0 +1,118 @@
+"""Deep features kept over several steps, and hidden states kept in host memory."""
+
+import weakref
+from typing import Any
+
+import pytest
+import torch
+from oracles.networks import levels, one_rank, our_unet
+from oracles.reference import relative_error, tiny_unet
+from torch import Tensor, nn
+
+from vinfinity.models.offload import DeviceStore, HostStore
+from vinfinity.models.unet3d.unet import DeepFeatures
+from vinfinity.parallel.context import Scopes, temporal_context
+from vinfinity.parallel.exchange import TracedExchange
+from vinfinity.parallel.shards import FrameShards
+
+FOUR = {**levels("AAA-"), "block_out_channels": (16, 32, 32, 32), "layers_per_block": 2}
+FRAMES = 5
+
+
+def step(seed: int, batch: int = 1) -> tuple[Tensor, Tensor]:
+    """Latents (b, 4, f, h, w) and text states of one step."""
+    generator = torch.Generator().manual_seed(seed)
+    x = torch.randn(batch, 4, FRAMES, 9, 13, generator=generator)
+    return x, torch.randn(batch, 5, 16, generator=torch.Generator().manual_seed(9)).expand(batch, -1, -1)
+
+
+@pytest.mark.parametrize("depth", [1, 2, 3])
+def test_a_step_that_reuses_equals_diffusers_unet_with_the_earlier_features_put_in(depth: int) -> None:
+    """What enters the outermost levels of diffusers' way up is replaced by that of an earlier step."""
+    theirs = tiny_unet(**FOUR)
+    ours, ctx = our_unet(theirs), one_rank(FRAMES, None)
+    (earlier, text), (later, _) = step(1), step(2)
+    kept: list[Tensor] = []
+
+    def replace(_: nn.Module, args: Any, kwargs: dict[str, Any]) -> tuple[Any, dict[str, Any]]:
+        if not kept:
+            kept.append(kwargs["hidden_states"].clone())
+        return args, {**kwargs, "hidden_states": kept[0]}
+
+    theirs.up_blocks[-depth].register_forward_pre_hook(replace, with_kwargs=True)
+    deep = DeepFeatures(depth)
+    with torch.no_grad():
+        for x, t, renew in ((earlier, 700, True), (later, 600, False)):
+            deep.renew = renew
+            wanted = theirs(x, t, text).sample
+            got = ours(x, torch.tensor([t]), text, ctx, deep=deep)
+            assert relative_error(got, wanted) <= 1e-4
+        exact = ours(later, torch.tensor([600]), text, ctx)
+    assert relative_error(got, exact) > 1e-2, "reuse changes nothing"
+
+
+def test_levels_that_do_not_run_ask_nothing_of_other_ranks() -> None:
+    ours = our_unet(tiny_unet(**FOUR))
+    shards = FrameShards(3 * FRAMES, 3)
+    waits: dict[int | None, int] = {}
+    for depth in (1, 2, 3, None):
+        exchange = TracedExchange(1, shards)
+        ctx = temporal_context(exchange, shards, 1, Scopes(2, 4))
+        deep = None if depth is None else DeepFeatures(depth)
+        x, text = step(3)
+        with torch.no_grad():
+            for renew in (True, False):
+                if deep is not None:
+                    deep.renew = renew
+                before = exchange.counters.waits
+                ours(x, torch.tensor([500]), text, ctx, deep=deep)
+        waits[depth] = exchange.counters.waits - before
+    # a temporal convolution waits four times, a temporal transformer twice; a level has two layers down and three up
+    level, without_attention, middle = (4 + 2) * (2 + 3), 4 * (2 + 3), 4 + 2 + 4
+    assert waits == {
+        depth: 2 + depth * level if depth else 2 + 3 * level + without_attention + middle
+        for depth in (1, 2, 3, None)
+    }
+
+
+@pytest.mark.parametrize("limit", [1, 2**20])
+@pytest.mark.parametrize("reuse", [False, True])
+def test_states_in_host_memory_change_nothing(limit: int, reuse: bool) -> None:
+    """limit 1: a frame at a time, each fetched while the one before it is worked on."""
+    ours = our_unet(tiny_unet(**FOUR))
+    shards = FrameShards(FRAMES)
+    outputs = []
+    for store in (DeviceStore(), HostStore(torch.device("cpu"))):
+        ctx = temporal_context(one_rank(FRAMES, None).exchange, shards, 0, None, limit=limit)
+        deep = DeepFeatures(2) if reuse else None
+        with torch.no_grad():
+            for renew in (True, False):
+                if deep is not None:
+                    deep.renew = renew
+                x, text = step(4 + renew, batch=2)
+                got = ours(x, torch.tensor([500]), text, ctx, store=store, deep=deep)
+        outputs.append(got)
+    assert torch.equal(*outputs)
+
+
+def test_host_memory_gives_back_what_it_was_given_by_any_stretches() -> None:
+    x = torch.randn(2, 7, 3, 4, 5)
+    kept = HostStore(torch.device("cpu")).keep(x)
+    assert (kept.shape, kept.dtype) == (x.shape, x.dtype)
+    for size in (1, 2, 3, 7):  # forwards, with a shorter last one, and again from the start
+        parts = [kept.read(slice(start, min(start + size, 7))) for start in range(0, 7, size)]
+        assert torch.equal(torch.cat(parts, dim=1), x)
+    assert torch.equal(kept.read(slice(2, 4)), x[:, 2:4])
+
+
+def test_old_features_are_free_before_new_ones_are_made() -> None:
+    ours, deep = our_unet(tiny_unet(**FOUR)), DeepFeatures(1)
+    x, text = step(5)
+    with torch.no_grad():
+        ours(x, torch.tensor([500]), text, one_rank(FRAMES, None), deep=deep)
+        old = weakref.ref(deep.kept)
+        alive: list[bool] = []
+        ours.mid_block.register_forward_pre_hook(lambda *_: alive.append(old() is not None))
+        ours(x, torch.tensor([400]), text, one_rank(FRAMES, None), deep=deep)
+    assert alive == [False]
+    assert deep.kept is not None

@@ -1,0 +1,208 @@
+"""Another decoder for the same latents: AutoencoderTiny against diffusers', and what is refused before weights load."""
+
+import json
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from diffusers import AutoencoderTiny as TheirTiny
+from oracles.reference import fill, relative_error, tiny_vae
+from safetensors.torch import load_file, save_file
+
+from vinfinity.errors import InputError, WeightsError
+from vinfinity.models.unet3d.taesd import AutoencoderTiny, TinyConfig
+from vinfinity.models.unet3d.vae import AutoencoderKL
+from vinfinity.weights.inspect import describe_model
+from vinfinity.weights.load import check_decoder, load_decoder
+
+CLOSE = 1e-5
+WEIGHTS = "diffusion_pytorch_model.safetensors"
+SETTINGS: dict[str, dict[str, Any]] = {
+    "TAESD": {},
+    "2 levels, other widths": {
+        "encoder_block_out_channels": (8, 8),
+        "decoder_block_out_channels": (16, 16),
+        "num_encoder_blocks": (1, 2),
+        "num_decoder_blocks": (2, 1),
+    },
+    "scaled and shifted, 16 channels": {
+        "latent_channels": 16,
+        "scaling_factor": 0.3611,
+        "shift_factor": 0.1159,
+    },
+    "threefold, another activation": {
+        "encoder_block_out_channels": (8, 8),
+        "decoder_block_out_channels": (8, 8),
+        "num_encoder_blocks": (1, 1),
+        "num_decoder_blocks": (1, 1),
+        "upsampling_scaling_factor": 3,
+        "act_fn": "silu",
+    },
+    "1 level": {
+        "encoder_block_out_channels": (8,),
+        "decoder_block_out_channels": (8,),
+        "num_encoder_blocks": (1,),
+        "num_decoder_blocks": (1,),
+    },
+}
+
+
+def tiny(name: str = "TAESD") -> TheirTiny:
+    return fill(TheirTiny(**SETTINGS[name]))
+
+
+@pytest.fixture
+def taesd(tmp_path: Path) -> Path:
+    """A folder of TAESD's shape, written by diffusers, with weights of noise."""
+    tiny().save_pretrained(tmp_path / "taesd")
+    return tmp_path / "taesd"
+
+
+def change(folder: Path, edit: Callable[[dict[str, torch.Tensor]], None]) -> None:
+    tensors = load_file(folder / WEIGHTS)
+    edit(tensors)
+    save_file(tensors, folder / WEIGHTS)
+
+
+def refusal(folder: Path, *, channels: int = 4, pixels: int = 8) -> str:
+    with pytest.raises(InputError) as raised:
+        check_decoder(folder, channels=channels, pixels=pixels)
+    line = str(raised.value)
+    assert line.startswith("decoder: ")
+    assert "\n" not in line
+    return line
+
+
+# ---- parity ----
+
+
+@pytest.mark.parametrize("size", [(4, 5), (9, 13), (1, 1)], ids=str)
+@pytest.mark.parametrize("name", SETTINGS)
+def test_decode_equals_that_of_diffusers(
+    name: str, size: tuple[int, int], tmp_path: Path, record_worst: Callable[[str, float], None]
+) -> None:
+    theirs = tiny(name)
+    theirs.save_pretrained(tmp_path)
+    ours = load_decoder(tmp_path, device="cpu", dtype=torch.float32)
+    assert isinstance(ours, AutoencoderTiny)
+    latents = 2 * torch.randn(2, theirs.config.latent_channels, *size)  # some beyond 3, which are squashed
+    raw = latents / theirs.config.scaling_factor + theirs.config.shift_factor
+    wanted = theirs.decode(raw).sample
+    assert wanted.shape[2] == ours.config.factor * size[0]
+    error = relative_error(ours.decode(latents), wanted)
+    assert error <= CLOSE
+    record_worst(f"AutoencoderTiny, {name}", error)
+
+
+def test_the_models_own_autoencoder_loads_as_a_decoder_without_its_encoder(tmp_path: Path) -> None:
+    theirs = tiny_vae()
+    theirs.save_pretrained(tmp_path)
+    ours = load_decoder(tmp_path, device="cpu", dtype=torch.float32)
+    assert isinstance(ours, AutoencoderKL)
+    assert {name.partition(".")[0] for name in ours.state_dict()} == {"decoder", "post_quant_conv"}
+    latents = torch.randn(2, 4, 3, 5)
+    wanted = theirs.decode(latents / theirs.config.scaling_factor).sample
+    assert relative_error(ours.decode(latents), wanted) <= CLOSE
+
+
+# ---- files ----
+
+
+@pytest.mark.parametrize("kind", ["tiny", "kl"])
+def test_files_without_an_encoder_are_taken(kind: str, tmp_path: Path) -> None:
+    theirs = tiny() if kind == "tiny" else tiny_vae()
+    theirs.save_pretrained(tmp_path)
+    whole = load_decoder(tmp_path, device="cpu", dtype=torch.float32).state_dict()
+
+    def drop(tensors: dict[str, torch.Tensor]) -> None:
+        for name in [name for name in tensors if name.startswith(("encoder.", "quant_conv."))]:
+            del tensors[name]
+
+    change(tmp_path, drop)
+    half = load_decoder(tmp_path, device="cpu", dtype=torch.float32).state_dict()
+    assert whole.keys() == half.keys()
+    assert all(torch.equal(half[name], tensor) for name, tensor in whole.items())
+
+
+@pytest.mark.parametrize(
+    ("edit", "said"),
+    [
+        (lambda t: t.pop("decoder.layers.0.weight"), "missing decoder.layers.0.weight"),
+        (lambda t: t.pop("encoder.layers.0.weight"), "missing encoder.layers.0.weight"),
+        (lambda t: t.update({"decoder.layers.99.weight": torch.zeros(1)}), "unexpected decoder.layers.99.w"),
+        (lambda t: t.update({"mid.weight": torch.zeros(1)}), "unexpected mid.weight"),
+        (lambda t: t.update({"decoder.layers.0.bias": torch.zeros(3)}), "decoder.layers.0.bias is 3, not 64"),
+        (lambda t: t.update({"encoder.layers.0.bias": torch.zeros(3)}), "encoder.layers.0.bias is 3, not 64"),
+    ],
+    ids=["missing", "missing in the encoder", "unexpected", "of no half", "misshapen", "misshapen encoder"],
+)
+def test_every_tensor_must_have_its_place(
+    edit: Callable[[dict[str, torch.Tensor]], None], said: str, taesd: Path
+) -> None:
+    change(taesd, edit)
+    assert said in refusal(taesd)
+    with pytest.raises(WeightsError, match=said.split()[-1]):
+        load_decoder(taesd, device="cpu", dtype=torch.float32)
+
+
+@pytest.mark.parametrize(
+    ("changes", "said"),
+    [
+        (
+            {"_class_name": "AutoencoderDC"},
+            "is of the class AutoencoderDC; use AutoencoderKL or AutoencoderTi",
+        ),
+        ({"act_fn": "sine"}, "act_fn"),
+        ({"upsample_fn": "bilinear"}, "upsample_fn"),
+        ({"num_decoder_blocks": [3, 3]}, "num_decoder_blocks"),
+        ({"num_decoder_blocks": [3, 3, 3, 2]}, "missing decoder.layers.19"),
+        ({"temporal": True}, "temporal"),
+    ],
+    ids=str,
+)
+def test_architecture_that_is_not_ours_is_refused(changes: dict[str, Any], said: str, taesd: Path) -> None:
+    config = taesd / "config.json"
+    config.write_text(json.dumps({**json.loads(config.read_text()), **changes}))
+    assert said in refusal(taesd)
+
+
+def test_a_decoder_for_other_latents_is_refused(taesd: Path) -> None:
+    check_decoder(taesd, channels=4, pixels=8)
+    said = "is for latents of 4 channels and 8 pixels a side, not"
+    assert f"{said} 16 channels and 8 pixels a side" in refusal(taesd, channels=16)
+    assert f"{said} 4 channels and 4 pixels a side" in refusal(taesd, pixels=4)
+
+
+def test_damaged_and_missing_files_are_named(taesd: Path) -> None:
+    (taesd / WEIGHTS).write_bytes((taesd / WEIGHTS).read_bytes()[:-1])
+    assert "is truncated" in refusal(taesd)
+    (taesd / WEIGHTS).unlink()
+    assert "holds no weights" in refusal(taesd)
+    (taesd / "config.json").unlink()
+    assert "config.json is missing" in refusal(taesd)
+
+
+def test_show_describes_a_decoder_and_its_problems(taesd: Path) -> None:
+    rows, problems = describe_model(taesd)
+    assert problems == []
+    told = dict(rows)
+    assert told["decoder"].startswith("1.2 M parameters, F32, ")
+    assert "AutoencoderTiny" in told["decoder"]
+    assert told["for latents of"] == "4 channels, 8 pixels a side"
+    change(taesd, lambda tensors: tensors.pop("decoder.layers.0.weight"))
+    _, problems = describe_model(taesd)
+    assert len(problems) == 1
+    assert "missing decoder.layers.0.weight" in problems[0]
+
+
+def test_the_encoder_takes_no_memory(taesd: Path) -> None:
+    loaded = load_decoder(taesd, device="cpu", dtype=torch.float32)
+    assert {name.partition(".")[0] for name in loaded.state_dict()} == {"decoder"}
+    assert all(parameter.device.type == "cpu" for parameter in loaded.parameters())
+
+
+def test_defaults_are_those_of_taesd() -> None:
+    theirs = dict(TheirTiny().config)
+    assert TinyConfig.from_dict(theirs) == TinyConfig()

@@ -1,0 +1,547 @@
+"""What a run will take, against what it takes: memory, arithmetic, and whether it fits."""
+
+import gc
+import json
+import time
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+import torch.nn.functional as F
+from diffusers import AutoencoderTiny
+from oracles.command_line import Cli
+from oracles.reference import configure, fill
+from torch import nn
+from torch.nn.attention import SDPBackend, sdpa_kernel
+from torch.utils.flop_counter import FlopCounterMode
+
+from vinfinity.config import ComputeConfig, DecodeConfig, RunConfig, complete, load
+from vinfinity.denoise.execution import MIB, Execution
+from vinfinity.denoise.samplers import State
+from vinfinity.errors import InputError
+from vinfinity.job import Job, prepare
+from vinfinity.models.unet3d.unet import UNet, UNetConfig
+from vinfinity.parallel.context import Scopes, temporal_context
+from vinfinity.parallel.exchange import LocalExchange
+from vinfinity.parallel.pulse import Pulse
+from vinfinity.parallel.ranks import Ranks
+from vinfinity.parallel.shards import FrameShards
+from vinfinity.planning.fit import Room, bound, choose, choose_execution, decide, memory_of
+from vinfinity.planning.machines import GPUS, find_gpu, free_on_host, left_in_group
+from vinfinity.planning.meter import LiveBytes, Work
+from vinfinity.planning.outline import Outline, outline
+from vinfinity.planning.plan import Plan, make_plan
+from vinfinity.planning.trace import (
+    Clip,
+    empty_unet,
+    step_memory,
+    trace_decode,
+    trace_step,
+    trace_work,
+    unet_call,
+)
+from vinfinity.predict import predictor
+from vinfinity.run import encode_text, run
+from vinfinity.weights.card import model_defaults, planned_card, read_card
+from vinfinity.weights.load import load_unet
+from vinfinity.weights.registry import KNOWN
+
+REPOSITORY = Path(__file__).parents[2]
+CPU = Ranks(device=torch.device("cpu"))
+TINY = UNetConfig(
+    block_out_channels=(16, 32),
+    down_block_types=("CrossAttnDownBlock3D", "DownBlock3D"),
+    up_block_types=("UpBlock3D", "CrossAttnUpBlock3D"),
+    layers_per_block=1,
+    attention_head_dim=8,
+    norm_num_groups=8,
+    cross_attention_dim=16,
+)
+
+
+def config_of(model: Path | str = "mini", *overrides: str, **flags: Any) -> RunConfig:
+    return configure(model, *overrides, **flags).config
+
+
+def outline_of(
+    model: Path | str, *overrides: str, ranks: int = 1, device: Any = "cpu", **flags: Any
+) -> Outline:
+    config = config_of(model, *overrides, **flags)
+    return outline(config, read_card(str(model)), device=device, ranks=ranks)
+
+
+def clip(frames: int, *, ranks: int = 1, **changes: Any) -> Clip:
+    shards = FrameShards(frames, ranks)
+    scopes = Scopes(anchor_bias=10.0)
+    one = Clip(unet=TINY, shards=shards, rank=ranks // 2, latent=(8, 6), scopes=scopes, dtype=torch.float32)
+    return replace(one, **changes)
+
+
+# ---- counting ----
+
+
+def test_live_bytes_counts_what_is_alive_and_views_once() -> None:
+    with LiveBytes("cpu") as live:
+        a = torch.zeros(1000, dtype=torch.uint8)
+        view = a[:10]
+        assert live.now == 1000
+        del a
+        assert live.now == 1000
+        del view
+        gc.collect()
+        assert live.now == 0
+        b = torch.zeros(300, dtype=torch.uint8) + 1
+        assert live.now == 300
+        assert live.peak == 1000
+        del b
+
+
+def test_live_bytes_tells_the_host_from_the_device() -> None:
+    with LiveBytes() as live:
+        x = torch.empty(100, dtype=torch.float16, device="meta")
+        away = torch.empty(100, dtype=torch.float16, device="cpu")
+        away.copy_(x)
+        del x
+        again = away.to("meta")
+        back = again.to("cpu")
+        assert (live.now, live.host_now) == (200, 400)
+        del away, back
+    assert (live.now, live.peak, live.host_now, live.host_peak) == (200, 200, 0, 400)
+    del again
+
+
+class Three(nn.Module):
+    def __init__(self) -> None:
+        super().__init__()
+        self.linear = nn.Linear(6, 10)
+        self.conv = nn.Conv2d(4, 8, 3, padding=1, groups=2)
+
+    def forward(self, x: torch.Tensor, picture: torch.Tensor, q: torch.Tensor, kv: torch.Tensor) -> None:
+        self.linear(x)
+        self.conv(picture)
+        F.scaled_dot_product_attention(q, kv, kv)
+
+
+def test_arithmetic_and_bytes_are_those_counted_by_hand() -> None:
+    with torch.device("meta"):
+        network = Three()
+        inputs = (torch.empty(5, 6), torch.empty(2, 4, 7, 9), torch.empty(3, 11, 16), torch.empty(3, 13, 16))
+        with torch.inference_mode(), Work() as work:
+            network(*inputs)
+    linear = 2 * 5 * 6 * 10
+    conv = 2 * (2 * 8 * 7 * 9) * (2 * 3 * 3)
+    attention = 2 * (2 * 3 * 11 * 13 * 16)
+    assert work.flops == linear + conv + attention
+    assert work.attention_flops == attention
+    assert work.operations == {
+        (linear, 4 * (5 * 6 + 10 * 6 + 10 + 5 * 10)): 1,
+        (conv, 4 * (2 * 4 * 63 + 8 * 2 * 9 + 8 + 2 * 8 * 63)): 1,
+        (attention, 4 * 3 * 16 * (11 + 13 + 13 + 11)): 1,
+    }
+
+
+def test_arithmetic_of_a_unet_is_that_of_torchs_own_counter() -> None:
+    """On real tensors, where operations arrive in their parts. In fp64, for which no layer pads anything."""
+    one = clip(20)
+    traced = trace_work(one).work.flops
+    unet = UNet(TINY).double()
+    context = temporal_context(LocalExchange(), one.shards, 0, one.scopes)
+    products = sdpa_kernel(SDPBackend.MATH)  # fused attention on CPUs is not known to it
+    with torch.no_grad(), products, FlopCounterMode(display=False) as counter:
+        x, text = torch.randn(1, 4, 20, 8, 6).double(), torch.randn(1, 77, 16).double()
+        unet(x, torch.tensor([1.0]), text, context)
+    assert traced == counter.get_total_flops()
+
+
+# ---- memory ----
+
+
+@pytest.mark.parametrize(("frames", "ranks"), [(40, 1), (150, 1), (150, 4), (12, 1)])
+@pytest.mark.parametrize("stretch", [2**16, 2**22])
+def test_tracing_blocks_of_each_kind_finds_the_peak_of_all(frames: int, ranks: int, stretch: int) -> None:
+    one = clip(frames, ranks=ranks)
+    execution = Execution(branches=1, skips="device", stretch=stretch)
+    peaks = []
+    for few_blocks in (False, True):
+        call = unet_call(one, execution, few_blocks=few_blocks)
+        x = torch.empty(1, 4, one.frames, 8, 6, device="meta")
+        with torch.inference_mode(), LiveBytes() as live:
+            call.run(x)
+        peaks.append(live.peak)
+    # never less; a little more where blocks follow each other that do not in the whole
+    assert peaks[0] <= peaks[1] <= 1.01 * peaks[0]
+
+
+@pytest.mark.parametrize("overrides", [(), ("sampler=dpmsolver++", "guidance=1"), ("sampler=lcm",)], ids=str)
+def test_a_traced_step_holds_what_a_real_one_does(overrides: tuple[str, ...], model_folder: Path) -> None:
+    """The real prediction and sampler, with data, as generate makes them: unet_call says the same as predict.py."""
+    frames = 40
+    job = prepare(
+        config_of(model_folder, *overrides, frames=frames, device="cpu", dtype="fp32", size="64x48")
+    )
+    execution = Execution(branches=1, skips="device", stretch=32 * MIB)
+    traced = memory_of(outline(job.config, job.card, device="cpu", ranks=1), execution).step
+    assert real_step(job, execution) == pytest.approx(traced.working, rel=0.01)
+    unet = load_unet(job.card.folder / "unet", device="cpu", dtype=torch.float32)
+    assert traced.weights == sum(parameter.nbytes for parameter in unet.parameters())
+
+
+def real_step(job: Job, execution: Execution) -> int:
+    """The most bytes that live during a second step, on the CPU."""
+    team = CPU.team(job.config.frames, split=False)
+    with torch.inference_mode():
+        text = encode_text(job, device=CPU.device, dtype=torch.float32)
+        unet = load_unet(job.card.folder / "unet", device="cpu", dtype=torch.float32)
+        pulse = Pulse(CPU, say=lambda: None)
+        predict = predictor(
+            job, unet, text, team, team.exchange(), pulse, execution=execution, dtype=torch.float32
+        )
+        shape = (1, job.latent[0], job.config.frames, *job.latent[1:])
+        timestep = job.sampler.timesteps[1]
+        predict(torch.randn(shape), timestep)  # what is made once, is made here
+        with LiveBytes("cpu") as live:
+            state = State(step=0, x=torch.randn(shape))
+            state = job.sampler.step(state, torch.randn(shape), lambda step: torch.randn(shape))
+            live.peak = live.now
+            job.sampler.step(state, predict(state.x, timestep), lambda step: torch.randn(shape))
+    return live.peak
+
+
+def test_skip_connections_on_the_host_leave_the_device() -> None:
+    """All of them are on the host at once; the device holds two stretches of one."""
+    sampler = outline_of("mini").sampler
+    kept, away = (
+        trace_step(clip(400), Execution(branches=1, skips=skips, stretch=2**16), sampler, branches=1)
+        for skips in ("device", "host")
+    )
+    assert (kept.host, away.host) == (0, pytest.approx(kept.skips, rel=0.1))
+    assert away.skips < 0.5 * kept.skips
+    assert away.working <= kept.working
+
+
+def test_long_clips_are_on_the_straight_line_through_shorter_ones() -> None:
+    execution = Execution(branches=1, skips="device", stretch=2**15)
+    sampler = outline_of("mini").sampler
+    trace_step.cache_clear()
+    line = step_memory(clip(800), execution, sampler, branches=2)
+    assert trace_step.cache_info().misses == 2
+    whole = trace_step(clip(800), execution, sampler, branches=2)
+    for part in ("state", "skips", "working"):
+        assert getattr(line, part) == pytest.approx(getattr(whole, part), rel=0.01)
+    assert line.weights == whole.weights
+
+
+def test_ranks_hold_messages_besides_their_frames() -> None:
+    execution = Execution(branches=1, skips="device", stretch=2**16)
+    sampler = outline_of("mini").sampler
+    alone, shared = (
+        trace_step(clip(frames, ranks=ranks), execution, sampler, branches=1)
+        for frames, ranks in ((100, 1), (400, 4))
+    )
+    assert alone.exchange == 0
+    # 8 frames of each neighbour and the anchors of all, to and from, of one state of (8, 6, 16 or 64) channels
+    assert shared.exchange >= 2 * 16 * 48 * 16 * 4
+    assert shared.working >= alone.working + shared.exchange / 2
+    work = trace_work(clip(400, ranks=4))
+    assert work.bytes > 0
+    assert work.messages >= work.waits > 0
+
+
+@pytest.mark.parametrize(
+    "changes",
+    [
+        {"frames": 3},
+        {"frames": 96},
+        {"frames": 30, "size": "200x40"},
+        {"frames": 2000, "size": "32x32"},
+        {"frames": 40, "ranks": 3},
+    ],
+    ids=str,
+)
+@pytest.mark.parametrize("model", ["mini", "tiny"])
+def test_what_is_let_through_untraced_is_more_than_what_is_needed(
+    model: str, changes: dict[str, Any], model_folder: Path
+) -> None:
+    one = outline_of(model_folder if model == "tiny" else "mini", **changes)
+    for execution in one.executions:
+        assert memory_of(one, execution).needs("cpu")[1] <= bound(one, execution)
+
+
+def test_decoding_is_bounded_by_its_block() -> None:
+    run = outline_of("mini")
+    few, many = (
+        trace_decode(run.decoder, replace(run.blocks, frames=frames), (10, 16)).working for frames in (2, 8)
+    )
+    assert 3 < many / few <= 4
+
+
+def test_decoding_is_planned_with_the_settings_and_the_decoder_of_the_run(tmp_path: Path) -> None:
+    fill(AutoencoderTiny()).save_pretrained(tmp_path / "tiny")
+    whole = outline_of("mini", size="2048x1280")
+    tiled = outline_of("mini", "decode.tile=256", size="2048x1280")
+    other = outline_of("mini", size="2048x1280", decoder=str(tmp_path / "tiny"))
+    sizes = [
+        trace_decode(run.decoder, replace(run.blocks, frames=1), run.latent[1:])
+        for run in (whole, tiled, other)
+    ]
+    assert sizes[1].device < sizes[0].device / 2
+    assert sizes[2].weights != sizes[0].weights
+    assert outline_of("mini", "decode.frames=3").blocks.frames == 3
+
+
+def test_features_that_are_reused_are_planned_for() -> None:
+    """Both branches' deep features: the outermost level's 96 channels in fp32, kept from step to step."""
+    settings = {"frames": 200, "guidance": 2.0, "size": "128x80"}
+    plain, reusing = (
+        memory_of(run, run.executions[-1]).step.working
+        for run in (outline_of("mini", **settings), outline_of("mini", "reuse.interval=2", **settings))
+    )
+    kept = 2 * 200 * 10 * 16 * 96 * 4
+    assert 0.4 * kept <= reusing - plain <= 1.1 * kept
+
+
+# ---- whether it fits ----
+
+
+def test_the_first_execution_that_fits_is_chosen_and_settings_are_obeyed(model_folder: Path) -> None:
+    one = outline_of(model_folder, "decode.frames=1", device="cuda", frames=1000, size="512x512")
+    first, *_, last = one.executions
+    lean, fast = (memory_of(one, execution).needs("cuda")[0] for execution in (last, first))
+    assert lean < fast
+    for room, chosen, fits in ((fast, first, True), (lean, last, True), (lean - 1, last, False)):
+        memory, ok = choose(one, Room(device=room, host=None, where="a GPU"))
+        assert (memory.needs("cuda")[0], ok) == (memory_of(one, chosen).needs("cuda")[0], fits)
+    forced = one.changed(compute=ComputeConfig(stretch=7))
+    assert choose(forced, Room(device=10**12, host=None, where="a GPU"))[0].execution.stretch == 7 * MIB
+
+
+def test_a_run_that_cannot_fit_is_refused_with_settings_that_do(model_folder: Path) -> None:
+    one = outline_of(
+        model_folder, "compute.stretch=1", "decode.frames=1", device="cuda", frames=240, size="256x192"
+    )
+    needed = memory_of(one, one.executions[-1]).needs("cuda")[0]
+    budget = int(0.6 * needed)
+    room = Room(device=budget, host=None, where="a GPU")
+    refused = decide(one, room)
+    assert isinstance(refused, InputError)
+    assert refused.exit_code == 2
+    assert str(refused).startswith("frames: 240 need ")
+    assert "of a GPU's memory" in str(refused)
+    options = dict(part.split() for part in refused.remedy.removeprefix("what would fit: ").split(", or "))
+    assert {"--frames", "--size"} <= set(options)
+    for changes in (
+        {"frames": int(options["--frames"])},
+        {"size": options["--size"]},
+    ):
+        assert choose(one.changed(**changes), room)[1]
+    most = memory_of(one.changed(frames=int(options["--frames"])), one.executions[-1])
+    assert most.needs("cuda")[0] > 0.8 * budget
+
+
+def test_settings_that_keep_a_run_from_fitting_are_named(model_folder: Path) -> None:
+    one = outline_of(model_folder, "decode.frames=1", device="cuda", frames=1000, size="512x512")
+    room = Room(device=memory_of(one, one.executions[-1]).needs("cuda")[0], host=None, where="a GPU")
+    refused = decide(one.changed(memory="fast"), room)
+    assert isinstance(refused, InputError)
+    assert "memory=auto" in refused.remedy
+
+
+def test_too_large_a_block_of_decoding_is_refused_with_a_smaller_one(model_folder: Path) -> None:
+    one = outline_of(model_folder, "decode.frames=64", device="cuda", frames=64, size="64x64")
+    small = one.changed(decode=DecodeConfig(frames=1))
+    refused = decide(
+        one, Room(device=memory_of(small, small.executions[-1]).needs("cuda")[0], host=None, where="it")
+    )
+    assert isinstance(refused, InputError)
+    assert refused.remedy == "what would fit: decode.frames=1"
+
+
+def test_short_runs_start_without_being_traced() -> None:
+    job = prepare(config_of("mini", frames=96, device="cpu"))
+    trace_step.cache_clear()
+    execution = choose_execution(job, CPU)
+    assert trace_step.cache_info().misses == 0
+    assert execution.skips == "device"
+
+
+def test_generate_refuses_what_cannot_fit_before_weights_load(tmp_path: Path) -> None:
+    """More frames than this machine can hold one state of."""
+    state = 512 * 512 * 48 * 4  # of a frame of 4096x4096
+    frames = -(-free_on_host() // state)
+    out = tmp_path / "a.mp4"
+    settings = ("compute.stretch=65536", "decode.frames=1")
+    resolved = configure("mini", *settings, frames=frames, size="4096x4096", device="cpu", out=str(out))
+    started = time.process_time()
+    with pytest.raises(InputError) as raised:
+        run(resolved.config, resolved.origins)
+    assert time.process_time() - started < 4
+    assert raised.value.exit_code == 2
+    assert str(raised.value).startswith(f"frames: {frames} need ")
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_limits_of_the_control_group_count(tmp_path: Path) -> None:
+    files = tmp_path / "proc"
+    job = tmp_path / "sys" / "slurm" / "job"
+    job.mkdir(parents=True)
+    (job / "memory.max").write_text("max\n")
+    (job / "memory.current").write_text("5\n")
+    above = job.parent
+    (above / "memory.max").write_text("1000\n")
+    (above / "memory.current").write_text("700\n")
+    (above / "memory.stat").write_text("anon 500\ninactive_file 150\n")
+    files.write_text("0::/slurm/job\n")
+    assert left_in_group(files, tmp_path / "sys") == 450
+    old = tmp_path / "sys" / "memory" / "job"
+    old.mkdir(parents=True)
+    (old / "memory.limit_in_bytes").write_text("300\n")
+    (old / "memory.usage_in_bytes").write_text("100\n")
+    (old / "memory.stat").write_text("total_inactive_file 20\n")
+    files.write_text("4:memory:/job\n2:cpu:/job\n")
+    assert left_in_group(files, tmp_path / "sys") == 220
+    files.write_text("0::/\n")
+    assert left_in_group(files, tmp_path / "sys") == 2**63
+
+
+# ---- plans ----
+
+
+@pytest.fixture(scope="module")
+def papers_run() -> Plan:
+    """2,300 frames of VideoCrafter2 on 8 GPUs, planned without its weights."""
+    card = planned_card("videocrafter2")
+    settings = ("sampler=sde-dpmsolver++", "steps=30", "decode.where=ranks")
+    flags = {"frames": 2300, "gpus": 8, "size": "512x320", "dtype": "fp16"}
+    return make_plan(configure_planned(card.name, *settings, **flags), gpu="RTX 6000 Ada")
+
+
+def configure_planned(model: str, *overrides: str, **flags: Any) -> RunConfig:
+    defaults, origin = model_defaults(model, planned=True)
+    given = {"model": model, "prompt": "a red ball", **flags}
+    return complete(load(None, overrides=overrides, flags=given), defaults, origin=origin).config
+
+
+def test_the_papers_time_comes_out(papers_run: Plan) -> None:
+    """arXiv 2406.16260: 312 s on 8 x RTX 6000 Ada, decoding included."""
+    gpu = GPUS["RTX 6000 Ada"]
+    assert papers_run.seconds(gpu).total == pytest.approx(312, rel=0.25)
+    assert papers_run.seconds(gpu, few=True).total < papers_run.seconds(gpu).total / 8
+    assert papers_run.fits
+
+
+def test_videocrafter2_is_planned_from_its_published_architecture(papers_run: Plan) -> None:
+    if not papers_run.run.card.published:
+        pytest.skip("videocrafter2 is here")
+    assert papers_run.run.held == [287, 288] * 4
+    unet = empty_unet(papers_run.run.unet, torch.float16)
+    assert sum(parameter.numel() for parameter in unet.parameters()) == pytest.approx(1.41e9, rel=0.01)
+    work = papers_run.work.work
+    # known: 0.735 TFLOP a frame and branch, attention left out
+    assert (work.flops - work.attention_flops) / 288 == pytest.approx(0.735e12, rel=0.005)
+    assert papers_run.messages_per_step == 2 * 122 * 7  # see test_insight
+
+
+def test_models_that_take_guidance_as_an_input_have_one_branch() -> None:
+    plan = make_plan(configure_planned("t2v-turbo-vc2", frames=16, device="cuda"), gpu="H100 SXM")
+    assert plan.run.branches == 1
+    assert plan.steps == 4
+    assert plan.run.unet.time_cond_proj_dim == 256
+
+
+@pytest.mark.parametrize("name", KNOWN)
+def test_every_known_model_has_an_architecture_to_plan_by(name: str) -> None:
+    one = outline(configure_planned(name, frames=4), planned_card(name), device="cuda", ranks=1)
+    assert one.unet.cross_attention_dim == one.text.hidden_size
+    assert one.unet.in_channels == one.decoder.config.latent_channels
+
+
+def test_every_gpu_of_the_table_plans() -> None:
+    config = config_of("mini", frames=20)
+    plans = {name: make_plan(config, gpu=name) for name in GPUS}
+    assert all(plan.fits and plan.gpu == name for name, plan in plans.items())
+    seconds = {name: plan.seconds(GPUS[name]).total for name, plan in plans.items()}
+    assert all(0 < value < 60 for value in seconds.values())
+    assert find_gpu("nvidia rtx-4090") == "RTX 4090"
+    with pytest.raises(InputError, match="did you mean RTX 4090"):
+        find_gpu("RTX 4900")
+
+
+def test_two_ranks_for_a_branch_each_take_one_branch() -> None:
+    both = outline_of("mini", "parallel.guidance=2", "guidance=6", ranks=4, device="cuda", frames=30)
+    assert both.held == [15, 15, 15, 15]
+    assert (both.rank_branches, both.branches) == (1, 2)
+
+
+def test_plan_prints_json(cli: Cli) -> None:
+    code, out, err = cli("plan", "--frames", "50", "--gpus", "3", "--gpu", "l40s", "--json", "--steps", "7")
+    assert (code, err) == (0, "")
+    plan = json.loads(out)
+    assert plan["frames_per_rank"] == [16, 17, 17]
+    assert plan["steps"] == 7
+    assert plan["fits"] is True
+    memory = plan["device_memory"]
+    parts = memory["state"] + memory["skips"] + memory["exchange"] + memory["temporaries"]
+    assert parts == memory["working"]
+    assert memory["peak"] <= memory["needed"] <= memory["available"]
+    assert set(plan["time"]) == {"L40S"}
+    assert plan["time"]["L40S"]["total"] > plan["time"]["L40S"]["four_steps"]["total"] > 0
+
+
+def test_plan_that_does_not_fit_ends_with_2_and_says_what_would(cli: Cli) -> None:
+    code, out, err = cli("plan", "--frames", "3000", "--device-memory", "0.5")
+    assert code == 2
+    assert "device memory" in out
+    assert "fits " in out
+    assert err.startswith("error: frames: 3000 need ")
+    assert "what would fit: --gpus " in err
+
+
+def test_dry_run_shows_memory(cli: Cli, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    code, out, _ = cli("generate", "-p", "a red ball", "--frames", "20", "--device", "cpu", "--dry-run")
+    assert code == 0
+    assert "host memory" in out
+    assert "guidance branches at once" in out
+
+
+def test_plan_refuses_what_it_cannot_plan(cli: Cli) -> None:
+    assert "did you mean" in cli.refused("plan", "--gpu", "H100 SMX")
+    assert "contradicts" in cli.refused("plan", "--gpu", "L40S", "--device", "cpu")
+    assert "is more than the 3 frames" in cli.refused("plan", "--frames", "3", "--gpus", "4")
+
+
+@pytest.mark.slow
+def test_2300_frames_fit_one_gpu_of_48_gb() -> None:
+    one = outline(
+        configure_planned("videocrafter2", "sampler=sde-dpmsolver++", frames=2300),
+        planned_card("videocrafter2"),
+        device="cuda",
+        ranks=1,
+    )
+    sizes = {
+        frames: memory_of(one.changed(frames=frames), one.executions[0]).step.working
+        for frames in (288, 576, 2300)
+    }
+    slope = (sizes[576] - sizes[288]) / 288
+    assert slope <= 14e6
+    assert (sizes[2300] - sizes[576]) / 1724 <= 1.01 * slope
+    assert choose(one, Room(device=GPUS["RTX A6000"].memory, host=None, where="it"))[1]
+    assert sizes[2300] + 2.9e9 <= 40e9
+
+
+@pytest.mark.parametrize("sampler", ["ddim", "sde-dpmsolver++"])
+def test_the_disk_that_a_run_takes_is_what_it_was_planned_to(
+    sampler: str, model_folder: Path, tmp_path: Path
+) -> None:
+    settings = {"out": str(tmp_path / "a.mp4"), "frames": 9, "steps": 6, "size": "64x64", "device": "cpu"}
+    config = configure(model_folder, "checkpoint.every=1 steps", sampler=sampler, **settings).config
+    plan = make_plan(config)
+    run(config, {})
+    lines = [json.loads(line) for line in (tmp_path / "a.run" / "events.jsonl").read_text().splitlines()]
+    written = {line["event"]: line["bytes"] for line in lines if "bytes" in line}
+    header = 400  # of a safetensors file
+    assert 0 < written["checkpoint"] - plan.checkpoint_bytes < header
+    assert 0 < written["latents"] - plan.latents_bytes < header
+    assert plan.disk_bytes >= 3 * plan.checkpoint_bytes

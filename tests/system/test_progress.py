@@ -1,0 +1,96 @@
+"""Progress: what is shown on a terminal, in a log, and on ranks that keep silent."""
+
+import io
+from collections.abc import Iterator
+
+import pytest
+from rich.console import Console
+
+from vinfinity.system.progress import Progress, duration, note, warn
+
+
+def console(*, terminal: bool) -> tuple[Console, io.StringIO]:
+    text = io.StringIO()
+    return Console(file=text, force_terminal=terminal, width=100, color_system=None), text
+
+
+def generator(count: int) -> Iterator[int]:
+    yield from range(count)
+
+
+def test_a_log_has_a_line_now_and_then() -> None:
+    out, text = console(terminal=False)
+    with Progress(console=out, interval=0.0) as progress:
+        assert list(progress.track(generator(3), total=3, label="denoising", unit="step")) == [0, 1, 2]
+    lines = text.getvalue().splitlines()
+    assert [line.split(",")[0] for line in lines[:2]] == [
+        "denoising: 1 of 3 steps",
+        "denoising: 2 of 3 steps",
+    ]
+    assert all(line.endswith(" left") for line in lines[:2])
+    assert lines[2].startswith("denoising: 3 steps in ")
+    assert len(lines) == 3
+
+
+def test_a_quick_log_has_only_its_end() -> None:
+    out, text = console(terminal=False)
+    with Progress(console=out) as progress:
+        list(progress.track([1], label="decoding", unit="frame"))
+        list(progress.track(generator(2), label="counting", unit="thing"))
+    lines = text.getvalue().splitlines()
+    assert [line.split(" in ")[0] for line in lines] == ["decoding: 1 frame", "counting: 2 things"]
+
+
+def test_a_terminal_has_a_bar() -> None:
+    out, text = console(terminal=True)
+    with Progress(console=out) as progress:
+        for _ in progress.track(range(4), label="denoising [x]", unit="step"):
+            progress.note("a note")
+    shown = text.getvalue()
+    assert "denoising [x]" in shown
+    assert "4/4" in shown
+    assert "steps" in shown
+    assert "a note" in shown
+
+
+def test_other_ranks_are_silent() -> None:
+    out, text = console(terminal=True)
+    with Progress(enabled=False, console=out) as progress:
+        assert list(progress.track(range(3), label="denoising")) == [0, 1, 2]
+        progress.warn("nothing")
+        progress.note("nothing")
+    assert text.getvalue() == ""
+
+
+def test_an_unfinished_loop_claims_nothing() -> None:
+    out, text = console(terminal=False)
+    with Progress(console=out) as progress:
+        for item in progress.track(range(5), label="denoising"):
+            if item == 2:
+                break
+    assert text.getvalue() == ""
+
+
+def test_messages_go_to_stderr_as_they_are(capsys: pytest.CaptureFixture[str]) -> None:
+    warn("a [red] ball " + "x" * 200)
+    note("[1] of 2")
+    said = capsys.readouterr()
+    assert said.out == ""
+    assert said.err == "warning: a [red] ball " + "x" * 200 + "\n[1] of 2\n"
+
+
+@pytest.mark.parametrize(
+    ("seconds", "text"),
+    [
+        (0.04, "0.0 s"),
+        (9.94, "9.9 s"),
+        (9.96, "10 s"),
+        (59.4, "59 s"),
+        (59.6, "1 min 00 s"),
+        (187, "3 min 07 s"),
+        (3599.6, "1 h 00 min"),
+        (7500, "2 h 05 min"),
+    ],
+)
+def test_time_spans(seconds: float, text: str) -> None:
+    assert duration(seconds) == text
