@@ -112,7 +112,7 @@ def prepare(config: RunConfig) -> Job:
         check_edit(config, latent)
     computed = footage(config, steps=len(sampler.timesteps))
     check_ranks(gpus=config.gpus, device=config.device, frames=len(computed.frames))
-    check_weights(card.folder, half=pick_dtype(config, pick_device(config.device)) != torch.float32)
+    check_weights(card.folder, half=pick_dtype(config.dtype, pick_device(config.device)) != torch.float32)
     if config.decoder is not None:
         check_decoder(Path(config.decoder).expanduser(), channels=card.latent_channels, pixels=card.pixels)
     check_tile(config.decode, factor=card.pixels)
@@ -190,9 +190,9 @@ def check_noise(path: Path, shape: tuple[int, ...]) -> None:
         )
 
 
-def pick_dtype(config: RunConfig, device: torch.device) -> torch.dtype:
+def pick_dtype(setting: str, device: torch.device) -> torch.dtype:
     """The type of the weights and of the UNet's arithmetic; "auto" is fp16 on a GPU and fp32 on the CPU."""
-    return DTYPES[("fp16" if device.type == "cuda" else "fp32") if config.dtype == "auto" else config.dtype]
+    return DTYPES[("fp16" if device.type == "cuda" else "fp32") if setting == "auto" else setting]
 
 
 def describe(config: RunConfig) -> list[tuple[str, str]]:
@@ -212,7 +212,7 @@ def describe(config: RunConfig) -> list[tuple[str, str]]:
         ("model", f"{job.card.name} ({job.card.folder})"),
         *(("lora", f"{lora.path} at {lora.weight:g}, {len(lora.pairs)} layers") for lora in job.loras),
         *([("decoder", str(job.decoder))] if config.decoder is not None else []),
-        ("device", f"{device}, {str(pick_dtype(config, device)).removeprefix('torch.')}"),
+        ("device", f"{device}, {str(pick_dtype(config.dtype, device)).removeprefix('torch.')}"),
         ("sampler", f"{config.sampler}, {len(job.sampler.timesteps)} steps, guidance {job.guidance:g}"),
         ("attention", attention),
         ("seed", str(config.seed)),

@@ -168,7 +168,7 @@ def denoised(
     saved: Checkpoints,
 ) -> State:
     """The state after the last step. Raises Stopped where a signal asked for it, with a checkpoint written."""
-    dtype, device = pick_dtype(job.config, ranks.device), ranks.device
+    dtype, device = pick_dtype(job.config.dtype, ranks.device), ranks.device
     text = encode_text(job, device=device, dtype=dtype)
     if not text.isfinite().all():
         raise not_finite("text encoder", "its states", dtype)

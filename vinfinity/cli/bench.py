@@ -47,7 +47,9 @@ def unet(
         with held_interrupts():
             import torch
 
-            from vinfinity.bench import unet as insight
+            from vinfinity.bench import report
+            from vinfinity.bench.subjects import find_subject
+            from vinfinity.bench.unet import time_unet
             from vinfinity.job import DTYPES
             from vinfinity.parallel.ranks import pick_device
         for name in dtype or ():
@@ -55,19 +57,22 @@ def unet(
                 raise InputError("--dtype", name, f"choose from {', '.join(DTYPES)}", problem="is not known")
         kind = pick_device(device).type
         torch.set_num_threads(threads)
-        shapes = [
-            insight.shape_of(name, frames=count, size=pixels)
-            for name in model or ("mini", "medium")
-            for count in frames or ((16,) if name == "medium" else (16, 96))
-        ]
-        ways = dtype or ("fp32", "bf16")
-        measured = [
-            (shape, insight.time_unet(shape, dtypes=ways, compiled=compile, rounds=rounds, device=kind))
-            for shape in shapes
-        ]
-        print_columns(insight.times_table(measured))
+        measured = []
+        for name in model or ("mini", "medium"):
+            subject = find_subject(name, size=pixels)
+            for count in frames or ((16,) if name == "medium" else (16, 96)):
+                times = time_unet(
+                    subject,
+                    frames=count,
+                    dtypes=dtype or ("fp32", "bf16"),
+                    compiled=compile,
+                    rounds=rounds,
+                    device=kind,
+                )
+                measured.append((subject.title(count), times))
+        print_columns(report.unet_table(measured))
         if out is not None:
-            insight.write_json(out, measured)
+            report.write_json(out, report.unet_json(measured))
 
 
 @bench.command()
@@ -85,11 +90,12 @@ def scaling(
         if frames < ranks:
             raise InputError("--ranks", ranks, f"give at most {frames}", problem="is more than the frames")
         with held_interrupts():
-            from vinfinity.bench import scaling as insight
-        times = insight.measure_scaling(model, ranks=ranks, frames=frames, rounds=rounds, device=device)
-        print_columns(insight.scaling_table(times, ranks=ranks, frames=frames))
+            from vinfinity.bench import report
+            from vinfinity.bench.scaling import measure_scaling
+        times = measure_scaling(model, ranks=ranks, frames=frames, rounds=rounds, device=device)
+        print_columns(report.scaling_table(times, ranks=ranks, frames=frames))
         if out is not None:
-            insight.write_json(out, times)
+            report.write_json(out, times)
 
 
 @bench.command()
@@ -107,12 +113,13 @@ def e2e(
 ) -> None:
     """Whole runs from prompt to MP4: time of each phase and memory, against the length of the video."""
     with reported(debug=debug):
-        from vinfinity.bench import whole as insight
+        from vinfinity.bench import report
+        from vinfinity.bench.whole import measure_runs
 
-        runs = insight.measure_runs(sorted(frames or (96, 192, 384)), options or (), model=model)
-        print_columns(insight.runs_table(runs))
+        runs = measure_runs(sorted(frames or (96, 192, 384)), options or (), model=model)
+        print_columns(report.runs_table(runs))
         if out is not None:
-            insight.write_json(out, runs)
+            report.write_json(out, runs)
 
 
 @bench.command()
@@ -141,31 +148,29 @@ def exchange(
     from vinfinity.config import parse_size
 
     with reported(debug=debug):
-        width, height = parse_size(size)
+        pixels = parse_size(size)
         with held_interrupts():
-            from vinfinity.bench import exchange as insight
-            from vinfinity.models.unet3d.unet import UNetConfig
+            from vinfinity.bench import report
+            from vinfinity.bench.exchange import count_traffic, time_exchange
+            from vinfinity.bench.subjects import inner_rank_call
             from vinfinity.parallel.context import Scopes
 
         scopes = Scopes(local=local, anchors=anchors)
-        latent = (-(-height // 8), -(-width // 8))
         traffic = [
-            insight.count_traffic(
-                UNetConfig(fps_cond=True), ranks=ranks, frames=count, latent=latent, scopes=scopes
-            )
+            count_traffic(inner_rank_call(ranks=ranks, frames=count, size=pixels, scopes=scopes))
             for count in frames or (24, 288)
         ]
-        print_columns(insight.traffic_table(traffic))
+        print_columns(report.traffic_table(traffic))
         typer.echo(
             "one UNet call of an inner rank, both guidance branches, fp16; no wait for the device in it"
         )
         timing = None
         if timed:
-            timing = insight.time_exchange(model, ranks=timed, scopes=scopes, rounds=rounds, device=device)
+            timing = time_exchange(model, ranks=timed, scopes=scopes, rounds=rounds, device=device)
             typer.echo()
-            print_columns(insight.timing_table(timing))
+            print_columns(report.exchange_time_table(timing))
         if out is not None:
-            insight.write_json(out, traffic, timing)
+            report.write_json(out, report.exchange_json(traffic, timing))
 
 
 @bench.command()
@@ -192,32 +197,30 @@ def memory(
     from vinfinity.config import parse_size
 
     with reported(debug=debug):
-        width, height = parse_size(size)
+        pixels = parse_size(size)
         with held_interrupts():
-            from vinfinity.bench import memory as insight
+            from vinfinity.bench import report
+            from vinfinity.bench.memory import check_footprint, trace_footprint
+            from vinfinity.bench.subjects import inner_rank_call
             from vinfinity.denoise.execution import MIB, Execution
-            from vinfinity.models.unet3d.unet import UNetConfig
             from vinfinity.parallel.context import Scopes
 
+        scopes = Scopes(anchor_bias=10.0)
         footprints = [
-            insight.trace_footprint(
-                UNetConfig(fps_cond=True),
-                ranks=ranks,
-                frames=count,
-                latent=(-(-height // 8), -(-width // 8)),
-                scopes=Scopes(anchor_bias=10.0),
-                execution=Execution(branches=branches, skips=skips, stretch=stretch * MIB),
+            trace_footprint(
+                inner_rank_call(ranks=ranks, frames=count, size=pixels, scopes=scopes),
+                Execution(branches=branches, skips=skips, stretch=stretch * MIB),
             )
             for skips in ("device", "host")
             for count in frames or (64, 288, 576, 2300)
         ]
-        print_columns(insight.footprint_table(footprints))
-        checked = insight.check_footprint(frames=64, latent=(24, 32)) if check else None
+        print_columns(report.memory_table(footprints))
+        checked = check_footprint(frames=64, latent=(24, 32)) if check else None
         if checked is not None:
             typer.echo()
-            print_columns(insight.check_table(checked))
+            print_columns(report.check_table(checked))
         if out is not None:
-            insight.write_json(out, footprints, checked)
+            report.write_json(out, report.memory_json(footprints, checked))
 
 
 @bench.command()
@@ -251,9 +254,10 @@ def decode(
         pixels = None if size is None else parse_size(size)
         settings = DecodeConfig(frames=block, tile=tile)
         with held_interrupts():
-            from vinfinity.bench import decode as insight
+            from vinfinity.bench import report
+            from vinfinity.bench.decode import measure_decoding
 
-        figures = insight.measure_decoding(
+        figures = measure_decoding(
             model,
             decoder=decoder,
             frames=frames,
@@ -262,6 +266,6 @@ def decode(
             device=device,
             decode=settings,
         )
-        print_columns(insight.decode_table(figures))
+        print_columns(report.decode_table(figures))
         if out is not None:
-            insight.write_json(out, figures)
+            report.write_json(out, report.decode_json(figures))

@@ -43,7 +43,8 @@ def generate(
     if dry_run:
         with held_interrupts():
             from vinfinity.job import describe
-            from vinfinity.planning.plan import essentials, make_plan
+            from vinfinity.planning.plan import make_plan
+            from vinfinity.planning.report import essentials
         rows = describe(config)
         plan = make_plan(config)
         print_columns([*rows, *essentials(plan)])
@@ -91,17 +92,18 @@ def plan(
     not fit, and says what would.
     """
     with held_interrupts():
-        from vinfinity.planning import plan as planning
-        from vinfinity.planning.estimate import ASSUMED
-    made = planning.make_plan(resolved.config, gpu=gpu, device_memory=device_memory)
+        from vinfinity.planning import report
+        from vinfinity.planning.estimate import ASSUMPTIONS
+        from vinfinity.planning.plan import make_plan
+    made = make_plan(resolved.config, gpu=gpu, device_memory=device_memory)
     if as_json:
-        typer.echo(json.dumps(planning.as_json(made), indent=2))
+        typer.echo(json.dumps(report.as_json(made), indent=2))
     else:
-        print_columns(planning.table(made))
+        print_columns(report.table(made))
         if made.run.device == "cuda":
             typer.echo()
-            print_columns(planning.time_table(made))
-            typer.echo(ASSUMED)
+            print_columns(report.time_table(made))
+            typer.echo(ASSUMPTIONS)
     if made.refusal is not None:
         raise made.refusal
 
