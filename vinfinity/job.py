@@ -8,8 +8,8 @@ import torch
 
 from vinfinity import __version__
 from vinfinity.config import RunConfig, digest, leaves
-from vinfinity.denoise.samplers import Sampler, make_sampler
-from vinfinity.denoise.schedule import SchedulerConfig
+from vinfinity.denoise.guidance import guidance_branches
+from vinfinity.denoise.samplers import Sampler, pick_sampler
 from vinfinity.errors import InputError
 from vinfinity.media.blocks import check_tile
 from vinfinity.models.unet3d.tokenizer import CLIPTokenizer, load_tokenizer
@@ -20,10 +20,9 @@ from vinfinity.runs.edit import Footage, check_edit, footage
 from vinfinity.runs.paths import check_files, output_path
 from vinfinity.system.safetensors import read_header
 from vinfinity.weights.card import ModelCard, read_card, weights_digest
+from vinfinity.weights.dtypes import pick_dtype
 from vinfinity.weights.load import check_decoder, check_weights, empty_network, load_scheduler
 from vinfinity.weights.lora import Lora, check_lora, read_lora
-
-DTYPES = {"fp32": torch.float32, "fp16": torch.float16, "bf16": torch.bfloat16}
 
 
 @dataclass(frozen=True)
@@ -106,7 +105,7 @@ def prepare(config: RunConfig) -> Job:
     assert config.pixels and config.steps and config.sampler and config.fps
     assert config.guidance is not None and config.attention.trained_frames is not None
     check_computing(config, card)
-    latent = latent_shape(config, card)
+    latent = card.geometry.latent_size(config.pixels)
     sampler = pick_sampler(config, load_scheduler(card.folder / "scheduler"))
     if config.edit.run is not None:
         check_edit(config, latent)
@@ -153,29 +152,10 @@ def check_computing(config: RunConfig, card: ModelCard) -> None:
         raise InputError("reuse.depth", config.reuse.depth, f"give at most {levels - 1}", problem=problem)
 
 
-def latent_shape(config: RunConfig, card: ModelCard) -> tuple[int, int, int]:
-    """(c, h, w) of one frame, enough to cover the size in pixels."""
-    assert config.pixels is not None
-    width, height = config.pixels
-    return card.latent_channels, -(-height // card.pixels), -(-width // card.pixels)
-
-
-def pick_sampler(config: RunConfig, scheduler: SchedulerConfig) -> Sampler:
-    """The sampler on the model's schedule. Raises InputError where the two do not go together."""
-    assert config.sampler is not None
-    assert config.steps is not None
-    try:
-        return make_sampler(config.sampler, scheduler, steps=config.steps, eta=config.eta)
-    except ValueError as error:
-        raise InputError(
-            "sampler", config.sampler, "choose other steps or another sampler", problem=f"{error}"
-        ) from None
-
-
 def branches(config: RunConfig, card: ModelCard) -> int:
     """Predictions of the UNet in a step: 2 where one without the prompt guides, else 1."""
     assert config.guidance is not None
-    return 1 if config.guidance <= 1 or card.guidance_width is not None else 2
+    return guidance_branches(config.guidance, distilled=card.guidance_width is not None)
 
 
 def check_noise(path: Path, shape: tuple[int, ...]) -> None:
@@ -188,11 +168,6 @@ def check_noise(path: Path, shape: tuple[int, ...]) -> None:
         raise InputError(
             "noise_from", path, f"this run needs {shape}: change frames or size", problem=problem
         )
-
-
-def pick_dtype(setting: str, device: torch.device) -> torch.dtype:
-    """The type of the weights and of the UNet's arithmetic; "auto" is fp16 on a GPU and fp32 on the CPU."""
-    return DTYPES[("fp16" if device.type == "cuda" else "fp32") if setting == "auto" else setting]
 
 
 def describe(config: RunConfig) -> list[tuple[str, str]]:

@@ -19,7 +19,7 @@ from vinfinity.denoise.execution import Execution
 from vinfinity.denoise.noise import INITIAL, frame_noise
 from vinfinity.denoise.samplers import State, denoise
 from vinfinity.errors import BusyError, InputError, OutputError, RankError, VinfinityError
-from vinfinity.job import Job, pick_dtype, prepare, provenance, version
+from vinfinity.job import Job, prepare, provenance, version
 from vinfinity.media.video import write_video
 from vinfinity.parallel.exchange import FrameExchange
 from vinfinity.parallel.launch import launch
@@ -36,6 +36,7 @@ from vinfinity.runs.paths import output_path, sheet_path
 from vinfinity.runs.start import how_to_start
 from vinfinity.system.progress import Progress, add_line
 from vinfinity.system.signals import Stops
+from vinfinity.weights.dtypes import pick_dtype
 from vinfinity.weights.load import load_decoder, load_text_encoder, load_unet
 
 

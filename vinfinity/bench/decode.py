@@ -138,7 +138,7 @@ def measure_decoding(
         folder = decoder
         check_decoder(folder, channels=card.latent_channels, pixels=card.pixels)
     width, height = size or parse_size(str(card.defaults["size"]))
-    latent = (card.latent_channels, -(-height // card.pixels), -(-width // card.pixels))
+    latent = card.geometry.latent_size((width, height))
     ranks = Ranks(device=pick_device(device))
     network = load_decoder(folder, device=ranks.device, dtype=torch.float32)
     with tempfile.TemporaryDirectory(prefix="vinfinity-") as scratch:

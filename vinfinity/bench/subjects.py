@@ -6,6 +6,7 @@ from dataclasses import dataclass
 import torch
 
 from vinfinity.config import parse_size
+from vinfinity.models.geometry import LatentGeometry
 from vinfinity.models.unet3d.layers import channels_last
 from vinfinity.models.unet3d.unet import UNet, UNetConfig
 from vinfinity.parallel.context import Scopes
@@ -18,8 +19,8 @@ VIDEOCRAFTER2 = UNetConfig(fps_cond=True)
 # 353 M parameters
 MEDIUM = UNetConfig(block_out_channels=(160, 320, 640, 640), attention_head_dim=32, cross_attention_dim=512)
 MEDIUM_SIZE = (256, 160)
-# pixels per latent position of VideoCrafter2 and of `medium`, on each side
-DOWNSCALE = 8
+# of VideoCrafter2 and `medium`
+GEOMETRY = LatentGeometry(channels=4, downscale=8)
 
 
 @dataclass(frozen=True)
@@ -56,9 +57,10 @@ def find_subject(model: str, *, size: tuple[int, int] | None = None) -> Subject:
     size: (width, height) in pixels, None for the model's own. Raises InputError.
     """
     if model == "medium":
-        return Subject("353 M parameters", latent_size(size or MEDIUM_SIZE, DOWNSCALE), 77, _random_medium)
+        latent = GEOMETRY.latent_size(size or MEDIUM_SIZE)[1:]
+        return Subject("353 M parameters", latent, 77, _random_medium)
     card = read_card(model)
-    latent = latent_size(size or parse_size(str(card.defaults["size"])), card.pixels)
+    latent = card.geometry.latent_size(size or parse_size(str(card.defaults["size"])))[1:]
     return Subject(
         card.name,
         latent,
@@ -92,13 +94,7 @@ def inner_rank_call(
         unet=unet,
         shards=FrameShards(frames * ranks, ranks),
         rank=ranks // 2,
-        latent=latent_size(size, DOWNSCALE),
+        latent=GEOMETRY.latent_size(size)[1:],
         scopes=scopes,
         dtype=dtype,
     )
-
-
-def latent_size(size: tuple[int, int], downscale: int) -> tuple[int, int]:
-    """(h, w) of the latents that cover a size (width, height) in pixels."""
-    width, height = size
-    return -(-height // downscale), -(-width // downscale)

@@ -8,12 +8,12 @@ from torch import Tensor
 from vinfinity.bench.subjects import Subject
 from vinfinity.bench.timing import Times, time_in_turn
 from vinfinity.denoise.execution import MIB, Execution
-from vinfinity.job import DTYPES
 from vinfinity.models.unet3d.unet import UNet, compile_blocks
 from vinfinity.parallel.context import Scopes
 from vinfinity.parallel.exchange import FrameExchange
 from vinfinity.parallel.teams import Team, team_of
 from vinfinity.planning.trace import TIMESTEP, CallShape, unet_call
+from vinfinity.weights.dtypes import DTYPES
 
 CHUNK_BYTES = {"cpu": 4 * MIB, "cuda": 256 * MIB}
 

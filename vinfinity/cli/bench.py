@@ -50,8 +50,8 @@ def unet(
             from vinfinity.bench import report
             from vinfinity.bench.subjects import find_subject
             from vinfinity.bench.unet import time_unet
-            from vinfinity.job import DTYPES
             from vinfinity.parallel.ranks import pick_device
+            from vinfinity.weights.dtypes import DTYPES
         for name in dtype or ():
             if name not in DTYPES:
                 raise InputError("--dtype", name, f"choose from {', '.join(DTYPES)}", problem="is not known")

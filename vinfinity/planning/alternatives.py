@@ -92,7 +92,7 @@ def fewest_ranks(run: Outline, budget: Budget, *, frames_per_rank: int) -> int |
 def largest_size(run: Outline, budget: Budget) -> str | None:
     """About the largest size of the same shape that fits, in whole blocks of the UNet's coarsest level."""
     sides = run.size
-    block = run.card.pixels * 2 ** (len(run.unet.block_out_channels) - 1)
+    block = run.card.geometry.downscale * 2 ** (len(run.unet.block_out_channels) - 1)
     longest = -(-max(sides) // block) - 1
 
     def scaled(blocks: int) -> Outline:

@@ -10,11 +10,11 @@ import torch
 
 from vinfinity.config import Phase, RunConfig, parse_size
 from vinfinity.denoise.execution import Execution, ladder
-from vinfinity.denoise.samplers import Sampler
+from vinfinity.denoise.guidance import guidance_branches
+from vinfinity.denoise.samplers import Sampler, pick_sampler
 from vinfinity.denoise.schedule import SchedulerConfig
 from vinfinity.denoise.scopes import scopes_of
 from vinfinity.errors import WeightsError
-from vinfinity.job import DTYPES, branches, latent_shape, pick_sampler
 from vinfinity.media.blocks import Blocks, plan_blocks
 from vinfinity.models.unet3d.clip import TextConfig
 from vinfinity.models.unet3d.taesd import LatentDecoder
@@ -25,6 +25,7 @@ from vinfinity.parallel.shards import FrameShards
 from vinfinity.parallel.teams import team_of
 from vinfinity.planning.trace import CallShape
 from vinfinity.weights.card import ModelCard
+from vinfinity.weights.dtypes import DTYPES
 from vinfinity.weights.load import drop_encoder, empty_decoder
 
 DeviceType = Literal["cuda", "cpu"]
@@ -145,6 +146,8 @@ def outline(
     Raises InputError if sampler and steps do not go together, or if the model's architecture is not supported.
     """
 
+    assert config.guidance is not None
+
     def read(part: str, from_dict: Callable[[Mapping[str, Any]], Config]) -> Config:
         try:
             return from_dict(card.files[part])
@@ -166,8 +169,8 @@ def outline(
         decoder=decoder,
         text=read("text_encoder", TextConfig.from_dict),
         sampler=pick_sampler(config, read("scheduler", SchedulerConfig.from_dict)),
-        branches=branches(config, card),
-        latent=latent_shape(config, card),
+        branches=guidance_branches(config.guidance, distilled=card.guidance_width is not None),
+        latent=card.geometry.latent_size(parse_size(str(config.size))),
     )
 
 

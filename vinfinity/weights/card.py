@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import Any
 
 from vinfinity.errors import InputError
+from vinfinity.models.geometry import LatentGeometry
 from vinfinity.system.safetensors import read_json
 from vinfinity.weights.registry import KNOWN, local_models, models_folder, published_files
 
@@ -47,6 +48,11 @@ class ModelCard:
     files: Mapping[str, Mapping[str, Any]]
     vocabulary: Mapping[str, tuple[str, ...]] = field(default_factory=dict)
     published: bool = False
+
+    @property
+    def geometry(self) -> LatentGeometry:
+        """The grid of its latents."""
+        return LatentGeometry(channels=self.latent_channels, downscale=self.pixels)
 
     def unknown_words(self, text: str) -> list[str]:
         """The words of `text` that the model was never taught, in order; none for models with an open vocabulary."""
