@@ -7,7 +7,7 @@ from pathlib import Path
 import torch
 
 from vinfinity import __version__
-from vinfinity.config import RunConfig, digest, leaves
+from vinfinity.config import Dtype, RunConfig, digest, leaves
 from vinfinity.denoise.samplers import Sampler, make_sampler
 from vinfinity.denoise.schedule import SchedulerConfig
 from vinfinity.errors import InputError
@@ -30,8 +30,7 @@ DTYPES = {"fp32": torch.float32, "fp16": torch.float16, "bf16": torch.bfloat16}
 class Job:
     """A run that was checked against its model, before any weight is read.
 
-    footage: the frames that are computed. latent: (c, h, w) of one frame. size: (width, height) of the video in pixels.
-    The settings below them are those of `config` that the user may leave to the model.
+    footage: the frames that are computed. latent: (c, h, w) of one frame.
     """
 
     config: RunConfig
@@ -40,10 +39,6 @@ class Job:
     tokenizer: CLIPTokenizer
     footage: Footage
     latent: tuple[int, int, int]
-    size: tuple[int, int]
-    fps: int
-    guidance: float
-    trained_frames: int
     loras: tuple[Lora, ...] = ()
 
     @property
@@ -96,15 +91,12 @@ class Job:
 
 
 def prepare(config: RunConfig) -> Job:
-    """Checks a configuration, completed from its model's card, against the model and the file system.
+    """Checks a configuration against the model and the file system.
 
     Raises InputError (or WeightsError, one of its kinds) naming field, value and remedy.
     """
     check_files(config)
     card = read_card(config.model)
-    # a configuration that was completed from the model's card has no gaps left
-    assert config.pixels and config.steps and config.sampler and config.fps
-    assert config.guidance is not None and config.attention.trained_frames is not None
     check_computing(config, card)
     latent = latent_shape(config, card)
     sampler = pick_sampler(config, load_scheduler(card.folder / "scheduler"))
@@ -112,7 +104,7 @@ def prepare(config: RunConfig) -> Job:
         check_edit(config, latent)
     computed = footage(config, steps=len(sampler.timesteps))
     check_ranks(gpus=config.gpus, device=config.device, frames=len(computed.frames))
-    check_weights(card.folder, half=pick_dtype(config, pick_device(config.device)) != torch.float32)
+    check_weights(card.folder, half=pick_dtype(config.dtype, pick_device(config.device)) != torch.float32)
     if config.decoder is not None:
         check_decoder(Path(config.decoder).expanduser(), channels=card.latent_channels, pixels=card.pixels)
     check_tile(config.decode, factor=card.pixels)
@@ -132,10 +124,6 @@ def prepare(config: RunConfig) -> Job:
         tokenizer=tokenizer,
         footage=computed,
         latent=latent,
-        size=config.pixels,
-        fps=config.fps,
-        guidance=config.guidance,
-        trained_frames=config.attention.trained_frames,
         loras=loras,
     )
 
@@ -155,15 +143,12 @@ def check_computing(config: RunConfig, card: ModelCard) -> None:
 
 def latent_shape(config: RunConfig, card: ModelCard) -> tuple[int, int, int]:
     """(c, h, w) of one frame, enough to cover the size in pixels."""
-    assert config.pixels is not None
-    width, height = config.pixels
+    width, height = config.resolution
     return card.latent_channels, -(-height // card.pixels), -(-width // card.pixels)
 
 
 def pick_sampler(config: RunConfig, scheduler: SchedulerConfig) -> Sampler:
     """The sampler on the model's schedule. Raises InputError where the two do not go together."""
-    assert config.sampler is not None
-    assert config.steps is not None
     try:
         return make_sampler(config.sampler, scheduler, steps=config.steps, eta=config.eta)
     except ValueError as error:
@@ -174,7 +159,6 @@ def pick_sampler(config: RunConfig, scheduler: SchedulerConfig) -> Sampler:
 
 def branches(config: RunConfig, card: ModelCard) -> int:
     """Predictions of the UNet in a step: 2 where one without the prompt guides, else 1."""
-    assert config.guidance is not None
     return 1 if config.guidance <= 1 or card.guidance_width is not None else 2
 
 
@@ -190,9 +174,9 @@ def check_noise(path: Path, shape: tuple[int, ...]) -> None:
         )
 
 
-def pick_dtype(config: RunConfig, device: torch.device) -> torch.dtype:
+def pick_dtype(dtype: Dtype, device: torch.device) -> torch.dtype:
     """The type of the weights and of the UNet's arithmetic; "auto" is fp16 on a GPU and fp32 on the CPU."""
-    return DTYPES[("fp16" if device.type == "cuda" else "fp32") if config.dtype == "auto" else config.dtype]
+    return DTYPES[("fp16" if device.type == "cuda" else "fp32") if dtype == "auto" else dtype]
 
 
 def describe(config: RunConfig) -> list[tuple[str, str]]:
@@ -200,20 +184,21 @@ def describe(config: RunConfig) -> list[tuple[str, str]]:
     job = prepare(config)
     device = pick_device(config.device)
     channels, height, width = job.latent
-    plain = config.frames <= job.trained_frames
+    trained = config.attention.trained_frames
+    plain = config.frames <= trained
     attention = (
-        f"plain: no more than the {job.trained_frames} frames of training"
+        f"plain: no more than the {trained} frames of training"
         if plain
         else f"dual-scope: {config.attention.local} frames on either side, {config.attention.anchors} anchors"
     )
     rows = [
-        ("video", f"{config.frames} frames of {job.size[0]}x{job.size[1]} at {job.fps} fps"),
+        ("video", f"{config.frames} frames of {config.size} at {config.fps} fps"),
         ("latents", f"1x{channels}x{config.frames}x{height}x{width}"),
         ("model", f"{job.card.name} ({job.card.folder})"),
         *(("lora", f"{lora.path} at {lora.weight:g}, {len(lora.pairs)} layers") for lora in job.loras),
         *([("decoder", str(job.decoder))] if config.decoder is not None else []),
-        ("device", f"{device}, {str(pick_dtype(config, device)).removeprefix('torch.')}"),
-        ("sampler", f"{config.sampler}, {len(job.sampler.timesteps)} steps, guidance {job.guidance:g}"),
+        ("device", f"{device}, {str(pick_dtype(config.dtype, device)).removeprefix('torch.')}"),
+        ("sampler", f"{config.sampler}, {len(job.sampler.timesteps)} steps, guidance {config.guidance:g}"),
         ("attention", attention),
         ("seed", str(config.seed)),
         ("output", str(output_path(config))),

@@ -34,7 +34,7 @@ def contexts(
 
     def at(t: int) -> TemporalContext:
         scopes = None
-        if job.config.frames > job.trained_frames:
+        if job.config.frames > attention.trained_frames:
             phase = attention.phase(t)
             scopes = Scopes(
                 local=attention.local,
@@ -49,7 +49,7 @@ def contexts(
                 team.shards,
                 team.member,
                 scopes,
-                trained_frames=job.trained_frames,
+                trained_frames=attention.trained_frames,
                 norm=attention.norm,
                 limit=stretch,
                 device=device,
@@ -82,9 +82,9 @@ def predictor(
 
     if job.config.compile:
         compile_blocks(unet)
-    fps = one(job.config.fps_condition or job.fps) if unet.config.fps_cond else None
+    fps = one(job.config.fps_condition or job.config.fps) if unet.config.fps_cond else None
     width = unet.config.time_cond_proj_dim
-    condition = None if width is None else guidance_features(job.guidance, width).to(device)
+    condition = None if width is None else guidance_features(job.config.guidance, width).to(device)
     store = HostStore(device) if execution.skips == "host" else DeviceStore()
     context = contexts(job, team, exchange, stretch=execution.stretch, device=device)
     swap = None
@@ -123,7 +123,7 @@ def predictor(
         if swap is not None:
             theirs = swap(predictions)
             predictions = torch.cat([predictions, theirs] if team.branch == 0 else [theirs, predictions])
-        return guide(predictions.float(), job.guidance)
+        return guide(predictions.float(), job.config.guidance)
 
     return predict
 

@@ -168,7 +168,7 @@ def denoised(
     saved: Checkpoints,
 ) -> State:
     """The state after the last step. Raises Stopped where a signal asked for it, with a checkpoint written."""
-    dtype, device = pick_dtype(job.config, ranks.device), ranks.device
+    dtype, device = pick_dtype(job.config.dtype, ranks.device), ranks.device
     text = encode_text(job, device=device, dtype=dtype)
     if not text.isfinite().all():
         raise not_finite("text encoder", "its states", dtype)
@@ -236,8 +236,8 @@ def decode(job: Job, latents: Parts, folder: RunFolder, ranks: Ranks, progress: 
         codec=config.video,
         decode=config.decode,
         latent=job.latent,
-        size=job.size,
-        fps=job.fps,
+        size=config.resolution,
+        fps=config.fps,
         metadata={"title": config.prompt, "comment": json.dumps(made_by, ensure_ascii=False)},
         unfinished=folder.decoded,
         of=f"{latents.digest()} {job.decoder_digest}",
@@ -271,8 +271,8 @@ def summary(job: Job, ranks: Ranks, *, seconds: float) -> Summary:
         out=output_path(job.config),
         sheet=sheet_path(job.config),
         frames=job.config.frames,
-        size=job.size,
-        fps=job.fps,
+        size=job.config.resolution,
+        fps=job.config.fps,
         seconds=seconds,
         peak_memory=peak_memory(ranks.device),
     )

@@ -17,7 +17,7 @@ import pytest
 from oracles.reference import configure, copy_model
 
 from vinfinity.cli import main
-from vinfinity.config import RunConfig, known_keys
+from vinfinity.config import declared
 from vinfinity.run import run
 
 CASES = 240
@@ -104,19 +104,19 @@ def choices(draw: Draw, place: Place) -> Arguments:
 
 
 def unknown_keys(draw: Draw, place: Place) -> Arguments:
-    return [*GENERATE, f"{mangled(draw, draw.choice(known_keys()))}=3"]
+    return [*GENERATE, f"{mangled(draw, draw.choice(list(declared())))}=3"]
 
 
 def wrong_types(draw: Draw, place: Place) -> Arguments:
     """A known key that takes no text, with something else than it takes."""
-    hints = typing.get_type_hints(RunConfig)
     keys = []
-    for key in known_keys():
-        kind = hints[key.split(".")[0]]
-        for name in key.split(".")[1:]:
-            kind = typing.get_type_hints(kind)[name]
-        accepted = typing.get_args(kind) if typing.get_origin(kind) is not Literal else (kind,)
-        if str not in (kind, *accepted) and typing.get_origin(kind) is not tuple:
+    for key, setting in declared().items():
+        accepted = (
+            typing.get_args(setting.kind)
+            if typing.get_origin(setting.kind) is not Literal
+            else (setting.kind,)
+        )
+        if str not in (setting.kind, *accepted) and typing.get_origin(setting.kind) is not tuple:
             keys.append(key)
     return [
         "generate",

@@ -12,7 +12,7 @@ import pytest
 from oracles.command_line import Cli
 
 from vinfinity import __version__
-from vinfinity.config import RunConfig, known_keys, load, parse_size
+from vinfinity.config import declared, load, parse_size
 from vinfinity.media.mp4 import read_metadata, read_video
 from vinfinity.weights.card import model_defaults
 
@@ -44,7 +44,7 @@ def test_help_lists_the_commands(cli: Cli, arguments: tuple[str, ...]) -> None:
 
 
 def test_help_lists_every_flag(cli: Cli) -> None:
-    names = {key.replace("_", "-") for key in known_keys() if "." not in key} - {"eta", "fps-condition"}
+    names = {key.replace("_", "-") for key in list(declared()) if "." not in key} - {"eta", "fps-condition"}
     flags = [f"--{name}" for name in sorted(names)] + ["--config", "--debug"]
     for command, own in (("generate", "--dry-run"), ("config", "--yaml")):
         _, out, _ = cli(command, "--help")
@@ -64,11 +64,11 @@ def test_help_is_quick() -> None:
 
 
 def test_completion_of_settings_and_choices() -> None:
-    from vinfinity.cli.options import _complete_from, _complete_key, _complete_model
+    from vinfinity.cli.options import complete_from, complete_key, complete_model
 
-    assert _complete_key("attention.an") == ["attention.anchors="]
-    assert _complete_from("ddim", "dpmsolver++")("dp") == ["dpmsolver++"]
-    assert _complete_model("mi") == ["mini"]
+    assert complete_key("attention.an") == ["attention.anchors="]
+    assert complete_from("ddim", "dpmsolver++")("dp") == ["dpmsolver++"]
+    assert complete_model("mi") == ["mini"]
 
 
 def test_a_shell_can_install_completion(cli: Cli) -> None:
@@ -86,7 +86,7 @@ def test_a_shell_can_install_completion(cli: Cli) -> None:
         (("generate", "--xyzzy"), r"--xyzzy: no such option; `vinfinity generate --help` lists the options"),
         (("generat",), "No such command 'generat'. Did you mean 'generate'?"),
         (("generate", "--frames"), "'--frames' requires an argument"),
-        (("generate",), "prompt: none given; say what the video should show"),
+        (("generate",), "prompt: none given; describe the video"),
         (("generate", "--prompt", ""), "prompt: none given"),
         (("generate", "--prompt", "  "), r"prompt: ' ' \(--prompt\) is blank"),
         (("generate", "-p", "x", "--frames", "0"), r"frames: 0 \(--frames\) is less than 1"),
@@ -96,11 +96,17 @@ def test_a_shell_can_install_completion(cli: Cli) -> None:
         (("generate", "-p", "x", "--sampler", "ddmi"), r"did you mean ddim\?"),
         (("generate", "-p", "x", "--model", "minni"), "model: minni .*did you mean mini"),
         (("generate", "-p", "x", "atention.local=4"), r"did you mean attention\.local\?"),
-        (("generate", "-p", "x", "over", "green"), "argument: over is not understood"),
-        (("generate", "-p", "x", "-c", "nowhere.yaml"), r"--config: nowhere\.yaml is no file"),
+        (("generate", "-p", "x", "over", "green"), "argument: over is not a setting"),
+        (("generate", "-p", "x", "-c", "nowhere.yaml"), r"--config: nowhere\.yaml does not exist"),
         (("generate", "-p", "x", "--out", "video.avi"), r"does not end in \.mp4"),
-        (("generate", "-p", "x", "--out", "there.mp4"), r"there\.mp4 exists already; .*--overwrite"),
-        (("generate", "-p", "x", "--noise-from", "no.safetensors"), r"no\.safetensors is no file"),
+        (
+            ("generate", "-p", "x", "--out", "there.mp4"),
+            r"out: there\.mp4 \(--out\) exists already; .*--overwrite",
+        ),
+        (
+            ("generate", "-p", "x", "--noise-from", "no.safetensors"),
+            r"noise_from: no\.safetensors \(--noise-from\) is no file",
+        ),
         (("config", "--frames", "0"), "less than 1"),
     ],
 )
@@ -114,7 +120,7 @@ def test_refusals_are_one_line_with_a_remedy(cli: Cli, arguments: tuple[str, ...
 def test_a_typo_in_yaml_names_the_file_and_the_nearest_key(cli: Cli) -> None:
     Path("run.yaml").write_text("frmes: 3\n")
     said = cli.refused("generate", "-p", "x", "-c", "run.yaml")
-    assert said == "frmes: 3 (run.yaml) belongs to no known setting; did you mean frames?"
+    assert said == "frmes: 3 (run.yaml) is an unknown setting; did you mean frames?"
 
 
 def test_unexpected_errors_are_one_line_unless_debug(cli: Cli, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -148,7 +154,7 @@ def test_config_names_every_setting_and_its_origin(cli: Cli) -> None:
     code, out, _ = cli("config", "-c", "run.yaml", "video.crf=20", "--seed", "5")
     assert code == 0
     rows = [re.split(r"  +", line) for line in out.splitlines()]
-    assert [row[0] for row in rows] == known_keys()
+    assert [row[0] for row in rows] == list(declared())
     by_key = {key: (value, origin) for key, value, origin in rows}
     assert by_key["attention.local"] == ("4", "run.yaml")
     assert by_key["video.crf"] == ("20", "command line")
@@ -267,4 +273,4 @@ def test_the_defaults_are_those_of_the_dataclass(cli: Cli) -> None:
     _, out, _ = cli("config", "--yaml")
     Path("run.yaml").write_text(out)
     config = load(Path("run.yaml")).config
-    assert (config.frames, config.seed, config.attention.local) == (RunConfig().frames, 0, 8)
+    assert (config.frames, config.seed, config.attention.local) == (declared()["frames"].default, 0, 8)

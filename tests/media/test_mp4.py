@@ -11,9 +11,10 @@ from pathlib import Path
 import av
 import numpy as np
 import pytest
+from oracles.settings import run_config
 from PIL import Image
 
-from vinfinity.config import RunConfig, VideoConfig
+from vinfinity.config import VideoConfig
 from vinfinity.errors import InputError, OutputError
 from vinfinity.media.mp4 import Mp4Writer, read_metadata, read_video
 from vinfinity.media.sheet import ContactSheet, encode_png
@@ -233,20 +234,20 @@ def test_names_made_from_prompts(prompt: str, name: str) -> None:
 
 
 def test_where_files_go(tmp_path: Path) -> None:
-    assert output_path(RunConfig(prompt="A ball")) == Path("a-ball.mp4")
-    config = RunConfig(prompt="A ball", out=str(tmp_path / "x.y.mp4"))
+    assert output_path(run_config(prompt="A ball")) == Path("a-ball.mp4")
+    config = run_config(prompt="A ball", out=str(tmp_path / "x.y.mp4"))
     assert (output_path(config), sheet_path(config)) == (tmp_path / "x.y.mp4", tmp_path / "x.y.png")
-    assert sheet_path(RunConfig(video=VideoConfig(sheet=False))) is None
-    assert output_path(RunConfig(out="~/a.mp4")) == Path.home() / "a.mp4"
+    assert sheet_path(run_config(video=VideoConfig(sheet=False))) is None
+    assert output_path(run_config(out="~/a.mp4")) == Path.home() / "a.mp4"
 
 
 def test_files_that_can_be_used(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(tmp_path)
     (tmp_path / "noise.safetensors").write_bytes(b"x")
     for config in (
-        RunConfig(prompt="a ball"),
-        RunConfig(out="a.mp4", noise_from="noise.safetensors"),
-        RunConfig(out="new/folder/a.MP4", save_latents="other/new/l.safetensors"),
+        run_config(prompt="a ball"),
+        run_config(out="a.mp4", noise_from="noise.safetensors"),
+        run_config(out="new/folder/a.MP4", save_latents="other/new/l.safetensors"),
     ):
         check_files(config)
     assert [file.name for file in tmp_path.iterdir()] == ["noise.safetensors"]
@@ -280,18 +281,18 @@ def test_files_that_cannot_be_used(
         (tmp_path / name).write_bytes(b"x")
     (tmp_path / "folder.mp4").mkdir()
     with pytest.raises(InputError, match=said):
-        check_files(RunConfig(prompt="a ball", **given))  # type: ignore[arg-type]
+        check_files(run_config(prompt="a ball", **given))
 
 
 def test_overwrite_allows_what_exists(tmp_path: Path) -> None:
     for name in ("a.mp4", "a.png", "a.safetensors"):
         (tmp_path / name).write_bytes(b"x")
     out, latents = str(tmp_path / "a.mp4"), str(tmp_path / "a.safetensors")
-    check_files(RunConfig(out=out, save_latents=latents, overwrite=True))
+    check_files(run_config(out=out, save_latents=latents, overwrite=True))
 
 
 @pytest.mark.skipif(os.geteuid() == 0, reason="root may write anywhere")
 def test_a_folder_without_permission_is_refused(tmp_path: Path) -> None:
     (tmp_path / "closed").mkdir(mode=0o500)
     with pytest.raises(InputError, match="cannot be written"):
-        check_files(RunConfig(out=str(tmp_path / "closed" / "a.mp4")))
+        check_files(run_config(out=str(tmp_path / "closed" / "a.mp4")))

@@ -4,6 +4,7 @@ import gc
 import json
 import time
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -17,7 +18,7 @@ from torch import nn
 from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.utils.flop_counter import FlopCounterMode
 
-from vinfinity.config import ComputeConfig, DecodeConfig, RunConfig, complete, load
+from vinfinity.config import ComputeConfig, DecodeConfig, RunConfig, load
 from vinfinity.denoise.execution import MIB, Execution
 from vinfinity.denoise.samplers import State
 from vinfinity.errors import InputError
@@ -418,9 +419,9 @@ def papers_run() -> Plan:
 
 
 def configure_planned(model: str, *overrides: str, **flags: Any) -> RunConfig:
-    defaults, origin = model_defaults(model, planned=True)
     given = {"model": model, "prompt": "a red ball", **flags}
-    return complete(load(None, overrides=overrides, flags=given), defaults, origin=origin).config
+    card = partial(model_defaults, planned=True)
+    return load(None, overrides=overrides, flags=given, card=card).config
 
 
 def test_the_papers_time_comes_out(papers_run: Plan) -> None:

@@ -86,7 +86,7 @@ def events(folder: Path, kind: str) -> list[dict[str, Any]]:
 
 
 def going_on(folder: Path) -> RunConfig:
-    return load_run(find_run(folder), overrides=[], flags={"resume": True})
+    return load_run(find_run(folder), overrides=[], flags={"resume": True}).config
 
 
 # ---- going on ----
@@ -178,8 +178,8 @@ def test_two_ranks_then_three_then_one_give_the_latents_of_one(tmp_path: Path) -
         pytest.raises(VinfinityError, match="stopped after step"),
         signalled(folder / "checkpoints" / "step-0006" / "manifest.json"),
     ):
-        run(load_run(find_run(folder), overrides=[], flags={"resume": True, "gpus": 3}), {})
-    run(load_run(find_run(folder), overrides=[], flags={"resume": True, "gpus": 1}), {})
+        run(load_run(find_run(folder), overrides=[], flags={"resume": True, "gpus": 3}).config, {})
+    run(load_run(find_run(folder), overrides=[], flags={"resume": True, "gpus": 1}).config, {})
     assert (latents(folder) - latents(tmp_path / "one.run")).abs().max() <= 1e-4
 
 
@@ -287,7 +287,7 @@ def test_damaged_latents_are_computed_again_from_what_is_left(model_folder: Path
     (tmp_path / "a.mp4").unlink()
     with pytest.raises(DamagedError, match="SHA-256"):
         decode_again(
-            load_run(find_run(tmp_path / "a.run"), overrides=[], flags={"overwrite": True}),
+            load_run(find_run(tmp_path / "a.run"), overrides=[], flags={"overwrite": True}).config,
             find_run(tmp_path / "a.run"),
         )
     run(going_on(tmp_path / "a.run"), {})
@@ -541,7 +541,7 @@ def test_redo_changes_the_stretch_and_not_a_bit_around_it(
         "sea",
     )
     assert not torch.equal(latents(tmp_path / "b.run"), ours)
-    settings = load_run(find_run(tmp_path / "b.run"), overrides=[], flags={})
+    settings = load_run(find_run(tmp_path / "b.run"), overrides=[], flags={}).config
     assert (settings.prompt, settings.seed) == ("sea", 4)
 
 
@@ -569,7 +569,7 @@ def test_an_edit_computes_what_is_near_and_the_anchors(model_folder: Path, tmp_p
 
     def computed(**given: str) -> Footage:
         kind = "extend" if "frames" in given else "redo"
-        config = edited(folder, kind, overrides=["edit.context=3"], given=given, flags={})
+        config = edited(folder, kind, overrides=["edit.context=3"], given=given, flags={}).config
         return footage(config, steps=2)
 
     middle = computed(**{"edit.redo": "30:36"})
@@ -616,7 +616,7 @@ def test_an_earlier_run_that_is_damaged_under_way_ends_a_redo_on_all_ranks(
     [part] = (tmp_path / "a.run" / "latents").glob("*.safetensors")
     folder = find_run(tmp_path / "a.run")
     given, flags = {"edit.redo": "4:8"}, {"gpus": "2", "device": "cpu"}
-    config = edited(folder, "redo", overrides=["checkpoint.every=1 steps"], given=given, flags=flags)
+    config = edited(folder, "redo", overrides=["checkpoint.every=1 steps"], given=given, flags=flags).config
 
     def cut() -> None:
         while not (tmp_path / "a-redo.run" / "checkpoints" / "step-0001").exists():
@@ -700,7 +700,10 @@ def test_a_disk_that_fills_up_while_decoding_keeps_the_latents(small_disk: Path,
     assert raised.value.exit_code == 4
     read_manifest(small_disk / "a.run" / "latents").verify()
     assert not (small_disk / "a.mp4").exists()
-    run(load_run(find_run(small_disk / "a.run"), overrides=["video.crf=51"], flags={"resume": True}), {})
+    run(
+        load_run(find_run(small_disk / "a.run"), overrides=["video.crf=51"], flags={"resume": True}).config,
+        {},
+    )
     assert len(read_video(small_disk / "a.mp4")) == 40
 
 

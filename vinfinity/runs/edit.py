@@ -30,7 +30,7 @@ def kept_latents(folder: RunFolder, *, field: str = "run") -> Parts:
 def check_edit(config: RunConfig, latent: tuple[int, int, int]) -> None:
     """Raises InputError where the earlier run does not go with this one. latent: (c, h, w) of one frame."""
     parts = _source(config)
-    redo, (c, _, h, w) = config.edit.stretch, parts.read(range(1)).shape
+    redo, (c, _, h, w) = config.edit.span, parts.read(range(1)).shape
     if (c, h, w) != latent:
         problem = f"holds latents of {c}x{h}x{w}, and this video is made of {'x'.join(map(str, latent))}"
         raise InputError("edit.run", config.edit.run, "leave model and size as they were", problem=problem)
@@ -67,11 +67,10 @@ def footage(config: RunConfig, *, steps: int) -> Footage:
     does not grow with the video. Raises InputError where the earlier run has no latents.
     """
     total, attention = config.frames, config.attention
-    assert attention.trained_frames is not None
     if config.edit.run is None:
         return Footage(range(total), range(total), (config.seed,) * total)
     parts = _source(config)
-    made = [*config.edit.stretch, *range(parts.frames, total)]
+    made = [*config.edit.span, *range(parts.frames, total)]
     wanted = (
         set(range(total)) if total <= attention.trained_frames else {*anchor_frames(total, attention.anchors)}
     )
@@ -108,7 +107,7 @@ def kept_pieces(config: RunConfig) -> Iterator[tuple[range, Mapping[str, Tensor]
     """The frames of the earlier run that stay, some at a time: tensors (1, c, f, h, w)."""
     if config.edit.run is None:
         return
-    parts, redo = _source(config), config.edit.stretch
+    parts, redo = _source(config), config.edit.span
     for stretch in stretches(frame for frame in range(parts.frames) if frame not in redo):
         for start in range(stretch.start, stretch.stop, AT_ONCE):
             piece = range(start, min(start + AT_ONCE, stretch.stop))
@@ -116,7 +115,7 @@ def kept_pieces(config: RunConfig) -> Iterator[tuple[range, Mapping[str, Tensor]
 
 
 def _kept_until(config: RunConfig, frames: Sequence[int], *, known: int, steps: int) -> Tensor:
-    return kept_until(frames, known=known, redo=config.edit.stretch, blend=config.edit.blend, steps=steps)
+    return kept_until(frames, known=known, redo=config.edit.span, blend=config.edit.blend, steps=steps)
 
 
 def _source(config: RunConfig) -> Parts:

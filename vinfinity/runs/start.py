@@ -5,11 +5,11 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Literal
 
-from vinfinity.config import RunConfig, digest, leaves, load, of_the_video
+from vinfinity.config import Resolved, RunConfig, changes_latents, digest, leaves, load, named
 from vinfinity.errors import InputError
 from vinfinity.runs.folder import RunFolder, run_folder
 from vinfinity.runs.paths import check_files, output_path
-from vinfinity.weights.card import find_model
+from vinfinity.weights.card import find_model, model_defaults
 
 Start = Literal["new", "resume", "done"]
 
@@ -72,7 +72,7 @@ def read_settings(folder: RunFolder) -> RunConfig:
     return load(folder.settings).config
 
 
-def load_run(folder: RunFolder, *, overrides: list[str], flags: Mapping[str, object]) -> RunConfig:
+def load_run(folder: RunFolder, *, overrides: list[str], flags: Mapping[str, object]) -> Resolved:
     """The configuration of a run, changed in what does not change the video's latents. Raises InputError.
 
     The video goes beside the folder and takes its name, wherever that was moved to.
@@ -80,12 +80,14 @@ def load_run(folder: RunFolder, *, overrides: list[str], flags: Mapping[str, obj
     began = read_settings(folder)
     out = folder.path.with_suffix(Path(began.out or ".mp4").suffix or ".mp4")
     given = {key: value for key, value in flags.items() if value is not None}
-    config = load(folder.settings, overrides=overrides, flags={"out": str(out)} | given).config
-    ours, theirs = leaves(config), leaves(began)
+    flags = {"out": str(out)} | given
+    resolved = load(folder.settings, overrides=overrides, flags=flags, card=model_defaults)
+    ours, theirs = leaves(resolved.config), leaves(began)
     for key in ours:
-        if ours[key] != theirs[key] and of_the_video(key):
-            raise InputError(key, ours[key], "start a new run for it", problem="would give another video")
-    return config
+        if ours[key] != theirs[key] and changes_latents(key):
+            with named(resolved.origins):
+                raise InputError(key, ours[key], "start a new run for it", problem="would give another video")
+    return resolved
 
 
 def edited(
@@ -95,7 +97,7 @@ def edited(
     overrides: list[str],
     given: Mapping[str, str | None],
     flags: Mapping[str, object],
-) -> RunConfig:
+) -> Resolved:
     """The configuration of a video that is an earlier run's, but for a stretch (`edit.redo`) or more frames.
 
     given: what the command line names, `frames` as `+N`. Its name is the earlier one's with `kind`, unless `flags` has
@@ -112,5 +114,5 @@ def edited(
     if "frames" in given:
         values["frames"] = began.frames + int(str(given["frames"]))
     own = [f"edit.run={folder.path.absolute()}", "save_latents=null", "noise_from=null"]
-    own += [f"edit.redo={values.pop('edit.redo')}"] if "edit.redo" in values else ["edit.redo=null"]
-    return load(folder.settings, overrides=[*own, *overrides], flags=values).config
+    own += [] if "edit.redo" in values else ["edit.redo=null"]
+    return load(folder.settings, overrides=[*own, *overrides], flags=values, card=model_defaults)
