@@ -21,7 +21,7 @@ Out = Annotated[
 ]
 Model = Annotated[str, typer.Option(metavar="mini|FOLDER", help="Model to time.")]
 AnyModel = Annotated[str, typer.Option(metavar="mini|FOLDER|NAME", help="Model to run.")]
-OnDevice = Annotated[Device, typer.Option(help="Device to measure on.")]
+OnDevice = Annotated[Device, typer.Option(metavar="auto|cuda|cpu", help="Device to measure on.")]
 Size = Annotated[str, typer.Option(metavar="WxH", help="Width and height of a frame, in pixels.")]
 ModelSize = Annotated[
     str | None,
@@ -53,12 +53,16 @@ def unet(
     size: ModelSize = None,
     dtype: Annotated[
         list[Precision] | None,
-        typer.Option(help="Precision; may be repeated.", show_default="fp32 and bf16"),
+        typer.Option(
+            metavar="fp32|fp16|bf16", help="Precision; may be repeated.", show_default="fp32 and bf16"
+        ),
     ] = None,
     compile: Annotated[bool, typer.Option("--compile", help="Time the compiled UNet, too.")] = False,
     rounds: Rounds = 5,
     threads: Annotated[int, typer.Option(metavar="N", help="Number of CPU threads.", min=1)] = 1,
-    device: Annotated[Literal["cpu", "cuda"], typer.Option(help="Device to measure on.")] = "cpu",
+    device: Annotated[
+        Literal["cpu", "cuda"], typer.Option(metavar="cpu|cuda", help="Device to measure on.")
+    ] = "cpu",
     out: Out = None,
     debug: Debug = False,
 ) -> None:

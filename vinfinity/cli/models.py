@@ -56,7 +56,9 @@ def show_model(
 
 @models.command("fetch")
 def fetch_model(
-    name: Annotated[str, typer.Argument(help="Name of the model, as `vinfinity models list` shows it.")],
+    name: Annotated[
+        str, typer.Argument(metavar="NAME", help="Name of the model, as `vinfinity models list` shows it.")
+    ],
     endpoint: Annotated[
         str | None,
         typer.Option(metavar="URL", help="Server to fetch from.", show_default="the Hugging Face Hub"),
@@ -77,9 +79,12 @@ def fetch_model(
 @models.command("convert")
 def convert_model(
     source: Annotated[
-        Path, typer.Argument(help="VideoCrafter2's model.ckpt, T2V-Turbo's unet_lora.pt, or a folder.")
+        Path,
+        typer.Argument(
+            metavar="SOURCE", help="VideoCrafter2's model.ckpt, T2V-Turbo's unet_lora.pt, or a folder."
+        ),
     ],
-    target: Annotated[Path, typer.Argument(help="Folder to create.")],
+    target: Annotated[Path, typer.Argument(metavar="TARGET", help="Folder to create.")],
     complete_from: Annotated[
         str | None,
         typer.Option(
@@ -90,7 +95,9 @@ def convert_model(
     ] = None,
     dtype: Annotated[
         Precision | None,
-        typer.Option(help="Precision of the weights.", show_default="that of SOURCE"),
+        typer.Option(
+            metavar="fp32|fp16|bf16", help="Precision of the weights.", show_default="that of SOURCE"
+        ),
     ] = None,
     debug: Debug = False,
 ) -> None:

@@ -35,8 +35,8 @@ class Setting:
     least, most: bounds, both allowed. above: an exclusive lower bound. form: what text may look like, checked by
     `check`, which raises InputError. unset: what the default means, where the value alone does not say it.
     from_model: the default is the model's. latents: whether the setting changes the latents.
-    panel: the panel of `--help` that shows its flag; without one it is set as KEY=VALUE. flag: its name, if it is not
-    named after the key. short, metavar: as in `-n N`.
+    panel: the panel of `--help` that shows its flag; without one it is set as KEY=VALUE. short, metavar: as in `-n N`.
+    flag: its flag, if that is not named after the key; then command is the one that has it.
     """
 
     help: str
@@ -51,6 +51,7 @@ class Setting:
     latents: bool = True
     panel: str | None = None
     flag: str | None = None
+    command: str | None = None
     short: str | None = None
     metavar: str | None = None
 
@@ -106,6 +107,13 @@ class Declared:
     def flag(self) -> str | None:
         """Its option on the command line, such as `--noise-from`."""
         return self.setting.flag or (flag_of(self.key) if self.setting.panel else None)
+
+    @property
+    def flags(self) -> str:
+        """Its flags in words, empty if it has none."""
+        declared = self.setting
+        flags = ", ".join(name for name in (self.flag, declared.short) if name is not None)
+        return flags if declared.command is None else f"{flags} of vinfinity {declared.command}"
 
     @property
     def accepts_null(self) -> bool:

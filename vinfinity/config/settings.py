@@ -229,6 +229,7 @@ class EditConfig(Group, name="edit"):
         check=parse_span,
         unset="none",
         flag="--frames",
+        command="redo",
     )
     blend: int = setting(
         4,
@@ -303,13 +304,16 @@ class VideoConfig(Group, name="video", latents=False):
 class RunConfig(Group):
     """One video to generate."""
 
-    prompt: str = setting("", "Text that describes the video.", unset="none", panel=VIDEO, short="-p")
+    prompt: str = setting(
+        "", "Text that describes the video.", unset="none", panel=VIDEO, short="-p", metavar="TEXT"
+    )
     negative: str = setting(
         "",
         "Text that describes what the video should not show.",
         unset="the model's",
         from_model=True,
         panel=VIDEO,
+        metavar="TEXT",
     )
     frames: int = setting(
         96,

@@ -54,7 +54,7 @@ def explain(resolved: Resolved, key: str) -> list[tuple[str, str]]:
     rows += [
         ("default", setting.default_text),
         ("value", f"{plain_text(leaves(resolved.config)[key])} ({resolved.origins[key]})"),
-        ("flag", setting.flag or f"none; set it as {key}=VALUE"),
+        ("flag", setting.flags or f"none; set it as {key}=VALUE"),
         ("latents", "changes them" if setting.latents else "does not change them"),
     ]
     return rows
