@@ -89,7 +89,7 @@ class DamagedError(VinfinityError):
     """A file of the run is missing, truncated or changed."""
 
     exit_code = OutputError.exit_code
-    advice = "Restore the file from a copy, or run `vinfinity resume`, which computes what is lost."
+    advice = "Restore the file from a copy, or generate the video again."
 
 
 class NotFiniteError(VinfinityError):
