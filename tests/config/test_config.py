@@ -391,10 +391,7 @@ UNUSUAL = RunConfig(
     sampler="lcm",
     guidance=1e7,
     seed=2**63 - 1,
-    attention=AttentionConfig(
-        schedule=(Phase(-1, local=-math.inf, anchors=0.25),),
-        trained_frames=24,
-    ),
+    attention=AttentionConfig(schedule=(Phase(-1, local=-math.inf, anchors=0.25),), trained_frames=24),
     video=VideoConfig(crf=0, preset="slow", metadata=False),
 )
 

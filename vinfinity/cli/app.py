@@ -74,8 +74,7 @@ def _show_version(asked: bool) -> None:
 def _vinfinity(
     context: typer.Context,
     version: Annotated[
-        bool,
-        typer.Option("--version", callback=_show_version, is_eager=True, help="Show the version."),
+        bool, typer.Option("--version", callback=_show_version, is_eager=True, help="Show the version.")
     ] = False,
     debug: Debug = False,
 ) -> None:

@@ -87,10 +87,7 @@ def unet(
         ]
         dtypes = dtype or ("fp32", "bf16")
         measured = [
-            (
-                shape,
-                measuring.time_unet(shape, dtypes=dtypes, compiled=compile, rounds=rounds, device=kind),
-            )
+            (shape, measuring.time_unet(shape, dtypes=dtypes, compiled=compile, rounds=rounds, device=kind))
             for shape in shapes
         ]
         print_columns(measuring.times_table(measured))
@@ -135,9 +132,7 @@ def e2e(
     frames: Annotated[
         list[int] | None,
         typer.Option(
-            metavar="N",
-            help="Length of a video, in frames; may be repeated.",
-            show_default="96, 192 and 384",
+            metavar="N", help="Length of a video, in frames; may be repeated.", show_default="96, 192 and 384"
         ),
     ] = None,
     model: AnyModel = "mini",
@@ -313,13 +308,7 @@ def decode(
         from vinfinity.bench import decode as measuring
 
         figures = measuring.measure_decoding(
-            model,
-            decoder=decoder,
-            frames=frames,
-            size=pixels,
-            rounds=rounds,
-            device=device,
-            decode=decoding,
+            model, decoder=decoder, frames=frames, size=pixels, rounds=rounds, device=device, decode=decoding
         )
         print_columns(measuring.decode_table(figures))
         if out is not None:

@@ -95,10 +95,7 @@ def plan(
     device_memory: Annotated[
         float | None,
         typer.Option(
-            metavar="GB",
-            help="Memory of each device to plan for.",
-            show_default="that of the GPU",
-            min=0.001,
+            metavar="GB", help="Memory of each device to plan for.", show_default="that of the GPU", min=0.001
         ),
     ] = None,
     as_json: Annotated[bool, typer.Option("--json", help="Print the figures as JSON.")] = False,

@@ -54,7 +54,7 @@ def option(key: str, *, help: str | None = None, default: str | None = None, pan
     complete = complete_model if key == "model" else complete_from(*setting.choices)
     return typer.Option(
         *names,
-        metavar=None if is_switch else setting.setting.metavar or "|".join(setting.choices) or None,
+        metavar=setting.metavar,
         help=help or setting.setting.help,
         show_default=False if is_switch else shown,
         autocompletion=complete if setting.choices or key == "model" else None,
@@ -93,12 +93,7 @@ def takes_options(command: Callable[..., None], *, planned: bool = False) -> Cal
     own = list(inspect.signature(command).parameters.values())[1:]
 
     def with_options(
-        *,
-        context: typer.Context,
-        debug: bool,
-        settings: list[str] | None,
-        config: Path | None,
-        **given: Any,
+        *, context: typer.Context, debug: bool, settings: list[str] | None, config: Path | None, **given: Any
     ) -> None:
         extra = {parameter.name: given.pop(parameter.name) for parameter in own}
         with reported(debug=debug or bool(context.obj)):

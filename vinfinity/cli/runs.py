@@ -43,11 +43,7 @@ Prompt = Annotated[
 
 
 def resume(
-    run: Run,
-    settings: Settings = None,
-    gpus: Gpus = None,
-    device: Device = None,
-    debug: Debug = False,
+    run: Run, settings: Settings = None, gpus: Gpus = None, device: Device = None, debug: Debug = False
 ) -> None:
     """Resume an interrupted run from its last checkpoint, on any number of GPUs.
 

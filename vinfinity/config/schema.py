@@ -8,6 +8,7 @@ and `vinfinity config --explain`, the reference pages and the digest of the late
 
 import dataclasses
 import math
+import os
 import re
 import types
 import typing
@@ -116,6 +117,12 @@ class Declared:
         return flags if declared.command is None else f"{flags} of vinfinity {declared.command}"
 
     @property
+    def metavar(self) -> str | None:
+        """What `--help` shows in place of its value; None for a switch."""
+        by_type = {bool: None, int: "N", float: "X", str: "TEXT"}.get(bare(self.kind))
+        return self.setting.metavar or "|".join(str(choice) for choice in self.choices) or by_type
+
+    @property
     def accepts_null(self) -> bool:
         """Whether it can be null, which also gives a setting back to the model."""
         return _optional(self.kind) or self.setting.from_model
@@ -147,7 +154,7 @@ class Declared:
         """Its default in words."""
         if self.setting.unset is not None:
             return self.setting.unset
-        return plain_text(plain(self.default))
+        return "none" if self.default in (None, "", ()) else plain_text(plain(self.default))
 
 
 def declarations(kind: type[Group]) -> Mapping[str, Declared]:
@@ -217,9 +224,11 @@ def in_range(value: Any, declared: Setting, *, key: str) -> None:
 
 
 def plain(value: Any) -> Any:
-    """A value as lists, dicts and scalars, as YAML and JSON have them."""
+    """A value as lists, dicts and scalars, as YAML and JSON have them; a path as text."""
     if dataclasses.is_dataclass(value) and not isinstance(value, type):
         return {name: plain(entry) for name, entry in vars(value).items()}
+    if isinstance(value, os.PathLike):
+        return os.fspath(value)
     return [plain(entry) for entry in value] if isinstance(value, list | tuple) else value
 
 

@@ -219,15 +219,12 @@ class ReuseConfig(Group, name="reuse"):
 class EditConfig(Group, name="edit"):
     """A finished run to start from. `vinfinity redo` and `vinfinity extend` set these."""
 
-    run: str | None = setting(
-        None, "Folder NAME.run of the finished run whose frames are kept.", unset="none"
-    )
+    run: str | None = setting(None, "Folder NAME.run of the finished run whose frames are kept.")
     redo: str | None = setting(
         None,
         "Frames of that run to regenerate, without frame TO.",
         form="FROM:TO",
         check=parse_span,
-        unset="none",
         flag="--frames",
         command="redo",
     )
@@ -304,16 +301,13 @@ class VideoConfig(Group, name="video", latents=False):
 class RunConfig(Group):
     """One video to generate."""
 
-    prompt: str = setting(
-        "", "Text that describes the video.", unset="none", panel=VIDEO, short="-p", metavar="TEXT"
-    )
+    prompt: str = setting("", "Text that describes the video.", panel=VIDEO, short="-p")
     negative: str = setting(
         "",
         "Text that describes what the video should not show.",
         unset="the model's",
         from_model=True,
         panel=VIDEO,
-        metavar="TEXT",
     )
     frames: int = setting(
         96,
@@ -322,7 +316,6 @@ class RunConfig(Group):
         remedy="ask for at least one frame",
         panel=VIDEO,
         short="-n",
-        metavar="N",
     )
     size: str = from_model(
         "Width and height of the video, in pixels.",
@@ -337,7 +330,6 @@ class RunConfig(Group):
         most=240,
         remedy="24 is the speed of cinema",
         panel=VIDEO,
-        metavar="N",
     )
     fps_condition: int | None = setting(
         None,
@@ -357,7 +349,6 @@ class RunConfig(Group):
     lora: tuple[str, ...] = setting(
         (),
         "LoRA in safetensors format, with its weight if that is not 1; may be repeated.",
-        unset="none",
         form="FILE or FILE:WEIGHT each",
         panel=VIDEO,
         metavar="FILE[:WEIGHT]",
@@ -377,15 +368,9 @@ class RunConfig(Group):
         most=2**63 - 1,
         remedy="give another number",
         panel=SAMPLING,
-        metavar="N",
     )
     steps: int = from_model(
-        "Number of denoising steps.",
-        least=1,
-        most=1000,
-        remedy="30 to 50 are usual",
-        panel=SAMPLING,
-        metavar="N",
+        "Number of denoising steps.", least=1, most=1000, remedy="30 to 50 are usual", panel=SAMPLING
     )
     sampler: Sampler = from_model("Sampling algorithm.", panel=SAMPLING)
     guidance: float = from_model(
@@ -393,7 +378,6 @@ class RunConfig(Group):
         least=1,
         remedy="1 switches guidance off, 7 to 12 are usual",
         panel=SAMPLING,
-        metavar="X",
     )
     eta: float = setting(
         0.0,
@@ -423,7 +407,6 @@ class RunConfig(Group):
     save_latents: str | None = setting(
         None,
         "File to save the final latents to, as tensor `latents` (1, channels, frames, height, width).",
-        unset="none",
         latents=False,
         panel=FILES,
         metavar="FILE.safetensors",
@@ -436,7 +419,6 @@ class RunConfig(Group):
         unset="1, or the ranks of the launcher",
         latents=False,
         panel=MACHINE,
-        metavar="N",
     )
     device: Device = setting(
         "auto", "Device to compute on; auto uses GPUs if there are any.", latents=False, panel=MACHINE

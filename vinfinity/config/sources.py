@@ -9,7 +9,6 @@ Only this package knows OmegaConf, and imports it where it is used, which keeps 
 
 import contextlib
 import io
-import os
 import re
 import typing
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -297,5 +296,5 @@ def _python_values(settings: Mapping[str, object]) -> dict[str, object]:
     values = {}
     for key, value in _flat({name: plain(value) for name, value in settings.items()}).items():
         check_key(key, value=value, origin=None)
-        values[key] = literal(os.fspath(value) if isinstance(value, os.PathLike) else value)
+        values[key] = literal(value)
     return values
