@@ -77,7 +77,7 @@ def write(path: Path, text: str) -> Path:
     return path
 
 
-# ---- what wins ----
+# ---- layers ----
 
 
 def test_defaults() -> None:
@@ -139,12 +139,12 @@ def test_schedule_from_the_command_line() -> None:
     assert schedule == (Phase(500, local=-math.inf, anchors=1.0), Phase(-1, local=2.5, anchors=-math.inf))
 
 
-def test_the_phase_in_force() -> None:
+def test_the_current_phase() -> None:
     attention = AttentionConfig(trained_frames=16)
     assert [attention.phase(t).above for t in (999, 801, 800, 1, 0)] == [800, 800, -1, -1, -1]
 
 
-def test_values_refer_to_others(tmp_path: Path) -> None:
+def test_values_may_refer_to_others(tmp_path: Path) -> None:
     run = write(tmp_path / "run.yaml", "out: videos/${seed}-${video.crf}.mp4\n")
     assert resolve(run, seed=3).config.out == "videos/3-18.mp4"
 
@@ -152,7 +152,7 @@ def test_values_refer_to_others(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     "prompt", ["no", "1984", "a: b", "{x} [y]", "${seed}", "\\${seed} \\", "???", "null ", "é ✨"]
 )
-def test_text_is_taken_as_it_stands(prompt: str) -> None:
+def test_text_is_taken_literally(prompt: str) -> None:
     assert resolve(prompt=prompt).config.prompt == prompt
     assert resolve(None, f"prompt={prompt}").config.prompt == prompt
     assert load(None, settings={"prompt": prompt}, card=card_of).config.prompt == prompt
@@ -168,7 +168,7 @@ def test_null_gives_a_setting_back_to_the_model(tmp_path: Path) -> None:
     assert (resolved.config.steps, resolved.origins["steps"]) == (25, "model mini")
 
 
-def test_the_examples_load() -> None:
+def test_the_example_configurations_load() -> None:
     long = resolve(REPOSITORY / "configs" / "long.yaml", seed=5)
     assert long.config.frames == 960
     assert long.config.out == "videos/long-5.mp4"
@@ -193,7 +193,7 @@ def test_the_settings_of_published_models_load(name: str, frames: int, sampler: 
     assert config.model in KNOWN
 
 
-# ---- what is refused ----
+# ---- refusals ----
 
 
 def refused(overrides: list[str]) -> str:
@@ -223,7 +223,7 @@ def test_an_unknown_key_names_the_nearest(argument: str, meant: str) -> None:
 
 
 @pytest.mark.parametrize(
-    ("argument", "said"),
+    ("argument", "expected"),
     [
         ("frames=0", "less than 1"),
         ("frames=-3", "less than 1"),
@@ -288,9 +288,9 @@ def test_an_unknown_key_names_the_nearest(argument: str, meant: str) -> None:
         ("=3", "unknown setting"),
     ],
 )
-def test_values_that_cannot_be_used(argument: str, said: str) -> None:
+def test_values_that_cannot_be_used(argument: str, expected: str) -> None:
     message = refused([argument])
-    assert said in message
+    assert expected in message
     assert "; " in message  # a remedy follows
 
 
@@ -300,7 +300,7 @@ def test_a_scope_without_anchors_must_be_local() -> None:
     assert "nothing to attend to" in refused([schedule, "attention.anchors=0"])
 
 
-def test_errors_name_where_a_value_came_from(tmp_path: Path) -> None:
+def test_errors_name_the_source_of_a_value(tmp_path: Path) -> None:
     run = write(tmp_path / "run.yaml", "frames: 0\n")
     for flags, source in (({}, str(run)), ({"frames": 0}, "--frames")):
         with pytest.raises(InputError) as caught:
@@ -309,7 +309,7 @@ def test_errors_name_where_a_value_came_from(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize(
-    ("text", "said"),
+    ("text", "expected"),
     [
         ("frmes: 3\n", "did you mean frames?"),
         ("attention:\n  lokal: 3\n", "did you mean attention.local?"),
@@ -330,10 +330,10 @@ def test_errors_name_where_a_value_came_from(tmp_path: Path) -> None:
         ("frames: {a: 1}\n", "frames.a"),
     ],
 )
-def test_yaml_that_cannot_be_used(tmp_path: Path, text: str, said: str) -> None:
+def test_yaml_that_cannot_be_used(tmp_path: Path, text: str, expected: str) -> None:
     with pytest.raises(InputError) as caught:
         resolve(write(tmp_path / "run.yaml", text))
-    assert said in caught.value.message
+    assert expected in caught.value.message
     assert "\n" not in caught.value.message
 
 
@@ -349,14 +349,14 @@ def test_yaml_that_is_missing_or_not_text(tmp_path: Path) -> None:
         load(tmp_path / "picture.yaml")
 
 
-def test_a_circle_of_bases_is_named(tmp_path: Path) -> None:
+def test_circular_bases_are_named(tmp_path: Path) -> None:
     write(tmp_path / "a.yaml", "base: b.yaml\n")
     write(tmp_path / "b.yaml", "base: a.yaml\n")
     with pytest.raises(InputError, match=r"a\.yaml -> b\.yaml -> a\.yaml"):
         load(tmp_path / "a.yaml")
 
 
-def test_a_card_is_checked_too() -> None:
+def test_cards_are_checked_too() -> None:
     with pytest.raises(InputError, match=r"steps: 0 \(model odd\)"):
         resolve(model="odd", changed={"steps": 0})
     with pytest.raises(InputError, match=r"stepz: 5 \(model odd\) is an unknown setting; did you mean steps"):
@@ -397,7 +397,7 @@ UNUSUAL = RunConfig(
 
 
 @pytest.mark.parametrize("config", [resolve().config, UNUSUAL])
-def test_yaml_is_read_back_to_the_same(tmp_path: Path, config: RunConfig) -> None:
+def test_yaml_is_read_back_to_an_equal_configuration(tmp_path: Path, config: RunConfig) -> None:
     origins = dict.fromkeys(list(declared()), "--somewhere")
     for text in (to_yaml(config), to_yaml(config, origins=origins)):
         assert load(write(tmp_path / "run.yaml", text)).config == config

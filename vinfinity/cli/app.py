@@ -1,6 +1,7 @@
 """The program: its groups of commands, and its messages about unknown options and commands."""
 
 import os
+import re
 import signal
 import sys
 from collections.abc import Sequence
@@ -95,4 +96,6 @@ def _usage_line(error: typer.TyperException) -> str:
         hint = did_you_mean(option, known) or f"`{command} --help` lists the options"
         return f"{option}: no such option; {hint}"
     message = one_line(error.format_message()).rstrip(".")
+    if invalid := re.fullmatch(r"Invalid value for '([^']+)': (?:Value error, )?(.*)", message):
+        message = f"{invalid[1]}: {invalid[2]}"
     return f"{message}; see `{command} --help`" if "Did you mean" not in message else message
