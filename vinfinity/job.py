@@ -69,15 +69,15 @@ class Job:
     @property
     def splits_branches(self) -> bool:
         """Whether each guidance branch has ranks of its own."""
-        return self.config.parallel.guidance == 2 and len(self.texts) == 2
+        return self.config.parallel.split_guidance and len(self.texts) == 2
 
     def concerns(self) -> list[str]:
         """What users should know before they wait: text that the model will not understand, or not see at all."""
         said = []
         if self.card.guidance_width is not None and self.config.negative:
             said.append(f"negative: has no effect: {self.card.name} takes guidance as an input")
-        if self.config.parallel.guidance == 2 and not self.splits_branches:
-            said.append("parallel.guidance: 2 has no effect: there is no second branch to take")
+        if self.config.parallel.split_guidance and not self.splits_branches:
+            said.append("parallel.split_guidance: has no effect: there is only one guidance branch")
         for text in self.texts:
             if cut := self.tokenizer(text).cut:
                 said.append(f"the text encoder takes {self.tokenizer.length} tokens; cut off: {cut!r}")
@@ -132,9 +132,11 @@ def check_computing(config: RunConfig, card: ModelCard) -> None:
     """Raises InputError where ranks are too few for both guidance branches, or the UNet too shallow for `reuse`."""
     place = find_place(os.environ)
     ranks = place.size if place is not None else config.gpus or 1
-    if config.parallel.guidance == 2 and branches(config, card) == 2 and ranks < 2:
+    if config.parallel.split_guidance and branches(config, card) == 2 and ranks < 2:
         problem = "gives each guidance branch ranks of its own, but there is one rank"
-        raise InputError("parallel.guidance", 2, "use --gpus 2 or more, or leave it out", problem=problem)
+        raise InputError(
+            "parallel.split_guidance", True, "use --gpus 2 or more, or leave it out", problem=problem
+        )
     levels = len(card.files["unet"].get("block_out_channels", (0,) * 4))
     if config.reuse.interval > 1 and config.reuse.depth >= levels:
         problem = f"leaves nothing to reuse of the {levels} levels of {card.name}"

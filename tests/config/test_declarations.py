@@ -20,7 +20,7 @@ from vinfinity.config import (
     explain,
     leaves,
     load,
-    named,
+    name_sources,
 )
 from vinfinity.errors import InputError
 from vinfinity.weights.card import model_defaults
@@ -139,7 +139,7 @@ def test_an_error_names_the_flag_that_was_typed() -> None:
         ("frames", "frames: 3 is wrong; change it"),
         ("other", "other: 3 is wrong; change it"),
     ):
-        with pytest.raises(InputError) as caught, named(origins):
+        with pytest.raises(InputError) as caught, name_sources(origins):
             raise InputError(field, 3, "change it", problem="is wrong")
         assert caught.value.message == message
 

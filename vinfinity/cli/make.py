@@ -10,7 +10,16 @@ import typer
 
 from vinfinity.cli.options import complete_setting, takes_options
 from vinfinity.cli.output import import_engine, print_columns
-from vinfinity.config import Resolved, explain, ignored, leaves, named, plain_text, require_prompt, to_yaml
+from vinfinity.config import (
+    Resolved,
+    explain,
+    ignored,
+    leaves,
+    name_sources,
+    plain_text,
+    require_prompt,
+    to_yaml,
+)
 from vinfinity.system.signals import Stops
 
 if TYPE_CHECKING:
@@ -35,7 +44,7 @@ def generate(
     if was_restarted(os.environ):
         config = dataclasses.replace(resolved.config, resume=True)
         resolved = dataclasses.replace(resolved, config=config)
-    with named(resolved.origins):
+    with name_sources(resolved.origins):
         require_prompt(resolved.config)
         # before torch is imported, which takes seconds
         check_files(resolved.config)
@@ -67,7 +76,7 @@ def start(resolved: Resolved) -> None:
     from vinfinity.system.progress import note
 
     config = resolved.config
-    with named(resolved.origins):
+    with name_sources(resolved.origins):
         if how_to_start(config) == "done":
             note(f"{output_path(config)} is finished; nothing is left to do")
             return
@@ -109,7 +118,7 @@ def plan(
     from vinfinity.planning import plan as planning
     from vinfinity.planning.estimate import ASSUMED
 
-    with named(resolved.origins):
+    with name_sources(resolved.origins):
         made = planning.make_plan(resolved.config, gpu=gpu, device_memory=device_memory)
         if as_json:
             typer.echo(json.dumps(planning.as_json(made), indent=2))

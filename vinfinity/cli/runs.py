@@ -10,7 +10,7 @@ import typer
 from vinfinity.cli.make import print_summary, start
 from vinfinity.cli.options import complete_key, option
 from vinfinity.cli.output import Debug, import_engine, reported
-from vinfinity.config import named
+from vinfinity.config import name_sources
 from vinfinity.errors import InputError
 from vinfinity.parallel.place import is_rank
 
@@ -80,7 +80,7 @@ def decode(
         given = {"resume": False, "overwrite": overwrite, "save_latents": "null"}
         flags = given | {"out": out, "decoder": decoder, "device": device, **_gpus(gpus, default="1")}
         resolved = load_run(folder, overrides=settings or [], flags=flags)
-        with named(resolved.origins):
+        with name_sources(resolved.origins):
             check_files(resolved.config)
             if not (folder.latents / "manifest.json").exists():
                 remedy = f"compute them with `vinfinity resume {folder.path}`"

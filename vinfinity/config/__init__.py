@@ -32,7 +32,7 @@ from vinfinity.config.settings import (
     parse_size,
     require_prompt,
 )
-from vinfinity.config.sources import Resolved, leaves, load, named
+from vinfinity.config.sources import Resolved, leaves, load, name_sources
 from vinfinity.config.text import changes_latents, digest, explain, ignored, to_yaml
 
 __all__ = [
@@ -63,7 +63,7 @@ __all__ = [
     "ignored",
     "leaves",
     "load",
-    "named",
+    "name_sources",
     "parse_interval",
     "parse_size",
     "plain_text",

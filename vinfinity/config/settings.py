@@ -153,8 +153,8 @@ class ParallelConfig(Group, name="parallel", latents=False):
         above=0,
         remedy="120 is the default",
     )
-    guidance: Literal[1, 2] = setting(
-        1, "Number of groups of ranks: with 2, each group computes one guidance branch."
+    split_guidance: bool = setting(
+        False, "Whether each guidance branch is computed by its own half of the ranks."
     )
 
 
@@ -186,7 +186,7 @@ class ComputeConfig(Group, name="compute", latents=False):
     skips: Literal["device", "host"] | None = setting(
         None, "Memory that holds skip connections until the up path needs them.", unset="chosen by memory"
     )
-    stretch: int | None = setting(
+    chunk: int | None = setting(
         None,
         "Size of the chunks in which a layer processes hidden states, in MiB; it bounds temporary memory.",
         least=1,

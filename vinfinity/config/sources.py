@@ -64,12 +64,12 @@ def load(
     if card is not None:
         layers.insert(1, _card_layer(card, layers))
     origins = {key: layer.origin for key in declared() for layer in layers if key in layer.values}
-    with named(origins):
+    with name_sources(origins):
         return Resolved(RunConfig(**_merge(layers)), origins)
 
 
 @contextlib.contextmanager
-def named(origins: Mapping[str, str]) -> Iterator[None]:
+def name_sources(origins: Mapping[str, str]) -> Iterator[None]:
     """Adds its origin to the value that an InputError of the block is about.
 
     A flag with another name than the setting stands in its place: users know `--frames`, not `edit.redo`.
@@ -159,7 +159,7 @@ def _given_back(layers: Sequence[_Layer]) -> list[_Layer]:
 
 def _card_layer(card: Card, layers: Sequence[_Layer]) -> _Layer:
     """The settings of the model that the other layers choose. Raises InputError."""
-    with named({"model": next(layer.origin for layer in reversed(layers) if "model" in layer.values)}):
+    with name_sources({"model": next(layer.origin for layer in reversed(layers) if "model" in layer.values)}):
         model = typed(_merge(layers, only="model")["model"], str, key="model")
         in_range(model, declared()["model"].setting, key="model")
         values, origin = card(model)

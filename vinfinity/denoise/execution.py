@@ -50,7 +50,7 @@ def ladder(config: RunConfig, *, branches: int, frames: int, device: str) -> lis
         Execution(
             branches=min(wanted.branches or rung.branches, branches),
             skips=wanted.skips or rung.skips,
-            stretch=rung.stretch if wanted.stretch is None else wanted.stretch * MIB,
+            stretch=rung.stretch if wanted.chunk is None else wanted.chunk * MIB,
         )
         for rung in rungs
     ]

@@ -50,7 +50,7 @@ class Outline:
     @property
     def split_branches(self) -> bool:
         """Whether half of the ranks take each guidance branch."""
-        return self.config.parallel.guidance == 2 and self.branches == 2 and self.ranks > 1
+        return self.config.parallel.split_guidance and self.branches == 2 and self.ranks > 1
 
     @property
     def shards(self) -> FrameShards:

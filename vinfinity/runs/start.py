@@ -5,7 +5,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Literal
 
-from vinfinity.config import Resolved, RunConfig, changes_latents, digest, leaves, load, named
+from vinfinity.config import Resolved, RunConfig, changes_latents, digest, leaves, load, name_sources
 from vinfinity.errors import InputError
 from vinfinity.runs.folder import RunFolder, run_folder
 from vinfinity.runs.paths import check_files, output_path
@@ -85,7 +85,7 @@ def load_run(folder: RunFolder, *, overrides: list[str], flags: Mapping[str, obj
     ours, theirs = leaves(resolved.config), leaves(began)
     for key in ours:
         if ours[key] != theirs[key] and changes_latents(key):
-            with named(resolved.origins):
+            with name_sources(resolved.origins):
                 raise InputError(key, ours[key], "start a new run for it", problem="would give another video")
     return resolved
 
