@@ -19,7 +19,7 @@ from typing import Any, ClassVar, Literal
 
 from vinfinity.errors import InputError, did_you_mean
 
-# per type: how it is named, what is wrong with a value of another type, and what to do about it
+# per type: its name, what is wrong with a value of another type, and the remedy
 TYPES = {
     bool: ("true or false", "is not true or false", "write true or false"),
     int: ("whole number", "is not a whole number", "give a whole number"),
@@ -34,7 +34,7 @@ class Setting:
 
     help: its meaning in full sentences, with units. remedy: advice in the error line for a value out of range.
     least, most: bounds, both allowed. above: an exclusive lower bound. form: what text may look like, checked by
-    `check`, which raises InputError. unset: what the default means, where the value alone does not say it.
+    `check`, which raises InputError. unset: what the default means, if its value does not say so.
     from_model: the default is the model's. latents: whether the setting changes the latents.
     panel: the panel of `--help` that shows its flag; without one it is set as KEY=VALUE. short, metavar: as in `-n N`.
     flag: its flag, if that is not named after the key; then command is the one that has it.
@@ -69,7 +69,7 @@ def from_model(help: str, *, remedy: str = "", **rest: Any) -> Any:
 
 @dataclass(frozen=True, kw_only=True)
 class Group:
-    """Settings that check themselves: a group that exists has values of the declared types and ranges.
+    """Settings that check themselves: every value of a group has its declared type and is in range.
 
     A subclass names its prefix, and whether its settings change the latents. `check` holds the rules between settings.
     """
@@ -91,12 +91,12 @@ class Group:
         self.check()
 
     def check(self) -> None:
-        """Raises InputError where settings of the group do not go together."""
+        """Raises InputError if settings of the group do not go together."""
 
 
 @dataclass(frozen=True)
 class Declared:
-    """A setting with its place in the configuration. key: dotted. default: MISSING where it is the model's."""
+    """A setting with its place in the configuration. key: dotted. default: MISSING if it is the model's."""
 
     key: str
     kind: Any
@@ -205,7 +205,7 @@ def typed(value: Any, kind: Any, *, key: str) -> Any:
 
 
 def in_range(value: Any, declared: Setting, *, key: str) -> None:
-    """Raises InputError where a value of the right type is out of the declared range."""
+    """Raises InputError if a value of the right type is out of the declared range."""
     if value is None:
         return
     problem, least, most = "", declared.least, declared.most

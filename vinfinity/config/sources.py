@@ -86,7 +86,7 @@ def name_sources(origins: Mapping[str, str]) -> Iterator[None]:
 
 
 def check_key(key: str, *, value: object, origin: str | None) -> None:
-    """Raises InputError where there is no setting of that name."""
+    """Raises InputError if there is no setting of that name."""
     if key in declared():
         return
     inside = next((known for known in declared() if known.startswith(f"{key}.")), None)
