@@ -9,7 +9,7 @@ from pathlib import Path
 import torch
 
 from vinfinity import __version__
-from vinfinity.config import RunConfig, digest, leaves
+from vinfinity.config import Dtype, RunConfig, digest, leaves
 from vinfinity.denoise.samplers import Sampler, make_sampler
 from vinfinity.denoise.schedule import SchedulerConfig
 from vinfinity.denoise.selection import Selection, select_all
@@ -35,7 +35,7 @@ class Job:
     """A run that was checked against its model; no weight was read yet. It travels to all ranks.
 
     selection: the frames to compute. earlier: the run that is edited, None for a new video.
-    latent: (c, h, w) of one latent frame. size: (width, height) of the video in pixels.
+    latent: (c, h, w) of one latent frame.
     weights_digest, decoder_digest: SHA-256 (hex) that tell versions of the weights (LoRAs included) and of the decoder
     apart.
     """
@@ -47,10 +47,6 @@ class Job:
     selection: Selection
     earlier: EarlierRun | None
     latent: tuple[int, int, int]
-    size: tuple[int, int]
-    fps: int
-    guidance: float
-    trained_frames: int
     weights_digest: str
     decoder_digest: str
     loras: tuple[Lora, ...] = ()
@@ -70,7 +66,7 @@ class Job:
     @property
     def splits_branches(self) -> bool:
         """Whether each guidance branch has ranks of its own."""
-        return self.config.parallel.guidance == 2 and len(self.texts) == 2
+        return self.config.parallel.split_guidance and len(self.texts) == 2
 
     @property
     def facts(self) -> dict[str, str]:
@@ -107,8 +103,8 @@ class Job:
         concerns = []
         if self.card.guidance_width is not None and self.config.negative:
             concerns.append(f"negative: has no effect: {self.card.name} takes guidance as an input")
-        if self.config.parallel.guidance == 2 and not self.splits_branches:
-            concerns.append("parallel.guidance: 2 has no effect: there is no second guidance branch")
+        if self.config.parallel.split_guidance and not self.splits_branches:
+            concerns.append("parallel.split_guidance: has no effect: there is only one guidance branch")
         for text in self.texts:
             if cut := self.tokenizer(text).cut:
                 concerns.append(f"the text encoder takes {self.tokenizer.length} tokens; cut off: {cut!r}")
@@ -123,16 +119,12 @@ class Job:
 
 
 def prepare(config: RunConfig) -> Job:
-    """Check a configuration, completed from its model's card, against the model and the machine; reads no weight.
+    """Check a configuration against the model and the machine; reads no weight.
 
     Raises InputError (or its subclass WeightsError) naming field, value and remedy.
     """
     check_inputs(config)
     card = read_card(config.model)
-    # a configuration that was completed from the model's card has no gaps
-    assert config.pixels and config.steps and config.sampler and config.fps
-    assert config.guidance is not None and config.attention.trained_frames is not None
-    trained = config.attention.trained_frames
     check_computing(config, card)
     latent = latent_shape(config, card)
     sampler = pick_sampler(config, load_scheduler(card.folder / "scheduler"))
@@ -140,9 +132,9 @@ def prepare(config: RunConfig) -> Job:
     if earlier is None:
         selection = select_all(config.frames, seed=config.seed)
     else:
-        selection = earlier.select(config, trained_frames=trained, steps=len(sampler.timesteps))
+        selection = earlier.select(config, steps=len(sampler.timesteps))
     check_ranks(gpus=config.gpus, device=config.device, frames=len(selection.frames))
-    check_weights(card.folder, half=pick_dtype(config, pick_device(config.device)) != torch.float32)
+    check_weights(card.folder, half=pick_dtype(config.dtype, pick_device(config.device)) != torch.float32)
     if config.decoder is not None:
         check_decoder(Path(config.decoder).expanduser(), channels=card.latent_channels, pixels=card.pixels)
     check_tile(config.decode, factor=card.pixels)
@@ -163,10 +155,6 @@ def prepare(config: RunConfig) -> Job:
         selection=selection,
         earlier=earlier,
         latent=latent,
-        size=config.pixels,
-        fps=config.fps,
-        guidance=config.guidance,
-        trained_frames=trained,
         weights_digest=weights_digest(card.folder, loras=[lora.path for lora in loras]),
         decoder_digest=weights_digest(decoder_folder(config, card)),
         loras=loras,
@@ -182,9 +170,10 @@ def check_computing(config: RunConfig, card: ModelCard) -> None:
     """Raise InputError if there are too few ranks for both guidance branches, or too few levels for `reuse`."""
     place = find_place(os.environ)
     ranks = place.size if place is not None else config.gpus or 1
-    if config.parallel.guidance == 2 and branches(config, card) == 2 and ranks < 2:
+    if config.parallel.split_guidance and branches(config, card) == 2 and ranks < 2:
         problem = "gives each guidance branch ranks of its own, but there is one rank"
-        raise InputError("parallel.guidance", 2, "use --gpus 2 or more, or leave it out", problem=problem)
+        remedy = "use --gpus 2 or more, or leave it out"
+        raise InputError("parallel.split_guidance", True, remedy, problem=problem)
     levels = len(card.files["unet"].get("block_out_channels", (0,) * 4))
     if config.reuse.interval > 1 and config.reuse.depth >= levels:
         problem = f"leaves nothing to reuse of the {levels} levels of {card.name}"
@@ -193,15 +182,12 @@ def check_computing(config: RunConfig, card: ModelCard) -> None:
 
 def latent_shape(config: RunConfig, card: ModelCard) -> tuple[int, int, int]:
     """(c, h, w) of one latent frame, large enough to cover the size in pixels."""
-    assert config.pixels is not None
-    width, height = config.pixels
+    width, height = config.resolution
     return card.latent_channels, -(-height // card.pixels), -(-width // card.pixels)
 
 
 def pick_sampler(config: RunConfig, scheduler: SchedulerConfig) -> Sampler:
     """The sampler on the model's noise schedule. Raises InputError if the two do not go together."""
-    assert config.sampler is not None
-    assert config.steps is not None
     try:
         return make_sampler(config.sampler, scheduler, steps=config.steps, eta=config.eta)
     except ValueError as error:
@@ -212,7 +198,6 @@ def pick_sampler(config: RunConfig, scheduler: SchedulerConfig) -> Sampler:
 
 def branches(config: RunConfig, card: ModelCard) -> int:
     """Guidance branches of a step: 2 with classifier-free guidance, else 1."""
-    assert config.guidance is not None
     return 1 if config.guidance <= 1 or card.guidance_width is not None else 2
 
 
@@ -228,9 +213,9 @@ def check_noise(path: Path, shape: tuple[int, ...]) -> None:
         )
 
 
-def pick_dtype(config: RunConfig, device: torch.device) -> torch.dtype:
+def pick_dtype(dtype: Dtype, device: torch.device) -> torch.dtype:
     """The type of the weights and of the network's arithmetic; "auto" is fp16 on a GPU and fp32 on the CPU."""
-    return DTYPES[("fp16" if device.type == "cuda" else "fp32") if config.dtype == "auto" else config.dtype]
+    return DTYPES[("fp16" if device.type == "cuda" else "fp32") if dtype == "auto" else dtype]
 
 
 def describe(config: RunConfig) -> list[tuple[str, str]]:
@@ -238,20 +223,21 @@ def describe(config: RunConfig) -> list[tuple[str, str]]:
     job = prepare(config)
     device = pick_device(config.device)
     channels, height, width = job.latent
-    plain = config.frames <= job.trained_frames
+    trained = config.attention.trained_frames
+    plain = config.frames <= trained
     attention = (
-        f"plain: no more than the {job.trained_frames} trained frames"
+        f"plain: no more than the {trained} trained frames"
         if plain
         else f"dual-scope: {config.attention.local} frames on either side, {config.attention.anchors} anchors"
     )
     rows = [
-        ("video", f"{config.frames} frames of {job.size[0]}x{job.size[1]} at {job.fps} fps"),
+        ("video", f"{config.frames} frames of {config.size} at {config.fps} fps"),
         ("latents", f"1x{channels}x{config.frames}x{height}x{width}"),
         ("model", f"{job.card.name} ({job.card.folder})"),
         *(("lora", f"{lora.path} at {lora.weight:g}, {len(lora.pairs)} layers") for lora in job.loras),
         *([("decoder", str(job.decoder))] if config.decoder is not None else []),
-        ("device", f"{device}, {str(pick_dtype(config, device)).removeprefix('torch.')}"),
-        ("sampler", f"{config.sampler}, {len(job.sampler.timesteps)} steps, guidance {job.guidance:g}"),
+        ("device", f"{device}, {str(pick_dtype(config.dtype, device)).removeprefix('torch.')}"),
+        ("sampler", f"{config.sampler}, {len(job.sampler.timesteps)} steps, guidance {config.guidance:g}"),
         ("attention", attention),
         ("seed", str(config.seed)),
         ("output", str(Destination.of(config).video)),

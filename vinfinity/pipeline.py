@@ -95,7 +95,7 @@ def make_denoiser(
             config.attention,
             job.selection,
             frames=config.frames,
-            trained_frames=job.trained_frames,
+            trained_frames=config.attention.trained_frames,
             team=team,
             exchange=exchange,
             chunk_bytes=execution.chunk_bytes,
@@ -103,11 +103,11 @@ def make_denoiser(
         ),
         branches_at_once=execution.branches,
         store=HostStore(device) if execution.skips == "host" else DeviceStore(),
-        fps=config.fps_condition or job.fps,
-        condition=None if width is None else guidance_features(job.guidance, width).to(device),
+        fps=config.fps_condition or config.fps,
+        condition=None if width is None else guidance_features(config.guidance, width).to(device),
         reuse_depth=config.reuse.depth if config.reuse.interval > 1 else None,
     )
-    return Denoiser(call, job.guidance, swap, config.reuse.interval)
+    return Denoiser(call, config.guidance, swap, config.reuse.interval)
 
 
 # ---- as a library, in this process ----
@@ -178,7 +178,7 @@ class Pipeline:
     def __init__(self, config: RunConfig) -> None:
         self._job = prepare(config)
         self._ranks = Ranks(device=pick_device(config.device))
-        self._dtype = pick_dtype(config, self._ranks.device)
+        self._dtype = pick_dtype(config.dtype, self._ranks.device)
         device, folder = self._ranks.device, self._job.card.folder
         self._encoder = load_text_encoder(folder / "text_encoder", device=device, dtype=self._dtype)
         self._unet = load_network(self._job, device=device, dtype=self._dtype)
@@ -261,12 +261,12 @@ class Pipeline:
             TensorLatents(latents),
             frames=range(latents.shape[2]),
             latent=job.latent,
-            size=job.size,
+            size=job.config.resolution,
             blocks=plan_blocks(job.config.decode, self._decoder.config, job.latent[1:]),
             ranks=self._ranks,
         )
-        width, height = job.size
+        width, height = job.config.resolution
         frames = np.empty((latents.shape[2], height, width, 3), dtype=np.uint8)
         for index, picture in enumerate(itertools.islice(pictures, len(frames))):
             frames[index] = picture
-        return Video(frames, latents, job.fps, metadata=job.tags())
+        return Video(frames, latents, job.config.fps, metadata=job.tags())

@@ -127,7 +127,7 @@ def denoise_video(job: Job, session: Session) -> tuple[Parts, Mapping[str, objec
     session.enter(f"after step {state.step} of {steps}" if state.step else "before anything was computed")
     remaining = steps - state.step
     if remaining:
-        device, dtype = ranks.device, pick_dtype(job.config, ranks.device)
+        device, dtype = ranks.device, pick_dtype(job.config.dtype, ranks.device)
         text = encode_text(job, device=device, dtype=dtype)
         unet = load_network(job, device=device, dtype=dtype)
         denoiser = make_denoiser(job, unet, text, team, session.exchange, execution)
@@ -160,8 +160,8 @@ def write_files(
         sheet=destination.sheet,
         frames=config.frames,
         latent=job.latent,
-        size=job.size,
-        fps=job.fps,
+        size=config.resolution,
+        fps=config.fps,
         codec=config.video,
         decode=config.decode,
         metadata=job.tags(),
@@ -249,8 +249,8 @@ def summary(task: Task, ranks: Ranks, *, seconds: float) -> Summary:
         out=task.destination.video,
         sheet=task.destination.sheet,
         frames=task.job.config.frames,
-        size=task.job.size,
-        fps=task.job.fps,
+        size=task.job.config.resolution,
+        fps=task.job.config.fps,
         seconds=seconds,
         peak_memory=peak_memory(ranks.device),
     )

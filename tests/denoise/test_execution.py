@@ -32,7 +32,7 @@ def test_a_cpu_has_no_second_memory_to_keep_skips_in_unless_told() -> None:
 
 def test_settings_fix_parts_of_every_rung() -> None:
     for memory in ("auto", "low", "fast"):
-        for one in rungs(memory=memory, compute=ComputeConfig(branches=2, stretch=7)):
+        for one in rungs(memory=memory, compute=ComputeConfig(branches=2, chunk=7)):
             assert (one.branches, one.chunk_bytes) == (2, 7 * MIB)
 
 

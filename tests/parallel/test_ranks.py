@@ -162,10 +162,10 @@ def test_a_whole_run_gives_the_same_latents_on_three_ranks(
 @pytest.mark.parametrize(
     ("ranks", "overrides"),
     [
-        (2, ("parallel.guidance=2",)),
-        (3, ("parallel.guidance=2", "checkpoint.every=2steps")),
+        (2, ("parallel.split_guidance=true",)),
+        (3, ("parallel.split_guidance=true", "checkpoint.every=2steps")),
         (2, ("reuse.interval=2",)),
-        (5, ("reuse.interval=3", "reuse.depth=1", "parallel.guidance=2", "compute.skips=host")),
+        (5, ("reuse.interval=3", "reuse.depth=1", "parallel.split_guidance=true", "compute.skips=host")),
     ],
     ids=str,
 )

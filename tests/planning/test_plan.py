@@ -4,6 +4,7 @@ import gc
 import json
 import time
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -17,7 +18,7 @@ from torch import nn
 from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.utils.flop_counter import FlopCounterMode
 
-from vinfinity.config import ComputeConfig, DecodeConfig, RunConfig, complete, load
+from vinfinity.config import ComputeConfig, DecodeConfig, RunConfig, load
 from vinfinity.denoise.execution import MIB, Execution
 from vinfinity.denoise.samplers import State
 from vinfinity.errors import InputError
@@ -312,13 +313,13 @@ def test_the_first_execution_that_fits_is_chosen_and_settings_are_obeyed(model_f
     for room, chosen, fits in ((fast, first, True), (lean, last, True), (lean - 1, last, False)):
         memory, ok = choose(one, Room(device=room, host=None, where="a GPU"))
         assert (memory.needs("cuda")[0], ok) == (memory_of(one, chosen).needs("cuda")[0], fits)
-    forced = one.changed(compute=ComputeConfig(stretch=7))
+    forced = one.changed(compute=ComputeConfig(chunk=7))
     assert choose(forced, Room(device=10**12, host=None, where="a GPU"))[0].execution.chunk_bytes == 7 * MIB
 
 
 def test_a_run_that_cannot_fit_is_refused_with_settings_that_do(model_folder: Path) -> None:
     one = outline_of(
-        model_folder, "compute.stretch=1", "decode.frames=1", device="cuda", frames=240, size="256x192"
+        model_folder, "compute.chunk=1", "decode.frames=1", device="cuda", frames=240, size="256x192"
     )
     needed = memory_of(one, one.executions[-1]).needs("cuda")[0]
     budget = int(0.6 * needed)
@@ -370,7 +371,7 @@ def test_generate_refuses_what_cannot_fit_before_weights_load(tmp_path: Path) ->
     state = 512 * 512 * 48 * 4  # of a frame of 4096x4096
     frames = -(-free_on_host() // state)
     out = tmp_path / "a.mp4"
-    settings = ("compute.stretch=65536", "decode.frames=1")
+    settings = ("compute.chunk=65536", "decode.frames=1")
     resolved = configure("mini", *settings, frames=frames, size="4096x4096", device="cpu", out=str(out))
     started = time.process_time()
     with pytest.raises(InputError) as raised:
@@ -417,9 +418,9 @@ def papers_run() -> Plan:
 
 
 def configure_planned(model: str, *overrides: str, **flags: Any) -> RunConfig:
-    defaults, origin = model_defaults(model, planned=True)
     given = {"model": model, "prompt": "a red ball", **flags}
-    return complete(load(None, overrides=overrides, flags=given), defaults, origin=origin).config
+    card = partial(model_defaults, planned=True)
+    return load(None, overrides=overrides, flags=given, card=card).config
 
 
 def test_the_papers_time_comes_out(papers_run: Plan) -> None:
@@ -468,7 +469,7 @@ def test_every_gpu_of_the_table_plans() -> None:
 
 
 def test_two_ranks_for_a_branch_each_take_one_branch() -> None:
-    both = outline_of("mini", "parallel.guidance=2", "guidance=6", ranks=4, device="cuda", frames=30)
+    both = outline_of("mini", "parallel.split_guidance=true", "guidance=6", ranks=4, device="cuda", frames=30)
     assert both.held == [15, 15, 15, 15]
     assert (both.rank_branches, both.branches) == (1, 2)
 

@@ -4,8 +4,9 @@ import os
 from pathlib import Path
 
 import pytest
+from oracles.settings import run_config
 
-from vinfinity.config import RunConfig, VideoConfig
+from vinfinity.config import RunConfig
 from vinfinity.errors import InputError
 from vinfinity.runs.paths import Destination, check_files, slug
 
@@ -32,21 +33,21 @@ def test_names_derived_from_prompts(prompt: str, name: str) -> None:
 
 
 def test_files_go_where_out_says(tmp_path: Path) -> None:
-    assert Destination.of(RunConfig(prompt="A ball")).video == Path("a-ball.mp4")
-    there = Destination.of(RunConfig(prompt="A ball", out=str(tmp_path / "x.y.mp4")))
+    assert Destination.of(run_config(prompt="A ball")).video == Path("a-ball.mp4")
+    there = Destination.of(run_config(prompt="A ball", out=str(tmp_path / "x.y.mp4")))
     assert (there.video, there.sheet) == (tmp_path / "x.y.mp4", tmp_path / "x.y.png")
     assert there.folder.path == tmp_path / "x.y.run"
-    assert Destination.of(RunConfig(video=VideoConfig(sheet=False))).sheet is None
-    assert Destination.of(RunConfig(out="~/a.mp4")).video == Path.home() / "a.mp4"
+    assert Destination.of(run_config(video={"sheet": False})).sheet is None
+    assert Destination.of(run_config(out="~/a.mp4")).video == Path.home() / "a.mp4"
 
 
 def test_files_that_can_be_used(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(tmp_path)
     (tmp_path / "noise.safetensors").write_bytes(b"x")
     for config in (
-        RunConfig(prompt="a ball"),
-        RunConfig(out="a.mp4", noise_from="noise.safetensors"),
-        RunConfig(out="new/folder/a.MP4", save_latents="other/new/l.safetensors"),
+        run_config(prompt="a ball"),
+        run_config(out="a.mp4", noise_from="noise.safetensors"),
+        run_config(out="new/folder/a.MP4", save_latents="other/new/l.safetensors"),
     ):
         check(config)
     assert [file.name for file in tmp_path.iterdir()] == ["noise.safetensors"]
@@ -80,18 +81,18 @@ def test_files_that_cannot_be_used(
         (tmp_path / name).write_bytes(b"x")
     (tmp_path / "folder.mp4").mkdir()
     with pytest.raises(InputError, match=said):
-        check(RunConfig(prompt="a ball", **given))  # type: ignore[arg-type]
+        check(run_config(prompt="a ball", **given))
 
 
 def test_overwrite_allows_what_exists(tmp_path: Path) -> None:
     for name in ("a.mp4", "a.png", "a.safetensors"):
         (tmp_path / name).write_bytes(b"x")
     out, latents = str(tmp_path / "a.mp4"), str(tmp_path / "a.safetensors")
-    check(RunConfig(out=out, save_latents=latents, overwrite=True))
+    check(run_config(out=out, save_latents=latents, overwrite=True))
 
 
 @pytest.mark.skipif(os.geteuid() == 0, reason="root may write anywhere")
 def test_a_folder_without_permission_is_refused(tmp_path: Path) -> None:
     (tmp_path / "closed").mkdir(mode=0o500)
     with pytest.raises(InputError, match="not writable"):
-        check(RunConfig(out=str(tmp_path / "closed" / "a.mp4")))
+        check(run_config(out=str(tmp_path / "closed" / "a.mp4")))

@@ -25,7 +25,7 @@ from vinfinity.cli import main
 from vinfinity.config import RunConfig, parse_interval, to_yaml
 from vinfinity.denoise.samplers import State
 from vinfinity.denoise.selection import Selection, select_all
-from vinfinity.errors import BusyError, InputError, OutputError, Stopped, VinfinityError
+from vinfinity.errors import BusyError, DamagedError, InputError, OutputError, Stopped, VinfinityError
 from vinfinity.job import prepare
 from vinfinity.media.mp4 import read_metadata, read_video
 from vinfinity.parallel.ranks import Ranks
@@ -33,7 +33,7 @@ from vinfinity.parallel.votes import Votes
 from vinfinity.run import decode_again, run
 from vinfinity.runs.checkpoints import Checkpoints
 from vinfinity.runs.folder import RunFolder, find_run
-from vinfinity.runs.parts import DamagedError, Parts, read_manifest, save_whole, write_manifest, write_part
+from vinfinity.runs.parts import Parts, read_manifest, save_whole, write_manifest, write_part
 from vinfinity.runs.paths import Destination
 from vinfinity.runs.start import edited, how_to_start, load_run, was_restarted
 from vinfinity.system.progress import Progress
@@ -93,7 +93,7 @@ def start_of(config: RunConfig) -> str:
 
 
 def going_on(folder: Path) -> RunConfig:
-    return load_run(find_run(folder), overrides=[], flags={"resume": True})
+    return load_run(find_run(folder), overrides=[], flags={"resume": True}).config
 
 
 # ---- going on ----
@@ -187,8 +187,11 @@ def test_two_ranks_then_three_then_one_give_the_latents_of_one(tmp_path: Path) -
         pytest.raises(VinfinityError, match="stopped after step"),
         signalled(folder / "checkpoints" / "step-0006" / "manifest.json"),
     ):
-        run(load_run(find_run(folder), overrides=[], flags={"resume": True, "gpus": 3}), handle_signals=True)
-    run(load_run(find_run(folder), overrides=[], flags={"resume": True, "gpus": 1}))
+        run(
+            load_run(find_run(folder), overrides=[], flags={"resume": True, "gpus": 3}).config,
+            handle_signals=True,
+        )
+    run(load_run(find_run(folder), overrides=[], flags={"resume": True, "gpus": 1}).config)
     assert (latents(folder) - latents(tmp_path / "one.run")).abs().max() <= 1e-4
 
 
@@ -295,7 +298,7 @@ def test_damaged_latents_are_computed_again_from_what_is_left(model_folder: Path
     first = latents(tmp_path / "a.run")
     flip(tmp_path / "a.run" / "latents" / "frames-000000-000003.safetensors")
     (tmp_path / "a.mp4").unlink()
-    again = load_run(find_run(tmp_path / "a.run"), overrides=[], flags={"overwrite": True})
+    again = load_run(find_run(tmp_path / "a.run"), overrides=[], flags={"overwrite": True}).config
     with pytest.raises(DamagedError, match="SHA-256"):
         decode_again(again, find_run(tmp_path / "a.run"), Destination.of(again))
     run(going_on(tmp_path / "a.run"))
@@ -552,7 +555,7 @@ def test_redo_changes_the_stretch_and_not_a_bit_around_it(
         "sea",
     )
     assert not torch.equal(latents(tmp_path / "b.run"), ours)
-    settings = load_run(find_run(tmp_path / "b.run"), overrides=[], flags={})
+    settings = load_run(find_run(tmp_path / "b.run"), overrides=[], flags={}).config
     assert (settings.prompt, settings.seed) == ("sea", 4)
 
 
@@ -580,7 +583,9 @@ def test_an_edit_computes_what_is_near_and_the_anchors(model_folder: Path, tmp_p
 
     def computed(**given: str) -> Selection:
         kind = "extend" if "frames" in given else "redo"
-        return prepare(edited(folder, kind, overrides=["edit.context=3"], given=given, flags={})).selection
+        return prepare(
+            edited(folder, kind, overrides=["edit.context=3"], given=given, flags={}).config
+        ).selection
 
     middle = computed(**{"edit.redo": "30:36"})
     assert middle.frames == (7, 22, *range(27, 39), 52)
@@ -626,7 +631,7 @@ def test_an_earlier_run_that_is_damaged_under_way_ends_a_redo_on_all_ranks(
     [part] = (tmp_path / "a.run" / "latents").glob("*.safetensors")
     folder = find_run(tmp_path / "a.run")
     given, flags = {"edit.redo": "4:8"}, {"gpus": "2", "device": "cpu"}
-    config = edited(folder, "redo", overrides=["checkpoint.every=1 steps"], given=given, flags=flags)
+    config = edited(folder, "redo", overrides=["checkpoint.every=1 steps"], given=given, flags=flags).config
 
     def cut() -> None:
         while not (tmp_path / "a-redo.run" / "checkpoints" / "step-0001").exists():
@@ -710,7 +715,7 @@ def test_a_disk_that_fills_up_while_decoding_keeps_the_latents(small_disk: Path,
     assert raised.value.exit_code == 4
     read_manifest(small_disk / "a.run" / "latents").verify()
     assert not (small_disk / "a.mp4").exists()
-    run(load_run(find_run(small_disk / "a.run"), overrides=["video.crf=51"], flags={"resume": True}))
+    run(load_run(find_run(small_disk / "a.run"), overrides=["video.crf=51"], flags={"resume": True}).config)
     assert len(read_video(small_disk / "a.mp4")) == 40
 
 

@@ -9,7 +9,6 @@ import torch
 
 from vinfinity.bench.timing import Times, time_in_turn
 from vinfinity.bench.unet import our_call, shape_of
-from vinfinity.config import RunConfig
 from vinfinity.job import pick_dtype
 from vinfinity.models.unet3d.unet import UNetConfig
 from vinfinity.parallel.exchange import FrameExchange, OwnFrames
@@ -104,7 +103,7 @@ def time_exchange(model: str, *, ranks: int, scopes: Scopes, rounds: int, device
 
 
 def _time_on_rank(request: TimingRequest, ranks: Ranks) -> Times:
-    dtype = pick_dtype(RunConfig(), ranks.device)
+    dtype = pick_dtype("auto", ranks.device)
     shape = shape_of(request.model, frames=FRAMES)
     unet = shape.build(dtype, str(ranks.device))
     team = ranks.team(FRAMES * ranks.size, split=False)

@@ -50,7 +50,7 @@ def ladder(config: RunConfig, *, branches: int, frames: int, device: str) -> lis
         Execution(
             branches=min(chosen.branches or rung.branches, branches),
             skips=chosen.skips or rung.skips,
-            chunk_bytes=rung.chunk_bytes if chosen.stretch is None else chosen.stretch * MIB,
+            chunk_bytes=rung.chunk_bytes if chosen.chunk is None else chosen.chunk * MIB,
         )
         for rung in rungs
     ]

@@ -86,8 +86,7 @@ class Plan:
     @property
     def video_bytes(self) -> int:
         """Of the MP4: an estimate."""
-        assert self.run.config.pixels is not None
-        width, height = self.run.config.pixels
+        width, height = self.run.config.resolution
         quality = 2 ** ((18 - self.run.config.video.crf) / CRF_HALVES)
         return round(self.run.config.frames * width * height * MP4_BITS / 8 * quality)
 

@@ -11,9 +11,9 @@ from vinfinity.config import RunConfig
 from vinfinity.denoise.kept_frames import KeptFrames, kept_until
 from vinfinity.denoise.samplers import Sampler
 from vinfinity.denoise.selection import Selection, select_around, spans
-from vinfinity.errors import InputError
+from vinfinity.errors import DamagedError, InputError
 from vinfinity.runs.folder import RunFolder
-from vinfinity.runs.parts import DamagedError, Parts, read_manifest
+from vinfinity.runs.parts import Parts, read_manifest
 
 # frames that are copied at once
 COPIED_FRAMES = 256
@@ -55,15 +55,15 @@ class EarlierRun:
         if (c, h, w) != latent:
             problem = f"holds latents of {c}x{h}x{w}; this video needs {'x'.join(map(str, latent))}"
             raise InputError("edit.run", edit.run, "keep its model and size", problem=problem)
-        if edit.stretch.stop > latents.frames:
+        if edit.span.stop > latents.frames:
             problem = f"goes beyond the run's {latents.frames} frames"
             raise InputError("edit.redo", edit.redo, "name frames of that run", problem=problem)
         if config.frames < latents.frames:
             problem = f"is less than the run's {latents.frames} frames"
             raise InputError("frames", config.frames, "keep all of them", problem=problem)
-        return cls(latents, redo=edit.stretch, blend=edit.blend, context=edit.context)
+        return cls(latents, redo=edit.span, blend=edit.blend, context=edit.context)
 
-    def select(self, config: RunConfig, *, trained_frames: int, steps: int) -> Selection:
+    def select(self, config: RunConfig, *, steps: int) -> Selection:
         """The frames that the edit computes. Kept frames start from the noise that they were first made with."""
         total, known = config.frames, self.latents.frames
         until = self._kept_until(range(total), steps=steps)
@@ -75,7 +75,7 @@ class EarlierRun:
             [*self.redo, *range(known, total)],
             context=self.context,
             anchors=config.attention.anchors,
-            trained_frames=trained_frames,
+            trained_frames=config.attention.trained_frames,
             seeds=seeds,
         )
 

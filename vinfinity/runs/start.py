@@ -5,11 +5,11 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Literal
 
-from vinfinity.config import RunConfig, digest, leaves, load, of_the_video
+from vinfinity.config import Resolved, RunConfig, changes_latents, digest, leaves, load, name_sources
 from vinfinity.errors import InputError
 from vinfinity.runs.folder import RunFolder
 from vinfinity.runs.paths import Destination, check_files
-from vinfinity.weights.card import find_model
+from vinfinity.weights.card import find_model, model_defaults
 
 Start = Literal["new", "resume", "done"]
 
@@ -72,7 +72,7 @@ def read_settings(folder: RunFolder) -> RunConfig:
     return load(folder.settings).config
 
 
-def load_run(folder: RunFolder, *, overrides: list[str], flags: Mapping[str, object]) -> RunConfig:
+def load_run(folder: RunFolder, *, overrides: list[str], flags: Mapping[str, object]) -> Resolved:
     """The settings of a run, with changes that do not affect the video's latents. Raises InputError.
 
     The video goes beside the folder and takes its name, wherever the folder was moved to.
@@ -80,12 +80,14 @@ def load_run(folder: RunFolder, *, overrides: list[str], flags: Mapping[str, obj
     started_with = read_settings(folder)
     out = folder.path.with_suffix(Path(started_with.out or ".mp4").suffix or ".mp4")
     given = {key: value for key, value in flags.items() if value is not None}
-    config = load(folder.settings, overrides=overrides, flags={"out": str(out)} | given).config
-    new, old = leaves(config), leaves(started_with)
+    flags = {"out": str(out)} | given
+    resolved = load(folder.settings, overrides=overrides, flags=flags, card=model_defaults)
+    new, old = leaves(resolved.config), leaves(started_with)
     for key in new:
-        if new[key] != old[key] and of_the_video(key):
-            raise InputError(key, new[key], "start a new run for it", problem="would change the video")
-    return config
+        if new[key] != old[key] and changes_latents(key):
+            with name_sources(resolved.origins):
+                raise InputError(key, new[key], "start a new run for it", problem="would change the video")
+    return resolved
 
 
 def edited(
@@ -95,7 +97,7 @@ def edited(
     overrides: list[str],
     given: Mapping[str, str | None],
     flags: Mapping[str, object],
-) -> RunConfig:
+) -> Resolved:
     """The settings of a video that keeps an earlier run's frames, except for a span (`edit.redo`), or adds frames.
 
     given: settings from the command line, `frames` as `+N`. The video is named after the earlier one and `kind` unless
@@ -112,5 +114,5 @@ def edited(
     if "frames" in given:
         values["frames"] = started_with.frames + int(str(given["frames"]))
     own = [f"edit.run={folder.path.absolute()}", "save_latents=null", "noise_from=null"]
-    own += [f"edit.redo={values.pop('edit.redo')}"] if "edit.redo" in values else ["edit.redo=null"]
-    return load(folder.settings, overrides=[*own, *overrides], flags=values).config
+    own += [] if "edit.redo" in values else ["edit.redo=null"]
+    return load(folder.settings, overrides=[*own, *overrides], flags=values, card=model_defaults)
