@@ -18,7 +18,7 @@ from vinfinity.bench.whole import measure_runs
 from vinfinity.config import DecodeConfig
 from vinfinity.errors import InputError, VinfinityError
 from vinfinity.models.unet3d.unet import compile_blocks
-from vinfinity.parallel.context import Scopes
+from vinfinity.parallel.scopes import Scopes
 
 
 def test_an_inner_rank_rarely_waits_and_sends_half_the_bytes_of_keys_and_values() -> None:

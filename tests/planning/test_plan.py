@@ -4,6 +4,7 @@ import gc
 import json
 import time
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -17,17 +18,18 @@ from torch import nn
 from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.utils.flop_counter import FlopCounterMode
 
-from vinfinity.config import ComputeConfig, DecodeConfig, RunConfig, complete, load
+from vinfinity.config import ComputeConfig, DecodeConfig, RunConfig, load
 from vinfinity.denoise.execution import MIB, Execution
 from vinfinity.denoise.samplers import State
 from vinfinity.errors import InputError
 from vinfinity.job import Job, prepare
 from vinfinity.models.unet3d.unet import UNet, UNetConfig
-from vinfinity.parallel.context import Scopes, temporal_context
+from vinfinity.parallel.context import temporal_context
 from vinfinity.parallel.exchange import LocalExchange
-from vinfinity.parallel.pulse import Pulse
 from vinfinity.parallel.ranks import Ranks
+from vinfinity.parallel.scopes import Scopes
 from vinfinity.parallel.shards import FrameShards
+from vinfinity.pipeline import encode_text, make_denoiser
 from vinfinity.planning.fit import choose, choose_execution, decide
 from vinfinity.planning.machines import GPUS, find_gpu, free_in_group, free_on_host
 from vinfinity.planning.memory import Budget, memory_bound, trace_memory
@@ -44,8 +46,7 @@ from vinfinity.planning.trace import (
     trace_work,
     unet_call,
 )
-from vinfinity.predict import predictor
-from vinfinity.run import encode_text, run
+from vinfinity.run import run
 from vinfinity.weights.card import model_defaults, planned_card, read_card
 from vinfinity.weights.load import load_unet
 from vinfinity.weights.registry import KNOWN
@@ -172,7 +173,7 @@ def test_tracing_some_query_blocks_of_each_shape_finds_the_peak_of_all(
     frames: int, ranks: int, chunk_bytes: int
 ) -> None:
     shape = tiny_call(frames, ranks=ranks)
-    execution = Execution(branches=1, skips="device", stretch=chunk_bytes)
+    execution = Execution(branches=1, skips="device", chunk_bytes=chunk_bytes)
     peaks = []
     for few_blocks in (False, True):
         call = unet_call(shape, execution, shape.traced_exchange(), few_blocks=few_blocks)
@@ -191,7 +192,7 @@ def test_a_traced_step_needs_the_memory_of_a_real_one(overrides: tuple[str, ...]
     job = prepare(
         config_of(model_folder, *overrides, frames=frames, device="cpu", dtype="fp32", size="64x48")
     )
-    execution = Execution(branches=1, skips="device", stretch=32 * MIB)
+    execution = Execution(branches=1, skips="device", chunk_bytes=32 * MIB)
     traced = trace_memory(outline(job.config, job.card, device="cpu", ranks=1), execution).step
     assert real_step(job, execution) == pytest.approx(traced.working, rel=0.01)
     unet = load_unet(job.card.folder / "unet", device="cpu", dtype=torch.float32)
@@ -204,19 +205,17 @@ def real_step(job: Job, execution: Execution) -> int:
     with torch.inference_mode():
         text = encode_text(job, device=CPU.device, dtype=torch.float32)
         unet = load_unet(job.card.folder / "unet", device="cpu", dtype=torch.float32)
-        pulse = Pulse(CPU, say=lambda: None)
-        predict = predictor(
-            job, unet, text, team, team.exchange(), pulse, execution=execution, dtype=torch.float32
-        )
+        denoiser = make_denoiser(job, unet, text, team, team.exchange(), execution)
         shape = (1, job.latent[0], job.config.frames, *job.latent[1:])
         timestep = job.sampler.timesteps[1]
         # everything that is created once is created here
-        predict(torch.randn(shape), timestep)
+        denoiser.guided(denoiser.call(torch.randn(shape), timestep))
         with LiveBytes("cpu") as live:
             state = State(step=0, x=torch.randn(shape))
             state = job.sampler.step(state, torch.randn(shape), lambda step: torch.randn(shape))
             live.peak = live.now
-            job.sampler.step(state, predict(state.x, timestep), lambda step: torch.randn(shape))
+            prediction = denoiser.guided(denoiser.call(state.x, timestep))
+            job.sampler.step(state, prediction, lambda step: torch.randn(shape))
     return live.peak
 
 
@@ -224,7 +223,7 @@ def test_skip_connections_on_the_host_leave_the_device() -> None:
     """All of them are on the host at once; the device holds two chunks of one."""
     sampler = outline_of("mini").sampler
     on_device, on_host = (
-        trace_step(tiny_call(400), Execution(branches=1, skips=skips, stretch=2**16), sampler, branches=1)
+        trace_step(tiny_call(400), Execution(branches=1, skips=skips, chunk_bytes=2**16), sampler, branches=1)
         for skips in ("device", "host")
     )
     assert (on_device.host, on_host.host) == (0, pytest.approx(on_device.skips, rel=0.1))
@@ -233,7 +232,7 @@ def test_skip_connections_on_the_host_leave_the_device() -> None:
 
 
 def test_memory_of_long_clips_is_on_the_line_through_shorter_ones() -> None:
-    execution = Execution(branches=1, skips="device", stretch=2**15)
+    execution = Execution(branches=1, skips="device", chunk_bytes=2**15)
     sampler = outline_of("mini").sampler
     trace_step.cache_clear()
     line = step_memory(tiny_call(800), execution, sampler, branches=2)
@@ -245,7 +244,7 @@ def test_memory_of_long_clips_is_on_the_line_through_shorter_ones() -> None:
 
 
 def test_ranks_need_memory_for_messages() -> None:
-    execution = Execution(branches=1, skips="device", stretch=2**16)
+    execution = Execution(branches=1, skips="device", chunk_bytes=2**16)
     sampler = outline_of("mini").sampler
     alone, shared = (
         trace_step(tiny_call(frames, ranks=ranks), execution, sampler, branches=1)
@@ -324,13 +323,13 @@ def test_the_first_execution_that_fits_is_chosen_within_the_settings(model_folde
     for available, chosen, fits in ((fast, first, True), (lean, last, True), (lean - 1, last, False)):
         memory, found = choose(planned, Budget(device=available, host=None, where="a GPU"))
         assert (memory.needs("cuda")[0], found) == (trace_memory(planned, chosen).needs("cuda")[0], fits)
-    forced = planned.with_changes(compute=ComputeConfig(stretch=7))
-    assert choose(forced, Budget(device=10**12, host=None, where="a GPU"))[0].execution.stretch == 7 * MIB
+    forced = planned.with_changes(compute=ComputeConfig(chunk=7))
+    assert choose(forced, Budget(device=10**12, host=None, where="a GPU"))[0].execution.chunk_bytes == 7 * MIB
 
 
 def test_a_run_that_cannot_fit_is_refused_with_settings_that_do(model_folder: Path) -> None:
     planned = outline_of(
-        model_folder, "compute.stretch=1", "decode.frames=1", device="cuda", frames=240, size="256x192"
+        model_folder, "compute.chunk=1", "decode.frames=1", device="cuda", frames=240, size="256x192"
     )
     needed = trace_memory(planned, planned.executions[-1]).needs("cuda")[0]
     available = int(0.6 * needed)
@@ -383,11 +382,11 @@ def test_generate_refuses_a_run_that_cannot_fit_before_weights_load(tmp_path: Pa
     state = 512 * 512 * 48 * 4
     frames = -(-free_on_host() // state)
     out = tmp_path / "a.mp4"
-    settings = ("compute.stretch=65536", "decode.frames=1")
+    settings = ("compute.chunk=65536", "decode.frames=1")
     resolved = configure("mini", *settings, frames=frames, size="4096x4096", device="cpu", out=str(out))
     started = time.process_time()
     with pytest.raises(InputError) as raised:
-        run(resolved.config, resolved.origins)
+        run(resolved.config)
     assert time.process_time() - started < 4
     assert raised.value.exit_code == 2
     assert str(raised.value).startswith(f"frames: {frames} need ")
@@ -441,9 +440,9 @@ def papers_run() -> Plan:
 
 
 def configure_planned(model: str, *overrides: str, **flags: Any) -> RunConfig:
-    defaults, origin = model_defaults(model, planned=True)
     given = {"model": model, "prompt": "a red ball", **flags}
-    return complete(load(None, overrides=overrides, flags=given), defaults, origin=origin).config
+    card = partial(model_defaults, planned=True)
+    return load(None, overrides=overrides, flags=given, card=card).config
 
 
 def test_the_estimate_reproduces_the_papers_time(papers_run: Plan) -> None:
@@ -493,7 +492,7 @@ def test_every_known_gpu_can_be_planned_for() -> None:
 
 
 def test_ranks_split_over_branches_compute_one_branch_each() -> None:
-    both = outline_of("mini", "parallel.guidance=2", "guidance=6", ranks=4, device="cuda", frames=30)
+    both = outline_of("mini", "parallel.split_guidance=true", "guidance=6", ranks=4, device="cuda", frames=30)
     assert both.frames_per_rank == [15, 15, 15, 15]
     assert (both.branches_per_rank, both.branches) == (1, 2)
 
@@ -560,7 +559,7 @@ def test_a_run_uses_the_disk_space_that_was_planned(sampler: str, model_folder: 
     settings = {"out": str(tmp_path / "a.mp4"), "frames": 9, "steps": 6, "size": "64x64", "device": "cpu"}
     config = configure(model_folder, "checkpoint.every=1 steps", sampler=sampler, **settings).config
     plan = make_plan(config)
-    run(config, {})
+    run(config)
     lines = [json.loads(line) for line in (tmp_path / "a.run" / "events.jsonl").read_text().splitlines()]
     written = {line["event"]: line["bytes"] for line in lines if "bytes" in line}
     # bytes of a safetensors header

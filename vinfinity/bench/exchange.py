@@ -7,10 +7,10 @@ import torch
 from vinfinity.bench.subjects import find_subject
 from vinfinity.bench.timing import Times, time_in_turn
 from vinfinity.bench.unet import timed_call
-from vinfinity.parallel.context import Scopes
 from vinfinity.parallel.exchange import FrameExchange, OwnFrames
 from vinfinity.parallel.launch import launch
 from vinfinity.parallel.ranks import Ranks
+from vinfinity.parallel.scopes import Scopes
 from vinfinity.planning.trace import ONE_CHUNK, TIMESTEP, CallShape, unet_call
 from vinfinity.weights.card import read_card
 from vinfinity.weights.dtypes import pick_dtype

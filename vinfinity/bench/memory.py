@@ -13,11 +13,11 @@ from vinfinity.denoise.execution import MIB, Execution
 from vinfinity.denoise.samplers import DPMSolverPP
 from vinfinity.denoise.schedule import SchedulerConfig
 from vinfinity.models.unet3d.unet import UNet, UNetConfig
-from vinfinity.parallel.context import Scopes
+from vinfinity.parallel.scopes import Scopes
 from vinfinity.parallel.shards import FrameShards
 from vinfinity.planning.trace import TIMESTEP, CallShape, StepMemory, trace_step, unet_call
 
-SMALL_CHUNKS = Execution(branches=1, skips="device", stretch=8 * MIB)
+SMALL_CHUNKS = Execution(branches=1, skips="device", chunk_bytes=8 * MIB)
 SMALL_UNET = UNetConfig(
     block_out_channels=(64, 128),
     down_block_types=("CrossAttnDownBlock3D", "DownBlock3D"),

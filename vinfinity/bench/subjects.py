@@ -9,7 +9,7 @@ from vinfinity.config import parse_size
 from vinfinity.models.geometry import LatentGeometry
 from vinfinity.models.unet3d.layers import channels_last
 from vinfinity.models.unet3d.unet import UNet, UNetConfig
-from vinfinity.parallel.context import Scopes
+from vinfinity.parallel.scopes import Scopes
 from vinfinity.parallel.shards import FrameShards
 from vinfinity.planning.trace import CallShape
 from vinfinity.weights.card import read_card

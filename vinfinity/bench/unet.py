@@ -7,15 +7,13 @@ from torch import Tensor
 
 from vinfinity.bench.subjects import Subject
 from vinfinity.bench.timing import Times, time_in_turn
-from vinfinity.denoise.execution import MIB, Execution
+from vinfinity.denoise.execution import CHUNK_BYTES, Execution
 from vinfinity.models.unet3d.unet import UNet, compile_blocks
-from vinfinity.parallel.context import Scopes
 from vinfinity.parallel.exchange import FrameExchange
+from vinfinity.parallel.scopes import Scopes
 from vinfinity.parallel.teams import Team, team_of
 from vinfinity.planning.trace import TIMESTEP, CallShape, unet_call
 from vinfinity.weights.dtypes import DTYPES
-
-CHUNK_BYTES = {"cpu": 4 * MIB, "cuda": 256 * MIB}
 
 
 def call_inputs(shape: CallShape, *, device: str) -> tuple[Tensor, Tensor]:
@@ -43,7 +41,7 @@ def timed_call(
     device = unet.conv_in.weight.device
     team = team or team_of(0, 1, frames=frames, split=False)
     shape = subject.call_shape(unet, shards=team.shards, rank=team.member, scopes=scopes)
-    execution = Execution(branches=2, skips="device", stretch=CHUNK_BYTES[device.type])
+    execution = Execution(branches=2, skips="device", chunk_bytes=CHUNK_BYTES[device.type][0])
     x, text = call_inputs(shape, device=str(device))
     call = unet_call(shape, execution, exchange or team.exchange(), unet=unet, text=text)
 

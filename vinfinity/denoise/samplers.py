@@ -5,7 +5,7 @@ keep. Arithmetic is in fp32, whatever the model's type.
 """
 
 import math
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from dataclasses import dataclass, field
 from typing import ClassVar, Literal, Protocol
 
@@ -16,7 +16,6 @@ from vinfinity.config import RunConfig
 from vinfinity.denoise.schedule import SchedulerConfig, alphas_cumprod, spaced_timesteps
 from vinfinity.errors import InputError
 
-Predict = Callable[[Tensor, int], Tensor]
 Noise = Callable[[int], Tensor]
 
 
@@ -50,18 +49,6 @@ class Sampler(Protocol):
         that add some.
         """
         ...
-
-
-def denoise(sampler: Sampler, predict: Predict, start: State, noise: Noise) -> Iterator[State]:
-    """Yields the state after each step, from `start` to the end.
-
-    predict: the model's prediction (after guidance) for x (1, c, f, h, w) at a training timestep.
-    """
-    state = start
-    while state.step < len(sampler.timesteps):
-        prediction = predict(state.x, sampler.timesteps[state.step])
-        state = sampler.step(state, prediction.float(), noise)
-        yield state
 
 
 @dataclass(frozen=True)
@@ -320,8 +307,6 @@ def make_sampler(name: SamplerName, config: SchedulerConfig, *, steps: int, eta:
 
 def pick_sampler(config: RunConfig, scheduler: SchedulerConfig) -> Sampler:
     """The sampler of a run on its model's schedule. Raises InputError if the two do not go together."""
-    assert config.sampler is not None
-    assert config.steps is not None
     try:
         return make_sampler(config.sampler, scheduler, steps=config.steps, eta=config.eta)
     except ValueError as error:

@@ -8,7 +8,7 @@ from typing import Any, Literal, TypeVar
 
 import torch
 
-from vinfinity.config import Phase, RunConfig, parse_size
+from vinfinity.config import Phase, RunConfig
 from vinfinity.denoise.execution import Execution, ladder
 from vinfinity.denoise.guidance import guidance_branches
 from vinfinity.denoise.samplers import Sampler, pick_sampler
@@ -20,7 +20,7 @@ from vinfinity.models.unet3d.clip import TextConfig
 from vinfinity.models.unet3d.taesd import LatentDecoder
 from vinfinity.models.unet3d.unet import UNetConfig
 from vinfinity.models.unet3d.vae import AutoencoderKL, VAEConfig
-from vinfinity.parallel.context import NEVER
+from vinfinity.parallel.scopes import NEVER
 from vinfinity.parallel.shards import FrameShards
 from vinfinity.parallel.teams import team_of
 from vinfinity.planning.trace import CallShape
@@ -36,7 +36,7 @@ Config = TypeVar("Config")
 class Outline:
     """The shapes of a run.
 
-    config: completed from the model's card. frames: those that are denoised, fewer than `config.frames` in an edit.
+    frames: those that are denoised, fewer than `config.frames` in an edit.
     device: what ranks compute on. branches: guidance branches of a step. latent: (c, h, w) of one frame.
     """
 
@@ -55,12 +55,12 @@ class Outline:
     @property
     def size(self) -> tuple[int, int]:
         """(width, height) of the video in pixels."""
-        return parse_size(str(self.config.size))
+        return self.config.resolution
 
     @property
     def split_branches(self) -> bool:
         """Whether half of the ranks compute each guidance branch."""
-        return self.config.parallel.guidance == 2 and self.branches == 2 and self.ranks > 1
+        return self.config.parallel.split_guidance and self.branches == 2 and self.ranks > 1
 
     @property
     def shards(self) -> FrameShards:
@@ -86,9 +86,8 @@ class Outline:
         middle = shards.ranks // 2
         rank = max(range(shards.ranks), key=lambda r: (len(shards.held(r)), -abs(r - middle)))
         attention = config.attention
-        trained = attention.trained_frames or self.card.trained_frames
         scopes = None
-        if config.frames > trained:
+        if config.frames > attention.trained_frames:
             phase = max(attention.schedule, key=_active_scopes)
             scopes = scopes_of(attention, phase, attention.anchors)
         return CallShape(
@@ -99,7 +98,7 @@ class Outline:
             scopes=scopes,
             dtype=DTYPES[self.dtype],
             norm=attention.norm,
-            trained_frames=trained,
+            trained_frames=attention.trained_frames,
             text_tokens=self.card.text_length,
             reuse_depth=config.reuse.depth if config.reuse.interval > 1 else None,
         )
@@ -146,8 +145,6 @@ def outline(
     Raises InputError if sampler and steps do not go together, or if the model's architecture is not supported.
     """
 
-    assert config.guidance is not None
-
     def read(part: str, from_dict: Callable[[Mapping[str, Any]], Config]) -> Config:
         try:
             return from_dict(card.files[part])
@@ -170,7 +167,7 @@ def outline(
         text=read("text_encoder", TextConfig.from_dict),
         sampler=pick_sampler(config, read("scheduler", SchedulerConfig.from_dict)),
         branches=guidance_branches(config.guidance, distilled=card.guidance_width is not None),
-        latent=card.geometry.latent_size(parse_size(str(config.size))),
+        latent=card.geometry.latent_size(config.resolution),
     )
 
 

@@ -9,7 +9,7 @@ from typing import Any
 from vinfinity.planning.estimate import ASSUMPTIONS, Seconds
 from vinfinity.planning.memory import gigabytes
 from vinfinity.planning.plan import FEW_STEPS, Plan, seconds_by_gpu
-from vinfinity.runs.paths import output_path
+from vinfinity.runs.paths import Destination
 from vinfinity.system.progress import duration
 
 
@@ -22,7 +22,7 @@ def essentials(plan: Plan) -> list[tuple[str, str]]:
     on_device, on_host = memory.needs(run.device)
     rows = [
         ("frames", rank_frames(run.frames_per_rank)),
-        ("execution", f"{branches}, chunks of {execution.stretch / 2**20:.0f} MiB"),
+        ("execution", f"{branches}, chunks of {execution.chunk_bytes / 2**20:.0f} MiB"),
     ]
     if run.device == "cuda":
         rows.append(("device memory", f"{gigabytes(on_device)} on each rank{_free(plan.budget.device)}"))
@@ -46,7 +46,7 @@ def table(plan: Plan) -> list[tuple[str, ...]]:
         f"latents {gigabytes(memory.latents)}, loading {gigabytes(memory.loading)}, pictures"
         f" {gigabytes(memory.pictures)}, skip connections {gigabytes(step.host)}"
     )
-    free = shutil.disk_usage(_existing_parent(output_path(run.config))).free
+    free = shutil.disk_usage(_existing_parent(Destination.of(run.config).video)).free
     disk = (
         f"at most {gigabytes(plan.disk_bytes)}, {gigabytes(free)} free: MP4 about {gigabytes(plan.video_bytes)},"
         f" latents {gigabytes(plan.latents_bytes)}, a checkpoint {gigabytes(plan.checkpoint_bytes)}"

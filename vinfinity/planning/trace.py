@@ -16,8 +16,9 @@ from vinfinity.models.unet3d.call import UNetCall
 from vinfinity.models.unet3d.clip import TextConfig, TextEncoder
 from vinfinity.models.unet3d.taesd import LatentDecoder
 from vinfinity.models.unet3d.unet import UNet, UNetConfig
-from vinfinity.parallel.context import AttentionPlan, QueryBlock, Scopes, temporal_context
+from vinfinity.parallel.context import temporal_context
 from vinfinity.parallel.exchange import FrameExchange, TracedExchange
+from vinfinity.parallel.scopes import AttentionPlan, QueryBlock, Scopes
 from vinfinity.parallel.shards import FrameShards
 from vinfinity.planning.meter import LiveBytes, WorkCounter
 from vinfinity.weights.load import KINDS
@@ -25,7 +26,7 @@ from vinfinity.weights.load import KINDS
 # number of chunks above which memory grows linearly with the frames
 LINEAR_FROM = 16
 # all frames in one chunk: the fewest operations
-ONE_CHUNK = Execution(branches=1, skips="device", stretch=2**62)
+ONE_CHUNK = Execution(branches=1, skips="device", chunk_bytes=2**62)
 # any timestep and frame rate: they change no shape
 TIMESTEP = 500.0
 FPS = 8.0
@@ -94,7 +95,7 @@ def unet_call(
         shape.scopes,
         trained_frames=shape.trained_frames,
         norm=shape.norm,
-        limit=execution.stretch,
+        chunk_bytes=execution.chunk_bytes,
         device=device,
     )
     if few_blocks:
@@ -226,7 +227,7 @@ def step_memory(shape: CallShape, execution: Execution, sampler: Sampler, *, bra
     """
     h, w = shape.latent
     state = execution.branches * h * w * shape.unet.block_out_channels[0] * shape.dtype.itemsize
-    few = LINEAR_FROM * max(1, execution.stretch // state)
+    few = LINEAR_FROM * max(1, execution.chunk_bytes // state)
     if shape.frames <= 2 * few:
         return trace_step(shape, execution, sampler, branches=branches)
     low, high = (
