@@ -150,21 +150,26 @@ def exit_codes_page() -> list[str]:
 
 
 def python_page(names: Sequence[str]) -> list[str]:
-    """Signature and docstring of every public name of the package."""
+    """Signature and docstring of every public name of the package, errors last."""
     lines = ["# Python API", "", NOTE, ""]
-    for name in names:
+    for name in sorted(names, key=lambda name: is_error(getattr(vinfinity, name))):
         thing = getattr(vinfinity, name)
         lines += [f"## `vinfinity.{name}`", ""]
         if callable(thing):
             lines += ["```python", f"{name}{signature(thing)}", "```", ""]
         lines += [*paragraphs(inspect.getdoc(thing) or ""), ""]
-        if inspect.isclass(thing):
+        if inspect.isclass(thing) and not is_error(thing):
             for method_name, method in public_methods(thing):
                 lines += [f"### `{name}.{method_name}`", ""]
                 if callable(method):
                     lines += ["```python", f"{method_name}{signature(method)}", "```", ""]
                 lines += [*paragraphs(inspect.getdoc(method) or ""), ""]
     return lines
+
+
+def is_error(thing: Any) -> bool:
+    """Whether a public name is an exception class."""
+    return inspect.isclass(thing) and issubclass(thing, Exception)
 
 
 def signature(thing: Any) -> str:

@@ -103,11 +103,11 @@ def test_a_shell_can_install_completion(cli: Cli) -> None:
         (("generate", "-p", "x", "--out", "video.avi"), r"does not end in \.mp4"),
         (
             ("generate", "-p", "x", "--out", "there.mp4"),
-            r"out: there\.mp4 \(--out\) exists already; .*--overwrite",
+            r"out: there\.mp4 \(--out\) already exists; .*--overwrite",
         ),
         (
             ("generate", "-p", "x", "--noise-from", "no.safetensors"),
-            r"noise_from: no\.safetensors \(--noise-from\) is no file",
+            r"noise_from: no\.safetensors \(--noise-from\) does not exist",
         ),
         (("config", "--frames", "0"), "less than 1"),
     ],
@@ -228,7 +228,7 @@ def test_generate_replaces_files_only_with_overwrite(cli: Cli) -> None:
     )
     assert cli(*arguments)[0] == 0
     first = Path("new/ball.mp4").read_bytes()
-    assert "exists already" in cli.refused(*arguments, "--seed", "1")
+    assert "already exists" in cli.refused(*arguments, "--seed", "1")
     assert Path("new/ball.mp4").read_bytes() == first
     assert cli(*arguments, "--seed", "1", "--overwrite")[0] == 0
     assert Path("new/ball.mp4").read_bytes() != first

@@ -20,7 +20,7 @@ from vinfinity.config import (
     require_prompt,
     to_yaml,
 )
-from vinfinity.system.signals import Stops
+from vinfinity.system.signals import Shutdown
 
 if TYPE_CHECKING:
     from vinfinity.run import Summary
@@ -37,7 +37,6 @@ def generate(
 
     For example: vinfinity generate --prompt "a red ball bouncing over green grass"
     """
-    from vinfinity.runs.paths import check_files
     from vinfinity.runs.start import was_restarted
     from vinfinity.system.progress import warn
 
@@ -46,8 +45,6 @@ def generate(
         resolved = dataclasses.replace(resolved, config=config)
     with name_sources(resolved.origins):
         require_prompt(resolved.config)
-        # before torch is imported, which takes seconds
-        check_files(resolved.config)
         for sentence in ignored(resolved):
             warn(sentence)
         if dry_run:
@@ -58,12 +55,16 @@ def generate(
 
 def show_plan(resolved: Resolved) -> None:
     """Prints what a run would do and what it would take. Raises InputError if it does not fit."""
+    from vinfinity.runs.paths import Destination, check_files
+
+    config = resolved.config
+    check_files(config, Destination.of(config), overwrite=config.overwrite or config.resume)
     import_engine()
     from vinfinity.job import describe
     from vinfinity.planning.plan import essentials, make_plan
 
-    rows = describe(resolved.config)
-    plan = make_plan(resolved.config)
+    rows = describe(config)
+    plan = make_plan(config)
     print_columns([*rows, *essentials(plan)])
     if plan.refusal is not None:
         raise plan.refusal
@@ -71,20 +72,23 @@ def show_plan(resolved: Resolved) -> None:
 
 def start(resolved: Resolved) -> None:
     """Starts the run that a command asked for, unless it is finished. Raises VinfinityError."""
-    from vinfinity.runs.paths import output_path
+    from vinfinity.runs.paths import Destination
     from vinfinity.runs.start import how_to_start
     from vinfinity.system.progress import note
 
     config = resolved.config
+    destination = Destination.of(config)
     with name_sources(resolved.origins):
-        if how_to_start(config) == "done":
-            note(f"{output_path(config)} is finished; nothing is left to do")
+        # before torch is imported, which takes seconds
+        if how_to_start(config, destination) == "done":
+            note(f"{destination.video} is finished; nothing to do")
             return
-        with Stops().heeded():
+        with Shutdown().handled() as shutdown:
             import_engine()
             from vinfinity.run import run
 
-            summary = run(config, resolved.origins)
+            shutdown.check()
+            summary = run(config, destination, handle_signals=True)
     if summary is not None:
         # rank 0 alone has one
         print_summary(summary)

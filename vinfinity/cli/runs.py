@@ -72,7 +72,7 @@ def decode(
     For example: vinfinity decode a-red-ball.run --out smaller.mp4 video.crf=28 video.preset=slow
     """
     from vinfinity.runs.folder import find_run
-    from vinfinity.runs.paths import check_files
+    from vinfinity.runs.paths import Destination, check_files
     from vinfinity.runs.start import load_run
 
     with reported(debug=debug):
@@ -80,15 +80,16 @@ def decode(
         given = {"resume": False, "overwrite": overwrite, "save_latents": "null"}
         flags = given | {"out": out, "decoder": decoder, "device": device, **_gpus(gpus, default="1")}
         resolved = load_run(folder, overrides=settings or [], flags=flags)
+        destination = Destination.of(resolved.config)
         with name_sources(resolved.origins):
-            check_files(resolved.config)
+            check_files(resolved.config, destination, overwrite=resolved.config.overwrite)
             if not (folder.latents / "manifest.json").exists():
                 remedy = f"compute them with `vinfinity resume {folder.path}`"
                 raise InputError("run", run, remedy, problem="has no final latents yet")
             import_engine()
             from vinfinity.run import decode_again
 
-            summary = decode_again(resolved.config, folder)
+            summary = decode_again(resolved.config, folder, destination, handle_signals=True)
         if summary is not None:
             print_summary(summary)
 

@@ -19,7 +19,7 @@ from vinfinity.models.unet3d.clip import TextConfig
 from vinfinity.models.unet3d.taesd import LatentDecoder
 from vinfinity.models.unet3d.unet import UNetConfig
 from vinfinity.models.unet3d.vae import AutoencoderKL, VAEConfig
-from vinfinity.parallel.context import NEVER, Scopes
+from vinfinity.parallel.scopes import NEVER, Scopes
 from vinfinity.parallel.shards import FrameShards
 from vinfinity.parallel.teams import team_of
 from vinfinity.planning.trace import Clip
