@@ -359,7 +359,7 @@ def test_the_installed_command_refuses_in_one_line_too(place: Place) -> None:
         (("extend", "RUN", "--frames", "5"), "--frames: 5 is not a number of frames to append"),
         (("resume", "RUN", "--gpus", "9"), "gpus: 9 (--gpus) is more than the 6 frames of the video"),
         (("decode", "RUN", "--out", "a.avi"), "out: a.avi (--out) does not end in .mp4"),
-        (("decode", "RUN", "seed=5"), "seed: 5 (command line) would give another video"),
+        (("decode", "RUN", "seed=5"), "seed: 5 (command line) would change the video"),
         (("generate", "-p", "x", "--model", "minni"), "model: minni (--model) is "),
         (("bench", "unet", "--dtype", "fp61"), "--dtype: 'fp61' is not one of 'fp32', 'fp16', 'bf16'; see"),
         (("models", "convert", "a", "b", "--dtype", "fp61"), "--dtype: 'fp61' is not one of 'fp32'"),

@@ -4,6 +4,7 @@ import gc
 import json
 import time
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -17,7 +18,7 @@ from torch import nn
 from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.utils.flop_counter import FlopCounterMode
 
-from vinfinity.config import ComputeConfig, DecodeConfig, RunConfig
+from vinfinity.config import ComputeConfig, DecodeConfig, RunConfig, load
 from vinfinity.denoise.execution import MIB, Execution
 from vinfinity.denoise.samplers import State
 from vinfinity.errors import InputError
@@ -43,9 +44,8 @@ from vinfinity.planning.trace import (
     trace_work,
     unet_call,
 )
-from vinfinity.resolve import resolve
 from vinfinity.run import run
-from vinfinity.weights.card import planned_card, read_card
+from vinfinity.weights.card import model_defaults, planned_card, read_card
 from vinfinity.weights.load import load_unet
 from vinfinity.weights.registry import KNOWN
 
@@ -419,7 +419,8 @@ def papers_run() -> Plan:
 
 def configure_planned(model: str, *overrides: str, **flags: Any) -> RunConfig:
     given = {"model": model, "prompt": "a red ball", **flags}
-    return resolve(None, overrides=overrides, flags=given, planned=True).config
+    card = partial(model_defaults, planned=True)
+    return load(None, overrides=overrides, flags=given, card=card).config
 
 
 def test_the_papers_time_comes_out(papers_run: Plan) -> None:

@@ -6,7 +6,7 @@ from pathlib import Path
 import pytest
 from oracles.settings import run_config
 
-from vinfinity.config import RunConfig, VideoConfig
+from vinfinity.config import RunConfig
 from vinfinity.errors import InputError
 from vinfinity.runs.paths import Destination, check_files, slug
 
@@ -37,7 +37,7 @@ def test_files_go_where_out_says(tmp_path: Path) -> None:
     there = Destination.of(run_config(prompt="A ball", out=str(tmp_path / "x.y.mp4")))
     assert (there.video, there.sheet) == (tmp_path / "x.y.mp4", tmp_path / "x.y.png")
     assert there.folder.path == tmp_path / "x.y.run"
-    assert Destination.of(run_config(video=VideoConfig(sheet=False))).sheet is None
+    assert Destination.of(run_config(video={"sheet": False})).sheet is None
     assert Destination.of(run_config(out="~/a.mp4")).video == Path.home() / "a.mp4"
 
 

@@ -25,7 +25,7 @@ from vinfinity.cli import main
 from vinfinity.config import RunConfig, parse_interval, to_yaml
 from vinfinity.denoise.samplers import State
 from vinfinity.denoise.selection import Selection, select_all
-from vinfinity.errors import BusyError, InputError, OutputError, Stopped, VinfinityError
+from vinfinity.errors import BusyError, DamagedError, InputError, OutputError, Stopped, VinfinityError
 from vinfinity.job import prepare
 from vinfinity.media.mp4 import read_metadata, read_video
 from vinfinity.parallel.ranks import Ranks
@@ -33,7 +33,7 @@ from vinfinity.parallel.votes import Votes
 from vinfinity.run import decode_again, run
 from vinfinity.runs.checkpoints import Checkpoints
 from vinfinity.runs.folder import RunFolder, find_run
-from vinfinity.runs.parts import DamagedError, Parts, read_manifest, save_whole, write_manifest, write_part
+from vinfinity.runs.parts import Parts, read_manifest, save_whole, write_manifest, write_part
 from vinfinity.runs.paths import Destination
 from vinfinity.runs.start import edited, how_to_start, load_run, was_restarted
 from vinfinity.system.progress import Progress
@@ -631,7 +631,7 @@ def test_an_earlier_run_that_is_damaged_under_way_ends_a_redo_on_all_ranks(
     [part] = (tmp_path / "a.run" / "latents").glob("*.safetensors")
     folder = find_run(tmp_path / "a.run")
     given, flags = {"edit.redo": "4:8"}, {"gpus": "2", "device": "cpu"}
-    config = edited(folder, "redo", overrides=["checkpoint.every=1 steps"], given=given, flags=flags)
+    config = edited(folder, "redo", overrides=["checkpoint.every=1 steps"], given=given, flags=flags).config
 
     def cut() -> None:
         while not (tmp_path / "a-redo.run" / "checkpoints" / "step-0001").exists():

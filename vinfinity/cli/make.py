@@ -54,7 +54,7 @@ def generate(
 
 
 def show_plan(resolved: Resolved) -> None:
-    """Prints what a run would do and what it would take. Raises InputError if it does not fit."""
+    """Print what a run would do and what it would take. Raises InputError if it does not fit."""
     from vinfinity.runs.paths import Destination, check_files
 
     config = resolved.config
@@ -63,8 +63,8 @@ def show_plan(resolved: Resolved) -> None:
     from vinfinity.job import describe
     from vinfinity.planning.plan import essentials, make_plan
 
-    rows = describe(config)
-    plan = make_plan(config)
+    rows = describe(resolved.config)
+    plan = make_plan(resolved.config)
     print_columns([*rows, *essentials(plan)])
     if plan.refusal is not None:
         raise plan.refusal
@@ -77,8 +77,8 @@ def start(resolved: Resolved) -> None:
     from vinfinity.system.progress import note
 
     config = resolved.config
-    destination = Destination.of(config)
     with name_sources(resolved.origins):
+        destination = Destination.of(config)
         # before torch is imported, which takes seconds
         if how_to_start(config, destination) == "done":
             note(f"{destination.video} is finished; nothing to do")

@@ -10,7 +10,7 @@ from typing import Annotated, Any
 import typer
 
 from vinfinity.cli.output import Debug, reported
-from vinfinity.config import Resolved, declared
+from vinfinity.config import Resolved, declared, load
 from vinfinity.config.settings import FILES
 
 
@@ -131,8 +131,9 @@ def _resolve(
     settings: list[str] | None, config: Path | None, given: Mapping[str, Any], *, planned: bool
 ) -> Resolved:
     """The configuration from defaults, model card, YAML file, settings and flags. Raises InputError."""
-    from vinfinity.resolve import resolve
+    from vinfinity.weights.card import model_defaults
 
     # a switch that is off and an empty list were not given
     flags = {key: value for key, value in given.items() if value not in (False, None, [])}
-    return resolve(config, overrides=settings or (), flags=flags, planned=planned)
+    card = functools.partial(model_defaults, planned=planned)
+    return load(config, overrides=settings or (), flags=flags, card=card)

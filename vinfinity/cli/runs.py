@@ -80,9 +80,9 @@ def decode(
         given = {"resume": False, "overwrite": overwrite, "save_latents": "null"}
         flags = given | {"out": out, "decoder": decoder, "device": device, **_gpus(gpus, default="1")}
         resolved = load_run(folder, overrides=settings or [], flags=flags)
-        destination = Destination.of(resolved.config)
         with name_sources(resolved.origins):
-            check_files(resolved.config, destination, overwrite=resolved.config.overwrite)
+            destination = Destination.of(resolved.config)
+            check_files(resolved.config, destination, overwrite=overwrite)
             if not (folder.latents / "manifest.json").exists():
                 remedy = f"compute them with `vinfinity resume {folder.path}`"
                 raise InputError("run", run, remedy, problem="has no final latents yet")

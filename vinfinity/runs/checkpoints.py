@@ -11,12 +11,12 @@ from torch import Tensor
 from vinfinity.config import CheckpointConfig, parse_interval
 from vinfinity.denoise.samplers import State
 from vinfinity.denoise.selection import Selection, spans
-from vinfinity.errors import InputError, OutputError, VinfinityError
+from vinfinity.errors import DamagedError, InputError, OutputError, VinfinityError
 from vinfinity.parallel.ranks import Ranks
 from vinfinity.parallel.teams import Team
 from vinfinity.parallel.votes import Vote, Votes
 from vinfinity.runs.folder import MANIFEST, RunFolder
-from vinfinity.runs.parts import DamagedError, Part, Parts, read_manifest, write_manifest, write_part
+from vinfinity.runs.parts import Part, Parts, read_manifest, write_manifest, write_part
 from vinfinity.system.progress import Progress
 from vinfinity.system.signals import Shutdown
 

@@ -11,9 +11,9 @@ from vinfinity.config import RunConfig
 from vinfinity.denoise.kept_frames import KeptFrames, kept_until
 from vinfinity.denoise.samplers import Sampler
 from vinfinity.denoise.selection import Selection, select_around, spans
-from vinfinity.errors import InputError
+from vinfinity.errors import DamagedError, InputError
 from vinfinity.runs.folder import RunFolder
-from vinfinity.runs.parts import DamagedError, Parts, read_manifest
+from vinfinity.runs.parts import Parts, read_manifest
 
 # frames that are copied at once
 COPIED_FRAMES = 256
