@@ -186,7 +186,7 @@ def exchange(
         import_engine()
         from vinfinity.bench import exchange as measuring
         from vinfinity.models.unet3d.unet import UNetConfig
-        from vinfinity.parallel.context import Scopes
+        from vinfinity.parallel.scopes import Scopes
 
         scopes = Scopes(local=local, anchors=anchors)
         latent = (-(-height // 8), -(-width // 8))
@@ -245,7 +245,7 @@ def memory(
         from vinfinity.bench import memory as measuring
         from vinfinity.denoise.execution import MIB, Execution
         from vinfinity.models.unet3d.unet import UNetConfig
-        from vinfinity.parallel.context import Scopes
+        from vinfinity.parallel.scopes import Scopes
 
         footprints = [
             measuring.trace_footprint(
