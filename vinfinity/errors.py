@@ -40,7 +40,7 @@ class InputError(VinfinityError):
         self.field, self.value, self.remedy = field, value, remedy
         self.problem, self.source = problem, source
         parts = [_shown(value), f"({source})" if source else "", problem]
-        super().__init__(_one_line(f"{field}: {' '.join(part for part in parts if part)}; {remedy}"))
+        super().__init__(one_line(f"{field}: {' '.join(part for part in parts if part)}; {remedy}"))
 
     def __reduce__(self) -> tuple[object, ...]:
         # Ranks send errors to the parent process; by default pickle rebuilds one from its message alone.
@@ -99,6 +99,17 @@ def nearest(name: str, known: Sequence[str]) -> str | None:
     return candidates[matches[0]] if matches else None
 
 
+def did_you_mean(name: str, known: Sequence[str]) -> str:
+    """`did you mean frames?`, or nothing where no entry of `known` is close to `name`."""
+    meant = nearest(name, known)
+    return f"did you mean {meant}?" if meant else ""
+
+
+def one_line(text: object) -> str:
+    """Any text, such as an error of another library, on a single line."""
+    return " ".join(str(text).split())
+
+
 def _rebuild(
     kind: type[InputError], field: str, value: object, remedy: str, problem: str, source: str | None
 ) -> InputError:
@@ -115,7 +126,3 @@ def _shown(value: object) -> str:
     if isinstance(value, str) and (not text.strip() or text != text.strip()):
         text = repr(text)
     return text if len(text) <= 200 else f"{text[:197]}..."
-
-
-def _one_line(text: str) -> str:
-    return " ".join(text.split())

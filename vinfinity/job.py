@@ -2,6 +2,7 @@
 
 import os
 from dataclasses import dataclass
+from functools import cached_property
 from pathlib import Path
 
 import torch
@@ -12,7 +13,8 @@ from vinfinity.denoise.samplers import Sampler, make_sampler
 from vinfinity.denoise.schedule import SchedulerConfig
 from vinfinity.errors import InputError
 from vinfinity.media.blocks import check_tile
-from vinfinity.models.unet3d.tokenizer import CLIPTokenizer, load_tokenizer
+from vinfinity.models.family import TextTokenizer
+from vinfinity.models.unet3d.configs import UNetConfig
 from vinfinity.parallel.launch import check_ranks
 from vinfinity.parallel.place import find_place
 from vinfinity.parallel.ranks import pick_device
@@ -20,10 +22,9 @@ from vinfinity.runs.edit import Footage, check_edit, footage
 from vinfinity.runs.paths import check_files, output_path
 from vinfinity.system.safetensors import read_header
 from vinfinity.weights.card import ModelCard, read_card, weights_digest
+from vinfinity.weights.dtypes import DTYPES
 from vinfinity.weights.load import check_decoder, check_weights, empty_network, load_scheduler
 from vinfinity.weights.lora import Lora, check_lora, read_lora
-
-DTYPES = {"fp32": torch.float32, "fp16": torch.float16, "bf16": torch.bfloat16}
 
 
 @dataclass(frozen=True)
@@ -37,7 +38,7 @@ class Job:
     config: RunConfig
     card: ModelCard
     sampler: Sampler
-    tokenizer: CLIPTokenizer
+    tokenizer: TextTokenizer
     footage: Footage
     latent: tuple[int, int, int]
     size: tuple[int, int]
@@ -46,7 +47,7 @@ class Job:
     trained_frames: int
     loras: tuple[Lora, ...] = ()
 
-    @property
+    @cached_property
     def weights_digest(self) -> str:
         """SHA-256 (hex) that tells two versions of the weights apart, LoRAs included."""
         return weights_digest(self.card.folder, loras=[lora.path for lora in self.loras])
@@ -57,7 +58,7 @@ class Job:
         chosen = self.config.decoder
         return self.card.folder / "vae" if chosen is None else Path(chosen).expanduser()
 
-    @property
+    @cached_property
     def decoder_digest(self) -> str:
         """SHA-256 (hex) that tells two decoders apart."""
         return weights_digest(self.decoder)
@@ -112,17 +113,17 @@ def prepare(config: RunConfig) -> Job:
         check_edit(config, latent)
     computed = footage(config, steps=len(sampler.timesteps))
     check_ranks(gpus=config.gpus, device=config.device, frames=len(computed.frames))
-    check_weights(card.folder, half=pick_dtype(config, pick_device(config.device)) != torch.float32)
+    check_weights(card.folder, prefer_fp16=pick_dtype(config, pick_device(config.device)) != torch.float32)
     if config.decoder is not None:
-        check_decoder(Path(config.decoder).expanduser(), channels=card.latent_channels, pixels=card.pixels)
-    check_tile(config.decode, factor=card.pixels)
+        check_decoder(Path(config.decoder).expanduser(), card.geometry)
+    check_tile(config.decode, downscale=card.geometry.downscale)
     loras = tuple(read_lora(text) for text in config.lora)
     if loras:
-        network = empty_network("unet", card.folder / "unet")
+        network = empty_network(card.family.networks["unet"], card.folder / "unet")
         shapes = {name: tuple(tensor.shape) for name, tensor in network.state_dict().items()}
         for lora in loras:
             check_lora(lora, shapes)
-    tokenizer = load_tokenizer(card.folder / "tokenizer", length=card.text_length)
+    tokenizer = card.family.load_tokenizer(card.folder / "tokenizer", length=card.text_length)
     if config.noise_from is not None:
         check_noise(Path(config.noise_from), (1, latent[0], config.frames, *latent[1:]))
     return Job(
@@ -147,7 +148,7 @@ def check_computing(config: RunConfig, card: ModelCard) -> None:
     if config.parallel.guidance == 2 and branches(config, card) == 2 and ranks < 2:
         problem = "gives each guidance branch ranks of its own, but there is one rank"
         raise InputError("parallel.guidance", 2, "use --gpus 2 or more, or leave it out", problem=problem)
-    levels = len(card.files["unet"].get("block_out_channels", (0,) * 4))
+    levels = len(card.config(UNetConfig).block_out_channels)
     if config.reuse.interval > 1 and config.reuse.depth >= levels:
         problem = f"leaves nothing to reuse of the {levels} levels of {card.name}"
         raise InputError("reuse.depth", config.reuse.depth, f"give at most {levels - 1}", problem=problem)
@@ -156,8 +157,7 @@ def check_computing(config: RunConfig, card: ModelCard) -> None:
 def latent_shape(config: RunConfig, card: ModelCard) -> tuple[int, int, int]:
     """(c, h, w) of one frame, enough to cover the size in pixels."""
     assert config.pixels is not None
-    width, height = config.pixels
-    return card.latent_channels, -(-height // card.pixels), -(-width // card.pixels)
+    return card.geometry.latent_size(config.pixels)
 
 
 def pick_sampler(config: RunConfig, scheduler: SchedulerConfig) -> Sampler:

@@ -30,8 +30,10 @@ from vinfinity.media.decode import decode_block, decode_frames, decode_tiles, on
 from vinfinity.media.latents import FileLatents, LatentSource, TensorLatents
 from vinfinity.media.mp4 import read_metadata, read_video
 from vinfinity.media.video import write_video
-from vinfinity.models.unet3d.taesd import AutoencoderTiny, LatentDecoder, TinyConfig
-from vinfinity.models.unet3d.vae import AutoencoderKL, VAEConfig
+from vinfinity.models.decoder import Decoder
+from vinfinity.models.unet3d.configs import TinyConfig, VAEConfig
+from vinfinity.models.unet3d.taesd import AutoencoderTiny
+from vinfinity.models.unet3d.vae import AutoencoderKL
 from vinfinity.parallel.ranks import Ranks
 from vinfinity.planning.meter import LiveBytes
 from vinfinity.run import run
@@ -42,7 +44,7 @@ Note = Callable[[str, float], None]
 
 
 def pictures_of(
-    decoder: LatentDecoder,
+    decoder: Decoder,
     source: LatentSource,
     *,
     frames: int,
@@ -148,7 +150,7 @@ def test_block_follows_from_the_size_of_a_frame(
         VAEConfig(block_out_channels=(32, 32)),
         TinyConfig(),
     ],
-    ids=lambda config: f"{type(config).__name__} {config.factor} {config.peak_channels}",
+    ids=lambda config: f"{type(config).__name__} {config.downscale} {config.peak_channels}",
 )
 def test_bytes_of_a_block_are_those_that_tracing_finds(
     config: VAEConfig | TinyConfig, latent: tuple[int, int], tile: int | None, record_worst: Note
@@ -157,7 +159,7 @@ def test_bytes_of_a_block_are_those_that_tracing_finds(
         decoder = AutoencoderKL(config) if isinstance(config, VAEConfig) else AutoencoderTiny(config)
     blocks = plan_blocks(DecodeConfig(tile=tile), config, latent)
     latents = torch.empty(4, blocks.frames, *latent, device="meta")
-    size = (config.factor * latent[1], config.factor * latent[0])
+    size = (config.downscale * latent[1], config.downscale * latent[0])
     with torch.inference_mode(), LiveBytes() as live:
         decode_block(decoder, latents, size=size, tile=blocks.tile)
     record_worst("bytes of a block, of those traced", blocks.bytes / live.peak)
@@ -179,9 +181,9 @@ def test_memory_does_not_grow_with_the_video(tmp_path: Path) -> None:
 # ---- tiles ----
 
 
-def tiled(decoder: LatentDecoder, latents: torch.Tensor, tile: int | None) -> torch.Tensor:
+def tiled(decoder: Decoder, latents: torch.Tensor, tile: int | None) -> torch.Tensor:
     """The pieces of `decode_tiles` put together: every pixel must be given exactly once."""
-    height, width = (side * decoder.config.factor for side in latents.shape[2:])
+    height, width = (side * decoder.config.downscale for side in latents.shape[2:])
     whole = torch.full((len(latents), 3, height, width), torch.nan)
     for top, left, piece in decode_tiles(decoder, latents, tile=tile):
         place = whole[:, :, top : top + piece.shape[2], left : left + piece.shape[3]]
@@ -455,15 +457,17 @@ def test_a_decoder_that_does_not_fit_is_refused_before_weights_load(
     assert "is missing" in refused(decoder=str(tmp_path))
     (tmp_path / "wide").mkdir()
     TheirTiny(latent_channels=16).save_pretrained(tmp_path / "wide")
-    assert refused(decoder=str(tmp_path / "wide")).startswith(
-        f"decoder: {tmp_path / 'wide'} is for latents of 16 channels and 8 pixels a side, not 4 channels"
+    line = refused(decoder=str(tmp_path / "wide"))
+    assert line.startswith(
+        f"decoder: {tmp_path / 'wide'} decodes latents of 16 channels and 8 pixels per position"
     )
+    assert "but the model's have 4 channels and 8 pixels" in line
 
 
 @pytest.mark.parametrize(
     ("tile", "said"),
     [
-        (100, "decode.tile: 100 is no multiple of 32 pixels; take 96 or 128"),
+        (100, "decode.tile: 100 is not a multiple of 32 pixels; take 96 or 128"),
         (16, "decode.tile: 16 (command line) is not between 32 and 8192 pixels"),
     ],
 )

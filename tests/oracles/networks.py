@@ -1,16 +1,20 @@
 """Our networks with the weights of diffusers' networks, and the shapes that tests try."""
 
-from typing import Any
+from pathlib import Path
+from typing import Any, cast
 
 import torch
 from diffusers import AutoencoderKL as TheirVAE
 from diffusers import UNet3DConditionModel
 
-from vinfinity.models.unet3d.unet import UNet, UNetConfig
-from vinfinity.models.unet3d.vae import AutoencoderKL, VAEConfig
+from vinfinity.models.unet3d.configs import UNetConfig, VAEConfig
+from vinfinity.models.unet3d.family import UNET3D
+from vinfinity.models.unet3d.unet import UNet
+from vinfinity.models.unet3d.vae import AutoencoderKL
 from vinfinity.parallel.context import Scopes, TemporalContext, temporal_context
 from vinfinity.parallel.exchange import LocalExchange
 from vinfinity.parallel.shards import FrameShards
+from vinfinity.weights.load import load_network
 
 CROSS_DOWN, PLAIN_DOWN = "CrossAttnDownBlock3D", "DownBlock3D"
 CROSS_UP, PLAIN_UP = "CrossAttnUpBlock3D", "UpBlock3D"
@@ -108,3 +112,8 @@ def our_vae(theirs: TheirVAE) -> AutoencoderKL:
     ours = AutoencoderKL(VAEConfig.from_dict(dict(theirs.config)))
     ours.load_state_dict(theirs.state_dict())
     return ours.eval().requires_grad_(False)
+
+
+def load_vae(folder: Path, *, device: torch.device | str, dtype: torch.dtype) -> AutoencoderKL:
+    """A model's whole autoencoder, encoder included; a run loads the decoding half only."""
+    return cast(AutoencoderKL, load_network(UNET3D.networks["vae"], folder, device=device, dtype=dtype))

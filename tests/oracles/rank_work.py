@@ -9,7 +9,8 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor, nn
 
-from vinfinity.models.unet3d.unet import UNet, UNetConfig
+from vinfinity.models.unet3d.configs import UNetConfig
+from vinfinity.models.unet3d.unet import UNet
 from vinfinity.parallel.context import Scopes, temporal_context
 from vinfinity.parallel.ranks import Ranks
 from vinfinity.parallel.shards import FrameShards

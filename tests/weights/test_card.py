@@ -9,7 +9,10 @@ import pytest
 from oracles.reference import tiny_pipeline
 
 from vinfinity.errors import InputError, WeightsError
-from vinfinity.weights.card import PARTS, find_model, model_defaults, read_card
+from vinfinity.models.family import parts_of
+from vinfinity.models.geometry import LatentGeometry
+from vinfinity.models.unet3d.family import UNET3D
+from vinfinity.weights.card import find_model, model_defaults, read_card
 
 
 def write_card(folder: Path, **values: Any) -> None:
@@ -34,7 +37,7 @@ def test_card_follows_from_the_files_of_a_published_model(own_model: Path) -> No
     card = read_card(str(own_model))
     assert card.folder == own_model
     assert card.name == own_model.name
-    assert (card.pixels, card.latent_channels, card.text_length) == (8, 4, 16)
+    assert (card.geometry, card.text_length) == (LatentGeometry(channels=4, downscale=8), 16)
     assert (card.trained_frames, card.fps_cond) == (16, False)
     assert card.defaults["size"] == "32x32"
     assert card.defaults["sampler"] == "ddim"
@@ -88,20 +91,20 @@ def test_frame_rate_condition_is_seen(own_model: Path) -> None:
     assert read_card(str(own_model)).fps_cond
 
 
-@pytest.mark.parametrize("part", PARTS)
+@pytest.mark.parametrize("part", parts_of(UNET3D))
 def test_missing_part_is_named(part: str, own_model: Path) -> None:
     shutil.rmtree(own_model / part)
     assert f"has no {part}" in refusal(own_model)
 
 
 def test_empty_folder_is_no_model(tmp_path: Path) -> None:
-    assert f"model: {tmp_path} has no unet; a model's folder holds unet, vae" in refusal(tmp_path)
+    assert f"model: {tmp_path} has no unet; a model's folder has unet, vae" in refusal(tmp_path)
 
 
 def test_file_is_no_model(tmp_path: Path) -> None:
     path = tmp_path / "weights.safetensors"
     path.touch()
-    assert "is a file; give the folder" in refusal(path)
+    assert "is a file; name the folder" in refusal(path)
 
 
 @pytest.mark.parametrize("name", ["minni", "mni", "Mini"])
@@ -111,7 +114,7 @@ def test_nearest_name_is_offered(name: str) -> None:
 
 def test_unknown_name_tells_which_there_are() -> None:
     line = refusal("zeroscope-v9")
-    assert line.startswith("model: zeroscope-v9 is no known model and no folder")
+    assert line.startswith("model: zeroscope-v9 is neither a known model nor a folder")
     assert "mini" in line
 
 

@@ -15,17 +15,17 @@ import pytest
 import torch
 import transformers  # noqa: F401  (it must not meet the stand-in for torchvision below)
 from oracles import lvdm
-from oracles.networks import one_rank
+from oracles.networks import load_vae, one_rank
 from oracles.reference import fill, relative_error, save_model, tiny_unet
 from safetensors.torch import load_file
 from torch import Tensor, nn
 
 from vinfinity.errors import InputError, OutputError, VinfinityError
+from vinfinity.models.unet3d.lvdm import UNUSED, lvdm_faults, lvdm_parts, unused_text
 from vinfinity.models.unet3d.tokenizer import load_tokenizer
 from vinfinity.weights.card import read_card
 from vinfinity.weights.convert import convert
-from vinfinity.weights.load import check_weights, load_scheduler, load_text_encoder, load_unet, load_vae
-from vinfinity.weights.lvdm import UNUSED, lvdm_faults, lvdm_parts, unused_text
+from vinfinity.weights.load import check_weights, load_scheduler, load_text_encoder, load_unet
 
 CLOSE = 1e-4
 FP32 = {"device": "cpu", "dtype": torch.float32}
@@ -178,14 +178,14 @@ def test_tables_cover_both_sides_fully(parts: dict[str, Any]) -> None:
     shapes = {name: tuple(x.shape) for name, x in state.items()}
     found = lvdm_parts(shapes)
     assert lvdm_faults(found, shapes) == []
-    used = {piece.source for part in found for piece in part.pieces.values()}
+    used = {source.name for part in found for source in part.sources.values()}
     assert used | (UNUSED & state.keys()) | (unused_text(shapes) & state.keys()) == state.keys()
     assert used.isdisjoint(UNUSED | unused_text(shapes))
     for part in found:
-        assert part.pieces.keys() == part.shapes.keys()
+        assert part.sources.keys() == part.shapes.keys()
     # a whole source feeds one parameter, a fused one three
-    whole = [p.source for part in found for p in part.pieces.values() if p.third is None]
-    fused = [p.source for part in found for p in part.pieces.values() if p.third is not None]
+    whole = [s.name for part in found for s in part.sources.values() if s.third is None]
+    fused = [s.name for part in found for s in part.sources.values() if s.third is not None]
     assert len(whole) == len(set(whole))
     assert len(fused) == 3 * len(set(fused))
 
@@ -240,7 +240,7 @@ def openclip_shapes(*, width: int, layers: int) -> dict[str, tuple[int, ...]]:
 
 
 def test_converted_folder_is_a_model_with_its_authors_settings(converted: Path) -> None:
-    check_weights(converted, half=True)
+    check_weights(converted, prefer_fp16=True)
     card = read_card(str(converted))
     assert card.name == "videocrafter2"
     assert (card.trained_frames, card.fps_cond, card.text_length) == (16, True, 16)
@@ -318,11 +318,11 @@ def put(name: str, value: Any) -> Callable[[dict[str, Any]], None]:
         (put("surplus", torch.zeros(2)), "unexpected surplus"),
         (put(f"{UNET}label_emb.weight", torch.zeros(2)), f"unexpected {UNET}label_emb.weight"),
         (put(f"{UNET}time_embed.0.bias", torch.zeros(3)), "time_embed.0.bias is 3, not 128"),
-        (remove(f"{UNET}init_attn.0.proj_in.weight"), "unknown architecture"),
-        (remove(f"{TEXT}token_embedding.weight"), "unknown architecture"),
-        (remove("first_stage_model.post_quant_conv.weight"), "unknown architecture"),
+        (remove(f"{UNET}init_attn.0.proj_in.weight"), "unsupported architecture"),
+        (remove(f"{TEXT}token_embedding.weight"), "unsupported architecture"),
+        (remove("first_stage_model.post_quant_conv.weight"), "unsupported architecture"),
         (put("scale_arr", torch.rand(1000)), "scale_arr"),
-        (put("epoch", 3), "holds 'epoch', a int and no tensor"),
+        (put("epoch", 3), "has 'epoch' of type int, which is not a tensor"),
     ],
     ids=lambda value: value if isinstance(value, str) else "",
 )
@@ -386,14 +386,14 @@ def test_truncated_checkpoints_are_refused(
 
 def test_a_checkpoint_alone_lacks_a_tokenizer(checkpoint: Path, tmp_path: Path) -> None:
     line = refusal(checkpoint, tmp_path / "out")
-    assert "holds no tokenizer; add --complete-from MODEL" in line
+    assert "has no tokenizer; add --complete-from MODEL" in line
 
 
 def test_another_files_tensors_are_no_checkpoint(model_folder: Path, tmp_path: Path) -> None:
     source = saved({"some.weight": torch.zeros(2)}, tmp_path)
-    assert "holds names such as some.weight" in refusal(source, tmp_path / "out")
+    assert "has tensors of unknown names, such as some.weight" in refusal(source, tmp_path / "out")
     (tmp_path / "a.safetensors").touch()
-    assert "is no file of a layout" in refusal(tmp_path / "a.safetensors", tmp_path / "out")
+    assert "has a layout that cannot be converted" in refusal(tmp_path / "a.safetensors", tmp_path / "out")
 
 
 def test_existing_targets_and_missing_sources_are_refused(checkpoint: Path, tmp_path: Path) -> None:
@@ -415,7 +415,7 @@ def test_nothing_half_written_is_left_where_the_disk_is_full(checkpoint: Path, c
     command = [sys.executable, "-c", code, str(checkpoint), str(target), str(converted)]
     done = subprocess.run(command, capture_output=True, text=True)
     assert "OutputError" in done.stderr
-    assert "could not be written" in done.stderr
+    assert "full: cannot be written" in done.stderr
     assert not target.exists()
     assert [path.name for path in checkpoint.parent.iterdir() if path.name.endswith(".part")] == []
     assert issubclass(OutputError, VinfinityError)
@@ -448,7 +448,7 @@ def test_pickled_folders_become_safetensors(
     folder = convert(own_model, tmp_path / "out")
     assert not list(folder.rglob(f"*.{suffix}"))
     assert_same_model(folder, model_folder)
-    check_weights(folder, half=False)
+    check_weights(folder, prefer_fp16=False)
     assert read_card(str(folder)).defaults == read_card(str(model_folder)).defaults
 
 
@@ -483,29 +483,29 @@ def test_a_unet_alone_is_completed_from_another_model(flat: bool, model_folder: 
     unet = fill(tiny_unet(), seed=7)
     source = tmp_path / "source"
     unet.save_pretrained(source if flat else source / "unet")
-    assert "holds no vae; add --complete-from MODEL" in refusal(source, tmp_path / "out")
+    assert "has no vae; add --complete-from MODEL" in refusal(source, tmp_path / "out")
     folder = convert(source, tmp_path / "out", complete_from=str(model_folder))
     loaded = load_unet(folder / "unet", **FP32).state_dict()
     assert all(torch.equal(loaded[name], x) for name, x in unet.state_dict().items())
-    check_weights(folder, half=False)
+    check_weights(folder, prefer_fp16=False)
 
 
 def test_parts_of_models_that_do_not_go_together_are_refused(model_folder: Path, tmp_path: Path) -> None:
     tiny_unet(cross_attention_dim=24).save_pretrained(tmp_path / "source")
     line = refusal(tmp_path / "source", tmp_path / "out", complete_from=str(model_folder))
-    assert "makes 16 channels for a UNet that takes 24" in line
+    assert "has 16 channels, but the UNet takes 24" in line
 
 
 def test_folders_without_tokenizer_or_of_another_kind_are_refused(own_model: Path, tmp_path: Path) -> None:
     shutil.rmtree(own_model / "tokenizer")
-    assert "holds no tokenizer" in refusal(own_model, tmp_path / "out")
+    assert "has no tokenizer" in refusal(own_model, tmp_path / "out")
     (own_model / "tokenizer").mkdir()
-    assert "holds no tokenizer" in refusal(own_model, tmp_path / "out")
+    assert "has no tokenizer" in refusal(own_model, tmp_path / "out")
     other = tmp_path / "other"
     other.mkdir()
-    assert "holds no unet" in refusal(other, tmp_path / "out")
+    assert "has no unet" in refusal(other, tmp_path / "out")
     (other / "config.json").write_text(json.dumps({"_class_name": "FluxTransformer2DModel"}))
-    assert "holds a FluxTransformer2DModel" in refusal(other, tmp_path / "out")
+    assert "is a FluxTransformer2DModel" in refusal(other, tmp_path / "out")
     (other / "config.json").write_text(
         json.dumps({"_class_name": "UNet3DConditionModel", "down_block_types": ["DownBlockMotion"]})
     )
@@ -520,8 +520,8 @@ def test_the_command_line_converts_and_reports_in_one_line(
     command = [sys.executable, "-m", "vinfinity", "models", "convert", str(checkpoint), str(tmp_path / "out")]
     done = subprocess.run(command, capture_output=True, text=True)
     assert done.returncode == 2
-    assert "holds no tokenizer" in done.stderr
+    assert "has no tokenizer" in done.stderr
     assert len(done.stderr.strip().splitlines()) == 1
     done = subprocess.run([*command, "--complete-from", str(model_folder)], capture_output=True, text=True)
     assert done.returncode == 0, done.stderr
-    check_weights(tmp_path / "out", half=False)
+    check_weights(tmp_path / "out", prefer_fp16=False)

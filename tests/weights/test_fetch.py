@@ -18,12 +18,13 @@ import torch
 from oracles.reference import save_model, tiny_pipeline, tiny_unet
 from safetensors.torch import load_file
 
-from vinfinity.models.unet3d.unet import UNet, UNetConfig
+from vinfinity.models.unet3d.configs import UNetConfig
+from vinfinity.models.unet3d.lvdm import UNET as PREFIX
+from vinfinity.models.unet3d.lvdm import unet_table
+from vinfinity.models.unet3d.turbo import turbo_order
+from vinfinity.models.unet3d.unet import UNet
 from vinfinity.weights.hub import needed
 from vinfinity.weights.load import check_weights, load_unet
-from vinfinity.weights.lora import turbo_order
-from vinfinity.weights.lvdm import UNET as PREFIX
-from vinfinity.weights.lvdm import unet_table
 
 REVISION = "0123456789abcdef0123456789abcdef01234567"
 UNET = "unet/diffusion_pytorch_model.safetensors"
@@ -200,7 +201,7 @@ def test_a_model_is_fetched_checked_and_then_used_offline(
     assert done.returncode == 0, done.stderr
     folder = command.models / "zeroscope"
     assert done.stdout.strip() == str(folder)
-    check_weights(folder, half=False)
+    check_weights(folder, prefer_fp16=False)
     fetched = {name for name, _ in hub.asked}
     assert UNET in fetched
     assert fetched.isdisjoint({"README.md", ".gitattributes", "unet/diffusion_pytorch_model.bin"})
@@ -227,8 +228,8 @@ def test_a_model_is_fetched_checked_and_then_used_offline(
 def test_a_unet_alone_is_put_together_with_the_model_it_is_used_with(hub: Hub, command: Command) -> None:
     done = command("models", "fetch", "videocrafter2", "--endpoint", hub.url)
     assert done.returncode == 0, done.stderr
-    check_weights(command.models / "videocrafter2", half=False)
-    check_weights(command.models / "zeroscope", half=False)
+    check_weights(command.models / "videocrafter2", prefer_fp16=False)
+    check_weights(command.models / "zeroscope", prefer_fp16=False)
     card = json.loads((command.models / "videocrafter2" / "card.json").read_text())
     assert card["sampler"] == "videocrafter2"
     assert not (command.models / ".fetching").exists() or not list((command.models / ".fetching").iterdir())
@@ -239,7 +240,7 @@ def test_a_lora_is_merged_into_the_model_that_it_needs(hub: Hub, command: Comman
     network = UNet(UNetConfig.from_dict({**dict(tiny_unet().config), "time_cond_proj_dim": 256}))
     shapes = {name: tuple(tensor.shape) for name, tensor in network.state_dict().items()}
     table = unet_table(network.config, list(shapes))
-    names = turbo_order({name: piece.source.removeprefix(PREFIX) for name, piece in table.items()}, shapes)
+    names = turbo_order({name: source.name.removeprefix(PREFIX) for name, source in table.items()}, shapes)
     factors = []
     for name in names:
         out, inputs, *kernel = shapes[name]
@@ -303,7 +304,7 @@ def test_no_server_and_unknown_names_are_one_line(hub: Hub, command: Command) ->
     assert "did you mean zeroscope?" in done.stderr
     done = command("generate", "-p", "a ball", "--model", "zeroscope")
     assert done.returncode == 2
-    assert "is not here yet; run vinfinity models fetch zeroscope" in done.stderr
+    assert "has not been fetched yet; run vinfinity models fetch zeroscope" in done.stderr
     assert len(done.stderr.strip().splitlines()) == 1
 
 
@@ -364,7 +365,7 @@ def test_only_the_files_that_are_needed_are_chosen(names: list[str], chosen: lis
 
 
 def test_repositories_without_a_model_are_refused() -> None:
-    with pytest.raises(ValueError, match="holds no model"):
+    with pytest.raises(ValueError, match="has no model"):
         needed(["README.md", "config.json"])
     with pytest.raises(ValueError, match=r"has no unet_lora\.pt"):
         needed(["a.bin"], only="unet_lora.pt")

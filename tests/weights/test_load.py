@@ -9,13 +9,14 @@ from typing import Any
 import pytest
 import torch
 from diffusers import UNet3DConditionModel
+from oracles.networks import load_vae
 from oracles.reference import fill, tiny_text_encoder, tiny_unet
 from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
 from vinfinity.errors import WeightsError
 from vinfinity.system.safetensors import read_header
-from vinfinity.weights.load import load_scheduler, load_text_encoder, load_unet, load_vae
+from vinfinity.weights.load import load_scheduler, load_text_encoder, load_unet
 
 SINGLE = "diffusion_pytorch_model.safetensors"
 LOADERS: dict[str, Callable[..., nn.Module]] = {
@@ -255,7 +256,7 @@ def test_damaged_headers_are_refused(header: bytes, own_model: Path) -> None:
 
 def test_file_of_another_format_is_refused(own_model: Path) -> None:
     (own_model / "unet" / SINGLE).write_bytes(b"\x80\x02}q\x00." * 100)
-    assert "is no safetensors file" in refusal(own_model)
+    assert "not a safetensors file" in refusal(own_model)
 
 
 def test_pickled_weights_alone_are_refused(own_model: Path) -> None:
@@ -269,7 +270,7 @@ def test_pickled_weights_alone_are_refused(own_model: Path) -> None:
 @pytest.mark.parametrize("part", LOADERS)
 def test_missing_weights_are_named(part: str, own_model: Path) -> None:
     (own_model / part / WEIGHTS[part]).unlink()
-    assert f"holds no weights; put {WEIGHTS[part]} there" in refusal(own_model, part)
+    assert f"has no weights; put {WEIGHTS[part]} there" in refusal(own_model, part)
 
 
 @pytest.mark.parametrize("part", LOADERS)
@@ -316,7 +317,7 @@ def test_missing_and_incomplete_shards_are_named(tmp_path: Path) -> None:
     second = sorted(folder.glob("*.safetensors"))[1]
     [name, *_] = read_header(second)
     rewrite(second, lambda tensors: tensors.update(other=tensors.pop(name)))
-    assert f"promises {name}, which is not there" in refusal(tmp_path / "model")
+    assert f"lists {name}, which its shard lacks" in refusal(tmp_path / "model")
     second.unlink()
     assert second.name in refusal(tmp_path / "model")
 

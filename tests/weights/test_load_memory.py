@@ -10,7 +10,8 @@ from pathlib import Path
 import pytest
 import torch
 
-from vinfinity.models.unet3d.unet import UNet, UNetConfig
+from vinfinity.models.unet3d.configs import UNetConfig
+from vinfinity.models.unet3d.unet import UNet
 from vinfinity.weights.write import write_safetensors
 
 SHARD = 2**28  # elements

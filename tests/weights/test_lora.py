@@ -213,7 +213,7 @@ def test_weights_follow_the_last_colon() -> None:
     assert split_weight("a.safetensors") == (Path("a.safetensors"), 1.0)
     assert split_weight("a:b.safetensors:-0.25") == (Path("a:b.safetensors"), -0.25)
     assert split_weight("a:b.safetensors") == (Path("a:b.safetensors"), 1.0)
-    with pytest.raises(InputError, match=r"lora: a\.safetensors:nan has no usable weight"):
+    with pytest.raises(InputError, match=r"lora: a\.safetensors:nan has a weight that is NaN or infinite"):
         split_weight("a.safetensors:nan")
 
 
@@ -265,13 +265,13 @@ def test_factors_without_their_partner_and_strangers_are_refused(
     save_file({**state, "text_encoder.layers.0.q_proj.lora_magnitude": torch.ones(1)}, path)
     assert "unexpected text_encoder.layers.0.q_proj.lora_magnitude" in refusal(str(path))
     save_file({"conv_in.weight": torch.ones(1)}, path)
-    assert "is no LoRA" in refusal(str(path))
+    assert "is not a LoRA" in refusal(str(path))
     save_file({}, path)
-    assert "holds no factors" in refusal(str(path))
+    assert "has no factors" in refusal(str(path))
 
 
 def test_missing_truncated_and_foreign_files_are_refused(base: UNet3DConditionModel, tmp_path: Path) -> None:
-    assert "is no file" in refusal(str(tmp_path / "none.safetensors"))
+    assert "does not exist" in refusal(str(tmp_path / "none.safetensors"))
     (tmp_path / "a.pt").touch()
     assert "does not end in .safetensors" in refusal(str(tmp_path / "a.pt"))
     path = tmp_path / "a.safetensors"
@@ -311,7 +311,7 @@ def base_model(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, lvdm.UNe
     theirs = fill(lvdm.UNetModel(context=16, mult=(1, 2, 2), attention=(1, 2)), seed=9)
     whole = save_model(folder / "whole", tiny_pipeline())
     # only the UNet's layout matters here: the other parts are those of the tiny pipeline
-    from vinfinity.weights.lvdm import UNET, unet_config, unet_table
+    from vinfinity.models.unet3d.lvdm import UNET, unet_config, unet_table
 
     state = {f"{UNET}{name}": x for name, x in theirs.state_dict().items()}
     config = unet_config({name: tuple(x.shape) for name, x in state.items()})
@@ -320,7 +320,7 @@ def base_model(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, lvdm.UNe
     ours = UNet(config)
     table = unet_table(config, list(ours.state_dict()))
     tensors = {
-        name: state[table[name].source].reshape(x.shape).clone() for name, x in ours.state_dict().items()
+        name: state[table[name].name].reshape(x.shape).clone() for name, x in ours.state_dict().items()
     }
     save_file(tensors, whole / "unet" / "diffusion_pytorch_model.safetensors")
     import dataclasses
@@ -368,7 +368,7 @@ def test_t2v_turbos_lora_needs_its_base_and_fits_no_other(
         return str(raised.value)
 
     torch.save(weights, path)
-    assert "is a LoRA and no model; add --complete-from" in line(None)
+    assert "is a LoRA, not a model; add --complete-from" in line(None)
     assert "tensors, not" in line(model_folder)
     torch.save(weights[:-2], path)
     assert f"{len(weights) - 2} tensors, not {len(weights)}" in line(folder)

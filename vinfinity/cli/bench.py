@@ -48,8 +48,8 @@ def unet(
             import torch
 
             from vinfinity.bench import unet as insight
-            from vinfinity.job import DTYPES
             from vinfinity.parallel.ranks import pick_device
+            from vinfinity.weights.dtypes import DTYPES
         for name in dtype or ():
             if name not in DTYPES:
                 raise InputError("--dtype", name, f"choose from {', '.join(DTYPES)}", problem="is not known")

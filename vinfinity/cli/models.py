@@ -96,8 +96,8 @@ def convert_model(
         if dtype is not None and dtype not in choices:
             raise InputError("--dtype", dtype, f"choose from {', '.join(choices)}", problem="is not known")
         with held_interrupts():
-            from vinfinity.job import DTYPES as TYPES
             from vinfinity.weights.convert import convert
+            from vinfinity.weights.dtypes import DTYPES as TYPES
         made = convert(
             source, target, complete_from=complete_from, dtype=None if dtype is None else TYPES[dtype]
         )

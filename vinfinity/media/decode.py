@@ -12,7 +12,7 @@ from torch import Tensor
 from vinfinity.errors import NotFiniteError
 from vinfinity.media.blocks import OVERLAP, Blocks
 from vinfinity.media.latents import LatentSource
-from vinfinity.models.unet3d.taesd import LatentDecoder
+from vinfinity.models.decoder import Decoder
 from vinfinity.parallel.ranks import Ranks
 
 T = TypeVar("T")
@@ -20,7 +20,7 @@ LABEL = "decoding"
 
 
 def decode_frames(
-    decoder: LatentDecoder,
+    decoder: Decoder,
     source: LatentSource | None,
     *,
     frames: range,
@@ -50,7 +50,7 @@ def decode_frames(
 
 
 def _decode_blocks(
-    decoder: LatentDecoder,
+    decoder: Decoder,
     source: LatentSource | None,
     stretches: list[range],
     *,
@@ -119,9 +119,7 @@ class Decoding:
 
 
 @torch.inference_mode()
-def decode_block(
-    decoder: LatentDecoder, latents: Tensor, *, size: tuple[int, int], tile: int | None
-) -> Decoding:
+def decode_block(decoder: Decoder, latents: Tensor, *, size: tuple[int, int], tile: int | None) -> Decoding:
     """Starts to decode a block; a GPU is never waited for here.
 
     latents: (c, f, h, w) on the CPU. size: (width, height), at most those of the latents. tile: see `decode_tiles`.
@@ -133,7 +131,7 @@ def decode_block(
     sent = latents.contiguous().pin_memory() if on_gpu else latents
     x = sent.to(weight.device, weight.dtype, non_blocking=True).transpose(0, 1)
     x = x.contiguous(memory_format=torch.channels_last)
-    factor = decoder.config.factor
+    factor = decoder.config.downscale
     whole = x.new_empty(len(x), factor * x.shape[2], factor * x.shape[3], 3, dtype=torch.uint8)
     finite = torch.ones((), dtype=torch.bool, device=weight.device)
     for top, left, piece in decode_tiles(decoder, x, tile=tile):
@@ -153,9 +151,7 @@ def decode_block(
     return Decoding(host, flag, latents, ready)
 
 
-def decode_tiles(
-    decoder: LatentDecoder, latents: Tensor, *, tile: int | None
-) -> Iterator[tuple[int, int, Tensor]]:
+def decode_tiles(decoder: Decoder, latents: Tensor, *, tile: int | None) -> Iterator[tuple[int, int, Tensor]]:
     """Decodes pictures in tiles that overlap by a quarter and are blended there, as diffusers' AutoencoderKL does.
 
     latents: (b, c, h, w). tile: latent positions of a side, a multiple of 4; None decodes all at once, and so does one
@@ -166,7 +162,7 @@ def decode_tiles(
     if tile is None or max(height, width) <= tile:
         yield 0, 0, decoder.decode(latents)
         return
-    step, factor = tile - tile // OVERLAP, decoder.config.factor
+    step, factor = tile - tile // OVERLAP, decoder.config.downscale
     kept = step * factor
     above: list[Tensor] = []  # the lower edges of the row of tiles before
     for top in range(0, height, step):

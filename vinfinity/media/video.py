@@ -14,13 +14,13 @@ from vinfinity.media.decode import decode_block, decode_frames
 from vinfinity.media.latents import LatentSource
 from vinfinity.media.mp4 import Mp4Writer
 from vinfinity.media.sheet import ContactSheet
-from vinfinity.models.unet3d.taesd import LatentDecoder
+from vinfinity.models.decoder import Decoder
 from vinfinity.parallel.ranks import Ranks
 from vinfinity.system.progress import Progress
 
 
 def write_video(
-    decoder: LatentDecoder,
+    decoder: Decoder,
     source: LatentSource | None,
     *,
     video: Path,

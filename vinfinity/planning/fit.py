@@ -264,7 +264,7 @@ def largest_size(run: Outline, room: Room) -> str | None:
     """
     assert run.config.pixels is not None
     sides = run.config.pixels
-    block = run.card.pixels * 2 ** (len(run.unet.block_out_channels) - 1)
+    block = run.card.geometry.downscale * 2 ** (len(run.unet.block_out_channels) - 1)
     longest = -(-max(sides) // block) - 1  # in blocks
 
     def scaled(blocks: int) -> Outline:

@@ -8,8 +8,9 @@ import torch
 from oracles.reference import relative_error, tiny_text_encoder
 from transformers import CLIPTextModel
 
-from vinfinity.models.unet3d.clip import TextConfig, TextEncoder
-from vinfinity.weights.load import text_name
+from vinfinity.models.unet3d.clip import TextEncoder
+from vinfinity.models.unet3d.configs import TextConfig
+from vinfinity.models.unet3d.names import text_name
 
 CLOSE = 1e-4
 SETTINGS: dict[str, dict[str, Any]] = {

@@ -12,7 +12,9 @@ from oracles.reference import fill, relative_error, tiny_vae
 from safetensors.torch import load_file, save_file
 
 from vinfinity.errors import InputError, WeightsError
-from vinfinity.models.unet3d.taesd import AutoencoderTiny, TinyConfig
+from vinfinity.models.geometry import LatentGeometry
+from vinfinity.models.unet3d.configs import TinyConfig
+from vinfinity.models.unet3d.taesd import AutoencoderTiny
 from vinfinity.models.unet3d.vae import AutoencoderKL
 from vinfinity.weights.inspect import describe_model
 from vinfinity.weights.load import check_decoder, load_decoder
@@ -68,7 +70,7 @@ def change(folder: Path, edit: Callable[[dict[str, torch.Tensor]], None]) -> Non
 
 def refusal(folder: Path, *, channels: int = 4, pixels: int = 8) -> str:
     with pytest.raises(InputError) as raised:
-        check_decoder(folder, channels=channels, pixels=pixels)
+        check_decoder(folder, LatentGeometry(channels=channels, downscale=pixels))
     line = str(raised.value)
     assert line.startswith("decoder: ")
     assert "\n" not in line
@@ -90,7 +92,7 @@ def test_decode_equals_that_of_diffusers(
     latents = 2 * torch.randn(2, theirs.config.latent_channels, *size)  # some beyond 3, which are squashed
     raw = latents / theirs.config.scaling_factor + theirs.config.shift_factor
     wanted = theirs.decode(raw).sample
-    assert wanted.shape[2] == ours.config.factor * size[0]
+    assert wanted.shape[2] == ours.config.downscale * size[0]
     error = relative_error(ours.decode(latents), wanted)
     assert error <= CLOSE
     record_worst(f"AutoencoderTiny, {name}", error)
@@ -169,17 +171,17 @@ def test_architecture_that_is_not_ours_is_refused(changes: dict[str, Any], said:
 
 
 def test_a_decoder_for_other_latents_is_refused(taesd: Path) -> None:
-    check_decoder(taesd, channels=4, pixels=8)
-    said = "is for latents of 4 channels and 8 pixels a side, not"
-    assert f"{said} 16 channels and 8 pixels a side" in refusal(taesd, channels=16)
-    assert f"{said} 4 channels and 4 pixels a side" in refusal(taesd, pixels=4)
+    check_decoder(taesd, LatentGeometry(channels=4, downscale=8))
+    said = "decodes latents of 4 channels and 8 pixels per position, but the model's have"
+    assert f"{said} 16 channels and 8 pixels per position" in refusal(taesd, channels=16)
+    assert f"{said} 4 channels and 4 pixels per position" in refusal(taesd, pixels=4)
 
 
 def test_damaged_and_missing_files_are_named(taesd: Path) -> None:
     (taesd / WEIGHTS).write_bytes((taesd / WEIGHTS).read_bytes()[:-1])
     assert "is truncated" in refusal(taesd)
     (taesd / WEIGHTS).unlink()
-    assert "holds no weights" in refusal(taesd)
+    assert "has no weights" in refusal(taesd)
     (taesd / "config.json").unlink()
     assert "config.json is missing" in refusal(taesd)
 
@@ -190,7 +192,7 @@ def test_show_describes_a_decoder_and_its_problems(taesd: Path) -> None:
     told = dict(rows)
     assert told["decoder"].startswith("1.2 M parameters, F32, ")
     assert "AutoencoderTiny" in told["decoder"]
-    assert told["for latents of"] == "4 channels, 8 pixels a side"
+    assert told["for latents of"] == "4 channels, 8 pixels per position"
     change(taesd, lambda tensors: tensors.pop("decoder.layers.0.weight"))
     _, problems = describe_model(taesd)
     assert len(problems) == 1

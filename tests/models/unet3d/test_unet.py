@@ -12,7 +12,8 @@ from oracles.networks import SHAPES, levels, one_rank, our_unet
 from oracles.reference import DenseScopes, fill, make_dense, on_ranks, relative_error, tiny_unet
 from torch import Tensor
 
-from vinfinity.models.unet3d.unet import UNet, UNetConfig
+from vinfinity.models.unet3d.configs import UNetConfig
+from vinfinity.models.unet3d.unet import UNet
 from vinfinity.parallel.context import Scopes, temporal_context
 from vinfinity.parallel.shards import FrameShards
 

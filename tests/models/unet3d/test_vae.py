@@ -8,7 +8,7 @@ import torch
 from oracles.networks import our_vae
 from oracles.reference import relative_error, tiny_vae
 
-from vinfinity.models.unet3d.vae import VAEConfig
+from vinfinity.models.unet3d.configs import VAEConfig
 
 CLOSE = 1e-4
 SETTINGS: dict[str, dict[str, Any]] = {

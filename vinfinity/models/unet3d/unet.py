@@ -5,9 +5,8 @@ Latents are (b, 4, f, h, w) outside; inside, hidden states are (b, f, h, w, c), 
 """
 
 import math
-from collections.abc import Callable, Mapping
-from dataclasses import dataclass, fields
-from typing import Any
+from collections.abc import Callable
+from dataclasses import dataclass
 
 import torch
 import torch.nn.functional as F
@@ -15,8 +14,8 @@ from einops import rearrange
 from torch import Tensor, nn
 
 from vinfinity.models.offload import DeviceStore, Frames, Held, Store
+from vinfinity.models.unet3d.configs import DOWN_BLOCKS, UP_BLOCKS, UNetConfig
 from vinfinity.models.unet3d.layers import (
-    ACTIVATIONS,
     WIDENED,
     Conv2d,
     Downsample,
@@ -34,77 +33,10 @@ from vinfinity.models.unet3d.spatial import SpatialTransformer
 from vinfinity.models.unet3d.temporal import TemporalConvLayer, TemporalTransformer
 from vinfinity.parallel.context import TemporalContext
 
-DOWN_BLOCKS = {"CrossAttnDownBlock3D": True, "DownBlock3D": False}
 DEVICE = DeviceStore()
-KINDS = 64  # of layers with the same code, which differ in their widths
-UP_BLOCKS = {"CrossAttnUpBlock3D": True, "UpBlock3D": False}
 
-
-@dataclass(frozen=True)
-class UNetConfig:
-    """The architecture, with the names of a diffusers config.json.
-
-    attention_head_dim is the width of a head (diffusers' own naming is the other way round, see its source).
-    fps_cond: an embedding of the frame rate is added to the time embedding (VideoCrafter2).
-    Raises ValueError for an architecture that this UNet is not.
-    """
-
-    in_channels: int = 4
-    out_channels: int = 4
-    down_block_types: tuple[str, ...] = (*("CrossAttnDownBlock3D",) * 3, "DownBlock3D")
-    up_block_types: tuple[str, ...] = ("UpBlock3D", *("CrossAttnUpBlock3D",) * 3)
-    block_out_channels: tuple[int, ...] = (320, 640, 1280, 1280)
-    layers_per_block: int = 2
-    downsample_padding: int = 1
-    mid_block_scale_factor: float = 1.0
-    act_fn: str = "silu"
-    norm_num_groups: int = 32
-    norm_eps: float = 1e-5
-    cross_attention_dim: int = 1024
-    attention_head_dim: int = 64
-    time_cond_proj_dim: int | None = None
-    fps_cond: bool = False
-    sample_size: int | tuple[int, int] | None = None
-
-    def __post_init__(self) -> None:
-        levels = len(self.block_out_channels)
-        for name, kinds in (("down_block_types", DOWN_BLOCKS), ("up_block_types", UP_BLOCKS)):
-            types = getattr(self, name)
-            if len(types) != levels:
-                raise ValueError(f"{name}: {len(types)} blocks for {levels} block_out_channels")
-            unknown = [kind for kind in types if kind not in kinds]
-            if unknown:
-                raise ValueError(f"{name}: {unknown[0]!r} is not one of {', '.join(kinds)}")
-        if self.act_fn not in ACTIVATIONS:
-            raise ValueError(f"act_fn: {self.act_fn!r} is not one of {', '.join(ACTIVATIONS)}")
-        for channels in self.block_out_channels:
-            if channels % self.norm_num_groups:
-                raise ValueError(
-                    f"block_out_channels: {channels} is no multiple of {self.norm_num_groups} norm groups"
-                )
-            if channels < self.attention_head_dim:
-                raise ValueError(
-                    f"attention_head_dim: {self.attention_head_dim} is more than {channels} channels"
-                )
-
-    @classmethod
-    def from_dict(cls, values: Mapping[str, object]) -> "UNetConfig":
-        """From a parsed config.json; what this UNet does not have is refused unless it is off."""
-        known = {field.name for field in fields(cls)}
-        surplus = [key for key in values if not key.startswith("_") and key not in known]
-        for key in surplus:
-            if values[key] not in (None, False, "default"):
-                raise ValueError(f"{key}: {values[key]!r} is not supported by this UNet")
-        chosen: dict[str, Any] = {
-            key: tuple(value) if isinstance(value, list) else value
-            for key, value in values.items()
-            if key in known
-        }
-        if isinstance(widths := chosen.get("attention_head_dim"), tuple):
-            if len(set(widths)) != 1:
-                raise ValueError(f"attention_head_dim: {widths} has more than one width")
-            chosen["attention_head_dim"] = widths[0]
-        return cls(**chosen)
+# Variants that torch.compile may make of a layer's code: one per width, where its default limit is 8.
+COMPILED_VARIANTS = 64
 
 
 @dataclass
@@ -345,9 +277,7 @@ def compile_blocks(unet: UNet) -> None:
     """Compiles the layers that know nothing of time, each when it is first called. Temporal layers, which wait for
     other ranks, stay as they are.
     """
-    torch._dynamo.config.recompile_limit = (
-        KINDS  # a layer is compiled once for each width; beyond 8 it would not be
-    )
+    torch._dynamo.config.recompile_limit = COMPILED_VARIANTS
     for module in unet.modules():
         if isinstance(module, ResnetBlock | SpatialTransformer | Downsample | Upsample):
             module.compile(dynamic=True)
