@@ -51,7 +51,7 @@ def contexts(
                 scopes,
                 trained_frames=job.trained_frames,
                 norm=attention.norm,
-                limit=stretch,
+                chunk_bytes=stretch,
                 device=device,
             )
         return made[scopes]

@@ -240,7 +240,7 @@ def decode(job: Job, latents: Parts, folder: RunFolder, ranks: Ranks, progress: 
         fps=job.fps,
         metadata={"title": config.prompt, "comment": json.dumps(made_by, ensure_ascii=False)},
         unfinished=folder.decoded,
-        of=f"{latents.digest()} {job.decoder_digest}",
+        identity=f"{latents.digest()} {job.decoder_digest}",
         ranks=ranks,
         progress=progress,
     )

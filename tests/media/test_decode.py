@@ -21,13 +21,14 @@ from oracles.networks import our_vae
 from oracles.reference import configure, fill, relative_error, tiny_vae
 from safetensors.torch import load_file, save_file
 
+from vinfinity.bench.latents import FileLatents
 from vinfinity.config import DecodeConfig, RunConfig, VideoConfig, digest
 from vinfinity.errors import InputError, OutputError, VinfinityError
 from vinfinity.job import describe, prepare
-from vinfinity.media.background import work_behind
+from vinfinity.media.background import consume_in_background
 from vinfinity.media.blocks import plan_blocks
 from vinfinity.media.decode import decode_block, decode_frames, decode_tiles, one_ahead
-from vinfinity.media.latents import FileLatents, LatentSource, TensorLatents
+from vinfinity.media.latents import LatentSource, TensorLatents
 from vinfinity.media.mp4 import read_metadata, read_video
 from vinfinity.media.video import write_video
 from vinfinity.models.decoder import Decoder
@@ -238,7 +239,7 @@ def test_memory_of_a_frame_is_bounded_by_the_tile() -> None:
 
 def test_work_is_done_in_order_in_one_other_thread() -> None:
     done: list[tuple[int, int]] = []
-    work_behind(range(50), lambda item: done.append((item, threading.get_ident())), waiting=3)
+    consume_in_background(range(50), lambda item: done.append((item, threading.get_ident())), most_pending=3)
     assert [item for item, _ in done] == list(range(50))
     assert {thread for _, thread in done}.isdisjoint({threading.get_ident()})
 
@@ -258,7 +259,7 @@ def test_items_are_made_while_others_are_worked_on() -> None:
         begun.release()
         assert made.acquire(timeout=10)
 
-    work_behind(items(), work, waiting=2)
+    consume_in_background(items(), work, most_pending=2)
 
 
 def test_no_more_items_wait_than_told() -> None:
@@ -272,7 +273,7 @@ def test_no_more_items_wait_than_told() -> None:
     def work(_: int) -> None:
         assert go.wait(timeout=10)
 
-    thread = threading.Thread(target=work_behind, args=(items(), work), kwargs={"waiting": 3})
+    thread = threading.Thread(target=consume_in_background, args=(items(), work), kwargs={"most_pending": 3})
     thread.start()
     time.sleep(0.2)
     assert len(made) == 4  # three wait, one is in hand
@@ -295,7 +296,7 @@ def test_work_that_fails_ends_the_making() -> None:
             raise OutputError("the disk is full")
 
     with pytest.raises(OutputError, match="the disk is full"):
-        work_behind(items(), work, waiting=500)
+        consume_in_background(items(), work, most_pending=500)
     assert len(made) < 50
     assert threading.active_count() == before
 
@@ -313,7 +314,7 @@ def test_making_that_fails_drops_what_waits(failure: BaseException) -> None:
         done.append(item)
 
     with pytest.raises(type(failure)):
-        work_behind(items(), work, waiting=8)
+        consume_in_background(items(), work, most_pending=8)
     assert len(done) <= 2
     assert threading.active_count() == before
 
@@ -366,7 +367,9 @@ def test_latents_that_are_no_numbers_end_the_video_with_their_own_message(tmp_pa
     latents = torch.randn(1, 4, 40, 6, 6)
     latents[:, :, 20] = torch.nan
     before = threading.active_count()
-    with pytest.raises(VinfinityError, match="decoding: latents that are no numbers gave pictures"):
+    with pytest.raises(
+        VinfinityError, match="decoding: NaN or infinite latents decoded to NaN or infinite frames"
+    ):
         write(tmp_path, TensorLatents(latents), frames=40)
     assert list(tmp_path.iterdir()) == []
     assert threading.active_count() == before

@@ -17,10 +17,10 @@ import torch
 from safetensors.torch import save_file
 from torch import Tensor
 
+from vinfinity.bench.latents import FileLatents
 from vinfinity.config import DecodeConfig, RunConfig, VideoConfig, parse_size
 from vinfinity.media.blocks import Blocks, check_tile, plan_blocks
 from vinfinity.media.decode import decode_frames
-from vinfinity.media.latents import FileLatents
 from vinfinity.media.mp4 import Mp4Writer
 from vinfinity.media.video import write_video
 from vinfinity.models.decoder import Decoder

@@ -97,7 +97,7 @@ def our_call(
         team.shards,
         team.member,
         scopes,
-        limit=STRETCHES[torch.device(device).type],
+        chunk_bytes=STRETCHES[torch.device(device).type],
         device=device,
     )
 

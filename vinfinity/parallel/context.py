@@ -12,7 +12,7 @@ from vinfinity.parallel.exchange import FrameExchange
 from vinfinity.parallel.shards import FrameShards, Route, anchor_frames, halo_route, plan_route
 
 NEVER = -math.inf
-STRETCH = 32 * 2**20
+CHUNK_BYTES = 32 * 2**20
 
 
 @dataclass(frozen=True)
@@ -152,8 +152,8 @@ class TemporalContext:
 
     exchange: talks to the other ranks. attention: keys of temporal attention. halo: the neighbouring frames that a
     temporal convolution needs, `frames_before` of them in front of this rank's own. norm: "video" takes the statistics
-    of temporal GroupNorms over all frames (the paper), "rank" over this rank's own (the released code). limit: bytes
-    of a stretch of frames or positions that layers work on at once, which bounds their temporaries.
+    of temporal GroupNorms over all frames (the paper), "rank" over this rank's own (the released code).
+    chunk_bytes: bytes of hidden states that layers work on at once, which bounds their temporaries.
     """
 
     exchange: FrameExchange
@@ -161,7 +161,7 @@ class TemporalContext:
     halo: Route
     frames_before: int
     norm: Literal["video", "rank"] = "video"
-    limit: int = STRETCH
+    chunk_bytes: int = CHUNK_BYTES
 
 
 def temporal_context(
@@ -172,7 +172,7 @@ def temporal_context(
     *,
     trained_frames: int = 16,
     norm: Literal["video", "rank"] = "video",
-    limit: int = STRETCH,
+    chunk_bytes: int = CHUNK_BYTES,
     device: torch.device | str = "cpu",
 ) -> TemporalContext:
     """The context of `rank` for one set of scopes (None: plain attention over all frames)."""
@@ -184,5 +184,5 @@ def temporal_context(
         halo=halo,
         frames_before=sum(frame < shards.held(rank).start for frame in halo.wanted),
         norm=norm,
-        limit=limit,
+        chunk_bytes=chunk_bytes,
     )

@@ -80,7 +80,7 @@ def unet_call(
         device=device,
     )
     attention = each_kind(context.attention) if few_blocks else context.attention
-    context = replace(context, attention=attention, limit=execution.stretch)
+    context = replace(context, attention=attention, chunk_bytes=execution.stretch)
     store = HostStore(device) if execution.skips == "host" else DeviceStore()
     with device:
         text = torch.zeros(execution.branches, clip.text, clip.unet.cross_attention_dim, dtype=clip.dtype)

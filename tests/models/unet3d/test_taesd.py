@@ -154,7 +154,7 @@ def test_every_tensor_must_have_its_place(
     [
         (
             {"_class_name": "AutoencoderDC"},
-            "is of the class AutoencoderDC; use AutoencoderKL or AutoencoderTi",
+            "has the class AutoencoderDC; use AutoencoderKL or AutoencoderTi",
         ),
         ({"act_fn": "sine"}, "act_fn"),
         ({"upsample_fn": "bilinear"}, "upsample_fn"),

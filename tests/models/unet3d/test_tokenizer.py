@@ -213,7 +213,7 @@ def test_what_does_not_fit_is_cut_and_told(folders: dict[str, Path]) -> None:
     ours = load_tokenizer(folders["english"], length=6)
     tokens = ours("the string object is in the class of a module")
     assert len(tokens.ids) == 6
-    assert tokens.ids[-1] == ours.end
+    assert tokens.ids[-1] == ours.end_id
     assert tokens.cut == "in the class of a module"
     assert ours("the string object is").cut == ""
     assert ours("the string object is in").cut == "in"
@@ -225,7 +225,7 @@ def test_all_ids_of_a_cut_prompt_are_those_of_its_beginning(folders: dict[str, P
     for prompt in PROMPTS:
         long = whole(prompt).ids
         if end := ours(prompt).cut:
-            assert ours(prompt).ids == [*long[:9], ours.end], repr(end)
+            assert ours(prompt).ids == [*long[:9], ours.end_id], repr(end)
         else:
             assert ours(prompt).ids == long[:10]
 

@@ -1,6 +1,6 @@
 """CLIP's text encoder (Radford et al. 2021), as Stable Diffusion and VideoCrafter2 use it.
 
-Dims: b batch, t tokens, c width, d head width. Parameter names are those of transformers' CLIPTextModel.
+Dims: b batch, t tokens, c channels, d head width. Parameters are named as in transformers' CLIPTextModel.
 """
 
 from collections.abc import Callable
@@ -90,7 +90,7 @@ class Encoder(nn.Module):
 
 
 class TextModel(nn.Module):
-    """Embeddings, layers and the final norm, under the name that the files give them."""
+    """Embeddings, layers and the final norm, under the name that they have in the files."""
 
     def __init__(self, config: TextConfig) -> None:
         super().__init__()
@@ -100,7 +100,7 @@ class TextModel(nn.Module):
 
 
 class TextEncoder(nn.Module):
-    """Token ids to text states, one per token, after the final LayerNorm."""
+    """Token ids to text states: the output of the final LayerNorm, one state per token."""
 
     def __init__(self, config: TextConfig) -> None:
         super().__init__()

@@ -1,7 +1,7 @@
 """AutoencoderTiny: a small autoencoder for the latents of a large one (TAESD, Ollin Boer Bohan 2023), frame by frame.
 
-Dims: b frames, h w height and width of a picture or its latent, c channels. Pictures are (b, 3, h, w) in [-1, 1].
-Parameter names are those of diffusers' AutoencoderTiny.
+Dims: b frames, c channels, h w height and width of a latent, H W of a picture. Pictures are (b, 3, H, W) in [-1, 1].
+Parameters are named as in diffusers' AutoencoderTiny.
 """
 
 import torch
@@ -27,7 +27,7 @@ class Activation(nn.Module):
 
 
 class Block(nn.Module):
-    """Three convolutions beside the identity, and ReLU."""
+    """Three convolutions, added to their input, and ReLU."""
 
     def __init__(self, channels: int, *, activation: str) -> None:
         super().__init__()

@@ -18,10 +18,9 @@ PATTERN = r"<\|startoftext\|>|<\|endoftext\|>|'s|'t|'re|'ve|'m|'ll|'d|[\p{L}]+|[
 class CLIPTokenizer:
     """Text to token ids: lower-cased byte-level BPE between a start and an end token, padded or cut to one length."""
 
-    def __init__(self, tokenizer: Tokenizer, *, pad: int, end: int, length: int) -> None:
-        self.length = length
+    def __init__(self, tokenizer: Tokenizer, *, pad_id: int, end_id: int, length: int) -> None:
+        self.length, self.pad_id, self.end_id = length, pad_id, end_id
         self._tokenizer = tokenizer
-        self._pad, self._end = pad, end
 
     @property
     def vocabulary_size(self) -> int:
@@ -38,8 +37,8 @@ class CLIPTokenizer:
         cut = ""
         if len(ids) > self.length:
             cut = self._tokenizer.decode(ids[self.length - 1 : -1]).replace("</w>", " ").strip()
-            ids = [*ids[: self.length - 1], self._end]
-        return Tokens(ids=ids + [self._pad] * (self.length - len(ids)), cut=cut)
+            ids = [*ids[: self.length - 1], self.end_id]
+        return Tokens(ids=ids + [self.pad_id] * (self.length - len(ids)), cut=cut)
 
 
 def load_tokenizer(folder: Path, *, length: int) -> CLIPTokenizer:
@@ -83,7 +82,7 @@ def load_tokenizer(folder: Path, *, length: int) -> CLIPTokenizer:
     if pad_id is None or end_id is None:
         problem = f"lacks its special tokens {pad}, {end}"
         raise WeightsError("model", folder, "fetch its files again", problem=problem)
-    return CLIPTokenizer(tokenizer, pad=pad_id, end=end_id, length=length)
+    return CLIPTokenizer(tokenizer, pad_id=pad_id, end_id=end_id, length=length)
 
 
 def _read_optional(path: Path) -> dict[str, Any]:

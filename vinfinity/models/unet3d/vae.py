@@ -1,7 +1,7 @@
 """AutoencoderKL, Stable Diffusion's image autoencoder (Rombach et al. 2022, section 3.1), frame by frame.
 
-Dims: b frames, h w height and width of a picture or its latent, c channels. Pictures are (b, 3, h, w) in [-1, 1].
-Parameter names are those of diffusers' AutoencoderKL.
+Dims: b frames, c channels, h w height and width of a latent, H W of a picture. Pictures are (b, 3, H, W) in [-1, 1].
+Parameters are named as in diffusers' AutoencoderKL. A run only decodes; encoding is for conditioning on pictures.
 """
 
 import torch
@@ -29,7 +29,7 @@ class AttentionBlock(Attention):
 
 
 class Level(nn.Module):
-    """The resnets of one level, and a change of resolution."""
+    """The resnets of one level, then its change of resolution."""
 
     def __init__(self, config: VAEConfig, channels: int, out: int, *, layers: int) -> None:
         super().__init__()
@@ -67,7 +67,7 @@ class MidBlock(nn.Module):
 
 
 class Encoder(nn.Module):
-    """Pictures to the parameters of their latents' distribution."""
+    """Pictures to mean and log variance of their latents."""
 
     def __init__(self, config: VAEConfig) -> None:
         super().__init__()
