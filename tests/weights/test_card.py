@@ -97,6 +97,12 @@ def test_missing_part_is_named(part: str, own_model: Path) -> None:
     assert f"has no {part}" in refusal(own_model)
 
 
+def test_a_sampler_that_the_family_does_not_have_is_refused(own_model: Path) -> None:
+    write_card(own_model, sampler="euler")
+    line = refusal(own_model)
+    assert f"model: {own_model / 'card.json'} names the sampler euler; use ddim, dpmsolver++" in line
+
+
 def test_empty_folder_is_no_model(tmp_path: Path) -> None:
     assert f"model: {tmp_path} has no unet; a model's folder has unet, vae" in refusal(tmp_path)
 
