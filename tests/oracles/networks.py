@@ -1,4 +1,4 @@
-"""Our networks with the weights of diffusers' networks, and the shapes that tests try."""
+"""Our networks with the weights of diffusers' networks, and the shapes that are tested."""
 
 from pathlib import Path
 from typing import Any, cast
@@ -96,11 +96,11 @@ SHAPES: dict[str, tuple[dict[str, Any], tuple[int, int, int, int]]] = {
 }
 
 
-def our_unet(theirs: UNet3DConditionModel) -> UNet:
-    """Our UNet of diffusers' configuration with diffusers' tensors, whose names and shapes must be ours."""
+def our_unet(reference: UNet3DConditionModel) -> UNet:
+    """Our UNet with the configuration and tensors of diffusers' UNet; names and shapes must be the same."""
     with torch.device("meta"):
-        unet = UNet(UNetConfig.from_dict(dict(theirs.config)))
-    unet.load_state_dict(theirs.state_dict(), assign=True)
+        unet = UNet(UNetConfig.from_dict(dict(reference.config)))
+    unet.load_state_dict(reference.state_dict(), assign=True)
     return unet.eval().requires_grad_(False)
 
 
@@ -108,9 +108,9 @@ def one_rank(frames: int, scopes: Scopes | None = None, **options: Any) -> Tempo
     return temporal_context(LocalExchange(), FrameShards(frames), 0, scopes, **options)
 
 
-def our_vae(theirs: TheirVAE) -> AutoencoderKL:
-    ours = AutoencoderKL(VAEConfig.from_dict(dict(theirs.config)))
-    ours.load_state_dict(theirs.state_dict())
+def our_vae(reference: TheirVAE) -> AutoencoderKL:
+    ours = AutoencoderKL(VAEConfig.from_dict(dict(reference.config)))
+    ours.load_state_dict(reference.state_dict())
     return ours.eval().requires_grad_(False)
 
 

@@ -1,4 +1,4 @@
-"""What ranks do in test_ranks.py, without the imports of the tests: each rank is a process of its own."""
+"""The work of the ranks in test_ranks.py, without the imports of the tests: each rank is a process of its own."""
 
 import os
 import signal
@@ -55,12 +55,12 @@ def call_unets(cases: list[Case], ranks: Ranks) -> list[Tensor | None]:
 
 
 def differ(_: None, ranks: Ranks) -> None:
-    """Rank 1 has other weights than the rest."""
+    """Rank 1 has different weights."""
     ranks.agree({"settings": "the same", "weights": "others" if ranks.rank == 1 else "these"})
 
 
 def crash(_: None, ranks: Ranks) -> None:
-    """Rank 1 meets a bug while the others wait for it."""
+    """Rank 1 fails with a bug while the others wait for it."""
     if ranks.rank == 1:
         raise KeyError("no such thing")
     ranks.collect(1)

@@ -1,4 +1,4 @@
-"""Published layouts, made by reference implementations at small width, to model folders."""
+"""Published layouts, made by reference implementations at small width, converted to model folders."""
 
 import importlib.util
 import json
@@ -13,7 +13,9 @@ from typing import Any
 
 import pytest
 import torch
-import transformers  # noqa: F401  (it must not meet the stand-in for torchvision below)
+
+# imported before the stand-in for torchvision below
+import transformers  # noqa: F401
 from oracles import lvdm
 from oracles.networks import load_vae, one_rank
 from oracles.reference import fill, relative_error, save_model, tiny_unet
@@ -34,7 +36,7 @@ Note = Callable[[str, float], None]
 
 @pytest.fixture(scope="module")
 def open_clip() -> Iterator[Any]:
-    """open_clip's model definitions. Its package wants torchvision for one layer of picture towers."""
+    """open_clip's model definitions. The package needs torchvision for one layer of its picture towers."""
     spec = importlib.util.find_spec("open_clip")
     if spec is None or not spec.submodule_search_locations:
         pytest.skip("open_clip_torch is not installed: pip install --no-deps -r requirements-ci-nodeps.txt")
@@ -57,7 +59,7 @@ def open_clip() -> Iterator[Any]:
 
 @pytest.fixture(scope="module")
 def text_tower(open_clip: Any) -> nn.Module:
-    """OpenCLIP without its picture tower, as VideoCrafter2 keeps it."""
+    """OpenCLIP without its picture tower, as in VideoCrafter2's checkpoint."""
     vision = open_clip.CLIPVisionCfg(layers=1, width=64, head_width=64, patch_size=16, image_size=32)
     text = open_clip.CLIPTextCfg(context_length=16, vocab_size=678, width=128, heads=2, layers=3)
     model = open_clip.CLIP(embed_dim=64, vision_cfg=vision, text_cfg=text)
@@ -101,7 +103,7 @@ def saved(state: dict[str, Any], folder: Path) -> Path:
 
 
 def refusal(source: Path, target: Path, **options: Any) -> str:
-    """The one line with which a conversion is refused; nothing is left beside the target."""
+    """The one-line error of a refused conversion, which leaves nothing beside the target."""
     before = sorted(target.parent.iterdir())
     with pytest.raises(InputError) as raised:
         convert(source, target, **options)
@@ -127,42 +129,42 @@ def refusal(source: Path, target: Path, **options: Any) -> str:
     ],
     ids=str,
 )
-def test_converted_unet_equals_the_published_definition(
+def test_converted_unet_matches_the_published_definition(
     changes: dict[str, Any],
     text_tower: nn.Module,
     model_folder: Path,
     tmp_path: Path,
     record_worst: Note,
 ) -> None:
-    theirs = fill(lvdm.UNetModel(**{"context": 128, **changes}), seed=4)
+    reference = fill(lvdm.UNetModel(**{"context": 128, **changes}), seed=4)
     vae = fill(lvdm.Autoencoder(mult=(1, 1), layers=1))
-    source = saved({"state_dict": lvdm.checkpoint(theirs, vae, text_tower)}, tmp_path)
+    source = saved({"state_dict": lvdm.checkpoint(reference, vae, text_tower)}, tmp_path)
     folder = convert(source, tmp_path / "out", complete_from=str(model_folder))
     ours = load_unet(folder / "unet", **FP32)
     x, text = torch.randn(2, 4, 5, 8, 16), torch.randn(2, 7, 128)
     t, fps = torch.tensor([417.0]), torch.tensor([24.0])
     condition = torch.randn(1, 256) if "condition" in changes else None
     fps = fps if changes.get("fps", True) else None
-    wanted = theirs(
+    expected = reference(
         x, t.expand(2), text, None if fps is None else fps.expand(2), None if condition is None else condition
     )
-    error = relative_error(ours(x, t, text, one_rank(5), fps=fps, condition=condition), wanted)
+    error = relative_error(ours(x, t, text, one_rank(5), fps=fps, condition=condition), expected)
     assert error <= CLOSE
     record_worst(f"LVDM UNet, {changes}", error)
 
 
-def test_converted_autoencoder_equals_the_published_definition(
+def test_converted_autoencoder_matches_the_published_definition(
     converted: Path, parts: dict[str, Any], record_worst: Note
 ) -> None:
-    ours, theirs = load_vae(converted / "vae", **FP32), parts["vae"]
+    ours, reference = load_vae(converted / "vae", **FP32), parts["vae"]
     latents, pictures = torch.randn(2, 4, 3, 5), torch.randn(2, 3, 32, 48)
-    decoding = relative_error(ours.decode(latents), theirs.decode(latents))
-    encoding = relative_error(ours.encode(pictures)[0], theirs.encode(pictures))
+    decoding = relative_error(ours.decode(latents), reference.decode(latents))
+    encoding = relative_error(ours.encode(pictures)[0], reference.encode(pictures))
     assert max(decoding, encoding) <= CLOSE
     record_worst("LVDM autoencoder", max(decoding, encoding))
 
 
-def test_converted_text_encoder_equals_openclips_penultimate_layer(
+def test_converted_text_encoder_matches_openclips_penultimate_layer(
     converted: Path, parts: dict[str, Any], record_worst: Note
 ) -> None:
     ids = torch.randint(0, 678, (2, 16))
@@ -183,7 +185,7 @@ def test_tables_cover_both_sides_fully(parts: dict[str, Any]) -> None:
     assert used.isdisjoint(UNUSED | unused_text(shapes))
     for part in found:
         assert part.sources.keys() == part.shapes.keys()
-    # a whole source feeds one parameter, a fused one three
+    # a plain source fills one parameter, a fused one three
     whole = [s.name for part in found for s in part.sources.values() if s.third is None]
     fused = [s.name for part in found for s in part.sources.values() if s.third is not None]
     assert len(whole) == len(set(whole))
@@ -249,12 +251,12 @@ def test_converted_folder_is_a_model_with_its_authors_settings(converted: Path) 
     schedule = load_scheduler(converted / "scheduler")
     assert (schedule.beta_schedule, schedule.beta_end) == ("scaled_linear", 0.012)
     assert (schedule.latent_scale, schedule.latent_scale_steps) == (0.7, 400)
-    # OpenCLIP fills texts up with token 0
+    # OpenCLIP pads texts with token 0
     tokens = load_tokenizer(converted / "tokenizer", length=16)("red")
     assert tokens.ids[-1] == 0
 
 
-def test_weights_keep_their_type_unless_told_otherwise(
+def test_weights_keep_their_type_by_default(
     checkpoint: Path, converted: Path, model_folder: Path, tmp_path: Path
 ) -> None:
     name = Path("unet", "diffusion_pytorch_model.safetensors")
@@ -265,7 +267,9 @@ def test_weights_keep_their_type_unless_told_otherwise(
     assert all(torch.equal(half[key], full[key].bfloat16()) for key in full)
 
 
-def test_state_may_lie_bare_in_the_file(parts: dict[str, Any], converted: Path, tmp_path: Path) -> None:
+def test_a_checkpoint_may_be_a_bare_state_dict(
+    parts: dict[str, Any], converted: Path, tmp_path: Path
+) -> None:
     source = saved(lvdm.checkpoint(**parts), tmp_path)
     folder = convert(source, tmp_path / "out", complete_from=str(converted))
     assert (folder / "unet" / "config.json").read_text() == (converted / "unet" / "config.json").read_text()
@@ -306,7 +310,7 @@ def put(name: str, value: Any) -> Callable[[dict[str, Any]], None]:
 
 
 @pytest.mark.parametrize(
-    ("change", "said"),
+    ("change", "message"),
     [
         (remove(f"{UNET}out.2.bias"), f"missing {UNET}out.2.bias"),
         (
@@ -326,9 +330,9 @@ def put(name: str, value: Any) -> Callable[[dict[str, Any]], None]:
     ],
     ids=lambda value: value if isinstance(value, str) else "",
 )
-def test_checkpoints_that_do_not_fit_are_refused_by_key(
+def test_checkpoints_that_do_not_fit_are_refused_naming_the_key(
     change: Callable[[dict[str, Any]], None],
-    said: str,
+    message: str,
     parts: dict[str, Any],
     model_folder: Path,
     tmp_path: Path,
@@ -336,10 +340,10 @@ def test_checkpoints_that_do_not_fit_are_refused_by_key(
     state = lvdm.checkpoint(**parts)
     change(state)
     source = saved(state, tmp_path)
-    assert said in refusal(source, tmp_path / "out", complete_from=str(model_folder))
+    assert message in refusal(source, tmp_path / "out", complete_from=str(model_folder))
 
 
-def test_fused_weights_that_are_missing_are_one_fault(
+def test_missing_fused_weights_are_one_fault(
     parts: dict[str, Any], model_folder: Path, tmp_path: Path
 ) -> None:
     state = lvdm.checkpoint(**parts)
@@ -348,7 +352,7 @@ def test_fused_weights_that_are_missing_are_one_fault(
     assert line.count("in_proj_weight") == 1
 
 
-def test_long_lists_of_faults_name_ten_and_a_count(
+def test_long_lists_of_faults_show_ten_and_a_count(
     parts: dict[str, Any], model_folder: Path, tmp_path: Path
 ) -> None:
     state = lvdm.checkpoint(**parts) | {f"surplus{i}": torch.zeros(1) for i in range(33)}
@@ -358,13 +362,13 @@ def test_long_lists_of_faults_name_ten_and_a_count(
 
 
 class Code:
-    """What a malicious pickle looks like: a call that is made while it is read."""
+    """What a malicious pickle looks like: a call that runs while the file is read."""
 
     def __reduce__(self) -> tuple[Any, ...]:
         return (os.system, ("touch executed",))
 
 
-def test_pickles_with_code_are_refused_by_its_name_and_not_run(
+def test_pickles_with_code_are_refused_and_the_code_does_not_run(
     model_folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.chdir(tmp_path)
@@ -374,22 +378,22 @@ def test_pickles_with_code_are_refused_by_its_name_and_not_run(
     assert not (tmp_path / "executed").exists()
 
 
-@pytest.mark.parametrize("kept", [0, 10, 1000, -100])
+@pytest.mark.parametrize("length", [0, 10, 1000, -100])
 def test_truncated_checkpoints_are_refused(
-    kept: int, checkpoint: Path, model_folder: Path, tmp_path: Path
+    length: int, checkpoint: Path, model_folder: Path, tmp_path: Path
 ) -> None:
     source = tmp_path / "model.ckpt"
-    source.write_bytes(checkpoint.read_bytes()[:kept])
+    source.write_bytes(checkpoint.read_bytes()[:length])
     line = refusal(source, tmp_path / "out", complete_from=str(model_folder))
     assert "fetch the file again" in line
 
 
-def test_a_checkpoint_alone_lacks_a_tokenizer(checkpoint: Path, tmp_path: Path) -> None:
+def test_a_checkpoint_needs_a_tokenizer(checkpoint: Path, tmp_path: Path) -> None:
     line = refusal(checkpoint, tmp_path / "out")
     assert "has no tokenizer; add --complete-from MODEL" in line
 
 
-def test_another_files_tensors_are_no_checkpoint(model_folder: Path, tmp_path: Path) -> None:
+def test_files_with_other_tensors_are_refused(model_folder: Path, tmp_path: Path) -> None:
     source = saved({"some.weight": torch.zeros(2)}, tmp_path)
     assert "has tensors of unknown names, such as some.weight" in refusal(source, tmp_path / "out")
     (tmp_path / "a.safetensors").touch()
@@ -402,8 +406,8 @@ def test_existing_targets_and_missing_sources_are_refused(checkpoint: Path, tmp_
     assert "does not exist" in refusal(tmp_path / "nowhere.ckpt", tmp_path / "out")
 
 
-def test_nothing_half_written_is_left_where_the_disk_is_full(checkpoint: Path, converted: Path) -> None:
-    """A limit on the size of files stands in for a full disk."""
+def test_a_full_disk_leaves_no_partial_folder(checkpoint: Path, converted: Path) -> None:
+    """A limit on the size of files stands for a full disk."""
     target = checkpoint.parent / "full"
     code = (
         "import resource, signal, sys; from pathlib import Path;"
@@ -425,15 +429,15 @@ def test_nothing_half_written_is_left_where_the_disk_is_full(checkpoint: Path, c
 
 
 def pickled(folder: Path, part: str, name: str) -> None:
-    """Replaces the safetensors file of a part by a pickled one."""
+    """Replaces the safetensors file of a part with a pickled one."""
     [path] = (folder / part).glob("*.safetensors")
     torch.save(load_file(path), folder / part / name)
     path.unlink()
 
 
-def assert_same_model(ours: Path, theirs: Path) -> None:
+def assert_same_model(ours: Path, reference: Path) -> None:
     for part, load in (("unet", load_unet), ("vae", load_vae), ("text_encoder", load_text_encoder)):
-        one, other = (load(folder / part, **FP32).state_dict() for folder in (ours, theirs))
+        one, other = (load(folder / part, **FP32).state_dict() for folder in (ours, reference))
         assert one.keys() == other.keys()
         assert all(torch.equal(one[name], other[name]) for name in other), part
 
@@ -452,7 +456,7 @@ def test_pickled_folders_become_safetensors(
     assert read_card(str(folder)).defaults == read_card(str(model_folder)).defaults
 
 
-def test_files_of_the_old_format_of_pytorch_are_read(
+def test_files_in_pytorchs_legacy_format_are_read(
     model_folder: Path, own_model: Path, tmp_path: Path
 ) -> None:
     path = own_model / "unet" / "diffusion_pytorch_model.safetensors"
@@ -461,7 +465,7 @@ def test_files_of_the_old_format_of_pytorch_are_read(
     assert_same_model(convert(own_model, tmp_path / "out"), model_folder)
 
 
-def test_pickled_shards_are_joined_and_full_precision_preferred(
+def test_pickled_shards_are_joined_and_full_precision_is_preferred(
     model_folder: Path, own_model: Path, tmp_path: Path
 ) -> None:
     path = own_model / "unet" / "diffusion_pytorch_model.safetensors"
@@ -490,13 +494,13 @@ def test_a_unet_alone_is_completed_from_another_model(flat: bool, model_folder: 
     check_weights(folder, prefer_fp16=False)
 
 
-def test_parts_of_models_that_do_not_go_together_are_refused(model_folder: Path, tmp_path: Path) -> None:
+def test_parts_of_different_models_are_refused(model_folder: Path, tmp_path: Path) -> None:
     tiny_unet(cross_attention_dim=24).save_pretrained(tmp_path / "source")
     line = refusal(tmp_path / "source", tmp_path / "out", complete_from=str(model_folder))
     assert "has 16 channels, but the UNet takes 24" in line
 
 
-def test_folders_without_tokenizer_or_of_another_kind_are_refused(own_model: Path, tmp_path: Path) -> None:
+def test_incomplete_and_foreign_folders_are_refused(own_model: Path, tmp_path: Path) -> None:
     shutil.rmtree(own_model / "tokenizer")
     assert "has no tokenizer" in refusal(own_model, tmp_path / "out")
     (own_model / "tokenizer").mkdir()

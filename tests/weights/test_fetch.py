@@ -1,4 +1,4 @@
-"""Fetching from a server on this machine that speaks the hub's protocol: resumed, checked by hash, then offline."""
+"""Fetching from a local server that speaks the hub's protocol: resumed, verified by hash, then used offline."""
 
 import hashlib
 import io
@@ -32,8 +32,8 @@ UNET = "unet/diffusion_pytorch_model.safetensors"
 
 @dataclass
 class Hub:
-    """Repositories of files, and what was asked for. broken: how many transfers of large files break in the middle.
-    wrong: files that are served with other contents than their hash says.
+    """Repositories of files, and the requests for them. broken: how many transfers of large files break halfway.
+    wrong: files that are served with contents that do not match their hash.
     """
 
     repositories: dict[str, dict[str, bytes]]
@@ -102,8 +102,8 @@ class Handler(BaseHTTPRequestHandler):
         if body:
             self.hub.asked.append((name, self.headers.get("Range")))
         code, start = 200, 0
-        if wanted := self.headers.get("Range"):
-            start = int(wanted.removeprefix("bytes=").partition("-")[0])
+        if expected := self.headers.get("Range"):
+            start = int(expected.removeprefix("bytes=").partition("-")[0])
             code = 206
             headers["Content-Range"] = f"bytes {start}-{len(data) - 1}/{len(data)}"
         self.reply(code, data[start:], headers, body=body, breaks=body and self.hub.large(name))
@@ -135,7 +135,7 @@ def contents(folder: Path) -> dict[str, bytes]:
 @pytest.fixture
 def hub(model_folder: Path, tmp_path: Path) -> Iterator[Hub]:
     files = contents(model_folder)
-    # what a model does not need
+    # files that a model does not need
     files |= {
         "README.md": b"# a model",
         ".gitattributes": b"*",
@@ -159,7 +159,7 @@ def hub(model_folder: Path, tmp_path: Path) -> Iterator[Hub]:
 
 @dataclass(frozen=True)
 class Command:
-    """The command line in a home of its own."""
+    """The command line with a home directory of its own."""
 
     home: Path
 
@@ -194,9 +194,7 @@ def command(tmp_path: Path) -> Command:
     return Command(home)
 
 
-def test_a_model_is_fetched_checked_and_then_used_offline(
-    hub: Hub, command: Command, model_folder: Path
-) -> None:
+def test_a_model_is_fetched_verified_and_used_offline(hub: Hub, command: Command, model_folder: Path) -> None:
     done = command("models", "fetch", "zeroscope", "--endpoint", hub.url)
     assert done.returncode == 0, done.stderr
     folder = command.models / "zeroscope"
@@ -208,7 +206,7 @@ def test_a_model_is_fetched_checked_and_then_used_offline(
     record = json.loads((folder / "fetched.json").read_text())
     assert (record["repo"], record["revision"]) == ("cerspense/zeroscope_v2_576w", REVISION)
     assert record["files"][UNET] == hashlib.sha256((model_folder / UNET).read_bytes()).hexdigest()
-    # again, without a server: nothing is asked for
+    # again, without a server: nothing is requested
     asked = len(hub.asked)
     again = command("models", "fetch", "zeroscope", "--endpoint", "http://127.0.0.1:9")
     assert again.returncode == 0
@@ -225,7 +223,7 @@ def test_a_model_is_fetched_checked_and_then_used_offline(
     assert REVISION in shown.stdout
 
 
-def test_a_unet_alone_is_put_together_with_the_model_it_is_used_with(hub: Hub, command: Command) -> None:
+def test_a_unet_alone_is_completed_with_the_parts_it_needs(hub: Hub, command: Command) -> None:
     done = command("models", "fetch", "videocrafter2", "--endpoint", hub.url)
     assert done.returncode == 0, done.stderr
     check_weights(command.models / "videocrafter2", prefer_fp16=False)
@@ -236,7 +234,7 @@ def test_a_unet_alone_is_put_together_with_the_model_it_is_used_with(hub: Hub, c
 
 
 def test_a_lora_is_merged_into_the_model_that_it_needs(hub: Hub, command: Command) -> None:
-    """T2V-Turbo, with VideoCrafter2, with Zeroscope's other parts; what its layers are is tested in test_lora.py."""
+    """T2V-Turbo over VideoCrafter2 with Zeroscope's other parts; test_lora.py tests the order of its layers."""
     network = UNet(UNetConfig.from_dict({**dict(tiny_unet().config), "time_cond_proj_dim": 256}))
     shapes = {name: tuple(tensor.shape) for name, tensor in network.state_dict().items()}
     table = unet_table(network.config, list(shapes))
@@ -262,15 +260,16 @@ def test_a_lora_is_merged_into_the_model_that_it_needs(hub: Hub, command: Comman
     assert made.returncode == 0, made.stderr
 
 
-def test_broken_transfers_go_on_where_they_stopped(hub: Hub, command: Command, tmp_path: Path) -> None:
-    # larger than the ten megabytes that the hub's client keeps before it writes them down
+def test_broken_transfers_are_resumed(hub: Hub, command: Command, tmp_path: Path) -> None:
+    # larger than the ten megabytes that the hub's client buffers before it writes to disk
     wide = save_model(tmp_path / "wide", tiny_pipeline(block_out_channels=(96, 192)))
     size = (wide / UNET).stat().st_size
     assert size > 40e6
     hub.repositories["cerspense/zeroscope_v2_576w"] = contents(wide)
     hub.broken = 1
     done = command("models", "fetch", "zeroscope", "--endpoint", hub.url)
-    if done.returncode != 0:  # the client goes on by itself; if it gives up, the next try does
+    # the client resumes by itself; if it gives up, the next attempt does
+    if done.returncode != 0:
         done = command("models", "fetch", "zeroscope", "--endpoint", hub.url)
     assert done.returncode == 0, done.stderr
     [(name, asked)] = [(name, asked) for name, asked in hub.asked if asked is not None]
@@ -278,11 +277,11 @@ def test_broken_transfers_go_on_where_they_stopped(hub: Hub, command: Command, t
     assert name == UNET
     assert size / 4 < start <= size / 2
     ours = load_unet(command.models / "zeroscope" / "unet", device="cpu", dtype=torch.float32).state_dict()
-    theirs = load_file(wide / UNET)
-    assert all(torch.equal(ours[name], theirs[name]) for name in theirs)
+    reference = load_file(wide / UNET)
+    assert all(torch.equal(ours[name], reference[name]) for name in reference)
 
 
-def test_a_wrong_hash_is_refused_and_the_file_removed(hub: Hub, command: Command) -> None:
+def test_a_file_with_a_wrong_hash_is_refused_and_deleted(hub: Hub, command: Command) -> None:
     hub.wrong = {UNET}
     done = command("models", "fetch", "zeroscope", "--endpoint", hub.url)
     assert done.returncode == 1
@@ -294,7 +293,7 @@ def test_a_wrong_hash_is_refused_and_the_file_removed(hub: Hub, command: Command
     assert command("models", "fetch", "zeroscope", "--endpoint", hub.url).returncode == 0
 
 
-def test_no_server_and_unknown_names_are_one_line(hub: Hub, command: Command) -> None:
+def test_a_missing_server_and_unknown_names_are_one_line(hub: Hub, command: Command) -> None:
     done = command("models", "fetch", "modelscope", "--endpoint", hub.url)
     assert done.returncode == 1
     assert "ali-vilab/text-to-video-ms-1.7b: cannot be fetched" in done.stderr
@@ -308,7 +307,7 @@ def test_no_server_and_unknown_names_are_one_line(hub: Hub, command: Command) ->
     assert len(done.stderr.strip().splitlines()) == 1
 
 
-def test_show_names_what_is_wrong_with_a_folder(command: Command, own_model: Path) -> None:
+def test_show_lists_the_problems_of_a_folder(command: Command, own_model: Path) -> None:
     done = command("models", "show", str(own_model))
     assert done.returncode == 0
     assert "M parameters, F32" in done.stdout
@@ -360,7 +359,7 @@ def test_show_names_what_is_wrong_with_a_folder(command: Command, own_model: Pat
         ),
     ],
 )
-def test_only_the_files_that_are_needed_are_chosen(names: list[str], chosen: list[str]) -> None:
+def test_only_needed_files_are_chosen(names: list[str], chosen: list[str]) -> None:
     assert sorted(needed(names)) == sorted(chosen)
 
 
