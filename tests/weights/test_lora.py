@@ -1,4 +1,4 @@
-"""LoRAs merged while loading, against PEFT on diffusers' UNet; T2V-Turbo's unnamed factors against its authors' code."""
+"""LoRAs merged while loading, against PEFT on diffusers' UNet; T2V-Turbo's factors against its authors' code."""
 
 import copy
 import json
