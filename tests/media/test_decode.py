@@ -474,7 +474,7 @@ def test_a_decoder_that_does_not_fit_is_refused_before_weights_load(
 @pytest.mark.parametrize(
     ("tile", "message"),
     [
-        (100, "decode.tile: 100 is not a multiple of 32 pixels; take 96 or 128"),
+        (100, "decode.tile: 100 is not a multiple of 32 pixels; use 96 or 128"),
         (16, "decode.tile: 16 (command line) is not between 32 and 8192 pixels"),
     ],
 )
