@@ -128,7 +128,9 @@ def test_nan_pictures_stop_the_run(own_model: Path, tmp_path: Path) -> None:
     tensors = load_file(path)
     tensors["decoder.conv_out.bias"][0] = math.nan
     save_file(tensors, path)
-    assert failure(own_model, tmp_path, dtype="fp32").startswith("decoding: finite latents decoded to NaN or infinite frames")
+    assert failure(own_model, tmp_path, dtype="fp32").startswith(
+        "decoding: finite latents decoded to NaN or infinite frames"
+    )
 
 
 @pytest.mark.slow

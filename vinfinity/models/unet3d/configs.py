@@ -16,6 +16,9 @@ TEXT_ACTIVATIONS = ("quick_gelu", "gelu")
 DOWN_BLOCKS = {"CrossAttnDownBlock3D": True, "DownBlock3D": False}
 UP_BLOCKS = {"CrossAttnUpBlock3D": True, "UpBlock3D": False}
 
+# Heads of the temporal transformer that comes before the first level, a constant of the published code.
+FIRST_ATTENTION_HEADS = 8
+
 # Block types of the autoencoder: the only ones it has.
 VAE_BLOCKS = {"down_block_types": "DownEncoderBlock2D", "up_block_types": "UpDecoderBlock2D"}
 

@@ -15,7 +15,14 @@ from torch import Tensor, nn
 
 from vinfinity.models.checkpoint import Checkpoint, CheckpointPart, Shape, Shapes, TensorSource
 from vinfinity.models.unet3d.clip import TextEncoder
-from vinfinity.models.unet3d.configs import UP_BLOCKS, VAE_BLOCKS, TextConfig, UNetConfig, VAEConfig
+from vinfinity.models.unet3d.configs import (
+    FIRST_ATTENTION_HEADS,
+    UP_BLOCKS,
+    VAE_BLOCKS,
+    TextConfig,
+    UNetConfig,
+    VAEConfig,
+)
 from vinfinity.models.unet3d.published import VIDEOCRAFTER2_CARD, VIDEOCRAFTER2_SCHEDULE
 from vinfinity.models.unet3d.unet import UNet
 from vinfinity.models.unet3d.vae import AutoencoderKL
@@ -26,10 +33,9 @@ Table = Callable[[Any, list[str]], dict[str, TensorSource]]
 
 UNET, VAE, TEXT = "model.diffusion_model.", "first_stage_model.", "cond_stage_model.model."
 
-# Constants of LVDM's code: groups of every GroupNorm, heads of the temporal attention that comes first (a different
-# one), head width of every OpenCLIP text tower, and the token that OpenCLIP pads texts with.
+# Constants of LVDM's and OpenCLIP's code: groups of every GroupNorm, head width of every text tower, and the token that
+# texts are padded with.
 GROUPS = 32
-FIRST_ATTENTION_HEADS = 8
 TEXT_HEAD_WIDTH = 64
 PAD_TOKEN_ID = 0
 

@@ -14,7 +14,7 @@ from einops import rearrange
 from torch import Tensor, nn
 
 from vinfinity.models.offload import DeviceStore, Frames, OnDevice, Store
-from vinfinity.models.unet3d.configs import DOWN_BLOCKS, UP_BLOCKS, UNetConfig
+from vinfinity.models.unet3d.configs import DOWN_BLOCKS, FIRST_ATTENTION_HEADS, UP_BLOCKS, UNetConfig
 from vinfinity.models.unet3d.layers import (
     FEED_FORWARD_MEMORY,
     Conv2d,
@@ -192,7 +192,7 @@ class UNet(nn.Module):
             TimestepEmbedding(width, 4 * width, activation=config.act_fn) if config.fps_cond else None
         )
         self.transformer_in = TemporalTransformer(
-            width, heads=8, head_width=config.attention_head_dim, groups=groups
+            width, heads=FIRST_ATTENTION_HEADS, head_width=config.attention_head_dim, groups=groups
         )
         levels = len(widths)
         self.down_blocks = nn.ModuleList(
