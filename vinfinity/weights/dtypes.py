@@ -22,3 +22,8 @@ WEIGHT_TYPES = ("F64", "F32", "F16", "BF16")
 
 # The setting `dtype`, but for "auto".
 DTYPES: dict[str, torch.dtype] = {"fp32": torch.float32, "fp16": torch.float16, "bf16": torch.bfloat16}
+
+
+def pick_dtype(setting: str, device: torch.device) -> torch.dtype:
+    """The type of the weights and of the UNet's arithmetic; "auto" is fp16 on a GPU and fp32 on the CPU."""
+    return DTYPES[("fp16" if device.type == "cuda" else "fp32") if setting == "auto" else setting]
