@@ -24,6 +24,10 @@ class VinfinityError(Exception):
     def __str__(self) -> str:
         return self.message
 
+    def __reduce__(self) -> tuple[object, ...]:
+        # errors travel between ranks; the message may have been extended on the way
+        return (type(self), (self.message, self.exit_code))
+
 
 class InputError(VinfinityError):
     """Input that cannot be used, found before any work is done.

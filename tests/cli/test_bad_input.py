@@ -301,7 +301,7 @@ KINDS: list[Callable[[Draw, Place], Arguments]] = [
 @pytest.fixture(scope="module")
 def finished(model_folder: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     out = tmp_path_factory.mktemp("runs") / "a.mp4"
-    run(configure(model_folder, out=str(out), device="cpu", dtype="fp32", frames=6).config, {})
+    run(configure(model_folder, out=str(out), device="cpu", dtype="fp32", frames=6).config)
     return out.with_suffix(".run")
 
 

@@ -11,8 +11,9 @@ from torch import Tensor, nn
 
 from vinfinity.models.offload import DeviceStore, HostStore
 from vinfinity.models.unet3d.unet import DeepFeatures
-from vinfinity.parallel.context import Scopes, temporal_context
+from vinfinity.parallel.context import temporal_context
 from vinfinity.parallel.exchange import TracedExchange
+from vinfinity.parallel.scopes import Scopes
 from vinfinity.parallel.shards import FrameShards
 
 FOUR = {**levels("AAA-"), "block_out_channels": (16, 32, 32, 32), "layers_per_block": 2}

@@ -432,7 +432,7 @@ def test_another_decoder_gives_other_pictures_from_the_same_latents(
             save_latents=str(tmp_path / f"{name}.safetensors"),
             device="cpu",
         )
-        run(resolved.config, resolved.origins)
+        run(resolved.config)
         latents.append(load_file(tmp_path / f"{name}.safetensors")["latents"])
         videos.append(read_video(tmp_path / f"{name}.mp4"))
     assert torch.equal(*latents)

@@ -11,8 +11,9 @@ from vinfinity.models.unet3d.configs import UNetConfig, VAEConfig
 from vinfinity.models.unet3d.family import UNET3D
 from vinfinity.models.unet3d.unet import UNet
 from vinfinity.models.unet3d.vae import AutoencoderKL
-from vinfinity.parallel.context import Scopes, TemporalContext, temporal_context
+from vinfinity.parallel.context import TemporalContext, temporal_context
 from vinfinity.parallel.exchange import LocalExchange
+from vinfinity.parallel.scopes import Scopes
 from vinfinity.parallel.shards import FrameShards
 from vinfinity.weights.load import load_network
 

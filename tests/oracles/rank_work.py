@@ -11,8 +11,9 @@ from torch import Tensor, nn
 
 from vinfinity.models.unet3d.configs import UNetConfig
 from vinfinity.models.unet3d.unet import UNet
-from vinfinity.parallel.context import Scopes, temporal_context
+from vinfinity.parallel.context import temporal_context
 from vinfinity.parallel.ranks import Ranks
+from vinfinity.parallel.scopes import Scopes
 from vinfinity.parallel.shards import FrameShards
 
 

@@ -12,10 +12,10 @@ from vinfinity.bench.unet import our_call, shape_of
 from vinfinity.config import RunConfig
 from vinfinity.job import pick_dtype
 from vinfinity.models.unet3d.unet import UNetConfig
-from vinfinity.parallel.context import Scopes
 from vinfinity.parallel.exchange import FrameExchange, OwnFrames
 from vinfinity.parallel.launch import launch
 from vinfinity.parallel.ranks import Ranks
+from vinfinity.parallel.scopes import Scopes
 from vinfinity.parallel.shards import FrameShards
 from vinfinity.planning.trace import WHOLE, Clip, unet_call
 from vinfinity.weights.card import read_card

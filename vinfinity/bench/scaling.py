@@ -12,9 +12,9 @@ from vinfinity.bench.timing import Times, time_in_turn
 from vinfinity.bench.unet import our_call, shape_of
 from vinfinity.config import RunConfig
 from vinfinity.job import pick_dtype
-from vinfinity.parallel.context import Scopes
 from vinfinity.parallel.launch import launch
 from vinfinity.parallel.ranks import Ranks
+from vinfinity.parallel.scopes import Scopes
 from vinfinity.weights.card import read_card
 
 

@@ -13,8 +13,9 @@ from vinfinity.config import parse_size
 from vinfinity.denoise.execution import MIB
 from vinfinity.models.unet3d.layers import channels_last
 from vinfinity.models.unet3d.unet import UNet, UNetConfig, compile_blocks
-from vinfinity.parallel.context import Scopes, temporal_context
+from vinfinity.parallel.context import temporal_context
 from vinfinity.parallel.exchange import FrameExchange
+from vinfinity.parallel.scopes import Scopes
 from vinfinity.parallel.teams import Team, team_of
 from vinfinity.weights.card import read_card
 from vinfinity.weights.dtypes import DTYPES

@@ -49,16 +49,15 @@ def program() -> None:
 
 def main(arguments: Sequence[str] | None = None) -> None:
     """Runs the command line (`sys.argv` unless given) and ends the process with its exit code."""
-    try:
-        code = app(args=arguments, prog_name="vinfinity", standalone_mode=False)
-    except typer.Abort:
-        from vinfinity.system.progress import fail
+    from vinfinity.system.progress import fail, messages_shown
 
+    try:
+        with messages_shown():
+            code = app(args=arguments, prog_name="vinfinity", standalone_mode=False)
+    except typer.Abort:
         fail("interrupted")
         code = INTERRUPTED
     except typer.TyperException as error:
-        from vinfinity.system.progress import fail
-
         fail(_usage_line(error))
         code = error.exit_code
     sys.exit(code if isinstance(code, int) else 0)

@@ -145,7 +145,7 @@ def exchange(
         with held_interrupts():
             from vinfinity.bench import exchange as insight
             from vinfinity.models.unet3d.unet import UNetConfig
-            from vinfinity.parallel.context import Scopes
+            from vinfinity.parallel.scopes import Scopes
 
         scopes = Scopes(local=local, anchors=anchors)
         latent = (-(-height // 8), -(-width // 8))
@@ -197,7 +197,7 @@ def memory(
             from vinfinity.bench import memory as insight
             from vinfinity.denoise.execution import MIB, Execution
             from vinfinity.models.unet3d.unet import UNetConfig
-            from vinfinity.parallel.context import Scopes
+            from vinfinity.parallel.scopes import Scopes
 
         footprints = [
             insight.trace_footprint(
@@ -206,7 +206,7 @@ def memory(
                 frames=count,
                 latent=(-(-height // 8), -(-width // 8)),
                 scopes=Scopes(anchor_bias=10.0),
-                execution=Execution(branches=branches, skips=skips, stretch=stretch * MIB),
+                execution=Execution(branches=branches, skips=skips, chunk_bytes=stretch * MIB),
             )
             for skips in ("device", "host")
             for count in frames or (64, 288, 576, 2300)

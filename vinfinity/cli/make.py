@@ -4,7 +4,6 @@ import dataclasses
 import functools
 import json
 import os
-from collections.abc import Mapping
 from typing import TYPE_CHECKING, Annotated
 
 import typer
@@ -12,7 +11,7 @@ import typer
 from vinfinity.cli.options import takes_options
 from vinfinity.cli.output import held_interrupts, print_columns, shown
 from vinfinity.config import Resolved, RunConfig, ignored, leaves, require_prompt, to_yaml
-from vinfinity.system.signals import Stops
+from vinfinity.system.signals import Shutdown
 
 if TYPE_CHECKING:
     from vinfinity.run import Summary
@@ -29,7 +28,7 @@ def generate(
 
     For example: vinfinity generate --prompt "a red ball bouncing over green grass"
     """
-    from vinfinity.runs.paths import check_files
+    from vinfinity.runs.paths import Destination, check_files
     from vinfinity.runs.start import was_restarted
     from vinfinity.system.progress import warn
 
@@ -37,10 +36,10 @@ def generate(
     if was_restarted(os.environ):
         config = dataclasses.replace(config, resume=True)
     require_prompt(config)
-    check_files(config)  # before torch is imported, which alone takes seconds
     for sentence in ignored(resolved):
         warn(sentence)
     if dry_run:
+        check_files(config, Destination.of(config), overwrite=config.overwrite or config.resume)
         with held_interrupts():
             from vinfinity.job import describe
             from vinfinity.planning.plan import essentials, make_plan
@@ -50,22 +49,25 @@ def generate(
         if plan.refusal is not None:
             raise plan.refusal
     else:
-        start(config, resolved.origins)
+        start(config)
 
 
-def start(config: RunConfig, origins: Mapping[str, str]) -> None:
-    """Runs what a command asked for, or says that it is done already. Raises VinfinityError."""
-    from vinfinity.runs.paths import output_path
+def start(config: RunConfig) -> None:
+    """Carry out the run that a command asked for, or say that it is done already. Raises VinfinityError."""
+    from vinfinity.runs.paths import Destination
     from vinfinity.runs.start import how_to_start
     from vinfinity.system.progress import note
 
-    if how_to_start(config) == "done":
-        note(f"{output_path(config)} is finished; nothing is left to do")
+    destination = Destination.of(config)
+    # before torch is imported, which alone takes seconds
+    if how_to_start(config, destination) == "done":
+        note(f"{destination.video} is finished; nothing to do")
         return
-    with Stops().heeded():
+    with Shutdown().handled() as shutdown:
         with held_interrupts():
             from vinfinity.run import run
-        summary = run(config, origins)
+        shutdown.check()
+        summary = run(config, destination, handle_signals=True)
     if summary is not None:  # ranks other than 0 have nothing to tell
         print_summary(summary)
 

@@ -9,7 +9,7 @@ from typing import Annotated, Any, get_args
 import typer
 
 from vinfinity.cli.output import Debug, reported
-from vinfinity.config import Device, Dtype, Memory, Resolved, Sampler, complete, known_keys, load
+from vinfinity.config import Device, Dtype, Memory, Resolved, Sampler, known_keys
 
 
 def _complete_model(incomplete: str) -> list[str]:
@@ -221,11 +221,9 @@ def _resolve(
     **flags: object,
 ) -> Resolved:
     """The configuration from defaults, model card, YAML file, settings and flags. Raises InputError."""
-    from vinfinity.weights.card import model_defaults
+    from vinfinity.resolve import resolve
 
     switches = {"overwrite": overwrite, "resume": resume, "compile": compile}
     given = {name: True for name, on in switches.items() if on}  # those that are off were not given
     flags = {**flags, **given, "lora": flags["lora"] or None}
-    resolved = load(config, overrides=settings or (), flags=flags)
-    defaults, origin = model_defaults(resolved.config.model, planned=planned)
-    return complete(resolved, defaults, origin=origin)
+    return resolve(config, overrides=settings or (), flags=flags, planned=planned)

@@ -45,7 +45,7 @@ def resume(
         config = load_run(
             folder, overrides=settings or [], flags={"resume": True, "device": device, **_gpus(gpus)}
         )
-        start(config, {})
+        start(config)
 
 
 def decode(
@@ -65,7 +65,7 @@ def decode(
     For example: vinfinity decode a-red-ball.run --out smaller.mp4 video.crf=28 video.preset=slow
     """
     from vinfinity.runs.folder import find_run
-    from vinfinity.runs.paths import check_files
+    from vinfinity.runs.paths import Destination, check_files
     from vinfinity.runs.start import load_run
 
     with reported(debug=debug):
@@ -73,13 +73,14 @@ def decode(
         given = {"resume": False, "overwrite": overwrite, "save_latents": "null"}
         flags = given | {"out": out, "decoder": decoder, "device": device, **_gpus(gpus, default="1")}
         config = load_run(folder, overrides=settings or [], flags=flags)
-        check_files(config)
+        destination = Destination.of(config)
+        check_files(config, destination, overwrite=config.overwrite)
         if not (folder.latents / "manifest.json").exists():
             remedy = f"`vinfinity resume {folder.path}` computes them"
             raise InputError("run", run, remedy, problem="has no final latents yet")
         with held_interrupts():
             from vinfinity.run import decode_again
-        summary = decode_again(config, folder)
+        summary = decode_again(config, folder, destination, handle_signals=True)
         if summary is not None:
             print_summary(summary)
 
@@ -151,7 +152,7 @@ def _edit(
     folder = find_run(run)
     flags = {"overwrite": overwrite, "out": out, "device": device, **_gpus(gpus)}
     config = edited(folder, kind, overrides=settings or [], given=given, flags=flags)
-    start(config, {})
+    start(config)
 
 
 def _gpus(given: str | None, *, default: str | None = None) -> dict[str, str | None]:

@@ -157,7 +157,7 @@ def refuse_early(job: Job) -> None:
 
 def computed(job: Job) -> RunConfig:
     """The configuration of a video of as many frames as are computed."""
-    return replace(job.config, frames=len(job.footage.frames))
+    return replace(job.config, frames=len(job.selection.frames))
 
 
 def decide(run: Outline, room: Room) -> Execution | InputError:

@@ -17,7 +17,7 @@ from vinfinity.media.blocks import Blocks, plan_blocks
 from vinfinity.models.decoder import Decoder
 from vinfinity.models.unet3d.configs import TextConfig, UNetConfig, VAEConfig
 from vinfinity.models.unet3d.vae import AutoencoderKL
-from vinfinity.parallel.context import NEVER, Scopes
+from vinfinity.parallel.scopes import NEVER, Scopes
 from vinfinity.parallel.shards import FrameShards
 from vinfinity.parallel.teams import team_of
 from vinfinity.planning.trace import Clip

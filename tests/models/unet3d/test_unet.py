@@ -14,7 +14,8 @@ from torch import Tensor
 
 from vinfinity.models.unet3d.configs import UNetConfig
 from vinfinity.models.unet3d.unet import UNet
-from vinfinity.parallel.context import Scopes, temporal_context
+from vinfinity.parallel.context import temporal_context
+from vinfinity.parallel.scopes import Scopes
 from vinfinity.parallel.shards import FrameShards
 
 CLOSE = 1e-4

@@ -40,7 +40,7 @@ class UNetCall:
         reuse_depth: int | None = None,
     ) -> None:
         self.unet, self.context_at, self.store, self.condition = unet, context_at, store, condition
-        self._device, self._dtype = text.device, unet.conv_in.weight.dtype
+        self._device, self.dtype = text.device, unet.conv_in.weight.dtype
         self._fps = None if fps is None or not unet.config.fps_cond else self._scalar(fps)
         self._passes = [
             (chunk, None if reuse_depth is None else DeepFeatures(reuse_depth))
@@ -59,7 +59,7 @@ class UNetCall:
                 deep.renew = renew
             predictions.append(
                 self.unet(
-                    x.to(self._dtype).expand(len(text), *x.shape[1:]),
+                    x.to(self.dtype).expand(len(text), *x.shape[1:]),
                     self._scalar(t),
                     text,
                     self.context_at(t),

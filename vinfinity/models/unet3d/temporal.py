@@ -26,8 +26,9 @@ from vinfinity.models.unet3d.layers import (
     frame_chunks,
 )
 from vinfinity.models.unet3d.norm import group_affine, group_moments
-from vinfinity.parallel.context import AttentionPlan, TemporalContext
+from vinfinity.parallel.context import TemporalContext
 from vinfinity.parallel.exchange import Pending
+from vinfinity.parallel.scopes import AttentionPlan
 
 
 def video_sums(x: Tensor, groups: int, *, chunk_bytes: int) -> Tensor:
