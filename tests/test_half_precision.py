@@ -89,7 +89,7 @@ def test_a_run_stops_and_names_step_and_layer(value: float, own_model: Path, tmp
     spoil(own_model, f"{NORM}.bias", value)
     line = failure(own_model, tmp_path, dtype="fp32", sampler="ddim", steps=2)
     assert line.startswith(
-        "step 1 (timestep 501): the UNet's up_blocks.0.resnets.0.norm2 came out as no numbers"
+        "step 1 (timestep 501): the network's layer up_blocks.0.resnets.0.norm2 produced NaN or infinite values"
     )
     assert not (tmp_path / "a.mp4").exists()
     assert not (tmp_path / "latents.safetensors").exists()
@@ -102,7 +102,7 @@ def test_a_model_that_overflows_in_fp16_runs_in_bf16(own_model: Path, tmp_path: 
 
 
 def test_a_later_step_is_named(own_model: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """NaN noise from the second step on, which bad weights would not cause."""
+    """An input that is infinite from the second step on, which bad weights would not cause."""
     forward, calls = UNet.forward, []
 
     def overflowing(self: UNet, x: Tensor, t: Tensor, *args: Any, **kwargs: Any) -> Tensor:
@@ -111,7 +111,7 @@ def test_a_later_step_is_named(own_model: Path, tmp_path: Path, monkeypatch: pyt
 
     monkeypatch.setattr(UNet, "forward", overflowing)
     line = failure(own_model, tmp_path, dtype="fp32", sampler="ddim", steps=3)
-    assert line.startswith("step 2 (timestep 334): the UNet's conv_in ")
+    assert line.startswith("step 2 (timestep 334): the network's layer conv_in ")
 
 
 def test_nan_text_states_stop_the_run(own_model: Path, tmp_path: Path) -> None:
@@ -120,7 +120,7 @@ def test_nan_text_states_stop_the_run(own_model: Path, tmp_path: Path) -> None:
     name = next(name for name in tensors if name.endswith("final_layer_norm.bias"))
     tensors[name][0] = math.nan
     save_file(tensors, path)
-    assert failure(own_model, tmp_path, dtype="fp32").startswith("text encoder: its states came out")
+    assert failure(own_model, tmp_path, dtype="fp32").startswith("text encoder: its states produced")
 
 
 def test_nan_pictures_stop_the_run(own_model: Path, tmp_path: Path) -> None:
@@ -137,7 +137,7 @@ def test_nan_pictures_stop_the_run(own_model: Path, tmp_path: Path) -> None:
 def test_all_ranks_stop_with_one_line(own_model: Path, tmp_path: Path) -> None:
     spoil(own_model, "conv_out.bias", math.nan)
     line = failure(own_model, tmp_path, dtype="fp32", frames=4, gpus=2)
-    assert "the UNet's conv_out came out as no numbers" in line
+    assert "the network's layer conv_out produced NaN or infinite values" in line
 
 
 def test_inner_layers_are_named_first(model_folder: Path, tmp_path: Path) -> None:
