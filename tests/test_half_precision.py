@@ -120,7 +120,7 @@ def test_nan_text_states_stop_the_run(own_model: Path, tmp_path: Path) -> None:
     name = next(name for name in tensors if name.endswith("final_layer_norm.bias"))
     tensors[name][0] = math.nan
     save_file(tensors, path)
-    assert failure(own_model, tmp_path, dtype="fp32").startswith("text encoder: its states produced")
+    assert failure(own_model, tmp_path, dtype="fp32").startswith("text encoder: its output produced")
 
 
 def test_nan_pictures_stop_the_run(own_model: Path, tmp_path: Path) -> None:
