@@ -14,7 +14,7 @@ from diffusers import UNet3DConditionModel
 
 from vinfinity.bench.timing import time_in_turn
 from vinfinity.bench.unet import inputs, our_call, shape_of
-from vinfinity.job import DTYPES
+from vinfinity.weights.dtypes import DTYPES
 
 
 def main() -> None:

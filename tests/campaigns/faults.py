@@ -199,7 +199,9 @@ def decoded_frames(folder: Path) -> int:
 
 def taken_over(folder: Path) -> list[int]:
     """Frames that runs found decoded already, from the log."""
-    said = re.findall(rf"(\d+) of {FRAMES} frames are decoded already", (folder / "log.txt").read_text())
+    said = re.findall(
+        rf"(\d+) of {FRAMES} frames have already been decoded", (folder / "log.txt").read_text()
+    )
     return [int(frames) for frames in said]
 
 

@@ -17,13 +17,13 @@ import torch
 from safetensors.torch import save_file
 from torch import Tensor
 
+from vinfinity.bench.latents import FileLatents
 from vinfinity.config import DecodeConfig, VideoConfig, parse_size
 from vinfinity.media.blocks import Blocks, check_tile, plan_blocks
 from vinfinity.media.decode import decode_frames
-from vinfinity.media.latents import FileLatents
 from vinfinity.media.mp4 import Mp4Writer
 from vinfinity.media.video import write_video
-from vinfinity.models.unet3d.taesd import LatentDecoder
+from vinfinity.models.decoder import Decoder
 from vinfinity.parallel.ranks import Ranks, pick_device
 from vinfinity.system.progress import Progress
 from vinfinity.weights.card import read_card
@@ -130,13 +130,13 @@ def measure_decoding(
     decoder: another one than the model's own. size: (width, height), the model's where None. Raises InputError.
     """
     card = read_card(model)
-    check_tile(decode, factor=card.pixels)
+    check_tile(decode, downscale=card.geometry.downscale)
     folder = card.folder / "vae"
     if decoder is not None:
         folder = decoder
-        check_decoder(folder, channels=card.latent_channels, pixels=card.pixels)
+        check_decoder(folder, card.geometry)
     width, height = size or parse_size(str(card.defaults["size"]))
-    latent = (card.latent_channels, -(-height // card.pixels), -(-width // card.pixels))
+    latent = card.geometry.latent_size((width, height))
     ranks = Ranks(device=pick_device(device))
     network = load_decoder(folder, device=ranks.device, dtype=torch.float32)
     with tempfile.TemporaryDirectory(prefix="vinfinity-") as scratch:
@@ -163,7 +163,7 @@ class _Bench:
 
     def __init__(
         self,
-        network: LatentDecoder,
+        network: Decoder,
         path: Path,
         frames: int,
         latent: tuple[int, int, int],

@@ -11,7 +11,6 @@ from torch import Tensor
 from vinfinity.bench.timing import Times, time_in_turn
 from vinfinity.config import parse_size
 from vinfinity.denoise.execution import MIB
-from vinfinity.job import DTYPES
 from vinfinity.models.unet3d.layers import channels_last
 from vinfinity.models.unet3d.unet import UNet, UNetConfig, compile_blocks
 from vinfinity.parallel.context import temporal_context
@@ -19,6 +18,7 @@ from vinfinity.parallel.exchange import FrameExchange
 from vinfinity.parallel.scopes import Scopes
 from vinfinity.parallel.teams import Team, team_of
 from vinfinity.weights.card import read_card
+from vinfinity.weights.dtypes import DTYPES
 from vinfinity.weights.load import load_unet
 
 MEDIUM = UNetConfig(block_out_channels=(160, 320, 640, 640), attention_head_dim=32, cross_attention_dim=512)
@@ -55,7 +55,7 @@ def shape_of(model: str, *, frames: int, size: tuple[int, int] | None = None) ->
         return Shape("353 M parameters", frames, (height // 8, width // 8), 77, build)
     card = read_card(model)
     width, height = size or parse_size(str(card.defaults["size"]))
-    latent = (-(-height // card.pixels), -(-width // card.pixels))
+    latent = card.geometry.latent_size((width, height))[1:]
     return Shape(
         card.name,
         frames,

@@ -262,7 +262,7 @@ def largest_size(run: Outline, room: Room) -> str | None:
     coarsest level.
     """
     sides = run.config.resolution
-    block = run.card.pixels * 2 ** (len(run.unet.block_out_channels) - 1)
+    block = run.card.geometry.downscale * 2 ** (len(run.unet.block_out_channels) - 1)
     longest = -(-max(sides) // block) - 1  # in blocks
 
     def scaled(blocks: int) -> Outline:

@@ -1,10 +1,9 @@
 """A run by its shapes: all that its plan follows from, without weights, prompt or files."""
 
-from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
 from functools import cache
 from pathlib import Path
-from typing import Any, Literal, TypeVar
+from typing import Any, Literal
 
 import torch
 
@@ -13,21 +12,20 @@ from vinfinity.denoise.execution import Execution, ladder
 from vinfinity.denoise.samplers import Sampler
 from vinfinity.denoise.schedule import SchedulerConfig
 from vinfinity.errors import WeightsError
-from vinfinity.job import DTYPES, branches, latent_shape, pick_sampler
+from vinfinity.job import branches, latent_shape, pick_sampler
 from vinfinity.media.blocks import Blocks, plan_blocks
-from vinfinity.models.unet3d.clip import TextConfig
-from vinfinity.models.unet3d.taesd import LatentDecoder
-from vinfinity.models.unet3d.unet import UNetConfig
-from vinfinity.models.unet3d.vae import AutoencoderKL, VAEConfig
+from vinfinity.models.decoder import Decoder
+from vinfinity.models.unet3d.configs import TextConfig, UNetConfig, VAEConfig
+from vinfinity.models.unet3d.vae import AutoencoderKL
 from vinfinity.parallel.scopes import NEVER, Scopes
 from vinfinity.parallel.shards import FrameShards
 from vinfinity.parallel.teams import team_of
 from vinfinity.planning.trace import Clip
 from vinfinity.weights.card import ModelCard
+from vinfinity.weights.dtypes import DTYPES
 from vinfinity.weights.load import drop_encoder, empty_decoder
 
 DeviceType = Literal["cuda", "cpu"]
-Built = TypeVar("Built")
 
 
 @dataclass(frozen=True)
@@ -41,7 +39,7 @@ class Outline:
     device: DeviceType
     ranks: int
     unet: UNetConfig
-    decoder: LatentDecoder
+    decoder: Decoder
     text: TextConfig
     sampler: Sampler
     branches: int
@@ -124,34 +122,31 @@ class Outline:
 
 def outline(config: RunConfig, card: ModelCard, *, device: DeviceType, ranks: int) -> Outline:
     """Raises InputError where sampler and steps do not go together, or the model is of a kind that is not supported."""
-
-    def built(part: str, build: Callable[[Mapping[str, Any]], Built]) -> Built:
-        try:
-            return build(card.files[part])
-        except (ValueError, TypeError) as error:
-            remedy = "use a model of a supported kind"
-            raise WeightsError("model", card.folder / part, remedy, problem=f"{error}") from None
-
+    try:
+        scheduler = SchedulerConfig.from_dict(card.schedule)
+    except (ValueError, TypeError) as error:
+        remedy = "use a model of a supported kind"
+        raise WeightsError("model", card.folder / "scheduler", remedy, problem=f"{error}") from None
     if config.decoder is not None:
         decoder = empty_decoder(Path(config.decoder))
     else:
-        decoder = _decoding_half(built("vae", VAEConfig.from_dict))
+        decoder = _decoding_half(card.config(VAEConfig))
     return Outline(
         config=config,
         card=card,
         device=device,
         ranks=ranks,
-        unet=built("unet", UNetConfig.from_dict),
+        unet=card.config(UNetConfig),
         decoder=decoder,
-        text=built("text_encoder", TextConfig.from_dict),
-        sampler=pick_sampler(config, built("scheduler", SchedulerConfig.from_dict)),
+        text=card.config(TextConfig),
+        sampler=pick_sampler(config, scheduler),
         branches=branches(config, card),
         latent=latent_shape(config, card),
     )
 
 
 @cache
-def _decoding_half(vae: VAEConfig) -> LatentDecoder:
+def _decoding_half(vae: VAEConfig) -> Decoder:
     with torch.device("meta"):
         decoder = AutoencoderKL(vae)
     drop_encoder(decoder)

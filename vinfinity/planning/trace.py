@@ -12,16 +12,16 @@ from vinfinity.denoise.execution import Execution
 from vinfinity.denoise.guidance import guide
 from vinfinity.denoise.samplers import Sampler, State
 from vinfinity.media.blocks import Blocks
+from vinfinity.models.decoder import Decoder
 from vinfinity.models.offload import DeviceStore, HostStore
 from vinfinity.models.unet3d.clip import TextConfig, TextEncoder
-from vinfinity.models.unet3d.taesd import LatentDecoder
+from vinfinity.models.unet3d.family import UNET3D
 from vinfinity.models.unet3d.unet import DeepFeatures, UNet, UNetConfig
 from vinfinity.parallel.context import temporal_context
 from vinfinity.parallel.exchange import TracedExchange
 from vinfinity.parallel.scopes import AttentionPlan, QueryBlock, Scopes
 from vinfinity.parallel.shards import FrameShards
 from vinfinity.planning.meter import LiveBytes, Work
-from vinfinity.weights.load import KINDS
 
 STRETCHES = 16  # from which on memory is taken to be a straight line
 WHOLE = Execution(branches=1, skips="device", chunk_bytes=2**62)  # all frames at once: the fewest operations
@@ -124,7 +124,7 @@ def empty_unet(config: UNetConfig, dtype: torch.dtype) -> UNet:
     with torch.device("meta"):
         unet = UNet(config).to(dtype)
     for name, module in unet.named_children():
-        if f"{name}.".startswith(KINDS["unet"].full):
+        if f"{name}.".startswith(UNET3D.networks["unet"].keep_fp32):
             module.float()
     return unet.eval().requires_grad_(False)
 
@@ -260,7 +260,7 @@ class BlockMemory:
 
 @lru_cache(maxsize=32)
 @torch.inference_mode()
-def trace_decode(decoder: LatentDecoder, blocks: Blocks, latent: tuple[int, int]) -> BlockMemory:
+def trace_decode(decoder: Decoder, blocks: Blocks, latent: tuple[int, int]) -> BlockMemory:
     """Decoding a block of frames, in fp32. latent: (h, w). Of tiles, memory is that of the arithmetic which cuts
     them; tests compare it with a trace.
     """
@@ -284,5 +284,5 @@ def trace_text(config: TextConfig, dtype: torch.dtype, *, texts: int) -> BlockMe
     return BlockMemory(weights=parameter_bytes(encoder), working=live.peak, work=work)
 
 
-def parameter_bytes(network: torch.nn.Module) -> int:
+def parameter_bytes(network: torch.nn.Module | Decoder) -> int:
     return sum(parameter.nbytes for parameter in network.parameters())
