@@ -9,9 +9,9 @@ from pathlib import Path
 import torch
 
 from vinfinity import __version__
-from vinfinity.config import Dtype, RunConfig, digest, leaves
-from vinfinity.denoise.samplers import Sampler, make_sampler
-from vinfinity.denoise.schedule import SchedulerConfig
+from vinfinity.config import RunConfig, digest, leaves
+from vinfinity.denoise.guidance import guidance_branches
+from vinfinity.denoise.samplers import Sampler, pick_sampler
 from vinfinity.denoise.selection import Selection, select_all
 from vinfinity.errors import InputError
 from vinfinity.media.blocks import check_tile
@@ -25,7 +25,7 @@ from vinfinity.runs.earlier import EarlierRun
 from vinfinity.runs.paths import Destination, check_inputs
 from vinfinity.system.safetensors import read_header
 from vinfinity.weights.card import ModelCard, read_card, weights_digest
-from vinfinity.weights.dtypes import DTYPES
+from vinfinity.weights.dtypes import pick_dtype
 from vinfinity.weights.load import check_decoder, check_weights, empty_network, load_scheduler
 from vinfinity.weights.lora import Lora, check_lora, read_lora
 
@@ -126,7 +126,7 @@ def prepare(config: RunConfig) -> Job:
     check_inputs(config)
     card = read_card(config.model)
     check_computing(config, card)
-    latent = latent_shape(config, card)
+    latent = card.geometry.latent_size(config.resolution)
     sampler = pick_sampler(config, load_scheduler(card.folder / "scheduler"))
     earlier = EarlierRun.open(config, latent)
     if earlier is None:
@@ -181,24 +181,9 @@ def check_computing(config: RunConfig, card: ModelCard) -> None:
         raise InputError("reuse.depth", config.reuse.depth, f"give at most {levels - 1}", problem=problem)
 
 
-def latent_shape(config: RunConfig, card: ModelCard) -> tuple[int, int, int]:
-    """(c, h, w) of one latent frame, large enough to cover the size in pixels."""
-    return card.geometry.latent_size(config.resolution)
-
-
-def pick_sampler(config: RunConfig, scheduler: SchedulerConfig) -> Sampler:
-    """The sampler on the model's noise schedule. Raises InputError if the two do not go together."""
-    try:
-        return make_sampler(config.sampler, scheduler, steps=config.steps, eta=config.eta)
-    except ValueError as error:
-        raise InputError(
-            "sampler", config.sampler, "choose other steps or another sampler", problem=f"{error}"
-        ) from None
-
-
 def branches(config: RunConfig, card: ModelCard) -> int:
     """Guidance branches of a step: 2 with classifier-free guidance, else 1."""
-    return 1 if config.guidance <= 1 or card.guidance_width is not None else 2
+    return guidance_branches(config.guidance, distilled=card.guidance_width is not None)
 
 
 def check_noise(path: Path, shape: tuple[int, ...]) -> None:
@@ -211,11 +196,6 @@ def check_noise(path: Path, shape: tuple[int, ...]) -> None:
         raise InputError(
             "noise_from", path, f"this run needs {shape}: change frames or size", problem=problem
         )
-
-
-def pick_dtype(dtype: Dtype, device: torch.device) -> torch.dtype:
-    """The type of the weights and of the network's arithmetic; "auto" is fp16 on a GPU and fp32 on the CPU."""
-    return DTYPES[("fp16" if device.type == "cuda" else "fp32") if dtype == "auto" else dtype]
 
 
 def describe(config: RunConfig) -> list[tuple[str, str]]:
