@@ -15,7 +15,8 @@ from vinfinity.denoise.samplers import Sampler, pick_sampler
 from vinfinity.denoise.selection import Selection, select_all
 from vinfinity.errors import InputError
 from vinfinity.media.blocks import check_tile
-from vinfinity.models.unet3d.tokenizer import CLIPTokenizer, load_tokenizer
+from vinfinity.models.family import TextTokenizer
+from vinfinity.models.unet3d.configs import UNetConfig
 from vinfinity.parallel.launch import check_ranks
 from vinfinity.parallel.place import find_place
 from vinfinity.parallel.ranks import pick_device
@@ -42,7 +43,7 @@ class Job:
     config: RunConfig
     card: ModelCard
     sampler: Sampler
-    tokenizer: CLIPTokenizer
+    tokenizer: TextTokenizer
     selection: Selection
     earlier: EarlierRun | None
     latent: tuple[int, int, int]
@@ -133,17 +134,18 @@ def prepare(config: RunConfig) -> Job:
     else:
         selection = earlier.select(config, steps=len(sampler.timesteps))
     check_ranks(gpus=config.gpus, device=config.device, frames=len(selection.frames))
-    check_weights(card.folder, half=pick_dtype(config.dtype, pick_device(config.device)) != torch.float32)
+    half = pick_dtype(config.dtype, pick_device(config.device)) != torch.float32
+    check_weights(card.folder, prefer_fp16=half)
     if config.decoder is not None:
-        check_decoder(Path(config.decoder).expanduser(), channels=card.latent_channels, pixels=card.pixels)
-    check_tile(config.decode, factor=card.pixels)
+        check_decoder(Path(config.decoder).expanduser(), card.geometry)
+    check_tile(config.decode, downscale=card.geometry.downscale)
     loras = tuple(read_lora(text) for text in config.lora)
     if loras:
-        network = empty_network("unet", card.folder / "unet")
+        network = empty_network(card.family.networks["unet"], card.folder / "unet")
         shapes = {name: tuple(tensor.shape) for name, tensor in network.state_dict().items()}
         for lora in loras:
             check_lora(lora, shapes)
-    tokenizer = load_tokenizer(card.folder / "tokenizer", length=card.text_length)
+    tokenizer = card.family.load_tokenizer(card.folder / "tokenizer", length=card.text_length)
     if config.noise_from is not None:
         check_noise(Path(config.noise_from).expanduser(), (1, latent[0], config.frames, *latent[1:]))
     return Job(
@@ -173,7 +175,7 @@ def check_computing(config: RunConfig, card: ModelCard) -> None:
         problem = "gives each guidance branch ranks of its own, but there is one rank"
         remedy = "use --gpus 2 or more, or leave it out"
         raise InputError("parallel.split_guidance", True, remedy, problem=problem)
-    levels = len(card.files["unet"].get("block_out_channels", (0,) * 4))
+    levels = len(card.config(UNetConfig).block_out_channels)
     if config.reuse.interval > 1 and config.reuse.depth >= levels:
         problem = f"leaves nothing to reuse of the {levels} levels of {card.name}"
         raise InputError("reuse.depth", config.reuse.depth, f"give at most {levels - 1}", problem=problem)

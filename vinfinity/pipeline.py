@@ -224,7 +224,7 @@ class Pipeline:
         settings: size, fps and `decode`. Raises InputError, or NotFiniteError if frames are NaN or infinite.
         """
         x = latents.x if isinstance(latents, State) else latents
-        height, width = (self._job.card.pixels * side for side in x.shape[3:])
+        height, width = (self._job.card.geometry.downscale * side for side in x.shape[3:])
         given = {"size": f"{width}x{height}", **settings, "frames": x.shape[2]}
         return self.decode_job(self._prepared("", given), x)
 

@@ -167,7 +167,7 @@ def write_files(
         decode=config.decode,
         metadata=job.tags(),
         unfinished=folder.decoded,
-        of=f"{latents.digest()} {job.decoder_digest}",
+        identity=f"{latents.digest()} {job.decoder_digest}",
         ranks=ranks,
         progress=progress,
     )

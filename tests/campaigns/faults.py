@@ -189,7 +189,9 @@ def decoded_frames(folder: Path) -> int:
 
 def reused_frames(folder: Path) -> list[int]:
     """Decoded frames that each resumed run found, from the log."""
-    counts = re.findall(rf"(\d+) of {FRAMES} frames are decoded already", (folder / "log.txt").read_text())
+    counts = re.findall(
+        rf"(\d+) of {FRAMES} frames have already been decoded", (folder / "log.txt").read_text()
+    )
     return [int(count) for count in counts]
 
 

@@ -3,13 +3,14 @@
 from typing import Any
 
 import pytest
+from oracles.settings import run_config
 
-from vinfinity.config import ComputeConfig, RunConfig
+from vinfinity.config import ComputeConfig
 from vinfinity.denoise.execution import MIB, Execution, ladder
 
 
 def rungs(device: str = "cuda", *, branches: int = 2, frames: int = 100, **settings: Any) -> list[Execution]:
-    return ladder(RunConfig(**settings), branches=branches, frames=frames, device=device)
+    return ladder(run_config(**settings), branches=branches, frames=frames, device=device)
 
 
 def test_auto_goes_from_fast_to_lean_in_steps_that_each_take_less() -> None:

@@ -16,13 +16,13 @@ import torch
 from safetensors.torch import save_file
 from torch import Tensor
 
+from vinfinity.bench.latents import FileLatents
 from vinfinity.config import DecodeConfig, VideoConfig, parse_size
 from vinfinity.media.blocks import Blocks, check_tile, plan_blocks
 from vinfinity.media.decode import decode_frames
-from vinfinity.media.latents import FileLatents
 from vinfinity.media.mp4 import Mp4Writer
 from vinfinity.media.video import write_video
-from vinfinity.models.unet3d.taesd import LatentDecoder
+from vinfinity.models.decoder import Decoder
 from vinfinity.parallel.ranks import Ranks, pick_device
 from vinfinity.system.progress import Progress
 from vinfinity.weights.card import read_card
@@ -132,11 +132,11 @@ def measure_decoding(
     Raises InputError.
     """
     card = read_card(model)
-    check_tile(decode, factor=card.pixels)
+    check_tile(decode, downscale=card.geometry.downscale)
     folder = card.folder / "vae"
     if decoder is not None:
         folder = decoder
-        check_decoder(folder, channels=card.latent_channels, pixels=card.pixels)
+        check_decoder(folder, card.geometry)
     width, height = size or parse_size(str(card.defaults["size"]))
     latent = card.geometry.latent_size((width, height))
     ranks = Ranks(device=pick_device(device))
@@ -165,7 +165,7 @@ class _Bench:
 
     def __init__(
         self,
-        network: LatentDecoder,
+        network: Decoder,
         path: Path,
         frames: int,
         latent: tuple[int, int, int],

@@ -71,7 +71,8 @@ def from_model(help: str, *, remedy: str = "", **rest: Any) -> Any:
 class Group:
     """Settings that check themselves: every value of a group has its declared type and is in range.
 
-    A subclass names its prefix, and whether its settings change the latents. `check` holds the rules between settings.
+    A subclass names its prefix, and whether its settings change the latents. `_check_together` holds the rules between
+    its settings.
     """
 
     prefix: ClassVar[str] = ""
@@ -88,9 +89,9 @@ class Group:
             object.__setattr__(self, field.name, value)
             if "setting" in field.metadata:
                 in_range(value, field.metadata["setting"], key=key)
-        self.check()
+        self._check_together()
 
-    def check(self) -> None:
+    def _check_together(self) -> None:
         """Raises InputError if settings of the group do not go together."""
 
 

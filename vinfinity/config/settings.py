@@ -118,7 +118,7 @@ class AttentionConfig(Group, name="attention"):
         """The phase at denoising timestep `t` (>= 0): the first whose `above` is below it."""
         return next(phase for phase in self.schedule if phase.above < t)
 
-    def check(self) -> None:
+    def _check_together(self) -> None:
         key = "attention.schedule"
         above = [phase.above for phase in self.schedule]
         shown = "[" + ", ".join(f"above {timestep}" for timestep in above) + "]"
@@ -246,7 +246,7 @@ class EditConfig(Group, name="edit"):
         """The frames to regenerate."""
         return range(0) if self.redo is None else parse_span(self.redo)
 
-    def check(self) -> None:
+    def _check_together(self) -> None:
         if self.redo is not None and self.run is None:
             remedy = "use `vinfinity redo RUN --frames FROM:TO`"
             raise InputError("edit.redo", self.redo, remedy, problem="needs a run to edit")
@@ -299,7 +299,12 @@ class VideoConfig(Group, name="video", latents=False):
 
 @dataclass(frozen=True, kw_only=True)
 class RunConfig(Group):
-    """One video to generate."""
+    """One video to generate: every setting with its value.
+
+    `load_config` takes what is not given from the model and the defaults. Built directly, it needs the settings that
+    models differ in: size, fps, steps, sampler, guidance, and attention with its trained_frames. Raises InputError for
+    values of another type or out of range.
+    """
 
     prompt: str = setting("", "Text that describes the video.", panel=VIDEO, short="-p")
     negative: str = setting(
@@ -446,7 +451,7 @@ class RunConfig(Group):
         """(width, height) of the video in pixels."""
         return parse_size(self.size)
 
-    def check(self) -> None:
+    def _check_together(self) -> None:
         if self.prompt and not self.prompt.strip():
             raise InputError("prompt", self.prompt, "describe the video", problem="is blank")
         for key, text in (("prompt", self.prompt), ("negative", self.negative)):

@@ -1,10 +1,9 @@
 """The shapes of a run, from its settings and its model's card: enough to plan it without weights, prompt or files."""
 
-from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
 from functools import cache
 from pathlib import Path
-from typing import Any, Literal, TypeVar
+from typing import Any, Literal
 
 import torch
 
@@ -16,10 +15,9 @@ from vinfinity.denoise.schedule import SchedulerConfig
 from vinfinity.denoise.scopes import scopes_of
 from vinfinity.errors import WeightsError
 from vinfinity.media.blocks import Blocks, plan_blocks
-from vinfinity.models.unet3d.clip import TextConfig
-from vinfinity.models.unet3d.taesd import LatentDecoder
-from vinfinity.models.unet3d.unet import UNetConfig
-from vinfinity.models.unet3d.vae import AutoencoderKL, VAEConfig
+from vinfinity.models.decoder import Decoder
+from vinfinity.models.unet3d.configs import TextConfig, UNetConfig, VAEConfig
+from vinfinity.models.unet3d.vae import AutoencoderKL
 from vinfinity.parallel.scopes import NEVER
 from vinfinity.parallel.shards import FrameShards
 from vinfinity.parallel.teams import team_of
@@ -29,7 +27,6 @@ from vinfinity.weights.dtypes import DTYPES
 from vinfinity.weights.load import drop_encoder, empty_decoder
 
 DeviceType = Literal["cuda", "cpu"]
-Config = TypeVar("Config")
 
 
 @dataclass(frozen=True)
@@ -46,7 +43,7 @@ class Outline:
     device: DeviceType
     ranks: int
     unet: UNetConfig
-    decoder: LatentDecoder
+    decoder: Decoder
     text: TextConfig
     sampler: Sampler
     branches: int
@@ -144,35 +141,32 @@ def outline(
 
     Raises InputError if sampler and steps do not go together, or if the model's architecture is not supported.
     """
-
-    def read(part: str, from_dict: Callable[[Mapping[str, Any]], Config]) -> Config:
-        try:
-            return from_dict(card.files[part])
-        except (ValueError, TypeError) as error:
-            remedy = "use a model with a supported architecture"
-            raise WeightsError("model", card.folder / part, remedy, problem=f"{error}") from None
-
+    try:
+        scheduler = SchedulerConfig.from_dict(card.schedule)
+    except (ValueError, TypeError) as error:
+        remedy = "use a model with a supported architecture"
+        raise WeightsError("model", card.folder / "scheduler", remedy, problem=f"{error}") from None
     if config.decoder is not None:
         decoder = empty_decoder(Path(config.decoder))
     else:
-        decoder = _empty_autoencoder(read("vae", VAEConfig.from_dict))
+        decoder = _empty_autoencoder(card.config(VAEConfig))
     return Outline(
         config=config,
         card=card,
         frames=config.frames if frames is None else frames,
         device=device,
         ranks=ranks,
-        unet=read("unet", UNetConfig.from_dict),
+        unet=card.config(UNetConfig),
         decoder=decoder,
-        text=read("text_encoder", TextConfig.from_dict),
-        sampler=pick_sampler(config, read("scheduler", SchedulerConfig.from_dict)),
+        text=card.config(TextConfig),
+        sampler=pick_sampler(config, scheduler),
         branches=guidance_branches(config.guidance, distilled=card.guidance_width is not None),
         latent=card.geometry.latent_size(config.resolution),
     )
 
 
 @cache
-def _empty_autoencoder(vae: VAEConfig) -> LatentDecoder:
+def _empty_autoencoder(vae: VAEConfig) -> Decoder:
     """The decoding half of a model's own autoencoder, on meta tensors."""
     with torch.device("meta"):
         decoder = AutoencoderKL(vae)

@@ -11,17 +11,17 @@ from vinfinity.denoise.execution import Execution
 from vinfinity.denoise.guidance import guide
 from vinfinity.denoise.samplers import Sampler, State
 from vinfinity.media.blocks import Blocks
+from vinfinity.models.decoder import Decoder
 from vinfinity.models.offload import DeviceStore, HostStore
 from vinfinity.models.unet3d.call import UNetCall
 from vinfinity.models.unet3d.clip import TextConfig, TextEncoder
-from vinfinity.models.unet3d.taesd import LatentDecoder
+from vinfinity.models.unet3d.family import UNET3D
 from vinfinity.models.unet3d.unet import UNet, UNetConfig
 from vinfinity.parallel.context import temporal_context
 from vinfinity.parallel.exchange import FrameExchange, TracedExchange
 from vinfinity.parallel.scopes import AttentionPlan, QueryBlock, Scopes
 from vinfinity.parallel.shards import FrameShards
 from vinfinity.planning.meter import LiveBytes, WorkCounter
-from vinfinity.weights.load import KINDS
 
 # number of chunks above which memory grows linearly with the frames
 LINEAR_FROM = 16
@@ -143,7 +143,7 @@ def empty_unet(config: UNetConfig, dtype: torch.dtype) -> UNet:
     with torch.device("meta"):
         unet = UNet(config).to(dtype)
     for name, module in unet.named_children():
-        if f"{name}.".startswith(KINDS["unet"].full):
+        if f"{name}.".startswith(UNET3D.networks["unet"].keep_fp32):
             module.float()
     return unet.eval().requires_grad_(False)
 
@@ -279,7 +279,7 @@ class NetworkMemory:
 
 @lru_cache(maxsize=32)
 @torch.inference_mode()
-def trace_decode(decoder: LatentDecoder, blocks: Blocks, latent: tuple[int, int]) -> NetworkMemory:
+def trace_decode(decoder: Decoder, blocks: Blocks, latent: tuple[int, int]) -> NetworkMemory:
     """Decoding one block of frames in fp32. latent: (h, w).
 
     With tiles, memory is what `plan_blocks` computed to cut them; tests compare that with a trace.
@@ -304,5 +304,5 @@ def trace_text(config: TextConfig, dtype: torch.dtype, *, texts: int) -> Network
     return NetworkMemory(weights=parameter_bytes(encoder), working=live.peak, work=work)
 
 
-def parameter_bytes(network: torch.nn.Module) -> int:
+def parameter_bytes(network: torch.nn.Module | Decoder) -> int:
     return sum(parameter.nbytes for parameter in network.parameters())
