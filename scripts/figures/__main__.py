@@ -8,9 +8,18 @@ import argparse
 import sys
 from pathlib import Path
 
-from scripts.figures import attention_scopes, checkpoints, clip_parallelism, exchange, pipeline
+from scripts.figures import (
+    attention_scopes,
+    checkpoints,
+    clip_parallelism,
+    exchange,
+    pipeline,
+    plots,
+    reading_order,
+)
 
 ROOT = Path(__file__).parents[2]
+README = ROOT / "README.md"
 IMAGES = ROOT / "docs" / "images"
 FIGURES = {
     "clip-parallelism.svg": clip_parallelism.figure,
@@ -18,6 +27,10 @@ FIGURES = {
     "exchange.svg": exchange.figure,
     "pipeline.svg": pipeline.figure,
     "checkpoints.svg": checkpoints.figure,
+    "unet-time.svg": plots.unet_time,
+    "memory.svg": plots.memory,
+    "scaling.svg": plots.scaling,
+    "reuse.svg": plots.reuse,
 }
 
 
@@ -28,6 +41,7 @@ def main() -> int:
     )
     check = parser.parse_args().check
     wanted = {IMAGES / name: draw() for name, draw in FIGURES.items()}
+    wanted[README] = reading_order.refreshed(README.read_text(encoding="utf-8"))
     stale = [
         path for path, text in wanted.items() if not path.exists() or path.read_text(encoding="utf-8") != text
     ]
