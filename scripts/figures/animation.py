@@ -1,6 +1,6 @@
 """Turn a video into the looping WebP of the README.
 
-vinfinity generate -p "a blue boat moving right over the blue sea" --frames 64 --out build/boat.mp4 guidance=1.4
+vinfinity generate -p "a blue boat moving left over the blue sea" --frames 64 --seed 3 --out build/boat.mp4
 python -m scripts.figures.animation build/boat.mp4 docs/images/blue-boat.webp
 """
 
