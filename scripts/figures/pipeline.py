@@ -42,9 +42,8 @@ def figure() -> str:
         (
             ("checkpoint", "where due"),
             ("step", "the sampler"),
-            ("vote", "all ranks agree"),
             ("guidance", "two branches"),
-            ("UNet", "sends frames"),
+            ("vote", "all ranks agree"), ("UNet", "sends frames"),
         )
     ):
         x = LEFT + 14 + index * 135
