@@ -43,7 +43,8 @@ def figure() -> str:
             ("checkpoint", "where due"),
             ("step", "the sampler"),
             ("guidance", "two branches"),
-            ("vote", "all ranks agree"), ("UNet", "sends frames"),
+            ("vote", "all ranks agree"),
+            ("UNet", "sends frames"),
         )
     ):
         x = LEFT + 14 + index * 135
