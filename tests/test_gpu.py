@@ -11,9 +11,10 @@ from safetensors.torch import load_file
 
 from vinfinity.media.decode import decode_block
 from vinfinity.models.unet3d.unet import UNet, UNetConfig
-from vinfinity.parallel.context import Scopes, temporal_context
+from vinfinity.parallel.context import temporal_context
 from vinfinity.parallel.exchange import LocalExchange
 from vinfinity.parallel.launch import launch
+from vinfinity.parallel.scopes import Scopes
 from vinfinity.parallel.shards import FrameShards
 from vinfinity.run import run
 
@@ -96,7 +97,7 @@ def test_a_run_on_a_gpu_starts_from_the_cpus_noise_and_ends_near_its_latents(
             out=str(tmp_path / f"{device}.mp4"),
             save_latents=str(file),
         )
-        run(resolved.config, resolved.origins)
+        run(resolved.config)
         latents[device] = load_file(file)["latents"]
     assert relative_error(latents["cuda"], latents["cpu"]) <= 1e-2
 

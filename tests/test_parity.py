@@ -63,7 +63,7 @@ def both(
         device="cpu",
         dtype="fp32",
     ).config
-    run(config, {})
+    run(config)
     pipeline = TextToVideoSDPipeline.from_pretrained(model)
     pipeline.set_progress_bar_config(disable=True)
     theirs = pipeline(

@@ -25,7 +25,8 @@ from vinfinity.config import Resolved
 from vinfinity.errors import InputError, WeightsError
 from vinfinity.job import describe, prepare
 from vinfinity.media.mp4 import read_metadata, read_video
-from vinfinity.run import Summary, initial_noise, run
+from vinfinity.pipeline import initial_state
+from vinfinity.run import Summary, run
 
 
 def resolve(model: Path | str, out: Path, *overrides: str, **flags: Any) -> Resolved:
@@ -34,7 +35,7 @@ def resolve(model: Path | str, out: Path, *overrides: str, **flags: Any) -> Reso
 
 def make(model: Path | str, out: Path, *overrides: str, **flags: Any) -> Summary:
     resolved = resolve(model, out, *overrides, **flags)
-    summary = run(resolved.config, resolved.origins)
+    summary = run(resolved.config)
     assert summary is not None
     return summary
 
@@ -214,7 +215,7 @@ def test_video_beyond_the_trained_frames_runs_dual_scope_as_scheduled(
 
 def test_first_frames_of_the_noise_do_not_depend_on_the_total(model_folder: Path, tmp_path: Path) -> None:
     short, long = (
-        initial_noise(prepare(resolve(model_folder, tmp_path / "a.mp4", frames=n).config), range(n))
+        initial_state(prepare(resolve(model_folder, tmp_path / "a.mp4", frames=n).config), range(n)).x
         for n in (9, 200)
     )
     assert short.shape == (1, 4, 9, 4, 4)
@@ -223,7 +224,7 @@ def test_first_frames_of_the_noise_do_not_depend_on_the_total(model_folder: Path
 
 def test_noise_from_a_file_is_what_a_seed_draws(model_folder: Path, tmp_path: Path) -> None:
     job = prepare(resolve(model_folder, tmp_path / "a.mp4", frames=4, seed=9).config)
-    save_file({"noise": initial_noise(job, range(4))}, tmp_path / "noise.safetensors")
+    save_file({"noise": initial_state(job, range(4)).x}, tmp_path / "noise.safetensors")
     seeded = latents_of(model_folder, tmp_path, frames=4, seed=9)
     given = latents_of(
         model_folder, tmp_path, frames=4, seed=1, noise_from=str(tmp_path / "noise.safetensors")
@@ -235,7 +236,7 @@ def test_noise_from_a_file_is_what_a_seed_draws(model_folder: Path, tmp_path: Pa
 
 
 def test_prompt_beyond_the_encoders_reach_is_warned_of_with_what_is_cut(
-    model_folder: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+    model_folder: Path, tmp_path: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
     make(
         model_folder,
@@ -243,27 +244,27 @@ def test_prompt_beyond_the_encoders_reach_is_warned_of_with_what_is_cut(
         frames=1,
         prompt="a red ball " * 4 + "over green grass and a blue boat",
     )
-    said = " ".join(capsys.readouterr().err.split())
-    assert "warning: " in said
+    said = " ".join(caplog.text.split())
+    assert [record.levelname for record in caplog.records] == ["WARNING"]
     assert "takes 16 tokens" in said
     assert "a blue boat" in said
     assert (tmp_path / "a.mp4").exists()
 
 
 def test_prompt_within_reach_is_not_warned_of(
-    model_folder: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+    model_folder: Path, tmp_path: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
     make(model_folder, tmp_path / "a.mp4", frames=1)
-    assert "warning" not in capsys.readouterr().err
+    assert not caplog.records
 
 
 def test_words_that_a_model_was_never_taught_are_warned_of_with_those_it_knows(
-    own_model: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+    own_model: Path, tmp_path: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
     card = {"name": "tiny", "vocabulary": {"colours": ["red"], "subjects": ["ball"], "others": ["a"]}}
     (own_model / "card.json").write_text(json.dumps(card), encoding="utf-8")
     make(own_model, tmp_path / "a.mp4", frames=1, prompt="a red dragon")
-    said = " ".join(capsys.readouterr().err.split())
+    said = " ".join(caplog.text.split())
     assert "dragon" in said
     assert "colours: red" in said
     assert "'red'" not in said
@@ -287,7 +288,7 @@ def test_noise_of_another_shape_is_refused(
 def test_noise_under_another_name_is_refused(model_folder: Path, tmp_path: Path) -> None:
     path = tmp_path / "noise.safetensors"
     save_file({"latents": torch.randn(1, 4, 3, 4, 4)}, path)
-    assert "no tensor noise" in refusal(model_folder, tmp_path / "a.mp4", noise_from=str(path))
+    assert "has no tensor noise" in refusal(model_folder, tmp_path / "a.mp4", noise_from=str(path))
 
 
 def test_truncated_noise_is_refused_as_such(model_folder: Path, tmp_path: Path) -> None:
@@ -300,7 +301,9 @@ def test_truncated_noise_is_refused_as_such(model_folder: Path, tmp_path: Path) 
 
 def test_missing_noise_is_refused(model_folder: Path, tmp_path: Path) -> None:
     path = tmp_path / "absent.safetensors"
-    assert f"noise_from: {path} is no file" in refusal(model_folder, tmp_path / "a.mp4", noise_from=str(path))
+    assert f"noise_from: {path} does not exist" in refusal(
+        model_folder, tmp_path / "a.mp4", noise_from=str(path)
+    )
 
 
 @pytest.mark.parametrize("existing", ["a.mp4", "a.png", "latents.safetensors"])

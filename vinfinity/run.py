@@ -1,47 +1,38 @@
-"""The whole way of the data, from a configuration to an MP4, read from top to bottom."""
+"""A run from top to bottom: check, launch ranks, denoise, decode, record."""
 
-import json
-import resource
-import shlex
-import sys
+import contextlib
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping
 from dataclasses import asdict, dataclass
-from functools import partial
 from pathlib import Path
 
 import torch
-from safetensors.torch import load_file
-from torch import Tensor
 
-from vinfinity.config import RunConfig, digest
+from vinfinity.config import RunConfig
 from vinfinity.denoise.execution import Execution
-from vinfinity.denoise.noise import INITIAL, frame_noise
-from vinfinity.denoise.samplers import State, denoise
+from vinfinity.denoise.loop import denoise
+from vinfinity.denoise.selection import StepNoise
 from vinfinity.errors import BusyError, InputError, OutputError, RankError, VinfinityError
-from vinfinity.job import Job, pick_dtype, prepare, provenance, version
+from vinfinity.job import Job, pick_dtype, prepare
 from vinfinity.media.video import write_video
-from vinfinity.parallel.exchange import FrameExchange
 from vinfinity.parallel.launch import launch
-from vinfinity.parallel.ranks import Ranks
-from vinfinity.parallel.teams import Team
+from vinfinity.parallel.ranks import Ranks, peak_memory
+from vinfinity.pipeline import encode_text, initial_state, load_network, make_denoiser
 from vinfinity.planning.fit import choose_execution, refuse_early
-from vinfinity.predict import not_finite, predictor
-from vinfinity.runs.checkpoints import Checkpoints
-from vinfinity.runs.edit import keeping, kept_latents, kept_pieces
-from vinfinity.runs.folder import RunFolder, run_folder
-from vinfinity.runs.opening import held, opened
+from vinfinity.runs.earlier import final_latents
+from vinfinity.runs.folder import RunFolder
 from vinfinity.runs.parts import Parts, save_whole
-from vinfinity.runs.paths import output_path, sheet_path
+from vinfinity.runs.paths import Destination
 from vinfinity.runs.start import how_to_start
-from vinfinity.system.progress import Progress, add_line
-from vinfinity.system.signals import Stops
-from vinfinity.weights.load import load_decoder, load_text_encoder, load_unet
+from vinfinity.session import Session, locked
+from vinfinity.system.progress import Progress, add_line, messages_shown, terminal_console
+from vinfinity.system.signals import Shutdown
+from vinfinity.weights.load import load_decoder
 
 
 @dataclass(frozen=True)
 class Summary:
-    """What a run made. seconds: wall time. peak_memory: bytes, of the device where it is a GPU, of the process else."""
+    """What a run made. seconds: wall time. peak_memory: bytes, of the GPU if there is one, else of the process."""
 
     out: Path
     sheet: Path | None
@@ -52,193 +43,128 @@ class Summary:
     peak_memory: int
 
 
-def run(config: RunConfig, origins: Mapping[str, str]) -> Summary | None:
-    """Generates the video that `config` describes, on as many ranks as it asks for or a launcher started.
+@dataclass(frozen=True)
+class Task:
+    """What the launcher sends to every rank.
 
-    Returns None on ranks other than 0, and where the run to go on with is done already. Raises a VinfinityError where
-    the video cannot be made.
+    decode: whether the final latents are decoded to files. shown: whether rank 0 shows messages on its terminal.
     """
-    refuse_early(prepare(config))
-    how_to_start(config)
-    folder = run_folder(output_path(config))
-    try:
-        return launch(work, config, gpus=config.gpus, device=config.device, timeout=config.parallel.timeout)
-    except VinfinityError as error:
-        # by its code: what a started rank raised arrives as a VinfinityError that has the code of its kind
-        if error.exit_code in (InputError.exit_code, BusyError.exit_code):  # those leave the folder as it was
-            raise
-        if error.exit_code in (RankError.exit_code, OutputError.exit_code) and folder.holds_work():
-            error.message += f"; `vinfinity resume {folder.path}` goes on from what was kept"
-        folder.event("ended", message=error.message, exit_code=error.exit_code)
-        add_line(folder.log, error.message)
-        raise
+
+    job: Job
+    destination: Destination
+    decode: bool
+    shown: bool
+
+    @classmethod
+    def of(cls, config: RunConfig, destination: Destination, *, decode: bool = True) -> "Task":
+        """The task for a configuration, checked here once for all ranks that are started. Raises InputError."""
+        return cls(prepare(config), destination, decode, shown=terminal_console() is not None)
 
 
-def work(config: RunConfig, ranks: Ranks) -> Summary | None:
-    """One rank's part of a run. Returns its summary on rank 0."""
-    job = prepare(config)
-    facts = {
-        "settings": digest(config),
-        "weights": job.weights_digest,
-        "decoder": job.decoder_digest,
-        "version": version(),
-    }
-    record = provenance(config) | {
-        "weights": job.weights_digest,
-        "decoder": job.decoder_digest,
-        "command": shlex.join(sys.argv),
-        "ranks": ranks.size,
-        "device": str(ranks.device),
-    }
-    with (
-        Stops().heeded() as stops,
-        opened(config, ranks, facts=facts, record=record) as (folder, start),
-        Progress(enabled=ranks.first, log=folder.log) as progress,
-    ):
-        if start == "done":
-            progress.note(f"{output_path(config)} is finished; nothing is left to do")
+def run(
+    config: RunConfig, destination: Destination | None = None, *, handle_signals: bool = False
+) -> Summary | None:
+    """Generate the video that `config` describes, on as many ranks as it asks for or a launcher started.
+
+    destination: the files to write, if the caller has called `how_to_start` for them already. handle_signals: whether
+    to take over shutdown signals and end with a checkpoint, as the command line does.
+    Returns None on ranks other than 0, and if the run is done already. Raises VinfinityError.
+    """
+    if destination is None:
+        destination = Destination.of(config)
+        if how_to_start(config, destination) == "done":
             return None
-        for concern in job.concerns():
-            progress.warn(concern)
-        made, computed = len(job.footage.made), len(job.footage.frames)
-        if computed > made:
-            progress.note(
-                f"{made} of {config.frames} frames are made, to fit to {computed - made} of those that stay"
-            )
-        team = ranks.team(len(job.footage.frames), split=job.splits_branches)
-        saved = Checkpoints(
-            folder,
-            ranks=ranks,
-            footage=job.footage,
-            held=team.held,
-            writes=team.writes,
-            kept=partial(kept_pieces, config),
-            steps=len(job.sampler.timesteps),
-            settings=folder.identity(),
-            config=config.checkpoint,
-            stops=stops,
-            progress=progress,
-            # between two runs of the whole UNet, the features that are reused are part of the state
-            aligned=lambda step: step % config.reuse.interval == 0,
+    return launch_run(Task.of(config, destination), handle_signals=handle_signals)
+
+
+def launch_run(task: Task, *, handle_signals: bool = False) -> Summary | None:
+    """Carry out a task on all its ranks. Returns None on ranks other than 0. Raises VinfinityError."""
+    config = task.job.config
+    refuse_early(task.job)
+    with resumable(task.destination.folder):
+        return launch(
+            on_rank,
+            task,
+            gpus=config.gpus,
+            device=config.device,
+            timeout=config.parallel.timeout,
+            handle_signals=handle_signals,
         )
-        return generate(job, ranks, team, progress, saved)
 
 
-@torch.inference_mode()
-def generate(job: Job, ranks: Ranks, team: Team, progress: Progress, saved: Checkpoints) -> Summary | None:
-    """From prompt, or from what was kept, to MP4 on this rank, together with the others. None on ranks other than 0."""
-    started = time.monotonic()
-    config, steps = job.config, len(job.sampler.timesteps)
-    execution, exchange = choose_execution(job, ranks), team.exchange()
-
-    state = saved.restore() or State(step=0, x=initial_noise(job, job.footage.of(saved.held)))
-    left = steps - state.step
-    if left:
-        state = denoised(job, state.to(ranks.device), ranks, team, exchange, execution, progress, saved)
-    communication = ranks.collect(exchange.counters.per(left)) if left else []
-    latents = saved.finish(state)
-    ended_denoising = time.monotonic()
-
-    if ranks.first and config.save_latents is not None:
-        save_whole(latents, Path(config.save_latents).expanduser(), source="x", name="latents")
-    decode(job, latents, saved.folder, ranks, progress)
-    if not ranks.first:
-        return None
-    ended = time.monotonic()
-    figures = {
-        "ranks": ranks.size,
-        "seconds": {"denoising": ended_denoising - started, "decoding": ended - ended_denoising},
-        "peak_memory": peak_memory(ranks.device),
-        "execution": asdict(execution),
-        "communication_per_step": communication,
-    }
-    saved.folder.write_record((saved.folder.record() or {}) | figures | {"finished": True})
-    saved.folder.event("finished", video=str(output_path(config)))
-    return summary(job, ranks, seconds=ended - started)
-
-
-def denoised(
-    job: Job,
-    state: State,
-    ranks: Ranks,
-    team: Team,
-    exchange: FrameExchange,
-    execution: Execution,
-    progress: Progress,
-    saved: Checkpoints,
-) -> State:
-    """The state after the last step. Raises Stopped where a signal asked for it, with a checkpoint written."""
-    dtype, device = pick_dtype(job.config, ranks.device), ranks.device
-    text = encode_text(job, device=device, dtype=dtype)
-    if not text.isfinite().all():
-        raise not_finite("text encoder", "its states", dtype)
-    unet = load_unet(job.card.folder / "unet", device=device, dtype=dtype, loras=job.loras)
-    predict = predictor(job, unet, text, team, exchange, saved.pulse, execution=execution, dtype=dtype)
-
-    sampler, own = job.sampler, job.footage.of(saved.held)
-    if job.config.edit.run is not None:
-        sampler = keeping(job.config, sampler, own, job.latent, device=device)
-
-    def noise(step: int) -> Tensor:
-        return job_noise(job, own, draw=step + 1).to(device)
-
-    with saved.stops.noted():
-        states = denoise(sampler, predict, state, noise)
-        left = len(sampler.timesteps) - state.step
-        for state in progress.track(states, total=left, label="denoising", unit="step"):
-            saved.keep(state)
-    return state
-
-
-def decode_again(config: RunConfig, folder: RunFolder) -> Summary | None:
-    """Decodes the latents that a run has kept into the file that `config` names, on one rank or several.
-
-    Returns None on ranks other than 0. Raises InputError where the run has no latents yet.
-    """
-    prepare(config)
-    kept_latents(folder)
-    return launch(
-        decode_work, (config, folder), gpus=config.gpus, device=config.device, timeout=config.parallel.timeout
-    )
-
-
-def decode_work(task: tuple[RunConfig, RunFolder], ranks: Ranks) -> Summary | None:
-    """One rank's part of decoding again."""
-    (config, folder), started = task, time.monotonic()
-    job = prepare(config)
-    with (
-        Stops().heeded() as stops,
-        held(folder, ranks, facts={"decoder": job.decoder_digest, "version": version()}),
-        Progress(enabled=ranks.first, log=folder.log) as progress,
-    ):
-        stops.kept = "stopped while decoding; the run and its latents stay as they were"
-        latents = kept_latents(folder)
-        latents.verify()
-        decode(job, latents, folder, ranks, progress)
+def on_rank(task: Task, ranks: Ranks) -> Summary | None:
+    """One rank's part of a run, the same code for one rank and for many. Returns the summary on rank 0."""
+    job, started = task.job, time.monotonic()
+    with shown_messages(task), Session.open(job, task.destination, ranks) as session:
+        if session.start == "done":
+            session.progress.note(f"{task.destination.video} is finished; nothing to do")
+            return None
+        announce(job, session.progress)
+        latents, figures = denoise_video(job, session)
+        denoised = time.monotonic()
+        session.enter("while decoding")
+        if task.decode:
+            write_files(job, latents, task.destination, session.folder, ranks, session.progress)
         if not ranks.first:
             return None
-        folder.event("decoded", video=str(output_path(config)))
-        return summary(job, ranks, seconds=time.monotonic() - started)
+        seconds = {"denoising": denoised - started, "decoding": time.monotonic() - denoised}
+        finished = {"ranks": ranks.size, "seconds": seconds, "peak_memory": peak_memory(ranks.device)}
+        record = session.folder.record() or {}
+        session.folder.write_record({**record, **finished, **figures, "finished": True})
+        session.folder.event("finished", video=str(task.destination.video))
+        return summary(task, ranks, seconds=time.monotonic() - started)
 
 
-def decode(job: Job, latents: Parts, folder: RunFolder, ranks: Ranks, progress: Progress) -> None:
-    """From latents to MP4 and contact sheet. Ranks other than 0 decode their share, or nothing."""
+def denoise_video(job: Job, session: Session) -> tuple[Parts, Mapping[str, object]]:
+    """From the prompt, or the last checkpoint, to the final latents on disk; with figures for the record.
+
+    Raises Stopped, with a checkpoint written, if the run was asked to end.
+    """
+    ranks, team, checkpoints = session.ranks, session.team, session.checkpoints
+    execution = choose_execution(job, ranks)
+    own, steps = job.selection.of(team.held), len(job.sampler.timesteps)
+    state = checkpoints.restore() or initial_state(job, own)
+    session.enter(f"after step {state.step} of {steps}" if state.step else "before anything was computed")
+    remaining = steps - state.step
+    if remaining:
+        device, dtype = ranks.device, pick_dtype(job.config.dtype, ranks.device)
+        text = encode_text(job, device=device, dtype=dtype)
+        unet = load_network(job, device=device, dtype=dtype)
+        denoiser = make_denoiser(job, unet, text, team, session.exchange, execution)
+        sampler = job.sampler
+        if job.earlier is not None:
+            sampler = job.earlier.sampler(sampler, own, job.latent, device=device)
+        noise = StepNoise(job.selection, own, job.latent, device)
+        session.shutdown.check()
+        with session.shutdown.deferred():
+            state = state.to(device)
+            loop = denoise(denoiser, sampler, state, noise=noise, ranks=ranks, vote=checkpoints.vote)
+            for state, votes in session.progress.track(loop, total=remaining, label="denoising"):
+                session.after_step(state, votes, steps=steps)
+    return checkpoints.finish(state), _figures(execution, session, remaining)
+
+
+def write_files(
+    job: Job, latents: Parts, destination: Destination, folder: RunFolder, ranks: Ranks, progress: Progress
+) -> None:
+    """From latents to MP4 and contact sheet, and the copy of the latents. Ranks other than 0 decode their share."""
     config = job.config
+    if ranks.first and destination.latents is not None:
+        save_whole(latents, destination.latents, source="x", name="latents")
     if not ranks.first and config.decode.where == "rank0":
         return
-    made_by = provenance(config) | {"weights": job.weights_digest, "decoder": job.decoder_digest}
     write_video(
         load_decoder(job.decoder, device=ranks.device, dtype=torch.float32),
         latents if ranks.first else None,
-        video=output_path(config),
-        sheet=sheet_path(config),
+        video=destination.video,
+        sheet=destination.sheet,
         frames=config.frames,
+        latent=job.latent,
+        size=config.resolution,
+        fps=config.fps,
         codec=config.video,
         decode=config.decode,
-        latent=job.latent,
-        size=job.size,
-        fps=job.fps,
-        metadata={"title": config.prompt, "comment": json.dumps(made_by, ensure_ascii=False)},
+        metadata=job.tags(),
         unfinished=folder.decoded,
         of=f"{latents.digest()} {job.decoder_digest}",
         ranks=ranks,
@@ -246,40 +172,91 @@ def decode(job: Job, latents: Parts, folder: RunFolder, ranks: Ranks, progress: 
     )
 
 
-def encode_text(job: Job, *, device: torch.device, dtype: torch.dtype) -> Tensor:
-    """The text states that guide the run: (2, t, c), without and with the prompt, or (1, t, c) without guidance."""
-    tokens = [job.tokenizer(text) for text in job.texts]
-    encoder = load_text_encoder(job.card.folder / "text_encoder", device=device, dtype=dtype)
-    return encoder(torch.tensor([some.ids for some in tokens], device=device))
+def decode_again(
+    config: RunConfig, folder: RunFolder, destination: Destination, *, handle_signals: bool = False
+) -> Summary | None:
+    """Decode the final latents of a run into the files of `destination`, on one rank or several.
+
+    Returns None on ranks other than 0. Raises InputError if the run has no final latents yet.
+    """
+    final_latents(folder)
+    task = (Task.of(config, destination), folder)
+    return launch(
+        decode_on_rank,
+        task,
+        gpus=config.gpus,
+        device=config.device,
+        timeout=config.parallel.timeout,
+        handle_signals=handle_signals,
+    )
 
 
-def initial_noise(job: Job, frames: Sequence[int]) -> Tensor:
-    """The noise that some frames start from: (1, c, f, h, w) fp32, from a file or from their seeds."""
-    if job.config.noise_from is not None:
-        return load_file(job.config.noise_from)["noise"][:, :, frames[0] : frames[-1] + 1].float()
-    return job_noise(job, frames)
+def decode_on_rank(payload: tuple[Task, RunFolder], ranks: Ranks) -> Summary | None:
+    """One rank's part of decoding again."""
+    (task, folder), started = payload, time.monotonic()
+    facts = {name: task.job.facts[name] for name in ("decoder", "version")}
+    with (
+        shown_messages(task),
+        Shutdown().handled(enabled=ranks.handle_signals) as shutdown,
+        locked(folder, ranks, facts=facts),
+        Progress(enabled=ranks.first, log=folder.log) as progress,
+    ):
+        shutdown.message = "stopped while decoding; the run and its latents are unchanged"
+        shutdown.check()
+        latents = final_latents(folder)
+        latents.verify()
+        write_files(task.job, latents, task.destination, folder, ranks, progress)
+        if not ranks.first:
+            return None
+        folder.event("decoded", video=str(task.destination.video))
+        return summary(task, ranks, seconds=time.monotonic() - started)
 
 
-def job_noise(job: Job, frames: Sequence[int], *, draw: int = INITIAL) -> Tensor:
-    """A draw of noise for some frames, each by its own seed."""
-    return frame_noise([job.footage.seeds[frame] for frame in frames], frames, job.latent, draw=draw)
+@contextlib.contextmanager
+def resumable(folder: RunFolder) -> Iterator[None]:
+    """Record an error in the run folder, and add how to resume to its message."""
+    try:
+        yield
+    except VinfinityError as error:
+        # these leave the folder as it was
+        if error.exit_code in (InputError.exit_code, BusyError.exit_code):
+            raise
+        if error.exit_code in (RankError.exit_code, OutputError.exit_code) and folder.holds_work():
+            error.message += f"; `vinfinity resume {folder.path}` resumes from the last checkpoint"
+        folder.event("ended", message=error.message, exit_code=error.exit_code)
+        add_line(folder.log, error.message)
+        raise
 
 
-def summary(job: Job, ranks: Ranks, *, seconds: float) -> Summary:
+def shown_messages(task: Task) -> contextlib.AbstractContextManager[None]:
+    """Shows messages on this rank's terminal if the caller's process does."""
+    return messages_shown() if task.shown else contextlib.nullcontext()
+
+
+def announce(job: Job, progress: Progress) -> None:
+    """Warn of what will not have the effect that users may expect, and say what an edit computes."""
+    for concern in job.concerns():
+        progress.warn(concern)
+    generated, computed = len(job.selection.generated), len(job.selection.frames)
+    if computed > generated:
+        guides = computed - generated
+        progress.note(f"generating {generated} of {job.config.frames} frames, guided by {guides} others")
+
+
+def summary(task: Task, ranks: Ranks, *, seconds: float) -> Summary:
     """What was made, for the user."""
     return Summary(
-        out=output_path(job.config),
-        sheet=sheet_path(job.config),
-        frames=job.config.frames,
-        size=job.size,
-        fps=job.fps,
+        out=task.destination.video,
+        sheet=task.destination.sheet,
+        frames=task.job.config.frames,
+        size=task.job.config.resolution,
+        fps=task.job.config.fps,
         seconds=seconds,
         peak_memory=peak_memory(ranks.device),
     )
 
 
-def peak_memory(device: torch.device) -> int:
-    """The most memory that this process has held, in bytes: of the device where it is a GPU."""
-    if device.type == "cuda":
-        return torch.cuda.max_memory_allocated()
-    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * (1 if sys.platform == "darwin" else 1024)
+def _figures(execution: Execution, session: Session, steps: int) -> Mapping[str, object]:
+    """How the denoising steps were carried out, and what each rank sent per step."""
+    sent = session.ranks.collect(session.exchange.counters.per(steps)) if steps else []
+    return {"execution": asdict(execution), "communication_per_step": sent}

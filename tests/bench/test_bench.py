@@ -16,7 +16,7 @@ from vinfinity.bench.whole import measure_runs, runs_table
 from vinfinity.config import DecodeConfig
 from vinfinity.errors import InputError, VinfinityError
 from vinfinity.models.unet3d.unet import UNetConfig, compile_blocks
-from vinfinity.parallel.context import Scopes
+from vinfinity.parallel.scopes import Scopes
 
 VIDEOCRAFTER2 = UNetConfig(fps_cond=True)
 LATENT = (40, 64)  # 512x320

@@ -1,4 +1,4 @@
-"""Bad input of every kind, drawn by a seeded generator: one line, exit code 2, at once, and nothing is written."""
+"""Bad input of every kind, from a seeded generator: refused at once, in one line, and nothing is written."""
 
 import dataclasses
 import os
@@ -14,14 +14,16 @@ from pathlib import Path
 from typing import Literal
 
 import pytest
+from oracles.command_line import Cli
 from oracles.reference import configure, copy_model
 
 from vinfinity.cli import main
-from vinfinity.config import RunConfig, known_keys
+from vinfinity.config import declared
 from vinfinity.run import run
 
 CASES = 240
-SLOW = 2.0  # seconds; a refusal takes some hundredths
+# seconds; a refusal takes a few hundredths
+SLOW = 2.0
 
 Draw = random.Random
 Arguments = list[str]
@@ -29,7 +31,7 @@ Arguments = list[str]
 
 @dataclasses.dataclass(frozen=True)
 class Place:
-    """What the cases are made from: a folder to write in, a model that is whole, and the folder of a finished run."""
+    """What the cases are made from: a folder to write in, an intact model, and the folder of a finished run."""
 
     folder: Path
     model: Path
@@ -44,7 +46,7 @@ def word(draw: Draw) -> str:
 
 
 def mangled(draw: Draw, text: str) -> str:
-    """Text with a character taken out, put in or changed."""
+    """Text with a character removed, inserted or changed."""
     at = draw.randrange(len(text))
     return (
         text[:at] + draw.choice(["", "q", "_z", "#"]) + text[at + draw.randint(0, 1) :] + draw.choice("qzx")
@@ -57,7 +59,7 @@ def not_a_number(draw: Draw) -> str:
     )
 
 
-# ---- the kinds of bad input: each makes the arguments of a command that must be refused ----
+# ---- the kinds of bad input: each returns arguments that must be refused ----
 
 
 def numbers(draw: Draw, place: Place) -> Arguments:
@@ -104,19 +106,19 @@ def choices(draw: Draw, place: Place) -> Arguments:
 
 
 def unknown_keys(draw: Draw, place: Place) -> Arguments:
-    return [*GENERATE, f"{mangled(draw, draw.choice(known_keys()))}=3"]
+    return [*GENERATE, f"{mangled(draw, draw.choice(list(declared())))}=3"]
 
 
 def wrong_types(draw: Draw, place: Place) -> Arguments:
-    """A known key that takes no text, with something else than it takes."""
-    hints = typing.get_type_hints(RunConfig)
+    """A setting other than text, with a value of another type."""
     keys = []
-    for key in known_keys():
-        kind = hints[key.split(".")[0]]
-        for name in key.split(".")[1:]:
-            kind = typing.get_type_hints(kind)[name]
-        accepted = typing.get_args(kind) if typing.get_origin(kind) is not Literal else (kind,)
-        if str not in (kind, *accepted) and typing.get_origin(kind) is not tuple:
+    for key, setting in declared().items():
+        accepted = (
+            typing.get_args(setting.kind)
+            if typing.get_origin(setting.kind) is not Literal
+            else (setting.kind,)
+        )
+        if str not in (setting.kind, *accepted) and typing.get_origin(setting.kind) is not tuple:
             keys.append(key)
     return [
         "generate",
@@ -207,7 +209,7 @@ def model_names(draw: Draw, place: Place) -> Arguments:
 
 
 def models(draw: Draw, place: Place) -> Arguments:
-    """A model's folder with one of its files cut short, changed or missing."""
+    """A model folder with a file that is truncated, changed or missing."""
     model = copy_model(place.model, place.folder / word(draw))
     needed = ["unet/config.json", "vae/config.json", "text_encoder/config.json"]
     needed += ["scheduler/scheduler_config.json"]
@@ -227,7 +229,7 @@ def models(draw: Draw, place: Place) -> Arguments:
 
 
 def tensors(draw: Draw, place: Place) -> Arguments:
-    """Files of noise and LoRAs that are not there, or none."""
+    """Files of noise and LoRAs that are missing, or not safetensors."""
     path = place.folder / f"{word(draw)}{draw.choice(['.safetensors', '.bin'])}"
     if draw.random() < 0.7:
         path.write_bytes(draw.randbytes(draw.randint(0, 200)))
@@ -241,7 +243,7 @@ def own_run(draw: Draw, place: Place) -> Path:
 
 
 def runs(draw: Draw, place: Place) -> Arguments:
-    """A run's folder that is none, or has a damaged file."""
+    """A folder that is not a run folder, or has a damaged file."""
     command = draw.choice([["resume"], ["decode"], ["redo", "--frames", "1:2"], ["extend", "--frames", "+2"]])
     if draw.random() < 0.2:
         return [
@@ -255,7 +257,7 @@ def runs(draw: Draw, place: Place) -> Arguments:
     return [*command, str(folder)]
 
 
-def stretches(draw: Draw, place: Place) -> Arguments:
+def spans(draw: Draw, place: Place) -> Arguments:
     bad = ["2:1", "1:1", "a:b", "1", ":", "1:", "-1:2", "0:99", "1:2:3", "", f"{draw.randint(6, 99)}:{10**6}"]
     if draw.random() < 0.6:
         return ["redo", str(own_run(draw, place)), "--frames", draw.choice(bad)]
@@ -263,7 +265,7 @@ def stretches(draw: Draw, place: Place) -> Arguments:
 
 
 def other_video(draw: Draw, place: Place) -> Arguments:
-    """Settings that would give another video than the one that was begun."""
+    """Settings that would change the video of a run."""
     setting = draw.choice(
         ["seed=5", "steps=9", "prompt=x", "frames=4", "size=64x64", "attention.local=2", "eta=0.5"]
     )
@@ -294,14 +296,14 @@ KINDS: list[Callable[[Draw, Place], Arguments]] = [
         yaml_files,
         prompts,
     ),
-    *(commands, model_names, models, models, models, tensors, runs, runs, stretches, other_video, edits),
+    *(commands, model_names, models, models, models, tensors, runs, runs, spans, other_video, edits),
 ]
 
 
 @pytest.fixture(scope="module")
 def finished(model_folder: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     out = tmp_path_factory.mktemp("runs") / "a.mp4"
-    run(configure(model_folder, out=str(out), device="cpu", dtype="fp32", frames=6).config, {})
+    run(configure(model_folder, out=str(out), device="cpu", dtype="fp32", frames=6).config)
     return out.with_suffix(".run")
 
 
@@ -324,17 +326,18 @@ def test_bad_input_is_refused_in_one_line_at_once(
         with pytest.raises(SystemExit) as ended:
             main(arguments)
         seconds = time.monotonic() - started
-        said = capsys.readouterr()
-        assert ended.value.code == 2, (arguments, said.err)
-        assert said.err.startswith("error: "), arguments
-        assert said.err.count("\n") == 1, (arguments, said.err)
-        assert "Traceback" not in said.err
-        assert seconds < 10 * SLOW, arguments  # others may be using the machine
+        printed = capsys.readouterr()
+        assert ended.value.code == 2, (arguments, printed.err)
+        assert printed.err.startswith("error: "), arguments
+        assert printed.err.count("\n") == 1, (arguments, printed.err)
+        assert "Traceback" not in printed.err
+        # other processes may be using the machine
+        assert seconds < 10 * SLOW, arguments
         assert sorted(place.folder.rglob("*")) == before, arguments
 
 
-def test_a_refusal_of_the_installed_command_is_as_short(place: Place) -> None:
-    """A process of its own for a few kinds: what is imported before the refusal counts there."""
+def test_the_installed_command_refuses_in_one_line_too(place: Place) -> None:
+    """A few kinds in a process of their own, which also imports what comes before the refusal."""
     draw = Draw(1)
     environment = {**os.environ, "PYTHONPATH": str(Path(__file__).parents[2])}
     for kind in (numbers, yaml_files, model_names, runs):
@@ -344,3 +347,27 @@ def test_a_refusal_of_the_installed_command_is_as_short(place: Place) -> None:
         assert done.returncode == 2, (arguments, done.stderr)
         assert done.stderr.startswith("error: ")
         assert done.stderr.count("\n") == 1
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (("redo", "RUN", "--frames", "9:4"), "--frames: 9:4 is an empty range; write it as FROM:TO"),
+        (("redo", "RUN", "--frames", "all"), "--frames: all is not a range of frames; write it as FROM:TO"),
+        (("redo", "RUN", "--frames", "2:99"), "--frames: 2:99 goes beyond the run's 6 frames"),
+        (("redo", "RUN", "--frames", "1:3", "--seed", "x"), "seed: x (--seed) is not a whole number"),
+        (("extend", "RUN", "--frames", "5"), "--frames: 5 is not a number of frames to append"),
+        (("resume", "RUN", "--gpus", "9"), "gpus: 9 (--gpus) is more than the 6 frames of the video"),
+        (("decode", "RUN", "--out", "a.avi"), "out: a.avi (--out) does not end in .mp4"),
+        (("decode", "RUN", "seed=5"), "seed: 5 (command line) would change the video"),
+        (("generate", "-p", "x", "--model", "minni"), "model: minni (--model) is "),
+        (("bench", "unet", "--dtype", "fp61"), "--dtype: 'fp61' is not one of 'fp32', 'fp16', 'bf16'; see"),
+        (("models", "convert", "a", "b", "--dtype", "fp61"), "--dtype: 'fp61' is not one of 'fp32'"),
+        (("redo", "RUN"), "Missing option '--frames'; see `vinfinity redo --help`"),
+    ],
+)
+def test_errors_name_the_option_that_was_typed(
+    cli: Cli, place: Place, arguments: tuple[str, ...], message: str
+) -> None:
+    typed = [str(own_run(Draw(0), place)) if word == "RUN" else word for word in arguments]
+    assert cli.refused(*typed).startswith(message)

@@ -10,17 +10,18 @@ import torch
 from diffusers import LatentConsistencyModelPipeline, LCMScheduler
 from diffusers.schedulers import scheduling_lcm
 from oracles.reference import configure, relative_error, save_model, tiny_pipeline
+from oracles.sampling import sample
 from safetensors.torch import load_file
 from torch import Tensor
 
 from vinfinity.config import ignored, load
 from vinfinity.denoise.guidance import guidance_features
-from vinfinity.denoise.samplers import State, denoise, make_sampler
+from vinfinity.denoise.samplers import State, make_sampler
 from vinfinity.denoise.schedule import SchedulerConfig
 from vinfinity.job import prepare
 from vinfinity.models.unet3d.unet import UNet
 from vinfinity.run import run
-from vinfinity.weights.card import read_card
+from vinfinity.weights.card import model_defaults, read_card
 
 CLOSE = 1e-5
 SHAPE = (1, 4, 2, 3, 4)
@@ -167,10 +168,8 @@ def test_resuming_in_the_middle_gives_the_same_end(name: Any) -> None:
     def noise(step: int) -> Tensor:
         return torch.randn(SHAPE, generator=torch.Generator().manual_seed(step))
 
-    states = list(
-        denoise(sampler, lambda x, t: 0.1 * x + t / 1e4, State(step=0, x=torch.randn(SHAPE)), noise)
-    )
-    again = list(denoise(sampler, lambda x, t: 0.1 * x + t / 1e4, states[1], noise))
+    states = list(sample(sampler, lambda x, t: 0.1 * x + t / 1e4, State(step=0, x=torch.randn(SHAPE)), noise))
+    again = list(sample(sampler, lambda x, t: 0.1 * x + t / 1e4, states[1], noise))
     assert torch.equal(again[-1].x, states[-1].x)
 
 
@@ -186,7 +185,7 @@ def test_guidance_features_equal_those_of_diffusers(weight: float, width: int) -
 
 def test_eta_is_said_to_have_no_effect_only_where_it_has_none() -> None:
     for sampler, said in (("videocrafter2", 0), ("ddim", 0), ("lcm", 1), ("dpmsolver++", 1)):
-        resolved = load(None, flags={"sampler": sampler, "eta": "1"})
+        resolved = load(None, flags={"sampler": sampler, "eta": "1"}, card=model_defaults)
         assert sum(line.startswith("eta: ") for line in ignored(resolved)) == said
 
 
@@ -204,7 +203,7 @@ def latents_of(model: Path, folder: Path, **flags: Any) -> Tensor:
     path = folder / "latents.safetensors"
     settings = {"frames": 2, "size": "16x16", "save_latents": str(path), "overwrite": True, "device": "cpu"}
     resolved = configure(model, out=str(folder / "a.mp4"), **{**settings, **flags})
-    assert run(resolved.config, resolved.origins) is not None
+    assert run(resolved.config) is not None
     return load_file(path)["latents"]
 
 

@@ -11,8 +11,9 @@ from torch import Tensor, nn
 
 from vinfinity.models.offload import DeviceStore, HostStore
 from vinfinity.models.unet3d.unet import DeepFeatures
-from vinfinity.parallel.context import Scopes, temporal_context
+from vinfinity.parallel.context import temporal_context
 from vinfinity.parallel.exchange import TracedExchange
+from vinfinity.parallel.scopes import Scopes
 from vinfinity.parallel.shards import FrameShards
 
 FOUR = {**levels("AAA-"), "block_out_channels": (16, 32, 32, 32), "layers_per_block": 2}
@@ -83,7 +84,7 @@ def test_states_in_host_memory_change_nothing(limit: int, reuse: bool) -> None:
     shards = FrameShards(FRAMES)
     outputs = []
     for store in (DeviceStore(), HostStore(torch.device("cpu"))):
-        ctx = temporal_context(one_rank(FRAMES, None).exchange, shards, 0, None, limit=limit)
+        ctx = temporal_context(one_rank(FRAMES, None).exchange, shards, 0, None, chunk_bytes=limit)
         deep = DeepFeatures(2) if reuse else None
         with torch.no_grad():
             for renew in (True, False):

@@ -8,10 +8,11 @@ from typing import Any
 import pytest
 import torch
 from diffusers import DDIMScheduler, DPMSolverMultistepScheduler
+from oracles.sampling import sample
 from torch import Tensor
 
 from vinfinity.denoise.guidance import guide
-from vinfinity.denoise.samplers import Sampler, SamplerName, State, denoise, make_sampler
+from vinfinity.denoise.samplers import Sampler, SamplerName, State, make_sampler
 from vinfinity.denoise.schedule import SchedulerConfig, alphas_cumprod
 
 CLOSE = 1e-5
@@ -198,15 +199,15 @@ def test_resuming_in_the_middle_gives_the_same_end(name: SamplerName, steps: int
     def noise(step: int) -> Tensor:
         return torch.randn(SHAPE, generator=torch.Generator().manual_seed(step))
 
-    states = list(denoise(sampler, predict, State(step=0, x=torch.randn(SHAPE)), noise))
+    states = list(sample(sampler, predict, State(step=0, x=torch.randn(SHAPE)), noise))
     assert [state.step for state in states] == list(range(1, steps + 1))
     for state in states[:-1]:
         clean = None if state.clean is None else state.clean.clone()
         kept = State(step=state.step, x=state.x.clone(), clean=clean)
-        rest = list(denoise(sampler, predict, kept, noise))
+        rest = list(sample(sampler, predict, kept, noise))
         assert len(rest) == steps - state.step
         assert torch.equal(rest[-1].x, states[-1].x), state.step
-    assert list(denoise(sampler, predict, states[-1], noise)) == []
+    assert list(sample(sampler, predict, states[-1], noise)) == []
 
 
 @pytest.mark.parametrize(
@@ -229,7 +230,7 @@ def test_only_stochastic_samplers_ask_for_noise_and_name_its_step(
         return torch.randn(SHAPE)
 
     sampler = make_sampler(name, config, steps=6, eta=eta)
-    list(denoise(sampler, lambda x, t: 0.1 * x, State(step=0, x=torch.randn(SHAPE)), noise))
+    list(sample(sampler, lambda x, t: 0.1 * x, State(step=0, x=torch.randn(SHAPE)), noise))
     # the last step ends at a clean video and adds nothing
     assert asked == ([0, 1, 2, 3, 4] if asks else [])
 

@@ -19,9 +19,10 @@ import torch
 from diffusers import AutoencoderTiny as TheirTiny
 from oracles.networks import our_vae
 from oracles.reference import configure, fill, relative_error, tiny_vae
+from oracles.settings import run_config
 from safetensors.torch import load_file, save_file
 
-from vinfinity.config import DecodeConfig, RunConfig, VideoConfig, digest
+from vinfinity.config import DecodeConfig, VideoConfig, digest
 from vinfinity.errors import InputError, OutputError, VinfinityError
 from vinfinity.job import describe, prepare
 from vinfinity.media.background import work_behind
@@ -423,7 +424,7 @@ def test_another_decoder_makes_other_pictures_of_the_same_latents(
             save_latents=str(tmp_path / f"{name}.safetensors"),
             device="cpu",
         )
-        run(resolved.config, resolved.origins)
+        run(resolved.config)
         latents.append(load_file(tmp_path / f"{name}.safetensors")["latents"])
         videos.append(read_video(tmp_path / f"{name}.mp4"))
     assert torch.equal(*latents)
@@ -439,8 +440,8 @@ def test_another_decoder_makes_other_pictures_of_the_same_latents(
 
 
 def test_the_decoder_does_not_change_the_digest_of_the_latents() -> None:
-    assert digest(RunConfig(decoder="a")) == digest(RunConfig())
-    assert digest(RunConfig(decode=DecodeConfig(tile=64))) == digest(RunConfig())
+    assert digest(run_config(decoder="a")) == digest(run_config())
+    assert digest(run_config(decode=DecodeConfig(tile=64))) == digest(run_config())
 
 
 def test_a_decoder_that_does_not_fit_is_refused_before_weights_load(

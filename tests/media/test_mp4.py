@@ -1,4 +1,4 @@
-"""The files of a run: what the MP4 holds, that nothing is lost when writing fails, and names refused."""
+"""The MP4 and the contact sheet: what they hold, and that nothing is lost when writing fails."""
 
 import io
 import json
@@ -13,11 +13,10 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from vinfinity.config import RunConfig, VideoConfig
-from vinfinity.errors import InputError, OutputError
+from vinfinity.config import VideoConfig
+from vinfinity.errors import OutputError
 from vinfinity.media.mp4 import Mp4Writer, read_metadata, read_video
 from vinfinity.media.sheet import ContactSheet, encode_png
-from vinfinity.runs.paths import check_files, output_path, sheet_path, slug
 
 COLOURS = {
     "red": (255, 0, 0),
@@ -210,88 +209,3 @@ def test_a_sheet_without_frames_is_refused(tmp_path: Path) -> None:
 def test_png_is_lossless() -> None:
     image = np.random.default_rng(0).integers(0, 256, size=(33, 51, 3), dtype=np.uint8)
     assert np.array_equal(np.asarray(Image.open(io.BytesIO(encode_png(image)))), image)
-
-
-# ---- names ----
-
-
-@pytest.mark.parametrize(
-    ("prompt", "name"),
-    [
-        ("A red ball, bouncing over green grass!", "a-red-ball-bouncing-over-green-grass"),
-        ("  ../etc/passwd \0 ", "etc-passwd"),
-        ("Ünïted ﬁve", "ünïted-five"),
-        ("红色的球 跳", "红色的球-跳"),
-        ("✨🎈", "video"),
-        ("word " * 40, "-".join(["word"] * 12)),
-        ("x" * 300, "x" * 60),
-        ("", "video"),
-    ],
-)
-def test_names_made_from_prompts(prompt: str, name: str) -> None:
-    assert slug(prompt) == name
-
-
-def test_where_files_go(tmp_path: Path) -> None:
-    assert output_path(RunConfig(prompt="A ball")) == Path("a-ball.mp4")
-    config = RunConfig(prompt="A ball", out=str(tmp_path / "x.y.mp4"))
-    assert (output_path(config), sheet_path(config)) == (tmp_path / "x.y.mp4", tmp_path / "x.y.png")
-    assert sheet_path(RunConfig(video=VideoConfig(sheet=False))) is None
-    assert output_path(RunConfig(out="~/a.mp4")) == Path.home() / "a.mp4"
-
-
-def test_files_that_can_be_used(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.chdir(tmp_path)
-    (tmp_path / "noise.safetensors").write_bytes(b"x")
-    for config in (
-        RunConfig(prompt="a ball"),
-        RunConfig(out="a.mp4", noise_from="noise.safetensors"),
-        RunConfig(out="new/folder/a.MP4", save_latents="other/new/l.safetensors"),
-    ):
-        check_files(config)
-    assert [file.name for file in tmp_path.iterdir()] == ["noise.safetensors"]
-
-
-@pytest.mark.parametrize(
-    ("given", "said"),
-    [
-        ({"out": "a.avi"}, r"out: a\.avi does not end in \.mp4; name it a\.mp4"),
-        ({"out": "a"}, r"name it a\.mp4"),
-        ({"out": "folder.mp4"}, "is a folder"),
-        ({"out": "old.mp4"}, "exists already; choose another name or add --overwrite"),
-        ({"out": "sheet.mp4"}, r"out: sheet\.png exists already"),
-        ({"out": "old.mp4/a.mp4"}, "which is a file"),
-        ({"out": "a" * 300 + ".mp4"}, "not usable"),
-        ({"noise_from": "nowhere.safetensors"}, "noise_from: nowhere.safetensors is no file"),
-        ({"noise_from": "old.mp4"}, r"does not end in \.safetensors"),
-        ({"save_latents": "old.safetensors"}, "save_latents: old.safetensors exists already"),
-        ({"save_latents": "latents.pt"}, r"does not end in \.safetensors"),
-        (
-            {"save_latents": "old.safetensors", "noise_from": "old.safetensors", "overwrite": True},
-            "read from",
-        ),
-    ],
-)
-def test_files_that_cannot_be_used(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, given: dict[str, object], said: str
-) -> None:
-    monkeypatch.chdir(tmp_path)
-    for name in ("old.mp4", "old.safetensors", "sheet.png"):
-        (tmp_path / name).write_bytes(b"x")
-    (tmp_path / "folder.mp4").mkdir()
-    with pytest.raises(InputError, match=said):
-        check_files(RunConfig(prompt="a ball", **given))  # type: ignore[arg-type]
-
-
-def test_overwrite_allows_what_exists(tmp_path: Path) -> None:
-    for name in ("a.mp4", "a.png", "a.safetensors"):
-        (tmp_path / name).write_bytes(b"x")
-    out, latents = str(tmp_path / "a.mp4"), str(tmp_path / "a.safetensors")
-    check_files(RunConfig(out=out, save_latents=latents, overwrite=True))
-
-
-@pytest.mark.skipif(os.geteuid() == 0, reason="root may write anywhere")
-def test_a_folder_without_permission_is_refused(tmp_path: Path) -> None:
-    (tmp_path / "closed").mkdir(mode=0o500)
-    with pytest.raises(InputError, match="cannot be written"):
-        check_files(RunConfig(out=str(tmp_path / "closed" / "a.mp4")))

@@ -8,8 +8,9 @@ from diffusers import UNet3DConditionModel
 
 from vinfinity.models.unet3d.unet import UNet, UNetConfig
 from vinfinity.models.unet3d.vae import AutoencoderKL, VAEConfig
-from vinfinity.parallel.context import Scopes, TemporalContext, temporal_context
+from vinfinity.parallel.context import TemporalContext, temporal_context
 from vinfinity.parallel.exchange import LocalExchange
+from vinfinity.parallel.scopes import Scopes
 from vinfinity.parallel.shards import FrameShards
 
 CROSS_DOWN, PLAIN_DOWN = "CrossAttnDownBlock3D", "DownBlock3D"

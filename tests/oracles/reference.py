@@ -20,7 +20,7 @@ from diffusers.models.attention_processor import Attention
 from torch import Tensor, nn
 from transformers import CLIPTextConfig, CLIPTextModel, CLIPTokenizer
 
-from vinfinity.config import Resolved, complete, load
+from vinfinity.config import Resolved, load
 from vinfinity.media.blocks import Blocks
 from vinfinity.media.decode import decode_frames
 from vinfinity.media.latents import TensorLatents
@@ -267,8 +267,7 @@ def copy_model(source: Path, target: Path) -> Path:
 def configure(model: Path | str, *overrides: str, **flags: Any) -> Resolved:
     """A whole configuration for a model, as the command line makes it."""
     given = {"model": str(model), "prompt": "a red ball", "frames": 3, "size": "32x32", "steps": 2, **flags}
-    defaults, origin = model_defaults(str(model))
-    return complete(load(None, overrides=overrides, flags=given), defaults, origin=origin)
+    return load(None, overrides=overrides, flags=given, card=model_defaults)
 
 
 def decoded(model: Path, latents: Tensor, *, size: tuple[int, int], block: int = 2) -> np.ndarray:

@@ -17,8 +17,9 @@ from vinfinity.models.unet3d.temporal import (
     video_affine,
     video_sums,
 )
-from vinfinity.parallel.context import AttentionPlan, Scopes, plan_attention, temporal_context
+from vinfinity.parallel.context import temporal_context
 from vinfinity.parallel.exchange import LocalExchange
+from vinfinity.parallel.scopes import AttentionPlan, Scopes, plan_attention
 from vinfinity.parallel.shards import FrameShards
 
 CLOSE = 1e-5

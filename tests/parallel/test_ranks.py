@@ -32,10 +32,10 @@ from torch import Tensor
 from vinfinity.errors import InputError, RankError, VinfinityError
 from vinfinity.media.mp4 import read_video
 from vinfinity.models.unet3d.unet import UNetConfig
-from vinfinity.parallel.context import Scopes
 from vinfinity.parallel.launch import check_ranks, launch
 from vinfinity.parallel.place import find_place, first_host, tasks_per_node
 from vinfinity.parallel.ranks import Ranks, pick_device
+from vinfinity.parallel.scopes import Scopes
 from vinfinity.run import run
 from vinfinity.runs.parts import read_manifest
 
@@ -135,7 +135,7 @@ def latents_of(model: Path | str, folder: Path, *overrides: str, ranks: int, **f
         "overwrite": True,
     }
     resolved = configure(model, *overrides, **{**given, "gpus": ranks, **flags})
-    run(resolved.config, resolved.origins)
+    run(resolved.config)
     return load_file(file)["latents"]
 
 
@@ -162,10 +162,10 @@ def test_a_whole_run_gives_the_same_latents_on_three_ranks(
 @pytest.mark.parametrize(
     ("ranks", "overrides"),
     [
-        (2, ("parallel.guidance=2",)),
-        (3, ("parallel.guidance=2", "checkpoint.every=2steps")),
+        (2, ("parallel.split_guidance=true",)),
+        (3, ("parallel.split_guidance=true", "checkpoint.every=2steps")),
         (2, ("reuse.interval=2",)),
-        (5, ("reuse.interval=3", "reuse.depth=1", "parallel.guidance=2", "compute.skips=host")),
+        (5, ("reuse.interval=3", "reuse.depth=1", "parallel.split_guidance=true", "compute.skips=host")),
     ],
     ids=str,
 )

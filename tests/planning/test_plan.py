@@ -4,6 +4,7 @@ import gc
 import json
 import time
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -17,17 +18,18 @@ from torch import nn
 from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.utils.flop_counter import FlopCounterMode
 
-from vinfinity.config import ComputeConfig, DecodeConfig, RunConfig, complete, load
+from vinfinity.config import ComputeConfig, DecodeConfig, RunConfig, load
 from vinfinity.denoise.execution import MIB, Execution
 from vinfinity.denoise.samplers import State
 from vinfinity.errors import InputError
 from vinfinity.job import Job, prepare
 from vinfinity.models.unet3d.unet import UNet, UNetConfig
-from vinfinity.parallel.context import Scopes, temporal_context
+from vinfinity.parallel.context import temporal_context
 from vinfinity.parallel.exchange import LocalExchange
-from vinfinity.parallel.pulse import Pulse
 from vinfinity.parallel.ranks import Ranks
+from vinfinity.parallel.scopes import Scopes
 from vinfinity.parallel.shards import FrameShards
+from vinfinity.pipeline import encode_text, make_denoiser
 from vinfinity.planning.fit import Room, bound, choose, choose_execution, decide, memory_of
 from vinfinity.planning.machines import GPUS, find_gpu, free_on_host, left_in_group
 from vinfinity.planning.meter import LiveBytes, Work
@@ -42,8 +44,7 @@ from vinfinity.planning.trace import (
     trace_work,
     unet_call,
 )
-from vinfinity.predict import predictor
-from vinfinity.run import encode_text, run
+from vinfinity.run import run
 from vinfinity.weights.card import model_defaults, planned_card, read_card
 from vinfinity.weights.load import load_unet
 from vinfinity.weights.registry import KNOWN
@@ -159,10 +160,10 @@ def test_arithmetic_of_a_unet_is_that_of_torchs_own_counter() -> None:
 
 
 @pytest.mark.parametrize(("frames", "ranks"), [(40, 1), (150, 1), (150, 4), (12, 1)])
-@pytest.mark.parametrize("stretch", [2**16, 2**22])
-def test_tracing_blocks_of_each_kind_finds_the_peak_of_all(frames: int, ranks: int, stretch: int) -> None:
+@pytest.mark.parametrize("chunk_bytes", [2**16, 2**22])
+def test_tracing_blocks_of_each_kind_finds_the_peak_of_all(frames: int, ranks: int, chunk_bytes: int) -> None:
     one = clip(frames, ranks=ranks)
-    execution = Execution(branches=1, skips="device", stretch=stretch)
+    execution = Execution(branches=1, skips="device", chunk_bytes=chunk_bytes)
     peaks = []
     for few_blocks in (False, True):
         call = unet_call(one, execution, few_blocks=few_blocks)
@@ -176,12 +177,12 @@ def test_tracing_blocks_of_each_kind_finds_the_peak_of_all(frames: int, ranks: i
 
 @pytest.mark.parametrize("overrides", [(), ("sampler=dpmsolver++", "guidance=1"), ("sampler=lcm",)], ids=str)
 def test_a_traced_step_holds_what_a_real_one_does(overrides: tuple[str, ...], model_folder: Path) -> None:
-    """The real prediction and sampler, with data, as generate makes them: unet_call says the same as predict.py."""
+    """The real prediction and sampler, with data, as a run makes them."""
     frames = 40
     job = prepare(
         config_of(model_folder, *overrides, frames=frames, device="cpu", dtype="fp32", size="64x48")
     )
-    execution = Execution(branches=1, skips="device", stretch=32 * MIB)
+    execution = Execution(branches=1, skips="device", chunk_bytes=32 * MIB)
     traced = memory_of(outline(job.config, job.card, device="cpu", ranks=1), execution).step
     assert real_step(job, execution) == pytest.approx(traced.working, rel=0.01)
     unet = load_unet(job.card.folder / "unet", device="cpu", dtype=torch.float32)
@@ -194,18 +195,17 @@ def real_step(job: Job, execution: Execution) -> int:
     with torch.inference_mode():
         text = encode_text(job, device=CPU.device, dtype=torch.float32)
         unet = load_unet(job.card.folder / "unet", device="cpu", dtype=torch.float32)
-        pulse = Pulse(CPU, say=lambda: None)
-        predict = predictor(
-            job, unet, text, team, team.exchange(), pulse, execution=execution, dtype=torch.float32
-        )
+        denoiser = make_denoiser(job, unet, text, team, team.exchange(), execution)
         shape = (1, job.latent[0], job.config.frames, *job.latent[1:])
         timestep = job.sampler.timesteps[1]
-        predict(torch.randn(shape), timestep)  # what is made once, is made here
+        # what is built once is built here
+        denoiser.guided(denoiser.call(torch.randn(shape), timestep))
         with LiveBytes("cpu") as live:
             state = State(step=0, x=torch.randn(shape))
             state = job.sampler.step(state, torch.randn(shape), lambda step: torch.randn(shape))
             live.peak = live.now
-            job.sampler.step(state, predict(state.x, timestep), lambda step: torch.randn(shape))
+            prediction = denoiser.guided(denoiser.call(state.x, timestep))
+            job.sampler.step(state, prediction, lambda step: torch.randn(shape))
     return live.peak
 
 
@@ -213,7 +213,7 @@ def test_skip_connections_on_the_host_leave_the_device() -> None:
     """All of them are on the host at once; the device holds two stretches of one."""
     sampler = outline_of("mini").sampler
     kept, away = (
-        trace_step(clip(400), Execution(branches=1, skips=skips, stretch=2**16), sampler, branches=1)
+        trace_step(clip(400), Execution(branches=1, skips=skips, chunk_bytes=2**16), sampler, branches=1)
         for skips in ("device", "host")
     )
     assert (kept.host, away.host) == (0, pytest.approx(kept.skips, rel=0.1))
@@ -222,7 +222,7 @@ def test_skip_connections_on_the_host_leave_the_device() -> None:
 
 
 def test_long_clips_are_on_the_straight_line_through_shorter_ones() -> None:
-    execution = Execution(branches=1, skips="device", stretch=2**15)
+    execution = Execution(branches=1, skips="device", chunk_bytes=2**15)
     sampler = outline_of("mini").sampler
     trace_step.cache_clear()
     line = step_memory(clip(800), execution, sampler, branches=2)
@@ -234,7 +234,7 @@ def test_long_clips_are_on_the_straight_line_through_shorter_ones() -> None:
 
 
 def test_ranks_hold_messages_besides_their_frames() -> None:
-    execution = Execution(branches=1, skips="device", stretch=2**16)
+    execution = Execution(branches=1, skips="device", chunk_bytes=2**16)
     sampler = outline_of("mini").sampler
     alone, shared = (
         trace_step(clip(frames, ranks=ranks), execution, sampler, branches=1)
@@ -313,13 +313,13 @@ def test_the_first_execution_that_fits_is_chosen_and_settings_are_obeyed(model_f
     for room, chosen, fits in ((fast, first, True), (lean, last, True), (lean - 1, last, False)):
         memory, ok = choose(one, Room(device=room, host=None, where="a GPU"))
         assert (memory.needs("cuda")[0], ok) == (memory_of(one, chosen).needs("cuda")[0], fits)
-    forced = one.changed(compute=ComputeConfig(stretch=7))
-    assert choose(forced, Room(device=10**12, host=None, where="a GPU"))[0].execution.stretch == 7 * MIB
+    forced = one.changed(compute=ComputeConfig(chunk=7))
+    assert choose(forced, Room(device=10**12, host=None, where="a GPU"))[0].execution.chunk_bytes == 7 * MIB
 
 
 def test_a_run_that_cannot_fit_is_refused_with_settings_that_do(model_folder: Path) -> None:
     one = outline_of(
-        model_folder, "compute.stretch=1", "decode.frames=1", device="cuda", frames=240, size="256x192"
+        model_folder, "compute.chunk=1", "decode.frames=1", device="cuda", frames=240, size="256x192"
     )
     needed = memory_of(one, one.executions[-1]).needs("cuda")[0]
     budget = int(0.6 * needed)
@@ -371,11 +371,11 @@ def test_generate_refuses_what_cannot_fit_before_weights_load(tmp_path: Path) ->
     state = 512 * 512 * 48 * 4  # of a frame of 4096x4096
     frames = -(-free_on_host() // state)
     out = tmp_path / "a.mp4"
-    settings = ("compute.stretch=65536", "decode.frames=1")
+    settings = ("compute.chunk=65536", "decode.frames=1")
     resolved = configure("mini", *settings, frames=frames, size="4096x4096", device="cpu", out=str(out))
     started = time.process_time()
     with pytest.raises(InputError) as raised:
-        run(resolved.config, resolved.origins)
+        run(resolved.config)
     assert time.process_time() - started < 4
     assert raised.value.exit_code == 2
     assert str(raised.value).startswith(f"frames: {frames} need ")
@@ -418,9 +418,9 @@ def papers_run() -> Plan:
 
 
 def configure_planned(model: str, *overrides: str, **flags: Any) -> RunConfig:
-    defaults, origin = model_defaults(model, planned=True)
     given = {"model": model, "prompt": "a red ball", **flags}
-    return complete(load(None, overrides=overrides, flags=given), defaults, origin=origin).config
+    card = partial(model_defaults, planned=True)
+    return load(None, overrides=overrides, flags=given, card=card).config
 
 
 def test_the_papers_time_comes_out(papers_run: Plan) -> None:
@@ -469,7 +469,7 @@ def test_every_gpu_of_the_table_plans() -> None:
 
 
 def test_two_ranks_for_a_branch_each_take_one_branch() -> None:
-    both = outline_of("mini", "parallel.guidance=2", "guidance=6", ranks=4, device="cuda", frames=30)
+    both = outline_of("mini", "parallel.split_guidance=true", "guidance=6", ranks=4, device="cuda", frames=30)
     assert both.held == [15, 15, 15, 15]
     assert (both.rank_branches, both.branches) == (1, 2)
 
@@ -538,7 +538,7 @@ def test_the_disk_that_a_run_takes_is_what_it_was_planned_to(
     settings = {"out": str(tmp_path / "a.mp4"), "frames": 9, "steps": 6, "size": "64x64", "device": "cpu"}
     config = configure(model_folder, "checkpoint.every=1 steps", sampler=sampler, **settings).config
     plan = make_plan(config)
-    run(config, {})
+    run(config)
     lines = [json.loads(line) for line in (tmp_path / "a.run" / "events.jsonl").read_text().splitlines()]
     written = {line["event"]: line["bytes"] for line in lines if "bytes" in line}
     header = 400  # of a safetensors file

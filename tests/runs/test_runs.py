@@ -24,17 +24,20 @@ from torch import Tensor
 from vinfinity.cli import main
 from vinfinity.config import RunConfig, parse_interval, to_yaml
 from vinfinity.denoise.samplers import State
-from vinfinity.errors import BusyError, InputError, OutputError, Stopped, VinfinityError
+from vinfinity.denoise.selection import Selection, select_all
+from vinfinity.errors import BusyError, DamagedError, InputError, OutputError, Stopped, VinfinityError
+from vinfinity.job import prepare
 from vinfinity.media.mp4 import read_metadata, read_video
 from vinfinity.parallel.ranks import Ranks
+from vinfinity.parallel.votes import Votes
 from vinfinity.run import decode_again, run
 from vinfinity.runs.checkpoints import Checkpoints
-from vinfinity.runs.edit import Footage, footage
 from vinfinity.runs.folder import RunFolder, find_run
-from vinfinity.runs.parts import DamagedError, Parts, read_manifest, save_whole, write_manifest, write_part
+from vinfinity.runs.parts import Parts, read_manifest, save_whole, write_manifest, write_part
+from vinfinity.runs.paths import Destination
 from vinfinity.runs.start import edited, how_to_start, load_run, was_restarted
 from vinfinity.system.progress import Progress
-from vinfinity.system.signals import Stops
+from vinfinity.system.signals import Shutdown
 
 CPU = torch.device("cpu")
 STEPS = 12  # enough that a signal comes before the last
@@ -75,7 +78,7 @@ def stopped(config: RunConfig, folder: Path, *, at: int = 3, number: signal.Sign
     """What a run says that is asked to end at a step."""
     due = folder / "checkpoints" / f"step-{at:04d}" / "manifest.json"
     with signalled(due, number), pytest.raises(Stopped) as raised:
-        run(config, {})
+        run(config, handle_signals=True)
     assert raised.value.exit_code == 75
     return raised.value.message
 
@@ -85,8 +88,12 @@ def events(folder: Path, kind: str) -> list[dict[str, Any]]:
     return [event for line in lines if (event := json.loads(line))["event"] == kind]
 
 
+def start_of(config: RunConfig) -> str:
+    return how_to_start(config, Destination.of(config))
+
+
 def going_on(folder: Path) -> RunConfig:
-    return load_run(find_run(folder), overrides=[], flags={"resume": True})
+    return load_run(find_run(folder), overrides=[], flags={"resume": True}).config
 
 
 # ---- going on ----
@@ -108,12 +115,12 @@ def test_a_run_that_was_stopped_goes_on_to_the_very_same_latents(
         config_of(model_folder, tmp_path / f"{name}.mp4", more, "checkpoint.every=1 steps", sampler=sampler)
         for name in ("whole", "parted")
     )
-    run(whole, {})
+    run(whole)
     said = stopped(parted, tmp_path / "parted.run")
-    assert f"; `vinfinity resume {tmp_path / 'parted.run'}` goes on" in said
+    assert f"; `vinfinity resume {tmp_path / 'parted.run'}` resumes the run" in said
     assert not (tmp_path / "parted.mp4").exists()
-    assert how_to_start(going_on(tmp_path / "parted.run")) == "resume"
-    run(going_on(tmp_path / "parted.run"), {})
+    assert start_of(going_on(tmp_path / "parted.run")) == "resume"
+    run(going_on(tmp_path / "parted.run"))
     assert torch.equal(latents(tmp_path / "parted.run"), latents(tmp_path / "whole.run"))
     assert read_video(tmp_path / "parted.mp4").shape == (3, 32, 32, 3)
     [resumed] = events(tmp_path / "parted.run", "resumed")
@@ -121,7 +128,7 @@ def test_a_run_that_was_stopped_goes_on_to_the_very_same_latents(
     assert steps == list(range(1, len(steps) + 1))  # none was computed twice
     assert len(steps) >= STEPS - 1
     assert resumed["step"] in steps
-    assert how_to_start(going_on(tmp_path / "parted.run")) == "done"
+    assert start_of(going_on(tmp_path / "parted.run")) == "done"
 
 
 @pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGUSR1, signal.SIGINT])
@@ -140,37 +147,39 @@ def test_a_signal_has_a_checkpoint_written_whatever_the_interval(
 
 
 def test_ctrl_c_again_ends_a_run_at_once() -> None:
-    stops = Stops()
-    with stops.heeded(), stops.noted():
+    shutdown = Shutdown()
+    with shutdown.handled(), shutdown.deferred():
         os.kill(os.getpid(), signal.SIGTERM)
         os.kill(os.getpid(), signal.SIGTERM)
-        assert stops.asked == signal.SIGTERM
+        assert shutdown.requested == signal.SIGTERM
         with pytest.raises(KeyboardInterrupt):
             signal.raise_signal(signal.SIGINT)
+        assert shutdown.interrupted_again
 
 
 def test_a_run_stopped_between_reused_features_ends_at_the_next_whole_step(tmp_path: Path) -> None:
-    saved = kept(tmp_path, every="never", aligned=lambda step: step % 3 == 0)
-    for step in (1, 2, 3):
-        if step == 1:
-            saved.stops.asked = signal.SIGTERM
-        saved.pulse.all_finite(True)
-        with pytest.raises(Stopped) if step == 3 else contextlib.nullcontext():
-            saved.keep(State(step=step, x=torch.zeros(1, 4, 6, 2, 2)))
+    shutdown = Shutdown()
+    shutdown.requested = signal.SIGTERM
+    saved = kept(tmp_path, every="never", reuse_interval=3, shutdown=shutdown)
+    written = [
+        saved.after(State(step=step, x=torch.zeros(1, 4, 6, 2, 2)), Votes([saved.vote(True)]))
+        for step in (1, 2, 3)
+    ]
+    assert written == [False, False, True]
     assert [path.name for path in (tmp_path / "checkpoints").iterdir()] == ["step-0003"]
 
 
 @pytest.mark.slow
 def test_two_ranks_then_three_then_one_give_the_latents_of_one(tmp_path: Path) -> None:
     flags = {"frames": 23, "sampler": "sde-dpmsolver++", "steps": 9, "size": "64x48"}
-    run(config_of("mini", tmp_path / "one.mp4", **flags), {})
+    run(config_of("mini", tmp_path / "one.mp4", **flags))
     config = config_of("mini", tmp_path / "a.mp4", "checkpoint.every=3 steps", gpus=2, **flags)
     folder = tmp_path / "a.run"
     with (
         pytest.raises(VinfinityError, match="stopped after step"),
         signalled(folder / "checkpoints" / "step-0003" / "manifest.json"),
     ):
-        run(config, {})
+        run(config, handle_signals=True)
     shutil.copytree(folder / "checkpoints", tmp_path / "kept")
     seen = {str(part.stop) for part in read_manifest(next((tmp_path / "kept").iterdir())).parts}
     assert seen == {"11", "23"}
@@ -178,8 +187,11 @@ def test_two_ranks_then_three_then_one_give_the_latents_of_one(tmp_path: Path) -
         pytest.raises(VinfinityError, match="stopped after step"),
         signalled(folder / "checkpoints" / "step-0006" / "manifest.json"),
     ):
-        run(load_run(find_run(folder), overrides=[], flags={"resume": True, "gpus": 3}), {})
-    run(load_run(find_run(folder), overrides=[], flags={"resume": True, "gpus": 1}), {})
+        run(
+            load_run(find_run(folder), overrides=[], flags={"resume": True, "gpus": 3}).config,
+            handle_signals=True,
+        )
+    run(load_run(find_run(folder), overrides=[], flags={"resume": True, "gpus": 1}).config)
     assert (latents(folder) - latents(tmp_path / "one.run")).abs().max() <= 1e-4
 
 
@@ -258,9 +270,9 @@ def flip(path: Path) -> None:
 
 
 def test_a_damaged_checkpoint_is_told_of_and_the_one_before_it_used(
-    model_folder: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+    model_folder: Path, tmp_path: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
-    run(config_of(model_folder, tmp_path / "whole.mp4"), {})
+    run(config_of(model_folder, tmp_path / "whole.mp4"))
     stopped(config_of(model_folder, tmp_path / "a.mp4", "checkpoint.every=1 steps"), tmp_path / "a.run")
     for file in ("frames-000000-000003.safetensors", "manifest.json"):
         for damage in (cut, flip, Path.unlink):
@@ -268,12 +280,13 @@ def test_a_damaged_checkpoint_is_told_of_and_the_one_before_it_used(
             shutil.copytree(tmp_path / "a.run", folder)
             older, newest = sorted((folder / "checkpoints").iterdir())
             damage(newest / file)
-            capsys.readouterr()
-            run(going_on(folder), {})
-            said = " ".join(capsys.readouterr().err.split())
+            caplog.clear()
+            run(going_on(folder))
+            said = " ".join(caplog.text.split())
             # without a manifest it is what a run leaves that is killed while it writes
             if (file, damage) != ("manifest.json", Path.unlink):
-                assert f"warning: {newest}" in said
+                assert "WARNING" in said
+                assert str(newest) in said
                 assert str(newest) in events(folder, "damaged")[0]["message"]
             assert events(folder, "resumed")[0]["step"] == int(older.name.removeprefix("step-"))
             assert torch.equal(latents(folder), latents(tmp_path / "whole.run"))
@@ -281,16 +294,14 @@ def test_a_damaged_checkpoint_is_told_of_and_the_one_before_it_used(
 
 def test_damaged_latents_are_computed_again_from_what_is_left(model_folder: Path, tmp_path: Path) -> None:
     config = config_of(model_folder, tmp_path / "a.mp4", steps=4)
-    run(config, {})
+    run(config)
     first = latents(tmp_path / "a.run")
     flip(tmp_path / "a.run" / "latents" / "frames-000000-000003.safetensors")
     (tmp_path / "a.mp4").unlink()
+    again = load_run(find_run(tmp_path / "a.run"), overrides=[], flags={"overwrite": True}).config
     with pytest.raises(DamagedError, match="SHA-256"):
-        decode_again(
-            load_run(find_run(tmp_path / "a.run"), overrides=[], flags={"overwrite": True}),
-            find_run(tmp_path / "a.run"),
-        )
-    run(going_on(tmp_path / "a.run"), {})
+        decode_again(again, find_run(tmp_path / "a.run"), Destination.of(again))
+    run(going_on(tmp_path / "a.run"))
     assert torch.equal(latents(tmp_path / "a.run"), first)
 
 
@@ -314,10 +325,10 @@ def test_latents_that_are_cut_short_while_they_are_decoded_are_named(
     with pytest.raises(
         VinfinityError, match=r"frames-000000-000080\.safetensors: .*`vinfinity resume"
     ) as raised:
-        run(config, {})
+        run(config)
     cutter.join()
     assert raised.value.exit_code == 4
-    run(going_on(folder), {})
+    run(going_on(folder))
     assert len(read_video(tmp_path / "a.mp4")) == 80
     assert len(events(folder, "damaged")) == 1
 
@@ -326,13 +337,13 @@ def test_starting_onto_a_run_offers_to_go_on_and_keeps_it(model_folder: Path, tm
     config = config_of(model_folder, tmp_path / "a.mp4", "checkpoint.every=1 steps")
     stopped(config, tmp_path / "a.run")
     before = sorted(path.name for path in (tmp_path / "a.run").rglob("*"))
-    with pytest.raises(InputError, match=r"`vinfinity resume .*a\.run` goes on with it, --overwrite starts"):
-        run(config, {})
+    with pytest.raises(InputError, match=r"`vinfinity resume .*a\.run` resumes it, --overwrite starts"):
+        run(config)
     other = config_of(model_folder, tmp_path / "a.mp4", resume=True, seed=3)
     with pytest.raises(InputError, match="is a run with other settings"):
-        run(other, {})
+        run(other)
     assert sorted(path.name for path in (tmp_path / "a.run").rglob("*")) == before
-    run(config_of(model_folder, tmp_path / "a.mp4", overwrite=True, seed=3), {})
+    run(config_of(model_folder, tmp_path / "a.mp4", overwrite=True, seed=3))
     assert events(tmp_path / "a.run", "started")
     assert not events(tmp_path / "a.run", "resumed")
 
@@ -342,13 +353,13 @@ def test_resume_starts_a_run_where_there_is_none_but_overwrites_nothing(
 ) -> None:
     config = config_of(model_folder, tmp_path / "a.mp4", resume=True, steps=2)
     (tmp_path / "a.mp4").write_bytes(b"precious")
-    with pytest.raises(InputError, match="exists already"):
-        run(config, {})
+    with pytest.raises(InputError, match="already exists"):
+        run(config)
     (tmp_path / "a.mp4").unlink()
-    run(config, {})
+    run(config)
     assert (tmp_path / "a.mp4").is_file()
     written = (tmp_path / "a.mp4").read_bytes()
-    assert run(config, {}) is None
+    assert run(config) is None
     assert (tmp_path / "a.mp4").read_bytes() == written
 
 
@@ -358,8 +369,8 @@ def test_other_weights_are_refused(own_model: Path, tmp_path: Path) -> None:
     stopped(config_of(own_model, tmp_path / "a.mp4", "checkpoint.every=1 steps"), tmp_path / "a.run")
     path = own_model / "unet" / "diffusion_pytorch_model.safetensors"
     save_file({name: tensor * 1.01 for name, tensor in load_file(path).items()}, path)
-    with pytest.raises(InputError, match="was begun with other weights"):
-        run(going_on(tmp_path / "a.run"), {})
+    with pytest.raises(InputError, match="was started with other weights"):
+        run(going_on(tmp_path / "a.run"))
 
 
 def test_a_moved_run_goes_on_from_another_folder(
@@ -371,7 +382,7 @@ def test_a_moved_run_goes_on_from_another_folder(
     stopped(config_of(relative, Path("a.mp4"), "checkpoint.every=1 steps"), Path("a.run"))
     shutil.move(tmp_path / "here" / "a.run", tmp_path / "b.run")
     monkeypatch.chdir(tmp_path)
-    run(going_on(Path("b.run")), {})
+    run(going_on(Path("b.run")))
     assert (tmp_path / "b.mp4").is_file()
 
 
@@ -385,29 +396,35 @@ def test_two_runs_onto_one_folder_are_kept_apart(model_folder: Path, tmp_path: P
     folder = RunFolder(tmp_path / "a.run")
     with folder.locked(first=True), folder.locked(first=False):
         with pytest.raises(BusyError, match=rf"in use by another run \(process {os.getpid()} on ") as raised:
-            run(config_of(model_folder, tmp_path / "a.mp4", steps=2), {})
+            run(config_of(model_folder, tmp_path / "a.mp4", steps=2))
         assert raised.value.exit_code == 6
-    run(config_of(model_folder, tmp_path / "a.mp4", steps=2), {})
+    run(config_of(model_folder, tmp_path / "a.mp4", steps=2))
 
 
 # ---- what is kept ----
 
 
-def kept(folder: Path, *, every: str = "1 steps", keep: int = 2, **more: Any) -> Checkpoints:
+def kept(
+    folder: Path,
+    *,
+    every: str = "1 steps",
+    keep: int = 2,
+    shutdown: Shutdown | None = None,
+    reuse_interval: int = 1,
+) -> Checkpoints:
     from vinfinity.config import CheckpointConfig
 
+    ranks = Ranks(device=CPU)
     return Checkpoints(
         RunFolder(folder),
-        ranks=Ranks(device=CPU),
-        footage=Footage(tuple(range(6)), frozenset(range(6)), (0,) * 6),
-        held=range(6),
-        writes=True,
+        ranks=ranks,
+        team=ranks.team(6, split=False),
+        selection=select_all(6, seed=0),
         steps=50,
-        settings="these",
         config=CheckpointConfig(every=every, keep=keep),
-        stops=Stops(),
+        shutdown=shutdown or Shutdown(),
         progress=Progress(enabled=False),
-        **more,
+        reuse_interval=reuse_interval,
     )
 
 
@@ -418,8 +435,7 @@ def test_the_newest_checkpoints_are_kept_with_the_samplers_history(tmp_path: Pat
         for step in range(1, 8)
     ]
     for state in states:
-        saved.pulse.all_finite(True)
-        saved.keep(state)
+        assert saved.after(state, Votes([saved.vote(True)]))
     names = sorted(path.name for path in (tmp_path / "checkpoints").iterdir())
     assert names == ["step-0005", "step-0006", "step-0007"]
     restored = kept(tmp_path).restore()
@@ -479,21 +495,19 @@ def test_other_intervals_are_refused(text: str) -> None:
 def test_the_automatic_interval_costs_less_than_two_percent(tmp_path: Path) -> None:
     """However long a checkpoint takes, the next one is due no sooner than 60 times that later."""
     saved = kept(tmp_path, every="auto")
-    saved.pulse.all_finite(True)
-    assert not saved.pulse.heard[0].due
+    assert not saved.vote(True).checkpoint_due
     for cost in (0.01, 3.0, 100.0):
         saved._cost = cost
         for elapsed, due in ((max(60.0, 60 * cost) - 1, False), (max(60.0, 60 * cost) + 1, True)):
             saved._last = time.monotonic() - elapsed
-            saved.pulse.all_finite(True)
-            assert saved.pulse.heard[0].due == due
+            assert saved.vote(True).checkpoint_due == due
 
 
 # ---- decoding again ----
 
 
 def test_latents_are_decoded_again_with_other_settings(model_folder: Path, tmp_path: Path) -> None:
-    run(config_of(model_folder, tmp_path / "a.mp4", steps=2, size="64x64", frames=9), {})
+    run(config_of(model_folder, tmp_path / "a.mp4", steps=2, size="64x64", frames=9))
     before = (tmp_path / "a.mp4").read_bytes()
     with pytest.raises(SystemExit) as ended:
         main(["decode", str(tmp_path / "a.run")])
@@ -524,7 +538,7 @@ def edit(*arguments: str) -> None:
 def test_redo_changes_the_stretch_and_not_a_bit_around_it(
     sampler: str, model_folder: Path, tmp_path: Path
 ) -> None:
-    run(config_of(model_folder, tmp_path / "a.mp4", frames=24, sampler=sampler, steps=4, seed=3), {})
+    run(config_of(model_folder, tmp_path / "a.mp4", frames=24, sampler=sampler, steps=4, seed=3))
     edit("redo", str(tmp_path / "a.run"), "--frames", "8:16")
     ours, theirs = latents(tmp_path / "a-redo.run"), latents(tmp_path / "a.run")
     difference = (ours - theirs).abs().amax((0, 2, 3))
@@ -541,12 +555,12 @@ def test_redo_changes_the_stretch_and_not_a_bit_around_it(
         "sea",
     )
     assert not torch.equal(latents(tmp_path / "b.run"), ours)
-    settings = load_run(find_run(tmp_path / "b.run"), overrides=[], flags={})
+    settings = load_run(find_run(tmp_path / "b.run"), overrides=[], flags={}).config
     assert (settings.prompt, settings.seed) == ("sea", 4)
 
 
 def test_extend_adds_frames_and_keeps_those_there_are(model_folder: Path, tmp_path: Path) -> None:
-    run(config_of(model_folder, tmp_path / "a.mp4", frames=20, steps=4), {})
+    run(config_of(model_folder, tmp_path / "a.mp4", frames=20, steps=4))
     edit("extend", str(tmp_path / "a.run"), "--frames", "+7")
     ours = latents(tmp_path / "a-extend.run")
     assert ours.shape[1] == 27
@@ -564,22 +578,23 @@ def test_extend_adds_frames_and_keeps_those_there_are(model_folder: Path, tmp_pa
 
 def test_an_edit_computes_what_is_near_and_the_anchors(model_folder: Path, tmp_path: Path) -> None:
     few = ("attention.anchors=4", "attention.local=2")
-    run(config_of(model_folder, tmp_path / "a.mp4", *few, frames=60, steps=2, seed=5), {})
+    run(config_of(model_folder, tmp_path / "a.mp4", *few, frames=60, steps=2, seed=5))
     folder = find_run(tmp_path / "a.run")
 
-    def computed(**given: str) -> Footage:
+    def computed(**given: str) -> Selection:
         kind = "extend" if "frames" in given else "redo"
-        config = edited(folder, kind, overrides=["edit.context=3"], given=given, flags={})
-        return footage(config, steps=2)
+        return prepare(
+            edited(folder, kind, overrides=["edit.context=3"], given=given, flags={}).config
+        ).selection
 
     middle = computed(**{"edit.redo": "30:36"})
     assert middle.frames == (7, 22, *range(27, 39), 52)
-    assert middle.made == frozenset(range(30, 36))
+    assert middle.generated == frozenset(range(30, 36))
     assert middle.seeds == (5,) * 31 + (6,) * 4 + (5,) * 25
     longer = computed(frames="+4")
     assert longer.frames == (8, 24, 40, *range(56, 64))
-    assert longer.made == frozenset(range(60, 64))
-    run(config_of(model_folder, tmp_path / "short.mp4", *few, frames=16, steps=1), {})
+    assert longer.generated == frozenset(range(60, 64))
+    run(config_of(model_folder, tmp_path / "short.mp4", *few, frames=16, steps=1))
     folder = find_run(tmp_path / "short.run")
     assert computed(**{"edit.redo": "3:5"}).frames == tuple(
         range(16)
@@ -599,7 +614,7 @@ def test_an_edit_computes_what_is_near_and_the_anchors(model_folder: Path, tmp_p
 def test_what_lies_far_from_an_edit_hardly_touches_it(tmp_path: Path) -> None:
     whole = ("edit.context=300", "--out", str(tmp_path / "whole.mp4"))
     settings = {"frames": 140, "steps": 6, "size": "64x40", "seed": 2}
-    run(config_of("mini", tmp_path / "a.mp4", **settings), {})
+    run(config_of("mini", tmp_path / "a.mp4", **settings))
     for more in ((), whole):
         edit("redo", str(tmp_path / "a.run"), "--frames", "60:72", *more)
     near, everything, before = (latents(tmp_path / f"{name}.run") for name in ("a-redo", "whole", "a"))
@@ -612,11 +627,11 @@ def test_an_earlier_run_that_is_damaged_under_way_ends_a_redo_on_all_ranks(
     model_folder: Path, tmp_path: Path
 ) -> None:
     """Rank 0 reads the frames that stay when the others have written theirs; the others are told, and do not wait."""
-    run(config_of(model_folder, tmp_path / "a.mp4", frames=9), {})
+    run(config_of(model_folder, tmp_path / "a.mp4", frames=9))
     [part] = (tmp_path / "a.run" / "latents").glob("*.safetensors")
     folder = find_run(tmp_path / "a.run")
     given, flags = {"edit.redo": "4:8"}, {"gpus": "2", "device": "cpu"}
-    config = edited(folder, "redo", overrides=["checkpoint.every=1 steps"], given=given, flags=flags)
+    config = edited(folder, "redo", overrides=["checkpoint.every=1 steps"], given=given, flags=flags).config
 
     def cut() -> None:
         while not (tmp_path / "a-redo.run" / "checkpoints" / "step-0001").exists():
@@ -626,14 +641,14 @@ def test_an_earlier_run_that_is_damaged_under_way_ends_a_redo_on_all_ranks(
     cutter = threading.Thread(target=cut)
     cutter.start()
     with pytest.raises(VinfinityError, match=f"{part.name}: cannot be read") as raised:
-        run(config, {})
+        run(config)
     cutter.join()
     assert raised.value.exit_code == 4
     assert not (tmp_path / "a-redo.run" / "latents").exists()
 
 
 def test_a_redo_that_was_stopped_goes_on(model_folder: Path, tmp_path: Path) -> None:
-    run(config_of(model_folder, tmp_path / "a.mp4", frames=6), {})
+    run(config_of(model_folder, tmp_path / "a.mp4", frames=6))
     settings = ("--frames", "2:5", "checkpoint.every=1 steps")
     edit("redo", str(tmp_path / "a.run"), *settings, "--out", str(tmp_path / "whole.mp4"))
     due = tmp_path / "a-redo.run" / "checkpoints" / "step-0003" / "manifest.json"
@@ -683,12 +698,12 @@ def test_a_disk_that_fills_up_at_a_checkpoint_ends_the_run_and_keeps_the_one_bef
     (small_disk / "filler").write_bytes(b"x" * (left - left % 4096))
     assert (small_disk / "a.run" / "checkpoints").exists()
     with pytest.raises(OutputError, match=r"No space left on device.*; `vinfinity resume") as raised:
-        run(going_on(small_disk / "a.run"), {})
+        run(going_on(small_disk / "a.run"))
     assert raised.value.exit_code == 4
     kept = RunFolder(small_disk / "a.run")
     assert kept.holds_work()
     (small_disk / "filler").unlink()
-    run(going_on(small_disk / "a.run"), {})
+    run(going_on(small_disk / "a.run"))
     assert (small_disk / "a.mp4").is_file()
 
 
@@ -696,11 +711,11 @@ def test_a_disk_that_fills_up_while_decoding_keeps_the_latents(small_disk: Path,
     flags = {"frames": 40, "size": "128x128", "steps": 1}
     config = config_of(model_folder, small_disk / "a.mp4", "video.crf=0", "video.preset=ultrafast", **flags)
     with pytest.raises(OutputError, match="cannot be written") as raised:
-        run(config, {})
+        run(config)
     assert raised.value.exit_code == 4
     read_manifest(small_disk / "a.run" / "latents").verify()
     assert not (small_disk / "a.mp4").exists()
-    run(load_run(find_run(small_disk / "a.run"), overrides=["video.crf=51"], flags={"resume": True}), {})
+    run(load_run(find_run(small_disk / "a.run"), overrides=["video.crf=51"], flags={"resume": True}).config)
     assert len(read_video(small_disk / "a.mp4")) == 40
 
 
@@ -709,7 +724,7 @@ def test_a_disk_that_becomes_read_only_is_named(small_disk: Path, model_folder: 
     stopped(config, small_disk / "a.run")
     subprocess.run(["mount", "-o", "remount,ro", str(small_disk)], check=True)
     with pytest.raises((OutputError, InputError), match="cannot be written"):
-        run(going_on(small_disk / "a.run"), {})
+        run(going_on(small_disk / "a.run"))
 
 
 WRITER = """
@@ -771,10 +786,7 @@ def test_fragments_of_another_video_are_not_gone_on_with(tmp_path: Path) -> None
 def test_decoding_that_was_stopped_goes_on_to_the_very_same_file(model_folder: Path, tmp_path: Path) -> None:
     settings = ("decode.frames=3", "video.metadata=false")
     for name in ("whole", "parted"):
-        run(
-            config_of(model_folder, tmp_path / f"{name}.mp4", *settings, frames=60, steps=1, size="128x64"),
-            {},
-        )
+        run(config_of(model_folder, tmp_path / f"{name}.mp4", *settings, frames=60, steps=1, size="128x64"))
     folder = tmp_path / "parted.run"
     again = ["decode", str(folder), "--out", str(tmp_path / "again.mp4")]
     with signalled(folder / "decoded.json"), pytest.raises(SystemExit) as ended:
@@ -839,7 +851,7 @@ def test_a_clock_that_is_set_under_way_changes_nothing(gpus: int, model_folder: 
     subprocess.run(["cc", "-shared", "-fPIC", "-o", library, source, "-ldl"], check=True)
     offset.write_text("0")
     settings = ("checkpoint.every=2s", "parallel.timeout=60")  # both far less than what the clock is off by
-    run(config_of(model_folder, tmp_path / "whole.mp4", *settings, frames=9, gpus=gpus, steps=60), {})
+    run(config_of(model_folder, tmp_path / "whole.mp4", *settings, frames=9, gpus=gpus, steps=60))
     config = config_of(model_folder, tmp_path / "set.mp4", *settings, frames=9, gpus=gpus, steps=60)
     (tmp_path / "set.yaml").write_text(to_yaml(config))
     process = subprocess.Popen(

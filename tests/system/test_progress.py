@@ -1,12 +1,14 @@
-"""Progress: what is shown on a terminal, in a log, and on ranks that keep silent."""
+"""Messages and progress: on a terminal, in a log, as a library, and on ranks other than 0."""
 
 import io
+import logging
 from collections.abc import Iterator
+from pathlib import Path
 
 import pytest
 from rich.console import Console
 
-from vinfinity.system.progress import Progress, duration, note, warn
+from vinfinity.system.progress import Progress, duration, fail, logger, messages_shown, note, warn
 
 
 def console(*, terminal: bool) -> tuple[Console, io.StringIO]:
@@ -20,7 +22,7 @@ def generator(count: int) -> Iterator[int]:
 
 def test_a_log_has_a_line_now_and_then() -> None:
     out, text = console(terminal=False)
-    with Progress(console=out, interval=0.0) as progress:
+    with messages_shown(out), Progress(interval=0.0) as progress:
         assert list(progress.track(generator(3), total=3, label="denoising", unit="step")) == [0, 1, 2]
     lines = text.getvalue().splitlines()
     assert [line.split(",")[0] for line in lines[:2]] == [
@@ -34,7 +36,7 @@ def test_a_log_has_a_line_now_and_then() -> None:
 
 def test_a_quick_log_has_only_its_end() -> None:
     out, text = console(terminal=False)
-    with Progress(console=out) as progress:
+    with messages_shown(out), Progress() as progress:
         list(progress.track([1], label="decoding", unit="frame"))
         list(progress.track(generator(2), label="counting", unit="thing"))
     lines = text.getvalue().splitlines()
@@ -43,7 +45,7 @@ def test_a_quick_log_has_only_its_end() -> None:
 
 def test_a_terminal_has_a_bar() -> None:
     out, text = console(terminal=True)
-    with Progress(console=out) as progress:
+    with messages_shown(out), Progress() as progress:
         for _ in progress.track(range(4), label="denoising [x]", unit="step"):
             progress.note("a note")
     shown = text.getvalue()
@@ -55,7 +57,7 @@ def test_a_terminal_has_a_bar() -> None:
 
 def test_other_ranks_are_silent() -> None:
     out, text = console(terminal=True)
-    with Progress(enabled=False, console=out) as progress:
+    with messages_shown(out), Progress(enabled=False) as progress:
         assert list(progress.track(range(3), label="denoising")) == [0, 1, 2]
         progress.warn("nothing")
         progress.note("nothing")
@@ -64,11 +66,59 @@ def test_other_ranks_are_silent() -> None:
 
 def test_an_unfinished_loop_claims_nothing() -> None:
     out, text = console(terminal=False)
-    with Progress(console=out) as progress:
+    with messages_shown(out), Progress() as progress:
         for item in progress.track(range(5), label="denoising"):
             if item == 2:
                 break
     assert text.getvalue() == ""
+
+
+def test_a_library_logs_and_prints_nothing(
+    capfd: pytest.CaptureFixture[str], caplog: pytest.LogCaptureFixture, tmp_path: Path
+) -> None:
+    with caplog.at_level(logging.INFO, logger="vinfinity"), Progress(log=tmp_path / "log.txt") as progress:
+        list(progress.track(range(3), label="denoising"))
+        progress.warn("look out")
+    assert capfd.readouterr() == ("", "")
+    assert [record.levelname for record in caplog.records] == ["INFO", "WARNING"]
+    lines = (tmp_path / "log.txt").read_text().splitlines()
+    assert [line.split(" ", 1)[1].split(" in ")[0] for line in lines] == [
+        "denoising: 3 steps",
+        "warning: look out",
+    ]
+
+
+def test_messages_are_shown_once_and_only_inside_the_block() -> None:
+    out, text = console(terminal=False)
+    with messages_shown(out), messages_shown():
+        logger.warning("careful")
+    logger.warning("nobody sees this")
+    assert text.getvalue() == "warning: careful\n"
+
+
+@pytest.mark.parametrize(
+    "error", [OSError(28, "No space left on device"), ValueError("closed file")], ids=str
+)
+def test_a_stderr_that_cannot_be_written_loses_the_message_only(
+    error: Exception, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    class Full(io.StringIO):
+        def write(self, text: str) -> int:
+            raise error
+
+    monkeypatch.setattr("sys.stderr", Full())
+    with messages_shown(), Progress(interval=0.0) as progress:
+        assert list(progress.track(range(2), label="denoising")) == [0, 1]
+        progress.note("a note")
+    fail("an error")
+
+
+def test_a_narrow_encoding_replaces_what_it_lacks(monkeypatch: pytest.MonkeyPatch) -> None:
+    stream = io.TextIOWrapper(io.BytesIO(), encoding="ascii")
+    monkeypatch.setattr("sys.stderr", stream)
+    note("a red ball 🎈")
+    stream.flush()
+    assert stream.buffer.getvalue() == b"a red ball ?\n"  # type: ignore[attr-defined]
 
 
 def test_messages_go_to_stderr_as_they_are(capsys: pytest.CaptureFixture[str]) -> None:

@@ -279,7 +279,7 @@ def test_a_video_is_made_with_a_converted_model(converted: Path, tmp_path: Path)
     resolved = configure(
         converted, frames=3, size="32x32", steps=3, out=str(tmp_path / "a.mp4"), device="cpu", eta="1.0"
     )
-    summary = run(resolved.config, resolved.origins)
+    summary = run(resolved.config)
     assert summary is not None
     assert summary.out.is_file()
 

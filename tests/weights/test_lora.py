@@ -184,7 +184,7 @@ def test_runs_take_loras_and_their_weights(
         path = tmp_path / "latents.safetensors"
         flags = {"frames": 2, "size": "16x16", "save_latents": str(path), "overwrite": True, "device": "cpu"}
         resolved = configure(model_folder, out=str(tmp_path / "v.mp4"), lora=list(loras), **flags)
-        run(resolved.config, resolved.origins)
+        run(resolved.config)
         return load_file(path)["latents"]
 
     file = f"{tmp_path}/a.safetensors"

@@ -17,7 +17,7 @@ import torch
 from safetensors.torch import save_file
 from torch import Tensor
 
-from vinfinity.config import DecodeConfig, RunConfig, VideoConfig, parse_size
+from vinfinity.config import DecodeConfig, VideoConfig, parse_size
 from vinfinity.media.blocks import Blocks, check_tile, plan_blocks
 from vinfinity.media.decode import decode_frames
 from vinfinity.media.latents import FileLatents
@@ -173,13 +173,7 @@ class _Bench:
     ) -> None:
         self.network, self.path, self.frames = network, path, frames
         self.latent, self.size, self.ranks = latent, size, ranks
-        self.config = RunConfig(
-            frames=frames,
-            decode=decode,
-            overwrite=True,
-            out=str(path.with_suffix(".mp4")),
-            video=VideoConfig(sheet=False),
-        )
+        self.decode, self.video, self.codec = decode, path.with_suffix(".mp4"), VideoConfig()
         self.blocks = plan_blocks(decode, network.config, latent[1:])
         self._pictures: list[np.ndarray] = []
 
@@ -211,9 +205,7 @@ class _Bench:
 
     def _encode(self) -> None:
         width, height = self.size
-        with Mp4Writer(
-            Path(str(self.config.out)), width=width, height=height, fps=FPS, config=self.config.video
-        ) as mp4:
+        with Mp4Writer(self.video, width=width, height=height, fps=FPS, config=self.codec) as mp4:
             for picture in itertools.islice(itertools.cycle(self._pictures), self.frames):
                 mp4.write(picture)
 
@@ -221,11 +213,11 @@ class _Bench:
         write_video(
             self.network,
             source,
-            video=Path(str(self.config.out)),
+            video=self.video,
             sheet=None,
             frames=self.frames,
-            codec=self.config.video,
-            decode=self.config.decode,
+            codec=self.codec,
+            decode=self.decode,
             latent=self.latent,
             size=self.size,
             fps=FPS,

@@ -9,13 +9,12 @@ import torch
 
 from vinfinity.bench.timing import Times, time_in_turn
 from vinfinity.bench.unet import our_call, shape_of
-from vinfinity.config import RunConfig
 from vinfinity.job import pick_dtype
 from vinfinity.models.unet3d.unet import UNetConfig
-from vinfinity.parallel.context import Scopes
 from vinfinity.parallel.exchange import FrameExchange, OwnFrames
 from vinfinity.parallel.launch import launch
 from vinfinity.parallel.ranks import Ranks
+from vinfinity.parallel.scopes import Scopes
 from vinfinity.parallel.shards import FrameShards
 from vinfinity.planning.trace import WHOLE, Clip, unet_call
 from vinfinity.weights.card import read_card
@@ -104,7 +103,7 @@ def time_exchange(model: str, *, ranks: int, scopes: Scopes, rounds: int, device
 
 
 def _time_on_rank(request: TimingRequest, ranks: Ranks) -> Times:
-    dtype = pick_dtype(RunConfig(), ranks.device)
+    dtype = pick_dtype("auto", ranks.device)
     shape = shape_of(request.model, frames=FRAMES)
     unet = shape.build(dtype, str(ranks.device))
     team = ranks.team(FRAMES * ranks.size, split=False)

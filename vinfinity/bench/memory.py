@@ -14,7 +14,7 @@ from vinfinity.denoise.execution import Execution
 from vinfinity.denoise.samplers import DPMSolverPP
 from vinfinity.denoise.schedule import SchedulerConfig
 from vinfinity.models.unet3d.unet import UNet, UNetConfig
-from vinfinity.parallel.context import Scopes
+from vinfinity.parallel.scopes import Scopes
 from vinfinity.parallel.shards import FrameShards
 from vinfinity.planning.trace import Clip, StepMemory, trace_step, unet_call
 
@@ -76,7 +76,7 @@ class Check:
         return self.traced / self.resident
 
 
-LEAN = Execution(branches=1, skips="device", stretch=8 * MIB)
+LEAN = Execution(branches=1, skips="device", chunk_bytes=8 * MIB)
 SMALL = UNetConfig(
     block_out_channels=(64, 128),
     down_block_types=("CrossAttnDownBlock3D", "DownBlock3D"),

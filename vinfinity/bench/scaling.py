@@ -10,11 +10,10 @@ import torch
 
 from vinfinity.bench.timing import Times, time_in_turn
 from vinfinity.bench.unet import our_call, shape_of
-from vinfinity.config import RunConfig
 from vinfinity.job import pick_dtype
-from vinfinity.parallel.context import Scopes
 from vinfinity.parallel.launch import launch
 from vinfinity.parallel.ranks import Ranks
+from vinfinity.parallel.scopes import Scopes
 from vinfinity.weights.card import read_card
 
 
@@ -39,7 +38,7 @@ def measure_scaling(model: str, *, ranks: int, frames: int, rounds: int, device:
 
 def _measure_on_rank(request: Request, ranks: Ranks) -> Times:
     torch.set_num_threads(1)
-    dtype = pick_dtype(RunConfig(), ranks.device)
+    dtype = pick_dtype("auto", ranks.device)
     whole = shape_of(request.model, frames=request.frames)
     unet = whole.build(dtype, str(ranks.device))
     team = ranks.team(request.frames, split=False)

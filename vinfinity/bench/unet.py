@@ -14,8 +14,9 @@ from vinfinity.denoise.execution import MIB
 from vinfinity.job import DTYPES
 from vinfinity.models.unet3d.layers import channels_last
 from vinfinity.models.unet3d.unet import UNet, UNetConfig, compile_blocks
-from vinfinity.parallel.context import Scopes, temporal_context
+from vinfinity.parallel.context import temporal_context
 from vinfinity.parallel.exchange import FrameExchange
+from vinfinity.parallel.scopes import Scopes
 from vinfinity.parallel.teams import Team, team_of
 from vinfinity.weights.card import read_card
 from vinfinity.weights.load import load_unet
@@ -97,7 +98,7 @@ def our_call(
         team.shards,
         team.member,
         scopes,
-        limit=STRETCHES[torch.device(device).type],
+        chunk_bytes=STRETCHES[torch.device(device).type],
         device=device,
     )
 

@@ -1,18 +1,26 @@
-"""Commands that make a video, or say what one would be."""
+"""Commands that make a video, or show what a run would do."""
 
 import dataclasses
 import functools
 import json
 import os
-from collections.abc import Mapping
 from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from vinfinity.cli.options import takes_options
-from vinfinity.cli.output import held_interrupts, print_columns, shown
-from vinfinity.config import Resolved, RunConfig, ignored, leaves, require_prompt, to_yaml
-from vinfinity.system.signals import Stops
+from vinfinity.cli.options import complete_setting, takes_options
+from vinfinity.cli.output import import_engine, print_columns
+from vinfinity.config import (
+    Resolved,
+    explain,
+    ignored,
+    leaves,
+    name_sources,
+    plain_text,
+    require_prompt,
+    to_yaml,
+)
+from vinfinity.system.signals import Shutdown
 
 if TYPE_CHECKING:
     from vinfinity.run import Summary
@@ -22,51 +30,67 @@ if TYPE_CHECKING:
 def generate(
     resolved: Resolved,
     dry_run: Annotated[
-        bool, typer.Option("--dry-run", help="Check everything and show the plan, but load no weights.")
+        bool, typer.Option("--dry-run", help="Check everything and show the plan, without loading weights.")
     ] = False,
 ) -> None:
     """Generate a video.
 
     For example: vinfinity generate --prompt "a red ball bouncing over green grass"
     """
-    from vinfinity.runs.paths import check_files
     from vinfinity.runs.start import was_restarted
     from vinfinity.system.progress import warn
 
-    config = resolved.config
     if was_restarted(os.environ):
-        config = dataclasses.replace(config, resume=True)
-    require_prompt(config)
-    check_files(config)  # before torch is imported, which alone takes seconds
-    for sentence in ignored(resolved):
-        warn(sentence)
-    if dry_run:
-        with held_interrupts():
-            from vinfinity.job import describe
-            from vinfinity.planning.plan import essentials, make_plan
-        rows = describe(config)
-        plan = make_plan(config)
-        print_columns([*rows, *essentials(plan)])
-        if plan.refusal is not None:
-            raise plan.refusal
-    else:
-        start(config, resolved.origins)
+        config = dataclasses.replace(resolved.config, resume=True)
+        resolved = dataclasses.replace(resolved, config=config)
+    with name_sources(resolved.origins):
+        require_prompt(resolved.config)
+        for sentence in ignored(resolved):
+            warn(sentence)
+        if dry_run:
+            show_plan(resolved)
+        else:
+            start(resolved)
 
 
-def start(config: RunConfig, origins: Mapping[str, str]) -> None:
-    """Runs what a command asked for, or says that it is done already. Raises VinfinityError."""
-    from vinfinity.runs.paths import output_path
+def show_plan(resolved: Resolved) -> None:
+    """Print what a run would do and what it would take. Raises InputError if it does not fit."""
+    from vinfinity.runs.paths import Destination, check_files
+
+    config = resolved.config
+    check_files(config, Destination.of(config), overwrite=config.overwrite or config.resume)
+    import_engine()
+    from vinfinity.job import describe
+    from vinfinity.planning.plan import essentials, make_plan
+
+    rows = describe(resolved.config)
+    plan = make_plan(resolved.config)
+    print_columns([*rows, *essentials(plan)])
+    if plan.refusal is not None:
+        raise plan.refusal
+
+
+def start(resolved: Resolved) -> None:
+    """Starts the run that a command asked for, unless it is finished. Raises VinfinityError."""
+    from vinfinity.runs.paths import Destination
     from vinfinity.runs.start import how_to_start
     from vinfinity.system.progress import note
 
-    if how_to_start(config) == "done":
-        note(f"{output_path(config)} is finished; nothing is left to do")
-        return
-    with Stops().heeded():
-        with held_interrupts():
+    config = resolved.config
+    with name_sources(resolved.origins):
+        destination = Destination.of(config)
+        # before torch is imported, which takes seconds
+        if how_to_start(config, destination) == "done":
+            note(f"{destination.video} is finished; nothing to do")
+            return
+        with Shutdown().handled() as shutdown:
+            import_engine()
             from vinfinity.run import run
-        summary = run(config, origins)
-    if summary is not None:  # ranks other than 0 have nothing to tell
+
+            shutdown.check()
+            summary = run(config, destination, handle_signals=True)
+    if summary is not None:
+        # rank 0 alone has one
         print_summary(summary)
 
 
@@ -76,54 +100,75 @@ def plan(
     gpu: Annotated[
         str | None,
         typer.Option(
-            metavar="NAME", help="Plan for GPUs that are not here, such as 'RTX 4090' or 'A100 80GB'."
+            metavar="NAME",
+            help="GPU to plan for, such as 'RTX 4090' or 'A100 80GB'; it need not be in this machine.",
+            show_default="the GPUs of this machine",
         ),
     ] = None,
     device_memory: Annotated[
         float | None,
-        typer.Option(metavar="GB", help="Plan for devices with that much memory.", min=0.001),
+        typer.Option(
+            metavar="GB", help="Memory of each device to plan for.", show_default="that of the GPU", min=0.001
+        ),
     ] = None,
-    as_json: Annotated[bool, typer.Option("--json", help="The figures as JSON.")] = False,
+    as_json: Annotated[bool, typer.Option("--json", help="Print the figures as JSON.")] = False,
 ) -> None:
-    """Show what a run will take, before weights load: memory, disk, messages, arithmetic, time.
+    """Show what a run takes, before weights are loaded: memory, disk space, messages, arithmetic, time.
 
-    Takes the options of `generate`; neither weights nor GPUs have to be here. Ends with exit code 2 where the run does
-    not fit, and says what would.
+    Takes the options of `generate`; neither weights nor GPUs are needed. Exits with code 2 if the run does not fit,
+    and suggests settings that do.
     """
-    with held_interrupts():
-        from vinfinity.planning import plan as planning
-        from vinfinity.planning.estimate import ASSUMED
-    made = planning.make_plan(resolved.config, gpu=gpu, device_memory=device_memory)
-    if as_json:
-        typer.echo(json.dumps(planning.as_json(made), indent=2))
-    else:
-        print_columns(planning.table(made))
-        if made.run.device == "cuda":
-            typer.echo()
-            print_columns(planning.time_table(made))
-            typer.echo(ASSUMED)
-    if made.refusal is not None:
-        raise made.refusal
+    import_engine()
+    from vinfinity.planning import plan as planning
+    from vinfinity.planning.estimate import ASSUMED
+
+    with name_sources(resolved.origins):
+        made = planning.make_plan(resolved.config, gpu=gpu, device_memory=device_memory)
+        if as_json:
+            typer.echo(json.dumps(planning.as_json(made), indent=2))
+        else:
+            print_columns(planning.table(made))
+            if made.run.device == "cuda":
+                typer.echo()
+                print_columns(planning.time_table(made))
+                typer.echo(ASSUMED)
+        if made.refusal is not None:
+            raise made.refusal
 
 
 @takes_options
 def config(
     resolved: Resolved,
-    yaml: Annotated[bool, typer.Option("--yaml", help="As YAML, for a file that --config reads.")] = False,
+    yaml: Annotated[
+        bool, typer.Option("--yaml", help="Print the settings as YAML, for a file that --config reads.")
+    ] = False,
+    explained: Annotated[
+        str | None,
+        typer.Option(
+            "--explain",
+            metavar="KEY",
+            help="Print the meaning, type, range, default and value of one setting.",
+            show_default="all settings, with their values alone",
+            autocompletion=complete_setting,
+        ),
+    ] = None,
 ) -> None:
-    """Show every setting of a run and where its value comes from; generate nothing.
+    """Show every setting of a run and the origin of its value; generate nothing.
 
-    Takes the options of `generate`. Settings are taken from the defaults, the model, --config, key=value
-    arguments and flags; the last of these that names one wins.
+    Takes the options of `generate`. A value is taken from the defaults, the model, --config, KEY=VALUE arguments or
+    flags; the last of these that names it wins.
     """
-    if yaml:
+    if explained is not None:
+        print_columns(explain(resolved, explained))
+    elif yaml:
         typer.echo(to_yaml(resolved.config, origins=resolved.origins), nl=False)
     else:
         values = leaves(resolved.config)
-        print_columns([(key, shown(value), resolved.origins[key]) for key, value in values.items()])
+        print_columns([(key, plain_text(value), resolved.origins[key]) for key, value in values.items()])
 
 
 def print_summary(summary: "Summary") -> None:
+    """Prints what a run made."""
     from vinfinity.system.progress import duration
 
     width, height = summary.size

@@ -1,1 +1,1 @@
-"""Noise, noise schedules, samplers and guidance."""
+"""From noise to latents: which frames, their noise, schedules, samplers, guidance, and the loop."""

@@ -5,7 +5,7 @@ keep. Arithmetic is in fp32, whatever the model's type.
 """
 
 import math
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from dataclasses import dataclass, field
 from typing import ClassVar, Literal, Protocol
 
@@ -14,7 +14,6 @@ from torch import Tensor
 
 from vinfinity.denoise.schedule import SchedulerConfig, alphas_cumprod, spaced_timesteps
 
-Predict = Callable[[Tensor, int], Tensor]
 Noise = Callable[[int], Tensor]
 
 
@@ -48,18 +47,6 @@ class Sampler(Protocol):
         that add some.
         """
         ...
-
-
-def denoise(sampler: Sampler, predict: Predict, start: State, noise: Noise) -> Iterator[State]:
-    """Yields the state after each step, from `start` to the end.
-
-    predict: the model's prediction (after guidance) for x (1, c, f, h, w) at a training timestep.
-    """
-    state = start
-    while state.step < len(sampler.timesteps):
-        prediction = predict(state.x, sampler.timesteps[state.step])
-        state = sampler.step(state, prediction.float(), noise)
-        yield state
 
 
 @dataclass(frozen=True)

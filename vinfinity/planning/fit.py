@@ -74,8 +74,7 @@ class Memory:
 def memory_of(run: Outline, execution: Execution) -> Memory:
     """Traces what the fullest rank of a run holds."""
     c, h, w = run.latent
-    assert run.config.pixels is not None
-    width, height = run.config.pixels
+    width, height = run.config.resolution
     picture = width * height * 3
     return Memory(
         execution=execution,
@@ -157,7 +156,7 @@ def refuse_early(job: Job) -> None:
 
 def computed(job: Job) -> RunConfig:
     """The configuration of a video of as many frames as are computed."""
-    return replace(job.config, frames=len(job.footage.frames))
+    return replace(job.config, frames=len(job.selection.frames))
 
 
 def decide(run: Outline, room: Room) -> Execution | InputError:
@@ -262,8 +261,7 @@ def largest_size(run: Outline, room: Room) -> str | None:
     """A size of the same shape near the largest that fits, where this one does not, in whole blocks of the UNet's
     coarsest level.
     """
-    assert run.config.pixels is not None
-    sides = run.config.pixels
+    sides = run.config.resolution
     block = run.card.pixels * 2 ** (len(run.unet.block_out_channels) - 1)
     longest = -(-max(sides) // block) - 1  # in blocks
 

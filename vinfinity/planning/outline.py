@@ -19,7 +19,7 @@ from vinfinity.models.unet3d.clip import TextConfig
 from vinfinity.models.unet3d.taesd import LatentDecoder
 from vinfinity.models.unet3d.unet import UNetConfig
 from vinfinity.models.unet3d.vae import AutoencoderKL, VAEConfig
-from vinfinity.parallel.context import NEVER, Scopes
+from vinfinity.parallel.scopes import NEVER, Scopes
 from vinfinity.parallel.shards import FrameShards
 from vinfinity.parallel.teams import team_of
 from vinfinity.planning.trace import Clip
@@ -50,7 +50,7 @@ class Outline:
     @property
     def split_branches(self) -> bool:
         """Whether half of the ranks take each guidance branch."""
-        return self.config.parallel.guidance == 2 and self.branches == 2 and self.ranks > 1
+        return self.config.parallel.split_guidance and self.branches == 2 and self.ranks > 1
 
     @property
     def shards(self) -> FrameShards:
@@ -75,9 +75,8 @@ class Outline:
         middle = shards.ranks // 2
         rank = max(range(shards.ranks), key=lambda r: (len(shards.held(r)), -abs(r - middle)))
         attention = config.attention
-        trained = attention.trained_frames or self.card.trained_frames
         scopes = None
-        if config.frames > trained:
+        if config.frames > attention.trained_frames:
             phase = max(attention.schedule, key=_scopes_on)
             scopes = Scopes(
                 local=attention.local,
@@ -94,7 +93,7 @@ class Outline:
             scopes=scopes,
             dtype=DTYPES[self.dtype],
             norm=attention.norm,
-            trained_frames=trained,
+            trained_frames=attention.trained_frames,
             text=self.card.text_length,
             reuse=config.reuse.depth if config.reuse.interval > 1 else None,
         )

@@ -19,7 +19,7 @@ from vinfinity.planning.fit import Memory, Room, choose, gigabytes, refusal
 from vinfinity.planning.machines import GPUS, Gpu, find_gpu, free_on_host
 from vinfinity.planning.outline import Outline, outline
 from vinfinity.planning.trace import StepWork, trace_work
-from vinfinity.runs.paths import output_path
+from vinfinity.runs.paths import Destination
 from vinfinity.system.progress import duration
 from vinfinity.weights.card import planned_card
 
@@ -86,8 +86,7 @@ class Plan:
     @property
     def video_bytes(self) -> int:
         """Of the MP4: an estimate."""
-        assert self.run.config.pixels is not None
-        width, height = self.run.config.pixels
+        width, height = self.run.config.resolution
         quality = 2 ** ((18 - self.run.config.video.crf) / CRF_HALVES)
         return round(self.run.config.frames * width * height * MP4_BITS / 8 * quality)
 
@@ -195,7 +194,7 @@ def essentials(plan: Plan) -> list[tuple[str, str]]:
     on_device, on_host = memory.needs(run.device)
     rows = [
         ("frames", frames_of(run.held)),
-        ("execution", f"{carried_out}, stretches of {execution.stretch / 2**20:.0f} MiB"),
+        ("execution", f"{carried_out}, stretches of {execution.chunk_bytes / 2**20:.0f} MiB"),
     ]
     if run.device == "cuda":
         rows.append(("device memory", f"{gigabytes(on_device)} on each rank{_of(plan.room.device)}"))
@@ -215,7 +214,7 @@ def table(plan: Plan) -> list[tuple[str, ...]]:
     )
     phases = f"text {gigabytes(memory.text.device)}, decoding {gigabytes(memory.decoding.device)}"
     host = f"latents {gigabytes(memory.latents)}, loading {gigabytes(memory.loading)}, pictures"
-    free = shutil.disk_usage(_existing(output_path(run.config))).free
+    free = shutil.disk_usage(_existing(Destination.of(run.config).video)).free
     rows: list[tuple[str, ...]] = [
         (
             "video",

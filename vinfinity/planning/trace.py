@@ -16,14 +16,15 @@ from vinfinity.models.offload import DeviceStore, HostStore
 from vinfinity.models.unet3d.clip import TextConfig, TextEncoder
 from vinfinity.models.unet3d.taesd import LatentDecoder
 from vinfinity.models.unet3d.unet import DeepFeatures, UNet, UNetConfig
-from vinfinity.parallel.context import AttentionPlan, QueryBlock, Scopes, temporal_context
+from vinfinity.parallel.context import temporal_context
 from vinfinity.parallel.exchange import TracedExchange
+from vinfinity.parallel.scopes import AttentionPlan, QueryBlock, Scopes
 from vinfinity.parallel.shards import FrameShards
 from vinfinity.planning.meter import LiveBytes, Work
 from vinfinity.weights.load import KINDS
 
 STRETCHES = 16  # from which on memory is taken to be a straight line
-WHOLE = Execution(branches=1, skips="device", stretch=2**62)  # all frames at once: the fewest operations
+WHOLE = Execution(branches=1, skips="device", chunk_bytes=2**62)  # all frames at once: the fewest operations
 
 
 @dataclass(frozen=True)
@@ -80,7 +81,7 @@ def unet_call(
         device=device,
     )
     attention = each_kind(context.attention) if few_blocks else context.attention
-    context = replace(context, attention=attention, limit=execution.stretch)
+    context = replace(context, attention=attention, chunk_bytes=execution.chunk_bytes)
     store = HostStore(device) if execution.skips == "host" else DeviceStore()
     with device:
         text = torch.zeros(execution.branches, clip.text, clip.unet.cross_attention_dim, dtype=clip.dtype)
@@ -206,7 +207,7 @@ def step_memory(clip: Clip, execution: Execution, sampler: Sampler, *, branches:
     """
     h, w = clip.latent
     state = execution.branches * h * w * clip.unet.block_out_channels[0] * clip.dtype.itemsize
-    few = STRETCHES * max(1, execution.stretch // state)
+    few = STRETCHES * max(1, execution.chunk_bytes // state)
     if clip.frames <= 2 * few:
         return trace_step(clip, execution, sampler, branches=branches)
     low, high = (

@@ -20,17 +20,11 @@ import torch
 from safetensors.torch import save
 from torch import Tensor
 
-from vinfinity.errors import OutputError, VinfinityError
+from vinfinity.errors import DamagedError, OutputError
 from vinfinity.runs.folder import MANIFEST
 from vinfinity.system.files import write_whole
 
 CHUNK = 4 * 2**20  # bytes
-
-
-class DamagedError(VinfinityError):
-    """Parts that are missing, cut short or changed."""
-
-    exit_code = OutputError.exit_code
 
 
 @dataclass(frozen=True)

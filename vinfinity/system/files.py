@@ -1,4 +1,4 @@
-"""Files that appear whole or not at all, and are on the disk when the call returns."""
+"""Files that appear whole or not at all, and are on disk when the call returns."""
 
 import contextlib
 import os
@@ -8,7 +8,7 @@ from vinfinity.errors import OutputError
 
 
 def write_whole(path: Path, data: bytes | str) -> None:
-    """Writes a file under another name, flushes it to the disk and renames it; makes its folder where there is none.
+    """Write a file under a temporary name, flush it to disk and rename it; create its folder if needed.
 
     Raises OutputError.
     """
@@ -28,7 +28,7 @@ def write_whole(path: Path, data: bytes | str) -> None:
 
 
 def sync_folder(folder: Path) -> None:
-    """Flushes the names in a folder to the disk: a rename is only kept from then on."""
+    """Flush a folder's directory entries to disk: only then does a rename survive a crash."""
     number = os.open(folder, os.O_RDONLY)
     try:
         os.fsync(number)

@@ -1,12 +1,14 @@
-"""Progress on stderr: a bar with time left on a terminal, now and then a line elsewhere."""
+"""Messages and progress bars. As a library the package only logs; the command line shows what it logs on stderr."""
 
 import contextlib
 import datetime
+import logging
+import sys
 import time
 from collections.abc import Iterable, Iterator, Sized
 from pathlib import Path
 from types import TracebackType
-from typing import Self, TypeVar
+from typing import IO, Self, TypeVar, cast
 
 from rich.console import Console
 from rich.markup import escape
@@ -16,35 +18,97 @@ from rich.text import Text
 
 T = TypeVar("T")
 
-LOG_INTERVAL = 10.0  # seconds between the lines of a log
+# seconds between two lines of progress where there is no terminal
+LOG_INTERVAL = 10.0
+
+logger = logging.getLogger("vinfinity")
+# without a handler of its own, a library's warnings would be printed by logging's last resort
+logger.addHandler(logging.NullHandler())
+
+
+class ForgivingStderr:
+    """stderr for messages: a full disk, a closed pipe or a narrow encoding loses the message, never the run."""
+
+    @property
+    def encoding(self) -> str:
+        return getattr(sys.stderr, "encoding", None) or "utf-8"
+
+    def write(self, text: str) -> int:
+        with contextlib.suppress(OSError, ValueError, AttributeError):
+            sys.stderr.write(text.encode(self.encoding, "replace").decode(self.encoding))
+        return len(text)
+
+    def flush(self) -> None:
+        with contextlib.suppress(OSError, ValueError, AttributeError):
+            sys.stderr.flush()
+
+    def isatty(self) -> bool:
+        with contextlib.suppress(OSError, ValueError, AttributeError):
+            return sys.stderr.isatty()
+        return False
+
+    def fileno(self) -> int:
+        return sys.stderr.fileno()
+
+
+def stderr_console() -> Console:
+    """A console on stderr that never raises."""
+    return Console(file=cast(IO[str], ForgivingStderr()))
+
+
+class TerminalHandler(logging.Handler):
+    """Prints log records on a console: warnings as `warning: MESSAGE`, errors as `error: MESSAGE`."""
+
+    def __init__(self, console: Console | None = None) -> None:
+        super().__init__(logging.INFO)
+        self.console = console if console is not None else stderr_console()
+
+    def emit(self, record: logging.LogRecord) -> None:
+        _print(record.getMessage(), level=record.levelno, console=self.console)
+
+
+@contextlib.contextmanager
+def messages_shown(console: Console | None = None) -> Iterator[None]:
+    """Show what the package logs until the block ends; does nothing where it is shown already."""
+    if terminal_console() is not None:
+        yield
+        return
+    handler, level = TerminalHandler(console), logger.level
+    logger.addHandler(handler)
+    logger.setLevel(logging.INFO)
+    try:
+        yield
+    finally:
+        logger.removeHandler(handler)
+        logger.setLevel(level)
+
+
+def terminal_console() -> Console | None:
+    """The console that messages are shown on, or None where the package is used as a library."""
+    handlers = (handler for handler in logger.handlers if isinstance(handler, TerminalHandler))
+    return next((handler.console for handler in handlers), None)
 
 
 class Progress:
-    """Shows how far a run is. With `enabled` off, as on ranks other than 0, it says nothing.
+    """How far a run is.
 
         with Progress() as progress:
             for step in progress.track(steps, label="denoising", unit="step"):
                 ...
 
-    On a terminal there is one bar per `track`; otherwise one line at most every `interval` seconds, and one
-    when an iterable is done. `console` is where to write, stderr unless told. What is said in lines is also added to
-    the file `log`, with the time of day.
+    Where messages are shown on a terminal, each `track` draws a bar. Elsewhere a line is logged at most every
+    `interval` seconds, and one when an iterable is exhausted. Notes, warnings and lines are also added to the file
+    `log`, with the time of day. With `enabled` off, as on ranks other than 0, nothing is shown or logged.
     """
 
     def __init__(
-        self,
-        *,
-        enabled: bool = True,
-        console: Console | None = None,
-        interval: float = LOG_INTERVAL,
-        log: Path | None = None,
+        self, *, enabled: bool = True, interval: float = LOG_INTERVAL, log: Path | None = None
     ) -> None:
         self.enabled = enabled
-        self._file = log
-        self._console = console if console is not None else Console(stderr=True)
-        self._interval = interval
+        self._file, self._interval = log, interval
+        console = terminal_console()
         self._bars: RichProgress | None = None
-        if enabled and self._console.is_terminal:
+        if enabled and console is not None and console.is_terminal:
             self._bars = RichProgress(
                 SpinnerColumn(finished_text="[green]✓[/]"),
                 TextColumn("{task.description}"),
@@ -52,7 +116,7 @@ class Progress:
                 MofNCompleteColumn(),
                 TextColumn("{task.fields[unit]}"),
                 _TimeColumn(),
-                console=self._console,
+                console=console,
             )
 
     def __enter__(self) -> Self:
@@ -69,60 +133,53 @@ class Progress:
     def track(
         self, iterable: Iterable[T], *, label: str, total: int | None = None, unit: str = "step"
     ) -> Iterator[T]:
-        """Passes the items on, and counts each as done when the next is asked for.
+        """Yield the items, and count each as done when the next one is requested.
 
-        total: how many there are, where the iterable does not know. unit: the singular of what is counted.
+        total: number of items, for iterables without a length. unit: singular noun for what is counted.
         """
         if total is None and isinstance(iterable, Sized):
             total = len(iterable)
         if not self.enabled:
             yield from iterable
         elif self._bars is not None:
-            yield from self._track_by_bar(iterable, total=total, label=label, unit=unit)
+            yield from self._track_by_bar(self._bars, iterable, total=total, label=label, unit=unit)
         else:
             yield from self._track_by_lines(iterable, total=total, label=label, unit=unit)
 
     def note(self, message: str) -> None:
-        """One line of information, above the bar; silent where progress is."""
+        """Log one line of information."""
         if self.enabled:
-            note(message, console=self._console)
+            logger.info("%s", message)
             self._log(message)
 
     def warn(self, message: str) -> None:
-        """One line of warning, above the bar; silent where progress is."""
+        """Log one warning."""
         if self.enabled:
-            warn(message, console=self._console)
+            logger.warning("%s", message)
             self._log(f"warning: {message}")
 
     def _track_by_bar(
-        self, iterable: Iterable[T], *, total: int | None, label: str, unit: str
+        self, bars: RichProgress, iterable: Iterable[T], *, total: int | None, label: str, unit: str
     ) -> Iterator[T]:
-        assert self._bars is not None
-        task = self._bars.add_task(escape(label), total=total, unit=_plural(unit, total or 2))
+        task = bars.add_task(escape(label), total=total, unit=_plural(unit, total or 2))
         for item in iterable:
             yield item
-            self._bars.advance(task)
+            bars.advance(task)
         self._log(f"{label}: done")
 
     def _track_by_lines(
         self, iterable: Iterable[T], *, total: int | None, label: str, unit: str
     ) -> Iterator[T]:
-        start = said = time.monotonic()
+        start = last_line = time.monotonic()
         done = 0
         for item in iterable:
             yield item
             done += 1
             now = time.monotonic()
-            if now - said >= self._interval and done != total:
-                said = now
-                self._line(
-                    f"{label}: {_count(done, total=total, unit=unit)}{_left(done, total, now - start)}"
-                )
-        self._line(f"{label}: {_count(done, total=None, unit=unit)} in {duration(time.monotonic() - start)}")
-
-    def _line(self, text: str) -> None:
-        self._console.print(text, markup=False, highlight=False, soft_wrap=True)
-        self._log(text)
+            if now - last_line >= self._interval and done != total:
+                last_line = now
+                self.note(f"{label}: {_count(done, total=total, unit=unit)}{_left(done, total, now - start)}")
+        self.note(f"{label}: {_count(done, total=None, unit=unit)} in {duration(time.monotonic() - start)}")
 
     def _log(self, text: str) -> None:
         if self._file is not None:
@@ -130,32 +187,35 @@ class Progress:
 
 
 def add_line(log: Path, text: str) -> None:
-    """Adds a line with the time of day to a log. One that cannot be written is no reason to end a run."""
+    """Append a line with the time of day to a log file. A line that cannot be written never ends a run."""
     now = datetime.datetime.now().astimezone().isoformat(timespec="seconds")
     with contextlib.suppress(OSError), log.open("a", encoding="utf-8") as file:
         file.write(f"{now} {text}\n")
 
 
-def note(message: str, *, console: Console | None = None) -> None:
-    """Prints one line of information on stderr."""
-    (console or Console(stderr=True)).print(message, markup=False, highlight=False, soft_wrap=True)
+def note(message: str) -> None:
+    """Print one line of information on stderr."""
+    _print(message, level=logging.INFO)
 
 
-def warn(message: str, *, console: Console | None = None) -> None:
-    """Prints `warning: MESSAGE` on stderr, in yellow where there is colour."""
-    text = Text.assemble(("warning: ", "bold yellow"), message)
-    (console or Console(stderr=True)).print(text, highlight=False, soft_wrap=True)
+def warn(message: str) -> None:
+    """Print `warning: MESSAGE` on stderr, in yellow where there is colour."""
+    _print(message, level=logging.WARNING)
 
 
 def fail(message: str) -> None:
-    """Prints `error: MESSAGE` on stderr, in red where there is colour."""
-    Console(stderr=True).print(
-        Text.assemble(("error: ", "bold red"), message), highlight=False, soft_wrap=True
-    )
+    """Print `error: MESSAGE` on stderr, in red where there is colour."""
+    _print(message, level=logging.ERROR)
+
+
+def _print(message: str, *, level: int, console: Console | None = None) -> None:
+    label = ("error: ", "bold red") if level >= logging.ERROR else ("warning: ", "bold yellow")
+    text = Text.assemble(label, message) if level >= logging.WARNING else Text(message)
+    (console or terminal_console() or stderr_console()).print(text, highlight=False, soft_wrap=True)
 
 
 def duration(seconds: float) -> str:
-    """A time span for people: `0.8 s`, `41 s`, `3 min 07 s`, `2 h 05 min`."""
+    """A duration for people: `0.8 s`, `41 s`, `3 min 07 s`, `2 h 05 min`."""
     if seconds < 9.95:
         return f"{seconds:.1f} s"
     whole = round(seconds)
@@ -167,7 +227,7 @@ def duration(seconds: float) -> str:
 
 
 class _TimeColumn(ProgressColumn):
-    """Time left by the mean pace so far (steps are few and even), then the time taken."""
+    """Time left at the mean pace so far (steps are few and even), then the time taken."""
 
     def render(self, task: Task) -> Text:
         elapsed = task.finished_time if task.finished else task.elapsed

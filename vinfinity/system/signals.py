@@ -1,39 +1,47 @@
-"""Requests to end a run: signals from a scheduler, a user or a launcher, heeded where nothing is lost by it."""
+"""Shutdown signals, acted on only where no work is lost."""
 
 import contextlib
 import signal
 import threading
 from collections.abc import Iterator
 from types import FrameType
-from typing import Self
+from typing import Any, Self
 
 from vinfinity.errors import Stopped
 
-# What SLURM sends before a job's time is over, what it and launchers end processes with, and Ctrl-C.
+# SLURM's warning before a time limit, the usual request to end, and Ctrl-C.
 SIGNALS = (signal.SIGUSR1, signal.SIGTERM, signal.SIGINT)
 
 
-class Stops:
-    """Whether this process was asked to end.
+class Shutdown:
+    """Whether this process was asked to end, and what happens then.
 
-    Within `heeded`, a request raises Stopped at once, with what `kept` says; within `noted` it is only noted in
-    `asked`, for the block to act on where it can go on later. Ctrl-C after any other request is a KeyboardInterrupt
-    at once.
+    A request is a state: `requested` holds the first signal and stays set. While signals are handled, a signal also
+    raises Stopped at once, unless handling is deferred. Since library code may swallow an exception raised from a
+    signal handler, `check` raises Stopped again at the start of each phase. Ctrl-C after any other request raises
+    KeyboardInterrupt.
+
+    message: what Stopped tells the user; it changes as work is saved.
     """
 
     def __init__(self) -> None:
-        self.asked: signal.Signals | None = None
-        self.kept = "stopped before anything was computed"
-        self._only_noted = False
+        self.requested: signal.Signals | None = None
+        self.interrupted_again = False
+        self.message = "stopped before anything was computed"
+        self._deferred = 0
 
     @contextlib.contextmanager
-    def heeded(self) -> Iterator[Self]:
-        """Takes over the signals until the block ends, but for those that this process was told to ignore."""
-        before = {}
-        if threading.current_thread() is threading.main_thread():  # elsewhere Python cannot take them over
-            for number in SIGNALS:
-                if signal.getsignal(number) is not signal.SIG_IGN:
-                    before[number] = signal.signal(number, self._hear)
+    def handled(self, *, enabled: bool = True) -> Iterator[Self]:
+        """Take over the shutdown signals until the block ends, except those that the process ignores.
+
+        enabled: False leaves all signals as they are, as a library must.
+        """
+        before: dict[int, Any] = {}
+        # Python can take signals over in the main thread only
+        if enabled and threading.current_thread() is threading.main_thread():
+            for name in SIGNALS:
+                if signal.getsignal(name) is not signal.SIG_IGN:
+                    before[name] = signal.signal(name, self._receive)
         try:
             yield self
         finally:
@@ -41,18 +49,24 @@ class Stops:
                 signal.signal(number, handler)
 
     @contextlib.contextmanager
-    def noted(self) -> Iterator[None]:
-        """Until the block ends, requests wait in `asked`."""
-        self._only_noted = True
+    def deferred(self) -> Iterator[None]:
+        """Until the block ends, a signal only sets `requested`."""
+        self._deferred += 1
         try:
             yield
         finally:
-            self._only_noted = False
+            self._deferred -= 1
 
-    def _hear(self, number: int, _: FrameType | None) -> None:
-        again = self.asked is not None
-        self.asked = self.asked or signal.Signals(number)
+    def check(self) -> None:
+        """Raise Stopped if the process was asked to end."""
+        if self.requested is not None:
+            raise Stopped(self.message)
+
+    def _receive(self, number: int, _: FrameType | None) -> None:
+        again = self.requested is not None
+        self.requested = self.requested or signal.Signals(number)
         if again and number == signal.SIGINT:
+            self.interrupted_again = True
             raise KeyboardInterrupt
-        if not self._only_noted:
-            raise Stopped(self.kept)
+        if not self._deferred:
+            raise Stopped(self.message)

@@ -13,7 +13,8 @@ from oracles.reference import DenseScopes, fill, make_dense, on_ranks, relative_
 from torch import Tensor
 
 from vinfinity.models.unet3d.unet import UNet, UNetConfig
-from vinfinity.parallel.context import Scopes, temporal_context
+from vinfinity.parallel.context import temporal_context
+from vinfinity.parallel.scopes import Scopes
 from vinfinity.parallel.shards import FrameShards
 
 CLOSE = 1e-4

@@ -26,8 +26,9 @@ from vinfinity.models.unet3d.layers import (
     frame_blocks,
 )
 from vinfinity.models.unet3d.norm import group_affine, group_moments
-from vinfinity.parallel.context import AttentionPlan, TemporalContext
+from vinfinity.parallel.context import TemporalContext
 from vinfinity.parallel.exchange import Pending
+from vinfinity.parallel.scopes import AttentionPlan
 
 
 def video_sums(x: Tensor, groups: int, *, limit: int) -> Tensor:
@@ -78,7 +79,7 @@ class TemporalConvStage(nn.ModuleDict):
     def forward(self, x: Tensor, ctx: TemporalContext, *, out: Tensor) -> Tensor:
         """x, out: (b, f, h, w, c); out may be x itself. Returns out."""
         norm, conv = cast(tuple[nn.GroupNorm, nn.Conv3d], tuple(self.values()))
-        sums = video_sums(x, norm.num_groups, limit=ctx.limit)
+        sums = video_sums(x, norm.num_groups, limit=ctx.chunk_bytes)
         shared = sums if ctx.norm == "video" else None
         fetched = ctx.exchange.fetch(x, ctx.halo, sums=shared, label="temporal convolution").wait()
         scale, shift = video_affine(norm, sums if fetched.sums is None else fetched.sums)
@@ -94,7 +95,7 @@ class TemporalConvStage(nn.ModuleDict):
         weight = conv.weight.squeeze(-1)
         h = x.shape[2]
         before, following = first, enter(x[:, :1])
-        for some in frame_blocks(x, ctx.limit):
+        for some in frame_blocks(x, ctx.chunk_bytes):
             # each stretch reads one frame beyond its end before it is overwritten, and hands on its own last one
             rest = enter(x[:, some.start + 1 : some.stop + 1])
             at_end = rest.shape[1] < some.stop - some.start
@@ -173,7 +174,7 @@ class TemporalTransformer(nn.Module):
         """x: (b, f, h, w, c), changed in place and returned."""
         plan, route = ctx.attention, ctx.attention.route
         block = cast(TransformerBlock, self.transformer_blocks[0])
-        sums = video_sums(x, self.norm.num_groups, limit=ctx.limit)
+        sums = video_sums(x, self.norm.num_groups, limit=ctx.chunk_bytes)
         shared = sums if ctx.norm == "video" else None
         fetched = ctx.exchange.fetch(x, route, sums=shared, label="temporal attention 1").wait()
         scale, shift = video_affine(self.norm, sums if fetched.sums is None else fetched.sums)
@@ -183,9 +184,9 @@ class TemporalTransformer(nn.Module):
 
         theirs = enter(fetched.frames)
         hidden = x.new_empty(*x.shape[:2], theirs.shape[2], theirs.shape[3])
-        for some in frame_blocks(hidden, ctx.limit):
+        for some in frame_blocks(hidden, ctx.chunk_bytes):
             hidden[:, some] = enter(x[:, some])
-        places = blocks(hidden.shape[2], hidden[:, :, 0].nbytes, ctx.limit)
+        places = blocks(hidden.shape[2], hidden[:, :, 0].nbytes, ctx.chunk_bytes)
         for some in places:
             part = hidden[:, :, some]
             others = partial(block.norm1, theirs[:, :, some])
@@ -196,7 +197,7 @@ class TemporalTransformer(nn.Module):
             # the first stretch projects its own frames while the others' are on their way
             others = partial(_norm_arrived, block.norm2, pending, some)
             part += dual_scope_attention(block.attn2, block.norm2(part), others, plan)
-        for some in frame_blocks(hidden, ctx.limit // WIDENED):
+        for some in frame_blocks(hidden, ctx.chunk_bytes // WIDENED):
             part = hidden[:, some]
             part += block.ff(block.norm3(part))
             x[:, some] += rearrange(self.proj_out(part), "b f (h w) c -> b f h w c", h=x.shape[2])

@@ -160,11 +160,11 @@ class UNetBlock(nn.Module):
 
         Returns (b, f, h, w, channels): the resnet makes a new tensor, which the layers after it change in place.
         """
-        x = _per_frame(self.resnets[index], inputs, time, limit=ctx.limit)
+        x = _per_frame(self.resnets[index], inputs, time, limit=ctx.chunk_bytes)
         del inputs
         x = self.temp_convs[index](x, ctx)
         if self.has_attention:
-            for some in frame_blocks(x, ctx.limit // WIDENED):
+            for some in frame_blocks(x, ctx.chunk_bytes // WIDENED):
                 self.attentions[index](x[:, some], text)  # in place
             x = self.temp_attentions[index](x, ctx)
         return x
@@ -196,7 +196,7 @@ class DownBlock(UNetBlock):
         for index in range(len(self.resnets)):
             _advance(states, self.layer(index, (states.pop(),), time, text, ctx), store)
         if self.downsamplers is not None and descend:
-            _advance(states, _per_frame(self.downsamplers[0], (states.pop(),), limit=ctx.limit), store)
+            _advance(states, _per_frame(self.downsamplers[0], (states.pop(),), limit=ctx.chunk_bytes), store)
 
 
 class UpBlock(UNetBlock):
@@ -219,7 +219,7 @@ class UpBlock(UNetBlock):
             states.append(Held(self.layer(index, (states.pop(), states.pop()), time, text, ctx)))
         if self.upsamplers is not None:
             size = tuple(states[-2].shape[2:4])
-            states.append(Held(_per_frame(self.upsamplers[0], (states.pop(),), size, limit=ctx.limit)))
+            states.append(Held(_per_frame(self.upsamplers[0], (states.pop(),), size, limit=ctx.chunk_bytes)))
 
 
 class MidBlock(UNetBlock):
@@ -235,7 +235,7 @@ class MidBlock(UNetBlock):
     def forward(self, x: Tensor, time: Tensor, text: Tensor, ctx: TemporalContext) -> Tensor:
         """x: (b, f, h, w, c). Returns the same shape."""
         x = self.layer(0, (Held(x),), time, text, ctx)
-        x = _per_frame(self.resnets[1], (Held(x),), time, limit=ctx.limit)
+        x = _per_frame(self.resnets[1], (Held(x),), time, limit=ctx.chunk_bytes)
         return self.temp_convs[1](x, ctx)
 
 
@@ -301,7 +301,7 @@ class UNet(nn.Module):
         """
         time = self._time(t, fps, condition).to(x.dtype)
         frames = rearrange(x, "b c f h w -> b f h w c").contiguous()
-        hidden = self.transformer_in(_per_frame(self.conv_in, (Held(frames),), limit=ctx.limit), ctx)
+        hidden = self.transformer_in(_per_frame(self.conv_in, (Held(frames),), limit=ctx.chunk_bytes), ctx)
         shallow = deep is not None and not deep.renew
         if deep is not None and deep.renew:
             deep.kept = None  # not held beside those that take their place
@@ -319,7 +319,7 @@ class UNet(nn.Module):
             if deep is not None and level == deep.depth:
                 deep.exchange(states, store)
             up(states, time, text, ctx)
-        frames = _per_frame(self.leave, (states.pop(),), limit=ctx.limit)
+        frames = _per_frame(self.leave, (states.pop(),), limit=ctx.chunk_bytes)
         return rearrange(frames, "b f h w c -> b c f h w")
 
     def leave(self, x: Tensor) -> Tensor:
