@@ -6,8 +6,9 @@ ROOT = Path(__file__).parents[2]
 BEGIN, END = "<!-- reading order: begin -->", "<!-- reading order: end -->"
 FILES = (
     ("vinfinity/run.py", "a run, from configuration to MP4"),
+    ("vinfinity/denoise/loop.py", "the denoising loop: predict, vote, guide, step"),
     ("vinfinity/parallel/shards.py", "frames and ranks as arithmetic: clips, anchors, routes"),
-    ("vinfinity/parallel/context.py", "dual-scope attention: who attends to whom, with which bias"),
+    ("vinfinity/parallel/scopes.py", "dual-scope attention: who attends to whom, with which bias"),
     ("vinfinity/models/unet3d/temporal.py", "the temporal layers, the only ones that exchange frames"),
     ("vinfinity/parallel/exchange.py", "how frames and statistics travel between ranks"),
     ("vinfinity/denoise/samplers.py", "from noise to latents, step by step"),
