@@ -1,4 +1,4 @@
-"""Half precision: what stays fp32, how near it comes, and what stops a run whose values are no numbers."""
+"""Half precision: what stays in fp32, how close it is, and how a run stops at NaN or infinite values."""
 
 import math
 from collections.abc import Callable
@@ -39,7 +39,7 @@ def psnr(one: np.ndarray, other: np.ndarray) -> float:
 
 @pytest.mark.slow
 @pytest.mark.parametrize(("dtype", "least"), [("bf16", 35.0), ("fp16", 50.0)])
-def test_half_precision_gives_the_pictures_of_full_precision(
+def test_half_precision_gives_nearly_the_pictures_of_full_precision(
     dtype: str, least: float, tmp_path: Path, record_worst: Note
 ) -> None:
     """The embedded model's own clip, decoded: PSNR in dB over all frames."""
@@ -62,11 +62,11 @@ def test_time_embedding_stays_in_full_precision(dtype: torch.dtype, model_folder
         assert kind == (torch.float32 if name.startswith("time_embedding.") else dtype), name
 
 
-def test_the_sampler_works_in_full_precision(model_folder: Path, tmp_path: Path) -> None:
+def test_the_sampler_runs_in_full_precision(model_folder: Path, tmp_path: Path) -> None:
     assert latents_of(model_folder, tmp_path, dtype="bf16").dtype == torch.float32
 
 
-# ---- values that are no numbers ----
+# ---- NaN and infinite values ----
 
 
 def spoil(model: Path, name: str, value: float) -> None:
@@ -89,20 +89,20 @@ def test_a_run_stops_and_names_step_and_layer(value: float, own_model: Path, tmp
     spoil(own_model, f"{NORM}.bias", value)
     line = failure(own_model, tmp_path, dtype="fp32", sampler="ddim", steps=2)
     assert line.startswith(
-        "step 1 (timestep 501): the UNet's up_blocks.0.resnets.0.norm2 came out as no numbers"
+        "step 1 (timestep 501): the network's layer up_blocks.0.resnets.0.norm2 produced NaN or infinite values"
     )
     assert not (tmp_path / "a.mp4").exists()
     assert not (tmp_path / "latents.safetensors").exists()
 
 
-def test_what_overflows_in_fp16_runs_in_bf16(own_model: Path, tmp_path: Path) -> None:
+def test_a_model_that_overflows_in_fp16_runs_in_bf16(own_model: Path, tmp_path: Path) -> None:
     spoil(own_model, f"{NORM}.bias", 1e5)
     assert "float16; try dtype=bf16" in failure(own_model, tmp_path, dtype="fp16")
     assert latents_of(own_model, tmp_path, dtype="bf16").isfinite().all()
 
 
 def test_a_later_step_is_named(own_model: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Noise that is no number from the second step on, as a bad file of weights would not give."""
+    """An input that is infinite from the second step on, which bad weights would not cause."""
     forward, calls = UNet.forward, []
 
     def overflowing(self: UNet, x: Tensor, t: Tensor, *args: Any, **kwargs: Any) -> Tensor:
@@ -111,34 +111,36 @@ def test_a_later_step_is_named(own_model: Path, tmp_path: Path, monkeypatch: pyt
 
     monkeypatch.setattr(UNet, "forward", overflowing)
     line = failure(own_model, tmp_path, dtype="fp32", sampler="ddim", steps=3)
-    assert line.startswith("step 2 (timestep 334): the UNet's conv_in ")
+    assert line.startswith("step 2 (timestep 334): the network's layer conv_in ")
 
 
-def test_text_that_is_no_number_stops_the_run(own_model: Path, tmp_path: Path) -> None:
+def test_nan_text_states_stop_the_run(own_model: Path, tmp_path: Path) -> None:
     path = own_model / "text_encoder" / "model.safetensors"
     tensors = load_file(path)
     name = next(name for name in tensors if name.endswith("final_layer_norm.bias"))
     tensors[name][0] = math.nan
     save_file(tensors, path)
-    assert failure(own_model, tmp_path, dtype="fp32").startswith("text encoder: its states came out")
+    assert failure(own_model, tmp_path, dtype="fp32").startswith("text encoder: its output produced")
 
 
-def test_pictures_that_are_no_numbers_stop_the_run(own_model: Path, tmp_path: Path) -> None:
+def test_nan_pictures_stop_the_run(own_model: Path, tmp_path: Path) -> None:
     path = own_model / "vae" / UNET.name
     tensors = load_file(path)
     tensors["decoder.conv_out.bias"][0] = math.nan
     save_file(tensors, path)
-    assert failure(own_model, tmp_path, dtype="fp32").startswith("decoding: the latents gave pictures")
+    assert failure(own_model, tmp_path, dtype="fp32").startswith(
+        "decoding: finite latents decoded to NaN or infinite frames"
+    )
 
 
 @pytest.mark.slow
 def test_all_ranks_stop_with_one_line(own_model: Path, tmp_path: Path) -> None:
     spoil(own_model, "conv_out.bias", math.nan)
     line = failure(own_model, tmp_path, dtype="fp32", frames=4, gpus=2)
-    assert "the UNet's conv_out came out as no numbers" in line
+    assert "the network's layer conv_out produced NaN or infinite values" in line
 
 
-def test_layers_are_named_from_the_inside_out(model_folder: Path, tmp_path: Path) -> None:
+def test_inner_layers_are_named_first(model_folder: Path, tmp_path: Path) -> None:
     model = copy_model(model_folder, tmp_path / "model")
     unet = load_unet(model / "unet", device="cpu", dtype=torch.float32)
     attention = unet.mid_block.attentions[0]

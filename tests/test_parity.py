@@ -1,4 +1,4 @@
-"""The whole way of the data against diffusers' TextToVideoSDPipeline, from the same noise and the same files."""
+"""The whole pipeline against diffusers' TextToVideoSDPipeline, from the same noise and files."""
 
 from collections.abc import Callable
 from pathlib import Path
@@ -66,7 +66,7 @@ def both(
     run(config)
     pipeline = TextToVideoSDPipeline.from_pretrained(model)
     pipeline.set_progress_bar_config(disable=True)
-    theirs = pipeline(
+    reference = pipeline(
         PROMPT,
         negative_prompt=NEGATIVE,
         num_frames=frames,
@@ -77,43 +77,43 @@ def both(
         latents=noise.clone(),
         output_type="latent",
     ).frames
-    return load_file(folder / "latents.safetensors")["latents"], theirs
+    return load_file(folder / "latents.safetensors")["latents"], reference
 
 
 @pytest.mark.parametrize("guidance", [9.0, 1.0])
 @pytest.mark.parametrize("scheduler", SCHEDULERS)
-def test_latents_equal_those_of_diffusers_pipeline(
+def test_latents_match_the_diffusers_pipeline(
     scheduler: str,
     guidance: float,
     models: dict[str, Path],
     tmp_path: Path,
     record_worst: Callable[[str, float], None],
 ) -> None:
-    ours, theirs = both(models[scheduler], tmp_path, frames=5, size=(40, 56), guidance=guidance)
-    error = relative_error(ours, theirs)
+    ours, reference = both(models[scheduler], tmp_path, frames=5, size=(40, 56), guidance=guidance)
+    error = relative_error(ours, reference)
     assert error <= CLOSE
     record_worst(f"pipeline, {scheduler}, guidance {guidance:g}", error)
 
 
 @pytest.mark.parametrize("frames", [1, 16])
 @pytest.mark.parametrize("steps", [1, 20])
-def test_any_clip_up_to_the_trained_length_is_the_base_models_own(
+def test_clips_up_to_the_trained_length_match_the_base_model(
     frames: int,
     steps: int,
     models: dict[str, Path],
     tmp_path: Path,
     record_worst: Callable[[str, float], None],
 ) -> None:
-    ours, theirs = both(
+    ours, reference = both(
         models["dpmsolver++"], tmp_path, frames=frames, size=(32, 24), guidance=7.5, steps=steps
     )
-    error = relative_error(ours, theirs)
+    error = relative_error(ours, reference)
     assert error <= CLOSE
     record_worst(f"pipeline, {frames} frames, {steps} steps", error)
 
 
-def test_negative_prompt_takes_part(models: dict[str, Path], tmp_path: Path) -> None:
-    """The comparison above would notice a negative prompt that is ignored."""
+def test_the_negative_prompt_has_an_effect(models: dict[str, Path], tmp_path: Path) -> None:
+    """So the comparison above would fail if the negative prompt were ignored."""
     with_it, _ = both(models["ddim"], tmp_path, frames=2, size=(32, 24), guidance=9.0)
     noise = load_file(tmp_path / "noise.safetensors")["noise"]
     pipeline = TextToVideoSDPipeline.from_pretrained(models["ddim"])
@@ -123,18 +123,18 @@ def test_negative_prompt_takes_part(models: dict[str, Path], tmp_path: Path) -> 
     assert relative_error(with_it, without) > 1e-3
 
 
-def test_decoded_frames_equal_those_of_diffusers_pipeline(models: dict[str, Path], tmp_path: Path) -> None:
-    ours, theirs = both(models["ddim"], tmp_path, frames=3, size=(40, 56), guidance=9.0)
+def test_decoded_frames_match_the_diffusers_pipeline(models: dict[str, Path], tmp_path: Path) -> None:
+    ours, reference = both(models["ddim"], tmp_path, frames=3, size=(40, 56), guidance=9.0)
     pipeline = TextToVideoSDPipeline.from_pretrained(models["ddim"])
     with torch.no_grad():
-        video = pipeline.decode_latents(theirs)
-    wanted = pipeline.video_processor.postprocess_video(video=video, output_type="np")[0]
+        video = pipeline.decode_latents(reference)
+    expected = pipeline.video_processor.postprocess_video(video=video, output_type="np")[0]
     got = decoded(models["ddim"], ours, size=(40, 56))
-    assert got.shape == wanted.shape == (3, 56, 40, 3)
-    assert wanted.std() > 0.01
-    assert np.abs(got / 255 - wanted).max() <= 1 / 255
+    assert got.shape == expected.shape == (3, 56, 40, 3)
+    assert expected.std() > 0.01
+    assert np.abs(got / 255 - expected).max() <= 1 / 255
 
 
-def test_beyond_the_trained_length_the_base_model_is_left(models: dict[str, Path], tmp_path: Path) -> None:
-    ours, theirs = both(models["ddim"], tmp_path, frames=17, size=(24, 24), guidance=1.0)
-    assert relative_error(ours, theirs) > 1e-3
+def test_longer_videos_differ_from_the_base_model(models: dict[str, Path], tmp_path: Path) -> None:
+    ours, reference = both(models["ddim"], tmp_path, frames=17, size=(24, 24), guidance=1.0)
+    assert relative_error(ours, reference) > 1e-3

@@ -9,13 +9,14 @@ from pathlib import Path
 import torch
 
 from vinfinity import __version__
-from vinfinity.config import Dtype, RunConfig, digest, leaves
-from vinfinity.denoise.samplers import Sampler, make_sampler
-from vinfinity.denoise.schedule import SchedulerConfig
+from vinfinity.config import RunConfig, digest, leaves
+from vinfinity.denoise.guidance import guidance_branches
+from vinfinity.denoise.samplers import Sampler, pick_sampler
 from vinfinity.denoise.selection import Selection, select_all
 from vinfinity.errors import InputError
 from vinfinity.media.blocks import check_tile
-from vinfinity.models.unet3d.tokenizer import CLIPTokenizer, load_tokenizer
+from vinfinity.models.family import TextTokenizer
+from vinfinity.models.unet3d.configs import UNetConfig
 from vinfinity.parallel.launch import check_ranks
 from vinfinity.parallel.place import find_place
 from vinfinity.parallel.ranks import pick_device
@@ -24,10 +25,9 @@ from vinfinity.runs.earlier import EarlierRun
 from vinfinity.runs.paths import Destination, check_inputs
 from vinfinity.system.safetensors import read_header
 from vinfinity.weights.card import ModelCard, read_card, weights_digest
+from vinfinity.weights.dtypes import pick_dtype
 from vinfinity.weights.load import check_decoder, check_weights, empty_network, load_scheduler
 from vinfinity.weights.lora import Lora, check_lora, read_lora
-
-DTYPES = {"fp32": torch.float32, "fp16": torch.float16, "bf16": torch.bfloat16}
 
 
 @dataclass(frozen=True)
@@ -43,7 +43,7 @@ class Job:
     config: RunConfig
     card: ModelCard
     sampler: Sampler
-    tokenizer: CLIPTokenizer
+    tokenizer: TextTokenizer
     selection: Selection
     earlier: EarlierRun | None
     latent: tuple[int, int, int]
@@ -126,7 +126,7 @@ def prepare(config: RunConfig) -> Job:
     check_inputs(config)
     card = read_card(config.model)
     check_computing(config, card)
-    latent = latent_shape(config, card)
+    latent = card.geometry.latent_size(config.resolution)
     sampler = pick_sampler(config, load_scheduler(card.folder / "scheduler"))
     earlier = EarlierRun.open(config, latent)
     if earlier is None:
@@ -134,17 +134,18 @@ def prepare(config: RunConfig) -> Job:
     else:
         selection = earlier.select(config, steps=len(sampler.timesteps))
     check_ranks(gpus=config.gpus, device=config.device, frames=len(selection.frames))
-    check_weights(card.folder, half=pick_dtype(config.dtype, pick_device(config.device)) != torch.float32)
+    half = pick_dtype(config.dtype, pick_device(config.device)) != torch.float32
+    check_weights(card.folder, prefer_fp16=half)
     if config.decoder is not None:
-        check_decoder(Path(config.decoder).expanduser(), channels=card.latent_channels, pixels=card.pixels)
-    check_tile(config.decode, factor=card.pixels)
+        check_decoder(Path(config.decoder).expanduser(), card.geometry)
+    check_tile(config.decode, downscale=card.geometry.downscale)
     loras = tuple(read_lora(text) for text in config.lora)
     if loras:
-        network = empty_network("unet", card.folder / "unet")
+        network = empty_network(card.family.networks["unet"], card.folder / "unet")
         shapes = {name: tuple(tensor.shape) for name, tensor in network.state_dict().items()}
         for lora in loras:
             check_lora(lora, shapes)
-    tokenizer = load_tokenizer(card.folder / "tokenizer", length=card.text_length)
+    tokenizer = card.family.load_tokenizer(card.folder / "tokenizer", length=card.text_length)
     if config.noise_from is not None:
         check_noise(Path(config.noise_from).expanduser(), (1, latent[0], config.frames, *latent[1:]))
     return Job(
@@ -174,31 +175,15 @@ def check_computing(config: RunConfig, card: ModelCard) -> None:
         problem = "gives each guidance branch ranks of its own, but there is one rank"
         remedy = "use --gpus 2 or more, or leave it out"
         raise InputError("parallel.split_guidance", True, remedy, problem=problem)
-    levels = len(card.files["unet"].get("block_out_channels", (0,) * 4))
+    levels = len(card.config(UNetConfig).block_out_channels)
     if config.reuse.interval > 1 and config.reuse.depth >= levels:
         problem = f"leaves nothing to reuse of the {levels} levels of {card.name}"
         raise InputError("reuse.depth", config.reuse.depth, f"give at most {levels - 1}", problem=problem)
 
 
-def latent_shape(config: RunConfig, card: ModelCard) -> tuple[int, int, int]:
-    """(c, h, w) of one latent frame, large enough to cover the size in pixels."""
-    width, height = config.resolution
-    return card.latent_channels, -(-height // card.pixels), -(-width // card.pixels)
-
-
-def pick_sampler(config: RunConfig, scheduler: SchedulerConfig) -> Sampler:
-    """The sampler on the model's noise schedule. Raises InputError if the two do not go together."""
-    try:
-        return make_sampler(config.sampler, scheduler, steps=config.steps, eta=config.eta)
-    except ValueError as error:
-        raise InputError(
-            "sampler", config.sampler, "choose other steps or another sampler", problem=f"{error}"
-        ) from None
-
-
 def branches(config: RunConfig, card: ModelCard) -> int:
     """Guidance branches of a step: 2 with classifier-free guidance, else 1."""
-    return 1 if config.guidance <= 1 or card.guidance_width is not None else 2
+    return guidance_branches(config.guidance, distilled=card.guidance_width is not None)
 
 
 def check_noise(path: Path, shape: tuple[int, ...]) -> None:
@@ -211,11 +196,6 @@ def check_noise(path: Path, shape: tuple[int, ...]) -> None:
         raise InputError(
             "noise_from", path, f"this run needs {shape}: change frames or size", problem=problem
         )
-
-
-def pick_dtype(dtype: Dtype, device: torch.device) -> torch.dtype:
-    """The type of the weights and of the network's arithmetic; "auto" is fp16 on a GPU and fp32 on the CPU."""
-    return DTYPES[("fp16" if device.type == "cuda" else "fp32") if dtype == "auto" else dtype]
 
 
 def describe(config: RunConfig) -> list[tuple[str, str]]:

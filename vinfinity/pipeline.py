@@ -22,7 +22,7 @@ from vinfinity.denoise.samplers import State
 from vinfinity.denoise.scopes import ScheduledContexts
 from vinfinity.denoise.selection import StepNoise
 from vinfinity.errors import InputError
-from vinfinity.job import Job, pick_dtype, prepare
+from vinfinity.job import Job, prepare
 from vinfinity.media.blocks import plan_blocks
 from vinfinity.media.decode import decode_frames
 from vinfinity.media.latents import TensorLatents
@@ -36,6 +36,7 @@ from vinfinity.parallel.ranks import Ranks, pick_device
 from vinfinity.parallel.teams import BranchSwap, Team
 from vinfinity.planning.fit import choose_execution
 from vinfinity.resolve import load_config
+from vinfinity.weights.dtypes import pick_dtype
 from vinfinity.weights.load import load_decoder, load_text_encoder, load_unet
 
 # settings that `Pipeline` fixes when it loads a model, and those that only runs with files or ranks have
@@ -223,7 +224,7 @@ class Pipeline:
         settings: size, fps and `decode`. Raises InputError, or NotFiniteError if frames are NaN or infinite.
         """
         x = latents.x if isinstance(latents, State) else latents
-        height, width = (self._job.card.pixels * side for side in x.shape[3:])
+        height, width = (self._job.card.geometry.downscale * side for side in x.shape[3:])
         given = {"size": f"{width}x{height}", **settings, "frames": x.shape[2]}
         return self.decode_job(self._prepared("", given), x)
 

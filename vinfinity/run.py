@@ -13,7 +13,7 @@ from vinfinity.denoise.execution import Execution
 from vinfinity.denoise.loop import denoise
 from vinfinity.denoise.selection import StepNoise
 from vinfinity.errors import BusyError, InputError, OutputError, RankError, VinfinityError
-from vinfinity.job import Job, pick_dtype, prepare
+from vinfinity.job import Job, prepare
 from vinfinity.media.video import write_video
 from vinfinity.parallel.launch import launch
 from vinfinity.parallel.ranks import Ranks, peak_memory
@@ -27,6 +27,7 @@ from vinfinity.runs.start import how_to_start
 from vinfinity.session import Session, locked
 from vinfinity.system.progress import Progress, add_line, messages_shown, terminal_console
 from vinfinity.system.signals import Shutdown
+from vinfinity.weights.dtypes import pick_dtype
 from vinfinity.weights.load import load_decoder
 
 
@@ -166,7 +167,7 @@ def write_files(
         decode=config.decode,
         metadata=job.tags(),
         unfinished=folder.decoded,
-        of=f"{latents.digest()} {job.decoder_digest}",
+        identity=f"{latents.digest()} {job.decoder_digest}",
         ranks=ranks,
         progress=progress,
     )

@@ -1,6 +1,6 @@
 #!/usr/bin/env bash
-# Two nodes on one machine: two network namespaces, joined by a virtual cable, each with ranks of its own under
-# `torchrun --nnodes 2`. Their video must be the one of a single rank. Needs root and iproute2; on the CPU.
+# Two nodes on one machine: two network namespaces, connected by a virtual cable, each with its own ranks under
+# `torchrun --nnodes 2`, on the CPU. The video must be the same as that of a single rank. Needs root and iproute2.
 #
 #   tests/campaigns/multinode.sh [frames] [ranks per node]
 set -euo pipefail
@@ -33,7 +33,8 @@ done
 run=(generate --prompt "a red ball bouncing over green grass" --frames "$frames" --steps 8
     --sampler sde-dpmsolver++ --device cpu)
 
-node() { # rank of the node
+# node RANK: starts the ranks of one node
+node() {
     local link=cable-$([ "$1" = 0 ] && echo a || echo b)
     ip netns exec "${nodes[$1]}" env GLOO_SOCKET_IFNAME="$link" "$bin/torchrun" --nnodes 2 --node-rank "$1" \
         --nproc-per-node "$per_node" --master-addr 10.77.0.1 --master-port 29577 -m vinfinity "${run[@]}" \

@@ -1,6 +1,6 @@
 #!/usr/bin/env bash
-# The scripts of this folder on a real SLURM: a controller and one node on this machine, for as long as this takes.
-# Needs root and Debian or Ubuntu, whose slurm-wlm and munge it installs where they are missing. On the CPU.
+# Runs the job scripts of examples/slurm on a real SLURM, on the CPU: a controller and one node on this machine, stopped at
+# the end. Needs root and Debian or Ubuntu; installs slurm-wlm and munge if they are missing.
 #
 #   tests/campaigns/slurm.sh [log]
 set -euo pipefail
@@ -84,7 +84,7 @@ done
 [ "$(sinfo -h -p cheap -o %t)" = idle ]
 say "$(slurmctld -V): one node, 4 CPUs, up"
 
-# ---- what is asked of it ----
+# ---- the jobs ----
 
 video=(--prompt "a red ball bouncing over green grass" --frames 24 --steps 40 --device cpu "checkpoint.every=5 steps")
 
@@ -92,14 +92,15 @@ submit() { sbatch --parsable --chdir="$work/jobs" --output="$work/%x-%j.log" "$@
 state() { squeue -h -j "$1" -t all -o %T 2> /dev/null || echo gone; }
 restarts() { scontrol show job "$1" | sed -n 's/.*Restarts=\([0-9]*\).*/\1/p'; }
 
-wait_for() { # what it is, how many seconds at most, a command that succeeds then
+# wait_for DESCRIPTION SECONDS COMMAND...: waits until the command succeeds
+wait_for() {
     local what=$1 limit=$2
     shift 2
     for _ in $(seq $((limit * 5))); do
         if "$@"; then say "$what"; return 0; fi
         sleep 0.2
     done
-    say "gave up waiting: $what"
+    say "timed out: $what"
     return 1
 }
 checkpointed() { grep -q '"event": "checkpoint"' "$work/$1.run/events.jsonl" 2> /dev/null; }
@@ -160,4 +161,4 @@ titles = [read_metadata(work / "videos" / f"000{line}.mp4")["title"] for line in
 print(f"array: {titles}")
 sys.exit(worst > 1e-4 or titles[0] == titles[1])
 PYTHON
-say "all as it should be"
+say "all checks passed"

@@ -76,15 +76,15 @@ def test_levels_that_do_not_run_ask_nothing_of_other_ranks() -> None:
     }
 
 
-@pytest.mark.parametrize("limit", [1, 2**20])
+@pytest.mark.parametrize("chunk_bytes", [1, 2**20])
 @pytest.mark.parametrize("reuse", [False, True])
-def test_states_in_host_memory_change_nothing(limit: int, reuse: bool) -> None:
-    """limit 1: a frame at a time, each fetched while the one before it is worked on."""
+def test_states_in_host_memory_change_nothing(chunk_bytes: int, reuse: bool) -> None:
+    """chunk_bytes 1: a frame at a time, each fetched while the one before it is worked on."""
     ours = our_unet(tiny_unet(**FOUR))
     shards = FrameShards(FRAMES)
     outputs = []
     for store in (DeviceStore(), HostStore(torch.device("cpu"))):
-        ctx = temporal_context(one_rank(FRAMES, None).exchange, shards, 0, None, chunk_bytes=limit)
+        ctx = temporal_context(one_rank(FRAMES, None).exchange, shards, 0, None, chunk_bytes=chunk_bytes)
         deep = DeepFeatures(2) if reuse else None
         with torch.no_grad():
             for renew in (True, False):
@@ -111,9 +111,9 @@ def test_old_features_are_free_before_new_ones_are_made() -> None:
     x, text = step(5)
     with torch.no_grad():
         ours(x, torch.tensor([500]), text, one_rank(FRAMES, None), deep=deep)
-        old = weakref.ref(deep.kept)
+        old = weakref.ref(deep.stored)
         alive: list[bool] = []
         ours.mid_block.register_forward_pre_hook(lambda *_: alive.append(old() is not None))
         ours(x, torch.tensor([400]), text, one_rank(FRAMES, None), deep=deep)
     assert alive == [False]
-    assert deep.kept is not None
+    assert deep.stored is not None

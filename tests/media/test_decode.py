@@ -1,4 +1,4 @@
-"""From latents to pictures: sources, blocks, tiles, and the encoder behind."""
+"""From latents to pictures: sources, blocks, tiles, and encoding in the background."""
 
 import json
 import os
@@ -22,17 +22,20 @@ from oracles.reference import configure, fill, relative_error, tiny_vae
 from oracles.settings import run_config
 from safetensors.torch import load_file, save_file
 
+from vinfinity.bench.latents import FileLatents
 from vinfinity.config import DecodeConfig, VideoConfig, digest
 from vinfinity.errors import InputError, OutputError, VinfinityError
 from vinfinity.job import describe, prepare
-from vinfinity.media.background import work_behind
+from vinfinity.media.background import consume_in_background
 from vinfinity.media.blocks import plan_blocks
 from vinfinity.media.decode import decode_block, decode_frames, decode_tiles, one_ahead
-from vinfinity.media.latents import FileLatents, LatentSource, TensorLatents
+from vinfinity.media.latents import LatentSource, TensorLatents
 from vinfinity.media.mp4 import read_metadata, read_video
 from vinfinity.media.video import write_video
-from vinfinity.models.unet3d.taesd import AutoencoderTiny, LatentDecoder, TinyConfig
-from vinfinity.models.unet3d.vae import AutoencoderKL, VAEConfig
+from vinfinity.models.decoder import Decoder
+from vinfinity.models.unet3d.configs import TinyConfig, VAEConfig
+from vinfinity.models.unet3d.taesd import AutoencoderTiny
+from vinfinity.models.unet3d.vae import AutoencoderKL
 from vinfinity.parallel.ranks import Ranks
 from vinfinity.planning.meter import LiveBytes
 from vinfinity.run import run
@@ -43,7 +46,7 @@ Note = Callable[[str, float], None]
 
 
 def pictures_of(
-    decoder: LatentDecoder,
+    decoder: Decoder,
     source: LatentSource,
     *,
     frames: int,
@@ -58,7 +61,7 @@ def pictures_of(
 
 
 class Watched:
-    """Latents that note what is asked of them."""
+    """Latents that record which frames are read."""
 
     def __init__(self, latents: torch.Tensor) -> None:
         self.asked: list[range] = []
@@ -73,17 +76,17 @@ class Watched:
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float16])
-def test_a_file_gives_the_stretches_that_memory_gives(dtype: torch.dtype, tmp_path: Path) -> None:
+def test_latents_read_from_a_file_equal_those_in_memory(dtype: torch.dtype, tmp_path: Path) -> None:
     latents = torch.randn(1, 4, 11, 3, 5).to(dtype)
     save_file({"latents": latents, "other": torch.zeros(3)}, tmp_path / "a.safetensors")
-    for stretch in (range(0, 4), range(4, 5), range(8, 11), range(0, 11)):
-        from_file = FileLatents(tmp_path / "a.safetensors").read(stretch)
+    for span in (range(0, 4), range(4, 5), range(8, 11), range(0, 11)):
+        from_file = FileLatents(tmp_path / "a.safetensors").read(span)
         assert from_file.dtype == torch.float32
-        assert torch.equal(from_file, latents[0, :, stretch.start : stretch.stop].float())
-        assert torch.equal(from_file, TensorLatents(latents).read(stretch))
+        assert torch.equal(from_file, latents[0, :, span.start : span.stop].float())
+        assert torch.equal(from_file, TensorLatents(latents).read(span))
 
 
-def test_latents_that_cannot_be_read_are_one_error(tmp_path: Path) -> None:
+def test_unreadable_latents_are_one_error(tmp_path: Path) -> None:
     with pytest.raises(VinfinityError, match=r"gone\.safetensors: the latents cannot be read"):
         FileLatents(tmp_path / "gone.safetensors").read(range(1))
     save_file({"noise": torch.zeros(1, 4, 2, 3, 3)}, tmp_path / "a.safetensors")
@@ -97,7 +100,8 @@ def test_latents_are_read_one_block_at_a_time() -> None:
         our_vae(tiny_vae()), source, frames=10, size=(16, 16), config=DecodeConfig(frames=3)
     )
     next(pictures)
-    assert source.asked == [range(0, 3), range(3, 6)]  # the next block is under way by then
+    # the next block is being decoded by then
+    assert source.asked == [range(0, 3), range(3, 6)]
     assert sum(1 for _ in pictures) == 9
     assert source.asked == [range(0, 3), range(3, 6), range(6, 9), range(9, 10)]
 
@@ -110,7 +114,8 @@ def test_blocks_do_not_change_the_pictures(tmp_path: Path) -> None:
         for source, n in ((TensorLatents(latents), 1), (FileLatents(tmp_path / "a.safetensors"), 3))
     ]
     assert made[0].shape == (7, 23, 37, 3)
-    assert np.abs(made[0].astype(int) - made[1].astype(int)).max() <= 1  # batches may round otherwise
+    # batches of another size may round differently
+    assert np.abs(made[0].astype(int) - made[1].astype(int)).max() <= 1
     assert (made[0] != made[1]).mean() < 1e-3
 
 
@@ -125,7 +130,7 @@ def test_one_ahead_gives_all_items_in_order() -> None:
         ({}, (80, 128), 8),  # mini
         ({}, (320, 512), 1),  # VideoCrafter2
         ({"tile": 256}, (320, 512), 2),
-        ({"tile": 256}, (2160, 3840), 2),  # no more than of smaller frames
+        ({"tile": 256}, (2160, 3840), 2),  # as many as of smaller frames
         ({}, (2160, 3840), 1),
         ({"frames": 5, "tile": 256}, (2160, 3840), 5),
     ],
@@ -149,16 +154,16 @@ def test_block_follows_from_the_size_of_a_frame(
         VAEConfig(block_out_channels=(32, 32)),
         TinyConfig(),
     ],
-    ids=lambda config: f"{type(config).__name__} {config.factor} {config.peak_channels}",
+    ids=lambda config: f"{type(config).__name__} {config.downscale} {config.peak_channels}",
 )
-def test_bytes_of_a_block_are_those_that_tracing_finds(
+def test_the_bytes_of_a_block_match_a_trace(
     config: VAEConfig | TinyConfig, latent: tuple[int, int], tile: int | None, record_worst: Note
 ) -> None:
     with torch.device("meta"):
         decoder = AutoencoderKL(config) if isinstance(config, VAEConfig) else AutoencoderTiny(config)
     blocks = plan_blocks(DecodeConfig(tile=tile), config, latent)
     latents = torch.empty(4, blocks.frames, *latent, device="meta")
-    size = (config.factor * latent[1], config.factor * latent[0])
+    size = (config.downscale * latent[1], config.downscale * latent[0])
     with torch.inference_mode(), LiveBytes() as live:
         decode_block(decoder, latents, size=size, tile=blocks.tile)
     record_worst("bytes of a block, of those traced", blocks.bytes / live.peak)
@@ -180,9 +185,9 @@ def test_memory_does_not_grow_with_the_video(tmp_path: Path) -> None:
 # ---- tiles ----
 
 
-def tiled(decoder: LatentDecoder, latents: torch.Tensor, tile: int | None) -> torch.Tensor:
-    """The pieces of `decode_tiles` put together: every pixel must be given exactly once."""
-    height, width = (side * decoder.config.factor for side in latents.shape[2:])
+def tiled(decoder: Decoder, latents: torch.Tensor, tile: int | None) -> torch.Tensor:
+    """The pieces of `decode_tiles` put together: every pixel must be there exactly once."""
+    height, width = (side * decoder.config.downscale for side in latents.shape[2:])
     whole = torch.full((len(latents), 3, height, width), torch.nan)
     for top, left, piece in decode_tiles(decoder, latents, tile=tile):
         place = whole[:, :, top : top + piece.shape[2], left : left + piece.shape[3]]
@@ -195,29 +200,29 @@ def tiled(decoder: LatentDecoder, latents: torch.Tensor, tile: int | None) -> to
 
 @pytest.mark.parametrize("size", [(9, 13), (8, 9), (17, 4), (21, 30), (12, 12), (8, 8)], ids=str)
 @pytest.mark.parametrize("tile", [4, 8])
-def test_tiled_decode_equals_that_of_diffusers(tile: int, size: tuple[int, int], record_worst: Note) -> None:
-    theirs = tiny_vae()
-    theirs.enable_tiling()
-    theirs.tile_latent_min_size, theirs.tile_sample_min_size = tile, 8 * tile
+def test_tiled_decode_matches_diffusers(tile: int, size: tuple[int, int], record_worst: Note) -> None:
+    reference = tiny_vae()
+    reference.enable_tiling()
+    reference.tile_latent_min_size, reference.tile_sample_min_size = tile, 8 * tile
     latents = torch.randn(2, 4, *size)
-    wanted = theirs.decode(latents / theirs.config.scaling_factor).sample
-    decoder = our_vae(theirs)
-    error = (tiled(decoder, latents, tile) - wanted).abs().max().item()
+    expected = reference.decode(latents / reference.config.scaling_factor).sample
+    decoder = our_vae(reference)
+    error = (tiled(decoder, latents, tile) - expected).abs().max().item()
     record_worst("tiled decode, largest difference", error)
-    assert wanted.std() > 0.1
+    assert expected.std() > 0.1
     assert error <= 1e-4
     if max(size) > tile:
-        assert relative_error(decoder.decode(latents), wanted) > 1e-3  # tiles are seen to work
+        assert relative_error(decoder.decode(latents), expected) > 1e-3  # tiles are seen to work
 
 
-def test_frames_no_larger_than_a_tile_are_decoded_whole() -> None:
+def test_frames_that_fit_into_a_tile_are_decoded_whole() -> None:
     decoder = our_vae(tiny_vae())
     assert plan_blocks(DecodeConfig(tile=64), decoder.config, (8, 6)).tile is None
     assert plan_blocks(DecodeConfig(tile=64), decoder.config, (8, 9)).tile == 8
 
 
 def test_memory_of_a_frame_is_bounded_by_the_tile() -> None:
-    """A frame of sixteen times the positions adds its picture, edges of two rows of tiles, and its latents."""
+    """A frame with sixteen times the positions adds its picture, the edges of two rows of tiles, and its latents."""
     decoder, peaks = our_vae(tiny_vae()), []
     for side in (16, 64):
         latents = torch.randn(4, 1, side, side)
@@ -232,18 +237,18 @@ def test_memory_of_a_frame_is_bounded_by_the_tile() -> None:
     assert live.peak > 4 * peaks[1]
 
 
-# ---- the encoder behind ----
+# ---- encoding in the background ----
 
 
-def test_work_is_done_in_order_in_one_other_thread() -> None:
+def test_items_are_consumed_in_order_in_one_background_thread() -> None:
     done: list[tuple[int, int]] = []
-    work_behind(range(50), lambda item: done.append((item, threading.get_ident())), waiting=3)
+    consume_in_background(range(50), lambda item: done.append((item, threading.get_ident())), most_pending=3)
     assert [item for item, _ in done] == list(range(50))
     assert {thread for _, thread in done}.isdisjoint({threading.get_ident()})
 
 
-def test_items_are_made_while_others_are_worked_on() -> None:
-    """Each item is made only when work on the one before has begun and not ended: in turn, this would hang."""
+def test_items_are_produced_while_others_are_consumed() -> None:
+    """Each item is produced while the one before is being consumed; one after the other, this would hang."""
     begun, made = threading.Semaphore(0), threading.Semaphore(1)
 
     def items() -> Iterator[int]:
@@ -257,10 +262,10 @@ def test_items_are_made_while_others_are_worked_on() -> None:
         begun.release()
         assert made.acquire(timeout=10)
 
-    work_behind(items(), work, waiting=2)
+    consume_in_background(items(), work, most_pending=2)
 
 
-def test_no_more_items_wait_than_told() -> None:
+def test_no_more_items_are_pending_than_allowed() -> None:
     go, made = threading.Event(), []
 
     def items() -> Iterator[int]:
@@ -271,21 +276,23 @@ def test_no_more_items_wait_than_told() -> None:
     def work(_: int) -> None:
         assert go.wait(timeout=10)
 
-    thread = threading.Thread(target=work_behind, args=(items(), work), kwargs={"waiting": 3})
+    thread = threading.Thread(target=consume_in_background, args=(items(), work), kwargs={"most_pending": 3})
     thread.start()
     time.sleep(0.2)
-    assert len(made) == 4  # three wait, one is in hand
+    # three are pending, one has been produced
+    assert len(made) == 4
     go.set()
     thread.join(timeout=10)
     assert len(made) == 20
 
 
-def test_work_that_fails_ends_the_making() -> None:
+def test_a_failing_consumer_stops_the_producer() -> None:
     before, made = threading.active_count(), []
 
     def items() -> Iterator[int]:
         for item in range(1000):
-            time.sleep(0.01)  # as decoding takes its time
+            # stands for the time that decoding takes
+            time.sleep(0.01)
             made.append(item)
             yield item
 
@@ -294,13 +301,13 @@ def test_work_that_fails_ends_the_making() -> None:
             raise OutputError("the disk is full")
 
     with pytest.raises(OutputError, match="the disk is full"):
-        work_behind(items(), work, waiting=500)
+        consume_in_background(items(), work, most_pending=500)
     assert len(made) < 50
     assert threading.active_count() == before
 
 
 @pytest.mark.parametrize("failure", [VinfinityError("no numbers"), KeyboardInterrupt()], ids=repr)
-def test_making_that_fails_drops_what_waits(failure: BaseException) -> None:
+def test_a_failing_producer_drops_pending_items(failure: BaseException) -> None:
     before, done = threading.active_count(), []
 
     def items() -> Iterator[int]:
@@ -312,7 +319,7 @@ def test_making_that_fails_drops_what_waits(failure: BaseException) -> None:
         done.append(item)
 
     with pytest.raises(type(failure)):
-        work_behind(items(), work, waiting=8)
+        consume_in_background(items(), work, most_pending=8)
     assert len(done) <= 2
     assert threading.active_count() == before
 
@@ -340,7 +347,7 @@ def write(folder: Path, source: LatentSource, *, frames: int, **video: Any) -> P
 
 @contextmanager
 def largest_file(limit: int) -> Iterator[None]:
-    """Writing more than `limit` bytes into a file fails, as on a full disk."""
+    """Writing more than `limit` bytes to a file fails, as on a full disk."""
     before = resource.getrlimit(resource.RLIMIT_FSIZE)
     resource.setrlimit(resource.RLIMIT_FSIZE, (limit, before[1]))
     try:
@@ -349,7 +356,7 @@ def largest_file(limit: int) -> Iterator[None]:
         resource.setrlimit(resource.RLIMIT_FSIZE, before)
 
 
-def test_a_file_that_cannot_be_written_on_ends_the_decoding(tmp_path: Path) -> None:
+def test_a_full_disk_stops_the_decoding(tmp_path: Path) -> None:
     before, source = threading.active_count(), Watched(torch.randn(1, 4, 400, 6, 6))
     with (
         pytest.raises(OutputError, match=r"a\.mp4.*: cannot be written \(File too large\)"),
@@ -361,17 +368,19 @@ def test_a_file_that_cannot_be_written_on_ends_the_decoding(tmp_path: Path) -> N
     assert threading.active_count() == before
 
 
-def test_latents_that_are_no_numbers_end_the_video_with_their_own_message(tmp_path: Path) -> None:
+def test_nan_latents_stop_the_video_with_their_own_message(tmp_path: Path) -> None:
     latents = torch.randn(1, 4, 40, 6, 6)
     latents[:, :, 20] = torch.nan
     before = threading.active_count()
-    with pytest.raises(VinfinityError, match="decoding: latents that are no numbers gave pictures"):
+    with pytest.raises(
+        VinfinityError, match="decoding: NaN or infinite latents decoded to NaN or infinite frames"
+    ):
         write(tmp_path, TensorLatents(latents), frames=40)
     assert list(tmp_path.iterdir()) == []
     assert threading.active_count() == before
 
 
-def test_the_file_holds_what_was_decoded(tmp_path: Path) -> None:
+def test_the_file_has_the_decoded_frames(tmp_path: Path) -> None:
     latents = torch.randn(1, 4, 30, 6, 6)
     out = write(tmp_path, TensorLatents(latents), frames=30, crf=0, pixel_format="yuv444p")
     pictures = np.stack(
@@ -381,7 +390,7 @@ def test_the_file_holds_what_was_decoded(tmp_path: Path) -> None:
 
 
 @pytest.mark.slow
-def test_ctrl_c_ends_decoding_at_once(model_folder: Path, tmp_path: Path) -> None:
+def test_ctrl_c_stops_decoding_immediately(model_folder: Path, tmp_path: Path) -> None:
     options = ["--model", str(model_folder), "--prompt", "a red ball", "--frames", "200", "--size", "256x256"]
     options += ["--steps", "1", "--device", "cpu", "--out", str(tmp_path / "a.mp4"), "attention.anchors=1"]
     process = subprocess.Popen(
@@ -395,9 +404,9 @@ def test_ctrl_c_ends_decoding_at_once(model_folder: Path, tmp_path: Path) -> Non
         assert process.poll() is None
         time.sleep(0.1)
     process.send_signal(signal.SIGINT)
-    _, said = process.communicate(timeout=5)
+    _, message = process.communicate(timeout=5)
     assert process.returncode == 75
-    assert "stopped" in said.splitlines()[-1]
+    assert "stopped" in message.splitlines()[-1]
     assert not (tmp_path / "a.mp4").exists()
 
 
@@ -410,7 +419,7 @@ def taesd(tmp_path: Path) -> Path:
     return tmp_path / "taesd"
 
 
-def test_another_decoder_makes_other_pictures_of_the_same_latents(
+def test_another_decoder_gives_other_pictures_from_the_same_latents(
     model_folder: Path, taesd: Path, tmp_path: Path
 ) -> None:
     latents, videos = [], []
@@ -428,8 +437,8 @@ def test_another_decoder_makes_other_pictures_of_the_same_latents(
         latents.append(load_file(tmp_path / f"{name}.safetensors")["latents"])
         videos.append(read_video(tmp_path / f"{name}.mp4"))
     assert torch.equal(*latents)
-    wanted = fill(TheirTiny()).decode(latents[1][0].transpose(0, 1)).sample
-    pixels = (wanted * 127.5 + 127.5).round().clamp(0, 255).permute(0, 2, 3, 1).numpy()
+    expected = fill(TheirTiny()).decode(latents[1][0].transpose(0, 1)).sample
+    pixels = (expected * 127.5 + 127.5).round().clamp(0, 255).permute(0, 2, 3, 1).numpy()
     assert np.abs(videos[1].astype(int) - pixels).max() <= 4
     assert np.abs(videos[0].astype(int) - videos[1]).mean() > 5
     made_by = [json.loads(read_metadata(tmp_path / f"{name}.mp4")["comment"]) for name in ("own", "tiny")]
@@ -456,24 +465,26 @@ def test_a_decoder_that_does_not_fit_is_refused_before_weights_load(
     assert "is missing" in refused(decoder=str(tmp_path))
     (tmp_path / "wide").mkdir()
     TheirTiny(latent_channels=16).save_pretrained(tmp_path / "wide")
-    assert refused(decoder=str(tmp_path / "wide")).startswith(
-        f"decoder: {tmp_path / 'wide'} is for latents of 16 channels and 8 pixels a side, not 4 channels"
+    line = refused(decoder=str(tmp_path / "wide"))
+    assert line.startswith(
+        f"decoder: {tmp_path / 'wide'} decodes latents of 16 channels and 8 pixels per position"
     )
+    assert "but the model's have 4 channels and 8 pixels" in line
 
 
 @pytest.mark.parametrize(
-    ("tile", "said"),
+    ("tile", "message"),
     [
-        (100, "decode.tile: 100 is no multiple of 32 pixels; take 96 or 128"),
+        (100, "decode.tile: 100 is not a multiple of 32 pixels; use 96 or 128"),
         (16, "decode.tile: 16 (command line) is not between 32 and 8192 pixels"),
     ],
 )
 def test_a_tile_that_cannot_be_blended_is_refused(
-    tile: int, said: str, model_folder: Path, tmp_path: Path
+    tile: int, message: str, model_folder: Path, tmp_path: Path
 ) -> None:
     with pytest.raises(InputError) as raised:
         prepare(configure(model_folder, f"decode.tile={tile}", out=str(tmp_path / "a.mp4")).config)
-    assert str(raised.value).startswith(said)
+    assert str(raised.value).startswith(message)
 
 
 def test_description_names_the_decoder(model_folder: Path, taesd: Path, tmp_path: Path) -> None:

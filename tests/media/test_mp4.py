@@ -54,7 +54,7 @@ def save(
 
 @pytest.mark.parametrize("pixel_format", ["yuv420p", "yuv422p", "yuv444p"])
 @pytest.mark.parametrize("size", [(64, 96), (33, 51), (16, 17)])
-def test_frames_come_back_in_their_colours(tmp_path: Path, pixel_format: str, size: tuple[int, int]) -> None:
+def test_colours_are_preserved(tmp_path: Path, pixel_format: str, size: tuple[int, int]) -> None:
     height, width = size
     frames = patches(height, width)
     save(tmp_path / "a.mp4", frames, size=size, config=VideoConfig(crf=1, pixel_format=pixel_format))  # type: ignore[arg-type]
@@ -69,7 +69,7 @@ def test_frames_come_back_in_their_colours(tmp_path: Path, pixel_format: str, si
     assert np.abs(read[:, -1, -1].astype(int) - frames[:, -1, -1]).max() <= 3
 
 
-def test_pictures_come_back_in_order_and_place(tmp_path: Path) -> None:
+def test_frames_keep_their_order_and_orientation(tmp_path: Path) -> None:
     rows, columns = np.mgrid[0:48, 0:64]
     frames = np.stack([np.stack([columns * 4, rows * 5, rows * 0 + k * 8], axis=-1) for k in range(30)])
     frames = frames.astype(np.uint8)
@@ -79,7 +79,7 @@ def test_pictures_come_back_in_order_and_place(tmp_path: Path) -> None:
     assert np.abs(read.astype(int) - frames).mean() < 3
 
 
-def test_the_stream_says_how_it_is_to_be_read(tmp_path: Path) -> None:
+def test_the_stream_is_tagged_with_its_colour_space(tmp_path: Path) -> None:
     save(tmp_path / "a.mp4", patches(32, 32), size=(32, 32), config=VideoConfig(), fps=24)
     with av.open(str(tmp_path / "a.mp4")) as container:
         stream = container.streams.video[0]
@@ -90,10 +90,11 @@ def test_the_stream_says_how_it_is_to_be_read(tmp_path: Path) -> None:
         assert (codec.colorspace, codec.color_primaries, codec.color_trc) == (bt709, bt709, bt709)
         assert codec.color_range == limited
     content = (tmp_path / "a.mp4").read_bytes()
-    assert content.index(b"moov") < content.index(b"mdat")  # players can start before they have it all
+    # players can start before they have the whole file
+    assert content.index(b"moov") < content.index(b"mdat")
 
 
-def test_key_frames_lie_a_second_apart(tmp_path: Path) -> None:
+def test_key_frames_are_one_second_apart(tmp_path: Path) -> None:
     frames = np.random.default_rng(0).integers(0, 256, size=(20, 32, 32, 3), dtype=np.uint8)
     save(tmp_path / "a.mp4", frames, size=(32, 32), config=VideoConfig(crf=30), fps=6)
     with av.open(str(tmp_path / "a.mp4")) as container:
@@ -101,7 +102,7 @@ def test_key_frames_lie_a_second_apart(tmp_path: Path) -> None:
     assert keys == [0, 6, 12, 18]
 
 
-def test_metadata_can_be_read_back_or_left_out(tmp_path: Path) -> None:
+def test_metadata_is_written_unless_switched_off(tmp_path: Path) -> None:
     comment = json.dumps({"seed": 3, "prompt": 'é "✨" \n\\'}, ensure_ascii=False)
     save(
         tmp_path / "a.mp4",
@@ -131,7 +132,7 @@ def test_quality_follows_crf(tmp_path: Path) -> None:
     assert (tmp_path / "good.mp4").stat().st_size > 3 * (tmp_path / "small.mp4").stat().st_size
 
 
-def test_a_file_appears_whole_and_readable_by_others(tmp_path: Path) -> None:
+def test_a_file_appears_complete_and_readable_by_others(tmp_path: Path) -> None:
     path = tmp_path / "new" / "a.mp4"
     with Mp4Writer(path, width=16, height=16, fps=8, config=VideoConfig()) as mp4:
         mp4.write(patches(16, 16)[0])
@@ -143,7 +144,7 @@ def test_a_file_appears_whole_and_readable_by_others(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("failure", [RuntimeError, KeyboardInterrupt])
-def test_a_failure_leaves_the_old_file_as_it_was(tmp_path: Path, failure: type[BaseException]) -> None:
+def test_a_failure_leaves_the_old_file_unchanged(tmp_path: Path, failure: type[BaseException]) -> None:
     path = tmp_path / "a.mp4"
     path.write_bytes(b"precious")
 
@@ -157,7 +158,7 @@ def test_a_failure_leaves_the_old_file_as_it_was(tmp_path: Path, failure: type[B
     assert list(tmp_path.iterdir()) == [path]
 
 
-def test_a_place_that_cannot_be_written_is_one_error(tmp_path: Path) -> None:
+def test_an_unwritable_path_is_one_error(tmp_path: Path) -> None:
     (tmp_path / "file").write_text("")
     with pytest.raises(OutputError, match="cannot be written"):
         Mp4Writer(tmp_path / "file" / "a.mp4", width=16, height=16, fps=8, config=VideoConfig())

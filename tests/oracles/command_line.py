@@ -15,12 +15,12 @@ class Cli:
         """(exit code, stdout, stderr) of `vinfinity ARGUMENTS`."""
         with pytest.raises(SystemExit) as ended:
             main(arguments)
-        said = self._capture.readouterr()
+        message = self._capture.readouterr()
         assert isinstance(ended.value.code, int)
-        return ended.value.code, said.out, said.err
+        return ended.value.code, message.out, message.err
 
     def refused(self, *arguments: str, code: int = 2) -> str:
-        """The one line that a refused command prints, without its `error: `."""
+        """The one line that a refused command prints, without `error: `."""
         got, out, err = self(*arguments)
         assert (got, out) == (code, "")
         assert err.startswith("error: ")

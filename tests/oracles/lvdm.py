@@ -1,4 +1,4 @@
-"""VideoCrafter2 in the layout and arithmetic of its authors' code, at any width: what `convert` is compared with.
+"""VideoCrafter2 in the layout and arithmetic of its authors' code, at any width: the oracle of `convert`.
 
 Written from the published definitions (AILab-CVC/VideoCrafter: lvdm/modules/networks/openaimodel3d.py and
 ae_modules.py, lvdm/modules/attention.py), for the options of configs/inference_t2v_512_v2.0.yaml only: parameter names,
@@ -88,7 +88,7 @@ class SpatialTransformer(nn.Module):
 
 
 class TemporalTransformer(nn.Module):
-    """`linear` is off in the first one only: there, the projections are convolutions over time."""
+    """linear: False for the first one only, whose projections are convolutions over time."""
 
     def __init__(self, channels: int, heads: int, head: int, *, linear: bool) -> None:
         super().__init__()
@@ -210,7 +210,7 @@ class UNetModel(nn.Module):
             self.time_cond_proj = nn.Linear(condition, width, bias=False)
         self.input_blocks = nn.ModuleList([Stage(nn.Conv2d(4, width, 3, padding=1))])
         self.init_attn = Stage(TemporalTransformer(width, 8, head, linear=False))
-        kept, channels, rate = [width], width, 1
+        skips, channels, rate = [width], width, 1
         for level, factor in enumerate(mult):
             for _ in range(layers):
                 stage: list[nn.Module] = [ResBlock(channels, time, factor * width)]
@@ -218,10 +218,10 @@ class UNetModel(nn.Module):
                 self.input_blocks.append(
                     Stage(*stage, *(transformers(channels) if rate in attention else []))
                 )
-                kept.append(channels)
+                skips.append(channels)
             if level < len(mult) - 1:
                 self.input_blocks.append(Stage(Downsample(channels)))
-                kept.append(channels)
+                skips.append(channels)
                 rate *= 2
         self.middle_block = Stage(
             ResBlock(channels, time, channels), *transformers(channels), ResBlock(channels, time, channels)
@@ -229,7 +229,7 @@ class UNetModel(nn.Module):
         self.output_blocks = nn.ModuleList()
         for level, factor in reversed(list(enumerate(mult))):
             for index in range(layers + 1):
-                stage = [ResBlock(channels + kept.pop(), time, factor * width)]
+                stage = [ResBlock(channels + skips.pop(), time, factor * width)]
                 channels = factor * width
                 stage += transformers(channels) if rate in attention else []
                 if level and index == layers:
@@ -249,15 +249,15 @@ class UNetModel(nn.Module):
         if fps is not None:
             emb = emb + self.fps_embedding(timestep_features(fps, self.width))
         emb, context = (y.repeat_interleave(frames, dim=0) for y in (emb, context))
-        h, kept = x.transpose(1, 2).flatten(0, 1), []
+        h, skips = x.transpose(1, 2).flatten(0, 1), []
         for index, stage in enumerate(self.input_blocks):
             h = stage(h, emb, context, batch)
             if index == 0:
                 h = self.init_attn(h, emb, context, batch)
-            kept.append(h)
+            skips.append(h)
         h = self.middle_block(h, emb, context, batch)
         for stage in self.output_blocks:
-            h = stage(torch.cat([h, kept.pop()], dim=1), emb, context, batch)
+            h = stage(torch.cat([h, skips.pop()], dim=1), emb, context, batch)
         return self.out(h).unflatten(0, (batch, frames)).transpose(1, 2)
 
 
@@ -369,7 +369,7 @@ class Autoencoder(nn.Module):
 
 
 def schedule_buffers() -> dict[str, Tensor]:
-    """What LVDM's training keeps beside the weights (lvdm/models/ddpm3d.py)."""
+    """What LVDM's training stores beside the weights (lvdm/models/ddpm3d.py)."""
     betas = torch.linspace(0.00085**0.5, 0.012**0.5, 1000, dtype=torch.float64) ** 2
     products = torch.cumprod(1 - betas, 0)
     names = (
@@ -384,13 +384,14 @@ def schedule_buffers() -> dict[str, Tensor]:
         "posterior_mean_coef1",
         "posterior_mean_coef2",
     )
-    scale = torch.cat([torch.linspace(1.0, 0.7, 400), torch.full((1000,), 0.7)])  # sic: 1,400 of them
+    # 1,400 values, as in the published file
+    scale = torch.cat([torch.linspace(1.0, 0.7, 400), torch.full((1000,), 0.7)])
     buffers = {"betas": betas, "alphas_cumprod": products, "scale_arr": scale}
     return {**dict.fromkeys(names, torch.zeros(1000)), **{k: v.float() for k, v in buffers.items()}}
 
 
 def checkpoint(unet: nn.Module, vae: nn.Module, text: nn.Module) -> dict[str, Tensor]:
-    """The state that VideoCrafter2's model.ckpt holds. text: an OpenCLIP model without its picture tower."""
+    """The state in VideoCrafter2's model.ckpt. text: an OpenCLIP model without its picture tower."""
     prefixes = {"model.diffusion_model.": unet, "first_stage_model.": vae, "cond_stage_model.model.": text}
     state = {
         f"{prefix}{name}": x for prefix, part in prefixes.items() for name, x in part.state_dict().items()

@@ -1,17 +1,21 @@
-"""Our networks with the weights of diffusers' networks, and the shapes that tests try."""
+"""Our networks with the weights of diffusers' networks, and the shapes that are tested."""
 
-from typing import Any
+from pathlib import Path
+from typing import Any, cast
 
 import torch
 from diffusers import AutoencoderKL as TheirVAE
 from diffusers import UNet3DConditionModel
 
-from vinfinity.models.unet3d.unet import UNet, UNetConfig
-from vinfinity.models.unet3d.vae import AutoencoderKL, VAEConfig
+from vinfinity.models.unet3d.configs import UNetConfig, VAEConfig
+from vinfinity.models.unet3d.family import UNET3D
+from vinfinity.models.unet3d.unet import UNet
+from vinfinity.models.unet3d.vae import AutoencoderKL
 from vinfinity.parallel.context import TemporalContext, temporal_context
 from vinfinity.parallel.exchange import LocalExchange
 from vinfinity.parallel.scopes import Scopes
 from vinfinity.parallel.shards import FrameShards
+from vinfinity.weights.load import load_network
 
 CROSS_DOWN, PLAIN_DOWN = "CrossAttnDownBlock3D", "DownBlock3D"
 CROSS_UP, PLAIN_UP = "CrossAttnUpBlock3D", "UpBlock3D"
@@ -93,11 +97,11 @@ SHAPES: dict[str, tuple[dict[str, Any], tuple[int, int, int, int]]] = {
 }
 
 
-def our_unet(theirs: UNet3DConditionModel) -> UNet:
-    """Our UNet of diffusers' configuration with diffusers' tensors, whose names and shapes must be ours."""
+def our_unet(reference: UNet3DConditionModel) -> UNet:
+    """Our UNet with the configuration and tensors of diffusers' UNet; names and shapes must be the same."""
     with torch.device("meta"):
-        unet = UNet(UNetConfig.from_dict(dict(theirs.config)))
-    unet.load_state_dict(theirs.state_dict(), assign=True)
+        unet = UNet(UNetConfig.from_dict(dict(reference.config)))
+    unet.load_state_dict(reference.state_dict(), assign=True)
     return unet.eval().requires_grad_(False)
 
 
@@ -105,7 +109,12 @@ def one_rank(frames: int, scopes: Scopes | None = None, **options: Any) -> Tempo
     return temporal_context(LocalExchange(), FrameShards(frames), 0, scopes, **options)
 
 
-def our_vae(theirs: TheirVAE) -> AutoencoderKL:
-    ours = AutoencoderKL(VAEConfig.from_dict(dict(theirs.config)))
-    ours.load_state_dict(theirs.state_dict())
+def our_vae(reference: TheirVAE) -> AutoencoderKL:
+    ours = AutoencoderKL(VAEConfig.from_dict(dict(reference.config)))
+    ours.load_state_dict(reference.state_dict())
     return ours.eval().requires_grad_(False)
+
+
+def load_vae(folder: Path, *, device: torch.device | str, dtype: torch.dtype) -> AutoencoderKL:
+    """A model's whole autoencoder, encoder included; a run loads the decoding half only."""
+    return cast(AutoencoderKL, load_network(UNET3D.networks["vae"], folder, device=device, dtype=dtype))

@@ -1,4 +1,4 @@
-"""What ranks do in test_ranks.py, without the imports of the tests: each rank is a process of its own."""
+"""The work of the ranks in test_ranks.py, without the imports of the tests: each rank is a process of its own."""
 
 import os
 import signal
@@ -9,7 +9,8 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor, nn
 
-from vinfinity.models.unet3d.unet import UNet, UNetConfig
+from vinfinity.models.unet3d.configs import UNetConfig
+from vinfinity.models.unet3d.unet import UNet
 from vinfinity.parallel.context import temporal_context
 from vinfinity.parallel.ranks import Ranks
 from vinfinity.parallel.scopes import Scopes
@@ -55,12 +56,12 @@ def call_unets(cases: list[Case], ranks: Ranks) -> list[Tensor | None]:
 
 
 def differ(_: None, ranks: Ranks) -> None:
-    """Rank 1 has other weights than the rest."""
+    """Rank 1 has different weights."""
     ranks.agree({"settings": "the same", "weights": "others" if ranks.rank == 1 else "these"})
 
 
 def crash(_: None, ranks: Ranks) -> None:
-    """Rank 1 meets a bug while the others wait for it."""
+    """Rank 1 fails with a bug while the others wait for it."""
     if ranks.rank == 1:
         raise KeyError("no such thing")
     ranks.collect(1)

@@ -1,7 +1,7 @@
-"""What the engine is compared with: dense definitions, and tiny models of diffusers and transformers.
+"""Oracles: dense definitions of dual-scope attention, and tiny models of diffusers and transformers.
 
-The definitions are written for reading and use none of vinfinity/parallel's plans: scopes, anchors and biases
-are computed anew.
+The definitions are written to be read and do not use the plans of vinfinity/parallel: scopes, anchors and biases are
+computed independently.
 """
 
 import math
@@ -32,25 +32,26 @@ from vinfinity.weights.load import load_decoder
 
 T = TypeVar("T")
 MINI_TOKENIZER = EMBEDDED / "mini" / "tokenizer"
-ANSWER_WITHIN = 60.0  # seconds after which a simulated rank counts as lost
+# Seconds after which a simulated rank counts as lost.
+ANSWER_WITHIN = 60.0
 
 
-# ---- (a) dual-scope attention by its definition ----
+# ---- dual-scope attention by its definition ----
 
 
 @dataclass(frozen=True)
 class DenseScopes:
-    """Dual-scope attention of DESIGN section 2, and how many frames the model was trained on."""
+    """Dual-scope attention (paper, section 3.3). trained_frames: for entropy scaling; None: no entropy scaling."""
 
     local: int
     anchors: int
     local_bias: float
     anchor_bias: float
-    trained_frames: int | None = None  # entropy scaling against these; None: no entropy scaling
+    trained_frames: int | None = None
 
 
 def dense_bias(frames: int, scopes: DenseScopes | None) -> tuple[Tensor, Tensor]:
-    """The bias b(i, j), (F, F), -inf where i does not attend to j, and each query's entropy scale, (F,)."""
+    """The bias b(i, j), (F, F), -inf where i does not attend to j, and the entropy scale of each query, (F,)."""
     if scopes is None:
         return torch.zeros(frames, frames), torch.ones(frames)
     count = min(scopes.anchors, frames)
@@ -78,11 +79,11 @@ def dense_attention(q: Tensor, k: Tensor, v: Tensor, bias: Tensor, scale: Tensor
     return torch.where(seen, logits, -math.inf).softmax(-1) @ v
 
 
-# ---- (b) a dense UNet ----
+# ---- a dense UNet ----
 
 
 class DenseDualScope:
-    """A diffusers attention processor: dual-scope attention over the frames of the whole video at once."""
+    """A diffusers attention processor: dual-scope attention over all frames of the video at once."""
 
     def __init__(self, bias: Tensor, scale: Tensor) -> None:
         self.bias, self.scale = bias, scale
@@ -101,7 +102,7 @@ class DenseDualScope:
 
 
 def make_dense(unet: UNet3DConditionModel, frames: int, scopes: DenseScopes | None) -> int:
-    """Gives all temporal attentions of a diffusers UNet the dense mask. Returns how many there are."""
+    """Gives all temporal attentions of a diffusers UNet the dense mask. Returns their number."""
     processor = DenseDualScope(*dense_bias(frames, scopes))
     temporal = [
         name for name in unet.attn_processors if "transformer_in." in name or "temp_attentions." in name
@@ -114,7 +115,7 @@ def make_dense(unet: UNet3DConditionModel, frames: int, scopes: DenseScopes | No
 
 
 class ThreadExchange:
-    """A FrameExchange between threads: peers get what a rank sends by its route, and nothing else."""
+    """A FrameExchange between threads: ranks receive only what others send by their routes."""
 
     def __init__(
         self, shards: FrameShards, rank: int, boxes: dict[tuple[int, int], queue.Queue[Any]]
@@ -179,11 +180,11 @@ def on_ranks(shards: FrameShards, work: Callable[[int, ThreadExchange], T]) -> l
     return results
 
 
-# ---- tiny models with nothing left at zero ----
+# ---- tiny models without zeros in their weights ----
 
 
 def fill(module: nn.Module, *, seed: int = 0) -> nn.Module:
-    """Noise in every parameter, of about the size that keeps activations near 1; evaluation mode."""
+    """Fills every parameter with noise that keeps activations near 1, and sets evaluation mode."""
     generator = torch.Generator().manual_seed(seed)
     for name, parameter in module.named_parameters():
         noise = torch.randn(parameter.shape, generator=generator)
@@ -210,7 +211,7 @@ def tiny_unet(**changes: Any) -> UNet3DConditionModel:
 
 
 def tiny_vae(**changes: Any) -> AutoencoderKL:
-    """A diffusers autoencoder that shrinks pictures eightfold, as the large ones do."""
+    """A diffusers autoencoder with 8 pixels per latent position, as in the large ones."""
     widths = changes.get("block_out_channels", (8, 8, 16, 16))
     config = {
         "block_out_channels": widths,
@@ -260,18 +261,18 @@ def save_model(folder: Path, pipeline: TextToVideoSDPipeline | None = None) -> P
 
 
 def copy_model(source: Path, target: Path) -> Path:
-    """A copy of a model's folder that a test may damage."""
+    """A copy of a model's folder that a test may change."""
     return Path(shutil.copytree(source, target))
 
 
 def configure(model: Path | str, *overrides: str, **flags: Any) -> Resolved:
-    """A whole configuration for a model, as the command line makes it."""
+    """A complete configuration for a model, as the command line builds it."""
     given = {"model": str(model), "prompt": "a red ball", "frames": 3, "size": "32x32", "steps": 2, **flags}
     return load(None, overrides=overrides, flags=given, card=model_defaults)
 
 
 def decoded(model: Path, latents: Tensor, *, size: tuple[int, int], block: int = 2) -> np.ndarray:
-    """The pictures of latents (1, c, f, h, w) by a model's autoencoder: (f, height, width, 3) uint8."""
+    """Latents (1, c, f, h, w) decoded by a model's autoencoder: (f, height, width, 3) uint8."""
     _, c, frames, h, w = latents.shape
     decoder = load_decoder(model / "vae", device="cpu", dtype=torch.float32)
     pictures = decode_frames(
@@ -286,8 +287,8 @@ def decoded(model: Path, latents: Tensor, *, size: tuple[int, int], block: int =
     return np.stack(list(pictures))
 
 
-def relative_error(ours: Tensor, theirs: Tensor) -> float:
+def relative_error(ours: Tensor, reference: Tensor) -> float:
     """The largest difference over the largest value."""
-    assert ours.shape == theirs.shape, f"{tuple(ours.shape)} is not {tuple(theirs.shape)}"
-    assert theirs.std() > 1e-3, "the reference says nothing"
-    return ((ours - theirs).abs().max() / theirs.abs().max()).item()
+    assert ours.shape == reference.shape, f"{tuple(ours.shape)} is not {tuple(reference.shape)}"
+    assert reference.std() > 1e-3, "the reference is nearly constant"
+    return ((ours - reference).abs().max() / reference.abs().max()).item()

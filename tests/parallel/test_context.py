@@ -212,9 +212,9 @@ def test_large_logits_do_not_overflow() -> None:
 def test_statistics_of_any_parts_are_those_of_the_whole_to_the_bit() -> None:
     norm = torch.nn.GroupNorm(4, 16)
     x = torch.randn(2, 24, 3, 5, 16) * torch.linspace(0.1, 10.0, 24)[:, None, None, None] + 5.0
-    whole = video_affine(norm, video_sums(x, 4, limit=2**30))
+    whole = video_affine(norm, video_sums(x, 4, chunk_bytes=2**30))
     for sizes in ((1, 23), (8, 8, 8), (5, 12, 7), (1,) * 24):
-        parts = sum(video_sums(part, 4, limit=3000) for part in x.split(sizes, dim=1))
+        parts = sum(video_sums(part, 4, chunk_bytes=3000) for part in x.split(sizes, dim=1))
         assert isinstance(parts, torch.Tensor)
         assert all(
             torch.equal(one, other) for one, other in zip(video_affine(norm, parts), whole, strict=True)

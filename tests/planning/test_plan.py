@@ -1,4 +1,4 @@
-"""What a run will take, against what it takes: memory, arithmetic, and whether it fits."""
+"""Plans against real runs: memory, arithmetic, disk space, and whether a run fits."""
 
 import gc
 import json
@@ -30,13 +30,15 @@ from vinfinity.parallel.ranks import Ranks
 from vinfinity.parallel.scopes import Scopes
 from vinfinity.parallel.shards import FrameShards
 from vinfinity.pipeline import encode_text, make_denoiser
-from vinfinity.planning.fit import Room, bound, choose, choose_execution, decide, memory_of
-from vinfinity.planning.machines import GPUS, find_gpu, free_on_host, left_in_group
-from vinfinity.planning.meter import LiveBytes, Work
+from vinfinity.planning.fit import choose, choose_execution, decide
+from vinfinity.planning.machines import GPUS, find_gpu, free_in_group, free_on_host
+from vinfinity.planning.memory import Budget, memory_bound, trace_memory
+from vinfinity.planning.meter import LiveBytes, WorkCounter
 from vinfinity.planning.outline import Outline, outline
 from vinfinity.planning.plan import Plan, make_plan
 from vinfinity.planning.trace import (
-    Clip,
+    TIMESTEP,
+    CallShape,
     empty_unet,
     step_memory,
     trace_decode,
@@ -73,17 +75,22 @@ def outline_of(
     return outline(config, read_card(str(model)), device=device, ranks=ranks)
 
 
-def clip(frames: int, *, ranks: int = 1, **changes: Any) -> Clip:
-    shards = FrameShards(frames, ranks)
-    scopes = Scopes(anchor_bias=10.0)
-    one = Clip(unet=TINY, shards=shards, rank=ranks // 2, latent=(8, 6), scopes=scopes, dtype=torch.float32)
-    return replace(one, **changes)
+def tiny_call(frames: int, *, ranks: int = 1) -> CallShape:
+    """The call of an inner rank. frames: of the whole video."""
+    return CallShape(
+        unet=TINY,
+        shards=FrameShards(frames, ranks),
+        rank=ranks // 2,
+        latent=(8, 6),
+        scopes=Scopes(anchor_bias=10.0),
+        dtype=torch.float32,
+    )
 
 
 # ---- counting ----
 
 
-def test_live_bytes_counts_what_is_alive_and_views_once() -> None:
+def test_live_bytes_counts_live_tensors_and_views_once() -> None:
     with LiveBytes("cpu") as live:
         a = torch.zeros(1000, dtype=torch.uint8)
         view = a[:10]
@@ -99,21 +106,21 @@ def test_live_bytes_counts_what_is_alive_and_views_once() -> None:
         del b
 
 
-def test_live_bytes_tells_the_host_from_the_device() -> None:
+def test_live_bytes_counts_host_and_device_separately() -> None:
     with LiveBytes() as live:
         x = torch.empty(100, dtype=torch.float16, device="meta")
-        away = torch.empty(100, dtype=torch.float16, device="cpu")
-        away.copy_(x)
+        on_host = torch.empty(100, dtype=torch.float16, device="cpu")
+        on_host.copy_(x)
         del x
-        again = away.to("meta")
-        back = again.to("cpu")
+        on_device = on_host.to("meta")
+        copy = on_device.to("cpu")
         assert (live.now, live.host_now) == (200, 400)
-        del away, back
+        del on_host, copy
     assert (live.now, live.peak, live.host_now, live.host_peak) == (200, 200, 0, 400)
-    del again
+    del on_device
 
 
-class Three(nn.Module):
+class ThreeLayers(nn.Module):
     def __init__(self) -> None:
         super().__init__()
         self.linear = nn.Linear(6, 10)
@@ -125,11 +132,11 @@ class Three(nn.Module):
         F.scaled_dot_product_attention(q, kv, kv)
 
 
-def test_arithmetic_and_bytes_are_those_counted_by_hand() -> None:
+def test_arithmetic_and_bytes_match_a_count_by_hand() -> None:
     with torch.device("meta"):
-        network = Three()
+        network = ThreeLayers()
         inputs = (torch.empty(5, 6), torch.empty(2, 4, 7, 9), torch.empty(3, 11, 16), torch.empty(3, 13, 16))
-        with torch.inference_mode(), Work() as work:
+        with torch.inference_mode(), WorkCounter() as work:
             network(*inputs)
     linear = 2 * 5 * 6 * 10
     conv = 2 * (2 * 8 * 7 * 9) * (2 * 3 * 3)
@@ -143,14 +150,15 @@ def test_arithmetic_and_bytes_are_those_counted_by_hand() -> None:
     }
 
 
-def test_arithmetic_of_a_unet_is_that_of_torchs_own_counter() -> None:
-    """On real tensors, where operations arrive in their parts. In fp64, for which no layer pads anything."""
-    one = clip(20)
-    traced = trace_work(one).work.flops
+def test_arithmetic_of_a_unet_matches_torchs_own_counter() -> None:
+    """On real tensors, where composite operations arrive in parts. In fp64, for which no layer pads its input."""
+    shape = tiny_call(20)
+    traced = trace_work(shape).work.flops
     unet = UNet(TINY).double()
-    context = temporal_context(LocalExchange(), one.shards, 0, one.scopes)
-    products = sdpa_kernel(SDPBackend.MATH)  # fused attention on CPUs is not known to it
-    with torch.no_grad(), products, FlopCounterMode(display=False) as counter:
+    context = temporal_context(LocalExchange(), shape.shards, 0, shape.scopes)
+    # torch's counter has no formula for fused attention on CPUs
+    unfused = sdpa_kernel(SDPBackend.MATH)
+    with torch.no_grad(), unfused, FlopCounterMode(display=False) as counter:
         x, text = torch.randn(1, 4, 20, 8, 6).double(), torch.randn(1, 77, 16).double()
         unet(x, torch.tensor([1.0]), text, context)
     assert traced == counter.get_total_flops()
@@ -161,36 +169,38 @@ def test_arithmetic_of_a_unet_is_that_of_torchs_own_counter() -> None:
 
 @pytest.mark.parametrize(("frames", "ranks"), [(40, 1), (150, 1), (150, 4), (12, 1)])
 @pytest.mark.parametrize("chunk_bytes", [2**16, 2**22])
-def test_tracing_blocks_of_each_kind_finds_the_peak_of_all(frames: int, ranks: int, chunk_bytes: int) -> None:
-    one = clip(frames, ranks=ranks)
+def test_tracing_some_query_blocks_of_each_shape_finds_the_peak_of_all(
+    frames: int, ranks: int, chunk_bytes: int
+) -> None:
+    shape = tiny_call(frames, ranks=ranks)
     execution = Execution(branches=1, skips="device", chunk_bytes=chunk_bytes)
     peaks = []
     for few_blocks in (False, True):
-        call = unet_call(one, execution, few_blocks=few_blocks)
-        x = torch.empty(1, 4, one.frames, 8, 6, device="meta")
+        call = unet_call(shape, execution, shape.traced_exchange(), few_blocks=few_blocks)
+        x = torch.empty(1, 4, shape.frames, 8, 6, device="meta")
         with torch.inference_mode(), LiveBytes() as live:
-            call.run(x)
+            call(x, TIMESTEP)
         peaks.append(live.peak)
-    # never less; a little more where blocks follow each other that do not in the whole
+    # never less; slightly more if two blocks become neighbours that are not in the full plan
     assert peaks[0] <= peaks[1] <= 1.01 * peaks[0]
 
 
 @pytest.mark.parametrize("overrides", [(), ("sampler=dpmsolver++", "guidance=1"), ("sampler=lcm",)], ids=str)
-def test_a_traced_step_holds_what_a_real_one_does(overrides: tuple[str, ...], model_folder: Path) -> None:
-    """The real prediction and sampler, with data, as a run makes them."""
+def test_a_traced_step_needs_the_memory_of_a_real_one(overrides: tuple[str, ...], model_folder: Path) -> None:
+    """Against the real prediction and sampler on data, as in a run."""
     frames = 40
     job = prepare(
         config_of(model_folder, *overrides, frames=frames, device="cpu", dtype="fp32", size="64x48")
     )
     execution = Execution(branches=1, skips="device", chunk_bytes=32 * MIB)
-    traced = memory_of(outline(job.config, job.card, device="cpu", ranks=1), execution).step
+    traced = trace_memory(outline(job.config, job.card, device="cpu", ranks=1), execution).step
     assert real_step(job, execution) == pytest.approx(traced.working, rel=0.01)
     unet = load_unet(job.card.folder / "unet", device="cpu", dtype=torch.float32)
     assert traced.weights == sum(parameter.nbytes for parameter in unet.parameters())
 
 
 def real_step(job: Job, execution: Execution) -> int:
-    """The most bytes that live during a second step, on the CPU."""
+    """Peak memory of a second step on the CPU, in bytes."""
     team = CPU.team(job.config.frames, split=False)
     with torch.inference_mode():
         text = encode_text(job, device=CPU.device, dtype=torch.float32)
@@ -198,7 +208,7 @@ def real_step(job: Job, execution: Execution) -> int:
         denoiser = make_denoiser(job, unet, text, team, team.exchange(), execution)
         shape = (1, job.latent[0], job.config.frames, *job.latent[1:])
         timestep = job.sampler.timesteps[1]
-        # what is built once is built here
+        # everything that is created once is created here
         denoiser.guided(denoiser.call(torch.randn(shape), timestep))
         with LiveBytes("cpu") as live:
             state = State(step=0, x=torch.randn(shape))
@@ -210,41 +220,41 @@ def real_step(job: Job, execution: Execution) -> int:
 
 
 def test_skip_connections_on_the_host_leave_the_device() -> None:
-    """All of them are on the host at once; the device holds two stretches of one."""
+    """All of them are on the host at once; the device holds two chunks of one."""
     sampler = outline_of("mini").sampler
-    kept, away = (
-        trace_step(clip(400), Execution(branches=1, skips=skips, chunk_bytes=2**16), sampler, branches=1)
+    on_device, on_host = (
+        trace_step(tiny_call(400), Execution(branches=1, skips=skips, chunk_bytes=2**16), sampler, branches=1)
         for skips in ("device", "host")
     )
-    assert (kept.host, away.host) == (0, pytest.approx(kept.skips, rel=0.1))
-    assert away.skips < 0.5 * kept.skips
-    assert away.working <= kept.working
+    assert (on_device.host, on_host.host) == (0, pytest.approx(on_device.skips, rel=0.1))
+    assert on_host.skips < 0.5 * on_device.skips
+    assert on_host.working <= on_device.working
 
 
-def test_long_clips_are_on_the_straight_line_through_shorter_ones() -> None:
+def test_memory_of_long_clips_is_on_the_line_through_shorter_ones() -> None:
     execution = Execution(branches=1, skips="device", chunk_bytes=2**15)
     sampler = outline_of("mini").sampler
     trace_step.cache_clear()
-    line = step_memory(clip(800), execution, sampler, branches=2)
+    line = step_memory(tiny_call(800), execution, sampler, branches=2)
     assert trace_step.cache_info().misses == 2
-    whole = trace_step(clip(800), execution, sampler, branches=2)
+    whole = trace_step(tiny_call(800), execution, sampler, branches=2)
     for part in ("state", "skips", "working"):
         assert getattr(line, part) == pytest.approx(getattr(whole, part), rel=0.01)
     assert line.weights == whole.weights
 
 
-def test_ranks_hold_messages_besides_their_frames() -> None:
+def test_ranks_need_memory_for_messages() -> None:
     execution = Execution(branches=1, skips="device", chunk_bytes=2**16)
     sampler = outline_of("mini").sampler
     alone, shared = (
-        trace_step(clip(frames, ranks=ranks), execution, sampler, branches=1)
+        trace_step(tiny_call(frames, ranks=ranks), execution, sampler, branches=1)
         for frames, ranks in ((100, 1), (400, 4))
     )
     assert alone.exchange == 0
-    # 8 frames of each neighbour and the anchors of all, to and from, of one state of (8, 6, 16 or 64) channels
+    # 8 frames of each neighbour and the anchors, sent and received, of one hidden state of (8, 6, 16 or 64) channels
     assert shared.exchange >= 2 * 16 * 48 * 16 * 4
     assert shared.working >= alone.working + shared.exchange / 2
-    work = trace_work(clip(400, ranks=4))
+    work = trace_work(tiny_call(400, ranks=4))
     assert work.bytes > 0
     assert work.messages >= work.waits > 0
 
@@ -261,12 +271,12 @@ def test_ranks_hold_messages_besides_their_frames() -> None:
     ids=str,
 )
 @pytest.mark.parametrize("model", ["mini", "tiny"])
-def test_what_is_let_through_untraced_is_more_than_what_is_needed(
+def test_the_bound_without_a_trace_is_above_the_memory_needed(
     model: str, changes: dict[str, Any], model_folder: Path
 ) -> None:
-    one = outline_of(model_folder if model == "tiny" else "mini", **changes)
-    for execution in one.executions:
-        assert memory_of(one, execution).needs("cpu")[1] <= bound(one, execution)
+    run = outline_of(model_folder if model == "tiny" else "mini", **changes)
+    for execution in run.executions:
+        assert trace_memory(run, execution).needs("cpu")[1] <= memory_bound(run, execution)
 
 
 def test_decoding_is_bounded_by_its_block() -> None:
@@ -277,7 +287,7 @@ def test_decoding_is_bounded_by_its_block() -> None:
     assert 3 < many / few <= 4
 
 
-def test_decoding_is_planned_with_the_settings_and_the_decoder_of_the_run(tmp_path: Path) -> None:
+def test_decoding_is_planned_with_the_decoder_and_its_settings(tmp_path: Path) -> None:
     fill(AutoencoderTiny()).save_pretrained(tmp_path / "tiny")
     whole = outline_of("mini", size="2048x1280")
     tiled = outline_of("mini", "decode.tile=256", size="2048x1280")
@@ -291,74 +301,74 @@ def test_decoding_is_planned_with_the_settings_and_the_decoder_of_the_run(tmp_pa
     assert outline_of("mini", "decode.frames=3").blocks.frames == 3
 
 
-def test_features_that_are_reused_are_planned_for() -> None:
-    """Both branches' deep features: the outermost level's 96 channels in fp32, kept from step to step."""
+def test_plans_include_reused_features() -> None:
+    """Deep features of both branches: the outermost level's 96 channels in fp32, stored from step to step."""
     settings = {"frames": 200, "guidance": 2.0, "size": "128x80"}
     plain, reusing = (
-        memory_of(run, run.executions[-1]).step.working
+        trace_memory(run, run.executions[-1]).step.working
         for run in (outline_of("mini", **settings), outline_of("mini", "reuse.interval=2", **settings))
     )
-    kept = 2 * 200 * 10 * 16 * 96 * 4
-    assert 0.4 * kept <= reusing - plain <= 1.1 * kept
+    features = 2 * 200 * 10 * 16 * 96 * 4
+    assert 0.4 * features <= reusing - plain <= 1.1 * features
 
 
 # ---- whether it fits ----
 
 
-def test_the_first_execution_that_fits_is_chosen_and_settings_are_obeyed(model_folder: Path) -> None:
-    one = outline_of(model_folder, "decode.frames=1", device="cuda", frames=1000, size="512x512")
-    first, *_, last = one.executions
-    lean, fast = (memory_of(one, execution).needs("cuda")[0] for execution in (last, first))
+def test_the_first_execution_that_fits_is_chosen_within_the_settings(model_folder: Path) -> None:
+    planned = outline_of(model_folder, "decode.frames=1", device="cuda", frames=1000, size="512x512")
+    first, *_, last = planned.executions
+    lean, fast = (trace_memory(planned, execution).needs("cuda")[0] for execution in (last, first))
     assert lean < fast
-    for room, chosen, fits in ((fast, first, True), (lean, last, True), (lean - 1, last, False)):
-        memory, ok = choose(one, Room(device=room, host=None, where="a GPU"))
-        assert (memory.needs("cuda")[0], ok) == (memory_of(one, chosen).needs("cuda")[0], fits)
-    forced = one.changed(compute=ComputeConfig(chunk=7))
-    assert choose(forced, Room(device=10**12, host=None, where="a GPU"))[0].execution.chunk_bytes == 7 * MIB
+    for available, chosen, fits in ((fast, first, True), (lean, last, True), (lean - 1, last, False)):
+        memory, found = choose(planned, Budget(device=available, host=None, where="a GPU"))
+        assert (memory.needs("cuda")[0], found) == (trace_memory(planned, chosen).needs("cuda")[0], fits)
+    forced = planned.with_changes(compute=ComputeConfig(chunk=7))
+    assert choose(forced, Budget(device=10**12, host=None, where="a GPU"))[0].execution.chunk_bytes == 7 * MIB
 
 
 def test_a_run_that_cannot_fit_is_refused_with_settings_that_do(model_folder: Path) -> None:
-    one = outline_of(
+    planned = outline_of(
         model_folder, "compute.chunk=1", "decode.frames=1", device="cuda", frames=240, size="256x192"
     )
-    needed = memory_of(one, one.executions[-1]).needs("cuda")[0]
-    budget = int(0.6 * needed)
-    room = Room(device=budget, host=None, where="a GPU")
-    refused = decide(one, room)
+    needed = trace_memory(planned, planned.executions[-1]).needs("cuda")[0]
+    available = int(0.6 * needed)
+    budget = Budget(device=available, host=None, where="a GPU")
+    refused = decide(planned, budget)
     assert isinstance(refused, InputError)
     assert refused.exit_code == 2
     assert str(refused).startswith("frames: 240 need ")
-    assert "of a GPU's memory" in str(refused)
-    options = dict(part.split() for part in refused.remedy.removeprefix("what would fit: ").split(", or "))
+    assert " on a GPU (" in str(refused)
+    options = dict(part.split() for part in refused.remedy.removeprefix("try ").split(", or "))
     assert {"--frames", "--size"} <= set(options)
     for changes in (
         {"frames": int(options["--frames"])},
         {"size": options["--size"]},
     ):
-        assert choose(one.changed(**changes), room)[1]
-    most = memory_of(one.changed(frames=int(options["--frames"])), one.executions[-1])
-    assert most.needs("cuda")[0] > 0.8 * budget
+        assert choose(planned.with_changes(**changes), budget)[1]
+    most = trace_memory(planned.with_changes(frames=int(options["--frames"])), planned.executions[-1])
+    assert most.needs("cuda")[0] > 0.8 * available
 
 
-def test_settings_that_keep_a_run_from_fitting_are_named(model_folder: Path) -> None:
-    one = outline_of(model_folder, "decode.frames=1", device="cuda", frames=1000, size="512x512")
-    room = Room(device=memory_of(one, one.executions[-1]).needs("cuda")[0], host=None, where="a GPU")
-    refused = decide(one.changed(memory="fast"), room)
+def test_settings_that_prevent_a_run_from_fitting_are_named(model_folder: Path) -> None:
+    planned = outline_of(model_folder, "decode.frames=1", device="cuda", frames=1000, size="512x512")
+    leanest = trace_memory(planned, planned.executions[-1]).needs("cuda")[0]
+    budget = Budget(device=leanest, host=None, where="a GPU")
+    refused = decide(planned.with_changes(memory="fast"), budget)
     assert isinstance(refused, InputError)
     assert "memory=auto" in refused.remedy
 
 
-def test_too_large_a_block_of_decoding_is_refused_with_a_smaller_one(model_folder: Path) -> None:
-    one = outline_of(model_folder, "decode.frames=64", device="cuda", frames=64, size="64x64")
-    small = one.changed(decode=DecodeConfig(frames=1))
-    refused = decide(
-        one, Room(device=memory_of(small, small.executions[-1]).needs("cuda")[0], host=None, where="it")
-    )
+def test_a_decoding_block_that_is_too_large_is_refused_with_a_smaller_one(model_folder: Path) -> None:
+    planned = outline_of(model_folder, "decode.frames=64", device="cuda", frames=64, size="64x64")
+    small = planned.with_changes(decode=DecodeConfig(frames=1))
+    needed = trace_memory(small, small.executions[-1]).needs("cuda")[0]
+    refused = decide(planned, Budget(device=needed, host=None, where="a GPU"))
     assert isinstance(refused, InputError)
-    assert refused.remedy == "what would fit: decode.frames=1"
+    assert refused.remedy == "try decode.frames=1"
 
 
-def test_short_runs_start_without_being_traced() -> None:
+def test_short_runs_start_without_a_trace() -> None:
     job = prepare(config_of("mini", frames=96, device="cpu"))
     trace_step.cache_clear()
     execution = choose_execution(job, CPU)
@@ -366,9 +376,10 @@ def test_short_runs_start_without_being_traced() -> None:
     assert execution.skips == "device"
 
 
-def test_generate_refuses_what_cannot_fit_before_weights_load(tmp_path: Path) -> None:
-    """More frames than this machine can hold one state of."""
-    state = 512 * 512 * 48 * 4  # of a frame of 4096x4096
+def test_generate_refuses_a_run_that_cannot_fit_before_weights_load(tmp_path: Path) -> None:
+    """More frames than this machine has memory for a single hidden state of."""
+    # bytes of one frame of 4096x4096
+    state = 512 * 512 * 48 * 4
     frames = -(-free_on_host() // state)
     out = tmp_path / "a.mp4"
     settings = ("compute.chunk=65536", "decode.frames=1")
@@ -382,7 +393,7 @@ def test_generate_refuses_what_cannot_fit_before_weights_load(tmp_path: Path) ->
     assert list(tmp_path.iterdir()) == []
 
 
-def test_limits_of_the_control_group_count(tmp_path: Path) -> None:
+def test_limits_of_control_groups_are_respected(tmp_path: Path) -> None:
     files = tmp_path / "proc"
     job = tmp_path / "sys" / "slurm" / "job"
     job.mkdir(parents=True)
@@ -393,19 +404,30 @@ def test_limits_of_the_control_group_count(tmp_path: Path) -> None:
     (above / "memory.current").write_text("700\n")
     (above / "memory.stat").write_text("anon 500\ninactive_file 150\n")
     files.write_text("0::/slurm/job\n")
-    assert left_in_group(files, tmp_path / "sys") == 450
+    assert free_in_group(files, tmp_path / "sys") == 450
     old = tmp_path / "sys" / "memory" / "job"
     old.mkdir(parents=True)
     (old / "memory.limit_in_bytes").write_text("300\n")
     (old / "memory.usage_in_bytes").write_text("100\n")
     (old / "memory.stat").write_text("total_inactive_file 20\n")
     files.write_text("4:memory:/job\n2:cpu:/job\n")
-    assert left_in_group(files, tmp_path / "sys") == 220
+    assert free_in_group(files, tmp_path / "sys") == 220
     files.write_text("0::/\n")
-    assert left_in_group(files, tmp_path / "sys") == 2**63
+    assert free_in_group(files, tmp_path / "sys") == 2**63
 
 
 # ---- plans ----
+
+
+def test_an_edit_is_planned_by_the_frames_it_computes() -> None:
+    """Denoising follows the selection; attention, decoding and disk space follow the whole video."""
+    config, card = config_of("mini", frames=96), read_card("mini")
+    whole, edit = (outline(config, card, device="cpu", ranks=3, frames=frames) for frames in (None, 12))
+    assert (whole.frames_per_rank, edit.frames_per_rank) == ([32, 32, 32], [4, 4, 4])
+    assert edit.call.scopes == whole.call.scopes is not None
+    assert edit.blocks == whole.blocks
+    assert edit.with_changes(ranks=2).frames_per_rank == [6, 6]
+    assert edit.with_changes(frames=8).config.frames == 8
 
 
 @pytest.fixture(scope="module")
@@ -423,24 +445,25 @@ def configure_planned(model: str, *overrides: str, **flags: Any) -> RunConfig:
     return load(None, overrides=overrides, flags=given, card=card).config
 
 
-def test_the_papers_time_comes_out(papers_run: Plan) -> None:
+def test_the_estimate_reproduces_the_papers_time(papers_run: Plan) -> None:
     """arXiv 2406.16260: 312 s on 8 x RTX 6000 Ada, decoding included."""
     gpu = GPUS["RTX 6000 Ada"]
     assert papers_run.seconds(gpu).total == pytest.approx(312, rel=0.25)
-    assert papers_run.seconds(gpu, few=True).total < papers_run.seconds(gpu).total / 8
+    assert papers_run.seconds(gpu, distilled=True).total < papers_run.seconds(gpu).total / 8
     assert papers_run.fits
 
 
 def test_videocrafter2_is_planned_from_its_published_architecture(papers_run: Plan) -> None:
     if not papers_run.run.card.published:
-        pytest.skip("videocrafter2 is here")
-    assert papers_run.run.held == [287, 288] * 4
+        pytest.skip("videocrafter2 is installed")
+    assert papers_run.run.frames_per_rank == [287, 288] * 4
     unet = empty_unet(papers_run.run.unet, torch.float16)
     assert sum(parameter.numel() for parameter in unet.parameters()) == pytest.approx(1.41e9, rel=0.01)
     work = papers_run.work.work
-    # known: 0.735 TFLOP a frame and branch, attention left out
+    # known: 0.735 TFLOP per frame and branch, without attention
     assert (work.flops - work.attention_flops) / 288 == pytest.approx(0.735e12, rel=0.005)
-    assert papers_run.messages_per_step == 2 * 122 * 7  # see test_insight
+    # see tests/bench
+    assert papers_run.messages_per_step == 2 * 122 * 7
 
 
 def test_models_that_take_guidance_as_an_input_have_one_branch() -> None:
@@ -451,13 +474,13 @@ def test_models_that_take_guidance_as_an_input_have_one_branch() -> None:
 
 
 @pytest.mark.parametrize("name", KNOWN)
-def test_every_known_model_has_an_architecture_to_plan_by(name: str) -> None:
-    one = outline(configure_planned(name, frames=4), planned_card(name), device="cuda", ranks=1)
-    assert one.unet.cross_attention_dim == one.text.hidden_size
-    assert one.unet.in_channels == one.decoder.config.latent_channels
+def test_every_known_model_has_an_architecture_for_plans(name: str) -> None:
+    planned = outline(configure_planned(name, frames=4), planned_card(name), device="cuda", ranks=1)
+    assert planned.unet.cross_attention_dim == planned.text.hidden_size
+    assert planned.unet.in_channels == planned.decoder.config.latent_channels
 
 
-def test_every_gpu_of_the_table_plans() -> None:
+def test_every_known_gpu_can_be_planned_for() -> None:
     config = config_of("mini", frames=20)
     plans = {name: make_plan(config, gpu=name) for name in GPUS}
     assert all(plan.fits and plan.gpu == name for name, plan in plans.items())
@@ -468,10 +491,10 @@ def test_every_gpu_of_the_table_plans() -> None:
         find_gpu("RTX 4900")
 
 
-def test_two_ranks_for_a_branch_each_take_one_branch() -> None:
+def test_ranks_split_over_branches_compute_one_branch_each() -> None:
     both = outline_of("mini", "parallel.split_guidance=true", "guidance=6", ranks=4, device="cuda", frames=30)
-    assert both.held == [15, 15, 15, 15]
-    assert (both.rank_branches, both.branches) == (1, 2)
+    assert both.frames_per_rank == [15, 15, 15, 15]
+    assert (both.branches_per_rank, both.branches) == (1, 2)
 
 
 def test_plan_prints_json(cli: Cli) -> None:
@@ -489,13 +512,13 @@ def test_plan_prints_json(cli: Cli) -> None:
     assert plan["time"]["L40S"]["total"] > plan["time"]["L40S"]["four_steps"]["total"] > 0
 
 
-def test_plan_that_does_not_fit_ends_with_2_and_says_what_would(cli: Cli) -> None:
+def test_a_plan_that_does_not_fit_exits_with_2_and_names_settings_that_do(cli: Cli) -> None:
     code, out, err = cli("plan", "--frames", "3000", "--device-memory", "0.5")
     assert code == 2
     assert "device memory" in out
     assert "fits " in out
     assert err.startswith("error: frames: 3000 need ")
-    assert "what would fit: --gpus " in err
+    assert "; try --gpus " in err
 
 
 def test_dry_run_shows_memory(cli: Cli, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -506,7 +529,7 @@ def test_dry_run_shows_memory(cli: Cli, tmp_path: Path, monkeypatch: pytest.Monk
     assert "guidance branches at once" in out
 
 
-def test_plan_refuses_what_it_cannot_plan(cli: Cli) -> None:
+def test_plan_refuses_contradicting_options(cli: Cli) -> None:
     assert "did you mean" in cli.refused("plan", "--gpu", "H100 SMX")
     assert "contradicts" in cli.refused("plan", "--gpu", "L40S", "--device", "cpu")
     assert "is more than the 3 frames" in cli.refused("plan", "--frames", "3", "--gpus", "4")
@@ -514,34 +537,33 @@ def test_plan_refuses_what_it_cannot_plan(cli: Cli) -> None:
 
 @pytest.mark.slow
 def test_2300_frames_fit_one_gpu_of_48_gb() -> None:
-    one = outline(
+    planned = outline(
         configure_planned("videocrafter2", "sampler=sde-dpmsolver++", frames=2300),
         planned_card("videocrafter2"),
         device="cuda",
         ranks=1,
     )
     sizes = {
-        frames: memory_of(one.changed(frames=frames), one.executions[0]).step.working
+        frames: trace_memory(planned.with_changes(frames=frames), planned.executions[0]).step.working
         for frames in (288, 576, 2300)
     }
     slope = (sizes[576] - sizes[288]) / 288
     assert slope <= 14e6
     assert (sizes[2300] - sizes[576]) / 1724 <= 1.01 * slope
-    assert choose(one, Room(device=GPUS["RTX A6000"].memory, host=None, where="it"))[1]
+    assert choose(planned, Budget(device=GPUS["RTX A6000"].memory, host=None, where="RTX A6000"))[1]
     assert sizes[2300] + 2.9e9 <= 40e9
 
 
 @pytest.mark.parametrize("sampler", ["ddim", "sde-dpmsolver++"])
-def test_the_disk_that_a_run_takes_is_what_it_was_planned_to(
-    sampler: str, model_folder: Path, tmp_path: Path
-) -> None:
+def test_a_run_uses_the_disk_space_that_was_planned(sampler: str, model_folder: Path, tmp_path: Path) -> None:
     settings = {"out": str(tmp_path / "a.mp4"), "frames": 9, "steps": 6, "size": "64x64", "device": "cpu"}
     config = configure(model_folder, "checkpoint.every=1 steps", sampler=sampler, **settings).config
     plan = make_plan(config)
     run(config)
     lines = [json.loads(line) for line in (tmp_path / "a.run" / "events.jsonl").read_text().splitlines()]
     written = {line["event"]: line["bytes"] for line in lines if "bytes" in line}
-    header = 400  # of a safetensors file
+    # bytes of a safetensors header
+    header = 400
     assert 0 < written["checkpoint"] - plan.checkpoint_bytes < header
     assert 0 < written["latents"] - plan.latents_bytes < header
     assert plan.disk_bytes >= 3 * plan.checkpoint_bytes

@@ -773,14 +773,14 @@ def test_fragments_of_another_video_are_not_gone_on_with(tmp_path: Path) -> None
 
     path = tmp_path / "decoded.mp4"
     for of, expected in (("one", (0, 0)), ("one", (8, 5)), ("other", (0, 0)), ("one", (0, 0))):
-        fragments = Fragments(path, of=of)
+        fragments = Fragments(path, identity=of)
         assert (fragments.frames, fragments.bytes) == expected
         if of == "one":
             fragments.add(b"12345", frames=8)
     path.write_bytes(b"1234")  # shorter than it was: what it holds is not what was written
-    assert Fragments(path, of="one").frames == 0
+    assert Fragments(path, identity="one").frames == 0
     (tmp_path / "decoded.json").write_text("[]")
-    assert Fragments(path, of="one").frames == 0
+    assert Fragments(path, identity="one").frames == 0
 
 
 def test_decoding_that_was_stopped_goes_on_to_the_very_same_file(model_folder: Path, tmp_path: Path) -> None:
@@ -797,7 +797,7 @@ def test_decoding_that_was_stopped_goes_on_to_the_very_same_file(model_folder: P
     with pytest.raises(SystemExit) as ended:
         main([*again, "--gpus", "2", "decode.where=ranks"])
     assert ended.value.code == 0
-    assert f"{kept} of 60 frames are decoded already" in (folder / "log.txt").read_text()
+    assert f"{kept} of 60 frames have already been decoded" in (folder / "log.txt").read_text()
     assert (tmp_path / "again.mp4").read_bytes() == (tmp_path / "whole.mp4").read_bytes()
     ours, theirs = (np.asarray(Image.open(tmp_path / f"{name}.png")) for name in ("again", "whole"))
     assert np.abs(ours.astype(int) - theirs).max() <= 1

@@ -1,4 +1,4 @@
-"""What a model is, read from its folder's JSON files."""
+"""A model's card, read from the JSON files in its folder."""
 
 import json
 import shutil
@@ -9,7 +9,10 @@ import pytest
 from oracles.reference import tiny_pipeline
 
 from vinfinity.errors import InputError, WeightsError
-from vinfinity.weights.card import PARTS, find_model, model_defaults, read_card
+from vinfinity.models.family import parts_of
+from vinfinity.models.geometry import LatentGeometry
+from vinfinity.models.unet3d.family import UNET3D
+from vinfinity.weights.card import find_model, model_defaults, read_card
 
 
 def write_card(folder: Path, **values: Any) -> None:
@@ -34,7 +37,7 @@ def test_card_follows_from_the_files_of_a_published_model(own_model: Path) -> No
     card = read_card(str(own_model))
     assert card.folder == own_model
     assert card.name == own_model.name
-    assert (card.pixels, card.latent_channels, card.text_length) == (8, 4, 16)
+    assert (card.geometry, card.text_length) == (LatentGeometry(channels=4, downscale=8), 16)
     assert (card.trained_frames, card.fps_cond) == (16, False)
     assert card.defaults["size"] == "32x32"
     assert card.defaults["sampler"] == "ddim"
@@ -68,7 +71,7 @@ def test_size_follows_the_unets_sample_size(side: object, size: str, own_model: 
     assert read_card(str(own_model)).defaults["size"] == size
 
 
-def test_own_card_comes_before_what_the_files_say(own_model: Path) -> None:
+def test_the_models_card_overrides_its_files(own_model: Path) -> None:
     write_card(
         own_model, name="tiny", trained_frames=24, size="64x48", guidance=3.5, negative_prompt="blurry"
     )
@@ -83,35 +86,41 @@ def test_own_card_comes_before_what_the_files_say(own_model: Path) -> None:
     assert defaults["sampler"] == "ddim"
 
 
-def test_frame_rate_condition_is_seen(own_model: Path) -> None:
+def test_frame_rate_condition_is_detected(own_model: Path) -> None:
     change_json(own_model / "unet" / "config.json", fps_cond=True)
     assert read_card(str(own_model)).fps_cond
 
 
-@pytest.mark.parametrize("part", PARTS)
+@pytest.mark.parametrize("part", parts_of(UNET3D))
 def test_missing_part_is_named(part: str, own_model: Path) -> None:
     shutil.rmtree(own_model / part)
     assert f"has no {part}" in refusal(own_model)
 
 
-def test_empty_folder_is_no_model(tmp_path: Path) -> None:
-    assert f"model: {tmp_path} has no unet; a model's folder holds unet, vae" in refusal(tmp_path)
+def test_a_sampler_that_the_family_does_not_have_is_refused(own_model: Path) -> None:
+    write_card(own_model, sampler="euler")
+    line = refusal(own_model)
+    assert f"model: {own_model / 'card.json'} names the sampler euler; use ddim, dpmsolver++" in line
 
 
-def test_file_is_no_model(tmp_path: Path) -> None:
+def test_empty_folder_is_not_a_model(tmp_path: Path) -> None:
+    assert f"model: {tmp_path} has no unet; a model's folder has unet, vae" in refusal(tmp_path)
+
+
+def test_file_is_not_a_model(tmp_path: Path) -> None:
     path = tmp_path / "weights.safetensors"
     path.touch()
-    assert "is a file; give the folder" in refusal(path)
+    assert "is a file; name the folder" in refusal(path)
 
 
 @pytest.mark.parametrize("name", ["minni", "mni", "Mini"])
-def test_nearest_name_is_offered(name: str) -> None:
+def test_the_nearest_name_is_suggested(name: str) -> None:
     assert "did you mean mini?" in refusal(name)
 
 
-def test_unknown_name_tells_which_there_are() -> None:
+def test_unknown_name_lists_the_known_ones() -> None:
     line = refusal("zeroscope-v9")
-    assert line.startswith("model: zeroscope-v9 is no known model and no folder")
+    assert line.startswith("model: zeroscope-v9 is neither a known model nor a folder")
     assert "mini" in line
 
 
@@ -141,7 +150,7 @@ def test_embedded_model_knows_every_word_of_its_examples() -> None:
     assert card.unknown_words("A Red BALL, bouncing; over green grass!") == []
 
 
-def test_words_that_were_never_taught_are_listed_once_and_in_order(own_model: Path) -> None:
+def test_unknown_words_are_listed_once_and_in_order(own_model: Path) -> None:
     write_card(
         own_model,
         vocabulary={"colours": ["red", "sky blue"], "subjects": ["ball", "x-ray"], "others": ["a", "on"]},
@@ -154,6 +163,6 @@ def test_words_that_were_never_taught_are_listed_once_and_in_order(own_model: Pa
     assert card.unknown_words("") == []
 
 
-def test_folder_written_by_diffusers_needs_nothing_added(tmp_path: Path) -> None:
+def test_a_folder_written_by_diffusers_is_complete(tmp_path: Path) -> None:
     tiny_pipeline(sample_size=6).save_pretrained(tmp_path / "fresh")
     assert read_card(str(tmp_path / "fresh")).defaults["size"] == "48x48"

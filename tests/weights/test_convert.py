@@ -1,4 +1,4 @@
-"""Published layouts, made by reference implementations at small width, to model folders."""
+"""Published layouts, made by reference implementations at small width, converted to model folders."""
 
 import importlib.util
 import json
@@ -13,19 +13,21 @@ from typing import Any
 
 import pytest
 import torch
-import transformers  # noqa: F401  (it must not meet the stand-in for torchvision below)
+
+# imported before the stand-in for torchvision below
+import transformers  # noqa: F401
 from oracles import lvdm
-from oracles.networks import one_rank
+from oracles.networks import load_vae, one_rank
 from oracles.reference import fill, relative_error, save_model, tiny_unet
 from safetensors.torch import load_file
 from torch import Tensor, nn
 
 from vinfinity.errors import InputError, OutputError, VinfinityError
+from vinfinity.models.unet3d.lvdm import UNUSED, lvdm_faults, lvdm_parts, unused_text
 from vinfinity.models.unet3d.tokenizer import load_tokenizer
 from vinfinity.weights.card import read_card
 from vinfinity.weights.convert import convert
-from vinfinity.weights.load import check_weights, load_scheduler, load_text_encoder, load_unet, load_vae
-from vinfinity.weights.lvdm import UNUSED, lvdm_faults, lvdm_parts, unused_text
+from vinfinity.weights.load import check_weights, load_scheduler, load_text_encoder, load_unet
 
 CLOSE = 1e-4
 FP32 = {"device": "cpu", "dtype": torch.float32}
@@ -34,7 +36,7 @@ Note = Callable[[str, float], None]
 
 @pytest.fixture(scope="module")
 def open_clip() -> Iterator[Any]:
-    """open_clip's model definitions. Its package wants torchvision for one layer of picture towers."""
+    """open_clip's model definitions. The package needs torchvision for one layer of its picture towers."""
     spec = importlib.util.find_spec("open_clip")
     if spec is None or not spec.submodule_search_locations:
         pytest.skip("open_clip_torch is not installed: pip install --no-deps -r requirements-ci-nodeps.txt")
@@ -57,7 +59,7 @@ def open_clip() -> Iterator[Any]:
 
 @pytest.fixture(scope="module")
 def text_tower(open_clip: Any) -> nn.Module:
-    """OpenCLIP without its picture tower, as VideoCrafter2 keeps it."""
+    """OpenCLIP without its picture tower, as in VideoCrafter2's checkpoint."""
     vision = open_clip.CLIPVisionCfg(layers=1, width=64, head_width=64, patch_size=16, image_size=32)
     text = open_clip.CLIPTextCfg(context_length=16, vocab_size=678, width=128, heads=2, layers=3)
     model = open_clip.CLIP(embed_dim=64, vision_cfg=vision, text_cfg=text)
@@ -101,7 +103,7 @@ def saved(state: dict[str, Any], folder: Path) -> Path:
 
 
 def refusal(source: Path, target: Path, **options: Any) -> str:
-    """The one line with which a conversion is refused; nothing is left beside the target."""
+    """The one-line error of a refused conversion, which leaves nothing beside the target."""
     before = sorted(target.parent.iterdir())
     with pytest.raises(InputError) as raised:
         convert(source, target, **options)
@@ -127,42 +129,42 @@ def refusal(source: Path, target: Path, **options: Any) -> str:
     ],
     ids=str,
 )
-def test_converted_unet_equals_the_published_definition(
+def test_converted_unet_matches_the_published_definition(
     changes: dict[str, Any],
     text_tower: nn.Module,
     model_folder: Path,
     tmp_path: Path,
     record_worst: Note,
 ) -> None:
-    theirs = fill(lvdm.UNetModel(**{"context": 128, **changes}), seed=4)
+    reference = fill(lvdm.UNetModel(**{"context": 128, **changes}), seed=4)
     vae = fill(lvdm.Autoencoder(mult=(1, 1), layers=1))
-    source = saved({"state_dict": lvdm.checkpoint(theirs, vae, text_tower)}, tmp_path)
+    source = saved({"state_dict": lvdm.checkpoint(reference, vae, text_tower)}, tmp_path)
     folder = convert(source, tmp_path / "out", complete_from=str(model_folder))
     ours = load_unet(folder / "unet", **FP32)
     x, text = torch.randn(2, 4, 5, 8, 16), torch.randn(2, 7, 128)
     t, fps = torch.tensor([417.0]), torch.tensor([24.0])
     condition = torch.randn(1, 256) if "condition" in changes else None
     fps = fps if changes.get("fps", True) else None
-    wanted = theirs(
+    expected = reference(
         x, t.expand(2), text, None if fps is None else fps.expand(2), None if condition is None else condition
     )
-    error = relative_error(ours(x, t, text, one_rank(5), fps=fps, condition=condition), wanted)
+    error = relative_error(ours(x, t, text, one_rank(5), fps=fps, condition=condition), expected)
     assert error <= CLOSE
     record_worst(f"LVDM UNet, {changes}", error)
 
 
-def test_converted_autoencoder_equals_the_published_definition(
+def test_converted_autoencoder_matches_the_published_definition(
     converted: Path, parts: dict[str, Any], record_worst: Note
 ) -> None:
-    ours, theirs = load_vae(converted / "vae", **FP32), parts["vae"]
+    ours, reference = load_vae(converted / "vae", **FP32), parts["vae"]
     latents, pictures = torch.randn(2, 4, 3, 5), torch.randn(2, 3, 32, 48)
-    decoding = relative_error(ours.decode(latents), theirs.decode(latents))
-    encoding = relative_error(ours.encode(pictures)[0], theirs.encode(pictures))
+    decoding = relative_error(ours.decode(latents), reference.decode(latents))
+    encoding = relative_error(ours.encode(pictures)[0], reference.encode(pictures))
     assert max(decoding, encoding) <= CLOSE
     record_worst("LVDM autoencoder", max(decoding, encoding))
 
 
-def test_converted_text_encoder_equals_openclips_penultimate_layer(
+def test_converted_text_encoder_matches_openclips_penultimate_layer(
     converted: Path, parts: dict[str, Any], record_worst: Note
 ) -> None:
     ids = torch.randint(0, 678, (2, 16))
@@ -178,14 +180,14 @@ def test_tables_cover_both_sides_fully(parts: dict[str, Any]) -> None:
     shapes = {name: tuple(x.shape) for name, x in state.items()}
     found = lvdm_parts(shapes)
     assert lvdm_faults(found, shapes) == []
-    used = {piece.source for part in found for piece in part.pieces.values()}
+    used = {source.name for part in found for source in part.sources.values()}
     assert used | (UNUSED & state.keys()) | (unused_text(shapes) & state.keys()) == state.keys()
     assert used.isdisjoint(UNUSED | unused_text(shapes))
     for part in found:
-        assert part.pieces.keys() == part.shapes.keys()
-    # a whole source feeds one parameter, a fused one three
-    whole = [p.source for part in found for p in part.pieces.values() if p.third is None]
-    fused = [p.source for part in found for p in part.pieces.values() if p.third is not None]
+        assert part.sources.keys() == part.shapes.keys()
+    # a plain source fills one parameter, a fused one three
+    whole = [s.name for part in found for s in part.sources.values() if s.third is None]
+    fused = [s.name for part in found for s in part.sources.values() if s.third is not None]
     assert len(whole) == len(set(whole))
     assert len(fused) == 3 * len(set(fused))
 
@@ -240,7 +242,7 @@ def openclip_shapes(*, width: int, layers: int) -> dict[str, tuple[int, ...]]:
 
 
 def test_converted_folder_is_a_model_with_its_authors_settings(converted: Path) -> None:
-    check_weights(converted, half=True)
+    check_weights(converted, prefer_fp16=True)
     card = read_card(str(converted))
     assert card.name == "videocrafter2"
     assert (card.trained_frames, card.fps_cond, card.text_length) == (16, True, 16)
@@ -249,12 +251,12 @@ def test_converted_folder_is_a_model_with_its_authors_settings(converted: Path) 
     schedule = load_scheduler(converted / "scheduler")
     assert (schedule.beta_schedule, schedule.beta_end) == ("scaled_linear", 0.012)
     assert (schedule.latent_scale, schedule.latent_scale_steps) == (0.7, 400)
-    # OpenCLIP fills texts up with token 0
+    # OpenCLIP pads texts with token 0
     tokens = load_tokenizer(converted / "tokenizer", length=16)("red")
     assert tokens.ids[-1] == 0
 
 
-def test_weights_keep_their_type_unless_told_otherwise(
+def test_weights_keep_their_type_by_default(
     checkpoint: Path, converted: Path, model_folder: Path, tmp_path: Path
 ) -> None:
     name = Path("unet", "diffusion_pytorch_model.safetensors")
@@ -265,7 +267,9 @@ def test_weights_keep_their_type_unless_told_otherwise(
     assert all(torch.equal(half[key], full[key].bfloat16()) for key in full)
 
 
-def test_state_may_lie_bare_in_the_file(parts: dict[str, Any], converted: Path, tmp_path: Path) -> None:
+def test_a_checkpoint_may_be_a_bare_state_dict(
+    parts: dict[str, Any], converted: Path, tmp_path: Path
+) -> None:
     source = saved(lvdm.checkpoint(**parts), tmp_path)
     folder = convert(source, tmp_path / "out", complete_from=str(converted))
     assert (folder / "unet" / "config.json").read_text() == (converted / "unet" / "config.json").read_text()
@@ -306,7 +310,7 @@ def put(name: str, value: Any) -> Callable[[dict[str, Any]], None]:
 
 
 @pytest.mark.parametrize(
-    ("change", "said"),
+    ("change", "message"),
     [
         (remove(f"{UNET}out.2.bias"), f"missing {UNET}out.2.bias"),
         (
@@ -318,17 +322,17 @@ def put(name: str, value: Any) -> Callable[[dict[str, Any]], None]:
         (put("surplus", torch.zeros(2)), "unexpected surplus"),
         (put(f"{UNET}label_emb.weight", torch.zeros(2)), f"unexpected {UNET}label_emb.weight"),
         (put(f"{UNET}time_embed.0.bias", torch.zeros(3)), "time_embed.0.bias is 3, not 128"),
-        (remove(f"{UNET}init_attn.0.proj_in.weight"), "unknown architecture"),
-        (remove(f"{TEXT}token_embedding.weight"), "unknown architecture"),
-        (remove("first_stage_model.post_quant_conv.weight"), "unknown architecture"),
+        (remove(f"{UNET}init_attn.0.proj_in.weight"), "unsupported architecture"),
+        (remove(f"{TEXT}token_embedding.weight"), "unsupported architecture"),
+        (remove("first_stage_model.post_quant_conv.weight"), "unsupported architecture"),
         (put("scale_arr", torch.rand(1000)), "scale_arr"),
-        (put("epoch", 3), "holds 'epoch', a int and no tensor"),
+        (put("epoch", 3), "has 'epoch' of type int, which is not a tensor"),
     ],
     ids=lambda value: value if isinstance(value, str) else "",
 )
-def test_checkpoints_that_do_not_fit_are_refused_by_key(
+def test_checkpoints_that_do_not_fit_are_refused_naming_the_key(
     change: Callable[[dict[str, Any]], None],
-    said: str,
+    message: str,
     parts: dict[str, Any],
     model_folder: Path,
     tmp_path: Path,
@@ -336,10 +340,10 @@ def test_checkpoints_that_do_not_fit_are_refused_by_key(
     state = lvdm.checkpoint(**parts)
     change(state)
     source = saved(state, tmp_path)
-    assert said in refusal(source, tmp_path / "out", complete_from=str(model_folder))
+    assert message in refusal(source, tmp_path / "out", complete_from=str(model_folder))
 
 
-def test_fused_weights_that_are_missing_are_one_fault(
+def test_missing_fused_weights_are_one_fault(
     parts: dict[str, Any], model_folder: Path, tmp_path: Path
 ) -> None:
     state = lvdm.checkpoint(**parts)
@@ -348,7 +352,7 @@ def test_fused_weights_that_are_missing_are_one_fault(
     assert line.count("in_proj_weight") == 1
 
 
-def test_long_lists_of_faults_name_ten_and_a_count(
+def test_long_lists_of_faults_show_ten_and_a_count(
     parts: dict[str, Any], model_folder: Path, tmp_path: Path
 ) -> None:
     state = lvdm.checkpoint(**parts) | {f"surplus{i}": torch.zeros(1) for i in range(33)}
@@ -358,13 +362,13 @@ def test_long_lists_of_faults_name_ten_and_a_count(
 
 
 class Code:
-    """What a malicious pickle looks like: a call that is made while it is read."""
+    """What a malicious pickle looks like: a call that runs while the file is read."""
 
     def __reduce__(self) -> tuple[Any, ...]:
         return (os.system, ("touch executed",))
 
 
-def test_pickles_with_code_are_refused_by_its_name_and_not_run(
+def test_pickles_with_code_are_refused_and_the_code_does_not_run(
     model_folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.chdir(tmp_path)
@@ -374,26 +378,26 @@ def test_pickles_with_code_are_refused_by_its_name_and_not_run(
     assert not (tmp_path / "executed").exists()
 
 
-@pytest.mark.parametrize("kept", [0, 10, 1000, -100])
+@pytest.mark.parametrize("length", [0, 10, 1000, -100])
 def test_truncated_checkpoints_are_refused(
-    kept: int, checkpoint: Path, model_folder: Path, tmp_path: Path
+    length: int, checkpoint: Path, model_folder: Path, tmp_path: Path
 ) -> None:
     source = tmp_path / "model.ckpt"
-    source.write_bytes(checkpoint.read_bytes()[:kept])
+    source.write_bytes(checkpoint.read_bytes()[:length])
     line = refusal(source, tmp_path / "out", complete_from=str(model_folder))
     assert "fetch the file again" in line
 
 
-def test_a_checkpoint_alone_lacks_a_tokenizer(checkpoint: Path, tmp_path: Path) -> None:
+def test_a_checkpoint_needs_a_tokenizer(checkpoint: Path, tmp_path: Path) -> None:
     line = refusal(checkpoint, tmp_path / "out")
-    assert "holds no tokenizer; add --complete-from MODEL" in line
+    assert "has no tokenizer; add --complete-from MODEL" in line
 
 
-def test_another_files_tensors_are_no_checkpoint(model_folder: Path, tmp_path: Path) -> None:
+def test_files_with_other_tensors_are_refused(model_folder: Path, tmp_path: Path) -> None:
     source = saved({"some.weight": torch.zeros(2)}, tmp_path)
-    assert "holds names such as some.weight" in refusal(source, tmp_path / "out")
+    assert "has tensors of unknown names, such as some.weight" in refusal(source, tmp_path / "out")
     (tmp_path / "a.safetensors").touch()
-    assert "is no file of a layout" in refusal(tmp_path / "a.safetensors", tmp_path / "out")
+    assert "has a layout that cannot be converted" in refusal(tmp_path / "a.safetensors", tmp_path / "out")
 
 
 def test_existing_targets_and_missing_sources_are_refused(checkpoint: Path, tmp_path: Path) -> None:
@@ -402,8 +406,8 @@ def test_existing_targets_and_missing_sources_are_refused(checkpoint: Path, tmp_
     assert "does not exist" in refusal(tmp_path / "nowhere.ckpt", tmp_path / "out")
 
 
-def test_nothing_half_written_is_left_where_the_disk_is_full(checkpoint: Path, converted: Path) -> None:
-    """A limit on the size of files stands in for a full disk."""
+def test_a_full_disk_leaves_no_partial_folder(checkpoint: Path, converted: Path) -> None:
+    """A limit on the size of files stands for a full disk."""
     target = checkpoint.parent / "full"
     code = (
         "import resource, signal, sys; from pathlib import Path;"
@@ -415,7 +419,7 @@ def test_nothing_half_written_is_left_where_the_disk_is_full(checkpoint: Path, c
     command = [sys.executable, "-c", code, str(checkpoint), str(target), str(converted)]
     done = subprocess.run(command, capture_output=True, text=True)
     assert "OutputError" in done.stderr
-    assert "could not be written" in done.stderr
+    assert "full: cannot be written" in done.stderr
     assert not target.exists()
     assert [path.name for path in checkpoint.parent.iterdir() if path.name.endswith(".part")] == []
     assert issubclass(OutputError, VinfinityError)
@@ -425,15 +429,15 @@ def test_nothing_half_written_is_left_where_the_disk_is_full(checkpoint: Path, c
 
 
 def pickled(folder: Path, part: str, name: str) -> None:
-    """Replaces the safetensors file of a part by a pickled one."""
+    """Replaces the safetensors file of a part with a pickled one."""
     [path] = (folder / part).glob("*.safetensors")
     torch.save(load_file(path), folder / part / name)
     path.unlink()
 
 
-def assert_same_model(ours: Path, theirs: Path) -> None:
+def assert_same_model(ours: Path, reference: Path) -> None:
     for part, load in (("unet", load_unet), ("vae", load_vae), ("text_encoder", load_text_encoder)):
-        one, other = (load(folder / part, **FP32).state_dict() for folder in (ours, theirs))
+        one, other = (load(folder / part, **FP32).state_dict() for folder in (ours, reference))
         assert one.keys() == other.keys()
         assert all(torch.equal(one[name], other[name]) for name in other), part
 
@@ -448,11 +452,11 @@ def test_pickled_folders_become_safetensors(
     folder = convert(own_model, tmp_path / "out")
     assert not list(folder.rglob(f"*.{suffix}"))
     assert_same_model(folder, model_folder)
-    check_weights(folder, half=False)
+    check_weights(folder, prefer_fp16=False)
     assert read_card(str(folder)).defaults == read_card(str(model_folder)).defaults
 
 
-def test_files_of_the_old_format_of_pytorch_are_read(
+def test_files_in_pytorchs_legacy_format_are_read(
     model_folder: Path, own_model: Path, tmp_path: Path
 ) -> None:
     path = own_model / "unet" / "diffusion_pytorch_model.safetensors"
@@ -461,7 +465,7 @@ def test_files_of_the_old_format_of_pytorch_are_read(
     assert_same_model(convert(own_model, tmp_path / "out"), model_folder)
 
 
-def test_pickled_shards_are_joined_and_full_precision_preferred(
+def test_pickled_shards_are_joined_and_full_precision_is_preferred(
     model_folder: Path, own_model: Path, tmp_path: Path
 ) -> None:
     path = own_model / "unet" / "diffusion_pytorch_model.safetensors"
@@ -483,29 +487,29 @@ def test_a_unet_alone_is_completed_from_another_model(flat: bool, model_folder: 
     unet = fill(tiny_unet(), seed=7)
     source = tmp_path / "source"
     unet.save_pretrained(source if flat else source / "unet")
-    assert "holds no vae; add --complete-from MODEL" in refusal(source, tmp_path / "out")
+    assert "has no vae; add --complete-from MODEL" in refusal(source, tmp_path / "out")
     folder = convert(source, tmp_path / "out", complete_from=str(model_folder))
     loaded = load_unet(folder / "unet", **FP32).state_dict()
     assert all(torch.equal(loaded[name], x) for name, x in unet.state_dict().items())
-    check_weights(folder, half=False)
+    check_weights(folder, prefer_fp16=False)
 
 
-def test_parts_of_models_that_do_not_go_together_are_refused(model_folder: Path, tmp_path: Path) -> None:
+def test_parts_of_different_models_are_refused(model_folder: Path, tmp_path: Path) -> None:
     tiny_unet(cross_attention_dim=24).save_pretrained(tmp_path / "source")
     line = refusal(tmp_path / "source", tmp_path / "out", complete_from=str(model_folder))
-    assert "makes 16 channels for a UNet that takes 24" in line
+    assert "has 16 channels, but the UNet takes 24" in line
 
 
-def test_folders_without_tokenizer_or_of_another_kind_are_refused(own_model: Path, tmp_path: Path) -> None:
+def test_incomplete_and_foreign_folders_are_refused(own_model: Path, tmp_path: Path) -> None:
     shutil.rmtree(own_model / "tokenizer")
-    assert "holds no tokenizer" in refusal(own_model, tmp_path / "out")
+    assert "has no tokenizer" in refusal(own_model, tmp_path / "out")
     (own_model / "tokenizer").mkdir()
-    assert "holds no tokenizer" in refusal(own_model, tmp_path / "out")
+    assert "has no tokenizer" in refusal(own_model, tmp_path / "out")
     other = tmp_path / "other"
     other.mkdir()
-    assert "holds no unet" in refusal(other, tmp_path / "out")
+    assert "has no unet" in refusal(other, tmp_path / "out")
     (other / "config.json").write_text(json.dumps({"_class_name": "FluxTransformer2DModel"}))
-    assert "holds a FluxTransformer2DModel" in refusal(other, tmp_path / "out")
+    assert "is a FluxTransformer2DModel" in refusal(other, tmp_path / "out")
     (other / "config.json").write_text(
         json.dumps({"_class_name": "UNet3DConditionModel", "down_block_types": ["DownBlockMotion"]})
     )
@@ -520,8 +524,8 @@ def test_the_command_line_converts_and_reports_in_one_line(
     command = [sys.executable, "-m", "vinfinity", "models", "convert", str(checkpoint), str(tmp_path / "out")]
     done = subprocess.run(command, capture_output=True, text=True)
     assert done.returncode == 2
-    assert "holds no tokenizer" in done.stderr
+    assert "has no tokenizer" in done.stderr
     assert len(done.stderr.strip().splitlines()) == 1
     done = subprocess.run([*command, "--complete-from", str(model_folder)], capture_output=True, text=True)
     assert done.returncode == 0, done.stderr
-    check_weights(tmp_path / "out", half=False)
+    check_weights(tmp_path / "out", prefer_fp16=False)

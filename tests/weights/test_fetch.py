@@ -1,4 +1,4 @@
-"""Fetching from a server on this machine that speaks the hub's protocol: resumed, checked by hash, then offline."""
+"""Fetching from a local server that speaks the hub's protocol: resumed, verified by hash, then used offline."""
 
 import hashlib
 import io
@@ -18,12 +18,13 @@ import torch
 from oracles.reference import save_model, tiny_pipeline, tiny_unet
 from safetensors.torch import load_file
 
-from vinfinity.models.unet3d.unet import UNet, UNetConfig
+from vinfinity.models.unet3d.configs import UNetConfig
+from vinfinity.models.unet3d.lvdm import UNET as PREFIX
+from vinfinity.models.unet3d.lvdm import unet_table
+from vinfinity.models.unet3d.turbo import turbo_order
+from vinfinity.models.unet3d.unet import UNet
 from vinfinity.weights.hub import needed
 from vinfinity.weights.load import check_weights, load_unet
-from vinfinity.weights.lora import turbo_order
-from vinfinity.weights.lvdm import UNET as PREFIX
-from vinfinity.weights.lvdm import unet_table
 
 REVISION = "0123456789abcdef0123456789abcdef01234567"
 UNET = "unet/diffusion_pytorch_model.safetensors"
@@ -31,8 +32,8 @@ UNET = "unet/diffusion_pytorch_model.safetensors"
 
 @dataclass
 class Hub:
-    """Repositories of files, and what was asked for. broken: how many transfers of large files break in the middle.
-    wrong: files that are served with other contents than their hash says.
+    """Repositories of files, and the requests for them. broken: how many transfers of large files break halfway.
+    wrong: files that are served with contents that do not match their hash.
     """
 
     repositories: dict[str, dict[str, bytes]]
@@ -101,8 +102,8 @@ class Handler(BaseHTTPRequestHandler):
         if body:
             self.hub.asked.append((name, self.headers.get("Range")))
         code, start = 200, 0
-        if wanted := self.headers.get("Range"):
-            start = int(wanted.removeprefix("bytes=").partition("-")[0])
+        if expected := self.headers.get("Range"):
+            start = int(expected.removeprefix("bytes=").partition("-")[0])
             code = 206
             headers["Content-Range"] = f"bytes {start}-{len(data) - 1}/{len(data)}"
         self.reply(code, data[start:], headers, body=body, breaks=body and self.hub.large(name))
@@ -134,7 +135,7 @@ def contents(folder: Path) -> dict[str, bytes]:
 @pytest.fixture
 def hub(model_folder: Path, tmp_path: Path) -> Iterator[Hub]:
     files = contents(model_folder)
-    # what a model does not need
+    # files that a model does not need
     files |= {
         "README.md": b"# a model",
         ".gitattributes": b"*",
@@ -158,7 +159,7 @@ def hub(model_folder: Path, tmp_path: Path) -> Iterator[Hub]:
 
 @dataclass(frozen=True)
 class Command:
-    """The command line in a home of its own."""
+    """The command line with a home directory of its own."""
 
     home: Path
 
@@ -193,21 +194,19 @@ def command(tmp_path: Path) -> Command:
     return Command(home)
 
 
-def test_a_model_is_fetched_checked_and_then_used_offline(
-    hub: Hub, command: Command, model_folder: Path
-) -> None:
+def test_a_model_is_fetched_verified_and_used_offline(hub: Hub, command: Command, model_folder: Path) -> None:
     done = command("models", "fetch", "zeroscope", "--endpoint", hub.url)
     assert done.returncode == 0, done.stderr
     folder = command.models / "zeroscope"
     assert done.stdout.strip() == str(folder)
-    check_weights(folder, half=False)
+    check_weights(folder, prefer_fp16=False)
     fetched = {name for name, _ in hub.asked}
     assert UNET in fetched
     assert fetched.isdisjoint({"README.md", ".gitattributes", "unet/diffusion_pytorch_model.bin"})
     record = json.loads((folder / "fetched.json").read_text())
     assert (record["repo"], record["revision"]) == ("cerspense/zeroscope_v2_576w", REVISION)
     assert record["files"][UNET] == hashlib.sha256((model_folder / UNET).read_bytes()).hexdigest()
-    # again, without a server: nothing is asked for
+    # again, without a server: nothing is requested
     asked = len(hub.asked)
     again = command("models", "fetch", "zeroscope", "--endpoint", "http://127.0.0.1:9")
     assert again.returncode == 0
@@ -224,22 +223,22 @@ def test_a_model_is_fetched_checked_and_then_used_offline(
     assert REVISION in shown.stdout
 
 
-def test_a_unet_alone_is_put_together_with_the_model_it_is_used_with(hub: Hub, command: Command) -> None:
+def test_a_unet_alone_is_completed_with_the_parts_it_needs(hub: Hub, command: Command) -> None:
     done = command("models", "fetch", "videocrafter2", "--endpoint", hub.url)
     assert done.returncode == 0, done.stderr
-    check_weights(command.models / "videocrafter2", half=False)
-    check_weights(command.models / "zeroscope", half=False)
+    check_weights(command.models / "videocrafter2", prefer_fp16=False)
+    check_weights(command.models / "zeroscope", prefer_fp16=False)
     card = json.loads((command.models / "videocrafter2" / "card.json").read_text())
     assert card["sampler"] == "videocrafter2"
     assert not (command.models / ".fetching").exists() or not list((command.models / ".fetching").iterdir())
 
 
 def test_a_lora_is_merged_into_the_model_that_it_needs(hub: Hub, command: Command) -> None:
-    """T2V-Turbo, with VideoCrafter2, with Zeroscope's other parts; what its layers are is tested in test_lora.py."""
+    """T2V-Turbo over VideoCrafter2 with Zeroscope's other parts; test_lora.py tests the order of its layers."""
     network = UNet(UNetConfig.from_dict({**dict(tiny_unet().config), "time_cond_proj_dim": 256}))
     shapes = {name: tuple(tensor.shape) for name, tensor in network.state_dict().items()}
     table = unet_table(network.config, list(shapes))
-    names = turbo_order({name: piece.source.removeprefix(PREFIX) for name, piece in table.items()}, shapes)
+    names = turbo_order({name: source.name.removeprefix(PREFIX) for name, source in table.items()}, shapes)
     factors = []
     for name in names:
         out, inputs, *kernel = shapes[name]
@@ -261,15 +260,16 @@ def test_a_lora_is_merged_into_the_model_that_it_needs(hub: Hub, command: Comman
     assert made.returncode == 0, made.stderr
 
 
-def test_broken_transfers_go_on_where_they_stopped(hub: Hub, command: Command, tmp_path: Path) -> None:
-    # larger than the ten megabytes that the hub's client keeps before it writes them down
+def test_broken_transfers_are_resumed(hub: Hub, command: Command, tmp_path: Path) -> None:
+    # larger than the ten megabytes that the hub's client buffers before it writes to disk
     wide = save_model(tmp_path / "wide", tiny_pipeline(block_out_channels=(96, 192)))
     size = (wide / UNET).stat().st_size
     assert size > 40e6
     hub.repositories["cerspense/zeroscope_v2_576w"] = contents(wide)
     hub.broken = 1
     done = command("models", "fetch", "zeroscope", "--endpoint", hub.url)
-    if done.returncode != 0:  # the client goes on by itself; if it gives up, the next try does
+    # the client resumes by itself; if it gives up, the next attempt does
+    if done.returncode != 0:
         done = command("models", "fetch", "zeroscope", "--endpoint", hub.url)
     assert done.returncode == 0, done.stderr
     [(name, asked)] = [(name, asked) for name, asked in hub.asked if asked is not None]
@@ -277,11 +277,11 @@ def test_broken_transfers_go_on_where_they_stopped(hub: Hub, command: Command, t
     assert name == UNET
     assert size / 4 < start <= size / 2
     ours = load_unet(command.models / "zeroscope" / "unet", device="cpu", dtype=torch.float32).state_dict()
-    theirs = load_file(wide / UNET)
-    assert all(torch.equal(ours[name], theirs[name]) for name in theirs)
+    reference = load_file(wide / UNET)
+    assert all(torch.equal(ours[name], reference[name]) for name in reference)
 
 
-def test_a_wrong_hash_is_refused_and_the_file_removed(hub: Hub, command: Command) -> None:
+def test_a_file_with_a_wrong_hash_is_refused_and_deleted(hub: Hub, command: Command) -> None:
     hub.wrong = {UNET}
     done = command("models", "fetch", "zeroscope", "--endpoint", hub.url)
     assert done.returncode == 1
@@ -293,7 +293,7 @@ def test_a_wrong_hash_is_refused_and_the_file_removed(hub: Hub, command: Command
     assert command("models", "fetch", "zeroscope", "--endpoint", hub.url).returncode == 0
 
 
-def test_no_server_and_unknown_names_are_one_line(hub: Hub, command: Command) -> None:
+def test_a_missing_server_and_unknown_names_are_one_line(hub: Hub, command: Command) -> None:
     done = command("models", "fetch", "modelscope", "--endpoint", hub.url)
     assert done.returncode == 1
     assert "ali-vilab/text-to-video-ms-1.7b: cannot be fetched" in done.stderr
@@ -303,11 +303,11 @@ def test_no_server_and_unknown_names_are_one_line(hub: Hub, command: Command) ->
     assert "did you mean zeroscope?" in done.stderr
     done = command("generate", "-p", "a ball", "--model", "zeroscope")
     assert done.returncode == 2
-    assert "is not here yet; run vinfinity models fetch zeroscope" in done.stderr
+    assert "has not been fetched yet; run vinfinity models fetch zeroscope" in done.stderr
     assert len(done.stderr.strip().splitlines()) == 1
 
 
-def test_show_names_what_is_wrong_with_a_folder(command: Command, own_model: Path) -> None:
+def test_show_lists_the_problems_of_a_folder(command: Command, own_model: Path) -> None:
     done = command("models", "show", str(own_model))
     assert done.returncode == 0
     assert "M parameters, F32" in done.stdout
@@ -359,12 +359,12 @@ def test_show_names_what_is_wrong_with_a_folder(command: Command, own_model: Pat
         ),
     ],
 )
-def test_only_the_files_that_are_needed_are_chosen(names: list[str], chosen: list[str]) -> None:
+def test_only_needed_files_are_chosen(names: list[str], chosen: list[str]) -> None:
     assert sorted(needed(names)) == sorted(chosen)
 
 
 def test_repositories_without_a_model_are_refused() -> None:
-    with pytest.raises(ValueError, match="holds no model"):
+    with pytest.raises(ValueError, match="has no model"):
         needed(["README.md", "config.json"])
     with pytest.raises(ValueError, match=r"has no unet_lora\.pt"):
         needed(["a.bin"], only="unet_lora.pt")

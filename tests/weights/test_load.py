@@ -1,4 +1,4 @@
-"""Weights from files: every layout that is met, and one line for whatever does not fit."""
+"""Weights from files: every layout that models have, and one-line errors for what does not fit."""
 
 import json
 import shutil
@@ -9,13 +9,14 @@ from typing import Any
 import pytest
 import torch
 from diffusers import UNet3DConditionModel
+from oracles.networks import load_vae
 from oracles.reference import fill, tiny_text_encoder, tiny_unet
 from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
 from vinfinity.errors import WeightsError
 from vinfinity.system.safetensors import read_header
-from vinfinity.weights.load import load_scheduler, load_text_encoder, load_unet, load_vae
+from vinfinity.weights.load import load_scheduler, load_text_encoder, load_unet
 
 SINGLE = "diffusion_pytorch_model.safetensors"
 LOADERS: dict[str, Callable[..., nn.Module]] = {
@@ -31,15 +32,15 @@ def load(folder: Path, dtype: torch.dtype = torch.float32) -> dict[str, Tensor]:
 
 
 def cast(state: dict[str, Tensor], dtype: torch.dtype) -> dict[str, Tensor]:
-    """A UNet's tensors in another type, but for the time embedding, which stays in fp32."""
+    """A UNet's tensors in another type, except for the time embedding, which stays in fp32."""
     return {
         name: x.float() if name.startswith("time_embedding.") else x.to(dtype) for name, x in state.items()
     }
 
 
-def assert_same(ours: dict[str, Tensor], theirs: dict[str, Tensor]) -> None:
-    assert ours.keys() == theirs.keys()
-    for name, tensor in theirs.items():
+def assert_same(ours: dict[str, Tensor], reference: dict[str, Tensor]) -> None:
+    assert ours.keys() == reference.keys()
+    for name, tensor in reference.items():
         assert torch.equal(ours[name], tensor), name
 
 
@@ -51,7 +52,7 @@ def rewrite(path: Path, change: Callable[[dict[str, Tensor]], None]) -> None:
 
 
 def refusal(folder: Path, part: str = "unet", dtype: torch.dtype = torch.float32) -> str:
-    """The one line with which a part of a model is refused."""
+    """The one-line error of a part of a model that is refused."""
     with pytest.raises(WeightsError) as raised:
         LOADERS[part](folder / part, device="cpu", dtype=dtype)
     assert raised.value.exit_code == 2
@@ -69,7 +70,7 @@ def shard(folder: Path, unet: UNet3DConditionModel, **options: Any) -> None:
 # ---- layouts ----
 
 
-def test_single_file_is_loaded_whole(own_model: Path) -> None:
+def test_a_single_file_is_loaded_completely(own_model: Path) -> None:
     assert_same(load(own_model / "unet"), load_file(own_model / "unet" / SINGLE))
 
 
@@ -81,24 +82,24 @@ def test_weights_are_ready_for_inference(own_model: Path) -> None:
 
 
 def test_sharded_files_are_joined_by_their_index(tmp_path: Path) -> None:
-    theirs = tiny_unet()
-    shard(tmp_path, theirs)
-    assert_same(load(tmp_path), theirs.state_dict())
+    reference = tiny_unet()
+    shard(tmp_path, reference)
+    assert_same(load(tmp_path), reference.state_dict())
 
 
 @pytest.mark.parametrize("sharded", [False, True])
-def test_half_precision_files_alone_serve_every_dtype(sharded: bool, tmp_path: Path) -> None:
-    theirs = tiny_unet().half()
+def test_half_precision_files_alone_can_be_loaded_in_any_dtype(sharded: bool, tmp_path: Path) -> None:
+    reference = tiny_unet().half()
     if sharded:
-        shard(tmp_path, theirs, variant="fp16")
+        shard(tmp_path, reference, variant="fp16")
     else:
-        theirs.save_pretrained(tmp_path, variant="fp16")
+        reference.save_pretrained(tmp_path, variant="fp16")
     for dtype in (torch.float16, torch.float32, torch.bfloat16):
-        assert_same(load(tmp_path, dtype), cast(theirs.state_dict(), dtype))
+        assert_same(load(tmp_path, dtype), cast(reference.state_dict(), dtype))
 
 
 @pytest.mark.parametrize("sharded", [False, True])
-def test_files_of_the_wanted_precision_are_preferred(sharded: bool, tmp_path: Path) -> None:
+def test_files_of_the_requested_precision_are_preferred(sharded: bool, tmp_path: Path) -> None:
     full, half = fill(tiny_unet(), seed=1), fill(tiny_unet(), seed=2).half()
     if sharded:
         shard(tmp_path, full)
@@ -118,17 +119,17 @@ def test_files_of_the_wanted_precision_are_preferred(sharded: bool, tmp_path: Pa
         "diffusion_pytorch_model.fp16.safetensors.index.json",
     ],
 )
-def test_both_spellings_of_a_variants_index_are_known(name: str, tmp_path: Path) -> None:
-    theirs = tiny_unet().half()
-    shard(tmp_path, theirs, variant="fp16")
+def test_both_spellings_of_a_variants_index_are_recognised(name: str, tmp_path: Path) -> None:
+    reference = tiny_unet().half()
+    shard(tmp_path, reference, variant="fp16")
     [index] = tmp_path.glob("*.index*.json")
     index.rename(tmp_path / name)
-    assert_same(load(tmp_path, torch.float16), theirs.state_dict())
+    assert_same(load(tmp_path, torch.float16), reference.state_dict())
 
 
 def test_old_names_of_the_autoencoders_attention_are_understood(own_model: Path) -> None:
     path = own_model / "vae" / SINGLE
-    wanted = load_file(path)
+    expected = load_file(path)
     old = {"to_q": "query", "to_k": "key", "to_v": "value", "to_out.0": "proj_attn"}
 
     def rename(tensors: dict[str, Tensor]) -> None:
@@ -139,14 +140,12 @@ def test_old_names_of_the_autoencoders_attention_are_understood(own_model: Path)
 
     rewrite(path, rename)
     assert sum("proj_attn" in name for name in load_file(path)) == 4
-    assert_same(load_vae(own_model / "vae", device="cpu", dtype=torch.float32).state_dict(), wanted)
+    assert_same(load_vae(own_model / "vae", device="cpu", dtype=torch.float32).state_dict(), expected)
 
 
 @pytest.mark.parametrize("prefix", [True, False])
 @pytest.mark.parametrize("positions", [True, False])
-def test_text_encoders_of_old_and_new_files_are_the_same(
-    prefix: bool, positions: bool, own_model: Path
-) -> None:
+def test_text_encoders_in_old_and_new_files_are_equal(prefix: bool, positions: bool, own_model: Path) -> None:
     path = own_model / "text_encoder" / "model.safetensors"
     bare = {name.removeprefix("text_model."): x for name, x in tiny_text_encoder().state_dict().items()}
     before = "text_model." if prefix else ""
@@ -164,7 +163,7 @@ def test_scheduler_settings_are_read(own_model: Path) -> None:
     assert not config.clip_sample
 
 
-def test_headers_tell_names_types_and_shapes(tmp_path: Path) -> None:
+def test_headers_list_names_types_and_shapes(tmp_path: Path) -> None:
     path = tmp_path / "some.safetensors"
     save_file({"a": torch.zeros(2, 3).half(), "b": torch.zeros(())}, path, metadata={"format": "pt"})
     entries = read_header(path)
@@ -180,7 +179,7 @@ def test_headers_tell_names_types_and_shapes(tmp_path: Path) -> None:
 @pytest.mark.parametrize("part", LOADERS)
 def test_missing_unexpected_and_misshapen_keys_are_all_listed(part: str, own_model: Path) -> None:
     path = own_model / part / WEIGHTS[part]
-    # the text encoder's names are listed as the network has them
+    # errors name the parameters of the network, not the tensors of the text encoder's file
     bare = part == "text_encoder" and not any(name.startswith("text_model.") for name in load_file(path))
     before = "text_model." if bare else ""
     names = sorted(name for name, x in load_file(path).items() if x.dim() > 1)
@@ -198,7 +197,7 @@ def test_missing_unexpected_and_misshapen_keys_are_all_listed(part: str, own_mod
     assert "more" not in line
 
 
-def test_long_lists_name_ten_and_a_count(own_model: Path) -> None:
+def test_long_lists_show_ten_and_a_count(own_model: Path) -> None:
     path = own_model / "unet" / SINGLE
     removed = sorted(load_file(path))[:23]
 
@@ -218,15 +217,15 @@ def test_weights_of_another_model_are_refused(own_model: Path) -> None:
     assert "does not fit its config.json" in refusal(own_model)
 
 
-@pytest.mark.parametrize("kept", [0, 5, 8, 100, -1])
+@pytest.mark.parametrize("length", [0, 5, 8, 100, -1])
 @pytest.mark.parametrize("part", LOADERS)
-def test_truncated_files_are_refused(part: str, kept: int, own_model: Path) -> None:
+def test_truncated_files_are_refused(part: str, length: int, own_model: Path) -> None:
     path = own_model / part / WEIGHTS[part]
-    path.write_bytes(path.read_bytes()[:kept])
+    path.write_bytes(path.read_bytes()[:length])
     assert "truncated" in refusal(own_model, part)
 
 
-def test_truncated_file_says_how_much_of_it_is_there(own_model: Path) -> None:
+def test_the_size_of_a_truncated_file_is_reported(own_model: Path) -> None:
     path = own_model / "unet" / SINGLE
     size = path.stat().st_size
     path.write_bytes(path.read_bytes()[:-1000])
@@ -253,9 +252,9 @@ def test_damaged_headers_are_refused(header: bytes, own_model: Path) -> None:
     assert "damaged header" in refusal(own_model)
 
 
-def test_file_of_another_format_is_refused(own_model: Path) -> None:
+def test_files_of_another_format_are_refused(own_model: Path) -> None:
     (own_model / "unet" / SINGLE).write_bytes(b"\x80\x02}q\x00." * 100)
-    assert "is no safetensors file" in refusal(own_model)
+    assert "not a safetensors file" in refusal(own_model)
 
 
 def test_pickled_weights_alone_are_refused(own_model: Path) -> None:
@@ -269,7 +268,7 @@ def test_pickled_weights_alone_are_refused(own_model: Path) -> None:
 @pytest.mark.parametrize("part", LOADERS)
 def test_missing_weights_are_named(part: str, own_model: Path) -> None:
     (own_model / part / WEIGHTS[part]).unlink()
-    assert f"holds no weights; put {WEIGHTS[part]} there" in refusal(own_model, part)
+    assert f"has no weights; put {WEIGHTS[part]} there" in refusal(own_model, part)
 
 
 @pytest.mark.parametrize("part", LOADERS)
@@ -295,7 +294,7 @@ def test_damaged_configuration_is_named(text: str, own_model: Path) -> None:
     ],
     ids=str,
 )
-def test_unsupported_configuration_is_refused_by_its_key(
+def test_unsupported_configurations_are_refused_naming_the_key(
     part: str, changes: dict[str, Any], own_model: Path
 ) -> None:
     path = own_model / part / "config.json"
@@ -303,7 +302,7 @@ def test_unsupported_configuration_is_refused_by_its_key(
     assert "use a model of a supported kind" in refusal(own_model, part)
 
 
-def test_unsupported_scheduler_is_refused_by_its_key(own_model: Path) -> None:
+def test_unsupported_schedulers_are_refused_naming_the_key(own_model: Path) -> None:
     path = own_model / "scheduler" / "scheduler_config.json"
     path.write_text('{"use_karras_sigmas": true}', encoding="utf-8")
     with pytest.raises(WeightsError, match="use_karras_sigmas: True is not supported"):
@@ -316,7 +315,7 @@ def test_missing_and_incomplete_shards_are_named(tmp_path: Path) -> None:
     second = sorted(folder.glob("*.safetensors"))[1]
     [name, *_] = read_header(second)
     rewrite(second, lambda tensors: tensors.update(other=tensors.pop(name)))
-    assert f"promises {name}, which is not there" in refusal(tmp_path / "model")
+    assert f"lists {name}, which its shard lacks" in refusal(tmp_path / "model")
     second.unlink()
     assert second.name in refusal(tmp_path / "model")
 

@@ -1,4 +1,4 @@
-"""Loading at full size: VideoCrafter2's UNet with random weights, in the memory of its weights and little more."""
+"""Loading at full size: VideoCrafter2's UNet with random weights takes little more memory than its weights."""
 
 import json
 import math
@@ -10,11 +10,13 @@ from pathlib import Path
 import pytest
 import torch
 
-from vinfinity.models.unet3d.unet import UNet, UNetConfig
+from vinfinity.models.unet3d.configs import UNetConfig
+from vinfinity.models.unet3d.unet import UNet
 from vinfinity.weights.write import write_safetensors
 
-SHARD = 2**28  # elements
-# What the process holds, and the most it has held: ru_maxrss would begin with what its parent held.
+# Elements per shard.
+SHARD = 2**28
+# Prints the resident memory and its peak; ru_maxrss would include the memory of the parent process.
 LOAD = """
 import json, re, sys, time
 from pathlib import Path
@@ -31,7 +33,7 @@ print(json.dumps({"size": size, "taken": memory("VmHWM") - before, "seconds": ti
 
 
 def write_shards(folder: Path, dtype: torch.dtype) -> int:
-    """Random weights of VideoCrafter2's UNet, shard by shard. Returns how many parameters there are."""
+    """Writes random weights of VideoCrafter2's UNet, shard by shard. Returns the number of parameters."""
     config = UNetConfig(fps_cond=True)
     with torch.device("meta"):
         shapes = {name: tuple(tensor.shape) for name, tensor in UNet(config).state_dict().items()}
@@ -60,7 +62,7 @@ def write_shards(folder: Path, dtype: torch.dtype) -> int:
 @pytest.mark.slow
 @pytest.mark.skipif(not Path("/proc/self/status").exists(), reason="reads what Linux knows of a process")
 @pytest.mark.parametrize("dtype", [torch.float16, torch.float32], ids=str)
-def test_full_size_loads_in_the_memory_of_its_weights(
+def test_loading_at_full_size_takes_little_more_memory_than_the_weights(
     dtype: torch.dtype, tmp_path: Path, record_worst: Callable[[str, float], None]
 ) -> None:
     try:

@@ -1,4 +1,4 @@
-"""LoRAs merged while loading, against PEFT on diffusers' UNet; T2V-Turbo's unnamed list against its authors' code."""
+"""LoRAs merged while loading, against PEFT on diffusers' UNet; T2V-Turbo's factors against its authors' code."""
 
 import copy
 import json
@@ -57,9 +57,9 @@ def loaded(folder: Path, *texts: str, dtype: torch.dtype = torch.float32) -> dic
     return load_unet(folder / "unet", device="cpu", dtype=dtype, loras=loras).state_dict()
 
 
-def worst(ours: dict[str, Tensor], theirs: dict[str, Tensor]) -> float:
-    assert ours.keys() == theirs.keys()
-    return max((ours[name] - theirs[name]).abs().max().item() for name in theirs)
+def worst(ours: dict[str, Tensor], reference: dict[str, Tensor]) -> float:
+    assert ours.keys() == reference.keys()
+    return max((ours[name] - reference[name]).abs().max().item() for name in reference)
 
 
 def factors(model: Any) -> dict[str, Tensor]:
@@ -86,19 +86,19 @@ def base(model_folder: Path) -> UNet3DConditionModel:
 
 
 @pytest.mark.parametrize("targets", TARGETS)
-def test_adapters_of_peft_merge_as_peft_merges_them(
+def test_merged_adapters_match_peft(
     targets: str, base: UNet3DConditionModel, model_folder: Path, tmp_path: Path, record_worst: Note
 ) -> None:
     model = trained(base, TARGETS[targets])
     model.save_pretrained(tmp_path)
-    theirs = merged(model)
-    assert worst(theirs, base.state_dict()) > 1e-3
-    error = worst(loaded(model_folder, str(tmp_path / "adapter_model.safetensors")), theirs)
+    reference = merged(model)
+    assert worst(reference, base.state_dict()) > 1e-3
+    error = worst(loaded(model_folder, str(tmp_path / "adapter_model.safetensors")), reference)
     assert error <= CLOSE
     record_worst(f"LoRA of PEFT, {targets}", error)
 
 
-def test_outputs_equal_those_of_peft(
+def test_outputs_match_peft(
     base: UNet3DConditionModel, model_folder: Path, tmp_path: Path, record_worst: Note
 ) -> None:
     model = trained(base, TARGETS["all kinds"])
@@ -107,8 +107,8 @@ def test_outputs_equal_those_of_peft(
     ours = load_unet(model_folder / "unet", device="cpu", dtype=torch.float32, loras=[lora])
     x, text, t = torch.randn(1, 4, 3, 4, 4), torch.randn(1, 5, 16), torch.tensor([300.0])
     with torch.no_grad():
-        wanted = model(x, t, text).sample
-    error = relative_error(ours(x, t, text, one_rank(3)), wanted)
+        expected = model(x, t, text).sample
+    error = relative_error(ours(x, t, text, one_rank(3)), expected)
     assert error <= CLOSE
     record_worst("UNet with LoRA of PEFT", error)
 
@@ -133,7 +133,7 @@ def test_scales_follow_pefts_settings(
 
 @pytest.mark.parametrize("rename", [as_diffusers, as_old_diffusers])
 @pytest.mark.parametrize("alpha", ["tensors", "metadata", "none"])
-def test_naming_of_diffusers_old_and_new_is_understood(
+def test_old_and_new_names_of_diffusers_are_understood(
     rename: Callable[[dict[str, Tensor]], dict[str, Tensor]],
     alpha: str,
     base: UNet3DConditionModel,
@@ -151,18 +151,20 @@ def test_naming_of_diffusers_old_and_new_is_understood(
     assert worst(loaded(model_folder, str(tmp_path / "a.safetensors")), merged(model)) <= CLOSE
 
 
-def test_several_with_weights_add_up(base: UNet3DConditionModel, model_folder: Path, tmp_path: Path) -> None:
+def test_several_weighted_loras_add_up(
+    base: UNet3DConditionModel, model_folder: Path, tmp_path: Path
+) -> None:
     models = {"a": trained(base, ["to_q"], lora_alpha=3), "b": trained(base, ["to_q", "to_k"], lora_alpha=3)}
     for name, model in models.items():
         save_file(factors(model), tmp_path / f"{name}.safetensors")
     ours = loaded(model_folder, f"{tmp_path}/a.safetensors:0.5", f"{tmp_path}/b.safetensors:-2")
     a, b = (merged(model) for model in models.values())
     for name, tensor in base.state_dict().items():
-        wanted = tensor + 0.5 * (a[name] - tensor) - 2 * (b[name] - tensor)
-        torch.testing.assert_close(ours[name], wanted, rtol=0, atol=CLOSE)
+        expected = tensor + 0.5 * (a[name] - tensor) - 2 * (b[name] - tensor)
+        torch.testing.assert_close(ours[name], expected, rtol=0, atol=CLOSE)
 
 
-def test_half_precision_is_rounded_once_at_the_end(
+def test_half_precision_is_rounded_once_after_merging(
     base: UNet3DConditionModel, model_folder: Path, tmp_path: Path
 ) -> None:
     model = trained(base, ["to_q"], lora_alpha=3)
@@ -172,10 +174,10 @@ def test_half_precision_is_rounded_once_at_the_end(
     assert torch.equal(ours[name], merged(model)[name].bfloat16())
 
 
-# ---- the command line's way ----
+# ---- runs ----
 
 
-def test_runs_take_loras_and_their_weights(
+def test_runs_use_loras_and_their_weights(
     base: UNet3DConditionModel, model_folder: Path, tmp_path: Path
 ) -> None:
     save_file(factors(trained(base, ["to_q", "to_v"])), tmp_path / "a.safetensors")
@@ -209,15 +211,15 @@ def test_digest_of_the_weights_tells_loras_apart(
     assert first != digest(str(path))
 
 
-def test_weights_follow_the_last_colon() -> None:
+def test_the_weight_follows_the_last_colon() -> None:
     assert split_weight("a.safetensors") == (Path("a.safetensors"), 1.0)
     assert split_weight("a:b.safetensors:-0.25") == (Path("a:b.safetensors"), -0.25)
     assert split_weight("a:b.safetensors") == (Path("a:b.safetensors"), 1.0)
-    with pytest.raises(InputError, match=r"lora: a\.safetensors:nan has no usable weight"):
+    with pytest.raises(InputError, match=r"lora: a\.safetensors:nan has a weight that is NaN or infinite"):
         split_weight("a.safetensors:nan")
 
 
-# ---- what is refused ----
+# ---- refused files ----
 
 
 def refusal(text: str, folder: Path | None = None) -> str:
@@ -236,7 +238,7 @@ def refusal(text: str, folder: Path | None = None) -> str:
     return line
 
 
-def test_a_lora_for_another_model_is_refused_by_its_layers(model_folder: Path, tmp_path: Path) -> None:
+def test_a_lora_for_another_model_is_refused_naming_its_layers(model_folder: Path, tmp_path: Path) -> None:
     path = tmp_path / "a.safetensors"
     wide = trained(tiny_unet(block_out_channels=(32, 32)), ["to_q"])
     save_file(factors(wide), path)
@@ -249,15 +251,13 @@ def test_a_lora_for_another_model_is_refused_by_its_layers(model_folder: Path, t
     assert line.count("in this model") <= 10
 
 
-def test_a_run_refuses_it_before_weights_load(model_folder: Path, tmp_path: Path) -> None:
+def test_a_run_refuses_such_a_lora_before_loading_weights(model_folder: Path, tmp_path: Path) -> None:
     save_file(factors(trained(tiny_unet(block_out_channels=(32, 32)), ["to_q"])), tmp_path / "a.safetensors")
     with pytest.raises(InputError, match="is for another model"):
         prepare(configure(model_folder, lora=[str(tmp_path / "a.safetensors")], device="cpu").config)
 
 
-def test_factors_without_their_partner_and_strangers_are_refused(
-    base: UNet3DConditionModel, tmp_path: Path
-) -> None:
+def test_incomplete_and_foreign_factors_are_refused(base: UNet3DConditionModel, tmp_path: Path) -> None:
     path, state = tmp_path / "a.safetensors", factors(trained(base, ["to_q"]))
     removed = next(key for key in state if "lora_B" in key)
     save_file({key: x for key, x in state.items() if key != removed}, path)
@@ -265,13 +265,13 @@ def test_factors_without_their_partner_and_strangers_are_refused(
     save_file({**state, "text_encoder.layers.0.q_proj.lora_magnitude": torch.ones(1)}, path)
     assert "unexpected text_encoder.layers.0.q_proj.lora_magnitude" in refusal(str(path))
     save_file({"conv_in.weight": torch.ones(1)}, path)
-    assert "is no LoRA" in refusal(str(path))
+    assert "is not a LoRA" in refusal(str(path))
     save_file({}, path)
-    assert "holds no factors" in refusal(str(path))
+    assert "has no factors" in refusal(str(path))
 
 
 def test_missing_truncated_and_foreign_files_are_refused(base: UNet3DConditionModel, tmp_path: Path) -> None:
-    assert "is no file" in refusal(str(tmp_path / "none.safetensors"))
+    assert "does not exist" in refusal(str(tmp_path / "none.safetensors"))
     (tmp_path / "a.pt").touch()
     assert "does not end in .safetensors" in refusal(str(tmp_path / "a.pt"))
     path = tmp_path / "a.safetensors"
@@ -308,34 +308,34 @@ def inject(unet: lvdm.UNetModel) -> list[Tensor]:
 def base_model(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, lvdm.UNetModel]:
     """A VideoCrafter2-like model in LVDM's layout, and its folder."""
     folder = tmp_path_factory.mktemp("turbo")
-    theirs = fill(lvdm.UNetModel(context=16, mult=(1, 2, 2), attention=(1, 2)), seed=9)
+    reference = fill(lvdm.UNetModel(context=16, mult=(1, 2, 2), attention=(1, 2)), seed=9)
     whole = save_model(folder / "whole", tiny_pipeline())
-    # only the UNet's layout matters here: the other parts are those of the tiny pipeline
-    from vinfinity.weights.lvdm import UNET, unet_config, unet_table
+    # only the UNet's layout matters here; the other parts come from the tiny pipeline
+    from vinfinity.models.unet3d.lvdm import UNET, unet_config, unet_table
 
-    state = {f"{UNET}{name}": x for name, x in theirs.state_dict().items()}
+    state = {f"{UNET}{name}": x for name, x in reference.state_dict().items()}
     config = unet_config({name: tuple(x.shape) for name, x in state.items()})
     from vinfinity.models.unet3d.unet import UNet
 
     ours = UNet(config)
     table = unet_table(config, list(ours.state_dict()))
     tensors = {
-        name: state[table[name].source].reshape(x.shape).clone() for name, x in ours.state_dict().items()
+        name: state[table[name].name].reshape(x.shape).clone() for name, x in ours.state_dict().items()
     }
     save_file(tensors, whole / "unet" / "diffusion_pytorch_model.safetensors")
     import dataclasses
 
     values = {"_class_name": "UNet3DConditionModel", **dataclasses.asdict(config)}
     (whole / "unet" / "config.json").write_text(json.dumps(values))
-    return whole, theirs
+    return whole, reference
 
 
 def test_t2v_turbos_lora_becomes_a_model(
     base_model: tuple[Path, lvdm.UNetModel], tmp_path: Path, record_worst: Note
 ) -> None:
-    folder, theirs = base_model
+    folder, reference = base_model
     distilled = lvdm.UNetModel(context=16, mult=(1, 2, 2), attention=(1, 2), condition=256)
-    distilled.load_state_dict(theirs.state_dict(), strict=False)
+    distilled.load_state_dict(reference.state_dict(), strict=False)
     nn.init.zeros_(distilled.time_cond_proj.weight)
     distilled.eval().requires_grad_(False)
     torch.save([nn.Parameter(x) for x in inject(distilled)], tmp_path / "unet_lora.pt")
@@ -343,17 +343,17 @@ def test_t2v_turbos_lora_becomes_a_model(
     ours = load_unet(out / "unet", device="cpu", dtype=torch.float32)
     x, text = torch.randn(1, 4, 3, 8, 8), torch.randn(1, 5, 16)
     t, fps, condition = torch.tensor([749.0]), torch.tensor([16.0]), torch.randn(1, 256)
-    wanted = distilled(x, t, text, fps, condition)
-    error = relative_error(ours(x, t, text, one_rank(3), fps=fps, condition=condition), wanted)
+    expected = distilled(x, t, text, fps, condition)
+    error = relative_error(ours(x, t, text, one_rank(3), fps=fps, condition=condition), expected)
     assert error <= CLOSE
     record_worst("T2V-Turbo", error)
-    assert relative_error(wanted, theirs(x, t, text, fps)) > 1e-2
+    assert relative_error(expected, reference(x, t, text, fps)) > 1e-2
     card = read_card(str(out))
     assert card.guidance_width == 256
     assert (card.defaults["sampler"], card.defaults["steps"]) == ("lcm", 4)
 
 
-def test_t2v_turbos_lora_needs_its_base_and_fits_no_other(
+def test_t2v_turbos_lora_needs_its_own_base_model(
     base_model: tuple[Path, lvdm.UNetModel], model_folder: Path, tmp_path: Path
 ) -> None:
     folder, _ = base_model
@@ -368,7 +368,7 @@ def test_t2v_turbos_lora_needs_its_base_and_fits_no_other(
         return str(raised.value)
 
     torch.save(weights, path)
-    assert "is a LoRA and no model; add --complete-from" in line(None)
+    assert "is a LoRA, not a model; add --complete-from" in line(None)
     assert "tensors, not" in line(model_folder)
     torch.save(weights[:-2], path)
     assert f"{len(weights) - 2} tensors, not {len(weights)}" in line(folder)

@@ -1,1 +1,1 @@
-"""What a run takes, and what it made: benchmarks."""
+"""Measurements of runs and their parts: time, memory and messages."""

@@ -1,7 +1,6 @@
-"""From random latents to a video: what decoding takes, what encoding takes, both at once, and the memory on the way."""
+"""Decoding and encoding, alone and together, from random latents to an MP4: time, and memory on the way."""
 
 import itertools
-import json
 import os
 import resource
 import statistics
@@ -9,7 +8,7 @@ import tempfile
 import time
 from collections import deque
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
@@ -17,26 +16,28 @@ import torch
 from safetensors.torch import save_file
 from torch import Tensor
 
+from vinfinity.bench.latents import FileLatents
 from vinfinity.config import DecodeConfig, VideoConfig, parse_size
 from vinfinity.media.blocks import Blocks, check_tile, plan_blocks
 from vinfinity.media.decode import decode_frames
-from vinfinity.media.latents import FileLatents
 from vinfinity.media.mp4 import Mp4Writer
 from vinfinity.media.video import write_video
-from vinfinity.models.unet3d.taesd import LatentDecoder
+from vinfinity.models.decoder import Decoder
 from vinfinity.parallel.ranks import Ranks, pick_device
 from vinfinity.system.progress import Progress
 from vinfinity.weights.card import read_card
 from vinfinity.weights.load import check_decoder, load_decoder
 
 FPS = 24
-KEPT = 64 * 2**20  # bytes of pictures that are encoded over and over when encoding is timed alone
-WARM = 0.25  # the part of the video by which encoder and allocator hold what they will hold
+# bytes of pictures that are encoded repeatedly when encoding is timed alone
+PICTURE_BYTES = 64 * 2**20
+# the share of the video after which the memory of encoder and allocator no longer grows
+WARM_UP = 0.25
 
 
 @dataclass(frozen=True)
 class Cost:
-    """seconds: by the clock. processor: seconds of processor time, over all threads."""
+    """seconds: wall time. processor: processor time of all threads, in seconds."""
 
     seconds: float
     processor: float
@@ -44,7 +45,7 @@ class Cost:
 
 @dataclass(frozen=True)
 class Round:
-    """The same video decoded alone, encoded alone, and both at once, as a run does it."""
+    """The same video decoded only, encoded only, and both at the same time, as in a run."""
 
     decoding: Cost
     encoding: Cost
@@ -56,8 +57,8 @@ class Round:
 
 
 @dataclass(frozen=True)
-class Figures:
-    """resident: (frame, bytes of memory that the process held when that frame's block was read), both at once."""
+class DecodingFigures:
+    """resident: (first frame, resident memory in bytes when its block was read), while decoding and encoding."""
 
     decoder: str
     device: str
@@ -69,49 +70,49 @@ class Figures:
     resident: tuple[tuple[int, int], ...]
 
     def ratio(self, to: Callable[[Round], float]) -> float:
-        """Seconds of both at once over those that `to` gives: the median over the rounds."""
-        return statistics.median(one.together.seconds / to(one) for one in self.rounds)
+        """Time of both together over that which `to` returns: the median over the rounds."""
+        return statistics.median(round_.together.seconds / to(round_) for round_ in self.rounds)
 
     @property
     def of_decoding(self) -> float:
-        return self.ratio(lambda one: one.decoding.seconds)
+        return self.ratio(lambda round_: round_.decoding.seconds)
 
     @property
     def of_larger(self) -> float:
-        return self.ratio(lambda one: one.larger)
+        return self.ratio(lambda round_: round_.larger)
 
     @property
     def of_sum(self) -> float:
-        return self.ratio(lambda one: one.decoding.seconds + one.encoding.seconds)
+        return self.ratio(lambda round_: round_.decoding.seconds + round_.encoding.seconds)
 
     @property
     def growth(self) -> float:
-        """Bytes of resident memory a frame, by least squares over the last three quarters of the video."""
-        return slope([(frame, size) for frame, size in self.resident if frame >= WARM * self.frames])
+        """Growth of resident memory in bytes per frame, by least squares over the last three quarters of the video."""
+        return slope([(frame, size) for frame, size in self.resident if frame >= WARM_UP * self.frames])
 
 
 def slope(points: Sequence[tuple[float, float]]) -> float:
-    """Of the straight line through points (x, y), by least squares; 0 through fewer than two."""
+    """The slope of the line through points (x, y), by least squares; 0 for fewer than two points."""
     if len(points) < 2:
         return 0.0
     x, y = np.array(points, dtype=float).T
     return float(((x - x.mean()) * (y - y.mean())).sum() / np.square(x - x.mean()).sum())
 
 
-class Watched:
-    """Latents from a file; notes what memory the process holds whenever a block of them is read."""
+class MonitoredLatents:
+    """Latents from a file. Records the memory of the process whenever a block of them is read."""
 
     def __init__(self, path: Path) -> None:
         self.resident: list[tuple[int, int]] = []
         self._source = FileLatents(path)
 
     def read(self, frames: range) -> Tensor:
-        self.resident.append((frames.start, resident()))
+        self.resident.append((frames.start, resident_bytes()))
         return self._source.read(frames)
 
 
-def resident() -> int:
-    """Bytes of memory that this process holds (Linux)."""
+def resident_bytes() -> int:
+    """Resident memory of this process (Linux)."""
     return int(Path("/proc/self/statm").read_text().split()[1]) * resource.getpagesize()
 
 
@@ -124,19 +125,20 @@ def measure_decoding(
     rounds: int,
     device: str,
     decode: DecodeConfig,
-) -> Figures:
-    """Takes `frames` random latents to an MP4 that is thrown away, by the settings of a run.
+) -> DecodingFigures:
+    """Decodes `frames` random latents into an MP4 that is deleted, with the settings of a run.
 
-    decoder: another one than the model's own. size: (width, height), the model's where None. Raises InputError.
+    decoder: folder of an autoencoder, None for the model's own. size: (width, height) in pixels, None for the model's.
+    Raises InputError.
     """
     card = read_card(model)
-    check_tile(decode, factor=card.pixels)
+    check_tile(decode, downscale=card.geometry.downscale)
     folder = card.folder / "vae"
     if decoder is not None:
         folder = decoder
-        check_decoder(folder, channels=card.latent_channels, pixels=card.pixels)
+        check_decoder(folder, card.geometry)
     width, height = size or parse_size(str(card.defaults["size"]))
-    latent = (card.latent_channels, -(-height // card.pixels), -(-width // card.pixels))
+    latent = card.geometry.latent_size((width, height))
     ranks = Ranks(device=pick_device(device))
     network = load_decoder(folder, device=ranks.device, dtype=torch.float32)
     with tempfile.TemporaryDirectory(prefix="vinfinity-") as scratch:
@@ -145,25 +147,25 @@ def measure_decoding(
         save_file({"latents": torch.randn(1, latent[0], frames, *latent[1:], generator=generator)}, path)
         bench = _Bench(network, path, frames, latent, (width, height), decode, ranks)
         bench.warm_up()
-        made = [bench.round() for _ in range(rounds)]
-    return Figures(
+        measured = [bench.measure() for _ in range(rounds)]
+    return DecodingFigures(
         decoder=str(folder),
         device=str(ranks.device),
         cores=len(os.sched_getaffinity(0)),
         frames=frames,
         size=(width, height),
         blocks=bench.blocks,
-        rounds=tuple(one for one, _ in made),
-        resident=tuple(made[-1][1]),
+        rounds=tuple(round_ for round_, _ in measured),
+        resident=tuple(measured[-1][1]),
     )
 
 
 class _Bench:
-    """One video, made in parts and as a whole."""
+    """One video, decoded, encoded, and both."""
 
     def __init__(
         self,
-        network: LatentDecoder,
+        network: Decoder,
         path: Path,
         frames: int,
         latent: tuple[int, int, int],
@@ -178,19 +180,20 @@ class _Bench:
         self._pictures: list[np.ndarray] = []
 
     def warm_up(self) -> None:
-        """Decodes a few blocks, and keeps pictures of them to encode."""
-        count = max(1, KEPT // (3 * self.size[0] * self.size[1]))
+        """Decodes a few blocks, and stores pictures of them for encoding."""
+        count = max(1, PICTURE_BYTES // (3 * self.size[0] * self.size[1]))
         few = min(self.frames, max(2 * self.blocks.frames, min(count, 64)))
         self._pictures = [picture.copy() for picture in self._decoded(few)][:count]
 
-    def round(self) -> tuple[Round, list[tuple[int, int]]]:
-        source = Watched(self.path)
-        made = Round(
+    def measure(self) -> tuple[Round, list[tuple[int, int]]]:
+        """One round, and the memory by frame while decoding and encoding."""
+        source = MonitoredLatents(self.path)
+        round_ = Round(
             decoding=_cost(lambda: deque(self._decoded(self.frames), maxlen=0)),
             encoding=_cost(self._encode),
             together=_cost(lambda: self._write(source)),
         )
-        return made, source.resident
+        return round_, source.resident
 
     def _decoded(self, frames: int) -> Iterator[np.ndarray]:
         return decode_frames(
@@ -209,7 +212,7 @@ class _Bench:
             for picture in itertools.islice(itertools.cycle(self._pictures), self.frames):
                 mp4.write(picture)
 
-    def _write(self, source: Watched) -> None:
+    def _write(self, source: MonitoredLatents) -> None:
         write_video(
             self.network,
             source,
@@ -231,47 +234,3 @@ def _cost(work: Callable[[], object]) -> Cost:
     seconds, processor = time.perf_counter(), time.process_time()
     work()
     return Cost(seconds=time.perf_counter() - seconds, processor=time.process_time() - processor)
-
-
-def decode_table(figures: Figures) -> list[tuple[str, str]]:
-    """Rows for people."""
-    width, height = figures.size
-    blocks = figures.blocks
-    tile = "" if blocks.tile is None else f", tiles of {blocks.tile}x{blocks.tile} latent positions"
-    rows = [
-        ("video", f"{figures.frames} frames of {width}x{height}"),
-        ("decoder", f"{figures.decoder}, on {figures.device}"),
-        ("blocks", f"{blocks.frames} frames at once{tile}, {blocks.bytes / 2**20:,.0f} MiB"),
-    ]
-    for name in ("decoding", "encoding", "together"):
-        costs = [getattr(one, name) for one in figures.rounds]
-        seconds, processor = (
-            statistics.median(getattr(cost, what) for cost in costs) for what in ("seconds", "processor")
-        )
-        rows.append(
-            (
-                name,
-                f"{seconds:.1f} s, {1000 * seconds / figures.frames:.1f} ms a frame ({processor:.1f} s of processor)",
-            )
-        )
-    held = [size for _, size in figures.resident]
-    return [
-        *rows,
-        ("together / decoding", f"{figures.of_decoding:.3f}"),
-        ("together / larger", f"{figures.of_larger:.3f}, {figures.cores} processor cores"),
-        ("together / sum", f"{figures.of_sum:.3f}"),
-        (
-            "resident memory",
-            f"{held[0] / 2**20:,.0f} MiB at the first block, {held[-1] / 2**20:,.0f} at the last",
-        ),
-        ("its growth", f"{figures.growth:+,.0f} bytes a frame over the last three quarters"),
-    ]
-
-
-def write_json(path: Path, figures: Figures) -> None:
-    """The figures as JSON."""
-    ratios = {name: getattr(figures, name) for name in ("of_decoding", "of_larger", "of_sum")}
-    path.parent.mkdir(parents=True, exist_ok=True)
-    path.write_text(
-        json.dumps(asdict(figures) | ratios | {"growth": figures.growth}, indent=2) + "\n", encoding="utf-8"
-    )

@@ -1,29 +1,37 @@
-"""What a denoising step holds at most: traced on tensors without data, and compared with what a process holds."""
+"""Peak memory of a denoising step: traced on meta tensors, and compared with that of real processes."""
 
-import json
 import os
 import subprocess
 import sys
-from collections.abc import Mapping, Sequence
-from dataclasses import asdict, dataclass
+from collections.abc import Mapping
+from dataclasses import dataclass
 from pathlib import Path
 
 import torch
 
-from vinfinity.denoise.execution import Execution
+from vinfinity.denoise.execution import MIB, Execution
 from vinfinity.denoise.samplers import DPMSolverPP
 from vinfinity.denoise.schedule import SchedulerConfig
 from vinfinity.models.unet3d.unet import UNet, UNetConfig
 from vinfinity.parallel.scopes import Scopes
 from vinfinity.parallel.shards import FrameShards
-from vinfinity.planning.trace import Clip, StepMemory, trace_step, unet_call
+from vinfinity.planning.trace import TIMESTEP, CallShape, StepMemory, trace_step, unet_call
 
-MIB = 2**20
+SMALL_CHUNKS = Execution(branches=1, skips="device", chunk_bytes=8 * MIB)
+SMALL_UNET = UNetConfig(
+    block_out_channels=(64, 128),
+    down_block_types=("CrossAttnDownBlock3D", "DownBlock3D"),
+    up_block_types=("UpBlock3D", "CrossAttnUpBlock3D"),
+    layers_per_block=1,
+    attention_head_dim=16,
+    norm_num_groups=16,
+    cross_attention_dim=64,
+)
 
 
 @dataclass(frozen=True)
 class Footprint:
-    """Bytes that one rank holds at most during a denoising step. frames: its own."""
+    """Peak memory of one rank during a denoising step, in bytes. frames: of each rank."""
 
     ranks: int
     frames: int
@@ -31,38 +39,18 @@ class Footprint:
     memory: StepMemory
 
 
-def trace_footprint(
-    config: UNetConfig,
-    *,
-    ranks: int,
-    frames: int,
-    latent: tuple[int, int],
-    scopes: Scopes | None,
-    execution: Execution,
-    branches: int = 2,
-    dtype: torch.dtype = torch.float16,
-) -> Footprint:
-    """One denoising step of an inner rank with SDE-DPM-Solver++. frames: per rank. latent: (h, w). branches: of
-    guidance, `execution.branches` of them at once.
-    """
-    clip = Clip(
-        unet=config,
-        shards=FrameShards(frames * ranks, ranks),
-        rank=ranks // 2,
-        latent=latent,
-        scopes=scopes,
-        dtype=dtype,
-    )
+def trace_footprint(shape: CallShape, execution: Execution, *, branches: int = 2) -> Footprint:
+    """One denoising step with SDE-DPM-Solver++. branches: of guidance, in passes of `execution.branches`."""
     sampler = DPMSolverPP(SchedulerConfig(), 30, stochastic=True)
-    memory = trace_step(clip, execution, sampler, branches=branches)
-    return Footprint(ranks=ranks, frames=frames, execution=execution, memory=memory)
+    memory = trace_step(shape, execution, sampler, branches=branches)
+    return Footprint(ranks=shape.shards.ranks, frames=shape.frames, execution=execution, memory=memory)
 
 
 @dataclass(frozen=True)
-class Check:
-    """A UNet call on the CPU: bytes that were traced, and those by which fresh processes really grew at most.
+class ProcessCheck:
+    """Bytes of a UNet call on the CPU: traced, and the growth of fresh processes at the peak.
 
-    resident: where malloc gives freed blocks back at once. kept: where it does as it likes, and keeps some.
+    resident: with a malloc that returns freed blocks to the system immediately. kept: with malloc's default settings.
     """
 
     frames: int
@@ -76,33 +64,22 @@ class Check:
         return self.traced / self.resident
 
 
-LEAN = Execution(branches=1, skips="device", chunk_bytes=8 * MIB)
-SMALL = UNetConfig(
-    block_out_channels=(64, 128),
-    down_block_types=("CrossAttnDownBlock3D", "DownBlock3D"),
-    up_block_types=("UpBlock3D", "CrossAttnUpBlock3D"),
-    layers_per_block=1,
-    attention_head_dim=16,
-    norm_num_groups=16,
-    cross_attention_dim=64,
-)
-
-
-def check_footprint(*, frames: int, latent: tuple[int, int]) -> Check:
-    """Traces a UNet call of a small network in fp32, and makes it in processes of their own. latent: (h, w)."""
-    memory = trace_step(_small_clip(frames, latent), LEAN, DPMSolverPP(SchedulerConfig(), 30), branches=1)
+def check_footprint(*, frames: int, latent: tuple[int, int]) -> ProcessCheck:
+    """Traces a UNet call of a small network in fp32, and runs it in processes of its own. latent: (h, w)."""
+    sampler = DPMSolverPP(SchedulerConfig(), 30)
+    memory = trace_step(_small_call(frames, latent), SMALL_CHUNKS, sampler, branches=1)
     resident, kept = (
-        _in_fresh_process(f"grown({frames}, {latent})", settings)
+        _in_fresh_process(f"process_growth({frames}, {latent})", settings)
         for settings in ({"MALLOC_MMAP_THRESHOLD_": "65536"}, {})
     )
-    return Check(
+    return ProcessCheck(
         frames=frames, latent=latent, traced=memory.working - memory.state, resident=resident, kept=kept
     )
 
 
-def _small_clip(frames: int, latent: tuple[int, int]) -> Clip:
-    return Clip(
-        unet=SMALL,
+def _small_call(frames: int, latent: tuple[int, int]) -> CallShape:
+    return CallShape(
+        unet=SMALL_UNET,
         shards=FrameShards(frames),
         rank=0,
         latent=latent,
@@ -111,84 +88,35 @@ def _small_clip(frames: int, latent: tuple[int, int]) -> Clip:
     )
 
 
-def _in_fresh_process(call: str, settings: Mapping[str, str]) -> int:
-    """What a function of this module returns in a Python of its own. settings: for its environment."""
-    program = f"import {__name__} as here; print(here.{call})"
-    environment = {**os.environ, **settings, "PYTHONPATH": os.pathsep.join(sys.path)}
-    done = subprocess.run(
-        [sys.executable, "-c", program], env=environment, stdout=subprocess.PIPE, check=True
-    )
+def _in_fresh_process(call: str, environment: Mapping[str, str]) -> int:
+    """The result of a function of this module in a Python process of its own. environment: additional variables."""
+    program = f"import {__name__} as module; print(module.{call})"
+    variables = {**os.environ, **environment, "PYTHONPATH": os.pathsep.join(sys.path)}
+    done = subprocess.run([sys.executable, "-c", program], env=variables, stdout=subprocess.PIPE, check=True)
     return int(done.stdout)
 
 
-def grown(frames: int, latent: tuple[int, int]) -> int:
-    """Bytes by which this process's resident memory rises at most during the UNet call of a check, made with data."""
+def process_growth(frames: int, latent: tuple[int, int]) -> int:
+    """Bytes by which this process's resident memory grows at its peak during the UNet call, on real tensors."""
     torch.set_num_threads(1)
-    unet = UNet(SMALL).eval().requires_grad_(False)
-    few, clip = _small_clip(2, latent), _small_clip(frames, latent)
+    unet = UNet(SMALL_UNET).eval().requires_grad_(False)
+    warm_up, shape = _small_call(2, latent), _small_call(frames, latent)
     with torch.inference_mode():
-        unet_call(few, LEAN, unet=unet).run(torch.zeros(1, 4, 2, *latent))  # what is made once, is made here
-        call = unet_call(clip, LEAN, unet=unet)
-        x = torch.zeros(1, 4, frames, *latent)
-        Path("/proc/self/clear_refs").write_text("5", encoding="ascii")  # the peak starts anew from here
+        # everything that is created once is created here
+        call = unet_call(warm_up, SMALL_CHUNKS, warm_up.traced_exchange(), unet=unet)
+        call(torch.zeros(warm_up.latents), TIMESTEP)
+        call = unet_call(shape, SMALL_CHUNKS, shape.traced_exchange(), unet=unet)
+        x = torch.zeros(shape.latents)
+        # resets the peak
+        Path("/proc/self/clear_refs").write_text("5", encoding="ascii")
         before = _status("VmRSS")
-        call.run(x)
+        call(x, TIMESTEP)
         return _status("VmHWM") - before
 
 
 def _status(entry: str) -> int:
+    """An entry of /proc/self/status, in bytes."""
     for line in Path("/proc/self/status").read_text(encoding="ascii").splitlines():
         if line.startswith(f"{entry}:"):
             return int(line.split()[1]) * 1024
     raise ValueError(f"/proc/self/status has no {entry}")
-
-
-def footprint_table(footprints: Sequence[Footprint]) -> list[tuple[str, ...]]:
-    """Rows for people; the slope is that from the row before, where the step is carried out alike."""
-    title = (
-        "ranks x frames",
-        "skips",
-        "weights",
-        "skip connections",
-        "temporaries",
-        "together",
-        "on the host",
-        "per further frame",
-    )
-    rows: list[tuple[str, ...]] = [title]
-    for i, one in enumerate(footprints):
-        memory, slope = one.memory, ""
-        if i and one.execution == footprints[i - 1].execution and one.frames != footprints[i - 1].frames:
-            before = footprints[i - 1]
-            more = (memory.working - before.memory.working) / (one.frames - before.frames)
-            slope = f"{more / 1e6:.2f} MB"
-        sizes = (memory.weights, memory.skips, memory.temporaries, memory.device, memory.host)
-        rows.append(
-            (
-                f"{one.ranks} x {one.frames}",
-                one.execution.skips,
-                *(f"{size / 1e9:.2f} GB" for size in sizes),
-                slope,
-            )
-        )
-    return rows
-
-
-def check_table(check: Check) -> list[tuple[str, str]]:
-    """Rows for people."""
-    h, w = check.latent
-    return [
-        ("a small UNet, fp32", f"{check.frames} frames of {h}x{w} latents on the CPU"),
-        ("traced", f"{check.traced / 1e6:.1f} MB"),
-        ("resident", f"{check.resident / 1e6:.1f} MB; {check.kept / 1e6:.1f} MB with what malloc keeps"),
-        ("ratio", f"{check.ratio:.3f}"),
-    ]
-
-
-def write_json(path: Path, footprints: Sequence[Footprint], check: Check | None) -> None:
-    """The figures as JSON."""
-    figures: dict[str, object] = {"traced": [asdict(one) for one in footprints]}
-    if check is not None:
-        figures["check"] = asdict(check) | {"ratio": check.ratio}
-    path.parent.mkdir(parents=True, exist_ok=True)
-    path.write_text(json.dumps(figures, indent=2) + "\n", encoding="utf-8")

@@ -75,24 +75,29 @@ def unet(
         import_engine()
         import torch
 
-        from vinfinity.bench import unet as measuring
+        from vinfinity.bench import report
+        from vinfinity.bench.subjects import find_subject
+        from vinfinity.bench.unet import time_unet
         from vinfinity.parallel.ranks import pick_device
 
         kind = pick_device(device).type
         torch.set_num_threads(threads)
-        shapes = [
-            measuring.shape_of(name, frames=count, size=pixels)
-            for name in model or ("mini", "medium")
-            for count in frames or ((16,) if name == "medium" else (16, 96))
-        ]
-        dtypes = dtype or ("fp32", "bf16")
-        measured = [
-            (shape, measuring.time_unet(shape, dtypes=dtypes, compiled=compile, rounds=rounds, device=kind))
-            for shape in shapes
-        ]
-        print_columns(measuring.times_table(measured))
+        measured = []
+        for name in model or ("mini", "medium"):
+            subject = find_subject(name, size=pixels)
+            for count in frames or ((16,) if name == "medium" else (16, 96)):
+                times = time_unet(
+                    subject,
+                    frames=count,
+                    dtypes=dtype or ("fp32", "bf16"),
+                    compiled=compile,
+                    rounds=rounds,
+                    device=kind,
+                )
+                measured.append((subject.title(count), times))
+        print_columns(report.unet_table(measured))
         if out is not None:
-            measuring.write_json(out, measured)
+            report.write_json(out, report.unet_json(measured))
 
 
 @bench.command()
@@ -111,12 +116,13 @@ def scaling(
             problem = "is more than the number of frames"
             raise InputError("--ranks", ranks, f"give at most {frames}", problem=problem)
         import_engine()
-        from vinfinity.bench import scaling as measuring
+        from vinfinity.bench import report
+        from vinfinity.bench.scaling import measure_scaling
 
-        times = measuring.measure_scaling(model, ranks=ranks, frames=frames, rounds=rounds, device=device)
-        print_columns(measuring.scaling_table(times, ranks=ranks, frames=frames))
+        times = measure_scaling(model, ranks=ranks, frames=frames, rounds=rounds, device=device)
+        print_columns(report.scaling_table(times, ranks=ranks, frames=frames))
         if out is not None:
-            measuring.write_json(out, times)
+            report.write_json(out, times)
 
 
 @bench.command()
@@ -141,13 +147,13 @@ def e2e(
 ) -> None:
     """Measure whole runs from prompt to MP4: time of each phase and memory, by length of the video."""
     with reported(debug=debug):
-        import_engine()
-        from vinfinity.bench import whole as measuring
+        from vinfinity.bench import report
+        from vinfinity.bench.whole import measure_runs
 
-        runs = measuring.measure_runs(sorted(frames or (96, 192, 384)), settings or (), model=model)
-        print_columns(measuring.runs_table(runs))
+        runs = measure_runs(sorted(frames or (96, 192, 384)), settings or (), model=model)
+        print_columns(report.runs_table(runs))
         if out is not None:
-            measuring.write_json(out, runs)
+            report.write_json(out, runs)
 
 
 @bench.command()
@@ -182,29 +188,27 @@ def exchange(
     the rank's own frames instead; the ratio of their times is the cost of synchronisation.
     """
     with reported(debug=debug):
-        width, height = parse_size(size)
+        pixels = parse_size(size)
         import_engine()
-        from vinfinity.bench import exchange as measuring
-        from vinfinity.models.unet3d.unet import UNetConfig
+        from vinfinity.bench import report
+        from vinfinity.bench.exchange import count_traffic, time_exchange
+        from vinfinity.bench.subjects import inner_rank_call
         from vinfinity.parallel.scopes import Scopes
 
         scopes = Scopes(local=local, anchors=anchors)
-        latent = (-(-height // 8), -(-width // 8))
         traffic = [
-            measuring.count_traffic(
-                UNetConfig(fps_cond=True), ranks=ranks, frames=count, latent=latent, scopes=scopes
-            )
+            count_traffic(inner_rank_call(ranks=ranks, frames=count, size=pixels, scopes=scopes))
             for count in frames or (24, 288)
         ]
-        print_columns(measuring.traffic_table(traffic))
+        print_columns(report.traffic_table(traffic))
         typer.echo("one UNet call of an inner rank, both guidance branches, fp16, no device synchronisation")
         timing = None
         if timed:
-            timing = measuring.time_exchange(model, ranks=timed, scopes=scopes, rounds=rounds, device=device)
+            timing = time_exchange(model, ranks=timed, scopes=scopes, rounds=rounds, device=device)
             typer.echo()
-            print_columns(measuring.timing_table(timing))
+            print_columns(report.exchange_time_table(timing))
         if out is not None:
-            measuring.write_json(out, traffic, timing)
+            report.write_json(out, report.exchange_json(traffic, timing))
 
 
 @bench.command()
@@ -240,32 +244,30 @@ def memory(
     Once with skip connections on the device, and once with them in host memory.
     """
     with reported(debug=debug):
-        width, height = parse_size(size)
+        pixels = parse_size(size)
         import_engine()
-        from vinfinity.bench import memory as measuring
+        from vinfinity.bench import report
+        from vinfinity.bench.memory import check_footprint, trace_footprint
+        from vinfinity.bench.subjects import inner_rank_call
         from vinfinity.denoise.execution import MIB, Execution
-        from vinfinity.models.unet3d.unet import UNetConfig
         from vinfinity.parallel.scopes import Scopes
 
+        scopes = Scopes(anchor_bias=10.0)
         footprints = [
-            measuring.trace_footprint(
-                UNetConfig(fps_cond=True),
-                ranks=ranks,
-                frames=count,
-                latent=(-(-height // 8), -(-width // 8)),
-                scopes=Scopes(anchor_bias=10.0),
-                execution=Execution(branches=branches, skips=skips, chunk_bytes=chunk * MIB),
+            trace_footprint(
+                inner_rank_call(ranks=ranks, frames=count, size=pixels, scopes=scopes),
+                Execution(branches=branches, skips=skips, chunk_bytes=chunk * MIB),
             )
             for skips in ("device", "host")
             for count in frames or (64, 288, 576, 2300)
         ]
-        print_columns(measuring.footprint_table(footprints))
-        checked = measuring.check_footprint(frames=64, latent=(24, 32)) if check else None
+        print_columns(report.memory_table(footprints))
+        checked = check_footprint(frames=64, latent=(24, 32)) if check else None
         if checked is not None:
             typer.echo()
-            print_columns(measuring.check_table(checked))
+            print_columns(report.check_table(checked))
         if out is not None:
-            measuring.write_json(out, footprints, checked)
+            report.write_json(out, report.memory_json(footprints, checked))
 
 
 @bench.command()
@@ -305,11 +307,12 @@ def decode(
         pixels = None if size is None else parse_size(size)
         decoding = DecodeConfig(frames=block, tile=tile)
         import_engine()
-        from vinfinity.bench import decode as measuring
+        from vinfinity.bench import report
+        from vinfinity.bench.decode import measure_decoding
 
-        figures = measuring.measure_decoding(
+        figures = measure_decoding(
             model, decoder=decoder, frames=frames, size=pixels, rounds=rounds, device=device, decode=decoding
         )
-        print_columns(measuring.decode_table(figures))
+        print_columns(report.decode_table(figures))
         if out is not None:
-            measuring.write_json(out, figures)
+            report.write_json(out, report.decode_json(figures))

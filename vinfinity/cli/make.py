@@ -61,7 +61,8 @@ def show_plan(resolved: Resolved) -> None:
     check_files(config, Destination.of(config), overwrite=config.overwrite or config.resume)
     import_engine()
     from vinfinity.job import describe
-    from vinfinity.planning.plan import essentials, make_plan
+    from vinfinity.planning.plan import make_plan
+    from vinfinity.planning.report import essentials
 
     rows = describe(resolved.config)
     plan = make_plan(resolved.config)
@@ -119,19 +120,20 @@ def plan(
     and suggests settings that do.
     """
     import_engine()
-    from vinfinity.planning import plan as planning
-    from vinfinity.planning.estimate import ASSUMED
+    from vinfinity.planning import report
+    from vinfinity.planning.estimate import ASSUMPTIONS
+    from vinfinity.planning.plan import make_plan
 
     with name_sources(resolved.origins):
-        made = planning.make_plan(resolved.config, gpu=gpu, device_memory=device_memory)
+        made = make_plan(resolved.config, gpu=gpu, device_memory=device_memory)
         if as_json:
-            typer.echo(json.dumps(planning.as_json(made), indent=2))
+            typer.echo(json.dumps(report.as_json(made), indent=2))
         else:
-            print_columns(planning.table(made))
+            print_columns(report.table(made))
             if made.run.device == "cuda":
                 typer.echo()
-                print_columns(planning.time_table(made))
-                typer.echo(ASSUMED)
+                print_columns(report.time_table(made))
+                typer.echo(ASSUMPTIONS)
         if made.refusal is not None:
             raise made.refusal
 

@@ -107,8 +107,8 @@ def convert_model(
     """
     with reported(debug=debug):
         import_engine()
-        from vinfinity.job import DTYPES
         from vinfinity.weights.convert import convert
+        from vinfinity.weights.dtypes import DTYPES
 
         torch_dtype = None if dtype is None else DTYPES[dtype]
         typer.echo(str(convert(source, target, complete_from=complete_from, dtype=torch_dtype)))

@@ -12,7 +12,9 @@ from typing import ClassVar, Literal, Protocol
 import torch
 from torch import Tensor
 
+from vinfinity.config import RunConfig
 from vinfinity.denoise.schedule import SchedulerConfig, alphas_cumprod, spaced_timesteps
+from vinfinity.errors import InputError
 
 Noise = Callable[[int], Tensor]
 
@@ -301,3 +303,12 @@ def make_sampler(name: SamplerName, config: SchedulerConfig, *, steps: int, eta:
     if name == "lcm":
         return LCM(config, steps)
     return DPMSolverPP(config, steps, stochastic=name == "sde-dpmsolver++")
+
+
+def pick_sampler(config: RunConfig, scheduler: SchedulerConfig) -> Sampler:
+    """The sampler of a run on its model's schedule. Raises InputError if the two do not go together."""
+    try:
+        return make_sampler(config.sampler, scheduler, steps=config.steps, eta=config.eta)
+    except ValueError as error:
+        remedy = "choose other steps or another sampler"
+        raise InputError("sampler", config.sampler, remedy, problem=f"{error}") from None

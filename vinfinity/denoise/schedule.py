@@ -2,11 +2,13 @@
 
 import math
 from collections.abc import Mapping
-from dataclasses import dataclass, fields
+from dataclasses import dataclass
 from typing import Literal
 
 import numpy as np
 import torch
+
+from vinfinity.models.fields import known_fields
 
 Spacing = Literal["leading", "trailing", "linspace"]
 
@@ -72,11 +74,7 @@ class SchedulerConfig:
         for name in unsupported:
             if values.get(name):
                 raise ValueError(f"{name}: {values[name]!r} is not supported")
-        known = {field.name for field in fields(cls)}
-        chosen = {key: value for key, value in values.items() if key in known and value is not None}
-        if "trained_betas" in chosen:
-            chosen["trained_betas"] = tuple(chosen["trained_betas"])  # type: ignore[arg-type]
-        return cls(**chosen)  # type: ignore[arg-type]
+        return cls(**known_fields(cls, values, ignore=None))
 
 
 def alphas_cumprod(config: SchedulerConfig) -> torch.Tensor:

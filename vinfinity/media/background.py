@@ -1,4 +1,4 @@
-"""Work that is done in a thread, one step behind what it is done with."""
+"""Consumes items in a background thread while the next ones are produced."""
 
 from collections import deque
 from collections.abc import Callable, Iterable
@@ -8,20 +8,20 @@ from typing import TypeVar
 T = TypeVar("T")
 
 
-def work_behind(items: Iterable[T], work: Callable[[T], object], *, waiting: int) -> None:
-    """Calls `work` with all items in their order, in one thread, while the next items are made in this one.
+def consume_in_background(items: Iterable[T], consume: Callable[[T], object], *, most_pending: int) -> None:
+    """Calls `consume` with all items, in order, in one background thread; this thread produces the next items.
 
-    At most `waiting` items (>= 1) wait or are worked on. What either side raises ends both, within one item: the others
-    that wait are dropped, and the thread is gone when this function raises.
+    most_pending: items (>= 1) that may be queued or in work at a time. An exception on either side ends both within one
+    item: queued items are dropped, and the thread has ended when this function raises.
     """
-    under_way: deque[Future[object]] = deque()
+    pending: deque[Future[object]] = deque()
     pool = ThreadPoolExecutor(max_workers=1)
     try:
         for item in items:
-            while under_way and (under_way[0].done() or len(under_way) >= waiting):
-                under_way.popleft().result()
-            under_way.append(pool.submit(work, item))
-        for future in under_way:
+            while pending and (pending[0].done() or len(pending) >= most_pending):
+                pending.popleft().result()
+            pending.append(pool.submit(consume, item))
+        for future in pending:
             future.result()
     finally:
         pool.shutdown(cancel_futures=True)

@@ -8,19 +8,19 @@ from pathlib import Path
 import numpy as np
 
 from vinfinity.config import DecodeConfig, VideoConfig
-from vinfinity.media.background import work_behind
+from vinfinity.media.background import consume_in_background
 from vinfinity.media.blocks import plan_blocks
 from vinfinity.media.decode import decode_block, decode_frames
 from vinfinity.media.latents import LatentSource
 from vinfinity.media.mp4 import Mp4Writer
 from vinfinity.media.sheet import ContactSheet
-from vinfinity.models.unet3d.taesd import LatentDecoder
+from vinfinity.models.decoder import Decoder
 from vinfinity.parallel.ranks import Ranks
 from vinfinity.system.progress import Progress
 
 
 def write_video(
-    decoder: LatentDecoder,
+    decoder: Decoder,
     source: LatentSource | None,
     *,
     video: Path,
@@ -35,15 +35,15 @@ def write_video(
     ranks: Ranks,
     progress: Progress,
     unfinished: Path | None = None,
-    of: str = "",
+    identity: str = "",
 ) -> None:
-    """Decode the latents into an MP4, which a background thread encodes, with a contact sheet beside it.
+    """Decodes the latents into an MP4, which a background thread encodes, with a contact sheet beside it.
 
     source: the latents, on rank 0. Other ranks only decode their share and write nothing.
     video, sheet: the files to write; no contact sheet if `sheet` is None. frames: length of the video.
     latent: (c, h, w) of one frame. size: (width, height) of the video in pixels. metadata, unfinished: see Mp4Writer.
-    of: identifies latents and decoder. Frames that an earlier call for the same `of` left in `unfinished` are not
-    decoded again. Raises OutputError if a file cannot be written.
+    identity: covers the latents and the decoder. Frames that an earlier call with the same identity left in
+    `unfinished` are not decoded again. Raises OutputError if a file cannot be written.
     """
     blocks = plan_blocks(decode, decoder.config, latent[1:])
     together = ranks if decode.where == "ranks" else Ranks(device=ranks.device)
@@ -58,7 +58,7 @@ def write_video(
             config=codec,
             metadata=metadata,
             unfinished=unfinished,
-            of=json.dumps([of, frames, blocks.frames, blocks.tile]),
+            identity=json.dumps([identity, frames, blocks.frames, blocks.tile]),
         )
     first = together.collect(writer.frames if writer else 0)[0]
     remaining = range(first, frames)
@@ -70,7 +70,7 @@ def write_video(
             pass
         return
     if first:
-        progress.note(f"{first} of {frames} frames are decoded already")
+        progress.note(f"{first} of {frames} frames have already been decoded")
     contact = None if sheet is None else ContactSheet(sheet, frames_total=frames)
 
     def write(picture: np.ndarray) -> None:
@@ -85,7 +85,7 @@ def write_video(
                 block = decode_block(decoder, latents, size=size, tile=blocks.tile)
                 contact.add(block.wait()[0].numpy())
         shown = progress.track(pictures, total=len(remaining), label="decoding", unit="frame")
-        # two blocks: the encoder has work while the next one is decoded, and rests where decoding is slower
-        work_behind(shown, write, waiting=2 * blocks.frames)
+        # two blocks: the encoder has work while the next block is decoded, and idles if decoding is slower
+        consume_in_background(shown, write, most_pending=2 * blocks.frames)
     if contact is not None:
         contact.save()

@@ -1,8 +1,8 @@
-"""Where hidden states wait until they are needed again: skip connections, and deep features kept over several steps.
+"""Where hidden states wait until they are used: skip connections, and deep features reused over several steps.
 
 Dims: b batch, f frames, h w height and width, c channels. States are (b, f, h, w, c).
-On the device they are simply kept. In host memory they leave the device while the way down goes on, and come back a
-stretch of frames at a time, each fetched while the one before it is worked on.
+A store on the device keeps references. A store in host memory copies states away while the downward half of the UNet
+goes on, and brings them back a chunk of frames at a time, each while the chunk before it is being used.
 """
 
 from dataclasses import dataclass, field
@@ -13,7 +13,7 @@ from torch import Tensor
 
 
 class Frames(Protocol):
-    """Hidden states that are read by stretches of frames."""
+    """Hidden states that are read in chunks of frames."""
 
     @property
     def shape(self) -> torch.Size: ...
@@ -21,19 +21,21 @@ class Frames(Protocol):
     @property
     def dtype(self) -> torch.dtype: ...
 
-    def read(self, some: slice) -> Tensor:
-        """The frames `some`, (b, f', h, w, c), on the device."""
+    def read(self, frames: slice) -> Tensor:
+        """These frames, (b, f', h, w, c), on the device."""
         ...
 
 
 class Store(Protocol):
-    """Keeps hidden states. keep: takes (b, f, h, w, c), which the caller must not change afterwards."""
+    """Stores hidden states."""
 
-    def keep(self, x: Tensor) -> Frames: ...
+    def keep(self, x: Tensor) -> Frames:
+        """x: (b, f, h, w, c), which the caller must not change afterwards."""
+        ...
 
 
 @dataclass(frozen=True)
-class Held:
+class OnDevice:
     """States as they are, on the device."""
 
     x: Tensor
@@ -46,24 +48,33 @@ class Held:
     def dtype(self) -> torch.dtype:
         return self.x.dtype
 
-    def read(self, some: slice) -> Tensor:
-        return self.x[:, some]
+    def read(self, frames: slice) -> Tensor:
+        return self.x[:, frames]
 
 
 class DeviceStore:
-    """Keeps states where they are."""
+    """Leaves states where they are."""
 
     def keep(self, x: Tensor) -> Frames:
-        return Held(x)
+        return OnDevice(x)
+
+
+@dataclass(frozen=True)
+class Transfer:
+    """A chunk of frames on its way to the device. arrived: the event after which it is there; None: it is there."""
+
+    frames: slice
+    x: Tensor
+    arrived: "torch.cuda.Event | None"
 
 
 @dataclass
-class _Away:
-    """States in host memory. `ahead` is the stretch that was fetched before it was asked for."""
+class _OnHost:
+    """States in host memory. next: the chunk that is fetched before it is asked for."""
 
     host: Tensor
     store: "HostStore"
-    ahead: tuple[slice, Tensor, "torch.cuda.Event | None"] | None = field(default=None, repr=False)
+    next: Transfer | None = field(default=None, repr=False)
 
     @property
     def shape(self) -> torch.Size:
@@ -73,24 +84,23 @@ class _Away:
     def dtype(self) -> torch.dtype:
         return self.host.dtype
 
-    def read(self, some: slice) -> Tensor:
-        fetched = (
-            self.ahead
-            if self.ahead is not None and self.ahead[0] == some
-            else self.store.fetch(self.host, some)
-        )
-        following = slice(some.stop, min(2 * some.stop - some.start, self.shape[1]))
-        self.ahead = self.store.fetch(self.host, following) if following.start < following.stop else None
-        _, frames, arrived = fetched
-        if arrived is not None:
-            torch.cuda.current_stream(frames.device).wait_event(arrived)
-            frames.record_stream(torch.cuda.current_stream(frames.device))
-        return frames
+    def read(self, frames: slice) -> Tensor:
+        transfer = self.next
+        if transfer is None or transfer.frames != frames:
+            transfer = self.store.fetch(self.host, frames)
+        following = slice(frames.stop, min(2 * frames.stop - frames.start, self.shape[1]))
+        self.next = self.store.fetch(self.host, following) if following.start < following.stop else None
+        if transfer.arrived is not None:
+            stream = torch.cuda.current_stream(transfer.x.device)
+            stream.wait_event(transfer.arrived)
+            transfer.x.record_stream(stream)
+        return transfer.x
 
 
 class HostStore:
-    """Keeps states in host memory, pinned where the device is a GPU; copies run on a stream of their own, so that the
-    host waits for none of them.
+    """Stores states in host memory, pinned if the device is a GPU.
+
+    Copies run on a CUDA stream of their own; the host waits for none of them.
     """
 
     def __init__(self, device: torch.device) -> None:
@@ -105,21 +115,20 @@ class HostStore:
             self.stream.wait_stream(torch.cuda.current_stream(self.device))
             with torch.cuda.stream(self.stream):
                 host.copy_(x, non_blocking=True)
-            x.record_stream(self.stream)  # its memory is not given away before it has left
-        return _Away(host, self)
+            # the memory of x must not be reused before the copy has ended
+            x.record_stream(self.stream)
+        return _OnHost(host, self)
 
-    def fetch(self, host: Tensor, some: slice) -> tuple[slice, Tensor, "torch.cuda.Event | None"]:
-        """Starts to bring some frames back: the stretch, the frames, and the event after which they are there."""
+    def fetch(self, host: Tensor, frames: slice) -> Transfer:
+        """Starts to copy frames of (b, f, h, w, c) in host memory to the device."""
         if self.stream is None:
-            return some, host[:, some].to(self.device), None
+            return Transfer(frames, host[:, frames].to(self.device), None)
         with torch.cuda.stream(self.stream):
-            frames = torch.empty(
-                (host.shape[0], some.stop - some.start, *host.shape[2:]), dtype=host.dtype, device=self.device
-            )
-            for branch, theirs in zip(
-                frames, host, strict=True
-            ):  # one stretch of pinned memory each: no copy in between
-                branch.copy_(theirs[some], non_blocking=True)
+            shape = (host.shape[0], frames.stop - frames.start, *host.shape[2:])
+            x = torch.empty(shape, dtype=host.dtype, device=self.device)
+            # one piece of contiguous pinned memory per branch: no intermediate copy
+            for target, source in zip(x, host, strict=True):
+                target.copy_(source[frames], non_blocking=True)
             arrived = torch.cuda.Event()
             arrived.record(self.stream)
-        return some, frames, arrived
+        return Transfer(frames, x, arrived)

@@ -15,14 +15,14 @@ from dataclasses import asdict, dataclass
 from itertools import pairwise
 from pathlib import Path
 
-import numpy as np
 import torch
 from safetensors.torch import save
 from torch import Tensor
 
-from vinfinity.errors import DamagedError, OutputError
+from vinfinity.errors import DamagedError, one_line
 from vinfinity.runs.folder import MANIFEST
-from vinfinity.system.files import write_whole
+from vinfinity.system.files import cannot_write, write_whole
+from vinfinity.system.safetensors import read_frames, streamed_file
 
 CHUNK = 4 * 2**20  # bytes
 
@@ -102,25 +102,12 @@ def write_part(folder: Path, held: range, tensors: Mapping[str, Tensor]) -> Part
 
 
 def _read_frames(path: Path, name: str, frames: range) -> Tensor:
-    """Frames of a tensor (1, c, f, h, w) in a file of `write_part`: (c, f, h, w). Raises DamagedError.
-
-    By plain reads: a file that is cut short while it is mapped, as safetensors does, ends the process by SIGBUS.
-    """
+    """Frames of a tensor (1, c, f, h, w) in a file of `write_part`: (c, f, h, w). Raises DamagedError."""
     try:
-        with path.open("rb") as file:
-            header = file.read(int.from_bytes(file.read(8), "little"))
-            data = file.tell()
-            entry = json.loads(header)[name]
-            _, channels, total, height, width = entry["shape"]
-            read = np.empty((channels, len(frames), height, width), dtype=np.float32)
-            for channel in range(channels):
-                place = (channel * total + frames.start) * height * width * read.itemsize
-                file.seek(data + entry["data_offsets"][0] + place)
-                if file.readinto(read[channel]) < read[channel].nbytes:
-                    raise ValueError("it ends too early")
-    except (OSError, ValueError, KeyError, TypeError, MemoryError, OverflowError) as error:
-        raise DamagedError(f"{path}: cannot be read ({' '.join(str(error).split())})") from error
-    return torch.from_numpy(read)
+        data, shape = read_frames(path, name, frames)
+    except (OSError, ValueError) as error:
+        raise DamagedError(f"{path}: cannot be read ({one_line(error)})") from error
+    return torch.frombuffer(data, dtype=torch.float32).reshape(shape)
 
 
 def write_manifest(
@@ -160,7 +147,7 @@ def read_manifest(folder: Path) -> Parts:
     except FileNotFoundError:
         raise DamagedError(f"{folder}: was not finished") from None
     except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
-        raise DamagedError(f"{path}: cannot be read ({' '.join(str(error).split())})") from error
+        raise DamagedError(f"{path}: cannot be read ({one_line(error)})") from error
     ends = [0, *(edge for part in parts for edge in (part.start, part.stop))]
     if seal != _seal(facts) or any(one != other for one, other in list(pairwise(ends))[::2]):
         raise DamagedError(f"{path}: is not what was written")
@@ -168,30 +155,20 @@ def read_manifest(folder: Path) -> Parts:
 
 
 def save_whole(parts: Parts, path: Path, *, source: str, name: str) -> None:
-    """Writes one tensor of all frames, (1, c, F, h, w), as one safetensors file, a strip of a channel at a time.
+    """Writes one tensor of all frames, (1, c, F, h, w), as one safetensors file, a channel of a part at a time.
 
     source: the tensor's name in the parts. name: its name in the file. Raises OutputError.
     """
     c, _, h, w = parts.read(range(1), name=source).shape
-    size = c * parts.frames * h * w * 4
-    entry = {"dtype": "F32", "shape": [1, c, parts.frames, h, w], "data_offsets": [0, size]}
-    header = json.dumps({name: entry}).encode()
-    header += b" " * (-len(header) % 8)
-    unfinished = path.with_name(f".{path.name}.part")
     try:
-        path.parent.mkdir(parents=True, exist_ok=True)
-        with unfinished.open("wb") as file:
-            file.write(len(header).to_bytes(8, "little") + header)
-            start = file.tell()
+        with streamed_file(path, {name: ("F32", (1, c, parts.frames, h, w))}) as file:
             for part in parts.parts:
                 frames = parts.read(range(part.start, part.stop), name=source)
                 for channel in range(c):
-                    file.seek(start + (channel * parts.frames + part.start) * h * w * 4)
-                    file.write(frames[channel].contiguous().numpy().tobytes())
-        unfinished.replace(path)
+                    start = (channel * parts.frames + part.start) * h * w * frames.itemsize
+                    file.write(name, frames[channel].contiguous().numpy().tobytes(), offset=start)
     except OSError as error:
-        unfinished.unlink(missing_ok=True)
-        raise OutputError(f"{path}: cannot be written ({error.strerror or error})") from error
+        raise cannot_write(path, error) from error
 
 
 def stretches(frames: Iterable[int]) -> list[range]:

@@ -36,6 +36,7 @@ def sync_folder(folder: Path) -> None:
         os.close(number)
 
 
-def cannot_write(path: Path, error: OSError) -> OutputError:
-    """The error for a file that could not be written."""
-    return OutputError(f"{path}: cannot be written ({error.strerror or error})")
+def cannot_write(path: Path, error: Exception) -> OutputError:
+    """The error for a file that could not be written. error: an OSError, or FFmpeg's like it."""
+    reason = getattr(error, "strerror", None) or str(error) or type(error).__name__
+    return OutputError(f"{path}: cannot be written ({reason})")

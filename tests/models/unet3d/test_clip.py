@@ -1,4 +1,4 @@
-"""The text encoder against transformers'."""
+"""The text encoder against transformers."""
 
 from collections.abc import Callable
 from typing import Any
@@ -8,8 +8,9 @@ import torch
 from oracles.reference import relative_error, tiny_text_encoder
 from transformers import CLIPTextModel
 
-from vinfinity.models.unet3d.clip import TextConfig, TextEncoder
-from vinfinity.weights.load import text_name
+from vinfinity.models.unet3d.clip import TextEncoder
+from vinfinity.models.unet3d.configs import TextConfig
+from vinfinity.models.unet3d.names import text_name
 
 CLOSE = 1e-4
 SETTINGS: dict[str, dict[str, Any]] = {
@@ -27,15 +28,15 @@ SETTINGS: dict[str, dict[str, Any]] = {
 }
 
 
-def ours_from(theirs: CLIPTextModel) -> TextEncoder:
-    ours = TextEncoder(TextConfig.from_dict(theirs.config.to_dict()))
-    named = {text_name(name): tensor for name, tensor in theirs.state_dict().items()}
+def ours_from(reference: CLIPTextModel) -> TextEncoder:
+    ours = TextEncoder(TextConfig.from_dict(reference.config.to_dict()))
+    named = {text_name(name): tensor for name, tensor in reference.state_dict().items()}
     ours.load_state_dict({name: tensor for name, tensor in named.items() if name is not None})
     return ours.eval().requires_grad_(False)
 
 
-def some_ids(theirs: CLIPTextModel, tokens: int) -> torch.Tensor:
-    """Two rows of tokens between a start and an end, the second padded after half of them."""
+def some_ids(reference: CLIPTextModel, tokens: int) -> torch.Tensor:
+    """Two rows of tokens between start and end; the second is padded from the middle on."""
     ids = torch.randint(0, 676, (2, tokens))
     ids[:, 0], ids[:, -1] = 676, 677
     ids[1, tokens // 2 :] = 677
@@ -43,26 +44,24 @@ def some_ids(theirs: CLIPTextModel, tokens: int) -> torch.Tensor:
 
 
 @pytest.mark.parametrize("name", SETTINGS)
-def test_text_states_equal_those_of_transformers(
-    name: str, record_worst: Callable[[str, float], None]
-) -> None:
-    theirs = tiny_text_encoder(**SETTINGS[name])
-    ours = ours_from(theirs)
-    for tokens in (2, 9, theirs.config.max_position_embeddings):
-        ids = some_ids(theirs, tokens)
-        error = relative_error(ours(ids), theirs(ids).last_hidden_state)
+def test_text_states_match_transformers(name: str, record_worst: Callable[[str, float], None]) -> None:
+    reference = tiny_text_encoder(**SETTINGS[name])
+    ours = ours_from(reference)
+    for tokens in (2, 9, reference.config.max_position_embeddings):
+        ids = some_ids(reference, tokens)
+        error = relative_error(ours(ids), reference(ids).last_hidden_state)
         assert error <= CLOSE
         record_worst(f"text encoder, {name}, {tokens} tokens", error)
 
 
-def test_activations_differ_enough_to_be_told_apart() -> None:
+def test_activations_differ_measurably() -> None:
     ids = some_ids(tiny_text_encoder(), 16)
     one, other = (ours_from(tiny_text_encoder(hidden_act=act))(ids) for act in ("gelu", "quick_gelu"))
     assert relative_error(one, other) > 10 * CLOSE
 
 
-def test_fewer_layers_in_the_file_mean_the_penultimate_states_of_the_larger_model() -> None:
-    """Stable Diffusion 2 takes OpenCLIP's penultimate layer by leaving out the last one in its config."""
+def test_a_config_with_fewer_layers_gives_the_penultimate_states_of_the_larger_model() -> None:
+    """Stable Diffusion 2 uses OpenCLIP's penultimate layer: its config omits the last one."""
     whole = tiny_text_encoder(num_hidden_layers=4)
     cut = TextEncoder(TextConfig.from_dict({**whole.config.to_dict(), "num_hidden_layers": 3})).eval()
     named = {text_name(name): tensor for name, tensor in whole.state_dict().items()}

@@ -1,4 +1,4 @@
-"""Another decoder for the same latents: AutoencoderTiny against diffusers', and what is refused before weights load."""
+"""Another decoder for the same latents: AutoencoderTiny against diffusers, and what is refused before weights load."""
 
 import json
 from collections.abc import Callable
@@ -12,7 +12,9 @@ from oracles.reference import fill, relative_error, tiny_vae
 from safetensors.torch import load_file, save_file
 
 from vinfinity.errors import InputError, WeightsError
-from vinfinity.models.unet3d.taesd import AutoencoderTiny, TinyConfig
+from vinfinity.models.geometry import LatentGeometry
+from vinfinity.models.unet3d.configs import TinyConfig
+from vinfinity.models.unet3d.taesd import AutoencoderTiny
 from vinfinity.models.unet3d.vae import AutoencoderKL
 from vinfinity.weights.inspect import describe_model
 from vinfinity.weights.load import check_decoder, load_decoder
@@ -55,7 +57,7 @@ def tiny(name: str = "TAESD") -> TheirTiny:
 
 @pytest.fixture
 def taesd(tmp_path: Path) -> Path:
-    """A folder of TAESD's shape, written by diffusers, with weights of noise."""
+    """A folder like TAESD's, written by diffusers, with random weights."""
     tiny().save_pretrained(tmp_path / "taesd")
     return tmp_path / "taesd"
 
@@ -68,7 +70,7 @@ def change(folder: Path, edit: Callable[[dict[str, torch.Tensor]], None]) -> Non
 
 def refusal(folder: Path, *, channels: int = 4, pixels: int = 8) -> str:
     with pytest.raises(InputError) as raised:
-        check_decoder(folder, channels=channels, pixels=pixels)
+        check_decoder(folder, LatentGeometry(channels=channels, downscale=pixels))
     line = str(raised.value)
     assert line.startswith("decoder: ")
     assert "\n" not in line
@@ -80,40 +82,41 @@ def refusal(folder: Path, *, channels: int = 4, pixels: int = 8) -> str:
 
 @pytest.mark.parametrize("size", [(4, 5), (9, 13), (1, 1)], ids=str)
 @pytest.mark.parametrize("name", SETTINGS)
-def test_decode_equals_that_of_diffusers(
+def test_decode_matches_diffusers(
     name: str, size: tuple[int, int], tmp_path: Path, record_worst: Callable[[str, float], None]
 ) -> None:
-    theirs = tiny(name)
-    theirs.save_pretrained(tmp_path)
+    reference = tiny(name)
+    reference.save_pretrained(tmp_path)
     ours = load_decoder(tmp_path, device="cpu", dtype=torch.float32)
     assert isinstance(ours, AutoencoderTiny)
-    latents = 2 * torch.randn(2, theirs.config.latent_channels, *size)  # some beyond 3, which are squashed
-    raw = latents / theirs.config.scaling_factor + theirs.config.shift_factor
-    wanted = theirs.decode(raw).sample
-    assert wanted.shape[2] == ours.config.factor * size[0]
-    error = relative_error(ours.decode(latents), wanted)
+    # some are beyond 3, where the decoder limits them
+    latents = 2 * torch.randn(2, reference.config.latent_channels, *size)
+    raw = latents / reference.config.scaling_factor + reference.config.shift_factor
+    expected = reference.decode(raw).sample
+    assert expected.shape[2] == ours.config.downscale * size[0]
+    error = relative_error(ours.decode(latents), expected)
     assert error <= CLOSE
     record_worst(f"AutoencoderTiny, {name}", error)
 
 
 def test_the_models_own_autoencoder_loads_as_a_decoder_without_its_encoder(tmp_path: Path) -> None:
-    theirs = tiny_vae()
-    theirs.save_pretrained(tmp_path)
+    reference = tiny_vae()
+    reference.save_pretrained(tmp_path)
     ours = load_decoder(tmp_path, device="cpu", dtype=torch.float32)
     assert isinstance(ours, AutoencoderKL)
     assert {name.partition(".")[0] for name in ours.state_dict()} == {"decoder", "post_quant_conv"}
     latents = torch.randn(2, 4, 3, 5)
-    wanted = theirs.decode(latents / theirs.config.scaling_factor).sample
-    assert relative_error(ours.decode(latents), wanted) <= CLOSE
+    expected = reference.decode(latents / reference.config.scaling_factor).sample
+    assert relative_error(ours.decode(latents), expected) <= CLOSE
 
 
 # ---- files ----
 
 
 @pytest.mark.parametrize("kind", ["tiny", "kl"])
-def test_files_without_an_encoder_are_taken(kind: str, tmp_path: Path) -> None:
-    theirs = tiny() if kind == "tiny" else tiny_vae()
-    theirs.save_pretrained(tmp_path)
+def test_files_without_an_encoder_are_accepted(kind: str, tmp_path: Path) -> None:
+    reference = tiny() if kind == "tiny" else tiny_vae()
+    reference.save_pretrained(tmp_path)
     whole = load_decoder(tmp_path, device="cpu", dtype=torch.float32).state_dict()
 
     def drop(tensors: dict[str, torch.Tensor]) -> None:
@@ -127,7 +130,7 @@ def test_files_without_an_encoder_are_taken(kind: str, tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize(
-    ("edit", "said"),
+    ("edit", "message"),
     [
         (lambda t: t.pop("decoder.layers.0.weight"), "missing decoder.layers.0.weight"),
         (lambda t: t.pop("encoder.layers.0.weight"), "missing encoder.layers.0.weight"),
@@ -138,21 +141,21 @@ def test_files_without_an_encoder_are_taken(kind: str, tmp_path: Path) -> None:
     ],
     ids=["missing", "missing in the encoder", "unexpected", "of no half", "misshapen", "misshapen encoder"],
 )
-def test_every_tensor_must_have_its_place(
-    edit: Callable[[dict[str, torch.Tensor]], None], said: str, taesd: Path
+def test_every_tensor_must_belong_to_the_decoder(
+    edit: Callable[[dict[str, torch.Tensor]], None], message: str, taesd: Path
 ) -> None:
     change(taesd, edit)
-    assert said in refusal(taesd)
-    with pytest.raises(WeightsError, match=said.split()[-1]):
+    assert message in refusal(taesd)
+    with pytest.raises(WeightsError, match=message.split()[-1]):
         load_decoder(taesd, device="cpu", dtype=torch.float32)
 
 
 @pytest.mark.parametrize(
-    ("changes", "said"),
+    ("changes", "message"),
     [
         (
             {"_class_name": "AutoencoderDC"},
-            "is of the class AutoencoderDC; use AutoencoderKL or AutoencoderTi",
+            "has the class AutoencoderDC; use AutoencoderKL or AutoencoderTi",
         ),
         ({"act_fn": "sine"}, "act_fn"),
         ({"upsample_fn": "bilinear"}, "upsample_fn"),
@@ -162,24 +165,24 @@ def test_every_tensor_must_have_its_place(
     ],
     ids=str,
 )
-def test_architecture_that_is_not_ours_is_refused(changes: dict[str, Any], said: str, taesd: Path) -> None:
+def test_unsupported_architectures_are_refused(changes: dict[str, Any], message: str, taesd: Path) -> None:
     config = taesd / "config.json"
     config.write_text(json.dumps({**json.loads(config.read_text()), **changes}))
-    assert said in refusal(taesd)
+    assert message in refusal(taesd)
 
 
 def test_a_decoder_for_other_latents_is_refused(taesd: Path) -> None:
-    check_decoder(taesd, channels=4, pixels=8)
-    said = "is for latents of 4 channels and 8 pixels a side, not"
-    assert f"{said} 16 channels and 8 pixels a side" in refusal(taesd, channels=16)
-    assert f"{said} 4 channels and 4 pixels a side" in refusal(taesd, pixels=4)
+    check_decoder(taesd, LatentGeometry(channels=4, downscale=8))
+    message = "decodes latents of 4 channels and 8 pixels per position, but the model's have"
+    assert f"{message} 16 channels and 8 pixels per position" in refusal(taesd, channels=16)
+    assert f"{message} 4 channels and 4 pixels per position" in refusal(taesd, pixels=4)
 
 
 def test_damaged_and_missing_files_are_named(taesd: Path) -> None:
     (taesd / WEIGHTS).write_bytes((taesd / WEIGHTS).read_bytes()[:-1])
     assert "is truncated" in refusal(taesd)
     (taesd / WEIGHTS).unlink()
-    assert "holds no weights" in refusal(taesd)
+    assert "has no weights" in refusal(taesd)
     (taesd / "config.json").unlink()
     assert "config.json is missing" in refusal(taesd)
 
@@ -187,10 +190,10 @@ def test_damaged_and_missing_files_are_named(taesd: Path) -> None:
 def test_show_describes_a_decoder_and_its_problems(taesd: Path) -> None:
     rows, problems = describe_model(taesd)
     assert problems == []
-    told = dict(rows)
-    assert told["decoder"].startswith("1.2 M parameters, F32, ")
-    assert "AutoencoderTiny" in told["decoder"]
-    assert told["for latents of"] == "4 channels, 8 pixels a side"
+    shown = dict(rows)
+    assert shown["decoder"].startswith("1.2 M parameters, F32, ")
+    assert "AutoencoderTiny" in shown["decoder"]
+    assert shown["for latents of"] == "4 channels, 8 pixels per position"
     change(taesd, lambda tensors: tensors.pop("decoder.layers.0.weight"))
     _, problems = describe_model(taesd)
     assert len(problems) == 1
@@ -204,5 +207,5 @@ def test_the_encoder_takes_no_memory(taesd: Path) -> None:
 
 
 def test_defaults_are_those_of_taesd() -> None:
-    theirs = dict(TheirTiny().config)
-    assert TinyConfig.from_dict(theirs) == TinyConfig()
+    reference = dict(TheirTiny().config)
+    assert TinyConfig.from_dict(reference) == TinyConfig()

@@ -78,7 +78,7 @@ TYPED = [
 
 
 def random_prompts(count: int) -> Iterator[str]:
-    """Words, symbols and code points of all kinds, some of them far too long."""
+    """Words, symbols and code points of all kinds; some prompts are far too long."""
     chance = random.Random(0)
     words = [*topics["strings"].split(), *topics["import"].split(), "ball", "star", "sea", "grass"]
     pieces: tuple[Callable[[], str], ...] = (
@@ -101,7 +101,7 @@ PROMPTS = [*TYPED, *random_prompts(400)]
 
 
 def trained_vocabulary(folder: Path, size: int = 3000) -> Path:
-    """A byte-level vocabulary of English, built like CLIP's: bytes, bytes that end a word, merges, specials."""
+    """A byte-level English vocabulary, built like CLIP's: bytes, bytes at the end of a word, merges, special tokens."""
     trainee = Tokenizer(models.BPE(end_of_word_suffix="</w>"))
     trainee.normalizer = normalizers.Sequence([normalizers.NFC(), normalizers.Lowercase()])
     trainee.pre_tokenizer = pre_tokenizers.Sequence(
@@ -141,12 +141,12 @@ def vocabulary(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture(scope="module")
 def folders(vocabulary: Path, tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
-    """Tokenizer folders of each kind that is met in published models."""
+    """Tokenizer folders of every kind that published models have."""
     root = tmp_path_factory.mktemp("folders")
     made = {"mini": MINI_TOKENIZER}
     made["english"] = Path(shutil.copytree(vocabulary, root / "english"))
     write(made["english"] / "tokenizer_config.json", {"model_max_length": 77, "pad_token": END})
-    # Stable Diffusion 2 pads with "!", which only special_tokens_map.json says
+    # Stable Diffusion 2 pads with "!", as only special_tokens_map.json shows
     made["padded by !"] = Path(shutil.copytree(vocabulary, root / "exclamation"))
     write(made["padded by !"] / "tokenizer_config.json", {"model_max_length": 77, "pad_token": END})
     token = {"lstrip": False, "normalized": True, "rstrip": False, "single_word": False}
@@ -172,7 +172,7 @@ def write(path: Path, values: dict[str, Any]) -> None:
     path.write_text(json.dumps(values), encoding="utf-8")
 
 
-def test_there_are_enough_prompts_and_they_are_varied() -> None:
+def test_there_are_enough_varied_prompts() -> None:
     assert len(set(PROMPTS)) >= 300
     assert {ord(c) >> 8 for prompt in PROMPTS for c in prompt} >= {0x00, 0x01, 0x03, 0x1F6}
 
@@ -181,20 +181,20 @@ def test_there_are_enough_prompts_and_they_are_varied() -> None:
     "kind", ["mini", "english", "padded by !", "mini, tokenizer.json", "english, tokenizer.json"]
 )
 @pytest.mark.parametrize("length", [77, 16])
-def test_ids_equal_those_of_transformers(kind: str, length: int, folders: dict[str, Path]) -> None:
-    theirs = CLIPTokenizer.from_pretrained(folders[kind])
+def test_ids_match_transformers(kind: str, length: int, folders: dict[str, Path]) -> None:
+    reference = CLIPTokenizer.from_pretrained(folders[kind])
     if kind == "padded by !":
-        assert theirs.pad_token == "!"
+        assert reference.pad_token == "!"
     ours = load_tokenizer(folders[kind], length=length)
-    reach = min(length, theirs.model_max_length)
+    reach = min(length, reference.model_max_length)
     assert ours.length == reach
     for prompt in PROMPTS:
-        wanted = theirs(prompt, padding="max_length", truncation=True, max_length=reach).input_ids
-        assert ours(prompt).ids == wanted, repr(prompt)
+        expected = reference(prompt, padding="max_length", truncation=True, max_length=reach).input_ids
+        assert ours(prompt).ids == expected, repr(prompt)
 
 
 def test_a_realistic_vocabulary_keeps_common_words_whole(folders: dict[str, Path]) -> None:
-    """The comparison is not one of bytes alone."""
+    """So the comparison covers more than single bytes."""
     ours = load_tokenizer(folders["english"], length=77)
     vocabulary = json.loads((folders["english"] / "vocab.json").read_text(encoding="utf-8"))
     assert ours("the string object").ids[:5] == [
@@ -202,35 +202,35 @@ def test_a_realistic_vocabulary_keeps_common_words_whole(folders: dict[str, Path
     ]
 
 
-def test_padding_is_the_token_that_the_files_name(folders: dict[str, Path]) -> None:
+def test_padding_is_the_token_named_in_the_files(folders: dict[str, Path]) -> None:
     for kind, pad in (("english", END), ("padded by !", "!")):
         vocabulary = json.loads((folders[kind] / "vocab.json").read_text(encoding="utf-8"))
         ids = load_tokenizer(folders[kind], length=20)("the").ids
         assert ids == [vocabulary[START], vocabulary["the</w>"], vocabulary[END], *[vocabulary[pad]] * 17]
 
 
-def test_what_does_not_fit_is_cut_and_told(folders: dict[str, Path]) -> None:
+def test_text_that_does_not_fit_is_cut_and_reported(folders: dict[str, Path]) -> None:
     ours = load_tokenizer(folders["english"], length=6)
     tokens = ours("the string object is in the class of a module")
     assert len(tokens.ids) == 6
-    assert tokens.ids[-1] == ours.end
+    assert tokens.ids[-1] == ours.end_id
     assert tokens.cut == "in the class of a module"
     assert ours("the string object is").cut == ""
     assert ours("the string object is in").cut == "in"
 
 
-def test_all_ids_of_a_cut_prompt_are_those_of_its_beginning(folders: dict[str, Path]) -> None:
+def test_a_cut_prompt_keeps_the_ids_of_its_beginning(folders: dict[str, Path]) -> None:
     ours = load_tokenizer(folders["english"], length=10)
     whole = load_tokenizer(folders["english"], length=77)
     for prompt in PROMPTS:
         long = whole(prompt).ids
         if end := ours(prompt).cut:
-            assert ours(prompt).ids == [*long[:9], ours.end], repr(end)
+            assert ours(prompt).ids == [*long[:9], ours.end_id], repr(end)
         else:
             assert ours(prompt).ids == long[:10]
 
 
-def test_length_is_bounded_by_the_tokenizers_own(folders: dict[str, Path]) -> None:
+def test_length_is_limited_by_the_tokenizer(folders: dict[str, Path]) -> None:
     assert load_tokenizer(folders["mini"], length=77).length == 16
     assert load_tokenizer(folders["mini"], length=8).length == 8
 
@@ -239,7 +239,7 @@ def test_length_is_bounded_by_the_tokenizers_own(folders: dict[str, Path]) -> No
 def test_missing_files_are_named(removed: str, vocabulary: Path, tmp_path: Path) -> None:
     folder = Path(shutil.copytree(vocabulary, tmp_path / "tokenizer"))
     (folder / removed).unlink()
-    with pytest.raises(WeightsError, match=r"holds no tokenizer; put vocab\.json and merges\.txt") as raised:
+    with pytest.raises(WeightsError, match=r"has no tokenizer; put vocab\.json and merges\.txt") as raised:
         load_tokenizer(folder, length=77)
     assert raised.value.exit_code == 2
 

@@ -1,4 +1,4 @@
-"""The autoencoder against diffusers'."""
+"""The autoencoder against diffusers."""
 
 from collections.abc import Callable
 from typing import Any
@@ -8,7 +8,7 @@ import torch
 from oracles.networks import our_vae
 from oracles.reference import relative_error, tiny_vae
 
-from vinfinity.models.unet3d.vae import VAEConfig
+from vinfinity.models.unet3d.configs import VAEConfig
 
 CLOSE = 1e-4
 SETTINGS: dict[str, dict[str, Any]] = {
@@ -32,28 +32,28 @@ SETTINGS: dict[str, dict[str, Any]] = {
 
 @pytest.mark.parametrize("size", [(32, 40), (36, 52), (8, 64), (33, 47)], ids=str)
 @pytest.mark.parametrize("name", SETTINGS)
-def test_encode_equals_that_of_diffusers(
+def test_encode_matches_diffusers(
     name: str, size: tuple[int, int], record_worst: Callable[[str, float], None]
 ) -> None:
-    theirs = tiny_vae(**SETTINGS[name])
+    reference = tiny_vae(**SETTINGS[name])
     pictures = torch.rand(2, 3, *size) * 2 - 1
-    wanted = theirs.encode(pictures).latent_dist
-    mean, deviation = our_vae(theirs).encode(pictures)
-    errors = relative_error(mean, wanted.mean), relative_error(deviation, wanted.std)
+    expected = reference.encode(pictures).latent_dist
+    mean, deviation = our_vae(reference).encode(pictures)
+    errors = relative_error(mean, expected.mean), relative_error(deviation, expected.std)
     assert max(errors) <= CLOSE
     record_worst(f"vae, encode, {name}", max(errors))
 
 
 @pytest.mark.parametrize("size", [(4, 5), (9, 13), (1, 1)], ids=str)
 @pytest.mark.parametrize("name", SETTINGS)
-def test_decode_equals_that_of_diffusers(
+def test_decode_matches_diffusers(
     name: str, size: tuple[int, int], record_worst: Callable[[str, float], None]
 ) -> None:
-    theirs = tiny_vae(**SETTINGS[name])
-    ours = our_vae(theirs)
-    latents = torch.randn(2, theirs.config.latent_channels, *size)
-    raw = latents / theirs.config.scaling_factor + (theirs.config.shift_factor or 0.0)
-    error = relative_error(ours.decode(latents), theirs.decode(raw).sample)
+    reference = tiny_vae(**SETTINGS[name])
+    ours = our_vae(reference)
+    latents = torch.randn(2, reference.config.latent_channels, *size)
+    raw = latents / reference.config.scaling_factor + (reference.config.shift_factor or 0.0)
+    error = relative_error(ours.decode(latents), reference.decode(raw).sample)
     assert error <= CLOSE
     record_worst(f"vae, decode, {name}", error)
 
@@ -67,12 +67,12 @@ def test_pictures_are_decoded_independently_of_each_other() -> None:
 
 
 def test_extreme_log_variance_stays_finite() -> None:
-    theirs = tiny_vae()
-    assert theirs.quant_conv is not None
-    theirs.quant_conv.bias[4:] = torch.tensor([100.0, -100.0, 40.0, -40.0])
+    reference = tiny_vae()
+    assert reference.quant_conv is not None
+    reference.quant_conv.bias[4:] = torch.tensor([100.0, -100.0, 40.0, -40.0])
     pictures = torch.rand(1, 3, 16, 16)
-    _, deviation = our_vae(theirs).encode(pictures)
-    torch.testing.assert_close(deviation, theirs.encode(pictures).latent_dist.std, rtol=1e-4, atol=0)
+    _, deviation = our_vae(reference).encode(pictures)
+    torch.testing.assert_close(deviation, reference.encode(pictures).latent_dist.std, rtol=1e-4, atol=0)
     assert deviation.isfinite().all()
 
 
@@ -87,8 +87,6 @@ def test_extreme_log_variance_stays_finite() -> None:
     ],
     ids=str,
 )
-def test_architecture_that_this_autoencoder_is_not_is_refused_by_the_name_of_its_key(
-    changes: dict[str, Any], named: str
-) -> None:
+def test_unsupported_autoencoders_are_refused_naming_the_key(changes: dict[str, Any], named: str) -> None:
     with pytest.raises(ValueError, match=rf"^{named}: "):
         VAEConfig.from_dict({**tiny_vae().config, **changes})

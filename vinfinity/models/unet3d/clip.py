@@ -1,15 +1,16 @@
 """CLIP's text encoder (Radford et al. 2021), as Stable Diffusion and VideoCrafter2 use it.
 
-Dims: b batch, t tokens, c width, d head width. Parameter names are those of transformers' CLIPTextModel.
+Dims: b batch, t tokens, c channels, d head width. Parameters are named as in transformers' CLIPTextModel.
 """
 
-from collections.abc import Callable, Mapping
-from dataclasses import dataclass, fields
+from collections.abc import Callable
 
 import torch
 import torch.nn.functional as F
 from einops import rearrange
 from torch import Tensor, nn
+
+from vinfinity.models.unet3d.configs import TextConfig
 
 
 def quick_gelu(x: Tensor) -> Tensor:
@@ -18,36 +19,6 @@ def quick_gelu(x: Tensor) -> Tensor:
 
 
 ACTIVATIONS: dict[str, Callable[[Tensor], Tensor]] = {"quick_gelu": quick_gelu, "gelu": F.gelu}
-
-
-@dataclass(frozen=True)
-class TextConfig:
-    """The architecture, with the names of a transformers config.json.
-
-    Files that mean the penultimate layer of a larger model say so by num_hidden_layers (23 of OpenCLIP ViT-H's 24).
-    Raises ValueError for an architecture that this encoder is not.
-    """
-
-    vocab_size: int = 49408
-    hidden_size: int = 1024
-    intermediate_size: int = 4096
-    num_hidden_layers: int = 23
-    num_attention_heads: int = 16
-    max_position_embeddings: int = 77
-    hidden_act: str = "gelu"
-    layer_norm_eps: float = 1e-5
-
-    def __post_init__(self) -> None:
-        if self.hidden_act not in ACTIVATIONS:
-            raise ValueError(f"hidden_act: {self.hidden_act!r} is not one of {', '.join(ACTIVATIONS)}")
-
-    @classmethod
-    def from_dict(cls, values: Mapping[str, object]) -> "TextConfig":
-        """From a parsed config.json; keys that do not change the text states are passed over."""
-        if values.get("model_type", "clip_text_model") != "clip_text_model":
-            raise ValueError(f"model_type: {values['model_type']!r} is not clip_text_model")
-        known = {field.name for field in fields(cls)}
-        return cls(**{key: value for key, value in values.items() if key in known})  # type: ignore[arg-type]
 
 
 class SelfAttention(nn.Module):
@@ -119,7 +90,7 @@ class Encoder(nn.Module):
 
 
 class TextModel(nn.Module):
-    """Embeddings, layers and the final norm, under the name that the files give them."""
+    """Embeddings, layers and the final norm, under the name that they have in the files."""
 
     def __init__(self, config: TextConfig) -> None:
         super().__init__()
@@ -129,7 +100,7 @@ class TextModel(nn.Module):
 
 
 class TextEncoder(nn.Module):
-    """Token ids to text states, one per token, after the final LayerNorm."""
+    """Token ids to text states: the output of the final LayerNorm, one state per token."""
 
     def __init__(self, config: TextConfig) -> None:
         super().__init__()

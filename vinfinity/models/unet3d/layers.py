@@ -1,8 +1,9 @@
 """Layers that the networks share.
 
-Dims: b batch, f frames, h w height and width, n positions (h·w), c channels, g groups, d head width, t tokens.
-Hidden states are (b, f, h, w, c) or (b, m, c): channels last, so that a frame is one stretch of memory and neither
-attention nor a linear layer has to copy for a change of axes; convolutions see the same memory as channels_last.
+Dims: b batch, f frames, h w height and width, n positions (h·w), m pictures or tokens, c channels, g groups,
+d head width, t tokens of the context.
+Hidden states are (b, f, h, w, c) or (b, m, c). With channels last, a frame is contiguous in memory, attention and
+linear layers change axes without a copy, and convolutions see the same memory as channels_last.
 Parameter names are those of diffusers' files.
 """
 
@@ -26,95 +27,107 @@ ACTIVATIONS: dict[str, Callable[[Tensor], Tensor]] = {
 }
 
 
-PICTURES = 16  # from which on torch hands 1x1 convolutions to oneDNN
-SMALL = 20480  # numbers of a picture that torch does not hand to oneDNN, if it is alone
-QUERIES = 4  # of so many or a multiple, each comes out the same on a CPU whatever others it comes with
-WIDENED = 8  # a feed-forward layer's temporaries to its input
+# When torch uses oneDNN for a convolution: 1x1 kernels from this many pictures on, and a single picture above this
+# many elements.
+ONEDNN_PICTURES = 16
+ONEDNN_ELEMENTS = 20480
+
+# Attention on a CPU computes queries in groups of this size: in a multiple of it, a query's result does not depend on
+# the other queries.
+QUERY_GROUP = 4
+
+# The temporaries of a feed-forward layer, as a multiple of its input.
+FEED_FORWARD_MEMORY = 8
 
 
-def blocks(count: int, each: int, limit: int) -> list[slice]:
-    """Splits `count` items of `each` bytes into stretches of about `limit` bytes, so that temporaries stay bounded."""
-    size = max(1, limit // max(each, 1))
+def chunks(count: int, item_bytes: int, chunk_bytes: int) -> list[slice]:
+    """Splits `count` items of `item_bytes` bytes into chunks of about `chunk_bytes` bytes, which bounds temporaries."""
+    size = max(1, chunk_bytes // max(item_bytes, 1))
     return [slice(start, min(start + size, count)) for start in range(0, count, size)]
 
 
-def frame_blocks(x: Tensor, limit: int) -> list[slice]:
-    """Stretches of the frames of x (b, f, ...)."""
-    return blocks(x.shape[1], x.shape[0] * x[:1, :1].numel() * x.element_size(), limit)
+def frame_chunks(x: Tensor, chunk_bytes: int) -> list[slice]:
+    """The frames of x (b, f, ...) in chunks of about `chunk_bytes` bytes."""
+    return chunks(x.shape[1], x.shape[0] * x[:1, :1].numel() * x.element_size(), chunk_bytes)
 
 
 def frames_first(x: Tensor) -> Tensor:
-    """(b, f, h, w, c) -> (b·f, c, h, w) as channels_last, without a copy where x is contiguous."""
+    """(b, f, h, w, c) -> (b·f, c, h, w) as channels_last, without a copy if x is contiguous."""
     return rearrange(x.flatten(0, 1), "m h w c -> m c h w")
 
 
 def frames_last(x: Tensor, batch: int) -> Tensor:
-    """(b·f, c, h, w) -> (b, f, h, w, c), a view where x is channels_last; contiguous."""
+    """(b·f, c, h, w) -> (b, f, h, w, c), contiguous; a view if x is channels_last."""
     return rearrange(x, "(b f) c h w -> b f h w c", b=batch).contiguous()
 
 
-def by_onednn(x: Tensor) -> bool:
-    """Whether convolutions of x go to oneDNN, and linear layers are made to (docs/decisions/0006).
+def uses_onednn(x: Tensor) -> bool:
+    """Whether layers compute x with oneDNN (docs/decisions/0006): convolutions by default, linear layers by our choice.
 
-    There, a frame comes out the same to the bit whatever others it comes with, and so on any number of ranks, unless
-    there is so little at once that other kernels are chosen: layers see to it that there is enough.
+    With oneDNN, the result of a frame is the same to the bit whichever frames it is computed with, and so on any number
+    of ranks. The exception are inputs so small that torch chooses other kernels; layers pad those.
     """
     return x.device.type == "cpu" and x.dtype == torch.float32 and not torch.compiler.is_compiling()
 
 
 def linear(x: Tensor, weight: Tensor, bias: Tensor | None = None) -> Tensor:
-    """x Wᵀ + bias. In fp32 on a CPU it runs as a 1x1 convolution over channels-last memory: convolutions go to oneDNN,
-    matrix products to MKL, which takes 2.3 times as long on CPUs that are not Intel's (docs/decisions/0006).
+    """x Wᵀ + bias. In fp32 on a CPU, it runs as a 1x1 convolution over channels-last memory: torch computes
+    convolutions with oneDNN, but matrix products with MKL, which takes 2.3 times as long on CPUs that are not
+    Intel's (docs/decisions/0006).
 
     x: (..., c). weight: (c', c). bias: (c',). Returns (..., c').
     """
-    if not by_onednn(x) or not x.numel():
+    if not uses_onednn(x) or not x.numel():
         return F.linear(x, weight, bias)
     vectors = x.reshape(-1, x.shape[-1])
     count = len(vectors)
     rows = picture_rows(count)
     if rows is None:
-        rows = PICTURES
+        rows = ONEDNN_PICTURES
         vectors = F.pad(vectors, (0, 0, 0, -count % rows))
     picture = rearrange(vectors.view(rows, -1, 1, x.shape[-1]), "rows m one c -> rows c m one")
-    done = F.conv2d(picture, weight[:, :, None, None], bias)
-    return rearrange(done, "rows c m one -> (rows m one) c")[:count].view(*x.shape[:-1], -1)
+    out = F.conv2d(picture, weight[:, :, None, None], bias)
+    return rearrange(out, "rows c m one -> (rows m one) c")[:count].view(*x.shape[:-1], -1)
 
 
 @cache
 def picture_rows(vectors: int) -> int | None:
-    """In how many equal rows `vectors` vectors are laid out as a batch of pictures: torch hands 1x1 convolutions to
-    oneDNN from 16 pictures on. None where they cannot be.
+    """The number of equal rows into which `vectors` vectors are divided to make a batch of pictures for oneDNN; None if
+    no number from 16 to 256 divides them.
     """
-    return next((rows for rows in range(PICTURES, min(vectors, 256) + 1) if vectors % rows == 0), None)
+    return next((rows for rows in range(ONEDNN_PICTURES, min(vectors, 256) + 1) if vectors % rows == 0), None)
 
 
-def convolve(x: Tensor, weight: Tensor, bias: Tensor | None, **how: Any) -> Tensor:
-    """F.conv2d of pictures (m, c, h, w), each the same whatever others it comes with: a small one alone is kept
-    from oneDNN by torch, and summed in another order.
+def convolve(x: Tensor, weight: Tensor, bias: Tensor | None, **options: Any) -> Tensor:
+    """F.conv2d of pictures (m, c, h, w), with results that do not depend on the number of pictures.
+
+    A small picture alone is doubled: for that, torch would not use oneDNN and would add in another order.
     """
-    if by_onednn(x) and len(x) == 1 and x.numel() <= SMALL:
-        return F.conv2d(torch.cat([x, x]), weight, bias, **how)[:1]
-    return F.conv2d(x, weight, bias, **how)
+    if uses_onednn(x) and len(x) == 1 and x.numel() <= ONEDNN_ELEMENTS:
+        return F.conv2d(torch.cat([x, x]), weight, bias, **options)[:1]
+    return F.conv2d(x, weight, bias, **options)
 
 
 class Conv2d(nn.Conv2d):
-    """A convolution by `convolve`, or by `linear` where it looks at single places."""
+    """A convolution by `convolve`, or by `linear` if its kernel is 1x1."""
 
     def forward(self, x: Tensor) -> Tensor:
         """x: (m, c, h, w)."""
-        if self.kernel_size == (1, 1) and by_onednn(x):
-            places = rearrange(x, "m c h w -> m h w c")
-            return rearrange(linear(places, self.weight.flatten(1), self.bias), "m h w c -> m c h w")
+        if self.kernel_size == (1, 1) and uses_onednn(x):
+            positions = rearrange(x, "m c h w -> m h w c")
+            return rearrange(linear(positions, self.weight.flatten(1), self.bias), "m h w c -> m c h w")
         return convolve(x, self.weight, self.bias, stride=self.stride, padding=self.padding)
 
 
 def attend(q: Tensor, k: Tensor, v: Tensor, *, bias: Tensor | None = None) -> Tensor:
-    """Softmax attention. q: (b, heads, m, d); k, v: (b, heads, t, d); bias: (m, t) on the logits. As q in shape."""
+    """Softmax attention.
+
+    q: (b, heads, m, d). k, v: (b, heads, t, d). bias: (m, t), added to the logits. Returns (b, heads, m, d).
+    """
     count = q.shape[2]
-    if by_onednn(q) and count % QUERIES:
-        q = F.pad(q, (0, 0, 0, -count % QUERIES))
-        bias = None if bias is None else F.pad(bias, (0, 0, 0, -count % QUERIES))
+    if uses_onednn(q) and count % QUERY_GROUP:
+        q = F.pad(q, (0, 0, 0, -count % QUERY_GROUP))
+        bias = None if bias is None else F.pad(bias, (0, 0, 0, -count % QUERY_GROUP))
     return F.scaled_dot_product_attention(q, k, v, attn_mask=bias)[:, :, :count]
 
 
@@ -129,7 +142,7 @@ class Linear(nn.Linear):
 class Attention(nn.Module):
     """The projections of one attention: to_q, to_k, to_v, to_out.0 (Vaswani et al. 2017).
 
-    Raises ValueError where `width` is no multiple of `head_width`.
+    width, context: channels of the queries, and of the keys and values; `context` defaults to `width`.
     """
 
     def __init__(
@@ -144,7 +157,7 @@ class Attention(nn.Module):
         self.to_out = nn.ModuleList([Linear(inner, width)])
 
     def forward(self, x: Tensor, context: Tensor | None = None) -> Tensor:
-        """x: (b, m, c); context: (b, t, c2), x itself where None. Returns (b, m, c)."""
+        """x: (b, m, c); context: (b, t, c2), None for x itself. Returns (b, m, c)."""
         source = x if context is None else context
         q, k, v = (
             rearrange(y, "b m (heads d) -> b heads m d", heads=self.heads)
@@ -155,20 +168,20 @@ class Attention(nn.Module):
 
 
 class GEGLU(nn.Module):
-    """x W1 * gelu(x W2) (Shazeer 2020); W1 and W2 lie one after the other in the published `proj`."""
+    """x W1 * gelu(x W2) (Shazeer 2020). The published `proj` is W1 followed by W2."""
 
     def __init__(self, width: int, inner: int) -> None:
         super().__init__()
         self.proj = nn.Linear(width, 2 * inner)
 
     def forward(self, x: Tensor) -> Tensor:
-        # two products rather than halves of one: each is contiguous, and the gate's memory is used again
+        # two products rather than halves of one: each is contiguous, and the result reuses the gate's memory
         value, gate = zip(self.proj.weight.chunk(2), self.proj.bias.chunk(2), strict=True)
         return F.gelu(linear(x, *gate)).mul_(linear(x, *value))
 
 
 class FeedForward(nn.Module):
-    """GEGLU and a linear layer; net.1 is the published files' dropout, which has no parameters."""
+    """GEGLU and a linear layer. net.1 stands for the dropout of the published files, which has no parameters."""
 
     def __init__(self, width: int) -> None:
         super().__init__()
@@ -181,9 +194,9 @@ class FeedForward(nn.Module):
 
 
 class TransformerBlock(nn.Module):
-    """The parameters of two attentions and a feed-forward layer, each after its LayerNorm.
+    """The parameters of two attentions and a feed-forward layer, each with its LayerNorm.
 
-    attn2 attends to a context of width `context`, to the states themselves where that is None.
+    attn2 attends to a context of `context` channels, or to the states themselves if that is None.
     """
 
     def __init__(self, width: int, *, heads: int, head_width: int, context: int | None = None) -> None:
@@ -197,9 +210,9 @@ class TransformerBlock(nn.Module):
 
 
 class ResnetBlock(nn.Module):
-    """Two convolutions around the time embedding, per frame (He et al. 2016, as in Stable Diffusion).
+    """Two convolutions with the time embedding between them, per frame (He et al. 2016, as in Stable Diffusion).
 
-    out_scale divides the sum, as `output_scale_factor` does in diffusers.
+    out_scale: divides the sum (`output_scale_factor` in diffusers).
     """
 
     def __init__(
@@ -224,7 +237,10 @@ class ResnetBlock(nn.Module):
         self.out_scale = out_scale
 
     def forward(self, x: Tensor, time: Tensor | None = None) -> Tensor:
-        """x: (b·f, c, h, w); time: (b·f, time_channels), or (1, time_channels) for all. Returns (b·f, c', h, w)."""
+        """x: (b·f, c, h, w). time: (b·f, time_channels), or (1, time_channels) for all frames.
+
+        Returns (b·f, c', h, w).
+        """
         hidden = self.conv1(self.activation(self.norm1(x)))
         if self.time_emb_proj is not None:
             assert time is not None
@@ -235,13 +251,13 @@ class ResnetBlock(nn.Module):
 
 
 def channels_last(weight: Tensor) -> Tensor:
-    """A weight laid out as convolutions over channels-last memory read it; else each call would turn it first."""
+    """A weight in the memory layout of convolutions over channels-last input; otherwise every call would convert it."""
     formats = {4: torch.channels_last, 5: torch.channels_last_3d}
     return weight.contiguous(memory_format=formats[weight.dim()]) if weight.dim() in formats else weight
 
 
 class Downsample(nn.Module):
-    """Halves height and width by a convolution of stride 2; padding 0 pads the right and lower edge only."""
+    """Halves height and width with a convolution of stride 2. padding 0: only the right and lower edges are padded."""
 
     def __init__(self, channels: int, *, padding: int = 1) -> None:
         super().__init__()
@@ -253,7 +269,7 @@ class Downsample(nn.Module):
 
 
 class Upsample(nn.Module):
-    """Nearest-neighbour upsampling to `size` (height, width), doubling where None, and a convolution."""
+    """Nearest-neighbour upsampling to `size` (height, width), None for twice the size, and a convolution."""
 
     def __init__(self, channels: int) -> None:
         super().__init__()
@@ -268,7 +284,7 @@ class Upsample(nn.Module):
 def sinusoids(values: Tensor, width: int) -> Tensor:
     """Cosines, then sines of `values` at width/2 geometric frequencies (DDPM, as in Stable Diffusion).
 
-    values: (b,) any number type. Returns (b, width) fp32.
+    values: (b,), of any type. Returns (b, width) fp32.
     """
     half = width // 2
     frequencies = torch.exp(
@@ -279,7 +295,7 @@ def sinusoids(values: Tensor, width: int) -> Tensor:
 
 
 class TimestepEmbedding(nn.Module):
-    """Two linear layers over sinusoids; cond_proj adds a condition, such as the guidance weight's embedding."""
+    """Two linear layers over sinusoids. cond_proj adds a condition, such as an embedding of the guidance weight."""
 
     def __init__(
         self, width: int, out: int, *, activation: str = "silu", condition: int | None = None
@@ -291,7 +307,7 @@ class TimestepEmbedding(nn.Module):
         self.activation = ACTIVATIONS[activation]
 
     def forward(self, x: Tensor, condition: Tensor | None = None) -> Tensor:
-        """x: (b, width); condition: (b, condition width), only for models that have one. Returns (b, out)."""
+        """x: (b, width). condition: (b, condition), only for models with a cond_proj. Returns (b, out)."""
         if condition is not None:
             if self.cond_proj is None:
                 raise ValueError(

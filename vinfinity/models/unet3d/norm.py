@@ -1,8 +1,8 @@
-"""Group normalisation over channels-last memory: of single frames, or of the whole video.
+"""Group normalisation over channels-last memory, of single frames or of the whole video.
 
-Dims: m pictures or videos, p positions (frames included), c channels, g groups.
-torch's own kernels for channels-last memory take eight times as long on CPUs, and on GPUs copy it first; here the
-statistics of channels are taken along contiguous memory and pooled.
+Dims: m pictures or videos, p positions (of all frames), c channels, g groups, h w height and width.
+For channels-last memory, torch's own kernels take eight times as long on CPUs and make a copy on GPUs. Here, the
+statistics of each channel are taken along contiguous memory and pooled.
 """
 
 import torch
@@ -11,14 +11,14 @@ from torch import Tensor, nn
 
 
 def pool(moments: Tensor, *, dim: int) -> Tensor:
-    """Mean and variance of equally large parts taken together (Chan et al. 1983).
+    """Mean and variance of the union of parts of equal size (Chan et al. 1983).
 
-    moments: (..., 2) fp32, the parts along `dim`. Returns them without `dim`.
+    moments: (..., 2) fp32, the parts along `dim`. Returns (..., 2) without `dim`.
     """
     mean, variance = moments.unbind(-1)
-    whole = mean.mean(dim, keepdim=True)
-    spread = (variance + (mean - whole).square()).mean(dim)
-    return torch.stack([whole.squeeze(dim), spread], dim=-1)
+    pooled_mean = mean.mean(dim, keepdim=True)
+    pooled_variance = (variance + (mean - pooled_mean).square()).mean(dim)
+    return torch.stack([pooled_mean.squeeze(dim), pooled_variance], dim=-1)
 
 
 def group_moments(x: Tensor, groups: int) -> Tensor:
@@ -32,7 +32,7 @@ def group_moments(x: Tensor, groups: int) -> Tensor:
 
 
 def group_affine(norm: nn.GroupNorm, moments: Tensor) -> tuple[Tensor, Tensor]:
-    """The scale and shift that a GroupNorm with these moments applies.
+    """The scale and shift by which a GroupNorm with these moments transforms its input.
 
     moments: (m, g, 2) fp32. Returns two tensors (m, c) fp32.
     """
@@ -44,12 +44,12 @@ def group_affine(norm: nn.GroupNorm, moments: Tensor) -> tuple[Tensor, Tensor]:
 
 
 class GroupNorm(nn.GroupNorm):
-    """GroupNorm of each picture by itself."""
+    """GroupNorm of each picture separately."""
 
     def forward(self, x: Tensor) -> Tensor:
-        """x: (m, c, h, w), fast where it is channels_last. Returns the same shape, channels_last."""
+        """x: (m, c, h, w), preferably channels_last. Returns the same shape, channels_last."""
         h = x.shape[2]
         rows = rearrange(x, "m c h w -> m (h w) c")
         scale, shift = group_affine(self, group_moments(rows, self.num_groups))
-        done = torch.addcmul(shift[:, None], rows, scale[:, None]).to(x.dtype)
-        return rearrange(done, "m (h w) c -> m c h w", h=h)
+        normed = torch.addcmul(shift[:, None], rows, scale[:, None]).to(x.dtype)
+        return rearrange(normed, "m (h w) c -> m c h w", h=h)

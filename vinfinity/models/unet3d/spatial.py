@@ -1,4 +1,4 @@
-"""Spatial attention: per frame, so that no rank needs another's frames.
+"""Spatial attention: within each frame, so that ranks need nothing from each other.
 
 Dims: b batch, f frames, h w latent height and width, n positions (h·w), c channels, t text tokens.
 """
@@ -18,9 +18,9 @@ from vinfinity.models.unet3d.norm import GroupNorm
 
 
 class SpatialTransformer(nn.Module):
-    """Self-attention over a frame's positions, cross-attention to the text, feed-forward; residual.
+    """Self-attention over the positions of a frame, cross-attention to the text, feed-forward; residual.
 
-    diffusers' Transformer2DModel with linear projections.
+    Transformer2DModel in diffusers, with linear projections.
     """
 
     def __init__(self, channels: int, *, head_width: int, context: int, groups: int) -> None:
@@ -41,7 +41,7 @@ class SpatialTransformer(nn.Module):
         hidden = self.proj_in(frames_last(self.norm(frames_first(x)), b))
         hidden = rearrange(hidden, "b f h w c -> (b f) (h w) c")
         hidden += block.attn1(block.norm1(hidden))
-        # every position of every frame asks the same text: one long row of queries, no copy of the text per frame
+        # all positions of all frames attend to the same text: one long row of queries, no copy of the text per frame
         hidden = rearrange(hidden, "(b f) n c -> b (f n) c", b=b)
         hidden += block.attn2(block.norm2(hidden), text)
         hidden += block.ff(block.norm3(hidden))

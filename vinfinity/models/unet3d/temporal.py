@@ -1,9 +1,9 @@
-"""Temporal layers: the only ones through which frames, and so ranks, learn of each other.
+"""Temporal layers: the only ones that mix frames, and so the only ones in which ranks need each other.
 
 Dims: b batch, f this rank's frames, h w latent height and width, n positions (h·w), c channels, g groups, d head width.
-Each layer takes the rest of the video as an explicit `ctx: TemporalContext`. Frames travel as they are before a norm,
-together with the statistics of that norm: the receiver normalises and projects them itself, which moves half of the
-bytes of keys and values and saves a message.
+Each layer takes the rest of the video as an explicit argument `ctx: TemporalContext`. Frames are sent as they are
+before a norm, together with the statistics of that norm. The receiver normalises and projects them: that is half the
+bytes of keys and values, and one message less.
 """
 
 from collections.abc import Callable
@@ -16,14 +16,14 @@ from einops import rearrange
 from torch import Tensor, nn
 
 from vinfinity.models.unet3d.layers import (
-    WIDENED,
+    FEED_FORWARD_MEMORY,
     Attention,
     Linear,
     TransformerBlock,
     attend,
-    blocks,
+    chunks,
     convolve,
-    frame_blocks,
+    frame_chunks,
 )
 from vinfinity.models.unet3d.norm import group_affine, group_moments
 from vinfinity.parallel.context import TemporalContext
@@ -31,25 +31,28 @@ from vinfinity.parallel.exchange import Pending
 from vinfinity.parallel.scopes import AttentionPlan
 
 
-def video_sums(x: Tensor, groups: int, *, limit: int) -> Tensor:
-    """What the statistics of a GroupNorm over all frames follow from: sums over frames, positions and channels.
+def video_sums(x: Tensor, groups: int, *, chunk_bytes: int) -> Tensor:
+    """The sums from which `video_affine` computes the statistics of a GroupNorm over all frames.
 
-    x: (b, f, h, w, c). Returns (b, g, 5) fp64: the sums over frames of 1, of their means, of their variances, and of
-    the squares of their means in two parts. The numbers that are added have 24 bits each, so that the sums in fp64 are
-    exact, and the same to the bit whichever ranks hold which frames; means would be rounded with every part.
+    x: (b, f, h, w, c). Returns (b, g, 5) fp64: the sums over frames of 1, of the frame's mean, of its variance, and of
+    the square of its mean in two parts. Each summand has 24 bits, so the sums in fp64 are exact, and the same to the
+    bit however the frames are split over ranks; means of means would be rounded at every rank.
     """
-    parts = [
-        group_moments(rearrange(x[:, some], "b f h w c -> (b f) (h w) c"), groups).unflatten(0, (len(x), -1))
-        for some in frame_blocks(x, limit)
+    moments = [
+        group_moments(rearrange(x[:, chunk], "b f h w c -> (b f) (h w) c"), groups).unflatten(0, (len(x), -1))
+        for chunk in frame_chunks(x, chunk_bytes)
     ]
-    mean, variance = torch.cat(parts, dim=1).double().unbind(-1)
+    mean, variance = torch.cat(moments, dim=1).double().unbind(-1)
     square = mean.square()
     high = square.float().double()
     return torch.stack([torch.ones_like(mean), mean, variance, high, square - high], dim=-1).sum(1)
 
 
 def video_affine(norm: nn.GroupNorm, sums: Tensor) -> tuple[Tensor, Tensor]:
-    """The scale and shift of a GroupNorm over all frames. sums: (b, g, 5) of them. Returns two (b, 1, 1, 1, c) fp32."""
+    """The scale and shift by which a GroupNorm over all frames transforms its input.
+
+    sums: (b, g, 5), the `video_sums` of all frames. Returns two tensors (b, 1, 1, 1, c) fp32.
+    """
     count, mean, variance, high, low = sums.unbind(-1)
     mean = mean / count
     variance = ((variance + high + low) / count - mean.square()).clamp(min=0)
@@ -58,14 +61,14 @@ def video_affine(norm: nn.GroupNorm, sums: Tensor) -> tuple[Tensor, Tensor]:
 
 
 def apply_affine(x: Tensor, scale: Tensor, shift: Tensor) -> Tensor:
-    """x * scale + shift in fp32, returned in x's type. x: (b, f, h, w, c)."""
+    """x * scale + shift, computed in fp32 and returned in the type of x. x: (b, f, h, w, c)."""
     return torch.addcmul(shift, x, scale).to(x.dtype)
 
 
 class TemporalConvStage(nn.ModuleDict):
     """GroupNorm over the whole video, SiLU and a (3, 1, 1) convolution over time (paper, section 3.2).
 
-    The published files number these layers: the norm is 0 and the convolution 2, or 3 where a dropout comes before it.
+    The published files number these layers: the norm is 0, the convolution 2, or 3 if there is a dropout before it.
     """
 
     def __init__(self, channels: int, *, groups: int, conv: int) -> None:
@@ -79,36 +82,36 @@ class TemporalConvStage(nn.ModuleDict):
     def forward(self, x: Tensor, ctx: TemporalContext, *, out: Tensor) -> Tensor:
         """x, out: (b, f, h, w, c); out may be x itself. Returns out."""
         norm, conv = cast(tuple[nn.GroupNorm, nn.Conv3d], tuple(self.values()))
-        sums = video_sums(x, norm.num_groups, limit=ctx.chunk_bytes)
+        sums = video_sums(x, norm.num_groups, chunk_bytes=ctx.chunk_bytes)
         shared = sums if ctx.norm == "video" else None
         fetched = ctx.exchange.fetch(x, ctx.halo, sums=shared, label="temporal convolution").wait()
         scale, shift = video_affine(norm, sums if fetched.sums is None else fetched.sums)
 
-        def enter(frames: Tensor) -> Tensor:
+        def activate(frames: Tensor) -> Tensor:
             return F.silu(torch.addcmul(shift, frames, scale), inplace=True).to(frames.dtype)
 
-        # beyond the video's ends there are zeros, after the norm, as the model's own padding
-        nothing = torch.zeros_like(x[:, :1])
-        neighbours = enter(fetched.frames)
-        first = neighbours[:, :1] if ctx.frames_before else nothing
-        last = neighbours[:, -1:] if neighbours.shape[1] > ctx.frames_before else nothing
+        # the model pads with zeros after the norm, at both ends of the video
+        zeros = torch.zeros_like(x[:, :1])
+        neighbours = activate(fetched.frames)
+        first = neighbours[:, :1] if ctx.frames_before else zeros
+        last = neighbours[:, -1:] if neighbours.shape[1] > ctx.frames_before else zeros
         weight = conv.weight.squeeze(-1)
         h = x.shape[2]
-        before, following = first, enter(x[:, :1])
-        for some in frame_blocks(x, ctx.chunk_bytes):
-            # each stretch reads one frame beyond its end before it is overwritten, and hands on its own last one
-            rest = enter(x[:, some.start + 1 : some.stop + 1])
-            at_end = rest.shape[1] < some.stop - some.start
-            padded = torch.cat([before, following, rest, *([last] if at_end else [])], dim=1)
-            before, following = padded[:, -2:-1], padded[:, -1:]
-            # over (frames, positions) as a picture, (3, 1) is a 2-D convolution on memory as it lies
+        previous, current = first, activate(x[:, :1])
+        for chunk in frame_chunks(x, ctx.chunk_bytes):
+            # out may be x: read the frame after the chunk before it is overwritten, and pass on the chunk's last frame
+            rest = activate(x[:, chunk.start + 1 : chunk.stop + 1])
+            at_end = rest.shape[1] < chunk.stop - chunk.start
+            padded = torch.cat([previous, current, rest, *([last] if at_end else [])], dim=1)
+            previous, current = padded[:, -2:-1], padded[:, -1:]
+            # with (frames, positions) as height and width, this is a 2-D convolution without moving any memory
             picture = convolve(rearrange(padded, "b f h w c -> b c f (h w)"), weight, conv.bias)
-            out[:, some] = rearrange(picture, "b c f (h w) -> b f h w c", h=h)
+            out[:, chunk] = rearrange(picture, "b c f (h w) -> b f h w c", h=h)
         return out
 
 
 class TemporalConvLayer(nn.Module):
-    """Four stages of norm, SiLU and convolution over time; residual. diffusers' TemporalConvLayer."""
+    """Four stages of norm, SiLU and convolution over time; residual. TemporalConvLayer in diffusers."""
 
     def __init__(self, channels: int, *, groups: int) -> None:
         super().__init__()
@@ -126,23 +129,22 @@ class TemporalConvLayer(nn.Module):
 
 
 def dual_scope_attention(
-    attention: Attention, x: Tensor, theirs: Callable[[], Tensor], plan: AttentionPlan
+    attention: Attention, x: Tensor, fetch: Callable[[], Tensor], plan: AttentionPlan
 ) -> Tensor:
-    """Temporal attention in blocks of queries (paper, section 3.3; DESIGN section 2).
+    """Temporal attention in blocks of queries (paper, section 3.3).
 
-    x: (b, f, n, c), this rank's frames. theirs: called when x is projected, gives the fetched frames
-    (b, len(plan.route.wanted), n, c); their keys and values are projected here, on the receiving side.
-    Returns (b, f, n, c).
+    x: (b, f, n, c), this rank's frames. fetch: called once x is projected; returns the frames of other ranks,
+    (b, len(plan.route.wanted), n, c), whose keys and values are projected here. Returns (b, f, n, c).
     """
     q, k, v = attention.to_q(x), attention.to_k(x), attention.to_v(x)
-    fetched = theirs()
+    fetched = fetch()
     if fetched.shape[1]:
         k, v = torch.cat([k, attention.to_k(fetched)], dim=1), torch.cat([v, attention.to_v(fetched)], dim=1)
     out = torch.empty_like(q)
     for block in plan.blocks:
         rows = slice(block.queries.start, block.queries.stop)
         query = q[:, rows]
-        keys, values = (some if block.keys is None else some.index_select(1, block.keys) for some in (k, v))
+        keys, values = (y if block.keys is None else y.index_select(1, block.keys) for y in (k, v))
         if block.scale is not None:
             query = query * block.scale[:, None, None].to(q.dtype)
         bias = None if block.bias is None else block.bias.to(q.dtype)
@@ -156,10 +158,10 @@ def dual_scope_attention(
 
 
 class TemporalTransformer(nn.Module):
-    """Two self-attentions over time and a feed-forward layer; residual. diffusers' TransformerTemporalModel.
+    """Two self-attentions over time and a feed-forward layer; residual. TransformerTemporalModel in diffusers.
 
-    The GroupNorm's statistics are those of the whole video. Positions do not see each other here, so that all but the
-    exchange runs over stretches of positions.
+    The statistics of the GroupNorm are those of the whole video. Positions are independent of each other here, so
+    everything but the exchange runs in chunks of positions.
     """
 
     def __init__(self, channels: int, *, heads: int, head_width: int, groups: int) -> None:
@@ -174,35 +176,36 @@ class TemporalTransformer(nn.Module):
         """x: (b, f, h, w, c), changed in place and returned."""
         plan, route = ctx.attention, ctx.attention.route
         block = cast(TransformerBlock, self.transformer_blocks[0])
-        sums = video_sums(x, self.norm.num_groups, limit=ctx.chunk_bytes)
+        sums = video_sums(x, self.norm.num_groups, chunk_bytes=ctx.chunk_bytes)
         shared = sums if ctx.norm == "video" else None
         fetched = ctx.exchange.fetch(x, route, sums=shared, label="temporal attention 1").wait()
         scale, shift = video_affine(self.norm, sums if fetched.sums is None else fetched.sums)
 
-        def enter(frames: Tensor) -> Tensor:
+        def project(frames: Tensor) -> Tensor:
             return rearrange(self.proj_in(apply_affine(frames, scale, shift)), "b f h w c -> b f (h w) c")
 
-        theirs = enter(fetched.frames)
-        hidden = x.new_empty(*x.shape[:2], theirs.shape[2], theirs.shape[3])
-        for some in frame_blocks(hidden, ctx.chunk_bytes):
-            hidden[:, some] = enter(x[:, some])
-        places = blocks(hidden.shape[2], hidden[:, :, 0].nbytes, ctx.chunk_bytes)
-        for some in places:
-            part = hidden[:, :, some]
-            others = partial(block.norm1, theirs[:, :, some])
-            part += dual_scope_attention(block.attn1, block.norm1(part), others, plan)
+        remote = project(fetched.frames)
+        hidden = x.new_empty(*x.shape[:2], remote.shape[2], remote.shape[3])
+        for frames in frame_chunks(hidden, ctx.chunk_bytes):
+            hidden[:, frames] = project(x[:, frames])
+        position_chunks = chunks(hidden.shape[2], hidden[:, :, 0].nbytes, ctx.chunk_bytes)
+        for positions in position_chunks:
+            chunk = hidden[:, :, positions]
+            fetch = partial(block.norm1, remote[:, :, positions])
+            chunk += dual_scope_attention(block.attn1, block.norm1(chunk), fetch, plan)
         pending = ctx.exchange.fetch(hidden, route, label="temporal attention 2")
-        for some in places:
-            part = hidden[:, :, some]
-            # the first stretch projects its own frames while the others' are on their way
-            others = partial(_norm_arrived, block.norm2, pending, some)
-            part += dual_scope_attention(block.attn2, block.norm2(part), others, plan)
-        for some in frame_blocks(hidden, ctx.chunk_bytes // WIDENED):
-            part = hidden[:, some]
-            part += block.ff(block.norm3(part))
-            x[:, some] += rearrange(self.proj_out(part), "b f (h w) c -> b f h w c", h=x.shape[2])
+        for positions in position_chunks:
+            chunk = hidden[:, :, positions]
+            # the first chunk projects this rank's frames while those of the other ranks are on their way
+            fetch = partial(_norm_when_arrived, block.norm2, pending, positions)
+            chunk += dual_scope_attention(block.attn2, block.norm2(chunk), fetch, plan)
+        for frames in frame_chunks(hidden, ctx.chunk_bytes // FEED_FORWARD_MEMORY):
+            chunk = hidden[:, frames]
+            chunk += block.ff(block.norm3(chunk))
+            x[:, frames] += rearrange(self.proj_out(chunk), "b f (h w) c -> b f h w c", h=x.shape[2])
         return x
 
 
-def _norm_arrived(norm: nn.Module, pending: Pending, places: slice) -> Tensor:
-    return norm(pending.wait().frames[:, :, places])
+def _norm_when_arrived(norm: nn.Module, pending: Pending, positions: slice) -> Tensor:
+    """Waits for the fetched frames, and norms some of their positions."""
+    return norm(pending.wait().frames[:, :, positions])

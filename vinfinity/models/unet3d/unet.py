@@ -1,30 +1,29 @@
-"""The 3-D UNet of ModelScope, Zeroscope and VideoCrafter2 (diffusers' UNet3DConditionModel).
+"""The 3-D UNet of ModelScope, Zeroscope and VideoCrafter2 (UNet3DConditionModel in diffusers).
 
 Dims: b batch (guidance branches), f this rank's frames, h w latent height and width, c channels, t text tokens.
-Latents are (b, 4, f, h, w) outside; inside, hidden states are (b, f, h, w, c), see layers.py.
+Latents are (b, c, f, h, w); hidden states inside are (b, f, h, w, c), see layers.py.
 """
 
 import math
-from collections.abc import Callable, Mapping
-from dataclasses import dataclass, fields
-from typing import Any
+from collections.abc import Callable
+from dataclasses import dataclass
 
 import torch
 import torch.nn.functional as F
 from einops import rearrange
 from torch import Tensor, nn
 
-from vinfinity.models.offload import DeviceStore, Frames, Held, Store
+from vinfinity.models.offload import DeviceStore, Frames, OnDevice, Store
+from vinfinity.models.unet3d.configs import DOWN_BLOCKS, FIRST_ATTENTION_HEADS, UP_BLOCKS, UNetConfig
 from vinfinity.models.unet3d.layers import (
-    ACTIVATIONS,
-    WIDENED,
+    FEED_FORWARD_MEMORY,
     Conv2d,
     Downsample,
     ResnetBlock,
     TimestepEmbedding,
     Upsample,
-    blocks,
-    frame_blocks,
+    chunks,
+    frame_chunks,
     frames_first,
     frames_last,
     sinusoids,
@@ -34,103 +33,36 @@ from vinfinity.models.unet3d.spatial import SpatialTransformer
 from vinfinity.models.unet3d.temporal import TemporalConvLayer, TemporalTransformer
 from vinfinity.parallel.context import TemporalContext
 
-DOWN_BLOCKS = {"CrossAttnDownBlock3D": True, "DownBlock3D": False}
 DEVICE = DeviceStore()
-KINDS = 64  # of layers with the same code, which differ in their widths
-UP_BLOCKS = {"CrossAttnUpBlock3D": True, "UpBlock3D": False}
 
-
-@dataclass(frozen=True)
-class UNetConfig:
-    """The architecture, with the names of a diffusers config.json.
-
-    attention_head_dim is the width of a head (diffusers' own naming is the other way round, see its source).
-    fps_cond: an embedding of the frame rate is added to the time embedding (VideoCrafter2).
-    Raises ValueError for an architecture that this UNet is not.
-    """
-
-    in_channels: int = 4
-    out_channels: int = 4
-    down_block_types: tuple[str, ...] = (*("CrossAttnDownBlock3D",) * 3, "DownBlock3D")
-    up_block_types: tuple[str, ...] = ("UpBlock3D", *("CrossAttnUpBlock3D",) * 3)
-    block_out_channels: tuple[int, ...] = (320, 640, 1280, 1280)
-    layers_per_block: int = 2
-    downsample_padding: int = 1
-    mid_block_scale_factor: float = 1.0
-    act_fn: str = "silu"
-    norm_num_groups: int = 32
-    norm_eps: float = 1e-5
-    cross_attention_dim: int = 1024
-    attention_head_dim: int = 64
-    time_cond_proj_dim: int | None = None
-    fps_cond: bool = False
-    sample_size: int | tuple[int, int] | None = None
-
-    def __post_init__(self) -> None:
-        levels = len(self.block_out_channels)
-        for name, kinds in (("down_block_types", DOWN_BLOCKS), ("up_block_types", UP_BLOCKS)):
-            types = getattr(self, name)
-            if len(types) != levels:
-                raise ValueError(f"{name}: {len(types)} blocks for {levels} block_out_channels")
-            unknown = [kind for kind in types if kind not in kinds]
-            if unknown:
-                raise ValueError(f"{name}: {unknown[0]!r} is not one of {', '.join(kinds)}")
-        if self.act_fn not in ACTIVATIONS:
-            raise ValueError(f"act_fn: {self.act_fn!r} is not one of {', '.join(ACTIVATIONS)}")
-        for channels in self.block_out_channels:
-            if channels % self.norm_num_groups:
-                raise ValueError(
-                    f"block_out_channels: {channels} is no multiple of {self.norm_num_groups} norm groups"
-                )
-            if channels < self.attention_head_dim:
-                raise ValueError(
-                    f"attention_head_dim: {self.attention_head_dim} is more than {channels} channels"
-                )
-
-    @classmethod
-    def from_dict(cls, values: Mapping[str, object]) -> "UNetConfig":
-        """From a parsed config.json; what this UNet does not have is refused unless it is off."""
-        known = {field.name for field in fields(cls)}
-        surplus = [key for key in values if not key.startswith("_") and key not in known]
-        for key in surplus:
-            if values[key] not in (None, False, "default"):
-                raise ValueError(f"{key}: {values[key]!r} is not supported by this UNet")
-        chosen: dict[str, Any] = {
-            key: tuple(value) if isinstance(value, list) else value
-            for key, value in values.items()
-            if key in known
-        }
-        if isinstance(widths := chosen.get("attention_head_dim"), tuple):
-            if len(set(widths)) != 1:
-                raise ValueError(f"attention_head_dim: {widths} has more than one width")
-            chosen["attention_head_dim"] = widths[0]
-        return cls(**chosen)
+# Variants that torch.compile may make of a layer's code: one per width, where its default limit is 8.
+COMPILED_VARIANTS = 64
 
 
 @dataclass
 class DeepFeatures:
-    """What enters the outermost levels of the way up, kept over several steps (DeepCache, Ma et al. 2024, section 3.2).
+    """The input of the outermost levels on the upward path, reused over steps (DeepCache, Ma et al. 2024, section 3.2).
 
-    depth: levels that run in every step, from the outermost. renew: whether the next call runs the whole network and
-    keeps its features anew; it must before the first that does not.
+    depth: levels that run in every step, counted from the outermost. renew: whether the next call runs the whole
+    network and stores its features; the first call must.
     """
 
     depth: int
     renew: bool = True
-    kept: Frames | None = None
+    stored: Frames | None = None
 
-    def exchange(self, states: list[Frames], store: Store) -> None:
-        """At the outermost levels: keeps the present state, the last of `states`, or puts the kept one in its place."""
+    def store_or_reuse(self, states: list[Frames], store: Store) -> None:
+        """Before the outermost levels: stores the current state, the last of `states`, or appends the stored one."""
         if self.renew:
-            self.kept = store.keep(states[-1].read(slice(None)))
+            self.stored = store.keep(states[-1].read(slice(None)))
         else:
-            assert self.kept is not None
-            states.append(self.kept)
+            assert self.stored is not None
+            states.append(self.stored)
 
 
 class UNetBlock(nn.Module):
     """One level: resnets, each followed by a temporal convolution and, with attention, a spatial and a temporal
-    transformer. The middle of the UNet has the same parts in another order, see `MidBlock`.
+    transformer. The middle block has the same parts in another order, see `MidBlock`.
     """
 
     def __init__(self, config: UNetConfig, ins: list[int], channels: int, *, attention: bool) -> None:
@@ -156,22 +88,23 @@ class UNetBlock(nn.Module):
     def layer(
         self, index: int, inputs: tuple[Frames, ...], time: Tensor, text: Tensor, ctx: TemporalContext
     ) -> Tensor:
-        """The `index`-th layer of this level. inputs: (b, f, h, w, c) each, joined along the channels.
+        """The `index`-th layer of this level. inputs: (b, f, h, w, c) each, concatenated along the channels.
 
-        Returns (b, f, h, w, channels): the resnet makes a new tensor, which the layers after it change in place.
+        Returns (b, f, h, w, channels): the resnet's output is a new tensor, which the other layers change in place.
         """
-        x = _per_frame(self.resnets[index], inputs, time, limit=ctx.chunk_bytes)
+        x = _per_frame(self.resnets[index], inputs, time, chunk_bytes=ctx.chunk_bytes)
         del inputs
         x = self.temp_convs[index](x, ctx)
         if self.has_attention:
-            for some in frame_blocks(x, ctx.chunk_bytes // WIDENED):
-                self.attentions[index](x[:, some], text)  # in place
+            for frames in frame_chunks(x, ctx.chunk_bytes // FEED_FORWARD_MEMORY):
+                # changes x in place
+                self.attentions[index](x[:, frames], text)
             x = self.temp_attentions[index](x, ctx)
         return x
 
 
 class DownBlock(UNetBlock):
-    """A level on the way down; hands its states to the way up. diffusers' (CrossAttn)DownBlock3D."""
+    """A level on the downward path. (CrossAttn)DownBlock3D in diffusers."""
 
     def __init__(self, config: UNetConfig, channels: int, out: int, *, attention: bool, last: bool) -> None:
         super().__init__(config, [channels] + [out] * (config.layers_per_block - 1), out, attention=attention)
@@ -189,18 +122,20 @@ class DownBlock(UNetBlock):
         *,
         descend: bool,
     ) -> None:
-        """Puts the states that the way up needs before the present one, which this level replaces; see `UpBlock`.
+        """Replaces the current state, the last of `states`, and inserts this level's skip connections before it.
 
-        descend: whether a deeper level follows, whose input is one of them.
+        descend: whether a deeper level follows; its input is a skip connection, too.
         """
         for index in range(len(self.resnets)):
             _advance(states, self.layer(index, (states.pop(),), time, text, ctx), store)
         if self.downsamplers is not None and descend:
-            _advance(states, _per_frame(self.downsamplers[0], (states.pop(),), limit=ctx.chunk_bytes), store)
+            _advance(
+                states, _per_frame(self.downsamplers[0], (states.pop(),), chunk_bytes=ctx.chunk_bytes), store
+            )
 
 
 class UpBlock(UNetBlock):
-    """A level on the way up; each layer takes one state from the way down. diffusers' (CrossAttn)UpBlock3D."""
+    """A level on the upward path; each layer takes one skip connection. (CrossAttn)UpBlock3D in diffusers."""
 
     def __init__(
         self, config: UNetConfig, skip: int, out: int, previous: int, *, attention: bool, last: bool
@@ -211,19 +146,21 @@ class UpBlock(UNetBlock):
         self.upsamplers = None if last else nn.ModuleList([Upsample(out)])
 
     def forward(self, states: list[Frames], time: Tensor, text: Tensor, ctx: TemporalContext) -> None:
-        """states: (b, f, h, w, c) each, those of the way down and, last, the present one, which this level replaces.
+        """Replaces the current state, the last of `states`, and takes this level's skip connections from before it.
 
-        Nothing but the list holds them, so that what a layer has read is free for the layers after it.
+        states: (b, f, h, w, c) each. Only the list refers to them, so that memory is freed as layers read them.
         """
         for index in range(len(self.resnets)):
-            states.append(Held(self.layer(index, (states.pop(), states.pop()), time, text, ctx)))
+            states.append(OnDevice(self.layer(index, (states.pop(), states.pop()), time, text, ctx)))
         if self.upsamplers is not None:
             size = tuple(states[-2].shape[2:4])
-            states.append(Held(_per_frame(self.upsamplers[0], (states.pop(),), size, limit=ctx.chunk_bytes)))
+            states.append(
+                OnDevice(_per_frame(self.upsamplers[0], (states.pop(),), size, chunk_bytes=ctx.chunk_bytes))
+            )
 
 
 class MidBlock(UNetBlock):
-    """The lowest level: resnet, temporal convolution, both transformers, resnet, temporal convolution."""
+    """The middle block: resnet, temporal convolution, both transformers, resnet, temporal convolution."""
 
     def __init__(self, config: UNetConfig) -> None:
         channels = config.block_out_channels[-1]
@@ -234,13 +171,13 @@ class MidBlock(UNetBlock):
 
     def forward(self, x: Tensor, time: Tensor, text: Tensor, ctx: TemporalContext) -> Tensor:
         """x: (b, f, h, w, c). Returns the same shape."""
-        x = self.layer(0, (Held(x),), time, text, ctx)
-        x = _per_frame(self.resnets[1], (Held(x),), time, limit=ctx.chunk_bytes)
+        x = self.layer(0, (OnDevice(x),), time, text, ctx)
+        x = _per_frame(self.resnets[1], (OnDevice(x),), time, chunk_bytes=ctx.chunk_bytes)
         return self.temp_convs[1](x, ctx)
 
 
 class UNet(nn.Module):
-    """Predicts the noise (or v) of a noisy video. Parameter names are those of diffusers' UNet3DConditionModel."""
+    """Predicts the noise (or v) of a noisy video. Parameters are named as in diffusers' UNet3DConditionModel."""
 
     def __init__(self, config: UNetConfig) -> None:
         super().__init__()
@@ -255,7 +192,7 @@ class UNet(nn.Module):
             TimestepEmbedding(width, 4 * width, activation=config.act_fn) if config.fps_cond else None
         )
         self.transformer_in = TemporalTransformer(
-            width, heads=8, head_width=config.attention_head_dim, groups=groups
+            width, heads=FIRST_ATTENTION_HEADS, head_width=config.attention_head_dim, groups=groups
         )
         levels = len(widths)
         self.down_blocks = nn.ModuleList(
@@ -296,15 +233,18 @@ class UNet(nn.Module):
 
         x: (b, in_channels, f, h, w). t: (1,) the training timestep. text: (b, t, cross_attention_dim). fps: (1,) frames
         per second, for models with an fps embedding. condition: (1, time_cond_proj_dim), for models that have one.
-        store: where skip connections and deep features wait. deep: the features of an earlier step, which this one uses
-        where it does not renew them. Returns (b, out_channels, f, h, w).
+        store: where skip connections and deep features wait. deep: features of an earlier step to reuse, or to renew.
+        Returns (b, out_channels, f, h, w). Raises ValueError if fps or condition do not suit the model.
         """
         time = self._time(t, fps, condition).to(x.dtype)
         frames = rearrange(x, "b c f h w -> b f h w c").contiguous()
-        hidden = self.transformer_in(_per_frame(self.conv_in, (Held(frames),), limit=ctx.chunk_bytes), ctx)
+        hidden = self.transformer_in(
+            _per_frame(self.conv_in, (OnDevice(frames),), chunk_bytes=ctx.chunk_bytes), ctx
+        )
         shallow = deep is not None and not deep.renew
         if deep is not None and deep.renew:
-            deep.kept = None  # not held beside those that take their place
+            # frees the memory of the old features before the new ones are computed
+            deep.stored = None
         levels = deep.depth if deep is not None and shallow else len(self.down_blocks)
         states: list[Frames] = []
         _advance(states, hidden, store)
@@ -314,40 +254,40 @@ class UNet(nn.Module):
         if shallow:
             states.pop()
         else:
-            states.append(Held(self.mid_block(states.pop().read(slice(None)), time, text, ctx)))
+            states.append(OnDevice(self.mid_block(states.pop().read(slice(None)), time, text, ctx)))
         for level, up in zip(range(levels, 0, -1), self.up_blocks[-levels:], strict=True):
             if deep is not None and level == deep.depth:
-                deep.exchange(states, store)
+                deep.store_or_reuse(states, store)
             up(states, time, text, ctx)
-        frames = _per_frame(self.leave, (states.pop(),), limit=ctx.chunk_bytes)
+        frames = _per_frame(self.project_out, (states.pop(),), chunk_bytes=ctx.chunk_bytes)
         return rearrange(frames, "b f h w c -> b c f h w")
 
-    def leave(self, x: Tensor) -> Tensor:
+    def project_out(self, x: Tensor) -> Tensor:
         """The last norm and convolution. x: (b·f, c, h, w). Returns (b·f, out_channels, h, w)."""
         return self.conv_out(F.silu(self.conv_norm_out(x), inplace=True))
 
     def _time(self, t: Tensor, fps: Tensor | None, condition: Tensor | None) -> Tensor:
-        """The time embedding, (1, 4 * width), with the frame rate's added where the model has one.
+        """The time embedding, (1, 4 * width), plus the embedding of the frame rate for models that have one.
 
-        In the type of its own weights, which are fp32 in half-precision runs too.
+        In the type of its own weights, which stay in fp32 in half-precision runs.
         """
         width, dtype = self.config.block_out_channels[0], self.time_embedding.linear_1.weight.dtype
         condition = None if condition is None else condition.to(dtype)
         time = self.time_embedding(sinusoids(t, width).to(dtype), condition)
         if (fps is None) == self.config.fps_cond:
-            raise ValueError(f"this model {'needs' if self.config.fps_cond else 'takes no'} frame rate (fps)")
+            raise ValueError(
+                f"this model {'needs a' if self.config.fps_cond else 'takes no'} frame rate (fps)"
+            )
         if self.fps_embedding is not None and fps is not None:
             time = time + self.fps_embedding(sinusoids(fps, width).to(dtype))
         return time
 
 
 def compile_blocks(unet: UNet) -> None:
-    """Compiles the layers that know nothing of time, each when it is first called. Temporal layers, which wait for
-    other ranks, stay as they are.
+    """Compiles the layers that work within a frame, each at its first call. Temporal layers wait for other ranks and
+    are not compiled.
     """
-    torch._dynamo.config.recompile_limit = (
-        KINDS  # a layer is compiled once for each width; beyond 8 it would not be
-    )
+    torch._dynamo.config.recompile_limit = COMPILED_VARIANTS
     for module in unet.modules():
         if isinstance(module, ResnetBlock | SpatialTransformer | Downsample | Upsample):
             module.compile(dynamic=True)
@@ -366,26 +306,28 @@ def _resnet(config: UNetConfig, channels: int, out: int, *, out_scale: float = 1
 
 
 def _advance(states: list[Frames], x: Tensor, store: Store) -> None:
-    """Makes x the present state, and keeps it for the way up. x: (b, f, h, w, c)."""
-    states += [store.keep(x), Held(x)]
+    """Makes x the current state, and stores it as a skip connection. x: (b, f, h, w, c)."""
+    states += [store.keep(x), OnDevice(x)]
 
 
-def _per_frame(layer: Callable[..., Tensor], inputs: tuple[Frames, ...], *args: object, limit: int) -> Tensor:
-    """A layer that knows nothing of time, over stretches of frames.
+def _per_frame(
+    layer: Callable[..., Tensor], inputs: tuple[Frames, ...], *args: object, chunk_bytes: int
+) -> Tensor:
+    """A layer that works within a frame, in chunks of frames.
 
-    inputs: (b, f, h, w, c) each, joined along the channels a stretch at a time. limit: bytes of a stretch.
-    Returns (b, f, h', w', c').
+    inputs: (b, f, h, w, c) each, concatenated along the channels one chunk at a time.
+    chunk_bytes: of the first input. Returns (b, f, h', w', c').
     """
     b, f, *rest = inputs[0].shape
     out: Tensor | None = None
-    for some in blocks(f, b * math.prod(rest) * inputs[0].dtype.itemsize, limit):
-        parts = [x.read(some) for x in inputs]
+    for chunk in chunks(f, b * math.prod(rest) * inputs[0].dtype.itemsize, chunk_bytes):
+        parts = [x.read(chunk) for x in inputs]
         frames = frames_first(torch.cat(parts, dim=-1) if len(parts) > 1 else parts[0])
-        done = frames_last(layer(frames, *args), b)
-        if done.shape[1] == f:
-            return done
+        computed = frames_last(layer(frames, *args), b)
+        if computed.shape[1] == f:
+            return computed
         if out is None:
-            out = done.new_empty(b, f, *done.shape[2:])
-        out[:, some] = done
+            out = computed.new_empty(b, f, *computed.shape[2:])
+        out[:, chunk] = computed
     assert out is not None
     return out

@@ -1,95 +1,17 @@
 """AutoencoderKL, Stable Diffusion's image autoencoder (Rombach et al. 2022, section 3.1), frame by frame.
 
-Dims: b frames, h w height and width of a picture or its latent, c channels. Pictures are (b, 3, h, w) in [-1, 1].
-Parameter names are those of diffusers' AutoencoderKL.
+Dims: b frames, c channels, h w height and width of a latent, H W of a picture. Pictures are (b, 3, H, W) in [-1, 1].
+Parameters are named as in diffusers' AutoencoderKL. A run only decodes; encoding is for conditioning on pictures.
 """
-
-import math
-from collections.abc import Mapping
-from dataclasses import dataclass, fields
 
 import torch
 import torch.nn.functional as F
 from einops import rearrange
 from torch import Tensor, nn
 
-from vinfinity.models.unet3d.layers import ACTIVATIONS, Attention, Downsample, ResnetBlock, Upsample
+from vinfinity.models.unet3d.configs import VAEConfig
+from vinfinity.models.unet3d.layers import Attention, Downsample, ResnetBlock, Upsample
 from vinfinity.models.unet3d.norm import GroupNorm
-
-
-@dataclass(frozen=True)
-class VAEConfig:
-    """The architecture, with the names of a diffusers config.json.
-
-    scaling_factor, shift_factor: the diffusion model sees (latent - shift) * scaling.
-    Raises ValueError for an architecture that this autoencoder is not.
-    """
-
-    in_channels: int = 3
-    out_channels: int = 3
-    latent_channels: int = 4
-    block_out_channels: tuple[int, ...] = (128, 256, 512, 512)
-    layers_per_block: int = 2
-    norm_num_groups: int = 32
-    act_fn: str = "silu"
-    scaling_factor: float = 0.18215
-    shift_factor: float | None = None
-    force_upcast: bool = True
-    mid_block_add_attention: bool = True
-    use_quant_conv: bool = True
-    use_post_quant_conv: bool = True
-    sample_size: int | None = None
-
-    def __post_init__(self) -> None:
-        if self.act_fn not in ACTIVATIONS:
-            raise ValueError(f"act_fn: {self.act_fn!r} is not one of {', '.join(ACTIVATIONS)}")
-        for channels in self.block_out_channels:
-            if channels % self.norm_num_groups:
-                raise ValueError(
-                    f"block_out_channels: {channels} is no multiple of {self.norm_num_groups} norm groups"
-                )
-
-    @property
-    def factor(self) -> int:
-        """Pixels of a picture's side to one of its latent."""
-        return 2 ** (len(self.block_out_channels) - 1)
-
-    @property
-    def peak_channels(self) -> int:
-        """Channels at the picture's resolution that decoding holds at most.
-
-        On a level from p channels to w, its input of p is held throughout. The first resnet adds a norm and an
-        activation of p, the others their input, hidden states, norm and activation of w. Each level has a quarter of
-        the next one's positions.
-        """
-        widths = self.block_out_channels[::-1]
-        peaks = [
-            max(3 * p, p + 4 * w) / 4 ** (len(widths) - 1 - i)
-            for i, (p, w) in enumerate(zip((widths[0], *widths), widths, strict=False))
-        ]
-        return math.ceil(max(peaks))
-
-    @classmethod
-    def from_dict(cls, values: Mapping[str, object]) -> "VAEConfig":
-        """From a parsed config.json; what this autoencoder does not have is refused unless it is off."""
-        known = {field.name for field in fields(cls)}
-        for key, kind in (("down_block_types", "DownEncoderBlock2D"), ("up_block_types", "UpDecoderBlock2D")):
-            others = set(values.get(key) or []) - {kind}  # type: ignore[call-overload]
-            if others:
-                raise ValueError(f"{key}: {others.pop()!r} is not {kind}")
-        for key, value in values.items():
-            if (
-                not key.startswith("_")
-                and key not in known | {"down_block_types", "up_block_types"}
-                and value
-            ):
-                raise ValueError(f"{key}: {value!r} is not supported by this autoencoder")
-        chosen = {
-            key: tuple(value) if isinstance(value, list) else value
-            for key, value in values.items()
-            if key in known
-        }
-        return cls(**{key: value for key, value in chosen.items() if value is not None})  # type: ignore[arg-type]
 
 
 class AttentionBlock(Attention):
@@ -107,7 +29,7 @@ class AttentionBlock(Attention):
 
 
 class Level(nn.Module):
-    """The resnets of one level, and a change of resolution."""
+    """The resnets of one level, then its change of resolution."""
 
     def __init__(self, config: VAEConfig, channels: int, out: int, *, layers: int) -> None:
         super().__init__()
@@ -145,7 +67,7 @@ class MidBlock(nn.Module):
 
 
 class Encoder(nn.Module):
-    """Pictures to the parameters of their latents' distribution."""
+    """Pictures to mean and log variance of their latents."""
 
     def __init__(self, config: VAEConfig) -> None:
         super().__init__()
