@@ -4,17 +4,25 @@ import json
 import math
 import os
 import time
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import torch
+import world
+from diffusers import AutoencoderKL
 from numpy.typing import NDArray
 from torch import Tensor, nn
 
 WORK = Path("build/mini")
+
+
+def autocast(device: str = "cpu") -> torch.autocast:
+    """bfloat16 where the device computes in it; a CPU without such instructions is over ten times slower with it."""
+    fast = device != "cpu" or torch.ops.mkldnn._is_mkldnn_bf16_supported()
+    return torch.autocast(device, torch.bfloat16, enabled=fast)
 
 
 class Average:
@@ -103,6 +111,17 @@ def save_checkpoint(path: Path, state: dict[str, Any]) -> None:
     part = path.with_suffix(".part")
     torch.save(state, part)
     part.replace(path)
+
+
+@torch.no_grad()
+def load_clips(vae: AutoencoderKL, scenes: Sequence[world.Scene], *, frames: int) -> Tensor:
+    """Rendered and encoded clips of the scenes, (b, 4, frames, h, w)."""
+    latents = []
+    for scene in scenes:
+        with autocast():
+            z = vae.encode(to_unit(world.render(scene, np.arange(frames)))).latent_dist.mode()
+        latents.append(z.float() * vae.config.scaling_factor)
+    return torch.stack(latents).transpose(1, 2).contiguous()
 
 
 def to_unit(frames: NDArray[np.uint8] | Tensor) -> Tensor:
