@@ -2,9 +2,10 @@
 
 import json
 import math
+import multiprocessing
 import os
 import time
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -17,12 +18,33 @@ from numpy.typing import NDArray
 from torch import Tensor, nn
 
 WORK = Path("build/mini")
+Array = NDArray[Any]
+
+
+def computing_type(device: str) -> torch.dtype:
+    """bfloat16 where the device has instructions for it: a CPU without them is over ten times slower in it."""
+    fast = device != "cpu" or torch.ops.mkldnn._is_mkldnn_bf16_supported()
+    return torch.bfloat16 if fast else torch.float32
 
 
 def autocast(device: str = "cpu") -> torch.autocast:
-    """bfloat16 where the device computes in it; a CPU without such instructions is over ten times slower with it."""
-    fast = device != "cpu" or torch.ops.mkldnn._is_mkldnn_bf16_supported()
-    return torch.autocast(device, torch.bfloat16, enabled=fast)
+    """Computes in `computing_type(device)`."""
+    return torch.autocast(device, torch.bfloat16, enabled=computing_type(device) == torch.bfloat16)
+
+
+def render_all(jobs: Iterable[tuple[world.Scene, Array]], *, workers: int) -> Iterator[world.Clip]:
+    """Clips of (scene, times), in order, rendered in `workers` processes; in this one if 0."""
+    if workers == 0:
+        yield from (world.render(*job) for job in jobs)
+        return
+    # workers start afresh: a fork would copy threads and a CUDA context
+    with multiprocessing.get_context("spawn").Pool(workers) as pool:
+        yield from pool.imap(render_job, jobs, chunksize=8)
+
+
+def render_job(job: tuple[world.Scene, Array]) -> world.Clip:
+    """world.render of one (scene, times)."""
+    return world.render(*job)
 
 
 class Average:
@@ -114,12 +136,12 @@ def save_checkpoint(path: Path, state: dict[str, Any]) -> None:
 
 
 @torch.no_grad()
-def load_clips(vae: AutoencoderKL, scenes: Sequence[world.Scene], *, frames: int) -> Tensor:
-    """Rendered and encoded clips of the scenes, (b, 4, frames, h, w)."""
+def encode_clips(vae: AutoencoderKL, clips: Sequence[world.Clip]) -> Tensor:
+    """Latents of clips of equal length, (b, 4, f, h, w), on the autoencoder's device."""
     latents = []
-    for scene in scenes:
-        with autocast():
-            z = vae.encode(to_unit(world.render(scene, np.arange(frames)))).latent_dist.mode()
+    for clip in clips:
+        with autocast(vae.device.type):
+            z = vae.encode(to_unit(clip).to(vae.device)).latent_dist.mode()
         latents.append(z.float() * vae.config.scaling_factor)
     return torch.stack(latents).transpose(1, 2).contiguous()
 

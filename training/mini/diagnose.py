@@ -17,7 +17,7 @@ from pathlib import Path
 import numpy as np
 import torch
 import world
-from common import WORK, autocast, load_clips, to_frames
+from common import WORK, autocast, encode_clips, to_frames
 from evaluate import Model, denoise
 from recognise import read_clip, right, shares
 from temporal import build_scheduler, prepare
@@ -115,7 +115,7 @@ def main() -> None:
         while scene.motion != motion:
             scene = world.sample_scene(rng)
         scenes.append(scene)
-    clean = load_clips(model.vae, scenes, frames=16)
+    clean = encode_clips(model.vae, [world.render(scene, np.arange(16)) for scene in scenes])
     masks = torch.stack(
         [
             torch.from_numpy(

@@ -2,21 +2,28 @@
 
 Every clip is rendered for one step and never seen again. A batch consists of pairs: a clip and its mirror image, with
 mirrored noise, the same timestep and the mirrored caption, so that what does not depend on left and right cancels out
-of the gradient's noise. `--levels` and `--level-share` say where most timesteps fall, `--layers` which parameters
-train; the text encoder stays as it is. Gradients accumulate over `--accumulate` batches. Averages of several lengths
-are kept. Every step draws from its own seed, and the checkpoint holds everything, so a killed run resumes.
+of the gradient's noise. With `--rank`, clips that move left or right are also predicted with the wrong direction in
+the caption, and the error must then be larger by `--margin`: what does not depend on the caption cancels out again, so
+a network that ignores the word learns it from few clips.
+
+`--levels` and `--level-share` say where most timesteps of these clips fall, `--layers` which parameters train; the
+text encoder stays as it is. Gradients accumulate over `--accumulate` batches. Averages of several lengths are kept.
+Every step draws from its own seed, and the checkpoint holds everything, so a killed run resumes.
 """
 
 import argparse
 import copy
+import multiprocessing
 import time
-from collections.abc import Sequence
+from collections import deque
+from collections.abc import Iterable, Iterator, Sequence
+from multiprocessing.pool import AsyncResult
 from pathlib import Path
 
 import numpy as np
 import torch
 import world
-from common import WORK, Average, Log, announce, autocast, cosine, load_clips, save_checkpoint
+from common import WORK, Average, Log, announce, autocast, cosine, encode_clips, save_checkpoint
 from diffusers import AutoencoderKL, UNet3DConditionModel
 from temporal import build_scheduler, prepare, temporal_parameters
 from torch import Tensor
@@ -38,13 +45,43 @@ def sample_scenes(pairs: int, *, directed: float, rng: np.random.Generator) -> l
     return scenes
 
 
+def render_batch(seed: int, pairs: int, directed: float) -> tuple[list[world.Scene], list[world.Clip]]:
+    """The scenes and clips of one batch."""
+    scenes = sample_scenes(pairs, directed=directed, rng=np.random.default_rng(seed))
+    return scenes, [world.render(scene, np.arange(FRAMES)) for scene in scenes]
+
+
+class Batches:
+    """Rendered batches in the order of their seeds, some ahead of their use if there are worker processes."""
+
+    def __init__(self, seeds: Iterable[int], *, pairs: int, directed: float, workers: int) -> None:
+        self.seeds, self.how, self.workers = iter(seeds), (pairs, directed), workers
+        self.pool = multiprocessing.get_context("spawn").Pool(workers) if workers else None
+
+    def __iter__(self) -> Iterator[tuple[int, list[world.Scene], list[world.Clip]]]:
+        """(seed, scenes, clips) of each batch."""
+        if self.pool is None:
+            for seed in self.seeds:
+                yield seed, *render_batch(seed, *self.how)
+            return
+        waiting: deque[tuple[int, AsyncResult[tuple[list[world.Scene], list[world.Clip]]]]] = deque()
+        for seed in self.seeds:
+            waiting.append((seed, self.pool.apply_async(render_batch, (seed, *self.how))))
+            if len(waiting) > 2 * self.workers:
+                first, result = waiting.popleft()
+                yield first, *result.get()
+        while waiting:
+            first, result = waiting.popleft()
+            yield first, *result.get()
+
+
 def with_mirrors(
     scenes: Sequence[world.Scene], latents: Tensor, *, rng: np.random.Generator, drop: float
 ) -> tuple[Tensor, Tensor, list[str]]:
     """Latents (2b, 4, f, h, w), masks (2b, 1, f, h, w) and captions of the clips, then of their mirror images."""
     height, width = latents.shape[-2:]
     masks = [world.subject_mask(s, np.arange(FRAMES), width=width, height=height) for s in scenes]
-    mask = torch.from_numpy(np.stack(masks))[:, None].float()
+    mask = torch.from_numpy(np.stack(masks))[:, None].float().to(latents.device)
     captions = []
     for scene in scenes:
         # both of a pair get the same wording
@@ -80,39 +117,6 @@ def choose_layers(unet: UNet3DConditionModel, layers: str) -> list[dict[str, obj
     return [{"params": over_time, "scale": 1.0}, {"params": others, "scale": 0.5}]
 
 
-class Probe:
-    """Fixed clips that move left or right, noised to fixed levels: does the caption matter?"""
-
-    def __init__(self, vae: AutoencoderKL, *, clips: int, levels: Sequence[int]) -> None:
-        rng = np.random.default_rng(606)
-        self.scenes = sample_scenes(clips, directed=1.0, rng=rng)
-        self.clean = load_clips(vae, self.scenes, frames=FRAMES)
-        height, width = self.clean.shape[-2:]
-        masks = [world.subject_mask(s, np.arange(FRAMES), width=width, height=height) for s in self.scenes]
-        self.mask = torch.from_numpy(np.stack(masks))[:, None].float()
-        self.levels = levels
-
-    @torch.no_grad()
-    def measure(self, unet: UNet3DConditionModel, states: "States", alphas: Tensor) -> dict[str, float]:
-        """By level: how much worse the exchanged caption is, and in which share of the clips."""
-        figures = {}
-        device = alphas.device
-        clean, mask = self.clean.to(device), self.mask.to(device)
-        for level in self.levels:
-            noise = torch.randn(self.clean.shape, generator=torch.Generator().manual_seed(level)).to(device)
-            noisy = alphas[level].sqrt() * clean + (1 - alphas[level]).sqrt() * noise
-            errors = []
-            for scenes in (self.scenes, [world.mirrored(s) for s in self.scenes]):
-                text = states([world.caption(s) for s in scenes])
-                with autocast(device.type):
-                    v = unet(noisy, torch.tensor(level, device=device), text).sample.float()
-                seen = alphas[level].sqrt() * noisy - (1 - alphas[level]).sqrt() * v
-                errors.append(((seen - clean).square() * mask).sum((1, 2, 3, 4)))
-            figures[f"worse_by_{level}"] = float((errors[1] / errors[0]).mean() - 1)
-            figures[f"worse_in_{level}"] = float((errors[1] > errors[0]).float().mean())
-        return figures
-
-
 class States:
     """Text states of captions, computed once each."""
 
@@ -135,10 +139,10 @@ class States:
 def train(args: argparse.Namespace) -> None:
     """Run from the checkpoint, or from args.init."""
     device = torch.device(args.device)
-    start = args.work / args.init
-    tokenizer = CLIPTokenizer.from_pretrained(args.model / "tokenizer")
+    start, model = args.work / args.init, args.model or args.work
+    tokenizer = CLIPTokenizer.from_pretrained(model / "tokenizer")
     encoder = CLIPTextModel.from_pretrained(start / "text_encoder", torch_dtype=torch.float32).eval()
-    vae = AutoencoderKL.from_pretrained(args.model / "vae", torch_dtype=torch.float32).eval()
+    vae = AutoencoderKL.from_pretrained(model / "vae", torch_dtype=torch.float32).eval().to(device)
     unet = UNet3DConditionModel.from_pretrained(start / "unet", torch_dtype=torch.float32).to(device).train()
     prepare(unet, temporal=True)
     groups = choose_layers(unet, args.layers)
@@ -163,38 +167,56 @@ def train(args: argparse.Namespace) -> None:
         print("resumed at step", first, flush=True)
     states = States(encoder, tokenizer, device)
     alphas = build_scheduler().alphas_cumprod.float().to(device)
-    probe = Probe(vae, clips=args.probe_clips, levels=args.probe_levels)
+    numbers = range(first * args.accumulate, args.steps * args.accumulate)
+    seeds = [args.seed * 100_000_007 + number for number in numbers]
+    batches = iter(Batches(seeds, pairs=args.pairs, directed=args.directed, workers=args.workers))
     began = time.time()
     smooth = 0.0
+    curves: dict[str, float] = {}
     for step in range(first, args.steps):
         rate = args.lr * min(1.0, (step + 1) / args.warmup) * cosine(step / args.steps, floor=0.05)
         for group in optimizer.param_groups:
             group["lr"] = rate * group["scale"]
         total = 0.0
-        for part in range(args.accumulate):
-            seed = (args.seed * 1_000_003 + step) * 64 + part
+        for _ in range(args.accumulate):
+            seed, scenes, clips = next(batches)
             torch.manual_seed(seed)
-            rng = np.random.default_rng(seed)
-            scenes = sample_scenes(args.pairs, directed=args.directed, rng=rng)
-            latents = load_clips(vae, scenes, frames=FRAMES)
+            rng = np.random.default_rng([seed, 1])
+            latents = encode_clips(vae, clips)
             x, mask, captions = with_mirrors(scenes, latents, rng=rng, drop=args.drop)
-            # the world circles one way only, which a mirror would turn round
-            kept = [i for i, s in enumerate([*scenes, *scenes]) if i < len(scenes) or s.motion != "circling"]
-            noise = torch.randn_like(latents)
+            noise = torch.randn(latents.shape).to(device)
             noise = torch.cat([noise, noise.flip(-1)])
+            moving = torch.tensor([scene.motion in DIRECTED for scene in scenes])
             low, high = args.levels
-            t = sample_levels(args.pairs, low=low, high=high, share=args.level_share).repeat(2)
-            x, mask, noise, t = (y[kept].to(device) for y in (x, mask, noise, t))
-            text = states([captions[i] for i in kept])
+            t = sample_levels(len(scenes), low=low, high=high, share=args.level_share)
+            t = torch.where(moving, t, torch.rand(len(scenes)) * 1000).long().repeat(2)
+            count = len(scenes)
+            # the world circles one way only, which a mirror would turn round
+            own = [i for i in range(2 * count) if i < count or scenes[i % count].motion != "circling"]
+            ranked = [i for i in own if args.rank > 0 and moving[i % count] and captions[i]]
+            rows = own + ranked
+            x, mask, noise, t = (y[rows].to(device) for y in (x, mask, noise, t))
+            # a mirror image's caption is its partner's with the direction exchanged
+            words = [captions[i] for i in own] + [captions[(i + count) % (2 * count)] for i in ranked]
             a = alphas[t].view(-1, 1, 1, 1, 1)
             noisy = a.sqrt() * x + (1 - a).sqrt() * noise
             wanted = a.sqrt() * noise - (1 - a).sqrt() * x
             with autocast(device.type):
-                predicted = unet(noisy, t, text).sample.float()
+                predicted = unet(noisy, t, states(words)).sample.float()
             weight = 1 + (args.subject_weight - 1) * mask
-            loss = ((predicted - wanted).square() * weight).mean() / weight.mean()
-            (loss / args.accumulate).backward()
+            errors = ((predicted - wanted).square() * weight).mean((1, 2, 3, 4)) / weight.mean((1, 2, 3, 4))
+            loss = errors[: len(own)].mean()
             total += loss.item() / args.accumulate
+            if ranked:
+                right = errors[[own.index(i) for i in ranked]]
+                wrong = errors[len(own) :]
+                gap = (wrong - right) / right.detach()
+                loss = loss + args.rank * (right.detach() * (args.margin - gap).clamp(min=0)).mean()
+                inside = (t[len(own) :] >= low) & (t[len(own) :] < high)
+                for name, value in (("gap", gap), ("told", (gap > 0).float())):
+                    for number in value[inside].tolist():
+                        curves[name] = curves.get(name, number) * 0.98 + 0.02 * number
+            (loss / args.accumulate).backward()
         norm = torch.nn.utils.clip_grad_norm_(trained, 1.0)
         optimizer.step()
         optimizer.zero_grad()
@@ -203,16 +225,9 @@ def train(args: argparse.Namespace) -> None:
         seen = step + 1 - first
         smooth += max(0.05, 1 / seen) * (total - smooth)
         last = step + 1 == args.steps
-        if step % args.probe_every == 0 or last:
-            figures = probe.measure(unet, states, alphas)
-            log.write(
-                step=step,
-                rate=rate,
-                loss=smooth,
-                norm=norm.item(),
-                each=(time.time() - began) / seen,
-                **figures,
-            )
+        if step % args.log_every == 0 or last:
+            speed = (time.time() - began) / seen
+            log.write(step=step, rate=rate, loss=smooth, norm=norm.item(), seconds=speed, **curves)
         if step % args.save_every == args.save_every - 1 or last:
             state = {"parameters": [p.detach() for p in trained], "optimizer": optimizer.state_dict()}
             state |= {"averages": {name: a.shadow for name, a in averages.items()}, "step": step + 1}
@@ -229,9 +244,7 @@ def main() -> None:
     """Parse the options and train."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--work", type=Path, default=WORK)
-    parser.add_argument(
-        "--model", type=Path, default=Path("vinfinity/assets/mini"), help="autoencoder and tokenizer"
-    )
+    parser.add_argument("--model", type=Path, help="holds autoencoder and tokenizer; default: --work")
     parser.add_argument(
         "--name", required=True, help="names the checkpoint, the log and the folders of the models"
     )
@@ -250,12 +263,15 @@ def main() -> None:
     parser.add_argument("--drop", type=float, default=0.1, help="share of empty captions")
     parser.add_argument("--subject-weight", type=float, default=5.0)
     parser.add_argument("--decays", type=float, nargs="+", default=(0.99, 0.998))
-    parser.add_argument("--probe-clips", type=int, default=8)
-    parser.add_argument("--probe-levels", type=int, nargs="+", default=(940, 900, 840))
-    parser.add_argument("--probe-every", type=int, default=20)
+    parser.add_argument("--rank", type=float, default=0.0, help="weight of telling left from right")
+    parser.add_argument(
+        "--margin", type=float, default=0.05, help="how much worse the wrong direction shall be"
+    )
+    parser.add_argument("--log-every", type=int, default=10)
     parser.add_argument("--save-every", type=int, default=20)
     parser.add_argument("--seed", type=int, default=1)
     parser.add_argument("--device", default="cpu")
+    parser.add_argument("--workers", type=int, default=0, help="processes that render; 0: this one")
     parser.add_argument("--threads", type=int, default=1)
     args = parser.parse_args()
     torch.set_num_threads(args.threads)
