@@ -30,6 +30,7 @@ ABOVE = {
     "session": {"errors", "config", "denoise", "job", "parallel", "runs", "system"},
     "pipeline": {*BELOW, "job", "planning"},
     "run": {*BELOW, "job", "planning", "session", "pipeline"},
+    "decode_again": {"config", "parallel", "run", "runs", "session", "system"},
     "api": {*BELOW, "job", "planning", "pipeline", "run"},
 }
 EVERYTHING = {*BELOW, *ABOVE}
