@@ -17,7 +17,7 @@ BELOW = {
     "config": {"errors"},
     "parallel": {"errors", "system"},
     "models": {"errors", "parallel", "system"},
-    "denoise": {"errors", "config", "parallel"},
+    "denoise": {"errors", "config", "parallel", "system"},
     "media": {"errors", "config", "models", "parallel", "system"},
     "weights": {"errors", "denoise", "models", "system"},
     "runs": {"errors", "config", "denoise", "parallel", "system", "weights"},
