@@ -25,8 +25,8 @@ def essentials(plan: Plan) -> list[tuple[str, str]]:
         ("execution", f"{branches}, chunks of {execution.chunk_bytes / 2**20:.0f} MiB"),
     ]
     if run.device == "cuda":
-        rows.append(("device memory", f"{gigabytes(on_device)} on each rank{_free(plan.budget.device)}"))
-    rows.append(("host memory", f"{gigabytes(on_host)} on rank 0{_free(plan.budget.host)}"))
+        rows.append(("device memory", f"{gigabytes(on_device)} on each rank{_available(plan.budget.device)}"))
+    rows.append(("host memory", f"{gigabytes(on_host)} on rank 0{_available(plan.budget.host)}"))
     return rows
 
 
@@ -178,8 +178,8 @@ def rank_frames(frames: list[int]) -> str:
     return f"{most} on {frames.count(most)} ranks, {fewest} on {frames.count(fewest)}"
 
 
-def _free(available: int | None) -> str:
-    return "" if available is None else f", {gigabytes(available)} free"
+def _available(available: int | None) -> str:
+    return "" if available is None else f", {gigabytes(available)} available"
 
 
 def _existing_parent(path: Path) -> Path:
