@@ -1,4 +1,4 @@
-"""The rules of DESIGN section 3: imports go downwards, and some packages have one door each."""
+"""The rules of the architecture: imports go downwards, and some packages have one door each."""
 
 import ast
 import subprocess
@@ -17,7 +17,7 @@ BELOW = {
     "config": {"errors"},
     "parallel": {"errors", "system"},
     "models": {"errors", "parallel", "system"},
-    "denoise": {"errors", "config", "parallel"},
+    "denoise": {"errors", "config", "parallel", "system"},
     "media": {"errors", "config", "models", "parallel", "system"},
     "weights": {"errors", "denoise", "models", "system"},
     "runs": {"errors", "config", "denoise", "parallel", "system", "weights"},
@@ -30,6 +30,7 @@ ABOVE = {
     "session": {"errors", "config", "denoise", "job", "parallel", "runs", "system"},
     "pipeline": {*BELOW, "job", "planning"},
     "run": {*BELOW, "job", "planning", "session", "pipeline"},
+    "decode_again": {"config", "parallel", "run", "runs", "session", "system"},
     "api": {*BELOW, "job", "planning", "pipeline", "run"},
 }
 EVERYTHING = {*BELOW, *ABOVE}

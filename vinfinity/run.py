@@ -2,7 +2,7 @@
 
 import contextlib
 import time
-from collections.abc import Iterator, Mapping
+from collections.abc import Mapping
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
@@ -12,21 +12,18 @@ from vinfinity.config import RunConfig
 from vinfinity.denoise.execution import Execution
 from vinfinity.denoise.loop import denoise
 from vinfinity.denoise.selection import StepNoise
-from vinfinity.errors import BusyError, InputError, OutputError, RankError, VinfinityError
 from vinfinity.job import Job, prepare
 from vinfinity.media.video import write_video
 from vinfinity.parallel.launch import launch
 from vinfinity.parallel.ranks import Ranks, peak_memory
 from vinfinity.pipeline import encode_text, initial_state, load_network, make_denoiser
 from vinfinity.planning.fit import choose_execution, refuse_early
-from vinfinity.runs.earlier import final_latents
 from vinfinity.runs.folder import RunFolder
 from vinfinity.runs.parts import Parts, save_whole
 from vinfinity.runs.paths import Destination
 from vinfinity.runs.start import how_to_start
-from vinfinity.session import Session, locked
-from vinfinity.system.progress import Progress, add_line, messages_shown, terminal_console
-from vinfinity.system.signals import Shutdown
+from vinfinity.session import Session, resumable
+from vinfinity.system.progress import Progress, messages_shown, terminal_console
 from vinfinity.weights.dtypes import pick_dtype
 from vinfinity.weights.load import load_decoder
 
@@ -100,7 +97,7 @@ def on_rank(task: Task, ranks: Ranks) -> Summary | None:
         if session.start == "done":
             session.progress.note(f"{task.destination.video} is finished; nothing to do")
             return None
-        announce(job, session.progress)
+        session.announce(job)
         latents, figures = denoise_video(job, session)
         denoised = time.monotonic()
         session.enter("while decoding")
@@ -173,75 +170,9 @@ def write_files(
     )
 
 
-def decode_again(
-    config: RunConfig, folder: RunFolder, destination: Destination, *, handle_signals: bool = False
-) -> Summary | None:
-    """Decode the final latents of a run into the files of `destination`, on one rank or several.
-
-    Returns None on ranks other than 0. Raises InputError if the run has no final latents yet.
-    """
-    final_latents(folder)
-    task = (Task.of(config, destination), folder)
-    return launch(
-        decode_on_rank,
-        task,
-        gpus=config.gpus,
-        device=config.device,
-        timeout=config.parallel.timeout,
-        handle_signals=handle_signals,
-    )
-
-
-def decode_on_rank(payload: tuple[Task, RunFolder], ranks: Ranks) -> Summary | None:
-    """One rank's part of decoding again."""
-    (task, folder), started = payload, time.monotonic()
-    facts = {name: task.job.facts[name] for name in ("decoder", "version")}
-    with (
-        shown_messages(task),
-        Shutdown().handled(enabled=ranks.handle_signals) as shutdown,
-        locked(folder, ranks, facts=facts),
-        Progress(enabled=ranks.first, log=folder.log) as progress,
-    ):
-        shutdown.message = "stopped while decoding; the run and its latents are unchanged"
-        shutdown.check()
-        latents = final_latents(folder)
-        latents.verify()
-        write_files(task.job, latents, task.destination, folder, ranks, progress)
-        if not ranks.first:
-            return None
-        folder.event("decoded", video=str(task.destination.video))
-        return summary(task, ranks, seconds=time.monotonic() - started)
-
-
-@contextlib.contextmanager
-def resumable(folder: RunFolder) -> Iterator[None]:
-    """Record an error in the run folder, and add how to resume to its message."""
-    try:
-        yield
-    except VinfinityError as error:
-        # these leave the folder as it was
-        if error.exit_code in (InputError.exit_code, BusyError.exit_code):
-            raise
-        if error.exit_code in (RankError.exit_code, OutputError.exit_code) and folder.holds_work():
-            error.message += f"; `vinfinity resume {folder.path}` resumes from the last checkpoint"
-        folder.event("ended", message=error.message, exit_code=error.exit_code)
-        add_line(folder.log, error.message)
-        raise
-
-
 def shown_messages(task: Task) -> contextlib.AbstractContextManager[None]:
     """Shows messages on this rank's terminal if the caller's process does."""
     return messages_shown() if task.shown else contextlib.nullcontext()
-
-
-def announce(job: Job, progress: Progress) -> None:
-    """Warn of what will not have the effect that users may expect, and say what an edit computes."""
-    for concern in job.concerns():
-        progress.warn(concern)
-    generated, computed = len(job.selection.generated), len(job.selection.frames)
-    if computed > generated:
-        guides = computed - generated
-        progress.note(f"generating {generated} of {job.config.frames} frames, guided by {guides} others")
 
 
 def summary(task: Task, ranks: Ranks, *, seconds: float) -> Summary:

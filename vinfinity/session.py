@@ -9,7 +9,7 @@ from dataclasses import dataclass
 
 from vinfinity.config import to_yaml
 from vinfinity.denoise.samplers import State
-from vinfinity.errors import InputError, Stopped
+from vinfinity.errors import BusyError, InputError, OutputError, RankError, Stopped, VinfinityError
 from vinfinity.job import Job, version
 from vinfinity.parallel.exchange import FrameExchange
 from vinfinity.parallel.ranks import Ranks
@@ -19,7 +19,7 @@ from vinfinity.runs.checkpoints import Checkpoints
 from vinfinity.runs.folder import RunFolder
 from vinfinity.runs.paths import Destination
 from vinfinity.runs.start import Start, how_to_start, with_absolute_paths
-from vinfinity.system.progress import Progress
+from vinfinity.system.progress import Progress, add_line
 from vinfinity.system.signals import Shutdown
 
 
@@ -78,6 +78,17 @@ class Session:
                     shutdown=shutdown,
                 )
 
+    def announce(self, job: Job) -> None:
+        """Warn of settings and text without effect, and say how many frames an edit computes."""
+        for concern in job.concerns():
+            self.progress.warn(concern)
+        generated, computed = len(job.selection.generated), len(job.selection.frames)
+        if computed > generated:
+            guides = computed - generated
+            self.progress.note(
+                f"generating {generated} of {job.config.frames} frames, guided by {guides} others"
+            )
+
     def enter(self, phase: str) -> None:
         """Begin a phase in which a request to end loses nothing. Raises Stopped if one came before."""
         self._saved(phase)
@@ -92,6 +103,22 @@ class Session:
 
     def _saved(self, where: str) -> None:
         self.shutdown.message = f"stopped {where}; `vinfinity resume {self.folder.path}` resumes the run"
+
+
+@contextlib.contextmanager
+def resumable(folder: RunFolder) -> Iterator[None]:
+    """Record an error in the run folder, and add how to resume to its message."""
+    try:
+        yield
+    except VinfinityError as error:
+        # these leave the folder as it was
+        if error.exit_code in (InputError.exit_code, BusyError.exit_code):
+            raise
+        if error.exit_code in (RankError.exit_code, OutputError.exit_code) and folder.holds_work():
+            error.message += f"; `vinfinity resume {folder.path}` resumes from the last checkpoint"
+        folder.event("ended", message=error.message, exit_code=error.exit_code)
+        add_line(folder.log, error.message)
+        raise
 
 
 @contextlib.contextmanager

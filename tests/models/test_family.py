@@ -7,10 +7,10 @@ import pytest
 from vinfinity.config import Sampler
 from vinfinity.models.families import FAMILIES, family_of
 from vinfinity.models.family import Family, parts_of
-from vinfinity.models.fields import known_fields
 from vinfinity.models.geometry import LatentGeometry
 from vinfinity.models.unet3d import clip, configs, layers
 from vinfinity.models.unet3d.configs import TextConfig, UNetConfig
+from vinfinity.system.fields import known_fields
 from vinfinity.weights.card import EMBEDDED, planned_card
 from vinfinity.weights.registry import KNOWN
 

@@ -198,7 +198,7 @@ def test_a_scope_that_is_off_is_not_communicated() -> None:
     ],
 )
 def test_scopes_that_leave_a_frame_without_keys_are_refused(scopes: Scopes) -> None:
-    with pytest.raises(ValueError, match="without any key"):
+    with pytest.raises(ValueError, match="leave a frame without a key"):
         plan_attention(FrameShards(40), 0, scopes)
 
 

@@ -23,6 +23,7 @@ from torch import Tensor
 
 from vinfinity.cli import main
 from vinfinity.config import RunConfig, parse_interval, to_yaml
+from vinfinity.decode_again import decode_again
 from vinfinity.denoise.samplers import State
 from vinfinity.denoise.selection import Selection, select_all
 from vinfinity.errors import BusyError, DamagedError, InputError, OutputError, Stopped, VinfinityError
@@ -30,7 +31,7 @@ from vinfinity.job import prepare
 from vinfinity.media.mp4 import read_metadata, read_video
 from vinfinity.parallel.ranks import Ranks
 from vinfinity.parallel.votes import Votes
-from vinfinity.run import decode_again, run
+from vinfinity.run import run
 from vinfinity.runs.checkpoints import Checkpoints
 from vinfinity.runs.folder import RunFolder, find_run
 from vinfinity.runs.parts import Parts, read_manifest, save_whole, write_manifest, write_part

@@ -87,7 +87,7 @@ def decode(
                 remedy = f"compute them with `vinfinity resume {folder.path}`"
                 raise InputError("run", run, remedy, problem="has no final latents yet")
             import_engine()
-            from vinfinity.run import decode_again
+            from vinfinity.decode_again import decode_again
 
             summary = decode_again(resolved.config, folder, destination, handle_signals=True)
         if summary is not None:

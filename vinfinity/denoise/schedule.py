@@ -8,7 +8,7 @@ from typing import Literal
 import numpy as np
 import torch
 
-from vinfinity.models.fields import known_fields
+from vinfinity.system.fields import known_fields
 
 Spacing = Literal["leading", "trailing", "linspace"]
 

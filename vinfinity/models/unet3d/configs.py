@@ -7,7 +7,7 @@ import math
 from collections.abc import Mapping
 from dataclasses import dataclass
 
-from vinfinity.models.fields import known_fields
+from vinfinity.system.fields import known_fields
 
 ACTIVATIONS = ("silu", "swish", "mish", "gelu", "relu")
 TEXT_ACTIVATIONS = ("quick_gelu", "gelu")

@@ -1,6 +1,6 @@
 """Published models of this family: where they are, how large, under which licence, and how they are assembled.
 
-This project's tests neither fetch nor load them (docs/models.md). Revisions are pinned where they are known; "main"
+This project's tests neither fetch nor load them (docs/guides/models.md). Revisions are pinned where they are known; "main"
 stands for the commit that the first fetch finds and records.
 """
 

@@ -15,7 +15,19 @@ from pathlib import Path
 import numpy as np
 import torch
 import world
-from common import WORK, Average, Log, Threads, announce, cosine, psnr, save_checkpoint, to_frames
+from common import (
+    WORK,
+    Average,
+    Log,
+    Threads,
+    announce,
+    autocast,
+    cosine,
+    psnr,
+    render_all,
+    save_checkpoint,
+    to_frames,
+)
 from diffusers import AutoencoderKL
 from torch import Tensor
 
@@ -39,15 +51,15 @@ def build_vae() -> AutoencoderKL:
     )
 
 
-def frames(count: int, *, seed: int, each: int) -> tuple[Tensor, Tensor]:
+def frames(count: int, *, seed: int, each: int, workers: int = 0) -> tuple[Tensor, Tensor]:
     """Random frames: uint8 (n, 3, h, w), and the subject's masks, bool (n, 1, h, w)."""
     rng = np.random.default_rng(seed)
-    pictures, masks = [], []
+    jobs = []
     for _ in range(count // each):
         scene = world.sample_scene(rng)
-        times = rng.uniform(0, 240, each)
-        pictures.append(world.render(scene, times))
-        masks.append(world.subject_mask(scene, times, width=world.WIDTH, height=world.HEIGHT))
+        jobs.append((scene, rng.uniform(0, 240, each)))
+    pictures = list(render_all(jobs, workers=workers))
+    masks = [world.subject_mask(*job, width=world.WIDTH, height=world.HEIGHT) for job in jobs]
     return (
         torch.from_numpy(np.concatenate(pictures)).permute(0, 3, 1, 2).contiguous(),
         torch.from_numpy(np.concatenate(masks))[:, None],
@@ -96,8 +108,9 @@ def train(vae: AutoencoderKL, *, args: argparse.Namespace) -> None:
     checkpoint = args.work / "vae.ckpt"
     log = Log(args.work / "vae.jsonl")
     began = time.time()
-    pool, masks = frames(args.pool, seed=0, each=2)
-    held_out = frames(64, seed=999, each=1)[0].float() / 127.5 - 1
+    device = torch.device(args.device)
+    pool, masks = (x.to(device) for x in frames(args.pool, seed=0, each=2, workers=args.workers))
+    held_out = frames(64, seed=999, each=1)[0].to(device).float() / 127.5 - 1
     print(f"{len(pool)} frames in {time.time() - began:.0f} s", flush=True)
     optimizer = torch.optim.AdamW(
         vae.parameters(), lr=args.lr, betas=(0.9, 0.99), weight_decay=1e-4, fused=True
@@ -105,7 +118,7 @@ def train(vae: AutoencoderKL, *, args: argparse.Namespace) -> None:
     average = Average([vae], decay=0.998)
     first = 0
     if checkpoint.exists():
-        state = torch.load(checkpoint, weights_only=True)
+        state = torch.load(checkpoint, weights_only=True, map_location=device)
         vae.load_state_dict(state["vae"])
         optimizer.load_state_dict(state["optimizer"])
         average.shadow = state["average"]
@@ -119,7 +132,7 @@ def train(vae: AutoencoderKL, *, args: argparse.Namespace) -> None:
         for group in optimizer.param_groups:
             group["lr"] = args.lr * min(1.0, (step + 1) / 100) * cosine(progress, floor=0.01)
         crop = progress < WHOLE_FROM
-        chosen = torch.randint(len(pool), (8 if crop else 4,))
+        chosen = torch.randint(len(pool), (args.batch if crop else args.batch // 2,), device=device)
         x, mask = pool[chosen], masks[chosen]
         if crop:
             top = int(torch.randint(world.HEIGHT - CROP + 1, ()))
@@ -129,7 +142,7 @@ def train(vae: AutoencoderKL, *, args: argparse.Namespace) -> None:
         x = x.float() / 127.5 - 1
         weight = 1 + (args.subject_weight - 1) * mask.float()
         target = x
-        with torch.autocast("cpu", torch.bfloat16):
+        with autocast(args.device):
             posterior = vae.encode(x).latent_dist
             z = posterior.sample()
             if step % 2:
@@ -153,7 +166,9 @@ def train(vae: AutoencoderKL, *, args: argparse.Namespace) -> None:
                 average.swap()
                 figures, decoded = measure(vae, held_out)
                 average.swap()
-                rows = [to_frames(p) for p in (held_out[:8], decoded[:8], held_out[8:16], decoded[8:16])]
+                rows = [
+                    to_frames(p.cpu()) for p in (held_out[:8], decoded[:8], held_out[8:16], decoded[8:16])
+                ]
                 world.contact_sheet(rows, args.work / "pictures" / "vae.png")
             log.write(step=step, l1=l1.item(), edges=edges.item(), kl=kl.item(), **figures)
         if step % 500 == 499 or last:
@@ -171,15 +186,18 @@ def main() -> None:
     parser.add_argument("--kl", type=float, default=3e-5)
     parser.add_argument("--subject-weight", type=float, default=4.0)
     parser.add_argument("--pool", type=int, default=12000, help="frames to train on")
+    parser.add_argument("--batch", type=int, default=8, help="crops a step; of whole frames, half as many")
+    parser.add_argument("--device", default="cpu")
+    parser.add_argument("--workers", type=int, default=0, help="processes that render; 0: this one")
     parser.add_argument("--threads", type=int, default=os.cpu_count())
     args = parser.parse_args()
     torch.set_num_threads(args.threads)
     torch.manual_seed(0)
     announce(args.work)
-    vae = build_vae()
+    vae = build_vae().to(args.device)
     train(vae, args=args)
     vae.eval()
-    pictures = frames(512, seed=11, each=1)[0].float() / 127.5 - 1
+    pictures = frames(512, seed=11, each=1)[0].to(args.device).float() / 127.5 - 1
     before, _ = measure(vae, pictures[:256])
     whiten(vae, pictures)
     after, _ = measure(vae, pictures[:256])

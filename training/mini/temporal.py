@@ -1,4 +1,4 @@
-"""The denoiser, and its temporal layers under control: passed by, started as identity, computed fast.
+"""The denoiser, and its temporal layers under control: bypassed, started as identity, computed fast.
 
 diffusers' modules stay as they are (their weights are what is saved); only the `forward` of the temporal
 layers of one network is replaced while it trains.
@@ -9,7 +9,7 @@ from functools import partial
 import torch.nn.functional as F
 import world
 from diffusers import DDPMScheduler, UNet3DConditionModel
-from diffusers.models.attention_processor import AttnProcessor
+from diffusers.models.attention_processor import AttnProcessor, AttnProcessor2_0
 from diffusers.models.resnet import TemporalConvLayer
 from diffusers.models.transformers.transformer_temporal import (
     TransformerTemporalModel,
@@ -94,12 +94,12 @@ def _fast_conv(layer: TemporalConvLayer, hidden: Tensor, num_frames: int = 1) ->
 
 
 def prepare(unet: UNet3DConditionModel, *, temporal: bool) -> None:
-    """Make the network ready for a CPU: no dropout, plain attention, temporal layers on or passed by."""
+    """Make the network ready: no dropout, plain attention on a CPU, temporal layers on or bypassed."""
     for module in unet.modules():
         if isinstance(module, nn.Dropout):
             module.p = 0.0
     # on CPUs the fused kernel is several times slower than matrix products for heads this small
-    unet.set_attn_processor(AttnProcessor())
+    unet.set_attn_processor(AttnProcessor() if unet.device.type == "cpu" else AttnProcessor2_0())
     for layer in temporal_layers(unet):
         if isinstance(layer, TemporalConvLayer):
             layer.forward = partial(_fast_conv, layer) if temporal else _skip_conv

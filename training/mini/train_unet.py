@@ -1,10 +1,10 @@
 """Train the denoiser and the text encoder on cached latents, in two stages.
 
-Image stage: single frames, temporal layers passed by. Video stage: stretches of clips; the temporal layers
+Image stage: single frames, temporal layers bypassed. Video stage: stretches of clips; the temporal layers
 start as identity, and some batches are still images. Cells under the subject's mask count more in the loss,
 since else the landscape is all that is learned. Every step draws its data and noise from its own seed, and
-a checkpoint holds everything, so a killed run goes on where it was. Weights are kept in float32 and a
-bfloat16 copy computes.
+a checkpoint holds everything, so a killed run goes on where it was. Weights are kept in float32; a
+bfloat16 copy computes where that is fast.
 """
 
 import argparse
@@ -17,7 +17,7 @@ from pathlib import Path
 import numpy as np
 import torch
 import world
-from common import WORK, Average, Log, Threads, announce, cosine, save_checkpoint
+from common import WORK, Average, Log, Threads, announce, computing_type, cosine, save_checkpoint
 from diffusers import UNet3DConditionModel
 from temporal import build_scheduler, build_unet, prepare, start_as_identity, temporal_parameters
 from torch import Tensor, nn
@@ -78,16 +78,16 @@ def timesteps(count: int, *, late: float, start: int) -> Tensor:
 
 @dataclass
 class Copy:
-    """A network that computes in bfloat16 and its float32 master parameters."""
+    """A network that computes in bfloat16, where that is fast, and its float32 master parameters."""
 
     module: nn.Module
     masters: list[nn.Parameter]
 
     @classmethod
-    def of(cls, module: nn.Module) -> "Copy":
-        """Take the module's present parameters as masters and turn the module to bfloat16."""
+    def of(cls, module: nn.Module, dtype: torch.dtype) -> "Copy":
+        """Take the module's present parameters as masters and turn the module to `dtype`."""
         masters = [nn.Parameter(p.detach().clone().float()) for p in module.parameters()]
-        return cls(module.to(torch.bfloat16), masters)
+        return cls(module.to(dtype), masters)
 
     @torch.no_grad()
     def gather(self) -> None:
@@ -133,6 +133,8 @@ def train(args: argparse.Namespace) -> None:
     checkpoint = args.work / f"{args.name}.ckpt"
     log = Log(args.work / f"{args.name}.jsonl")
     video = args.frames > 1
+    device = torch.device(args.device)
+    dtype = computing_type(args.device)
     template = build_unet()
     network = build_unet()
     if args.init:
@@ -140,13 +142,15 @@ def train(args: argparse.Namespace) -> None:
         encoder = CLIPTextModel.from_pretrained(args.work / args.init / "text_encoder")
     else:
         encoder = CLIPTextModel.from_pretrained(args.work / "text_encoder")
+    network.to(device)
+    encoder.to(device)
     if args.identity:
         start_as_identity(network)
     network.train()
     encoder.train()
     inside = temporal_parameters(network)
     is_temporal = [id(p) in inside for p in network.parameters()]
-    unet = Copy.of(network)
+    unet = Copy.of(network, dtype)
     prepare(network, temporal=video)
     groups = [
         {
@@ -163,7 +167,7 @@ def train(args: argparse.Namespace) -> None:
     average.shadow = [p.detach().clone() for p in everything]
     first, images, clips = 0, 0, 0
     if checkpoint.exists():
-        state = torch.load(checkpoint, weights_only=True)
+        state = torch.load(checkpoint, weights_only=True, map_location=device)
         with torch.no_grad():
             torch._foreach_copy_(everything, state["parameters"])
         scales = [group["scale"] for group in optimizer.param_groups]
@@ -174,7 +178,7 @@ def train(args: argparse.Namespace) -> None:
         first, images, clips = state["step"], state["images"], state["clips"]
         unet.scatter()
         print("resumed at step", first, flush=True)
-    alphas = build_scheduler().alphas_cumprod.float()
+    alphas = build_scheduler().alphas_cumprod.float().to(device)
     smooth: dict[str, float] = {}
     seen: dict[str, int] = {}
     began = time.time()
@@ -193,12 +197,13 @@ def train(args: argparse.Namespace) -> None:
         size = args.image_batch if frames == 1 else args.batch
         x, mask, ids = data.batch(size, frames=frames, rng=rng)
         t = timesteps(size, late=args.late if video and not still else 0.0, start=args.late_start)
+        x, mask, ids, t = (y.to(device) for y in (x, mask, ids, t))
         a = alphas[t].view(-1, 1, 1, 1, 1)
         noise = torch.randn_like(x)
         noisy = a.sqrt() * x + (1 - a).sqrt() * noise
         wanted = a.sqrt() * noise - (1 - a).sqrt() * x
         states = encoder(ids).last_hidden_state
-        predicted = network(noisy.bfloat16(), t, states.bfloat16()).sample.float()
+        predicted = network(noisy.to(dtype), t, states.to(dtype)).sample.float()
         weight = 1 + (args.subject_weight - 1) * mask
         error = (predicted - wanted).square()
         each = (error * weight).mean((1, 2, 3, 4)) / weight.mean()
@@ -271,6 +276,7 @@ def main() -> None:
     parser.add_argument("--late-start", type=int, default=600)
     parser.add_argument("--save-every", type=int, default=200)
     parser.add_argument("--seed", type=int, default=1)
+    parser.add_argument("--device", default="cpu")
     parser.add_argument("--threads", type=int, default=os.cpu_count())
     args = parser.parse_args()
     torch.set_num_threads(args.threads)

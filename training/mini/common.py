@@ -2,19 +2,49 @@
 
 import json
 import math
+import multiprocessing
 import os
 import time
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import torch
+import world
+from diffusers import AutoencoderKL
 from numpy.typing import NDArray
 from torch import Tensor, nn
 
 WORK = Path("build/mini")
+Array = NDArray[Any]
+
+
+def computing_type(device: str) -> torch.dtype:
+    """bfloat16 where the device has instructions for it: a CPU without them is over ten times slower in it."""
+    fast = device != "cpu" or torch.ops.mkldnn._is_mkldnn_bf16_supported()
+    return torch.bfloat16 if fast else torch.float32
+
+
+def autocast(device: str = "cpu") -> torch.autocast:
+    """Computes in `computing_type(device)`."""
+    return torch.autocast(device, torch.bfloat16, enabled=computing_type(device) == torch.bfloat16)
+
+
+def render_all(jobs: Iterable[tuple[world.Scene, Array]], *, workers: int) -> Iterator[world.Clip]:
+    """Clips of (scene, times), in order, rendered in `workers` processes; in this one if 0."""
+    if workers == 0:
+        yield from (world.render(*job) for job in jobs)
+        return
+    # workers start afresh: a fork would copy threads and a CUDA context
+    with multiprocessing.get_context("spawn").Pool(workers) as pool:
+        yield from pool.imap(render_job, jobs, chunksize=8)
+
+
+def render_job(job: tuple[world.Scene, Array]) -> world.Clip:
+    """world.render of one (scene, times)."""
+    return world.render(*job)
 
 
 class Average:
@@ -103,6 +133,17 @@ def save_checkpoint(path: Path, state: dict[str, Any]) -> None:
     part = path.with_suffix(".part")
     torch.save(state, part)
     part.replace(path)
+
+
+@torch.no_grad()
+def encode_clips(vae: AutoencoderKL, clips: Sequence[world.Clip]) -> Tensor:
+    """Latents of clips of equal length, (b, 4, f, h, w), on the autoencoder's device."""
+    latents = []
+    for clip in clips:
+        with autocast(vae.device.type):
+            z = vae.encode(to_unit(clip).to(vae.device)).latent_dist.mode()
+        latents.append(z.float() * vae.config.scaling_factor)
+    return torch.stack(latents).transpose(1, 2).contiguous()
 
 
 def to_unit(frames: NDArray[np.uint8] | Tensor) -> Tensor:

@@ -16,7 +16,7 @@ from pathlib import Path
 import numpy as np
 import torch
 import world
-from common import WORK, to_frames
+from common import WORK, autocast, to_frames
 from diffusers import AutoencoderKL, DDIMScheduler, DPMSolverMultistepScheduler, UNet3DConditionModel
 from recognise import mistakes, read_clip, shares
 from temporal import build_scheduler, prepare
@@ -48,6 +48,52 @@ def make_scheduler(sampler: str) -> DDIMScheduler | DPMSolverMultistepScheduler:
 
 
 @torch.no_grad()
+def denoise(
+    model: Model,
+    prompts: list[str],
+    x: Tensor,
+    *,
+    steps: int,
+    guidance: float,
+    generator: torch.Generator,
+    rescale: float = 0.0,
+    sampler: str = "sde-dpmsolver++",
+    interval: tuple[int, int] = (0, 1000),
+    power: float = 1.0,
+    start: int = 999,
+) -> Tensor:
+    """Latents (b, 4, f, h, w) denoised from timestep `start` on, with `steps` steps on the whole schedule.
+
+    interval: the timesteps [low, high) at which guidance applies; elsewhere its weight is 1, which costs half.
+    power: above 1, steps lie closer at high noise; 1 is even spacing.
+    """
+    states = torch.cat([model.states(prompts), model.states([""] * len(prompts))])
+    scheduler = make_scheduler(sampler)
+    if power == 1:
+        scheduler.set_timesteps(steps)
+    else:
+        shares = 1 - (torch.arange(steps) / steps) ** power
+        scheduler.set_timesteps(timesteps=(1000 * shares - 1).round().long().tolist())
+    timesteps = scheduler.timesteps
+    first = int((timesteps > start).sum())
+    scheduler.set_begin_index(first)
+    for t in timesteps[first:]:
+        guided = guidance != 1 and interval[0] <= t < interval[1]
+        with autocast():
+            if guided:
+                with_text, without = model.unet(torch.cat([x, x]), t, states).sample.float().chunk(2)
+            else:
+                v = model.unet(x, t, states[: len(prompts)]).sample.float()
+        if guided:
+            v = without + guidance * (with_text - without)
+        if guided and rescale > 0:
+            ratio = with_text.std((1, 2, 3, 4), keepdim=True) / v.std((1, 2, 3, 4), keepdim=True)
+            v = v * (rescale * ratio + 1 - rescale)
+        x = scheduler.step(v, t, x, generator=generator, return_dict=False)[0]
+    return x
+
+
+@torch.no_grad()
 def sample(
     model: Model,
     prompts: list[str],
@@ -58,25 +104,28 @@ def sample(
     rescale: float,
     sampler: str,
     seed: int,
+    interval: tuple[int, int] = (0, 1000),
+    power: float = 1.0,
 ) -> list[world.Clip]:
-    """One clip a prompt, uint8 (f, h, w, 3) each; temporal layers are passed by if frames is 1."""
+    """One clip for each prompt, uint8 (f, h, w, 3); temporal layers are bypassed if frames is 1."""
     prepare(model.unet, temporal=frames > 1)
+    shape = (len(prompts), 4, frames, world.HEIGHT // 8, world.WIDTH // 8)
     generator = torch.Generator().manual_seed(seed)
-    x = torch.randn(len(prompts), 4, frames, world.HEIGHT // 8, world.WIDTH // 8, generator=generator)
-    states = torch.cat([model.states(prompts), model.states([""] * len(prompts))])
-    scheduler = make_scheduler(sampler)
-    scheduler.set_timesteps(steps)
-    for t in scheduler.timesteps:
-        with torch.autocast("cpu", torch.bfloat16):
-            both = model.unet(torch.cat([x, x]), t, states).sample.float()
-        with_text, without = both.chunk(2)
-        v = without + guidance * (with_text - without)
-        if rescale > 0:
-            ratio = with_text.std((1, 2, 3, 4), keepdim=True) / v.std((1, 2, 3, 4), keepdim=True)
-            v = v * (rescale * ratio + 1 - rescale)
-        x = scheduler.step(v, t, x, generator=generator, return_dict=False)[0]
-    with torch.autocast("cpu", torch.bfloat16):
-        return [to_frames(model.vae.decode(clip.transpose(0, 1)).sample) for clip in x]
+    x = torch.randn(shape, generator=generator)
+    latents = denoise(
+        model,
+        prompts,
+        x,
+        steps=steps,
+        guidance=guidance,
+        generator=generator,
+        rescale=rescale,
+        sampler=sampler,
+        interval=interval,
+        power=power,
+    )
+    with autocast():
+        return [to_frames(model.vae.decode(clip.transpose(0, 1)).sample) for clip in latents]
 
 
 def main() -> None:
@@ -92,8 +141,12 @@ def main() -> None:
     parser.add_argument("--frames", type=int, default=16)
     parser.add_argument("--batch", type=int, default=4)
     parser.add_argument("--steps", type=int, default=25)
-    parser.add_argument("--guidance", type=float, default=2.0)
+    parser.add_argument("--guidance", type=float, default=1.4)
     parser.add_argument("--rescale", type=float, default=0.0)
+    parser.add_argument(
+        "--interval", type=int, nargs=2, default=(0, 1000), help="timesteps at which guidance applies"
+    )
+    parser.add_argument("--power", type=float, default=1.0, help="above 1: steps closer at high noise")
     parser.add_argument("--sampler", default="sde-dpmsolver++")
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--name", default="evaluation", help="names the sheet and the figures")
@@ -117,12 +170,15 @@ def main() -> None:
             rescale=args.rescale,
             sampler=args.sampler,
             seed=args.seed + args.first + start,
+            interval=(args.interval[0], args.interval[1]),
+            power=args.power,
         )
     seconds = (time.time() - began) / args.clips
     readings = [read_clip(clip) for clip in clips]
     figures = shares(readings, scenes)
     options = {
-        key: getattr(args, key) for key in ("frames", "steps", "guidance", "rescale", "sampler", "seed")
+        key: getattr(args, key)
+        for key in ("frames", "steps", "guidance", "rescale", "interval", "power", "sampler", "seed")
     }
     print(json.dumps(options), f"{seconds:.2f} s a clip")
     print(json.dumps(figures))

@@ -82,7 +82,7 @@ def main() -> None:
     parser.add_argument("--out", type=Path, default=ASSETS)
     parser.add_argument("--fps", type=int, default=8)
     parser.add_argument("--steps", type=int, default=25)
-    parser.add_argument("--guidance", type=float, default=2.0)
+    parser.add_argument("--guidance", type=float, default=1.4)
     parser.add_argument(
         "--sampler", default="sde-dpmsolver++", choices=("ddim", "dpmsolver++", "sde-dpmsolver++")
     )

@@ -1,0 +1,231 @@
+"""Train the embedded model `mini` from nothing, or train the packaged weights further: every stage, in order.
+
+A finished stage leaves a file in WORK/done with the seconds that it took and is skipped from then on; an interrupted
+stage resumes from its checkpoint. Start the command again after a kill. `--scale 0.01` runs all stages with a hundredth
+of the steps and clips, which tests the recipe and gives no usable model.
+"""
+
+import argparse
+import json
+import os
+import shutil
+import subprocess
+import sys
+import time
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+from common import WORK
+
+HERE = Path(__file__).parent
+ASSETS = HERE.parents[1] / "vinfinity" / "assets" / "mini"
+VIDEO = ("--spatial-scale", "0.4", "--text-scale", "0", "--late", "0.6", "--late-start", "650")
+
+
+@dataclass(frozen=True, kw_only=True)
+class Stage:
+    """One call of one script.
+
+    counts: options that `--scale` multiplies, with the least value. trains: whether the script takes a device.
+    renders: whether it takes worker processes.
+    """
+
+    name: str
+    script: str
+    options: tuple[str, ...] = ()
+    counts: tuple[tuple[str, int, int], ...] = ()
+    trains: bool = True
+    renders: bool = False
+
+    def command(self, args: argparse.Namespace) -> list[str]:
+        """The command line."""
+        command = [sys.executable, str(HERE / self.script), "--work", str(args.work), *self.options]
+        for option, count, least in self.counts:
+            command += [option, str(max(least, round(count * args.scale)))]
+        if self.trains:
+            command += ["--device", args.device]
+        if self.renders:
+            command += ["--workers", str(args.workers)]
+        if self.script != "tokenizer.py":
+            command += ["--threads", str(args.threads)]
+        return command
+
+
+def from_nothing(cuda: bool) -> list[Stage]:
+    """All stages. On a GPU batches are larger and steps fewer, at a higher rate."""
+
+    def video(
+        name: str, init: str, *, frames: int, steps: int, batch: int, lr: float, more: Sequence[str] = ()
+    ) -> Stage:
+        grow, fewer, faster = (12, 3, 1.5) if cuda else (1, 1, 1.0)
+        return Stage(
+            name=name,
+            script="train_unet.py",
+            options=(
+                *("--name", name, "--init", init, "--frames", str(frames), "--batch", str(batch * grow)),
+                *("--image-batch", str(48 * grow), "--lr", str(lr * faster), *VIDEO, *more),
+            ),
+            counts=(("--steps", steps // fewer, 4), ("--warmup", 100, 1)),
+        )
+
+    images = ("--batch", "64") if cuda else ()
+    return [
+        Stage(name="tokenizer", script="tokenizer.py", trains=False),
+        Stage(name="text", script="train_text.py", counts=(("--steps", 400, 20),), trains=False),
+        Stage(
+            name="vae",
+            script="train_vae.py",
+            options=images,
+            counts=(("--steps", 4300, 10), ("--pool", 12000, 64)),
+            renders=True,
+        ),
+        *(
+            Stage(
+                name=f"latents{i}",
+                script="cache_latents.py",
+                options=("--name", f"latents{i}", "--seed", str(9100 + i)),
+                counts=(("--clips", 2400, 16),),
+                renders=True,
+            )
+            for i in range(3)
+        ),
+        Stage(
+            name="image",
+            script="train_unet.py",
+            options=(
+                *("--name", "image", "--data", "latents0", "--lr", "1e-3", "--text-scale", "0"),
+                *("--image-batch", "512" if cuda else "64"),
+            ),
+            counts=(("--steps", 1000, 4), ("--warmup", 100, 1)),
+        ),
+        video(
+            "video8",
+            "image",
+            frames=8,
+            steps=1600,
+            batch=8,
+            lr=1.5e-3,
+            more=(
+                "--identity",
+                "--data",
+                "latents0",
+                "--image-every",
+                "6",
+                "--decay",
+                "0.997",
+                "--seed",
+                "2",
+            ),
+        ),
+        video(
+            "video16",
+            "video8",
+            frames=16,
+            steps=3700,
+            batch=4,
+            lr=1.5e-3,
+            more=("--data", "latents0", "--image-every", "6", "--seed", "5"),
+        ),
+        video(
+            "more",
+            "video16",
+            frames=16,
+            steps=6400,
+            batch=4,
+            lr=1.5e-3,
+            more=("--data", "latents1", "latents2", "--seed", "11"),
+        ),
+        turn("more", cuda=cuda),
+    ]
+
+
+def turn(init: str, *, cuda: bool) -> Stage:
+    """Left and right: fresh mirrored pairs, the layers and noise levels that decide the direction."""
+    return Stage(
+        name="turn",
+        script="finetune.py",
+        options=(
+            *("--name", "turn", "--init", init, "--layers", "directed", "--directed", "0.7"),
+            *("--levels", "860", "1000", "--level-share", "0.75", "--decays", "0.98", "0.995"),
+            *("--pairs", "32" if cuda else "2", "--accumulate", "1" if cuda else "2", "--lr", "5e-4"),
+        ),
+        counts=(("--steps", 450, 2),),
+        renders=True,
+    )
+
+
+def from_shipped(cuda: bool) -> list[Stage]:
+    """Further training of the packaged weights."""
+    return [
+        Stage(
+            name="separate",
+            script="separate.py",
+            options=("--model", str(ASSETS)),
+            counts=(("--steps", 1500, 10),),
+            trains=False,
+        ),
+        turn("separate", cuda=cuda),
+    ]
+
+
+def run(stage: Stage, args: argparse.Namespace) -> None:
+    """Run one stage unless it is done. Raises CalledProcessError if it fails."""
+    done = args.work / "done" / f"{stage.name}.json"
+    if done.exists():
+        print(f"{stage.name}: done before", flush=True)
+        return
+    command = stage.command(args)
+    print(f"{stage.name}: {' '.join(command[1:])}", flush=True)
+    began = time.time()
+    subprocess.run(command, check=True)
+    done.parent.mkdir(parents=True, exist_ok=True)
+    done.write_text(json.dumps({"seconds": round(time.time() - began), "command": command[1:]}) + "\n")
+
+
+def main() -> None:
+    """Run the stages, export, and evaluate."""
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("--work", type=Path, default=WORK, help="data, checkpoints, logs and pictures")
+    parser.add_argument("--start", choices=("nothing", "shipped"), default="nothing")
+    parser.add_argument("--device", default="cpu", help="cpu, or cuda: one GPU, bfloat16, large batches")
+    parser.add_argument("--threads", type=int, default=os.cpu_count())
+    parser.add_argument(
+        "--workers", type=int, help="processes that render; default: none on a CPU, 12 with a GPU"
+    )
+    parser.add_argument(
+        "--scale", type=float, default=1.0, help="multiplies steps and clips; below 1: a trial"
+    )
+    parser.add_argument("--clips", type=int, default=100, help="prompts of the evaluation")
+    parser.add_argument("--list", action="store_true", help="print the commands and stop")
+    args = parser.parse_args()
+    cuda = args.device != "cpu"
+    if args.workers is None:
+        args.workers = 12 if cuda else 0
+    stages = from_nothing(cuda) if args.start == "nothing" else from_shipped(cuda)
+    if args.list:
+        for stage in stages:
+            print(" ".join(stage.command(args)[1:]))
+        return
+    if args.start == "shipped":
+        for part in ("vae", "tokenizer"):
+            shutil.copytree(ASSETS / part, args.work / part, dirs_exist_ok=True)
+    for stage in stages:
+        run(stage, args)
+    export = ("--run", "turn-0.995", "--out", str(args.work / "export"))
+    subprocess.run([sys.executable, str(HERE / "export.py"), "--work", str(args.work), *export], check=True)
+    evaluate = (
+        "--assets",
+        str(args.work / "export"),
+        "--clips",
+        str(args.clips),
+        "--threads",
+        str(args.threads),
+    )
+    subprocess.run(
+        [sys.executable, str(HERE / "evaluate.py"), "--work", str(args.work), *evaluate], check=True
+    )
+
+
+if __name__ == "__main__":
+    main()
