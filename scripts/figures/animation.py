@@ -1,7 +1,7 @@
 """Turn a video into the looping WebP of the README.
 
-vinfinity generate -p "a blue boat moving left over the blue sea" --frames 64 --seed 3 --out build/boat.mp4
-python -m scripts.figures.animation build/boat.mp4 docs/images/blue-boat.webp
+vinfinity generate -p "a blue ball bouncing over white snow" --frames 64 --seed 1 --out build/ball.mp4
+python -m scripts.figures.animation build/ball.mp4 docs/images/animation.webp
 """
 
 import argparse

@@ -1,5 +1,6 @@
 """A small SVG canvas whose figures follow the light or dark theme of the page that shows them."""
 
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 from xml.sax.saxutils import escape
 
@@ -58,7 +59,7 @@ class Drawing:
         self, x: float, y: float, width: float, height: float, style: str, *, radius: float = 2, **more: str
     ) -> None:
         """A rectangle with rounded corners. style: classes of STYLE; more: other attributes, `_` for `-`."""
-        self._add("rect", more, x=x, y=y, width=width, height=height, rx=radius, **{"class": style})
+        self._add("rect", style, more, x=x, y=y, width=width, height=height, rx=radius)
 
     def text(
         self, x: float, y: float, text: str, style: str = "", *, size: float = 14, anchor: str = "start"
@@ -71,7 +72,7 @@ class Drawing:
 
     def path(self, d: str, style: str, *, stroke: float = 1.5, **more: str) -> None:
         """A path of SVG commands. more: other attributes, such as stroke_dasharray."""
-        self._add("path", {"d": d, **more}, **{"class": style, "stroke-width": stroke})
+        self._add("path", style, {"d": d, **more}, stroke_width=stroke)
 
     def line(
         self,
@@ -89,7 +90,7 @@ class Drawing:
 
     def circle(self, x: float, y: float, radius: float, style: str) -> None:
         """A filled circle."""
-        self._add("circle", {}, cx=x, cy=y, r=radius, **{"class": style})
+        self._add("circle", style, {}, cx=x, cy=y, r=radius)
 
     def arrow(
         self, x1: float, y1: float, x2: float, y2: float, style: str = "line", head: str = "arrow"
@@ -109,17 +110,12 @@ class Drawing:
             (x - size * ux + size * 0.5 * uy, y - size * uy - size * 0.5 * ux),
             (x - size * ux - size * 0.5 * uy, y - size * uy + size * 0.5 * ux),
         ]
-        self._add(
-            "polygon", {"points": " ".join(f"{number(a)},{number(b)}" for a, b in points)}, **{"class": style}
-        )
+        self._add("polygon", style, {"points": " ".join(f"{number(a)},{number(b)}" for a, b in points)})
 
-    def _add(self, tag: str, more: dict[str, str], **attributes: float | str) -> None:
-        given = {
-            key: number(value) if isinstance(value, (int, float)) else value
-            for key, value in attributes.items()
-        }
-        given |= {key.replace("_", "-"): value for key, value in more.items()}
-        self.parts.append(f"<{tag} " + " ".join(f'{key}="{value}"' for key, value in given.items()) + "/>")
+    def _add(self, tag: str, style: str, more: Mapping[str, str], **lengths: float) -> None:
+        given = {name: number(value) for name, value in lengths.items()} | {"class": style, **more}
+        attributes = " ".join(f'{name.replace("_", "-")}="{value}"' for name, value in given.items())
+        self.parts.append(f"<{tag} {attributes}/>")
 
     def svg(self) -> str:
         """The file's text."""

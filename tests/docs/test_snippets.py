@@ -30,7 +30,7 @@ def run(code: str, folder: Path) -> str:
 def test_the_python_of_the_readme_runs(tmp_path: Path) -> None:
     printed = run(python_of(ROOT / "README.md"), tmp_path)
     assert [line.split()[0] for line in printed.splitlines()] == ["1", "2"]
-    assert (tmp_path / "boat.mp4").stat().st_size > 0
+    assert (tmp_path / "ball.mp4").stat().st_size > 0
 
 
 @pytest.mark.slow
