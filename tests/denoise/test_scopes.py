@@ -13,7 +13,7 @@ ATTENTION = AttentionConfig(
     trained_frames=TRAINED_FRAMES,
     local=2,
     anchors=4,
-    schedule=[Phase(above=500, local=0.0, anchors=10.0), Phase(above=-1, local=10.0, anchors=0.0)],
+    schedule=(Phase(above=500, local=0.0, anchors=10.0), Phase(above=-1, local=10.0, anchors=0.0)),
 )
 
 

@@ -1,13 +1,15 @@
 """Dual-scope attention against its dense definition, on one rank and on simulated ones."""
 
+import functools
 import math
 from collections.abc import Callable
 from itertools import pairwise
+from typing import Literal
 
 import pytest
 import torch
 from oracles.reference import DenseScopes, dense_attention, dense_bias, fill, on_ranks
-from torch import Tensor
+from torch import Tensor, nn
 
 from vinfinity.models.unet3d.layers import Attention
 from vinfinity.models.unet3d.temporal import (
@@ -18,7 +20,7 @@ from vinfinity.models.unet3d.temporal import (
     video_sums,
 )
 from vinfinity.parallel.context import temporal_context
-from vinfinity.parallel.exchange import LocalExchange
+from vinfinity.parallel.exchange import FrameExchange, LocalExchange
 from vinfinity.parallel.scopes import AttentionPlan, Scopes, plan_attention
 from vinfinity.parallel.shards import FrameShards
 
@@ -226,6 +228,19 @@ def test_statistics_of_any_parts_are_those_of_the_whole_to_the_bit() -> None:
     torch.testing.assert_close(whole[1].squeeze(), shift.repeat_interleave(4, 1), rtol=1e-5, atol=0)
 
 
+def part_of(
+    layer: nn.Module,
+    x: Tensor,
+    shards: FrameShards,
+    scopes: Scopes | None,
+    rank: int,
+    exchange: FrameExchange,
+) -> Tensor:
+    """A rank's part of a layer's output."""
+    own = shards.held(rank)
+    return layer(x[:, own.start : own.stop], temporal_context(exchange, shards, rank, scopes))
+
+
 @pytest.mark.parametrize("ranks", [2, 3, 4, 5])
 @pytest.mark.parametrize("scopes", [None, Scopes(2, 3, 0.0, 10.0), Scopes(8, 16, 10.0, 0.0)], ids=str)
 def test_temporal_layers_on_ranks_that_talk_equal_one_rank(ranks: int, scopes: Scopes | None) -> None:
@@ -240,13 +255,7 @@ def test_temporal_layers_on_ranks_that_talk_equal_one_rank(ranks: int, scopes: S
         shards = FrameShards(frames, ranks)
         for layer in layers:
             alone = layer(x, one)
-            parts = on_ranks(
-                shards,
-                lambda rank, exchange, layer=layer, x=x, shards=shards: layer(
-                    x[:, shards.held(rank).start : shards.held(rank).stop],
-                    temporal_context(exchange, shards, rank, scopes),
-                ),
-            )
+            parts = on_ranks(shards, functools.partial(part_of, layer, x, shards, scopes))
             torch.testing.assert_close(torch.cat(parts, 1), alone, rtol=0, atol=5e-5)
 
 
@@ -255,7 +264,7 @@ def test_norm_over_the_rank_alone_differs_from_that_over_the_video() -> None:
     shards = FrameShards(6, 2)
     x = torch.randn(1, 6, 2, 2, 16) * torch.linspace(0.2, 3.0, 6)[:, None, None, None]
 
-    def outputs(norm: str) -> Tensor:
+    def outputs(norm: Literal["video", "rank"]) -> Tensor:
         return torch.cat(
             on_ranks(
                 shards,

@@ -26,11 +26,11 @@ def test_what_one_team_sends_is_what_the_other_expects(ranks: int, frames: int) 
             sent[team.rank, peers[peer]] = [team.held[position] for position in positions]
     for team in teams:
         peers, route = opposite(team)
-        got = []
+        received: list[int] = []
         for peer, start, stop in route.receives:
             assert sent.pop((peers[peer], team.rank)) == list(route.wanted[start:stop])
-            got += route.wanted[start:stop]
-        assert got == list(team.held)
+            received += route.wanted[start:stop]
+        assert received == list(team.held)
     assert sent == {}
 
 
