@@ -89,7 +89,7 @@ def worst_step(
             assert eta == 1.0
             wanted = state.x
         worst = max(worst, ((state.x - wanted).abs().max() / max(1.0, wanted.abs().max().item())).item())
-        # from the same state again, copy from growing where the schedule starts at almost no signal
+        # from the same state again, scaled down, since it would grow if the schedule starts with almost no signal
         state = State(step=state.step, x=wanted / max(1.0, wanted.abs().max().item() / 50), clean=state.clean)
     return worst
 
