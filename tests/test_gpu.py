@@ -1,4 +1,4 @@
-"""What only a GPU can show: run by `pytest -m gpu` where there is one, skipped elsewhere."""
+"""Tests that need a GPU: run by `pytest -m gpu`, skipped on machines without one."""
 
 from pathlib import Path
 
@@ -67,7 +67,7 @@ def test_a_call_on_a_gpu_never_waits_for_the_device() -> None:
 
 
 @pytest.mark.parametrize("tile", [None, 4])
-def test_decoding_on_a_gpu_waits_for_no_block_but_the_one_that_is_asked_for(tile: int | None) -> None:
+def test_decoding_on_a_gpu_waits_only_for_the_requested_block(tile: int | None) -> None:
     torch.backends.cuda.matmul.allow_tf32 = torch.backends.cudnn.allow_tf32 = False
     decoder, latents = our_vae(tiny_vae()), torch.randn(4, 3, 6, 5)
     expected = decode_block(decoder, latents, size=(37, 45), tile=tile).wait()

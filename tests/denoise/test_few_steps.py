@@ -102,7 +102,7 @@ def test_the_scale_of_the_latents_matters() -> None:
 
 
 @pytest.mark.parametrize("steps", [*range(1, 60), 111, 333, 499, 1000])
-def test_no_number_of_steps_leaves_the_schedule(steps: int) -> None:
+def test_timesteps_stay_within_the_schedule_for_any_number_of_steps(steps: int) -> None:
     """Theirs asks for timestep 1000 of 0..999 where 1000 // steps divides 999, such as 27 and 37 steps."""
     times = make_sampler("videocrafter2", SchedulerConfig.from_dict({**BETAS}), steps=steps).timesteps
     assert len(times) >= min(steps, 999)
@@ -184,7 +184,7 @@ def test_guidance_features_equal_those_of_diffusers(weight: float, width: int) -
     torch.testing.assert_close(guidance_features(weight, width), reference, rtol=0, atol=2e-3)
 
 
-def test_eta_is_said_to_have_no_effect_only_where_it_has_none() -> None:
+def test_eta_gives_a_warning_for_samplers_that_ignore_it() -> None:
     for sampler, warnings in (("videocrafter2", 0), ("ddim", 0), ("lcm", 1), ("dpmsolver++", 1)):
         resolved = load(None, flags={"sampler": sampler, "eta": "1"}, card=model_defaults)
         assert sum(line.startswith("eta: ") for line in ignored(resolved)) == warnings
@@ -208,13 +208,13 @@ def latents_of(model: Path, folder: Path, **flags: Any) -> Tensor:
     return load_file(path)["latents"]
 
 
-def test_card_tells_a_distilled_model(distilled: Path) -> None:
+def test_the_card_of_a_distilled_model_sets_its_defaults(distilled: Path) -> None:
     card = read_card(str(distilled))
     assert card.guidance_width == 32
     assert (card.defaults["sampler"], card.defaults["steps"]) == ("lcm", 4)
 
 
-def test_distilled_models_are_asked_once_a_step(
+def test_a_distilled_model_is_called_once_per_step(
     distilled: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     batches: list[int] = []
@@ -229,7 +229,7 @@ def test_distilled_models_are_asked_once_a_step(
     assert batches == [1, 1, 1, 1]
 
 
-def test_guidance_takes_effect_and_the_negative_prompt_none(distilled: Path, tmp_path: Path) -> None:
+def test_guidance_has_an_effect_and_the_negative_prompt_has_none(distilled: Path, tmp_path: Path) -> None:
     plain = latents_of(distilled, tmp_path, guidance="7.5")
     assert torch.equal(plain, latents_of(distilled, tmp_path, guidance="7.5", negative="blue"))
     assert relative_error(latents_of(distilled, tmp_path, guidance="1"), plain) > 1e-4

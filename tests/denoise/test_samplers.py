@@ -155,7 +155,7 @@ def test_dpmsolver_steps_equal_those_of_diffusers(
 
 
 @pytest.mark.parametrize("name", ["dpmsolver++", "sde-dpmsolver++"])
-def test_fewer_steps_than_asked_for_end_as_those_of_diffusers(name: str) -> None:
+def test_fewer_steps_than_requested_end_as_those_of_diffusers(name: str) -> None:
     """Clipping lambda under trailing spacing leaves 49 of 50 timesteps."""
     config = settings(
         beta_schedule="linear",
@@ -229,7 +229,7 @@ def test_resuming_in_the_middle_gives_the_same_end(name: str, steps: int) -> Non
         ("sde-dpmsolver++", 0.0, True),
     ],
 )
-def test_only_stochastic_samplers_ask_for_noise_and_name_its_step(name: str, eta: float, asks: bool) -> None:
+def test_only_stochastic_samplers_draw_noise_and_pass_its_step(name: str, eta: float, asks: bool) -> None:
     config = SchedulerConfig.from_dict(settings(beta_schedule="scaled_linear"))
     asked: list[int] = []
 
@@ -262,7 +262,7 @@ def test_only_stochastic_samplers_ask_for_noise_and_name_its_step(name: str, eta
     ],
     ids=str,
 )
-def test_settings_that_would_change_the_result_are_refused_by_name(changes: dict[str, Any]) -> None:
+def test_unsupported_settings_that_change_the_result_are_named(changes: dict[str, Any]) -> None:
     [(key, value)] = changes.items()
     with pytest.raises(ValueError, match=rf"^{key}: {value!r} is not"):
         SchedulerConfig.from_dict(settings(**changes))
@@ -280,7 +280,7 @@ def test_more_steps_than_in_training_are_refused(name: str) -> None:
         make_sampler(name, SchedulerConfig.from_dict(settings()), steps=1001)
 
 
-def test_predicting_noise_where_there_is_nothing_else_is_refused() -> None:
+def test_predicting_the_noise_of_pure_noise_is_refused() -> None:
     config = settings(rescale_betas_zero_snr=True, prediction_type="epsilon", timestep_spacing="trailing")
     with pytest.raises(ValueError, match=r"^prediction_type: epsilon"):
         make_sampler("ddim", SchedulerConfig.from_dict(config), steps=5)
