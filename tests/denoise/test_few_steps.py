@@ -272,5 +272,5 @@ def test_the_whole_run_equals_diffusers_unet_and_scheduler(distilled: Path, tmp_
 def test_steps_beyond_the_distillation_are_refused_in_one_line(distilled: Path, tmp_path: Path) -> None:
     from vinfinity.errors import InputError
 
-    with pytest.raises(InputError, match="51 is more than the 50 of the model's distillation"):
+    with pytest.raises(InputError, match="51 is more than the 50 steps of the model's distillation"):
         latents_of(distilled, tmp_path, steps=51)

@@ -461,7 +461,7 @@ def test_a_decoder_that_does_not_fit_is_refused_before_weights_load(
             prepare(configure(model_folder, out=str(tmp_path / "a.mp4"), device="cpu", **flags).config)
         return str(raised.value)
 
-    assert "is no folder" in refused(decoder=str(tmp_path / "nowhere"))
+    assert "is not a folder" in refused(decoder=str(tmp_path / "nowhere"))
     assert "is missing" in refused(decoder=str(tmp_path))
     (tmp_path / "wide").mkdir()
     TheirTiny(latent_channels=16).save_pretrained(tmp_path / "wide")
@@ -476,7 +476,7 @@ def test_a_decoder_that_does_not_fit_is_refused_before_weights_load(
     ("tile", "message"),
     [
         (100, "decode.tile: 100 is not a multiple of 32 pixels; use 96 or 128"),
-        (16, "decode.tile: 16 (command line) is not between 32 and 8192 pixels"),
+        (16, "decode.tile: 16 (command line) is not between 32 and 8192"),
     ],
 )
 def test_a_tile_that_cannot_be_blended_is_refused(

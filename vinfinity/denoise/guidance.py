@@ -1,4 +1,4 @@
-"""Classifier-free guidance (Ho and Salimans 2022), and guidance that a model was distilled to take as an input."""
+"""Classifier-free guidance (Ho and Salimans 2022), and the guidance input of distilled models."""
 
 import math
 
@@ -18,7 +18,7 @@ def guidance_branches(weight: float, *, distilled: bool) -> int:
 def guide(predictions: Tensor, scale: float) -> Tensor:
     """Moves the prediction away from the one without the prompt.
 
-    predictions: (2, c, f, h, w), without and with the prompt, or (1, c, f, h, w) where nothing guides.
+    predictions: (2, c, f, h, w), without and with the prompt, or (1, c, f, h, w) without guidance.
     Returns (1, c, f, h, w).
     """
     if predictions.shape[0] == 1:

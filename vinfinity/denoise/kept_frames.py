@@ -1,4 +1,4 @@
-"""A sampler under which some frames follow a known way: those of an earlier video, that others are to fit to."""
+"""Steers selected frames to known latents, so that new frames blend into an existing video."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -11,16 +11,16 @@ from vinfinity.denoise.samplers import Noise, Sampler, State
 
 @dataclass(frozen=True)
 class KeptFrames:
-    """Samples with `sampler`; kept frames come out as the earlier video's latents z, to the bit.
+    """Samples with `sampler`; kept frames end as the earlier video's latents z, bit for bit.
 
-    In each step the model's prediction for a kept frame is replaced by the one that leads to z. With the noise that the
-    earlier video was made from, the frame goes close to the way it went then, and the model sees the whole video at one
-    noise level and makes the other frames fit to it, down to what is left of the noise at the end. (RePaint, Lugmayr et
-    al. 2022, noises z anew in each step instead: joins are then seen in still scenes.) A frame that is kept for some of
-    the steps alone keeps what these decide, from the coarse to the fine, and is then free (Differential Diffusion,
-    Levin and Fried 2023).
+    In each step, the prediction for a kept frame is replaced by the one that leads to z. Starting from the noise of
+    the earlier video, the frame takes nearly the same path as before. So the model sees the whole video at one noise
+    level, and fits the other frames to it until the last step. (RePaint, Lugmayr et al. 2022, adds fresh noise to z
+    in each step instead; its joins show in still scenes.) A frame that is kept for the first steps only keeps what
+    these decide, coarse structure before detail, and is free afterwards (Differential Diffusion, Levin and Fried
+    2023).
 
-    clean: z, (1, c, f, h, w). until: (f,) int, steps for which each frame is kept: none at 0, all at len(timesteps).
+    clean: z, (1, c, f, h, w). until: (f,) int, the number of steps for which each frame is kept, 0 to len(timesteps).
     """
 
     sampler: Sampler
@@ -44,12 +44,12 @@ class KeptFrames:
 
 
 def kept_until(frames: Sequence[int], *, known: int, redo: range, blend: int, steps: int) -> Tensor:
-    """For how many steps each frame is kept: (f,) int.
+    """The number of steps for which each frame is kept: (f,) int.
 
-    frames: absolute. known: frames of the earlier video; those behind it are new. redo: the stretch of it that is made
-    anew. Inside it, the `blend` frames next to each join are kept for fewer and fewer steps, at most for all but the
-    last: the stretch departs from the earlier video gradually, in its details first. They are fewer than `blend` where
-    the stretch is short.
+    frames: absolute indices. known: number of frames of the earlier video; later frames are new. redo: the span of it
+    to regenerate. Inside the span, the `blend` frames next to each join are kept for fewer and fewer steps, at most for
+    all but the last: the video departs from the earlier one gradually, in its details first. In a short span, fewer
+    frames blend.
     """
     blend = min(blend, len(redo) // 4)
 
@@ -58,7 +58,7 @@ def kept_until(frames: Sequence[int], *, known: int, redo: range, blend: int, st
             return 0
         if frame not in redo:
             return steps
-        # how many frames it is away from those that stay; an end of the video is no join
+        # distance to the nearest kept frame; the ends of the video are not joins
         distances = [frame - redo.start] if redo.start > 0 else []
         distances += [redo.stop - 1 - frame] if redo.stop < known else []
         away = (min(distances, default=blend) + 1) / (blend + 1)

@@ -1,6 +1,6 @@
-"""Noise as a function of (seed, frame, step) alone, whoever holds the frame.
+"""Noise that depends on (seed, frame, step) alone, not on the rank that holds the frame.
 
-The first 200 frames of a 2,000-frame run start from the same noise as a 200-frame run (DESIGN section 2).
+The first 200 frames of a 2,000-frame run start from the same noise as a 200-frame run.
 """
 
 from collections.abc import Sequence
@@ -17,8 +17,8 @@ def frame_noise(
 ) -> Tensor:
     """Standard normal noise for some frames, drawn on the CPU.
 
-    seed: of all of them, or of each. frames: absolute frame indices. shape: (c, h, w) of one frame. draw: INITIAL for
-    the starting noise, step + 1 for the noise that a sampler adds in its step. Returns (1, c, f, h, w) fp32.
+    seed: one for all frames, or one for each. frames: absolute frame indices. shape: (c, h, w) of one frame. draw:
+    INITIAL for the initial noise, step + 1 for the noise that a sampler adds in a step. Returns (1, c, f, h, w) fp32.
     """
     out = np.empty((len(frames), *shape), dtype=np.float32)
     seeds = [seed] * len(frames) if isinstance(seed, int) else seed

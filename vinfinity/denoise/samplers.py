@@ -1,13 +1,13 @@
 """Samplers: from the model's prediction at one timestep to the latents at the next.
 
-A sampler is a frozen description; what changes from step to step is the `State`, which is all that a checkpoint has to
-keep. Arithmetic is in fp32, whatever the model's type.
+A sampler is a frozen description. All that changes from step to step is the `State`, so a checkpoint is a `State`.
+Arithmetic is in fp32, whatever the model's type.
 """
 
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
-from typing import ClassVar, Literal, Protocol
+from typing import ClassVar, Protocol
 
 import torch
 from torch import Tensor
@@ -33,7 +33,7 @@ class State:
 
 
 class Sampler(Protocol):
-    """timesteps: the training timestep at which the model is asked in each step. Equal settings, equal samplers."""
+    """timesteps: the training timestep of each step. Samplers with equal settings are equal."""
 
     def __hash__(self) -> int: ...
 
@@ -41,12 +41,12 @@ class Sampler(Protocol):
     def timesteps(self) -> tuple[int, ...]: ...
 
     def implied(self, state: State, clean: Tensor) -> Tensor:
-        """The prediction which says that the latents of the state are `clean` and noise."""
+        """The prediction according to which the latents of `state` are `clean` plus noise."""
         ...
 
     def step(self, state: State, prediction: Tensor, noise: Noise) -> State:
-        """One step. prediction: the model's, (1, c, f, h, w) fp32. noise: standard normal noise of a step, for samplers
-        that add some.
+        """One step. prediction: (1, c, f, h, w) fp32, after guidance. noise: draws standard normal noise for a step,
+        for samplers that add some.
         """
         ...
 
@@ -80,7 +80,7 @@ class DDIM:
             )
 
     def _alpha_after(self, step: int) -> float:
-        """Where a step leads to. With an uneven spacing that is not where the next one starts."""
+        """The alpha that a step leads to; with an uneven spacing, the next step starts from another one."""
         before = self.timesteps[step] - self.config.num_train_timesteps // self.steps
         final = 1.0 if self.config.set_alpha_to_one else self._alphas[0]
         return self._alphas[before] if before >= 0 else final
@@ -121,7 +121,8 @@ class DPMSolverPP:
         trained = c.num_train_timesteps
         alphas = alphas_cumprod(c).double()
         if c.rescale_betas_zero_snr:
-            alphas[-1] = 2.0**-24  # as in diffusers: almost no signal, so that the first sigma is finite
+            # as in diffusers: almost no signal, so that the first sigma is finite
+            alphas[-1] = 2.0**-24
         sigmas = ((1 - alphas) / alphas).sqrt()
         last = trained - int((-sigmas.log() < c.lambda_min_clipped).sum())
         times = spaced_timesteps(
@@ -157,7 +158,7 @@ class DPMSolverPP:
         else:
             clean = alpha_s * x - sigma_s * prediction
         h = self._lambda(i + 1) - self._lambda(i)
-        # (1 - e^-h), or (1 - e^-2h) for the SDE: how far the step goes towards the clean latents
+        # (1 - e^-h), or (1 - e^-2h) for the SDE: how far the step moves towards the clean latents
         towards = -math.expm1(-2 * h if self.stochastic else -h)
         x = (sigma_t / sigma_s * (math.exp(-h) if self.stochastic else 1.0)) * x + (alpha_t * towards) * clean
         if not self._first_order(i) and state.clean is not None:
@@ -175,7 +176,7 @@ class DPMSolverPP:
         return 1 - towards / (2 * h if self.stochastic else h)
 
     def _first_order(self, i: int) -> bool:
-        """Whether a step is taken without the slope, for stability."""
+        """Whether a step leaves the slope out, for stability."""
         c = self.config
         steps = len(self.timesteps)
         last = i == steps - 1 and (
@@ -188,10 +189,10 @@ class DPMSolverPP:
 class VideoCrafter2:
     """DDIM as VideoCrafter2's authors run it, for a model that was trained on scaled latents.
 
-    In training the clean latents are multiplied by a factor that depends on the timestep (`latent_scale` of the
-    schedule); the estimate of x0 is divided by it, and multiplied by that of the next timestep. The timesteps are
-    theirs: every (trained // steps)th, so that 30 steps are 31 (lvdm/models/samplers/ddim.py and utils_diffusion.py of
-    AILab-CVC/VideoCrafter). Theirs asks beyond the last timestep where that step divides 999; here it is the last.
+    During training, clean latents were multiplied by a factor that depends on the timestep (`latent_scale` of the
+    schedule). The estimate of x0 is divided by it, then multiplied by the factor of the next timestep. The timesteps
+    are every (trained // steps)th, so 30 steps are 31 (lvdm/models/samplers/ddim.py and utils_diffusion.py of
+    AILab-CVC/VideoCrafter). That code goes beyond the last timestep if the spacing divides 999; here it stops there.
     """
 
     config: SchedulerConfig
@@ -239,9 +240,9 @@ class VideoCrafter2:
 
 @dataclass(frozen=True)
 class LCM:
-    """Latent consistency models (Luo et al. 2023, algorithm 3): every step estimates x0 at once, then adds noise anew.
+    """Latent consistency models (Luo et al. 2023, algorithm 3): every step estimates x0, then adds fresh noise.
 
-    The timesteps are taken from the `original_inference_steps` of the distillation.
+    The timesteps are a subset of the `original_inference_steps` of the distillation.
     """
 
     config: SchedulerConfig
@@ -249,13 +250,16 @@ class LCM:
     timesteps: tuple[int, ...] = field(init=False)
     _alphas: tuple[float, ...] = field(init=False, repr=False)
 
-    SIGMA_DATA: ClassVar[float] = 0.5  # of the boundary condition (appendix C)
+    # of the boundary condition (appendix C)
+    SIGMA_DATA: ClassVar[float] = 0.5
 
     def __post_init__(self) -> None:
         c = self.config
         original, trained = c.original_inference_steps, c.num_train_timesteps
         if not self.steps <= original <= trained:
-            raise ValueError(f"steps: {self.steps} is more than the {original} of the model's distillation")
+            raise ValueError(
+                f"steps: {self.steps} is more than the {original} steps of the model's distillation"
+            )
         distilled = [(trained // original) * (i + 1) - 1 for i in range(original)][::-1]
         times = tuple(distilled[int(i * original / self.steps)] for i in range(self.steps))
         object.__setattr__(self, "timesteps", times)
@@ -284,25 +288,26 @@ class LCM:
 
 
 def _implied(x: Tensor, clean: Tensor, signal: float, sigma: float, config: SchedulerConfig) -> Tensor:
-    """See Sampler.implied, for latents x = signal * clean + sigma * noise."""
+    """Sampler.implied for latents x = signal * clean + sigma * noise."""
     noise = (x - signal * clean) / sigma
     return noise if config.prediction_type == "epsilon" else signal * noise - sigma * clean
 
 
-SamplerName = Literal["ddim", "dpmsolver++", "sde-dpmsolver++", "videocrafter2", "lcm"]
+# by the name that the setting `sampler` takes; each gets (schedule, steps, eta)
+SAMPLERS: Mapping[str, Callable[[SchedulerConfig, int, float], Sampler]] = {
+    "ddim": lambda config, steps, eta: DDIM(config, steps, eta=eta),
+    "dpmsolver++": lambda config, steps, eta: DPMSolverPP(config, steps),
+    "sde-dpmsolver++": lambda config, steps, eta: DPMSolverPP(config, steps, stochastic=True),
+    "videocrafter2": lambda config, steps, eta: VideoCrafter2(config, steps, eta=eta),
+    "lcm": lambda config, steps, eta: LCM(config, steps),
+}
 
 
-def make_sampler(name: SamplerName, config: SchedulerConfig, *, steps: int, eta: float = 0.0) -> Sampler:
-    """The sampler of that name on a model's schedule. Raises ValueError where the two do not go together."""
+def make_sampler(name: str, config: SchedulerConfig, *, steps: int, eta: float = 0.0) -> Sampler:
+    """The sampler of that name on a model's noise schedule. Raises ValueError if the two do not go together."""
     if steps > config.num_train_timesteps:
-        raise ValueError(f"steps: {steps} is more than the {config.num_train_timesteps} steps of training")
-    if name == "ddim":
-        return DDIM(config, steps, eta=eta)
-    if name == "videocrafter2":
-        return VideoCrafter2(config, steps, eta=eta)
-    if name == "lcm":
-        return LCM(config, steps)
-    return DPMSolverPP(config, steps, stochastic=name == "sde-dpmsolver++")
+        raise ValueError(f"steps: {steps} is more than the {config.num_train_timesteps} training steps")
+    return SAMPLERS[name](config, steps, eta)
 
 
 def pick_sampler(config: RunConfig, scheduler: SchedulerConfig) -> Sampler:

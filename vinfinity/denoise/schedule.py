@@ -3,14 +3,11 @@
 import math
 from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Literal
 
 import numpy as np
 import torch
 
 from vinfinity.system.fields import known_fields
-
-Spacing = Literal["leading", "trailing", "linspace"]
 
 
 @dataclass(frozen=True)

@@ -1,10 +1,10 @@
-"""Tensors of all frames of a video as a folder of parts: each rank writes the frames it holds, any number reads them.
+"""Tensors of all frames of a video, as a folder of parts: each rank writes its frames, any number of ranks read them.
 
     step-0012/frames-000000-000048.safetensors     tensors (1, c, f, h, w) of frames 0 to 47
               frames-000048-000096.safetensors
-              manifest.json                        what the parts are, with their SHA-256
+              manifest.json                        the parts and their SHA-256
 
-The manifest is written last: a folder without one was not finished. Nothing is gathered, and nothing is pickled.
+The manifest is written last: a folder without one is unfinished. Nothing is gathered on one rank, nothing is pickled.
 """
 
 import hashlib
@@ -19,17 +19,19 @@ import torch
 from safetensors.torch import save
 from torch import Tensor
 
+from vinfinity.denoise.selection import spans
 from vinfinity.errors import DamagedError, one_line
 from vinfinity.runs.folder import MANIFEST
 from vinfinity.system.files import cannot_write, write_whole
 from vinfinity.system.safetensors import read_frames, streamed_file
 
-CHUNK = 4 * 2**20  # bytes
+# bytes that are hashed at once
+CHUNK_BYTES = 4 * 2**20
 
 
 @dataclass(frozen=True)
 class Part:
-    """One file: its frames from `start` up to `stop`, its length and SHA-256 (hex)."""
+    """One file: frames `start` up to `stop`, its length in bytes and its SHA-256 (hex)."""
 
     file: str
     start: int
@@ -43,7 +45,7 @@ class Parts:
     """A finished folder of parts.
 
     step: denoising steps done. settings: the identity of the run. tensors: their names. seeds: (start, stop, seed) of
-    the stretches of frames whose noise was drawn with one seed.
+    each span of frames whose noise has the same seed.
     """
 
     folder: Path
@@ -68,33 +70,33 @@ class Parts:
         return torch.cat(read, dim=1)
 
     def pick(self, frames: Iterable[int], *, name: str = "x") -> Tensor:
-        """Frames (ascending, absolute) of one tensor, as `read` gives them."""
-        return torch.cat([self.read(stretch, name=name) for stretch in stretches(frames)], dim=1)
+        """Frames (ascending, absolute) of one tensor, as `read` returns them."""
+        return torch.cat([self.read(span, name=name) for span in spans(frames)], dim=1)
 
     def digest(self) -> str:
-        """SHA-256 (hex) of those of the parts."""
+        """SHA-256 (hex) over the SHA-256 of all parts."""
         return hashlib.sha256(" ".join(part.sha256 for part in self.parts).encode()).hexdigest()
 
     def verify(self) -> None:
-        """Reads all of it. Raises DamagedError where a part is not the one that was written."""
+        """Read all parts. Raises DamagedError if a part is not as it was written."""
         for part in self.parts:
             path = self.folder / part.file
             try:
                 found, size = hashlib.sha256(), 0
                 with path.open("rb") as file:
-                    while chunk := file.read(CHUNK):
+                    while chunk := file.read(CHUNK_BYTES):
                         found.update(chunk)
                         size += len(chunk)
             except OSError as error:
                 raise DamagedError(f"{path}: cannot be read ({error.strerror})") from error
             if size != part.bytes:
-                raise DamagedError(f"{path}: is {size:,} of {part.bytes:,} bytes long")
+                raise DamagedError(f"{path}: is truncated: {size:,} of {part.bytes:,} bytes")
             if found.hexdigest() != part.sha256:
-                raise DamagedError(f"{path}: is not what was written (its SHA-256 differs)")
+                raise DamagedError(f"{path}: was changed after it was written (its SHA-256 differs)")
 
 
 def write_part(folder: Path, held: range, tensors: Mapping[str, Tensor]) -> Part:
-    """Writes the frames that this rank holds. tensors: name -> (1, c, f, h, w). Raises OutputError."""
+    """Write the frames `held`. tensors: name -> (1, c, f, h, w). Raises OutputError."""
     data = save({name: tensor.float().cpu().contiguous() for name, tensor in tensors.items()})
     name = f"frames-{held.start:06d}-{held.stop:06d}.safetensors"
     write_whole(folder / name, data)
@@ -119,7 +121,7 @@ def write_manifest(
     tensors: Sequence[str],
     seeds: Sequence[int],
 ) -> Parts:
-    """Makes the parts, which cover all frames, a whole. seeds: of each frame. Raises OutputError."""
+    """Write the manifest of parts that together cover all frames. seeds: one per frame. Raises OutputError."""
     parts = sorted(parts, key=lambda part: part.start)
     drawn, start = [], 0
     for seed, same in itertools.groupby(seeds):
@@ -136,7 +138,7 @@ def write_manifest(
 
 
 def read_manifest(folder: Path) -> Parts:
-    """What a folder holds, by its manifest alone. Raises DamagedError where it was not finished or is damaged."""
+    """The parts of a folder, from its manifest alone. Raises DamagedError if it is unfinished or damaged."""
     path = folder / MANIFEST
     try:
         facts = json.loads(path.read_text(encoding="utf-8"))
@@ -145,12 +147,12 @@ def read_manifest(folder: Path) -> Parts:
         seeds = tuple((start, stop, seed) for start, stop, seed in facts["seeds"])
         read = Parts(folder, facts["step"], facts["settings"], tuple(facts["tensors"]), parts, seeds)
     except FileNotFoundError:
-        raise DamagedError(f"{folder}: was not finished") from None
+        raise DamagedError(f"{folder}: is unfinished") from None
     except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
         raise DamagedError(f"{path}: cannot be read ({one_line(error)})") from error
     ends = [0, *(edge for part in parts for edge in (part.start, part.stop))]
     if seal != _seal(facts) or any(one != other for one, other in list(pairwise(ends))[::2]):
-        raise DamagedError(f"{path}: is not what was written")
+        raise DamagedError(f"{path}: was changed after it was written")
     return read
 
 
@@ -169,17 +171,6 @@ def save_whole(parts: Parts, path: Path, *, source: str, name: str) -> None:
                     file.write(name, frames[channel].contiguous().numpy().tobytes(), offset=start)
     except OSError as error:
         raise cannot_write(path, error) from error
-
-
-def stretches(frames: Iterable[int]) -> list[range]:
-    """Ascending frames as stretches of consecutive ones."""
-    found: list[range] = []
-    for frame in frames:
-        if found and found[-1].stop == frame:
-            found[-1] = range(found[-1].start, frame + 1)
-        else:
-            found.append(range(frame, frame + 1))
-    return found
 
 
 def _seal(facts: Mapping[str, object]) -> str:

@@ -69,7 +69,7 @@ class UNetCall:
                     deep=deep,
                 )
             )
-        return torch.cat(predictions)
+        return predictions[0] if len(predictions) == 1 else torch.cat(predictions)
 
     def non_finite_layers(self, x: Tensor, t: float, *, renew: bool = True) -> Sequence[str]:
         """The layers whose output is NaN or infinite in this call, in order of execution."""
