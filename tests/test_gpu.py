@@ -27,10 +27,10 @@ SCOPES = Scopes(local=3, anchors=4, anchor_bias=2.0)
 
 
 def tiny() -> tuple[UNet, torch.Tensor, torch.Tensor]:
-    theirs = tiny_unet()
-    config = UNetConfig.from_dict(dict(theirs.config))
+    reference = tiny_unet()
+    config = UNetConfig.from_dict(dict(reference.config))
     unet = UNet(config)
-    unet.load_state_dict(theirs.state_dict())
+    unet.load_state_dict(reference.state_dict())
     x = torch.randn(2, config.in_channels, FRAMES, 6, 5)
     return unet.eval(), x, torch.randn(2, 5, config.cross_attention_dim)
 
