@@ -1,4 +1,4 @@
-"""The examples run as they are, each in a process of its own, in an empty folder."""
+"""The examples run unchanged, each in a separate process and an empty folder."""
 
 import os
 import subprocess
@@ -22,7 +22,7 @@ def test_example_runs(program: Path, tmp_path: Path) -> None:
     )
     assert done.returncode == 0, done.stderr
     assert done.stdout
-    # as a library, it prints nothing of its own
+    # the library prints nothing
     assert done.stderr == ""
 
 

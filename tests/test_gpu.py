@@ -1,4 +1,4 @@
-"""What only a GPU can show: run by `pytest -m gpu` where there is one, skipped elsewhere."""
+"""Tests that need a GPU: run by `pytest -m gpu`, skipped on machines without one."""
 
 from pathlib import Path
 
@@ -27,10 +27,10 @@ SCOPES = Scopes(local=3, anchors=4, anchor_bias=2.0)
 
 
 def tiny() -> tuple[UNet, torch.Tensor, torch.Tensor]:
-    theirs = tiny_unet()
-    config = UNetConfig.from_dict(dict(theirs.config))
+    reference = tiny_unet()
+    config = UNetConfig.from_dict(dict(reference.config))
     unet = UNet(config)
-    unet.load_state_dict(theirs.state_dict())
+    unet.load_state_dict(reference.state_dict())
     x = torch.randn(2, config.in_channels, FRAMES, 6, 5)
     return unet.eval(), x, torch.randn(2, 5, config.cross_attention_dim)
 
@@ -67,7 +67,7 @@ def test_a_call_on_a_gpu_never_waits_for_the_device() -> None:
 
 
 @pytest.mark.parametrize("tile", [None, 4])
-def test_decoding_on_a_gpu_waits_for_no_block_but_the_one_that_is_asked_for(tile: int | None) -> None:
+def test_decoding_on_a_gpu_waits_only_for_the_requested_block(tile: int | None) -> None:
     torch.backends.cuda.matmul.allow_tf32 = torch.backends.cudnn.allow_tf32 = False
     decoder, latents = our_vae(tiny_vae()), torch.randn(4, 3, 6, 5)
     expected = decode_block(decoder, latents, size=(37, 45), tile=tile).wait()

@@ -69,7 +69,7 @@ def part(file: Path) -> str:
     return file.relative_to(PACKAGE).parts[0].removesuffix(".py")
 
 
-def test_one_door_to_each_package() -> None:
+def test_each_wrapped_package_is_imported_in_one_place() -> None:
     assert importers("omegaconf") == {"config/sources.py", "config/text.py"}
     assert all(name.startswith("parallel/") for name in importers("torch.distributed"))
     assert importers("diffusers") | importers("transformers") == set()
@@ -95,7 +95,7 @@ def loaded_by(*arguments: str, code: int = 0) -> set[str]:
 
 
 @pytest.mark.parametrize("arguments", [("--help",), ("generate", "--help"), ("--version",)])
-def test_help_is_light(arguments: tuple[str, ...]) -> None:
+def test_help_loads_no_heavy_packages(arguments: tuple[str, ...]) -> None:
     loaded = loaded_by(*arguments)
     assert "typer" in loaded
     assert loaded.isdisjoint(

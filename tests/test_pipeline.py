@@ -57,7 +57,7 @@ def test_public_names_are_pinned() -> None:
     for name in PUBLIC:
         assert getattr(vinfinity, name).__doc__
     with pytest.raises(AttributeError, match="no attribute 'generat'"):
-        _ = vinfinity.generat  # type: ignore[attr-defined]
+        _ = vinfinity.generat
 
 
 def test_importing_the_package_loads_nothing_heavy() -> None:
@@ -122,7 +122,7 @@ def test_a_pipeline_works_in_threads_and_under_an_event_loop(pipe: vinfinity.Pip
     assert all(torch.equal(result, expected) for result in results)
 
 
-def test_several_ranks_are_reachable_from_python(model_folder: Path, pipe: vinfinity.Pipeline) -> None:
+def test_several_ranks_can_be_used_from_python(model_folder: Path, pipe: vinfinity.Pipeline) -> None:
     shared = vinfinity.generate("a red ball", model=model_folder, device="cpu", gpus=2, **SMALL)
     alone = pipe("a red ball", **SMALL)
     assert (shared.latents - alone.latents).abs().max() <= 1e-4
@@ -181,7 +181,7 @@ def test_as_a_library_it_prints_nothing_and_leaves_signals_alone(
     ],
     ids=str,
 )
-def test_unusable_settings_raise_the_line_of_the_command_line(
+def test_unusable_settings_raise_the_same_message_as_on_the_command_line(
     settings: dict[str, Any], line: str, pipe: vinfinity.Pipeline
 ) -> None:
     with pytest.raises(vinfinity.InputError, match=line) as raised:

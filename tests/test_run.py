@@ -47,7 +47,7 @@ def latents_of(model: Path | str, folder: Path, *overrides: str, **flags: Any) -
 
 
 def refusal(model: Path, out: Path, **flags: Any) -> str:
-    """The line with which a run is refused, before anything is written."""
+    """The error of a run that is refused before anything is written."""
     before = sorted(out.parent.iterdir()) if out.parent.exists() else None
     with pytest.raises(InputError) as raised:
         make(model, out, **flags)
@@ -57,10 +57,10 @@ def refusal(model: Path, out: Path, **flags: Any) -> str:
     return str(raised.value)
 
 
-# ---- what comes out ----
+# ---- outputs ----
 
 
-def test_video_has_the_frames_size_and_speed_that_were_asked_for(model_folder: Path, tmp_path: Path) -> None:
+def test_a_video_has_the_requested_frames_size_and_frame_rate(model_folder: Path, tmp_path: Path) -> None:
     out = tmp_path / "a.mp4"
     summary = make(model_folder, out, frames=7, size="48x32", fps=12)
     video = read_video(out)
@@ -71,7 +71,7 @@ def test_video_has_the_frames_size_and_speed_that_were_asked_for(model_folder: P
     assert summary.peak_memory > 10**7
 
 
-def test_video_shows_the_decoded_latents(model_folder: Path, tmp_path: Path) -> None:
+def test_a_video_shows_the_decoded_latents(model_folder: Path, tmp_path: Path) -> None:
     latents = latents_of(
         model_folder, tmp_path, "video.crf=0", "video.pixel_format=yuv444p", frames=3, size="32x48"
     )
@@ -82,7 +82,7 @@ def test_video_shows_the_decoded_latents(model_folder: Path, tmp_path: Path) -> 
 
 
 @pytest.mark.parametrize(("size", "shape"), [("50x34", (5, 7)), ("33x47", (6, 5)), ("16x17", (3, 2))])
-def test_size_may_be_no_multiple_of_8(
+def test_the_size_need_not_be_a_multiple_of_8(
     size: str, shape: tuple[int, int], model_folder: Path, tmp_path: Path
 ) -> None:
     latents = latents_of(model_folder, tmp_path, "video.pixel_format=yuv444p", frames=2, size=size)
@@ -91,7 +91,7 @@ def test_size_may_be_no_multiple_of_8(
     assert read_video(tmp_path / "a.mp4").shape == (2, height, width, 3)
 
 
-def test_contact_sheet_lies_beside_the_video(model_folder: Path, tmp_path: Path) -> None:
+def test_a_contact_sheet_is_written_beside_the_video(model_folder: Path, tmp_path: Path) -> None:
     summary = make(model_folder, tmp_path / "a.mp4", frames=5)
     assert summary.sheet == tmp_path / "a.png"
     with Image.open(tmp_path / "a.png") as sheet:
@@ -102,7 +102,7 @@ def test_contact_sheet_lies_beside_the_video(model_folder: Path, tmp_path: Path)
     assert not (tmp_path / "b.png").exists()
 
 
-def test_video_tells_what_made_it(model_folder: Path, tmp_path: Path) -> None:
+def test_the_metadata_of_a_video_has_its_settings_and_version(model_folder: Path, tmp_path: Path) -> None:
     make(model_folder, tmp_path / "a.mp4", prompt='a "red" ball ☃', seed=42, frames=2)
     metadata = read_metadata(tmp_path / "a.mp4")
     assert metadata["title"] == 'a "red" ball ☃'
@@ -115,17 +115,17 @@ def test_video_tells_what_made_it(model_folder: Path, tmp_path: Path) -> None:
     assert "comment" not in read_metadata(tmp_path / "b.mp4")
 
 
-def test_nothing_else_is_left_in_the_folder(model_folder: Path, tmp_path: Path) -> None:
+def test_no_other_files_are_left_in_the_folder(model_folder: Path, tmp_path: Path) -> None:
     latents_of(model_folder, tmp_path, frames=1)
     left = sorted(path.name for path in tmp_path.rglob("*"))
     assert [name for name in left if name.endswith(".part")] == []
     assert {"a.mp4", "a.png", "latents.safetensors"} <= set(left)
-    kept = {"config.yaml", "run.json", "events.jsonl", "log.txt", "lock", "latents", "manifest.json"}
-    kept |= {"frames-000000-000001.safetensors"}
-    assert set(left) == {"a.mp4", "a.png", "latents.safetensors", "a.run"} | kept
+    run_files = {"config.yaml", "run.json", "events.jsonl", "log.txt", "lock", "latents", "manifest.json"}
+    run_files |= {"frames-000000-000001.safetensors"}
+    assert set(left) == {"a.mp4", "a.png", "latents.safetensors", "a.run"} | run_files
 
 
-def test_folders_on_the_way_are_made(model_folder: Path, tmp_path: Path) -> None:
+def test_missing_folders_are_created(model_folder: Path, tmp_path: Path) -> None:
     deep = tmp_path / "some" / "where"
     make(model_folder, deep / "a.mp4", frames=1, save_latents=str(deep / "l" / "a.safetensors"))
     assert (deep / "a.mp4").is_file()
@@ -162,7 +162,7 @@ def test_every_setting_takes_effect(flags: dict[str, Any], model_folder: Path, t
     )
 
 
-def test_frame_rate_conditions_models_that_take_one(tmp_path: Path) -> None:
+def test_the_frame_rate_conditions_models_that_take_one(tmp_path: Path) -> None:
     from diffusers.models.embeddings import TimestepEmbedding
     from oracles.reference import fill
 
@@ -172,21 +172,21 @@ def test_frame_rate_conditions_models_that_take_one(tmp_path: Path) -> None:
     save_file({**load_file(weights), **{f"fps_embedding.{k}": v for k, v in embedding.items()}}, weights)
     config = folder / "unet" / "config.json"
     config.write_text(json.dumps({**json.loads(config.read_text()), "fps_cond": True}))
-    slow, fast, told = (
+    slow, fast, conditioned = (
         latents_of(folder, tmp_path, frames=2, size="16x16", **fps)
         for fps in ({"fps": 8}, {"fps": 24}, {"fps": 24, "fps_condition": 8})
     )
     assert relative_error(slow, fast) > 1e-4
-    assert torch.equal(slow, told)
+    assert torch.equal(slow, conditioned)
 
 
 # ---- long videos ----
 
 
-def test_video_beyond_the_trained_frames_runs_dual_scope_as_scheduled(
+def test_a_video_beyond_the_trained_frames_uses_dual_scope_attention_as_scheduled(
     model_folder: Path, tmp_path: Path
 ) -> None:
-    """The phases of the schedule hold at their timesteps: compared with diffusers under dense masks."""
+    """Each phase applies at its timesteps; the reference is diffusers with dense masks."""
     noise = torch.randn(1, 4, 21, 3, 2)
     save_file({"noise": noise}, tmp_path / "noise.safetensors")
     ours = latents_of(
@@ -213,7 +213,9 @@ def test_video_beyond_the_trained_frames_runs_dual_scope_as_scheduled(
     assert relative_error(ours, x) <= 1e-4
 
 
-def test_first_frames_of_the_noise_do_not_depend_on_the_total(model_folder: Path, tmp_path: Path) -> None:
+def test_the_noise_of_a_frame_does_not_depend_on_the_number_of_frames(
+    model_folder: Path, tmp_path: Path
+) -> None:
     short, long = (
         initial_state(prepare(resolve(model_folder, tmp_path / "a.mp4", frames=n).config), range(n)).x
         for n in (9, 200)
@@ -222,7 +224,7 @@ def test_first_frames_of_the_noise_do_not_depend_on_the_total(model_folder: Path
     assert torch.equal(long[:, :, :9], short)
 
 
-def test_noise_from_a_file_is_what_a_seed_draws(model_folder: Path, tmp_path: Path) -> None:
+def test_noise_from_a_file_replaces_that_of_the_seed(model_folder: Path, tmp_path: Path) -> None:
     job = prepare(resolve(model_folder, tmp_path / "a.mp4", frames=4, seed=9).config)
     save_file({"noise": initial_state(job, range(4)).x}, tmp_path / "noise.safetensors")
     seeded = latents_of(model_folder, tmp_path, frames=4, seed=9)
@@ -235,7 +237,7 @@ def test_noise_from_a_file_is_what_a_seed_draws(model_folder: Path, tmp_path: Pa
 # ---- warnings ----
 
 
-def test_prompt_beyond_the_encoders_reach_is_warned_of_with_what_is_cut(
+def test_a_prompt_that_is_too_long_gives_a_warning_with_the_ignored_words(
     model_folder: Path, tmp_path: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
     make(
@@ -244,33 +246,33 @@ def test_prompt_beyond_the_encoders_reach_is_warned_of_with_what_is_cut(
         frames=1,
         prompt="a red ball " * 4 + "over green grass and a blue boat",
     )
-    said = " ".join(caplog.text.split())
+    message = " ".join(caplog.text.split())
     assert [record.levelname for record in caplog.records] == ["WARNING"]
-    assert "takes 16 tokens" in said
-    assert "a blue boat" in said
+    assert "takes 16 tokens" in message
+    assert "a blue boat" in message
     assert (tmp_path / "a.mp4").exists()
 
 
-def test_prompt_within_reach_is_not_warned_of(
+def test_a_short_prompt_gives_no_warning(
     model_folder: Path, tmp_path: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
     make(model_folder, tmp_path / "a.mp4", frames=1)
     assert not caplog.records
 
 
-def test_words_that_a_model_was_never_taught_are_warned_of_with_those_it_knows(
+def test_words_outside_the_models_vocabulary_give_a_warning_that_lists_it(
     own_model: Path, tmp_path: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
     card = {"name": "tiny", "vocabulary": {"colours": ["red"], "subjects": ["ball"], "others": ["a"]}}
     (own_model / "card.json").write_text(json.dumps(card), encoding="utf-8")
     make(own_model, tmp_path / "a.mp4", frames=1, prompt="a red dragon")
-    said = " ".join(caplog.text.split())
-    assert "dragon" in said
-    assert "colours: red" in said
-    assert "'red'" not in said
+    message = " ".join(caplog.text.split())
+    assert "dragon" in message
+    assert "colours: red" in message
+    assert "'red'" not in message
 
 
-# ---- what is refused ----
+# ---- refused settings and files ----
 
 
 @pytest.mark.parametrize("shape", [(1, 4, 3, 4, 5), (1, 4, 4, 4, 4), (4, 3, 4, 4), (2, 4, 3, 4, 4)])
@@ -307,7 +309,7 @@ def test_missing_noise_is_refused(model_folder: Path, tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("existing", ["a.mp4", "a.png", "latents.safetensors"])
-def test_existing_files_are_kept_unless_told_otherwise(
+def test_existing_files_are_not_replaced_without_overwrite(
     existing: str, model_folder: Path, tmp_path: Path
 ) -> None:
     (tmp_path / existing).write_bytes(b"precious")
@@ -320,7 +322,7 @@ def test_existing_files_are_kept_unless_told_otherwise(
     assert (tmp_path / existing).read_bytes() != b"precious"
 
 
-def test_run_that_fails_leaves_the_old_video(own_model: Path, tmp_path: Path) -> None:
+def test_a_failed_run_leaves_the_old_video(own_model: Path, tmp_path: Path) -> None:
     (tmp_path / "a.mp4").write_bytes(b"precious")
     weights = own_model / "vae" / "diffusion_pytorch_model.safetensors"
     weights.write_bytes(weights.read_bytes()[:-1])
@@ -340,7 +342,7 @@ def test_damaged_weights_are_refused_before_any_are_used(part: str, own_model: P
 
 
 @pytest.mark.parametrize(
-    ("flags", "said"),
+    ("flags", "message"),
     [
         ({"frames": 0}, "frames: 0 (--frames) is less than 1"),
         ({"frames": -3}, "frames: -3"),
@@ -355,12 +357,12 @@ def test_damaged_weights_are_refused_before_any_are_used(part: str, own_model: P
     ids=str,
 )
 def test_unusable_settings_are_refused_by_name(
-    flags: dict[str, Any], said: str, model_folder: Path, tmp_path: Path
+    flags: dict[str, Any], message: str, model_folder: Path, tmp_path: Path
 ) -> None:
-    assert said in refusal(model_folder, tmp_path / "a.mp4", **flags)
+    assert message in refusal(model_folder, tmp_path / "a.mp4", **flags)
 
 
-def test_description_names_what_would_be_made_and_writes_nothing(model_folder: Path, tmp_path: Path) -> None:
+def test_a_description_names_the_planned_video_and_writes_nothing(model_folder: Path, tmp_path: Path) -> None:
     rows = dict(describe(resolve(model_folder, tmp_path / "a.mp4", frames=40, size="50x34").config))
     assert rows["video"].startswith("40 frames of 50x34 at ")
     assert rows["latents"] == "1x4x40x5x7"

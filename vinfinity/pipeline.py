@@ -173,7 +173,7 @@ class Pipeline:
 
     It holds no locks and takes over no signals: use it from a thread, in a notebook, or under a running event loop.
     Nothing is written to disk. For several GPUs or resumable runs, see `vinfinity.generate(gpus=...)` and
-    `vinfinity.run`.
+    `vinfinity.generate_file`.
     """
 
     def __init__(self, config: RunConfig) -> None:

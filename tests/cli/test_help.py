@@ -13,7 +13,7 @@ from vinfinity.config import declared
 def commands() -> dict[str, Any]:
     """Every command by the words that call it."""
     program: Any = get_command(app)
-    found = {}
+    found: dict[str, Any] = {}
     for name, command in program.commands.items():
         below = getattr(command, "commands", None)
         found |= {f"{name} {sub}": c for sub, c in below.items()} if below else {name: command}

@@ -8,6 +8,7 @@ import subprocess
 import sys
 from collections.abc import Mapping
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -302,7 +303,8 @@ def test_a_scope_without_anchors_must_be_local() -> None:
 
 def test_errors_name_the_source_of_a_value(tmp_path: Path) -> None:
     run = write(tmp_path / "run.yaml", "frames: 0\n")
-    for flags, source in (({}, str(run)), ({"frames": 0}, "--frames")):
+    cases: list[tuple[dict[str, Any], str]] = [({}, str(run)), ({"frames": 0}, "--frames")]
+    for flags, source in cases:
         with pytest.raises(InputError) as caught:
             resolve(run, **flags)
         assert caught.value.message == f"frames: 0 ({source}) is less than 1; ask for at least one frame"

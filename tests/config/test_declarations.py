@@ -56,7 +56,7 @@ def test_a_configuration_made_in_python_is_checked() -> None:
         ({"gpus": 97}, "gpus: 97 is more than the 96 frames"),
     ):
         with pytest.raises(InputError, match=message):
-            dataclasses.replace(config, **change)  # type: ignore[arg-type]
+            dataclasses.replace(config, **change)
 
 
 @pytest.mark.parametrize(

@@ -1,4 +1,4 @@
-"""The ways of carrying out UNet calls, from the fastest to the leanest."""
+"""The trade-offs between speed and memory of a network call, from the fastest to the leanest."""
 
 from typing import Any
 
@@ -13,7 +13,7 @@ def rungs(device: str = "cuda", *, branches: int = 2, frames: int = 100, **setti
     return ladder(run_config(**settings), branches=branches, frames=frames, device=device)
 
 
-def test_auto_goes_from_fast_to_lean_in_steps_that_each_take_less() -> None:
+def test_auto_offers_executions_from_the_fastest_to_the_leanest() -> None:
     short, long = rungs(frames=16), rungs(frames=100)
     assert short[0].branches == 2
     assert short[1:] == long
@@ -22,20 +22,20 @@ def test_auto_goes_from_fast_to_lean_in_steps_that_each_take_less() -> None:
 
 
 @pytest.mark.parametrize(("memory", "rung"), [("fast", 0), ("low", -1)])
-def test_low_and_fast_fix_the_ends(memory: str, rung: int) -> None:
+def test_fast_and_low_choose_the_two_ends(memory: str, rung: int) -> None:
     assert rungs(memory=memory) == [rungs(frames=16)[rung]]
 
 
-def test_a_cpu_has_no_second_memory_to_keep_skips_in_unless_told() -> None:
+def test_a_cpu_keeps_skips_on_the_device_unless_set_otherwise() -> None:
     assert {one.skips for one in rungs("cpu")} == {"device"}
     assert {one.skips for one in rungs("cpu", compute=ComputeConfig(skips="host"))} == {"host"}
 
 
-def test_settings_fix_parts_of_every_rung() -> None:
+def test_settings_override_every_rung() -> None:
     for memory in ("auto", "low", "fast"):
         for one in rungs(memory=memory, compute=ComputeConfig(branches=2, chunk=7)):
             assert (one.branches, one.chunk_bytes) == (2, 7 * MIB)
 
 
-def test_a_rank_with_one_branch_takes_one_at_once() -> None:
+def test_a_rank_with_one_branch_computes_one_at_a_time() -> None:
     assert {one.branches for one in rungs(branches=1, frames=8, compute=ComputeConfig(branches=2))} == {1}

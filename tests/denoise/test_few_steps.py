@@ -102,7 +102,7 @@ def test_the_scale_of_the_latents_matters() -> None:
 
 
 @pytest.mark.parametrize("steps", [*range(1, 60), 111, 333, 499, 1000])
-def test_no_number_of_steps_leaves_the_schedule(steps: int) -> None:
+def test_timesteps_stay_within_the_schedule_for_any_number_of_steps(steps: int) -> None:
     """Theirs asks for timestep 1000 of 0..999 where 1000 // steps divides 999, such as 27 and 37 steps."""
     times = make_sampler("videocrafter2", SchedulerConfig.from_dict({**BETAS}), steps=steps).timesteps
     assert len(times) >= min(steps, 999)
@@ -111,7 +111,8 @@ def test_no_number_of_steps_leaves_the_schedule(steps: int) -> None:
 
 
 def test_videocrafter2_refuses_other_predictions() -> None:
-    for changes in ({"prediction_type": "v_prediction"}, {"rescale_betas_zero_snr": True}):
+    cases: list[dict[str, Any]] = [{"prediction_type": "v_prediction"}, {"rescale_betas_zero_snr": True}]
+    for changes in cases:
         if "rescale_betas_zero_snr" in changes:
             changes["timestep_spacing"] = "trailing"
         config = SchedulerConfig.from_dict({**BETAS, **changes})
@@ -126,18 +127,18 @@ def test_videocrafter2_refuses_other_predictions() -> None:
 def test_lcm_steps_equal_those_of_diffusers(
     steps: int, original: int, prediction: str, record_worst: Note, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    theirs = LCMScheduler(original_inference_steps=original, prediction_type=prediction)
-    theirs.set_timesteps(steps)
-    ours = make_sampler("lcm", SchedulerConfig.from_dict(dict(theirs.config)), steps=steps)
-    assert list(ours.timesteps) == theirs.timesteps.tolist()
+    reference = LCMScheduler(original_inference_steps=original, prediction_type=prediction)
+    reference.set_timesteps(steps)
+    ours = make_sampler("lcm", SchedulerConfig.from_dict(dict(reference.config)), steps=steps)
+    assert list(ours.timesteps) == reference.timesteps.tolist()
     z = torch.randn(SHAPE)
     monkeypatch.setattr(
         scheduling_lcm, "randn_tensor", lambda *_, **__: z
     )  # diffusers takes no noise from outside
     state, worst = State(step=0, x=torch.randn(SHAPE)), 0.0
-    for t in theirs.timesteps:
+    for t in reference.timesteps:
         x, model = state.x, torch.randn(SHAPE)
-        wanted = theirs.step(model, t, x).prev_sample
+        wanted = reference.step(model, t, x).prev_sample
         state = ours.step(state, model, lambda _: z)
         worst = max(worst, ((state.x - wanted).abs().max() / max(1.0, wanted.abs().max().item())).item())
         state = State(step=state.step, x=wanted)
@@ -146,11 +147,11 @@ def test_lcm_steps_equal_those_of_diffusers(
 
 
 def test_lcm_clips_as_diffusers_does() -> None:
-    theirs = LCMScheduler(clip_sample=True, clip_sample_range=0.8)
-    theirs.set_timesteps(1)
-    ours = make_sampler("lcm", SchedulerConfig.from_dict(dict(theirs.config)), steps=1)
+    reference = LCMScheduler(clip_sample=True, clip_sample_range=0.8)
+    reference.set_timesteps(1)
+    ours = make_sampler("lcm", SchedulerConfig.from_dict(dict(reference.config)), steps=1)
     x, model = torch.randn(SHAPE), torch.randn(SHAPE)
-    wanted = theirs.step(model, theirs.timesteps[0], x).prev_sample
+    wanted = reference.step(model, reference.timesteps[0], x).prev_sample
     torch.testing.assert_close(
         ours.step(State(step=0, x=x), model, lambda _: x).x, wanted, rtol=0, atol=CLOSE
     )
@@ -176,17 +177,17 @@ def test_resuming_in_the_middle_gives_the_same_end(name: Any) -> None:
 @pytest.mark.parametrize("width", [255, 256, 12])
 @pytest.mark.parametrize("weight", [0.0, 1.0, 7.5, 12.3])
 def test_guidance_features_equal_those_of_diffusers(weight: float, width: int) -> None:
-    theirs = LatentConsistencyModelPipeline.get_guidance_scale_embedding(
+    reference = LatentConsistencyModelPipeline.get_guidance_scale_embedding(
         None, torch.tensor([weight]), embedding_dim=width
     )
     # sines of angles up to 12,300: in fp32, 1 / 2,000 of a turn
-    torch.testing.assert_close(guidance_features(weight, width), theirs, rtol=0, atol=2e-3)
+    torch.testing.assert_close(guidance_features(weight, width), reference, rtol=0, atol=2e-3)
 
 
-def test_eta_is_said_to_have_no_effect_only_where_it_has_none() -> None:
-    for sampler, said in (("videocrafter2", 0), ("ddim", 0), ("lcm", 1), ("dpmsolver++", 1)):
+def test_eta_gives_a_warning_for_samplers_that_ignore_it() -> None:
+    for sampler, warnings in (("videocrafter2", 0), ("ddim", 0), ("lcm", 1), ("dpmsolver++", 1)):
         resolved = load(None, flags={"sampler": sampler, "eta": "1"}, card=model_defaults)
-        assert sum(line.startswith("eta: ") for line in ignored(resolved)) == said
+        assert sum(line.startswith("eta: ") for line in ignored(resolved)) == warnings
 
 
 # ---- whole runs ----
@@ -207,13 +208,13 @@ def latents_of(model: Path, folder: Path, **flags: Any) -> Tensor:
     return load_file(path)["latents"]
 
 
-def test_card_tells_a_distilled_model(distilled: Path) -> None:
+def test_the_card_of_a_distilled_model_sets_its_defaults(distilled: Path) -> None:
     card = read_card(str(distilled))
     assert card.guidance_width == 32
     assert (card.defaults["sampler"], card.defaults["steps"]) == ("lcm", 4)
 
 
-def test_distilled_models_are_asked_once_a_step(
+def test_a_distilled_model_is_called_once_per_step(
     distilled: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     batches: list[int] = []
@@ -228,14 +229,14 @@ def test_distilled_models_are_asked_once_a_step(
     assert batches == [1, 1, 1, 1]
 
 
-def test_guidance_takes_effect_and_the_negative_prompt_none(distilled: Path, tmp_path: Path) -> None:
+def test_guidance_has_an_effect_and_the_negative_prompt_has_none(distilled: Path, tmp_path: Path) -> None:
     plain = latents_of(distilled, tmp_path, guidance="7.5")
     assert torch.equal(plain, latents_of(distilled, tmp_path, guidance="7.5", negative="blue"))
     assert relative_error(latents_of(distilled, tmp_path, guidance="1"), plain) > 1e-4
     resolved = configure(
         distilled, guidance="7.5", negative="blue", out=str(tmp_path / "b.mp4"), device="cpu"
     )
-    assert any("takes guidance as an input" in said for said in prepare(resolved.config).concerns())
+    assert any("takes guidance as an input" in line for line in prepare(resolved.config).concerns())
 
 
 def test_the_whole_run_equals_diffusers_unet_and_scheduler(distilled: Path, tmp_path: Path) -> None:

@@ -18,13 +18,13 @@ def test_noise_is_the_same_whenever_it_is_drawn() -> None:
 
 
 @pytest.mark.parametrize("draw", [INITIAL, 1, 50])
-def test_first_frames_do_not_depend_on_how_many_follow(draw: int) -> None:
+def test_the_noise_of_a_frame_does_not_depend_on_the_number_of_frames(draw: int) -> None:
     long = frame_noise(0, range(300), SHAPE, draw=draw)
     for frames in (1, 16, 200):
         assert torch.equal(frame_noise(0, range(frames), SHAPE, draw=draw), long[:, :, :frames])
 
 
-def test_any_stretch_is_that_stretch_of_the_whole() -> None:
+def test_the_noise_of_a_span_is_that_span_of_the_whole() -> None:
     whole = frame_noise(5, range(40), SHAPE)
     for start, stop in itertools.combinations((0, 1, 13, 26, 39, 40), 2):
         assert torch.equal(frame_noise(5, range(start, stop), SHAPE), whole[:, :, start:stop])
@@ -40,7 +40,7 @@ def test_noise_does_not_depend_on_the_threads_of_the_machine() -> None:
         torch.set_num_threads(before)
 
 
-def test_no_two_frames_draws_or_seeds_are_alike() -> None:
+def test_frames_draws_and_seeds_all_have_different_noise() -> None:
     seeds = (0, 1, 2, 2**31, 2**32, 2**32 + 1, 2**63 - 1)
     rows = torch.cat(
         [

@@ -1,4 +1,4 @@
-"""Deep features kept over several steps, and hidden states kept in host memory."""
+"""Deep features that are reused over several steps, and hidden states in host memory."""
 
 import weakref
 from typing import Any
@@ -28,31 +28,31 @@ def step(seed: int, batch: int = 1) -> tuple[Tensor, Tensor]:
 
 
 @pytest.mark.parametrize("depth", [1, 2, 3])
-def test_a_step_that_reuses_equals_diffusers_unet_with_the_earlier_features_put_in(depth: int) -> None:
-    """What enters the outermost levels of diffusers' way up is replaced by that of an earlier step."""
-    theirs = tiny_unet(**FOUR)
-    ours, ctx = our_unet(theirs), one_rank(FRAMES, None)
+def test_reuse_equals_diffusers_unet_with_features_of_the_earlier_step(depth: int) -> None:
+    """The input of diffusers' outermost decoder levels is replaced by that of an earlier step."""
+    reference = tiny_unet(**FOUR)
+    ours, ctx = our_unet(reference), one_rank(FRAMES, None)
     (earlier, text), (later, _) = step(1), step(2)
-    kept: list[Tensor] = []
+    stored: list[Tensor] = []
 
     def replace(_: nn.Module, args: Any, kwargs: dict[str, Any]) -> tuple[Any, dict[str, Any]]:
-        if not kept:
-            kept.append(kwargs["hidden_states"].clone())
-        return args, {**kwargs, "hidden_states": kept[0]}
+        if not stored:
+            stored.append(kwargs["hidden_states"].clone())
+        return args, {**kwargs, "hidden_states": stored[0]}
 
-    theirs.up_blocks[-depth].register_forward_pre_hook(replace, with_kwargs=True)
+    reference.up_blocks[-depth].register_forward_pre_hook(replace, with_kwargs=True)
     deep = DeepFeatures(depth)
     with torch.no_grad():
         for x, t, renew in ((earlier, 700, True), (later, 600, False)):
             deep.renew = renew
-            wanted = theirs(x, t, text).sample
+            wanted = reference(x, t, text).sample
             got = ours(x, torch.tensor([t]), text, ctx, deep=deep)
             assert relative_error(got, wanted) <= 1e-4
         exact = ours(later, torch.tensor([600]), text, ctx)
     assert relative_error(got, exact) > 1e-2, "reuse changes nothing"
 
 
-def test_levels_that_do_not_run_ask_nothing_of_other_ranks() -> None:
+def test_skipped_levels_do_not_communicate() -> None:
     ours = our_unet(tiny_unet(**FOUR))
     shards = FrameShards(3 * FRAMES, 3)
     waits: dict[int | None, int] = {}
@@ -78,8 +78,8 @@ def test_levels_that_do_not_run_ask_nothing_of_other_ranks() -> None:
 
 @pytest.mark.parametrize("chunk_bytes", [1, 2**20])
 @pytest.mark.parametrize("reuse", [False, True])
-def test_states_in_host_memory_change_nothing(chunk_bytes: int, reuse: bool) -> None:
-    """chunk_bytes 1: a frame at a time, each fetched while the one before it is worked on."""
+def test_hidden_states_in_host_memory_do_not_change_the_result(chunk_bytes: int, reuse: bool) -> None:
+    """With chunk_bytes 1, frames are fetched one by one, each during the work on the one before."""
     ours = our_unet(tiny_unet(**FOUR))
     shards = FrameShards(FRAMES)
     outputs = []
@@ -96,17 +96,18 @@ def test_states_in_host_memory_change_nothing(chunk_bytes: int, reuse: bool) -> 
     assert torch.equal(*outputs)
 
 
-def test_host_memory_gives_back_what_it_was_given_by_any_stretches() -> None:
+def test_host_memory_returns_the_stored_states_in_spans_of_any_size() -> None:
     x = torch.randn(2, 7, 3, 4, 5)
-    kept = HostStore(torch.device("cpu")).keep(x)
-    assert (kept.shape, kept.dtype) == (x.shape, x.dtype)
-    for size in (1, 2, 3, 7):  # forwards, with a shorter last one, and again from the start
-        parts = [kept.read(slice(start, min(start + size, 7))) for start in range(0, 7, size)]
+    stored = HostStore(torch.device("cpu")).keep(x)
+    assert (stored.shape, stored.dtype) == (x.shape, x.dtype)
+    # forwards, with a shorter last span, and again from the start
+    for size in (1, 2, 3, 7):
+        parts = [stored.read(slice(start, min(start + size, 7))) for start in range(0, 7, size)]
         assert torch.equal(torch.cat(parts, dim=1), x)
-    assert torch.equal(kept.read(slice(2, 4)), x[:, 2:4])
+    assert torch.equal(stored.read(slice(2, 4)), x[:, 2:4])
 
 
-def test_old_features_are_free_before_new_ones_are_made() -> None:
+def test_old_features_are_freed_before_new_ones_are_computed() -> None:
     ours, deep = our_unet(tiny_unet(**FOUR)), DeepFeatures(1)
     x, text = step(5)
     with torch.no_grad():

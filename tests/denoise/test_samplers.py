@@ -1,5 +1,6 @@
 """Samplers step by step against diffusers' schedulers, fed with the same predictions and the same noise."""
 
+import functools
 import itertools
 import math
 from collections.abc import Callable
@@ -50,36 +51,45 @@ def pair(
     name: str, config: dict[str, Any], *, steps: int, eta: float = 0.0
 ) -> tuple[DDIMScheduler | DPMSolverMultistepScheduler, Sampler]:
     """diffusers' scheduler and our sampler, from the same scheduler_config.json."""
-    theirs = (
+    reference = (
         DDIMScheduler(**config)
         if name == "ddim"
         else DPMSolverMultistepScheduler(**config, algorithm_type=name)
     )
-    theirs.set_timesteps(steps)
-    ours = make_sampler(name, SchedulerConfig.from_dict(dict(theirs.config)), steps=steps, eta=eta)
-    return theirs, ours
+    reference.set_timesteps(steps)
+    ours = make_sampler(name, SchedulerConfig.from_dict(dict(reference.config)), steps=steps, eta=eta)
+    return reference, ours
+
+
+def fixed_noise(noise: Tensor, step: int) -> Tensor:
+    """A source of noise that gives the same in every step."""
+    return noise
 
 
 def worst_step(
-    theirs: DDIMScheduler | DPMSolverMultistepScheduler, ours: Sampler, *, stochastic: bool, eta: float = 0.0
+    reference: DDIMScheduler | DPMSolverMultistepScheduler,
+    ours: Sampler,
+    *,
+    stochastic: bool,
+    eta: float = 0.0,
 ) -> float:
     """The largest error of any step, each taken from the same state; 1 is the size of its largest value."""
-    assert ours.timesteps == tuple(theirs.timesteps.tolist())
+    assert ours.timesteps == tuple(reference.timesteps.tolist())
     state, worst = State(step=0, x=torch.randn(SHAPE)), 0.0
-    for t in theirs.timesteps:
+    for t in reference.timesteps:
         x = state.x
         prediction, z = 0.9 * torch.randn(SHAPE) + 0.3 * x, torch.randn(SHAPE)
         extra: dict[str, Any] = {"variance_noise": z} if stochastic else {}
-        if isinstance(theirs, DDIMScheduler):
+        if isinstance(reference, DDIMScheduler):
             extra |= {"eta": eta, "use_clipped_model_output": False}
-        wanted = theirs.step(prediction, t, x, **extra).prev_sample
-        state = ours.step(state, prediction, lambda step, z=z: z)
+        wanted = reference.step(prediction, t, x, **extra).prev_sample
+        state = ours.step(state, prediction, functools.partial(fixed_noise, z))
         assert state.x.isfinite().all()
         if not wanted.isfinite().all():  # diffusers' own rounding: the root of a hair less than zero
             assert eta == 1.0
             wanted = state.x
         worst = max(worst, ((state.x - wanted).abs().max() / max(1.0, wanted.abs().max().item())).item())
-        # from the same state again, kept from growing where the schedule starts at almost no signal
+        # from the same state again, scaled down, since it would grow if the schedule starts with almost no signal
         state = State(step=state.step, x=wanted / max(1.0, wanted.abs().max().item() / 50), clean=state.clean)
     return worst
 
@@ -105,12 +115,12 @@ def test_ddim_steps_equal_those_of_diffusers(
             steps_offset=offset,
             **chosen,
         )
-        theirs, ours = pair("ddim", config, steps=steps, eta=eta)
+        reference, ours = pair("ddim", config, steps=steps, eta=eta)
         if eta == 1.0:
             # from almost pure noise, eta 1 leaves the root of a difference of equals: in fp32, mere rounding
-            theirs.alphas_cumprod = theirs.alphas_cumprod.double()
-            theirs.final_alpha_cumprod = theirs.final_alpha_cumprod.double()
-        error = worst_step(theirs, ours, stochastic=eta > 0, eta=eta)
+            reference.alphas_cumprod = reference.alphas_cumprod.double()
+            reference.final_alpha_cumprod = reference.final_alpha_cumprod.double()
+        error = worst_step(reference, ours, stochastic=eta > 0, eta=eta)
         assert error <= CLOSE, (betas, zero_snr, steps, offset)
         worst = max(worst, error)
     record_worst(f"ddim, {kind}, {prediction}, {spacing}", worst)
@@ -135,8 +145,8 @@ def test_dpmsolver_steps_equal_those_of_diffusers(
             steps_offset=offset,
             **DPM_KINDS[kind],
         )
-        theirs, ours = pair(name, config, steps=steps)
-        error = worst_step(theirs, ours, stochastic=name.startswith("sde"))
+        reference, ours = pair(name, config, steps=steps)
+        error = worst_step(reference, ours, stochastic=name.startswith("sde"))
         # epsilon at almost no signal is divided by 2^-12, and diffusers' fp32 rounding with it
         loose = zero_snr and prediction == "epsilon"
         assert error <= (10 * CLOSE if loose else CLOSE), (betas, zero_snr, steps, offset)
@@ -145,7 +155,7 @@ def test_dpmsolver_steps_equal_those_of_diffusers(
 
 
 @pytest.mark.parametrize("name", ["dpmsolver++", "sde-dpmsolver++"])
-def test_fewer_steps_than_asked_for_end_as_those_of_diffusers(name: str) -> None:
+def test_fewer_steps_than_requested_end_as_those_of_diffusers(name: str) -> None:
     """Clipping lambda under trailing spacing leaves 49 of 50 timesteps."""
     config = settings(
         beta_schedule="linear",
@@ -154,16 +164,16 @@ def test_fewer_steps_than_asked_for_end_as_those_of_diffusers(name: str) -> None
         rescale_betas_zero_snr=True,
         lambda_min_clipped=-5.1,
     )
-    theirs, ours = pair(name, config, steps=50)
-    assert worst_step(theirs, ours, stochastic=name.startswith("sde")) <= CLOSE
+    reference, ours = pair(name, config, steps=50)
+    assert worst_step(reference, ours, stochastic=name.startswith("sde")) <= CLOSE
 
 
 @pytest.mark.parametrize("name", ["ddim", "dpmsolver++"])
 def test_own_betas_are_honoured(name: str) -> None:
     betas = [0.001 + 0.00002 * i for i in range(100)]
     config = {"num_train_timesteps": 100, "trained_betas": betas, "timestep_spacing": "trailing"}
-    theirs, ours = pair(name, {**config, **({"clip_sample": False} if name == "ddim" else {})}, steps=9)
-    assert worst_step(theirs, ours, stochastic=False) <= CLOSE
+    reference, ours = pair(name, {**config, **({"clip_sample": False} if name == "ddim" else {})}, steps=9)
+    assert worst_step(reference, ours, stochastic=False) <= CLOSE
 
 
 @pytest.mark.parametrize("spacing", SPACINGS)
@@ -203,8 +213,8 @@ def test_resuming_in_the_middle_gives_the_same_end(name: str, steps: int) -> Non
     assert [state.step for state in states] == list(range(1, steps + 1))
     for state in states[:-1]:
         clean = None if state.clean is None else state.clean.clone()
-        kept = State(step=state.step, x=state.x.clone(), clean=clean)
-        rest = list(sample(sampler, predict, kept, noise))
+        copy = State(step=state.step, x=state.x.clone(), clean=clean)
+        rest = list(sample(sampler, predict, copy, noise))
         assert len(rest) == steps - state.step
         assert torch.equal(rest[-1].x, states[-1].x), state.step
     assert list(sample(sampler, predict, states[-1], noise)) == []
@@ -219,7 +229,7 @@ def test_resuming_in_the_middle_gives_the_same_end(name: str, steps: int) -> Non
         ("sde-dpmsolver++", 0.0, True),
     ],
 )
-def test_only_stochastic_samplers_ask_for_noise_and_name_its_step(name: str, eta: float, asks: bool) -> None:
+def test_only_stochastic_samplers_draw_noise_and_pass_its_step(name: str, eta: float, asks: bool) -> None:
     config = SchedulerConfig.from_dict(settings(beta_schedule="scaled_linear"))
     asked: list[int] = []
 
@@ -252,7 +262,7 @@ def test_only_stochastic_samplers_ask_for_noise_and_name_its_step(name: str, eta
     ],
     ids=str,
 )
-def test_settings_that_would_change_the_result_are_refused_by_name(changes: dict[str, Any]) -> None:
+def test_unsupported_settings_that_change_the_result_are_named(changes: dict[str, Any]) -> None:
     [(key, value)] = changes.items()
     with pytest.raises(ValueError, match=rf"^{key}: {value!r} is not"):
         SchedulerConfig.from_dict(settings(**changes))
@@ -270,7 +280,7 @@ def test_more_steps_than_in_training_are_refused(name: str) -> None:
         make_sampler(name, SchedulerConfig.from_dict(settings()), steps=1001)
 
 
-def test_predicting_noise_where_there_is_nothing_else_is_refused() -> None:
+def test_predicting_the_noise_of_pure_noise_is_refused() -> None:
     config = settings(rescale_betas_zero_snr=True, prediction_type="epsilon", timestep_spacing="trailing")
     with pytest.raises(ValueError, match=r"^prediction_type: epsilon"):
         make_sampler("ddim", SchedulerConfig.from_dict(config), steps=5)

@@ -137,7 +137,7 @@ def test_one_ahead_gives_all_items_in_order() -> None:
     ids=str,
 )
 def test_block_follows_from_the_size_of_a_frame(
-    settings: dict[str, int], size: tuple[int, int], frames: int
+    settings: dict[str, Any], size: tuple[int, int], frames: int
 ) -> None:
     mini = VAEConfig(block_out_channels=(16, 32, 64, 128), norm_num_groups=8)
     config = mini if size == (80, 128) else VAEConfig()

@@ -40,7 +40,13 @@ def test_with_temporal_compression_the_first_frame_has_its_own_latent_frame(
 
 
 def test_known_fields_skips_what_is_off_and_names_what_is_not() -> None:
-    off = {"thing": False, "other": None, "_class_name": "UNet", "mode": "default", "list": []}
+    off: dict[str, object] = {
+        "thing": False,
+        "other": None,
+        "_class_name": "UNet",
+        "mode": "default",
+        "list": [],
+    }
     assert known_fields(UNetConfig, {**off, "act_fn": "gelu", "norm_eps": None}) == {"act_fn": "gelu"}
     assert known_fields(UNetConfig, {"block_out_channels": [8, 16]}) == {"block_out_channels": (8, 16)}
     with pytest.raises(ValueError, match="thing: 3 is not supported"):

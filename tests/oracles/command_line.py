@@ -1,4 +1,4 @@
-"""The command line, run in the test's own process."""
+"""The command line, run in the process of the test."""
 
 import pytest
 

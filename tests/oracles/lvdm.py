@@ -118,7 +118,10 @@ class TemporalConvBlock(nn.Module):
             setattr(self, f"conv{index}", nn.Sequential(*layers))
 
     def forward(self, x: Tensor) -> Tensor:
-        return x + self.conv4(self.conv3(self.conv2(self.conv1(x))))
+        out = x
+        for index in range(1, 5):
+            out = self.get_submodule(f"conv{index}")(out)
+        return x + out
 
 
 class ResBlock(nn.Module):
@@ -162,7 +165,7 @@ class Upsample(nn.Module):
 class Stage(nn.Sequential):
     """TimestepEmbedSequential: gives each layer what it takes."""
 
-    def forward(self, x: Tensor, emb: Tensor, context: Tensor, batch: int) -> Tensor:
+    def forward(self, x: Tensor, emb: Tensor, context: Tensor, batch: int) -> Tensor:  # type: ignore[override]
         for layer in self:
             if isinstance(layer, ResBlock):
                 x = layer(x, emb, batch)
@@ -333,14 +336,17 @@ class Half(nn.Module):
         self.conv_out = nn.Conv2d(channels, ends[1], 3, padding=1)
 
     def _middle(self, x: Tensor) -> Tensor:
-        return self.mid.block_2(self.mid.attn_1(self.mid.block_1(x)))
+        for name in ("block_1", "attn_1", "block_2"):
+            x = self.mid.get_submodule(name)(x)
+        return x
 
     def forward(self, x: Tensor) -> Tensor:
         x = self.conv_in(x)
         if self.decodes:
             x = self._middle(x)
-        for level in reversed(self.up) if self.decodes else self.down:
-            for block in level.block:
+        levels = list(self.get_submodule("up" if self.decodes else "down").children())
+        for level in reversed(levels) if self.decodes else levels:
+            for block in level.get_submodule("block").children():
                 x = block(x)
             for name in ("upsample", "downsample"):
                 x = getattr(level, name)(x) if hasattr(level, name) else x

@@ -1,10 +1,11 @@
-"""The work of the ranks in test_ranks.py, without the imports of the tests: each rank is a process of its own."""
+"""Functions that tests run on ranks. Each rank is a process, so this module imports nothing from the tests."""
 
 import os
 import signal
 import time
 from collections.abc import Mapping
 from dataclasses import dataclass
+from typing import Literal
 
 import torch
 from torch import Tensor, nn
@@ -26,11 +27,11 @@ class Case:
     x: Tensor
     text: Tensor
     scopes: Scopes | None
-    norm: str = "video"
+    norm: Literal["video", "rank"] = "video"
 
 
-def call_unets(cases: list[Case], ranks: Ranks) -> list[Tensor | None]:
-    """The predictions for all frames, on rank 0."""
+def call_unets(cases: list[Case], ranks: Ranks) -> list[Tensor]:
+    """The predictions for all frames."""
     torch.set_num_threads(1)
     outputs = []
     for case in cases:
@@ -39,31 +40,31 @@ def call_unets(cases: list[Case], ranks: Ranks) -> list[Tensor | None]:
         unet.load_state_dict(case.weights, assign=True)
         unet.to(ranks.device)
         shards = FrameShards(case.x.shape[2], ranks.size)
-        held = shards.held(ranks.rank)
+        own = shards.held(ranks.rank)
         ctx = temporal_context(
             ranks.team(shards.frames, split=False).exchange(),
             shards,
             ranks.rank,
             case.scopes,
-            norm=case.norm,  # type: ignore[arg-type]
+            norm=case.norm,
             device=ranks.device,
         )
-        x, text = (y.to(ranks.device) for y in (case.x[:, :, held.start : held.stop], case.text))
+        x, text = (y.to(ranks.device) for y in (case.x[:, :, own.start : own.stop], case.text))
         with torch.inference_mode():
-            mine = unet(x, torch.full((1,), 500.0, device=ranks.device), text, ctx)
-        outputs.append(torch.cat(ranks.collect(mine), dim=2))
+            prediction = unet(x, torch.full((1,), 500.0, device=ranks.device), text, ctx)
+        outputs.append(torch.cat(ranks.collect(prediction), dim=2))
     return outputs
 
 
 def differ(_: None, ranks: Ranks) -> None:
     """Rank 1 has different weights."""
-    ranks.agree({"settings": "the same", "weights": "others" if ranks.rank == 1 else "these"})
+    ranks.agree({"settings": "the same", "weights": "different" if ranks.rank == 1 else "usual"})
 
 
 def crash(_: None, ranks: Ranks) -> None:
-    """Rank 1 fails with a bug while the others wait for it."""
+    """Rank 1 raises an unexpected exception while the others wait for it."""
     if ranks.rank == 1:
-        raise KeyError("no such thing")
+        raise KeyError("missing")
     ranks.collect(1)
 
 

@@ -31,6 +31,7 @@ from vinfinity.weights.card import EMBEDDED, model_defaults
 from vinfinity.weights.load import load_decoder
 
 T = TypeVar("T")
+M = TypeVar("M", bound=nn.Module)
 MINI_TOKENIZER = EMBEDDED / "mini" / "tokenizer"
 # Seconds after which a simulated rank counts as lost.
 ANSWER_WITHIN = 60.0
@@ -102,7 +103,7 @@ class DenseDualScope:
 
 
 def make_dense(unet: UNet3DConditionModel, frames: int, scopes: DenseScopes | None) -> int:
-    """Gives all temporal attentions of a diffusers UNet the dense mask. Returns their number."""
+    """Give all temporal attentions of a diffusers UNet the dense mask. Returns their number."""
     processor = DenseDualScope(*dense_bias(frames, scopes))
     temporal = [
         name for name in unet.attn_processors if "transformer_in." in name or "temp_attentions." in name
@@ -166,7 +167,7 @@ class _Waiting:
 
 
 def on_ranks(shards: FrameShards, work: Callable[[int, ThreadExchange], T]) -> list[T]:
-    """Runs `work(rank, exchange)` for all ranks at once, each in a thread, without gradients."""
+    """Run `work(rank, exchange)` for all ranks at once, each in a thread, without gradients."""
     ranks = range(shards.ranks)
     boxes: dict[tuple[int, int], queue.Queue[Any]] = {(p, q): queue.Queue() for p in ranks for q in ranks}
 
@@ -183,8 +184,8 @@ def on_ranks(shards: FrameShards, work: Callable[[int, ThreadExchange], T]) -> l
 # ---- tiny models without zeros in their weights ----
 
 
-def fill(module: nn.Module, *, seed: int = 0) -> nn.Module:
-    """Fills every parameter with noise that keeps activations near 1, and sets evaluation mode."""
+def fill(module: M, *, seed: int = 0) -> M:
+    """Fill every parameter with noise that keeps activations near 1, and set evaluation mode."""
     generator = torch.Generator().manual_seed(seed)
     for name, parameter in module.named_parameters():
         noise = torch.randn(parameter.shape, generator=generator)
@@ -255,7 +256,7 @@ def tiny_pipeline(scheduler: Any = None, **unet: Any) -> TextToVideoSDPipeline:
 
 
 def save_model(folder: Path, pipeline: TextToVideoSDPipeline | None = None) -> Path:
-    """Writes a model as diffusers does. Returns its folder."""
+    """Write a model as diffusers does. Returns its folder."""
     (pipeline or tiny_pipeline()).save_pretrained(folder)
     return folder
 

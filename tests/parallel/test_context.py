@@ -1,13 +1,15 @@
 """Dual-scope attention against its dense definition, on one rank and on simulated ones."""
 
+import functools
 import math
 from collections.abc import Callable
 from itertools import pairwise
+from typing import Literal
 
 import pytest
 import torch
 from oracles.reference import DenseScopes, dense_attention, dense_bias, fill, on_ranks
-from torch import Tensor
+from torch import Tensor, nn
 
 from vinfinity.models.unet3d.layers import Attention
 from vinfinity.models.unet3d.temporal import (
@@ -18,7 +20,7 @@ from vinfinity.models.unet3d.temporal import (
     video_sums,
 )
 from vinfinity.parallel.context import temporal_context
-from vinfinity.parallel.exchange import LocalExchange
+from vinfinity.parallel.exchange import FrameExchange, LocalExchange
 from vinfinity.parallel.scopes import AttentionPlan, Scopes, plan_attention
 from vinfinity.parallel.shards import FrameShards
 
@@ -73,10 +75,10 @@ def expected(layer: Attention, x: Tensor, scopes: DenseScopes | None) -> Tensor:
     return layer.to_out[0](out.permute(0, 3, 1, 2, 4).flatten(3))
 
 
-def computed(layer: Attention, x: Tensor, plan: AttentionPlan, held: range) -> Tensor:
-    """The engine's answer on one rank that is handed the frames its route names."""
+def computed(layer: Attention, x: Tensor, plan: AttentionPlan, own: range) -> Tensor:
+    """Our attention on one rank, given the frames that its route fetches. own: the rank's frames."""
     return dual_scope_attention(
-        layer, x[:, held.start : held.stop], lambda: x[:, list(plan.route.wanted)], plan
+        layer, x[:, own.start : own.stop], lambda: x[:, list(plan.route.wanted)], plan
     )
 
 
@@ -95,7 +97,7 @@ def test_one_rank_equals_the_dense_definition_for_any_number_of_frames(
 
 
 @pytest.mark.parametrize("block", [1, 2, 7, 32, 1000])
-def test_size_of_blocks_does_not_change_the_result(block: int) -> None:
+def test_the_block_size_does_not_change_the_result(block: int) -> None:
     layer = attention()
     for values in SCOPES:
         for frames in (1, 5, 33, 70):
@@ -110,7 +112,7 @@ def test_size_of_blocks_does_not_change_the_result(block: int) -> None:
 
 
 @pytest.mark.parametrize("frames", [1, 2, 15, 16, 24, 40])
-def test_without_scopes_attention_is_plain_over_all_frames(frames: int) -> None:
+def test_attention_without_scopes_is_plain_attention_over_all_frames(frames: int) -> None:
     layer, x = attention(), torch.randn(1, frames, 2, WIDTH)
     for ranks in {1, min(3, frames)}:
         shards = FrameShards(frames, ranks)
@@ -121,7 +123,9 @@ def test_without_scopes_attention_is_plain_over_all_frames(frames: int) -> None:
 
 
 @pytest.mark.parametrize("values", SCOPES, ids=str)
-def test_ranks_together_equal_one_rank(values: tuple[int, int, float, float, int | None]) -> None:
+def test_the_results_of_all_ranks_equal_those_of_one(
+    values: tuple[int, int, float, float, int | None],
+) -> None:
     layer, scopes = attention(), engine(values)
     for frames in (5, 11, 17, 40, 83, 200):
         x = torch.randn(1, frames, 2, WIDTH)
@@ -136,7 +140,7 @@ def test_ranks_together_equal_one_rank(values: tuple[int, int, float, float, int
 
 
 def test_a_frame_in_both_scopes_counts_once() -> None:
-    """With all frames near and all anchors, equal biases change nothing: plain attention."""
+    """If all frames are nearby and anchors, equal biases change nothing: attention is plain."""
     layer, x = attention(), torch.randn(1, 9, 2, WIDTH)
     plan = plan_attention(FrameShards(9), 0, Scopes(local=8, anchors=9, local_bias=4.0, anchor_bias=4.0))
     torch.testing.assert_close(
@@ -175,7 +179,7 @@ def test_cost_grows_linearly_with_the_frames(ranks: int) -> None:
         assert 1.9 < more / less < 2.1
 
 
-def test_what_a_rank_fetches_does_not_grow_with_the_video() -> None:
+def test_the_number_of_fetched_frames_does_not_grow_with_the_video() -> None:
     for frames in (100, 1000, 10000):
         plan = plan_attention(FrameShards(frames, 4), 1, Scopes(8, 16))
         assert len(plan.route.wanted) <= 2 * 8 + 16
@@ -197,7 +201,7 @@ def test_a_scope_that_is_off_is_not_communicated() -> None:
         Scopes(8, 0, local_bias=OFF, anchor_bias=0.0),
     ],
 )
-def test_scopes_that_leave_a_frame_without_keys_are_refused(scopes: Scopes) -> None:
+def test_scopes_without_any_key_for_a_frame_are_refused(scopes: Scopes) -> None:
     with pytest.raises(ValueError, match="leave a frame without a key"):
         plan_attention(FrameShards(40), 0, scopes)
 
@@ -209,7 +213,7 @@ def test_large_logits_do_not_overflow() -> None:
     torch.testing.assert_close(out, expected(layer, x, DenseScopes(4, 4, 10.0, 0.0)), rtol=1e-4, atol=1e-2)
 
 
-def test_statistics_of_any_parts_are_those_of_the_whole_to_the_bit() -> None:
+def test_statistics_of_parts_are_bitwise_those_of_the_whole() -> None:
     norm = torch.nn.GroupNorm(4, 16)
     x = torch.randn(2, 24, 3, 5, 16) * torch.linspace(0.1, 10.0, 24)[:, None, None, None] + 5.0
     whole = video_affine(norm, video_sums(x, 4, chunk_bytes=2**30))
@@ -226,10 +230,23 @@ def test_statistics_of_any_parts_are_those_of_the_whole_to_the_bit() -> None:
     torch.testing.assert_close(whole[1].squeeze(), shift.repeat_interleave(4, 1), rtol=1e-5, atol=0)
 
 
+def part_of(
+    layer: nn.Module,
+    x: Tensor,
+    shards: FrameShards,
+    scopes: Scopes | None,
+    rank: int,
+    exchange: FrameExchange,
+) -> Tensor:
+    """A rank's part of a layer's output."""
+    own = shards.held(rank)
+    return layer(x[:, own.start : own.stop], temporal_context(exchange, shards, rank, scopes))
+
+
 @pytest.mark.parametrize("ranks", [2, 3, 4, 5])
 @pytest.mark.parametrize("scopes", [None, Scopes(2, 3, 0.0, 10.0), Scopes(8, 16, 10.0, 0.0)], ids=str)
-def test_temporal_layers_on_ranks_that_talk_equal_one_rank(ranks: int, scopes: Scopes | None) -> None:
-    """Convolution, norms and attention with an exchange that sends what the routes say and nothing more."""
+def test_temporal_layers_on_communicating_ranks_equal_one_rank(ranks: int, scopes: Scopes | None) -> None:
+    """Convolution, norms and attention, with an exchange that sends only the frames of the routes."""
     layers = [
         fill(TemporalConvLayer(16, groups=4)),
         fill(TemporalTransformer(16, heads=2, head_width=8, groups=4)),
@@ -240,22 +257,16 @@ def test_temporal_layers_on_ranks_that_talk_equal_one_rank(ranks: int, scopes: S
         shards = FrameShards(frames, ranks)
         for layer in layers:
             alone = layer(x, one)
-            parts = on_ranks(
-                shards,
-                lambda rank, exchange, layer=layer, x=x, shards=shards: layer(
-                    x[:, shards.held(rank).start : shards.held(rank).stop],
-                    temporal_context(exchange, shards, rank, scopes),
-                ),
-            )
+            parts = on_ranks(shards, functools.partial(part_of, layer, x, shards, scopes))
             torch.testing.assert_close(torch.cat(parts, 1), alone, rtol=0, atol=5e-5)
 
 
-def test_norm_over_the_rank_alone_differs_from_that_over_the_video() -> None:
+def test_norms_per_rank_differ_from_norms_over_the_video() -> None:
     layer = fill(TemporalConvLayer(16, groups=4))
     shards = FrameShards(6, 2)
     x = torch.randn(1, 6, 2, 2, 16) * torch.linspace(0.2, 3.0, 6)[:, None, None, None]
 
-    def outputs(norm: str) -> Tensor:
+    def outputs(norm: Literal["video", "rank"]) -> Tensor:
         return torch.cat(
             on_ranks(
                 shards,

@@ -1,4 +1,4 @@
-"""Who holds which frames, and who sends which to whom."""
+"""The frames of each rank, and the frames that ranks send each other."""
 
 import pytest
 
@@ -13,7 +13,7 @@ PAIRS = [
 
 
 def routes(shards: FrameShards, width: int, anchors: int) -> list[Route]:
-    """Each rank's route where it wants the frames around its own and some anchors."""
+    """Each rank's route for the frames around its own and some anchors."""
     shared = anchor_frames(shards.frames, anchors)
     return [
         plan_route(shards, rank, lambda of: [*shards.around(of, width), *shared])
@@ -21,13 +21,18 @@ def routes(shards: FrameShards, width: int, anchors: int) -> list[Route]:
     ]
 
 
-def test_every_frame_is_held_once_and_in_order() -> None:
+def peers(route: Route) -> set[int]:
+    """The ranks that a rank exchanges frames with."""
+    return {peer for peer, _ in route.sends} | {peer for peer, _, _ in route.receives}
+
+
+def test_every_frame_belongs_to_one_rank_in_order() -> None:
     for frames, ranks in PAIRS:
         shards = FrameShards(frames, ranks)
         assert [i for rank in range(ranks) for i in shards.held(rank)] == list(range(frames)), (frames, ranks)
 
 
-def test_ranks_hold_as_many_frames_as_each_other_or_one_more() -> None:
+def test_the_frame_counts_of_ranks_differ_by_at_most_one() -> None:
     for frames, ranks in PAIRS:
         counts = [len(FrameShards(frames, ranks).held(rank)) for rank in range(ranks)]
         assert max(counts) - min(counts) <= 1, (frames, ranks)
@@ -48,62 +53,62 @@ def test_a_rank_without_a_frame_is_refused(frames: int, ranks: int) -> None:
 
 
 @pytest.mark.parametrize("width", [0, 1, 2, 8, 30])
-def test_around_is_what_others_hold_within_reach(width: int) -> None:
+def test_around_gives_the_frames_of_other_ranks_within_the_width(width: int) -> None:
     for frames, ranks in PAIRS:
         if frames > 200:
             continue
         shards = FrameShards(frames, ranks)
         for rank in range(ranks):
-            held = shards.held(rank)
-            expected = [i for i in range(frames) if i not in held and min(abs(i - j) for j in held) <= width]
+            own = shards.held(rank)
+            expected = [i for i in range(frames) if i not in own and min(abs(i - j) for j in own) <= width]
             assert shards.around(rank, width) == expected, (frames, ranks, rank)
 
 
 @pytest.mark.parametrize(("width", "anchors"), [(1, 0), (8, 16), (0, 16), (8, 0), (30, 3)])
-def test_what_one_rank_sends_is_what_the_other_expects_in_that_order(width: int, anchors: int) -> None:
+def test_a_rank_receives_the_frames_it_expects_in_order(width: int, anchors: int) -> None:
     for frames, ranks in PAIRS:
         if frames > 200:
             continue
         shards = FrameShards(frames, ranks)
         planned = routes(shards, width, anchors)
         for sender, route in enumerate(planned):
-            held = shards.held(sender)
+            own = shards.held(sender)
             for receiver, other in enumerate(planned):
-                sent = [held[position] for position in dict(route.sends).get(receiver, ())]
+                sent = [own[position] for position in dict(route.sends).get(receiver, ())]
                 parts = [other.wanted[start:stop] for peer, start, stop in other.receives if peer == sender]
                 assert len(parts) <= 1
                 assert sent == [frame for part in parts for frame in part], (frames, ranks, sender, receiver)
 
 
 @pytest.mark.parametrize(("width", "anchors"), [(8, 16), (30, 3)])
-def test_a_route_fetches_exactly_what_is_wanted_and_not_held(width: int, anchors: int) -> None:
+def test_a_route_fetches_exactly_the_wanted_frames_of_other_ranks(width: int, anchors: int) -> None:
     for frames, ranks in PAIRS:
         if frames > 200:
             continue
         shards = FrameShards(frames, ranks)
         for rank, route in enumerate(routes(shards, width, anchors)):
-            held = shards.held(rank)
-            wanted = {*shards.around(rank, width), *anchor_frames(frames, anchors)} - set(held)
+            own = shards.held(rank)
+            wanted = {*shards.around(rank, width), *anchor_frames(frames, anchors)} - set(own)
             assert list(route.wanted) == sorted(wanted)
             assert [i for _, start, stop in route.receives for i in range(start, stop)] == list(
                 range(len(route.wanted))
             )
             for peer, start, stop in route.receives:
                 assert all(frame in shards.held(peer) for frame in route.wanted[start:stop])
-            assert rank not in route.peers
-            assert all(0 <= position < len(held) for _, sent in route.sends for position in sent)
+            assert rank not in peers(route)
+            assert all(0 <= position < len(own) for _, sent in route.sends for position in sent)
 
 
-def test_halo_is_one_frame_on_each_side_and_none_beyond_the_video() -> None:
+def test_the_halo_is_one_frame_on_each_side_within_the_video() -> None:
     for frames, ranks in PAIRS:
         shards = FrameShards(frames, ranks)
         for rank in range(ranks):
-            held = shards.held(rank)
-            expected = [i for i in (held.start - 1, held.stop) if 0 <= i < frames]
+            own = shards.held(rank)
+            expected = [i for i in (own.start - 1, own.stop) if 0 <= i < frames]
             assert list(halo_route(shards, rank, 1).wanted) == expected, (frames, ranks, rank)
 
 
-def test_ranks_with_fewer_frames_than_the_local_scope_reach_beyond_their_neighbours() -> None:
+def test_ranks_with_few_frames_fetch_from_beyond_their_neighbours() -> None:
     shards = FrameShards(10, 5)
     assert halo_route(shards, 2, 3).wanted == (1, 2, 3, 6, 7, 8)
     assert [peer for peer, _, _ in halo_route(shards, 2, 3).receives] == [0, 1, 3, 4]
@@ -114,10 +119,10 @@ def test_one_rank_exchanges_nothing() -> None:
     for frames in (1, 2, 16, 100):
         [route] = routes(FrameShards(frames), 8, 16)
         assert route == Route(wanted=(), sends=(), receives=())
-        assert route.peers == []
+        assert peers(route) == set()
 
 
-def test_anchors_are_the_midpoints_of_equal_stretches() -> None:
+def test_anchors_are_the_midpoints_of_equal_spans() -> None:
     assert anchor_frames(160, 16) == tuple(range(5, 160, 10))
     assert anchor_frames(40, 4) == (5, 15, 25, 35)
     assert anchor_frames(7, 2) == (1, 5)
@@ -125,7 +130,7 @@ def test_anchors_are_the_midpoints_of_equal_stretches() -> None:
 
 
 @pytest.mark.parametrize("count", [1, 3, 16, 17])
-def test_anchors_are_distinct_frames_of_the_video_and_all_of_a_short_one(count: int) -> None:
+def test_anchors_are_distinct_frames_and_all_frames_of_a_short_video(count: int) -> None:
     for frames in range(1, 300):
         anchors = anchor_frames(frames, count)
         assert len(set(anchors)) == len(anchors) == min(count, frames)

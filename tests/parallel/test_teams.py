@@ -1,4 +1,4 @@
-"""Ranks dealt to guidance branches: who holds what, and what the two teams send each other."""
+"""Teams of ranks, one per guidance branch: their frames, and the frames that they send each other."""
 
 import pytest
 
@@ -6,18 +6,18 @@ from vinfinity.parallel.teams import opposite, team_of
 
 
 @pytest.mark.parametrize(("ranks", "frames"), [(2, 5), (3, 7), (4, 16), (5, 13), (7, 8)])
-def test_each_team_holds_every_frame_once(ranks: int, frames: int) -> None:
+def test_every_frame_belongs_to_one_rank_of_each_team(ranks: int, frames: int) -> None:
     teams = [team_of(rank, ranks, frames=frames, split=True) for rank in range(ranks)]
     for branch in (0, 1):
-        held = [frame for team in teams if team.branch == branch for frame in team.held]
-        assert held == list(range(frames))
+        frames_of_team = [frame for team in teams if team.branch == branch for frame in team.held]
+        assert frames_of_team == list(range(frames))
     sizes = [sum(team.branch == branch for team in teams) for branch in (0, 1)]
     assert 0 <= sizes[0] - sizes[1] <= 1
     assert sum(len(team.held) for team in teams if team.writes) == frames
 
 
 @pytest.mark.parametrize(("ranks", "frames"), [(2, 5), (3, 7), (4, 16), (5, 13), (7, 8)])
-def test_what_one_team_sends_is_what_the_other_expects(ranks: int, frames: int) -> None:
+def test_each_team_receives_the_frames_it_expects(ranks: int, frames: int) -> None:
     teams = [team_of(rank, ranks, frames=frames, split=True) for rank in range(ranks)]
     sent = {}
     for team in teams:
@@ -26,11 +26,11 @@ def test_what_one_team_sends_is_what_the_other_expects(ranks: int, frames: int) 
             sent[team.rank, peers[peer]] = [team.held[position] for position in positions]
     for team in teams:
         peers, route = opposite(team)
-        got = []
+        received: list[int] = []
         for peer, start, stop in route.receives:
             assert sent.pop((peers[peer], team.rank)) == list(route.wanted[start:stop])
-            got += route.wanted[start:stop]
-        assert got == list(team.held)
+            received += route.wanted[start:stop]
+        assert received == list(team.held)
     assert sent == {}
 
 

@@ -1,4 +1,4 @@
-"""The files that a run reads and writes: where they go, and which are refused before it starts."""
+"""The files that a run reads and writes: their names, and which are refused before it starts."""
 
 import os
 from pathlib import Path
@@ -28,11 +28,11 @@ def check(config: RunConfig) -> None:
         ("", "video"),
     ],
 )
-def test_names_derived_from_prompts(prompt: str, name: str) -> None:
+def test_a_file_name_is_derived_from_the_prompt(prompt: str, name: str) -> None:
     assert slug(prompt) == name
 
 
-def test_files_go_where_out_says(tmp_path: Path) -> None:
+def test_out_names_the_video_and_the_files_beside_it(tmp_path: Path) -> None:
     assert Destination.of(run_config(prompt="A ball")).video == Path("a-ball.mp4")
     there = Destination.of(run_config(prompt="A ball", out=str(tmp_path / "x.y.mp4")))
     assert (there.video, there.sheet) == (tmp_path / "x.y.mp4", tmp_path / "x.y.png")
@@ -41,7 +41,9 @@ def test_files_go_where_out_says(tmp_path: Path) -> None:
     assert Destination.of(run_config(out="~/a.mp4")).video == Path.home() / "a.mp4"
 
 
-def test_files_that_can_be_used(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_usable_files_are_accepted_and_nothing_is_written(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     monkeypatch.chdir(tmp_path)
     (tmp_path / "noise.safetensors").write_bytes(b"x")
     for config in (
@@ -54,7 +56,7 @@ def test_files_that_can_be_used(tmp_path: Path, monkeypatch: pytest.MonkeyPatch)
 
 
 @pytest.mark.parametrize(
-    ("given", "said"),
+    ("given", "message"),
     [
         ({"out": "a.avi"}, r"out: a\.avi does not end in \.mp4; name it a\.mp4"),
         ({"out": "a"}, r"name it a\.mp4"),
@@ -73,18 +75,18 @@ def test_files_that_can_be_used(tmp_path: Path, monkeypatch: pytest.MonkeyPatch)
         ),
     ],
 )
-def test_files_that_cannot_be_used(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, given: dict[str, object], said: str
+def test_unusable_files_are_refused(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, given: dict[str, object], message: str
 ) -> None:
     monkeypatch.chdir(tmp_path)
     for name in ("old.mp4", "old.safetensors", "sheet.png"):
         (tmp_path / name).write_bytes(b"x")
     (tmp_path / "folder.mp4").mkdir()
-    with pytest.raises(InputError, match=said):
+    with pytest.raises(InputError, match=message):
         check(run_config(prompt="a ball", **given))
 
 
-def test_overwrite_allows_what_exists(tmp_path: Path) -> None:
+def test_overwrite_allows_existing_files(tmp_path: Path) -> None:
     for name in ("a.mp4", "a.png", "a.safetensors"):
         (tmp_path / name).write_bytes(b"x")
     out, latents = str(tmp_path / "a.mp4"), str(tmp_path / "a.safetensors")

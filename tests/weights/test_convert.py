@@ -30,7 +30,7 @@ from vinfinity.weights.convert import convert
 from vinfinity.weights.load import check_weights, load_scheduler, load_text_encoder, load_unet
 
 CLOSE = 1e-4
-FP32 = {"device": "cpu", "dtype": torch.float32}
+FP32: dict[str, Any] = {"device": "cpu", "dtype": torch.float32}
 Note = Callable[[str, float], None]
 
 
@@ -47,7 +47,7 @@ def open_clip() -> Iterator[Any]:
     stand_ins = {
         name: types.ModuleType(name) for name in ("torchvision", "torchvision.ops", "torchvision.ops.misc")
     }
-    stand_ins["torchvision.ops.misc"].FrozenBatchNorm2d = object
+    vars(stand_ins["torchvision.ops.misc"])["FrozenBatchNorm2d"] = object
     sys.modules.update({"open_clip": package, **stand_ins})
     try:
         yield importlib.import_module("open_clip.model")
@@ -142,9 +142,9 @@ def test_converted_unet_matches_the_published_definition(
     folder = convert(source, tmp_path / "out", complete_from=str(model_folder))
     ours = load_unet(folder / "unet", **FP32)
     x, text = torch.randn(2, 4, 5, 8, 16), torch.randn(2, 7, 128)
-    t, fps = torch.tensor([417.0]), torch.tensor([24.0])
+    t = torch.tensor([417.0])
     condition = torch.randn(1, 256) if "condition" in changes else None
-    fps = fps if changes.get("fps", True) else None
+    fps = torch.tensor([24.0]) if changes.get("fps", True) else None
     expected = reference(
         x, t.expand(2), text, None if fps is None else fps.expand(2), None if condition is None else condition
     )

@@ -45,7 +45,7 @@ def write_shards(folder: Path, dtype: torch.dtype) -> int:
             filled = 0
         shards[-1].append(name)
         filled += math.prod(shape)
-    places = {}
+    places: dict[str, str] = {}
     for index, names in enumerate(shards):
         file = f"diffusion_pytorch_model-{index + 1:05}-of-{len(shards):05}.safetensors"
         layout = {name: (dtype, shapes[name]) for name in names}

@@ -291,7 +291,7 @@ def inject(unet: lvdm.UNetModel) -> list[Tensor]:
     """
     weights = []
     for index, module in enumerate(unet.modules()):
-        if type(module) not in (nn.Linear, nn.Conv2d, nn.Conv3d):
+        if not isinstance(module, nn.Linear | nn.Conv2d | nn.Conv3d):
             continue
         generator = torch.Generator().manual_seed(index)
         out, inputs, *kernel = module.weight.shape

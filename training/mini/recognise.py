@@ -2,7 +2,7 @@
 
 Nothing here is learned. The background is the nearest of rendered landscapes by the medians of the rows.
 The subject's paint is more saturated than any landscape, so hue and saturation give its mask and colour;
-the mask is held against rendered masks of every subject; and its centre's path is fitted with every motion
+the mask is compared with rendered masks of every subject; and every motion is fitted to its centre's path
 of the world.
 """
 

@@ -1,6 +1,6 @@
 """Train the denoiser and the text encoder on cached latents, in two stages.
 
-Image stage: single frames, temporal layers bypassed. Video stage: stretches of clips; the temporal layers
+Image stage: single frames, temporal layers bypassed. Video stage: short clips; the temporal layers
 start as identity, and some batches are still images. Cells under the subject's mask count more in the loss,
 since else the landscape is all that is learned. Every step draws its data and noise from its own seed, and
 a checkpoint holds everything, so a killed run goes on where it was. Weights are kept in float32; a

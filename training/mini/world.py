@@ -195,11 +195,11 @@ def _cover(distance: Array, *, softness: float) -> Array:
     return np.clip(0.5 - distance / softness, 0, 1).astype(np.float32)
 
 
-def background(scene: Scene, times: Array) -> Array:
+def background(scene: Scene, times: Array, *, height: int = HEIGHT) -> Array:
     """The landscape, (f, h, w, 3) in [0, 255]. Only the sea moves."""
-    gx, gy = pixel_grid(WIDTH, HEIGHT)
+    gx, gy = pixel_grid(round(height * ASPECT), height)
     kind, horizon = scene.background, scene.horizon
-    edge = 1.3 / HEIGHT
+    edge = 1.3 / height
     sky = _mix(_rgb(SKIES[kind][0]), _rgb(SKIES[kind][1]), np.clip(gy / horizon, 0, 1))
     if kind == "night":
         rng = np.random.default_rng(scene.seed)
@@ -306,11 +306,11 @@ def parts(subject: str, u: Array, v: Array) -> list[tuple[Array, str]]:
     raise ValueError(f"no such subject: {subject!r}; known: {', '.join(SUBJECTS)}")
 
 
-def paint_subject(scene: Scene, u: Array, v: Array) -> tuple[Array, Array]:
+def paint_subject(scene: Scene, u: Array, v: Array, *, height: int = HEIGHT) -> tuple[Array, Array]:
     """Colour (..., 3) and cover (...) of the subject, outline included, at points of its own frame."""
     u = u * scene.facing
     shapes = parts(scene.subject, u, v)
-    softness = 1.3 / (HEIGHT * scene.radius)
+    softness = 1.3 / (height * scene.radius)
     shade = np.clip(1.06 - 0.16 * v, 0.84, 1.18)[..., None]
     paint = np.broadcast_to(_rgb((44, 38, 54)), (*u.shape, 3))
     union = shapes[0][0]
@@ -321,23 +321,24 @@ def paint_subject(scene: Scene, u: Array, v: Array) -> tuple[Array, Array]:
     return paint, _cover(union - 0.07, softness=softness)
 
 
-def render(scene: Scene, times: Sequence[float] | Array) -> Clip:
+def render(scene: Scene, times: Sequence[float] | Array, *, height: int = HEIGHT) -> Clip:
     """The scene at the times (in frames), uint8 (f, h, w, 3)."""
     t = np.asarray(times, np.float32)
-    clip = np.array(background(scene, t), np.float32)
+    clip = np.array(background(scene, t, height=height), np.float32)
     xs, ys = track(scene, t)
-    gx, gy = pixel_grid(WIDTH, HEIGHT)
+    width = round(height * ASPECT)
+    gx, gy = pixel_grid(width, height)
     reach = 1.3 * scene.radius
     for frame, x, y in zip(clip, xs, ys, strict=True):
-        rows = slice(max(int((y - reach) * HEIGHT), 0), min(int((y + reach) * HEIGHT) + 2, HEIGHT))
+        rows = slice(max(int((y - reach) * height), 0), min(int((y + reach) * height) + 2, height))
         for shift in (-ASPECT, 0.0, ASPECT):
-            left, right = int((x + shift - reach) * HEIGHT), int((x + shift + reach) * HEIGHT) + 2
-            columns = slice(max(left, 0), min(right, WIDTH))
+            left, right = int((x + shift - reach) * height), int((x + shift + reach) * height) + 2
+            columns = slice(max(left, 0), min(right, width))
             if columns.start >= columns.stop:
                 continue
             box = (rows, columns)
             u, v = (gx[box] - x - shift) / scene.radius, (gy[box] - y) / scene.radius
-            paint, cover = paint_subject(scene, u, v)
+            paint, cover = paint_subject(scene, u, v, height=height)
             frame[box] = _mix(frame[box], paint, cover)
     return np.clip(clip + 0.5, 0, 255).astype(np.uint8)
 

@@ -10,6 +10,7 @@ import torch
 from diffusers import AutoencoderTiny as TheirTiny
 from oracles.reference import fill, relative_error, tiny_vae
 from safetensors.torch import load_file, save_file
+from torch import nn
 
 from vinfinity.errors import InputError, WeightsError
 from vinfinity.models.geometry import LatentGeometry
@@ -62,7 +63,7 @@ def taesd(tmp_path: Path) -> Path:
     return tmp_path / "taesd"
 
 
-def change(folder: Path, edit: Callable[[dict[str, torch.Tensor]], None]) -> None:
+def change(folder: Path, edit: Callable[[dict[str, torch.Tensor]], object]) -> None:
     tensors = load_file(folder / WEIGHTS)
     edit(tensors)
     save_file(tensors, folder / WEIGHTS)
@@ -113,18 +114,25 @@ def test_the_models_own_autoencoder_loads_as_a_decoder_without_its_encoder(tmp_p
 # ---- files ----
 
 
+def state_of(folder: Path) -> dict[str, torch.Tensor]:
+    """The tensors of a loaded decoder."""
+    loaded = load_decoder(folder, device="cpu", dtype=torch.float32)
+    assert isinstance(loaded, nn.Module)
+    return loaded.state_dict()
+
+
 @pytest.mark.parametrize("kind", ["tiny", "kl"])
 def test_files_without_an_encoder_are_accepted(kind: str, tmp_path: Path) -> None:
     reference = tiny() if kind == "tiny" else tiny_vae()
     reference.save_pretrained(tmp_path)
-    whole = load_decoder(tmp_path, device="cpu", dtype=torch.float32).state_dict()
+    whole = state_of(tmp_path)
 
     def drop(tensors: dict[str, torch.Tensor]) -> None:
         for name in [name for name in tensors if name.startswith(("encoder.", "quant_conv."))]:
             del tensors[name]
 
     change(tmp_path, drop)
-    half = load_decoder(tmp_path, device="cpu", dtype=torch.float32).state_dict()
+    half = state_of(tmp_path)
     assert whole.keys() == half.keys()
     assert all(torch.equal(half[name], tensor) for name, tensor in whole.items())
 
@@ -202,6 +210,7 @@ def test_show_describes_a_decoder_and_its_problems(taesd: Path) -> None:
 
 def test_the_encoder_takes_no_memory(taesd: Path) -> None:
     loaded = load_decoder(taesd, device="cpu", dtype=torch.float32)
+    assert isinstance(loaded, nn.Module)
     assert {name.partition(".")[0] for name in loaded.state_dict()} == {"decoder"}
     assert all(parameter.device.type == "cpu" for parameter in loaded.parameters())
 

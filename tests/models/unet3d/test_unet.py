@@ -1,5 +1,6 @@
 """The UNet against diffusers, and against the dense reference for videos longer than the trained clip."""
 
+import functools
 import math
 from collections.abc import Callable
 from typing import Any
@@ -15,6 +16,7 @@ from torch import Tensor
 from vinfinity.models.unet3d.configs import UNetConfig
 from vinfinity.models.unet3d.unet import UNet
 from vinfinity.parallel.context import temporal_context
+from vinfinity.parallel.exchange import FrameExchange
 from vinfinity.parallel.scopes import Scopes
 from vinfinity.parallel.shards import FrameShards
 
@@ -163,18 +165,16 @@ def test_several_ranks_match_one_rank(ranks: int) -> None:
     ours = our_unet(reference)
     shards = FrameShards(19, ranks)
     x, text = inputs(reference, 19, 5, 4, 2)
+
+    def part_of(scopes: Scopes | None, rank: int, exchange: FrameExchange) -> Tensor:
+        own = shards.held(rank)
+        ctx = temporal_context(exchange, shards, rank, scopes)
+        return ours(x[:, :, own.start : own.stop], torch.tensor([700]), text, ctx)
+
     for scopes in (None, Scopes(2, 4, 0.0, 10.0), Scopes(8, 16, 10.0, 0.0)):
         with torch.no_grad():
             alone = ours(x, torch.tensor([700]), text, one_rank(19, scopes))
-        parts = on_ranks(
-            shards,
-            lambda rank, exchange, scopes=scopes: ours(
-                x[:, :, shards.held(rank).start : shards.held(rank).stop],
-                torch.tensor([700]),
-                text,
-                temporal_context(exchange, shards, rank, scopes),
-            ),
-        )
+        parts = on_ranks(shards, functools.partial(part_of, scopes))
         assert relative_error(torch.cat(parts, 2), alone) <= CLOSE
 
 
