@@ -1,4 +1,4 @@
-# Everything runs in .venv, which is made on demand from requirements-ci.txt: `make test` works in a fresh clone.
+# Everything runs in .venv, which is created on demand from requirements-ci.txt: `make test` works in a fresh clone.
 
 PYTHON      ?= python3
 DEMO_FRAMES ?= 96
@@ -7,8 +7,8 @@ BIN   := .venv/bin
 READY := .venv/.ready
 
 .DEFAULT_GOAL := help
-.PHONY: help setup demo test test-slow test-multinode test-faults test-slurm bench-unet bench-memory bench-exchange \
-	bench-scaling bench-decode bench-e2e bench-all lint format clean
+.PHONY: help setup demo test test-slow test-faults test-multinode test-slurm bench-unet bench-exchange bench-memory \
+	bench-scaling bench-decode bench-e2e bench-all mini reference docs lint format clean
 
 help: ## show this list
 	@awk -F ':.*## ' '/^[a-z0-9-]+:.*## / { printf "  %-15s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
@@ -19,61 +19,71 @@ demo: $(READY) ## generate build/demo/red-ball.mp4 with the embedded model (DEMO
 	$(BIN)/vinfinity generate --prompt "a red ball bouncing over green grass" \
 		--frames $(DEMO_FRAMES) --out build/demo/red-ball.mp4 --overwrite
 
-test: $(READY) ## run the tests, but for the slow ones
+test: $(READY) ## run all tests except the slow ones
 	$(BIN)/python -m pytest -m "not slow"
 
 test-slow: $(READY) ## run the slow tests
 	$(BIN)/python -m pytest -m slow
 
-test-multinode: $(READY) ## two nodes as network namespaces give one video (root, iproute2)
-	scripts/multinode.sh
-
 test-faults: $(READY) ## kill runs in every phase, 60 times, and resume them (ARGS="--kills 100 --seed 1")
-	$(BIN)/python scripts/faults.py $(ARGS)
+	$(BIN)/python tests/campaigns/faults.py $(ARGS)
 
-bench-unet: $(READY) ## a UNet call by precision, and against diffusers' (ARGS="--compile")
+test-multinode: $(READY) ## run on two nodes, as network namespaces, and compare with one (root, iproute2)
+	tests/campaigns/multinode.sh
+
+test-slurm: $(READY) ## preempt, requeue and compare on a real SLURM, installed if missing (root, Debian)
+	tests/campaigns/slurm.sh
+
+bench-unet: $(READY) ## time a UNet call by precision, and against diffusers (ARGS="--compile")
 	$(BIN)/vinfinity bench unet $(ARGS)
-	$(BIN)/python scripts/rivals/unet.py --frames 16
-	$(BIN)/python scripts/rivals/unet.py --frames 96 --rounds 3
-	$(BIN)/python scripts/rivals/unet.py --model medium --frames 16 --rounds 3
+	$(BIN)/python benchmarks/rivals/unet.py --frames 16
+	$(BIN)/python benchmarks/rivals/unet.py --frames 96 --rounds 3
+	$(BIN)/python benchmarks/rivals/unet.py --model medium --frames 16 --rounds 3
 
-bench-scaling: $(READY) ## what a second rank gains here (ARGS="--ranks 2 --device cpu")
-	$(BIN)/vinfinity bench scaling $(ARGS)
-
-bench-e2e: $(READY) ## whole runs: time and memory against length (ARGS="--frames 500 --frames 5000 steps=4")
-	$(BIN)/vinfinity bench e2e $(ARGS)
-
-bench-all: bench-unet bench-memory bench-exchange bench-scaling bench-decode bench-e2e ## all of them, one after the other
-
-test-slurm: $(READY) ## preempt, requeue and compare on a real SLURM, installed where missing (root, Debian)
-	scripts/slurm/test.sh
-
-bench-exchange: $(READY) ## what ranks send, and what that costs here (ARGS="--ranks 8 --timed 2 --device cpu")
+bench-exchange: $(READY) ## count what ranks send, and time it (ARGS="--ranks 8 --timed 2 --device cpu")
 	$(BIN)/vinfinity bench exchange $(ARGS)
 
-bench-memory: $(READY) ## what a UNet call holds at most (ARGS="--frames 64 --frames 2300 --check")
+bench-memory: $(READY) ## trace the memory of a UNet call (ARGS="--frames 64 --frames 2300 --check")
 	$(BIN)/vinfinity bench memory $(ARGS)
 
-bench-decode: $(READY) ## decoding, encoding, both at once, and memory (ARGS="--frames 2000 --size 512x320")
+bench-scaling: $(READY) ## time a UNet call on one rank and on several (ARGS="--ranks 2 --device cpu")
+	$(BIN)/vinfinity bench scaling $(ARGS)
+
+bench-decode: $(READY) ## time decoding and encoding, apart and together (ARGS="--frames 2000 --size 512x320")
 	$(BIN)/vinfinity bench decode $(ARGS)
+
+bench-e2e: $(READY) ## time whole runs of several lengths (ARGS="--frames 500 --frames 5000 steps=4")
+	$(BIN)/vinfinity bench e2e $(ARGS)
+
+bench-all: bench-unet bench-memory bench-exchange bench-scaling bench-decode bench-e2e ## run all benchmarks
+
+mini: $(READY) ## train the embedded model from nothing: hours (ARGS="--device cuda")
+	$(BIN)/python training/mini/recipe.py $(ARGS)
+
+reference: $(READY) ## regenerate docs/reference and the reading order of the README
+	$(BIN)/python scripts/reference.py
+	$(BIN)/python -m scripts.figures
+
+docs: $(READY) ## build the documentation site into build/site
+	NO_MKDOCS_2_WARNING=1 $(BIN)/mkdocs build --strict --quiet --site-dir build/site
 
 lint: $(READY) ## check style, import rules and types
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
 
-format: $(READY) ## put the code into the project's style
+format: $(READY) ## format the code
 	$(BIN)/ruff check --fix-only .
 	$(BIN)/ruff format .
 
-clean: ## remove what was built, but for .venv
+clean: ## remove everything that was built, except .venv
 	rm -rf build dist *.egg-info .pytest_cache .mypy_cache .ruff_cache
 	find . -name __pycache__ -not -path './.venv/*' -prune -exec rm -rf {} +
 
-$(READY): pyproject.toml requirements-ci.txt requirements-ci-alone.txt
+$(READY): pyproject.toml requirements-ci.txt requirements-ci-nodeps.txt
 	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11) and "vinfinity needs Python 3.11 or newer: make PYTHON=python3.11 ...")'
 	test -x $(BIN)/python || $(PYTHON) -m venv .venv
 	$(BIN)/python -m pip install --quiet --disable-pip-version-check -r requirements-ci.txt
-	$(BIN)/python -m pip install --quiet --disable-pip-version-check --no-deps -r requirements-ci-alone.txt
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check --no-deps -r requirements-ci-nodeps.txt
 	$(BIN)/python -m pip install --quiet --disable-pip-version-check --no-deps --no-build-isolation --editable .
 	@touch $@

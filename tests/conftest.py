@@ -6,17 +6,20 @@ import signal
 os.environ.setdefault("HF_HUB_OFFLINE", "1")
 os.environ.setdefault("HF_HUB_DISABLE_TELEMETRY", "1")
 os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
+# processes that tests start inherit this: with several threads each, they would slow each other down
+os.environ.setdefault("OMP_NUM_THREADS", "1")
 
 from collections.abc import Callable
 from pathlib import Path
 
 import pytest
 import torch
+from oracles.command_line import Cli
 
 
 def pytest_configure(config: pytest.Config) -> None:
     torch.set_num_threads(1)
-    # a shell starts what it puts in the background with Ctrl-C ignored, and so would be all that tests start
+    # a shell starts background jobs with Ctrl-C ignored, and the processes that tests start would inherit that
     if signal.getsignal(signal.SIGINT) == signal.SIG_IGN:
         signal.signal(signal.SIGINT, signal.default_int_handler)
 
@@ -29,8 +32,8 @@ def _seed() -> None:
 
 @pytest.fixture(scope="session")
 def model_folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A tiny model in diffusers' layout, written by diffusers. Not to be changed: see `own_model`."""
-    from reference import save_model
+    """A tiny model in diffusers' layout, written by diffusers. Tests must not change it: see `own_model`."""
+    from oracles.reference import save_model
 
     return save_model(tmp_path_factory.mktemp("models") / "tiny")
 
@@ -38,17 +41,23 @@ def model_folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
 @pytest.fixture
 def own_model(model_folder: Path, tmp_path: Path) -> Path:
     """A copy of `model_folder` that the test may change."""
-    from reference import copy_model
+    from oracles.reference import copy_model
 
     return copy_model(model_folder, tmp_path / "model")
 
 
 @pytest.fixture
 def record_worst(record_property: Callable[[str, object], None]) -> Callable[[str, float], None]:
-    """Notes a figure in the test report, and on the terminal with `-s`."""
+    """Record a figure in the test report, and on the terminal with `-s`."""
 
     def note(name: str, value: float) -> None:
         record_property(name, value)
         print(f"{name}: {value:.2e}")
 
     return note
+
+
+@pytest.fixture
+def cli(capsys: pytest.CaptureFixture[str]) -> Cli:
+    """Run `vinfinity ARGUMENTS`."""
+    return Cli(capsys)

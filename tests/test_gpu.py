@@ -1,21 +1,22 @@
-"""What only a GPU can show: run by `pytest -m gpu` where there is one, skipped elsewhere."""
+"""Tests that need a GPU: run by `pytest -m gpu`, skipped on machines without one."""
 
 from pathlib import Path
 
 import pytest
 import torch
-from rank_work import Case, call_unets
-from reference import configure, relative_error, tiny_unet, tiny_vae
+from oracles.networks import our_vae
+from oracles.rank_work import Case, call_unets
+from oracles.reference import configure, relative_error, tiny_unet, tiny_vae
 from safetensors.torch import load_file
-from test_vae import ours_from
 
-from vinfinity.generate import run
 from vinfinity.media.decode import decode_block
-from vinfinity.models.unet import UNet, UNetConfig
-from vinfinity.parallel.context import Scopes, temporal_context
+from vinfinity.models.unet3d.unet import UNet, UNetConfig
+from vinfinity.parallel.context import temporal_context
 from vinfinity.parallel.exchange import LocalExchange
 from vinfinity.parallel.launch import launch
+from vinfinity.parallel.scopes import Scopes
 from vinfinity.parallel.shards import FrameShards
+from vinfinity.run import run
 
 pytestmark = [
     pytest.mark.gpu,
@@ -26,10 +27,10 @@ SCOPES = Scopes(local=3, anchors=4, anchor_bias=2.0)
 
 
 def tiny() -> tuple[UNet, torch.Tensor, torch.Tensor]:
-    theirs = tiny_unet()
-    config = UNetConfig.from_dict(dict(theirs.config))
+    reference = tiny_unet()
+    config = UNetConfig.from_dict(dict(reference.config))
     unet = UNet(config)
-    unet.load_state_dict(theirs.state_dict())
+    unet.load_state_dict(reference.state_dict())
     x = torch.randn(2, config.in_channels, FRAMES, 6, 5)
     return unet.eval(), x, torch.randn(2, 5, config.cross_attention_dim)
 
@@ -66,9 +67,9 @@ def test_a_call_on_a_gpu_never_waits_for_the_device() -> None:
 
 
 @pytest.mark.parametrize("tile", [None, 4])
-def test_decoding_on_a_gpu_waits_for_no_block_but_the_one_that_is_asked_for(tile: int | None) -> None:
+def test_decoding_on_a_gpu_waits_only_for_the_requested_block(tile: int | None) -> None:
     torch.backends.cuda.matmul.allow_tf32 = torch.backends.cudnn.allow_tf32 = False
-    decoder, latents = ours_from(tiny_vae()), torch.randn(4, 3, 6, 5)
+    decoder, latents = our_vae(tiny_vae()), torch.randn(4, 3, 6, 5)
     expected = decode_block(decoder, latents, size=(37, 45), tile=tile).wait()
     decoder = decoder.to("cuda")
     decode_block(decoder, latents, size=(37, 45), tile=tile).wait()  # the first call may set things up
@@ -96,7 +97,7 @@ def test_a_run_on_a_gpu_starts_from_the_cpus_noise_and_ends_near_its_latents(
             out=str(tmp_path / f"{device}.mp4"),
             save_latents=str(file),
         )
-        run(resolved.config, resolved.origins)
+        run(resolved.config)
         latents[device] = load_file(file)["latents"]
     assert relative_error(latents["cuda"], latents["cpu"]) <= 1e-2
 

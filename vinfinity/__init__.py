@@ -1,3 +1,69 @@
-"""Long videos from text, on any number of GPUs, from diffusion models trained on short clips."""
+"""Long videos from text, on any number of GPUs, from diffusion models trained on short clips.
+
+    import vinfinity
+
+    video = vinfinity.generate("a red ball bouncing over green grass", frames=96)
+    video.save("ball.mp4")
+
+The names below are imported when they are first used, so that importing the package is instant.
+"""
+
+import importlib
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from vinfinity.api import generate, generate_file
+    from vinfinity.config import RunConfig
+    from vinfinity.errors import (
+        BusyError,
+        InputError,
+        NotFiniteError,
+        OutputError,
+        RankError,
+        Stopped,
+        VinfinityError,
+        WeightsError,
+    )
+    from vinfinity.pipeline import Pipeline, Video
+    from vinfinity.resolve import load_config
+    from vinfinity.run import Summary
 
 __version__ = "0.1.0"
+
+__all__ = [
+    "BusyError",
+    "InputError",
+    "NotFiniteError",
+    "OutputError",
+    "Pipeline",
+    "RankError",
+    "RunConfig",
+    "Stopped",
+    "Summary",
+    "Video",
+    "VinfinityError",
+    "WeightsError",
+    "generate",
+    "generate_file",
+    "load_config",
+]
+
+_HOMES = {
+    "generate": "api",
+    "generate_file": "api",
+    "Pipeline": "pipeline",
+    "Video": "pipeline",
+    "RunConfig": "config",
+    "load_config": "resolve",
+    "Summary": "run",
+}
+
+
+def __getattr__(name: str) -> object:
+    if name not in __all__:
+        raise AttributeError(f"module 'vinfinity' has no attribute {name!r}")
+    return getattr(importlib.import_module(f"vinfinity.{_HOMES.get(name, 'errors')}"), name)
+
+
+def __dir__() -> list[str]:
+    return sorted([*globals(), *__all__])

@@ -1,19 +1,25 @@
-"""Errors that users see. The command line prints each as one line, without a traceback.
+"""The errors that users see: one line each, without a traceback, and an exit code per class.
 
-Exit codes: 0 done, 1 an unexpected error, 2 the input is not usable, 3 a rank failed or is late, 4 a file cannot be
-written, 5 values that are no numbers, 6 another run is using the folder, 75 stopped on request and to be resumed, 130
-interrupted. docs/runs.md tells what to do about each.
+docs/reference/exit-codes.md is generated from this module: the first sentence of a class's docstring says what
+happened, its `advice` what to do about it.
 """
 
 import difflib
-from collections.abc import Sequence
-from typing import Self
+from collections.abc import Mapping, Sequence
+from typing import Any, ClassVar, Self
+
+INTERRUPTED = 130
+LONGEST_VALUE = 200
 
 
 class VinfinityError(Exception):
-    """An expected failure: `message` is one line for users, `exit_code` what the process ends with."""
+    """An error of another kind, such as a download that failed.
+
+    `message` is one line for users. `exit_code` is what the process exits with; a class has its own.
+    """
 
     exit_code = 1
+    advice: ClassVar[str] = "Read the message; `--debug` adds the traceback of an unexpected error."
 
     def __init__(self, message: str, exit_code: int | None = None) -> None:
         super().__init__(message)
@@ -24,15 +30,20 @@ class VinfinityError(Exception):
     def __str__(self) -> str:
         return self.message
 
+    def __reduce__(self) -> tuple[object, ...]:
+        # Ranks send errors to the process that started them: class, message and every other attribute arrive.
+        return _rebuild, (type(self), self.args, dict(self.__dict__))
+
 
 class InputError(VinfinityError):
-    """Input that cannot be used, found before any work is done.
+    """The input cannot be used; nothing has been computed.
 
-    Reads as one line, `FIELD: VALUE (SOURCE) PROBLEM; REMEDY`; source and problem may be left out, as in
+    Reads as one line, `FIELD: VALUE (SOURCE) PROBLEM; REMEDY`. Source and problem are optional, as in
     `frames: 0 (--frames) is less than 1; ask for at least one frame`.
     """
 
     exit_code = 2
+    advice = "Change what the line names; it says what would be accepted."
 
     def __init__(
         self, field: str, value: object, remedy: str, *, problem: str = "", source: str | None = None
@@ -40,73 +51,129 @@ class InputError(VinfinityError):
         self.field, self.value, self.remedy = field, value, remedy
         self.problem, self.source = problem, source
         parts = [_shown(value), f"({source})" if source else "", problem]
-        super().__init__(_one_line(f"{field}: {' '.join(part for part in parts if part)}; {remedy}"))
+        super().__init__(one_line(f"{field}: {' '.join(part for part in parts if part)}; {remedy}"))
 
-    def __reduce__(self) -> tuple[object, ...]:
-        # Ranks send errors to the parent process; by default pickle rebuilds one from its message alone.
-        return (_rebuild, (type(self), self.field, self.value, self.remedy, self.problem, self.source))
-
-    def said_by(self, source: str) -> Self:
-        """The same error, naming where the value came from (`--frames`, `run.yaml`)."""
+    def from_source(self, source: str) -> Self:
+        """The same error with the source of the value added (`--frames`, `run.yaml`)."""
         return type(self)(self.field, self.value, self.remedy, problem=self.problem, source=source)
+
+    def about(self, field: str) -> Self:
+        """The same error about a field of another name, such as the flag that set it."""
+        return type(self)(field, self.value, self.remedy, problem=self.problem, source=self.source)
 
 
 class WeightsError(InputError):
-    """Weights that are missing, truncated, or do not fit the network they are loaded into."""
+    """Weights are missing, truncated, or do not fit the network they are loaded into."""
+
+    advice = "Check the model with `vinfinity models show`, or fetch it again."
+
+
+class RankError(VinfinityError):
+    """A rank failed, is late, or differs from the others.
+
+    The message names the rank and what the others were waiting for.
+    """
+
+    exit_code = 3
+    advice = "Read the end of the run's `log.txt`, then run `vinfinity resume`."
 
 
 class OutputError(VinfinityError):
-    """A file could not be written: the disk is full, a codec is missing, the encoder failed."""
+    """A file could not be written: the disk is full, a codec is missing, or the encoder failed."""
 
     exit_code = 4
+    advice = "Free disk space or fix the permissions, then run `vinfinity resume`."
+
+
+class DamagedError(VinfinityError):
+    """A file of the run is missing, truncated or changed."""
+
+    exit_code = OutputError.exit_code
+    advice = "Restore the file from a copy, or generate the video again."
 
 
 class NotFiniteError(VinfinityError):
-    """The networks gave values that are no numbers."""
+    """A network produced NaN or infinite values."""
 
     exit_code = 5
+    advice = "Use the dtype that the message suggests, or check the weights, the noise and the LoRAs."
 
 
 class BusyError(VinfinityError):
     """Another run is using the same folder."""
 
     exit_code = 6
+    advice = "Wait for the other run, or choose another `--out`."
 
 
 class Stopped(VinfinityError):
-    """The run was asked to end and can be resumed. 75 is EX_TEMPFAIL of sysexits.h: try again later."""
+    """The run was asked to stop and can be resumed."""
 
+    # EX_TEMPFAIL of sysexits.h: try again later
     exit_code = 75
-
-
-class RankError(VinfinityError):
-    """A rank failed, differs from the others, or is late. The message names it and what was waited for."""
-
-    exit_code = 3
+    advice = "Run `vinfinity resume`; batch systems may requeue the job."
 
 
 def nearest(name: str, known: Sequence[str]) -> str | None:
-    """The entry of `known` that `name` was most likely meant to be, or None where nothing comes close.
+    """The entry of `known` that `name` was most likely meant to be, or None where nothing is close.
 
-    Besides misspellings it finds a dotted key by its last part: `anchors` gives `attention.anchors`.
+    Also finds a dotted key by its last part: `anchors` gives `attention.anchors`.
     """
     by_last_part = [key for key in known if key.rpartition(".")[2] == name.rpartition(".")[2]]
     if by_last_part:
         return by_last_part[0]
-    # "samplr" is as near to "attention.samplr" as users mean it: compare with the last parts too.
+    # "samplr" is close to "attention.samplr" in a user's mind: compare with the last parts too.
     candidates = {key.rpartition(".")[2]: key for key in reversed(known)} | {key: key for key in known}
     matches = difflib.get_close_matches(name, candidates, n=1, cutoff=0.6)
     return candidates[matches[0]] if matches else None
 
 
+def did_you_mean(name: str, known: Sequence[str]) -> str:
+    """`did you mean frames?`, or nothing where no entry of `known` is close to `name`."""
+    meant = nearest(name, known)
+    return f"did you mean {meant}?" if meant else ""
+
+
+def one_line(text: object) -> str:
+    """Any text, such as an error of another library, on a single line."""
+    return " ".join(str(text).split())
+
+
+def exit_codes() -> list[tuple[int, str, str]]:
+    """(exit code, what happened, what to do), in ascending order of the codes."""
+    kinds: list[type[VinfinityError]] = [
+        VinfinityError,
+        InputError,
+        WeightsError,
+        RankError,
+        OutputError,
+        DamagedError,
+    ]
+    kinds += [NotFiniteError, BusyError, Stopped]
+    rows = [(kind.exit_code, _meaning(kind), kind.advice) for kind in kinds]
+    rows += [
+        (0, "The command has done its work.", "Nothing."),
+        (1, "An unexpected error occurred: a bug.", "Run the command again with `--debug` and report it."),
+        (INTERRUPTED, "The run was interrupted by Ctrl-C.", "Run `vinfinity resume`."),
+    ]
+    return sorted(rows, key=lambda row: row[0])
+
+
+def _meaning(kind: type[VinfinityError]) -> str:
+    """The first line of a class's docstring."""
+    return (kind.__doc__ or "").partition("\n")[0]
+
+
 def _rebuild(
-    kind: type[InputError], field: str, value: object, remedy: str, problem: str, source: str | None
-) -> InputError:
-    return kind(field, value, remedy, problem=problem, source=source)
+    kind: type[VinfinityError], args: tuple[Any, ...], attributes: Mapping[str, Any]
+) -> VinfinityError:
+    error = kind.__new__(kind, *args)
+    error.__dict__.update(attributes)
+    return error
 
 
 def _shown(value: object) -> str:
-    """`value` as it stands in a message: quoted where it would not be seen, shortened where it is long."""
+    """`value` as a message shows it: quoted where it would be invisible, cut where it is long."""
     if value is None:
         return "null"
     if isinstance(value, bool):
@@ -114,8 +181,4 @@ def _shown(value: object) -> str:
     text = str(value)
     if isinstance(value, str) and (not text.strip() or text != text.strip()):
         text = repr(text)
-    return text if len(text) <= 200 else f"{text[:197]}..."
-
-
-def _one_line(text: str) -> str:
-    return " ".join(text.split())
+    return text if len(text) <= LONGEST_VALUE else f"{text[: LONGEST_VALUE - 3]}..."

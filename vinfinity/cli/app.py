@@ -1,7 +1,7 @@
-"""The program: its groups of commands, and what is said of mistakes in their use."""
+"""The program: its groups of commands, and its messages about unknown options and commands."""
 
-import difflib
 import os
+import re
 import signal
 import sys
 from collections.abc import Sequence
@@ -10,8 +10,9 @@ from typing import Annotated
 import typer
 
 from vinfinity import __version__
-from vinfinity.cli import bench, models, run, runs
-from vinfinity.cli.output import INTERRUPTED, Debug
+from vinfinity.cli import bench, make, models, runs
+from vinfinity.cli.output import Debug
+from vinfinity.errors import INTERRUPTED, did_you_mean, one_line
 from vinfinity.parallel.place import is_rank
 
 app = typer.Typer(
@@ -21,9 +22,9 @@ app = typer.Typer(
     pretty_exceptions_enable=False,
     context_settings={"help_option_names": ["-h", "--help"]},
 )
-app.command()(run.generate)
-app.command()(run.plan)
-app.command()(run.config)
+app.command()(make.generate)
+app.command()(make.plan)
+app.command()(make.config)
 app.command()(runs.resume)
 app.command()(runs.decode)
 app.command()(runs.redo)
@@ -37,10 +38,10 @@ def program() -> None:
     try:
         main()
     except SystemExit as ended:
-        # all is said: Ctrl-C again would only change the exit code
+        # the command is over: another Ctrl-C would only change the exit code
         signal.signal(signal.SIGINT, signal.SIG_IGN)
         if is_rank(os.environ):
-            # threads of torch.distributed that still run may abort the process at the interpreter's own end (seen once)
+            # threads of torch.distributed may abort the process while the interpreter shuts down (seen once)
             sys.stdout.flush()
             sys.stderr.flush()
             os._exit(ended.code if isinstance(ended.code, int) else 0)
@@ -48,24 +49,23 @@ def program() -> None:
 
 
 def main(arguments: Sequence[str] | None = None) -> None:
-    """Runs the command line (`sys.argv` unless given) and ends the process with its exit code."""
-    try:
-        code = app(args=arguments, prog_name="vinfinity", standalone_mode=False)
-    except typer.Abort:
-        from vinfinity.progress import fail
+    """Runs the command line (`sys.argv` unless given) and exits the process with its exit code."""
+    from vinfinity.system.progress import fail, messages_shown
 
+    try:
+        with messages_shown():
+            code = app(args=arguments, prog_name="vinfinity", standalone_mode=False)
+    except typer.Abort:
         fail("interrupted")
         code = INTERRUPTED
     except typer.TyperException as error:
-        from vinfinity.progress import fail
-
         fail(_usage_line(error))
         code = error.exit_code
     sys.exit(code if isinstance(code, int) else 0)
 
 
-def _show_version(wanted: bool) -> None:
-    if wanted:
+def _show_version(asked: bool) -> None:
+    if asked:
         typer.echo(f"vinfinity {__version__}")
         raise typer.Exit
 
@@ -74,8 +74,7 @@ def _show_version(wanted: bool) -> None:
 def _vinfinity(
     context: typer.Context,
     version: Annotated[
-        bool,
-        typer.Option("--version", callback=_show_version, is_eager=True, help="Show the version."),
+        bool, typer.Option("--version", callback=_show_version, is_eager=True, help="Show the version.")
     ] = False,
     debug: Debug = False,
 ) -> None:
@@ -85,7 +84,7 @@ def _vinfinity(
 
 
 def _usage_line(error: typer.TyperException) -> str:
-    """A mistake in the use of options or commands as one line, with the nearest that exists."""
+    """An error of the command line's parser as one line, with the option that may have been meant."""
     context = getattr(error, "ctx", None)
     command = context.command_path if context is not None else "vinfinity"
     option = getattr(error, "option_name", None)
@@ -93,8 +92,9 @@ def _usage_line(error: typer.TyperException) -> str:
         known = [
             name for parameter in context.command.params for name in parameter.opts if name.startswith("--")
         ]
-        nearest = difflib.get_close_matches(option, known, n=1)
-        hint = f"did you mean {nearest[0]}?" if nearest else f"`{command} --help` lists the options"
+        hint = did_you_mean(option, known) or f"`{command} --help` lists the options"
         return f"{option}: no such option; {hint}"
-    message = " ".join(error.format_message().split()).rstrip(".")
+    message = one_line(error.format_message()).rstrip(".")
+    if invalid := re.fullmatch(r"Invalid value for '([^']+)': (?:Value error, )?(.*)", message):
+        message = f"{invalid[1]}: {invalid[2]}"
     return f"{message}; see `{command} --help`" if "Did you mean" not in message else message

@@ -1,16 +1,35 @@
 """Commands that measure."""
 
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Literal
 
 import typer
 
-from vinfinity.cli.options import DEVICES
-from vinfinity.cli.output import Debug, held_interrupts, print_columns, reported
+from vinfinity.cli.options import Precision
+from vinfinity.cli.output import Debug, import_engine, print_columns, reported
+from vinfinity.config import DecodeConfig, Device, parse_size
 from vinfinity.errors import InputError
 
-bench = typer.Typer(help="Measure what a run takes.", no_args_is_help=True)
-Out = Annotated[Path | None, typer.Option("--out", "-o", metavar="FILE.json", help="Keep the figures here.")]
+bench = typer.Typer(help="Measure the time and memory that runs take.", no_args_is_help=True)
+
+PAPERS_SIZE = "512x320"
+Out = Annotated[
+    Path | None,
+    typer.Option(
+        "--out", "-o", metavar="FILE.json", help="File to write the figures to.", show_default="none"
+    ),
+]
+Model = Annotated[str, typer.Option(metavar="mini|FOLDER", help="Model to time.")]
+AnyModel = Annotated[str, typer.Option(metavar="mini|FOLDER|NAME", help="Model to run.")]
+OnDevice = Annotated[Device, typer.Option(metavar="auto|cuda|cpu", help="Device to measure on.")]
+Size = Annotated[str, typer.Option(metavar="WxH", help="Width and height of a frame, in pixels.")]
+ModelSize = Annotated[
+    str | None,
+    typer.Option(metavar="WxH", help="Width and height of a frame, in pixels.", show_default="the model's"),
+]
+Frames = Annotated[int, typer.Option(metavar="N", help="Length of the video, in frames.", min=2)]
+Ranks = Annotated[int, typer.Option(metavar="N", help="Number of ranks that share the video.", min=1)]
+Rounds = Annotated[int, typer.Option(metavar="N", help="Number of timings of each variant.", min=1)]
 
 
 @bench.command()
@@ -19,249 +38,281 @@ def unet(
         list[str] | None,
         typer.Option(
             metavar="mini|medium|FOLDER",
-            help="Whose UNet; medium has 353 M random parameters. May be repeated. [mini and medium]",
+            help="Model whose UNet is timed; medium has 353 M random parameters. May be repeated.",
+            show_default="mini and medium",
         ),
     ] = None,
     frames: Annotated[
-        list[int] | None, typer.Option(metavar="N", help="May be repeated. [16 and 96; medium 16]")
+        list[int] | None,
+        typer.Option(
+            metavar="N",
+            help="Number of frames in a call; may be repeated.",
+            show_default="16 and 96; 16 for medium",
+        ),
     ] = None,
-    size: Annotated[str | None, typer.Option(metavar="WxH", help="Pixels of a frame. [the model's]")] = None,
+    size: ModelSize = None,
     dtype: Annotated[
-        list[str] | None, typer.Option(metavar="fp32|fp16|bf16", help="May be repeated. [fp32 and bf16]")
+        list[Precision] | None,
+        typer.Option(
+            metavar="fp32|fp16|bf16", help="Precision; may be repeated.", show_default="fp32 and bf16"
+        ),
     ] = None,
-    compile: Annotated[bool, typer.Option("--compile", help="Compiled ones, too.")] = False,
-    rounds: Annotated[int, typer.Option(help="Times that each is timed, in turn.", min=1)] = 5,
-    threads: Annotated[int, typer.Option(help="Threads on a CPU.", min=1)] = 1,
-    device: Annotated[str, typer.Option(metavar="cpu|cuda", help="What to time on.")] = "cpu",
+    compile: Annotated[bool, typer.Option("--compile", help="Time the compiled UNet, too.")] = False,
+    rounds: Rounds = 5,
+    threads: Annotated[int, typer.Option(metavar="N", help="Number of CPU threads.", min=1)] = 1,
+    device: Annotated[
+        Literal["cpu", "cuda"], typer.Option(metavar="cpu|cuda", help="Device to measure on.")
+    ] = "cpu",
     out: Out = None,
     debug: Debug = False,
 ) -> None:
-    """How long a UNet call takes, with both guidance branches and plain attention, by precision and compiled.
+    """Time a UNet call with both guidance branches and plain attention, by precision, and compiled.
 
-    scripts/rivals/unet.py times it against diffusers'.
+    benchmarks/rivals/unet.py compares it with diffusers' UNet.
     """
-    from vinfinity.config import parse_size
-
     with reported(debug=debug):
         pixels = None if size is None else parse_size(size)
-        with held_interrupts():
-            import torch
+        import_engine()
+        import torch
 
-            from vinfinity.insight import unet as insight
-            from vinfinity.job import DTYPES
-            from vinfinity.parallel.ranks import pick_device
-        for name in dtype or ():
-            if name not in DTYPES:
-                raise InputError("--dtype", name, f"choose from {', '.join(DTYPES)}", problem="is not known")
+        from vinfinity.bench import report
+        from vinfinity.bench.subjects import find_subject
+        from vinfinity.bench.unet import time_unet
+        from vinfinity.parallel.ranks import pick_device
+
         kind = pick_device(device).type
         torch.set_num_threads(threads)
-        shapes = [
-            insight.shape_of(name, frames=count, size=pixels)
-            for name in model or ("mini", "medium")
-            for count in frames or ((16,) if name == "medium" else (16, 96))
-        ]
-        ways = dtype or ("fp32", "bf16")
-        measured = [
-            (shape, insight.time_unet(shape, dtypes=ways, compiled=compile, rounds=rounds, device=kind))
-            for shape in shapes
-        ]
-        print_columns(insight.times_table(measured))
+        measured = []
+        for name in model or ("mini", "medium"):
+            subject = find_subject(name, size=pixels)
+            for count in frames or ((16,) if name == "medium" else (16, 96)):
+                times = time_unet(
+                    subject,
+                    frames=count,
+                    dtypes=dtype or ("fp32", "bf16"),
+                    compiled=compile,
+                    rounds=rounds,
+                    device=kind,
+                )
+                measured.append((subject.title(count), times))
+        print_columns(report.unet_table(measured))
         if out is not None:
-            insight.write_json(out, measured)
+            report.write_json(out, report.unet_json(measured))
 
 
 @bench.command()
 def scaling(
-    ranks: Annotated[int, typer.Option(metavar="N", help="Ranks that share the video.", min=2)] = 2,
-    frames: Annotated[int, typer.Option(metavar="N", help="Length of the video.", min=2)] = 192,
-    model: Annotated[str, typer.Option(metavar="mini|FOLDER", help="The model to time.")] = "mini",
-    rounds: Annotated[int, typer.Option(help="Pairs of calls to time.", min=1)] = 9,
-    device: Annotated[str, typer.Option(metavar="|".join(DEVICES), help="What to time on.")] = "auto",
+    ranks: Annotated[int, typer.Option(metavar="N", help="Number of ranks that share the video.", min=2)] = 2,
+    frames: Frames = 192,
+    model: Model = "mini",
+    rounds: Rounds = 9,
+    device: OnDevice = "auto",
     out: Out = None,
     debug: Debug = False,
 ) -> None:
-    """What more ranks gain: a UNet call on one of them against one that they share, in turn; a thread each on CPUs."""
+    """Time a UNet call on one rank and on several that share it, in turn; on CPUs each rank has one thread."""
     with reported(debug=debug):
         if frames < ranks:
-            raise InputError("--ranks", ranks, f"give at most {frames}", problem="is more than the frames")
-        with held_interrupts():
-            from vinfinity.insight import scaling as insight
-        times = insight.measure_scaling(model, ranks=ranks, frames=frames, rounds=rounds, device=device)
-        print_columns(insight.scaling_table(times, ranks=ranks, frames=frames))
+            problem = "is more than the number of frames"
+            raise InputError("--ranks", ranks, f"give at most {frames}", problem=problem)
+        import_engine()
+        from vinfinity.bench import report
+        from vinfinity.bench.scaling import measure_scaling
+
+        times = measure_scaling(model, ranks=ranks, frames=frames, rounds=rounds, device=device)
+        print_columns(report.scaling_table(times, ranks=ranks, frames=frames))
         if out is not None:
-            insight.write_json(out, times)
+            report.write_json(out, times)
 
 
 @bench.command()
 def e2e(
-    options: Annotated[
+    settings: Annotated[
         list[str] | None,
-        typer.Argument(metavar="KEY=VALUE", help="Settings of the runs, such as steps=8 or gpus=2."),
+        typer.Argument(
+            metavar="KEY=VALUE",
+            help="Settings of the runs, such as steps=8 or gpus=2.",
+            show_default="those of the model",
+        ),
     ] = None,
     frames: Annotated[
-        list[int] | None, typer.Option(metavar="N", help="Lengths; may be repeated. [96, 192 and 384]")
+        list[int] | None,
+        typer.Option(
+            metavar="N", help="Length of a video, in frames; may be repeated.", show_default="96, 192 and 384"
+        ),
     ] = None,
-    model: Annotated[str, typer.Option(metavar="mini|FOLDER|NAME", help="The model.")] = "mini",
+    model: AnyModel = "mini",
     out: Out = None,
     debug: Debug = False,
 ) -> None:
-    """Whole runs from prompt to MP4: time of each phase and memory, against the length of the video."""
+    """Measure whole runs from prompt to MP4: time of each phase and memory, by length of the video."""
     with reported(debug=debug):
-        from vinfinity.insight import whole as insight
+        from vinfinity.bench import report
+        from vinfinity.bench.whole import measure_runs
 
-        runs = insight.measure_runs(sorted(frames or (96, 192, 384)), options or (), model=model)
-        print_columns(insight.runs_table(runs))
+        runs = measure_runs(sorted(frames or (96, 192, 384)), settings or (), model=model)
+        print_columns(report.runs_table(runs))
         if out is not None:
-            insight.write_json(out, runs)
+            report.write_json(out, runs)
 
 
 @bench.command()
 def exchange(
-    ranks: Annotated[int, typer.Option(metavar="N", help="Ranks to count for.", min=2)] = 8,
+    ranks: Annotated[int, typer.Option(metavar="N", help="Number of ranks to count for.", min=2)] = 8,
     frames: Annotated[
-        list[int] | None, typer.Option(metavar="N", help="Frames on each rank; may be repeated. [24 and 288]")
+        list[int] | None,
+        typer.Option(
+            metavar="N", help="Number of frames on each rank; may be repeated.", show_default="24 and 288"
+        ),
     ] = None,
-    size: Annotated[str, typer.Option(metavar="WxH", help="Pixels of a frame.")] = "512x320",
-    local: Annotated[int, typer.Option(help="Frames on either side in the local scope.", min=0)] = 8,
-    anchors: Annotated[int, typer.Option(help="Frames spread over the video.", min=0)] = 16,
+    size: Size = PAPERS_SIZE,
+    local: Annotated[
+        int, typer.Option(metavar="N", help="Frames of the local scope on either side.", min=0)
+    ] = 8,
+    anchors: Annotated[int, typer.Option(metavar="N", help="Number of anchors.", min=0)] = 16,
     timed: Annotated[
-        int, typer.Option(metavar="N", help="Also time calls of `model` on this many real ranks.", min=0)
+        int,
+        typer.Option(
+            metavar="N", help="Number of real ranks on which calls of the model are timed, too.", min=0
+        ),
     ] = 0,
-    model: Annotated[str, typer.Option(metavar="mini|FOLDER", help="The model to time.")] = "mini",
-    rounds: Annotated[int, typer.Option(help="Pairs of calls to time.", min=1)] = 15,
-    device: Annotated[str, typer.Option(metavar="|".join(DEVICES), help="What to time on.")] = "auto",
+    model: Model = "mini",
+    rounds: Rounds = 15,
+    device: OnDevice = "auto",
     out: Out = None,
     debug: Debug = False,
 ) -> None:
-    """What an inner rank sends and how often it waits, for VideoCrafter2's UNet; and what that costs here.
+    """Count what an inner rank of VideoCrafter2's UNet sends and how often it waits, and time it on this machine.
 
-    Counting needs neither weights nor GPUs. With --timed, UNet calls with the exchange and with a rank's own frames
-    in its place take turns on real ranks; their ratio is the cost of synchronisation.
+    Counting needs neither weights nor GPUs. With --timed, UNet calls that exchange frames alternate with calls that use
+    the rank's own frames instead; the ratio of their times is the cost of synchronisation.
     """
-    from vinfinity.config import parse_size
-
     with reported(debug=debug):
-        width, height = parse_size(size)
-        with held_interrupts():
-            from vinfinity.insight import exchange as insight
-            from vinfinity.models.unet import UNetConfig
-            from vinfinity.parallel.context import Scopes
+        pixels = parse_size(size)
+        import_engine()
+        from vinfinity.bench import report
+        from vinfinity.bench.exchange import count_traffic, time_exchange
+        from vinfinity.bench.subjects import inner_rank_call
+        from vinfinity.parallel.scopes import Scopes
 
         scopes = Scopes(local=local, anchors=anchors)
-        latent = (-(-height // 8), -(-width // 8))
         traffic = [
-            insight.count_traffic(
-                UNetConfig(fps_cond=True), ranks=ranks, frames=count, latent=latent, scopes=scopes
-            )
+            count_traffic(inner_rank_call(ranks=ranks, frames=count, size=pixels, scopes=scopes))
             for count in frames or (24, 288)
         ]
-        print_columns(insight.traffic_table(traffic))
-        typer.echo(
-            "one UNet call of an inner rank, both guidance branches, fp16; no wait for the device in it"
-        )
+        print_columns(report.traffic_table(traffic))
+        typer.echo("one UNet call of an inner rank, both guidance branches, fp16, no device synchronisation")
         timing = None
         if timed:
-            timing = insight.time_exchange(model, ranks=timed, scopes=scopes, rounds=rounds, device=device)
+            timing = time_exchange(model, ranks=timed, scopes=scopes, rounds=rounds, device=device)
             typer.echo()
-            print_columns(insight.timing_table(timing))
+            print_columns(report.exchange_time_table(timing))
         if out is not None:
-            insight.write_json(out, traffic, timing)
+            report.write_json(out, report.exchange_json(traffic, timing))
 
 
 @bench.command()
 def memory(
-    ranks: Annotated[int, typer.Option(metavar="N", help="Ranks that share the video.", min=1)] = 1,
+    ranks: Ranks = 1,
     frames: Annotated[
         list[int] | None,
-        typer.Option(metavar="N", help="Frames on each rank; may be repeated. [64, 288, 576 and 2300]"),
+        typer.Option(
+            metavar="N",
+            help="Number of frames on each rank; may be repeated.",
+            show_default="64, 288, 576 and 2300",
+        ),
     ] = None,
-    size: Annotated[str, typer.Option(metavar="WxH", help="Pixels of a frame.")] = "512x320",
-    branches: Annotated[int, typer.Option(help="Guidance branches at once.", min=1, max=2)] = 1,
-    stretch: Annotated[int, typer.Option(metavar="MiB", help="What a layer works on at once.", min=1)] = 32,
+    size: Size = PAPERS_SIZE,
+    branches: Annotated[
+        int, typer.Option(metavar="N", help="Number of guidance branches in one UNet call.", min=1, max=2)
+    ] = 1,
+    chunk: Annotated[
+        int,
+        typer.Option(
+            metavar="MiB", help="Size of the chunks in which a layer processes hidden states.", min=1
+        ),
+    ] = 32,
     check: Annotated[
         bool,
-        typer.Option("--check", help="Compare a small call on the CPU with what a process really holds."),
+        typer.Option("--check", help="Compare the trace of a small call with the memory of a real process."),
     ] = False,
     out: Out = None,
     debug: Debug = False,
 ) -> None:
-    """What a step of VideoCrafter2 with guidance holds at most, in fp16, traced without weights or GPUs.
+    """Trace the peak memory of a guided VideoCrafter2 step in fp16, without weights or GPUs.
 
-    With skip connections on the device, and in the host's memory.
+    Once with skip connections on the device, and once with them in host memory.
     """
-    from vinfinity.config import parse_size
-
     with reported(debug=debug):
-        width, height = parse_size(size)
-        with held_interrupts():
-            from vinfinity.execution import MIB, Execution
-            from vinfinity.insight import memory as insight
-            from vinfinity.models.unet import UNetConfig
-            from vinfinity.parallel.context import Scopes
+        pixels = parse_size(size)
+        import_engine()
+        from vinfinity.bench import report
+        from vinfinity.bench.memory import check_footprint, trace_footprint
+        from vinfinity.bench.subjects import inner_rank_call
+        from vinfinity.denoise.execution import MIB, Execution
+        from vinfinity.parallel.scopes import Scopes
 
+        scopes = Scopes(anchor_bias=10.0)
         footprints = [
-            insight.trace_footprint(
-                UNetConfig(fps_cond=True),
-                ranks=ranks,
-                frames=count,
-                latent=(-(-height // 8), -(-width // 8)),
-                scopes=Scopes(anchor_bias=10.0),
-                execution=Execution(branches=branches, skips=skips, stretch=stretch * MIB),
+            trace_footprint(
+                inner_rank_call(ranks=ranks, frames=count, size=pixels, scopes=scopes),
+                Execution(branches=branches, skips=skips, chunk_bytes=chunk * MIB),
             )
             for skips in ("device", "host")
             for count in frames or (64, 288, 576, 2300)
         ]
-        print_columns(insight.footprint_table(footprints))
-        checked = insight.check_footprint(frames=64, latent=(24, 32)) if check else None
+        print_columns(report.memory_table(footprints))
+        checked = check_footprint(frames=64, latent=(24, 32)) if check else None
         if checked is not None:
             typer.echo()
-            print_columns(insight.check_table(checked))
+            print_columns(report.check_table(checked))
         if out is not None:
-            insight.write_json(out, footprints, checked)
+            report.write_json(out, report.memory_json(footprints, checked))
 
 
 @bench.command()
 def decode(
-    frames: Annotated[int, typer.Option(metavar="N", help="Length of the video.", min=1)] = 2000,
-    model: Annotated[
-        str, typer.Option(metavar="mini|FOLDER|NAME", help="The model whose latents are decoded.")
-    ] = "mini",
+    frames: Annotated[int, typer.Option(metavar="N", help="Length of the video, in frames.", min=1)] = 2000,
+    model: AnyModel = "mini",
     decoder: Annotated[
-        Path | None, typer.Option(metavar="FOLDER", help="Another autoencoder than the model's own.")
+        Path | None,
+        typer.Option(metavar="FOLDER", help="Folder of another autoencoder.", show_default="the model's"),
     ] = None,
-    size: Annotated[
-        str | None, typer.Option(metavar="WxH", help="Pixels of a frame. [those of the model]")
-    ] = None,
+    size: ModelSize = None,
     block: Annotated[
-        int | None, typer.Option(metavar="N", help="As `decode.frames`. [by the size of a frame]", min=1)
+        int | None,
+        typer.Option(
+            metavar="N",
+            help="Number of frames that are decoded at once, as in decode.frames.",
+            show_default="by the size of a frame",
+            min=1,
+        ),
     ] = None,
-    tile: Annotated[int | None, typer.Option(metavar="PIXELS", help="As `decode.tile`. [none]")] = None,
-    rounds: Annotated[int, typer.Option(help="Times that each is timed, in turn.", min=1)] = 1,
-    device: Annotated[str, typer.Option(metavar="|".join(DEVICES), help="What to decode on.")] = "auto",
+    tile: Annotated[
+        int | None,
+        typer.Option(
+            metavar="N", help="Side of a tile in pixels, as in decode.tile.", show_default="whole frames"
+        ),
+    ] = None,
+    rounds: Rounds = 1,
+    device: OnDevice = "auto",
     out: Out = None,
     debug: Debug = False,
 ) -> None:
-    """From random latents to an MP4: decoding alone, encoding alone, both at once, and memory on the way.
+    """Measure random latents to MP4: decoding alone, encoding alone, both at once, and the memory they take.
 
-    Both at once is what a run does: the encoder works in a thread while the next block is decoded.
+    Both at once is what a run does: the encoder works in a thread while the next frames are decoded.
     """
-    from vinfinity.config import DecodeConfig, parse_size
-
     with reported(debug=debug):
         pixels = None if size is None else parse_size(size)
-        settings = DecodeConfig(frames=block, tile=tile)
-        with held_interrupts():
-            from vinfinity.insight import decode as insight
+        decoding = DecodeConfig(frames=block, tile=tile)
+        import_engine()
+        from vinfinity.bench import report
+        from vinfinity.bench.decode import measure_decoding
 
-        figures = insight.measure_decoding(
-            model,
-            decoder=decoder,
-            frames=frames,
-            size=pixels,
-            rounds=rounds,
-            device=device,
-            decode=settings,
+        figures = measure_decoding(
+            model, decoder=decoder, frames=frames, size=pixels, rounds=rounds, device=device, decode=decoding
         )
-        print_columns(insight.decode_table(figures))
+        print_columns(report.decode_table(figures))
         if out is not None:
-            insight.write_json(out, figures)
+            report.write_json(out, report.decode_json(figures))

@@ -5,8 +5,8 @@ from typing import Annotated
 
 import typer
 
-from vinfinity.cli.options import DTYPES
-from vinfinity.cli.output import Debug, held_interrupts, print_columns, reported
+from vinfinity.cli.options import Precision
+from vinfinity.cli.output import Debug, import_engine, print_columns, reported
 from vinfinity.errors import InputError
 
 models = typer.Typer(help="List, fetch, inspect and convert models.", no_args_is_help=True)
@@ -14,14 +14,14 @@ models = typer.Typer(help="List, fetch, inspect and convert models.", no_args_is
 
 @models.command("list")
 def list_models(debug: Debug = False) -> None:
-    """The embedded model, those fetched, and those that can be."""
+    """List the embedded model, fetched models, and models that can be fetched."""
     from vinfinity.weights.card import EMBEDDED
-    from vinfinity.weights.known import KNOWN, local_models
+    from vinfinity.weights.registry import KNOWN, local_models
 
     with reported(debug=debug):
         rows = [(path.name, "embedded", str(path)) for path in sorted(EMBEDDED.iterdir()) if path.is_dir()]
         fetched = {path.name: path for path in local_models()}
-        rows += [(name, "here", str(path)) for name, path in fetched.items()]
+        rows += [(name, "fetched", str(path)) for name, path in fetched.items()]
         for name, known in KNOWN.items():
             if name not in fetched:
                 source = f"{known.about}; {known.licence}; {known.source.repo}"
@@ -31,19 +31,21 @@ def list_models(debug: Debug = False) -> None:
 
 @models.command("show")
 def show_model(
-    model: Annotated[str, typer.Argument(metavar="NAME|FOLDER", help="The model.")], debug: Debug = False
+    model: Annotated[str, typer.Argument(metavar="NAME|FOLDER", help="Name of the model, or its folder.")],
+    debug: Debug = False,
 ) -> None:
-    """What a model's folder holds: architecture, parameters, types, sizes, defaults, problems.
+    """Show what a model's folder contains: architecture, parameters, types, sizes, defaults, problems.
 
-    Reads no weights. Ends with exit code 2 where there is a problem.
+    No weights are loaded. Exits with code 2 if there is a problem.
     """
     with reported(debug=debug):
-        from vinfinity.progress import fail
+        from vinfinity.system.progress import fail
         from vinfinity.weights.card import find_model
 
         folder = find_model(model)
-        with held_interrupts():
-            from vinfinity.weights.inspect import describe_model
+        import_engine()
+        from vinfinity.weights.inspect import describe_model
+
         rows, problems = describe_model(folder)
         print_columns(rows)
         for problem in problems:
@@ -54,51 +56,59 @@ def show_model(
 
 @models.command("fetch")
 def fetch_model(
-    name: Annotated[str, typer.Argument(help="Its name, as `vinfinity models list` shows it.")],
+    name: Annotated[
+        str, typer.Argument(metavar="NAME", help="Name of the model, as `vinfinity models list` shows it.")
+    ],
     endpoint: Annotated[
-        str | None, typer.Option(metavar="URL", help="Another server than the Hugging Face Hub.")
+        str | None,
+        typer.Option(metavar="URL", help="Server to fetch from.", show_default="the Hugging Face Hub"),
     ] = None,
     debug: Debug = False,
 ) -> None:
-    """Fetch a published model, so that `--model NAME` works from then on, offline too.
+    """Fetch a published model, so that `--model NAME` works from then on, even offline.
 
-    Only the files that are needed; each is checked by its hash. A transfer that broke goes on where it stopped.
+    Fetches only the needed files and checks each by its hash. An interrupted download is resumed.
     """
     with reported(debug=debug):
-        with held_interrupts():
-            from vinfinity.weights.hub import fetch
+        import_engine()
+        from vinfinity.weights.hub import fetch
+
         typer.echo(str(fetch(name, endpoint=endpoint, say=lambda line: typer.echo(line, err=True))))
 
 
 @models.command("convert")
 def convert_model(
     source: Annotated[
-        Path, typer.Argument(help="VideoCrafter2's model.ckpt, T2V-Turbo's unet_lora.pt, or a folder.")
+        Path,
+        typer.Argument(
+            metavar="SOURCE", help="VideoCrafter2's model.ckpt, T2V-Turbo's unet_lora.pt, or a folder."
+        ),
     ],
-    target: Annotated[Path, typer.Argument(help="The folder to make.")],
+    target: Annotated[Path, typer.Argument(metavar="TARGET", help="Folder to create.")],
     complete_from: Annotated[
         str | None,
         typer.Option(
-            metavar="NAME|FOLDER", help="The model to take parts from that SOURCE lacks, such as a tokenizer."
+            metavar="NAME|FOLDER",
+            help="Model to take the parts from that SOURCE lacks, such as a tokenizer.",
+            show_default="none",
         ),
     ] = None,
     dtype: Annotated[
-        str | None, typer.Option(metavar="fp32|fp16|bf16", help="Precision of the weights. [that of SOURCE]")
+        Precision | None,
+        typer.Option(
+            metavar="fp32|fp16|bf16", help="Precision of the weights.", show_default="that of SOURCE"
+        ),
     ] = None,
     debug: Debug = False,
 ) -> None:
-    """Make a model's folder out of published weights in another layout.
+    """Convert published weights in another layout to a model folder.
 
-    Pickled files are read without running anything in them.
+    Pickled files are read without executing any code in them.
     """
     with reported(debug=debug):
-        choices = [choice for choice in DTYPES if choice != "auto"]
-        if dtype is not None and dtype not in choices:
-            raise InputError("--dtype", dtype, f"choose from {', '.join(choices)}", problem="is not known")
-        with held_interrupts():
-            from vinfinity.job import DTYPES as TYPES
-            from vinfinity.weights.convert import convert
-        made = convert(
-            source, target, complete_from=complete_from, dtype=None if dtype is None else TYPES[dtype]
-        )
-        typer.echo(str(made))
+        import_engine()
+        from vinfinity.weights.convert import convert
+        from vinfinity.weights.dtypes import DTYPES
+
+        torch_dtype = None if dtype is None else DTYPES[dtype]
+        typer.echo(str(convert(source, target, complete_from=complete_from, dtype=torch_dtype)))

@@ -1,1 +1,1 @@
-"""From frames to files: MP4s, contact sheets, and the checks of what a run will write."""
+"""From latents to files: decoding, MP4s and contact sheets."""

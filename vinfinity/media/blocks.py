@@ -1,29 +1,26 @@
-"""How a video is cut for decoding, as pure arithmetic: the same on every device and any number of ranks."""
+"""How a video is divided into blocks and tiles for decoding: pure arithmetic, the same on every device and rank."""
 
 from dataclasses import dataclass
-from typing import Protocol
 
 from vinfinity.config import DecodeConfig
 from vinfinity.errors import InputError
+from vinfinity.models.decoder import DecoderConfig
 
-AT_ONCE = 512 * 2**20  # bytes of hidden states that a block of frames may take where the user says nothing
-MOST = 8  # frames of a block then: more of them are no faster, and would be dealt to ranks less evenly
-OVERLAP = 4  # a tile shares one part in so many with the next
+# Without `decode.frames`: the bytes of hidden states that a block of frames may take, and the most frames it may have.
+# More frames are no faster, and would be shared by the ranks less evenly.
+BLOCK_BYTES = 512 * 2**20
+BLOCK_FRAMES = 8
 
-
-class DecoderShape(Protocol):
-    """What the arithmetic needs to know of a decoder: see VAEConfig and TinyConfig."""
-
-    @property
-    def factor(self) -> int: ...
-    @property
-    def peak_channels(self) -> int: ...
+# Tiles overlap by one part in this many.
+OVERLAP = 4
 
 
 @dataclass(frozen=True)
 class Blocks:
-    """frames: decoded at once. tile: latent positions of a tile's side, None where frames are decoded whole.
-    bytes: what decoding a block holds at most on its device in fp32, but for the weights and the backend's scratch.
+    """How a video is divided.
+
+    frames: frames that are decoded at once. tile: latent positions along the side of a tile; None: whole frames.
+    bytes: the most memory that decoding a block takes in fp32, without weights and the backend's workspace.
     """
 
     frames: int
@@ -31,33 +28,37 @@ class Blocks:
     bytes: int
 
 
-def check_tile(config: DecodeConfig, *, factor: int) -> None:
-    """Raises InputError where `decode.tile` cannot be parted into overlaps of whole latent positions.
+def check_tile(config: DecodeConfig, *, downscale: int) -> None:
+    """Raises InputError if the overlap of `decode.tile` is not a whole number of latent positions.
 
-    factor: pixels of a picture's side to one of its latent.
+    downscale: pixels per latent position.
     """
-    grain = OVERLAP * factor
-    if config.tile is not None and config.tile % grain:
-        below, above = config.tile // grain * grain, -(-config.tile // grain) * grain
-        remedy = f"take {below} or {above}" if below else f"take {above}"
-        raise InputError("decode.tile", config.tile, remedy, problem=f"is no multiple of {grain} pixels")
+    multiple = OVERLAP * downscale
+    if config.tile is not None and config.tile % multiple:
+        below, above = config.tile // multiple * multiple, -(-config.tile // multiple) * multiple
+        remedy = f"use {below} or {above}" if below else f"use {above}"
+        raise InputError(
+            "decode.tile", config.tile, remedy, problem=f"is not a multiple of {multiple} pixels"
+        )
 
 
-def plan_blocks(config: DecodeConfig, decoder: DecoderShape, latent: tuple[int, int]) -> Blocks:
-    """The blocks and tiles that `config` asks for, for latents of (h, w).
+def plan_blocks(config: DecodeConfig, decoder: DecoderConfig, latent: tuple[int, int]) -> Blocks:
+    """The blocks and tiles that `config` asks for. latent: (h, w).
 
-    Without `decode.frames`, a block has as many frames as take 512 MiB together, at least 1 and at most 8.
+    Without `decode.frames`, a block has as many frames as fit into 512 MiB, at least 1 and at most 8.
     """
     height, width = latent
-    side = None if config.tile is None else config.tile // decoder.factor
+    side = None if config.tile is None else config.tile // decoder.downscale
     if side is not None and max(height, width) <= side:
         side = None
     rows, columns = (height, width) if side is None else (min(side, height), min(side, width))
-    area = decoder.factor**2
+    area = decoder.downscale**2
     hidden = 4 * decoder.peak_channels * rows * columns * area
-    pictures = 2 * 3 * height * width * area  # in 8 bits: of this block, and of the one before on its way out
-    edges = 0  # the lower ones of two rows of tiles, which overlap, and the right one of a tile
+    # 8-bit pictures of this block, and of the block before, which are still being written
+    pictures = 2 * 3 * height * width * area
+    # the lower edges of two rows of tiles, and the right edge of a tile
+    edges = 0
     if side is not None:
         edges = 4 * 3 * (side // OVERLAP) * (3 * width + side) * area
-    frames = config.frames or max(1, min(MOST, AT_ONCE // hidden))
+    frames = config.frames or max(1, min(BLOCK_FRAMES, BLOCK_BYTES // hidden))
     return Blocks(frames=frames, tile=side, bytes=frames * (hidden + pictures + edges))

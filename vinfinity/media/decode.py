@@ -1,4 +1,7 @@
-"""From latents to pictures, a block of frames at a time, so that memory does not grow with the video."""
+"""From latents to pictures, a block of frames at a time, so that memory does not grow with the video.
+
+Dims: f frames of a block, b frames of a tile's batch, c channels, h w latent height and width.
+"""
 
 import itertools
 from collections.abc import Iterable, Iterator
@@ -12,7 +15,7 @@ from torch import Tensor
 from vinfinity.errors import NotFiniteError
 from vinfinity.media.blocks import OVERLAP, Blocks
 from vinfinity.media.latents import LatentSource
-from vinfinity.models.tiny import LatentDecoder
+from vinfinity.models.decoder import Decoder
 from vinfinity.parallel.ranks import Ranks
 
 T = TypeVar("T")
@@ -20,7 +23,7 @@ LABEL = "decoding"
 
 
 def decode_frames(
-    decoder: LatentDecoder,
+    decoder: Decoder,
     source: LatentSource | None,
     *,
     frames: range,
@@ -29,78 +32,74 @@ def decode_frames(
     blocks: Blocks,
     ranks: Ranks,
 ) -> Iterator[np.ndarray]:
-    """Decodes frames of a video one by one, in order; yields on rank 0 only.
+    """Decodes frames of a video, in order; yields on rank 0 only.
 
-    source: the latents as the sampler left them, on rank 0; a block of them is read at a time. frames: contiguous, to
-    the video's end. latent: (c, h, w). size: (width, height) of the frames in pixels, cut from the middle of what the
-    latents decode to. Several ranks are dealt blocks in turn: each holds one block, whatever the length of the video,
-    and the blocks are the same on any number of ranks, so that the pictures are, too. Yields (height, width, 3) uint8.
+    source: the latents as the sampler left them, on rank 0; read a block at a time. frames: contiguous, up to the end
+    of the video. latent: (c, h, w). size: (width, height) of the frames in pixels, cut from the middle of the decoded
+    pictures. Several ranks take turns: each has one block in memory, whatever the length of the video. The blocks, and
+    with them the pictures, are the same on any number of ranks. Yields (height, width, 3) uint8.
     """
-    before = (
-        frames.start % blocks.frames
-    )  # a picture may depend, in its last bits, on the block it is decoded in
-    stretches = [
+    # the last bits of a picture may depend on its block: start with the whole block that contains the first frame
+    surplus = frames.start % blocks.frames
+    spans = [
         range(start, min(start + blocks.frames, frames.stop))
-        for start in range(frames.start - before, frames.stop, blocks.frames)
+        for start in range(frames.start - surplus, frames.stop, blocks.frames)
     ]
-    pictures = _decode_blocks(
-        decoder, source, stretches, latent=latent, size=size, tile=blocks.tile, ranks=ranks
-    )
-    return itertools.islice(pictures, before, None)
+    pictures = _decode_blocks(decoder, source, spans, latent=latent, size=size, tile=blocks.tile, ranks=ranks)
+    return itertools.islice(pictures, surplus, None)
 
 
 def _decode_blocks(
-    decoder: LatentDecoder,
+    decoder: Decoder,
     source: LatentSource | None,
-    stretches: list[range],
+    spans: list[range],
     *,
     latent: tuple[int, int, int],
     size: tuple[int, int],
     tile: int | None,
     ranks: Ranks,
 ) -> Iterator[np.ndarray]:
-    """The pictures of blocks of frames, one by one, on rank 0."""
+    """The pictures of blocks of frames, in order, on rank 0. spans: the frames of each block."""
     width, height = size
     if not ranks.first:
-        for stretch in stretches[ranks.rank :: ranks.size]:
-            dealt = ranks.receive(torch.empty(latent[0], len(stretch), *latent[1:]), 0, label=LABEL)
-            ranks.send(decode_block(decoder, dealt, size=size, tile=tile).wait(), 0, label=LABEL)
+        for span in spans[ranks.rank :: ranks.size]:
+            latents = ranks.receive(torch.empty(latent[0], len(span), *latent[1:]), 0, label=LABEL)
+            ranks.send(decode_block(decoder, latents, size=size, tile=tile).wait(), 0, label=LABEL)
         return
     assert source is not None
-    # a device decodes the next block while the pictures of this one leave it and are written
+    # the device decodes the next block while the pictures of this one are copied and written
     own = one_ahead(
-        decode_block(decoder, source.read(stretch), size=size, tile=tile)
-        for stretch in stretches[:: ranks.size]
+        decode_block(decoder, source.read(span), size=size, tile=tile) for span in spans[:: ranks.size]
     )
-    for first in range(0, len(stretches), ranks.size):
-        dealt_out = list(enumerate(stretches[first + 1 : first + ranks.size], start=1))
-        for rank, stretch in dealt_out:
-            ranks.send(source.read(stretch).contiguous(), rank, label=LABEL)
+    for first in range(0, len(spans), ranks.size):
+        others = list(enumerate(spans[first + 1 : first + ranks.size], start=1))
+        for rank, span in others:
+            ranks.send(source.read(span).contiguous(), rank, label=LABEL)
         yield from next(own).wait().numpy()
-        for rank, stretch in dealt_out:
-            pictures = torch.empty(len(stretch), height, width, 3, dtype=torch.uint8)
+        for rank, span in others:
+            pictures = torch.empty(len(span), height, width, 3, dtype=torch.uint8)
             yield from ranks.receive(pictures, rank, label=LABEL).numpy()
 
 
 def one_ahead(items: Iterable[T]) -> Iterator[T]:
-    """The items, each given out when the next has been asked for."""
+    """The items, each one yielded after the next one was taken from `items`."""
     iterator = iter(items)
     try:
-        waiting = next(iterator)
+        previous = next(iterator)
     except StopIteration:
         return
     for item in iterator:
-        yield waiting
-        waiting = item
-    yield waiting
+        yield previous
+        previous = item
+    yield previous
 
 
 @dataclass(frozen=True)
-class Decoding:
-    """A block on its way from the device.
+class DecodedBlock:
+    """The pictures of a block, on the CPU or on their way there.
 
-    pictures: (f, height, width, 3) uint8. finite: (), whether all values were numbers. Both are on the CPU, and there
-    when `ready` is; None: already.
+    pictures: (f, height, width, 3) uint8. finite: (), whether all decoded values are finite. latents: (c, f, h, w).
+    ready: the event after which pictures and flag are on the CPU; None: they are there.
     """
 
     pictures: Tensor
@@ -109,31 +108,34 @@ class Decoding:
     ready: torch.cuda.Event | None
 
     def wait(self) -> Tensor:
-        """The pictures. Raises VinfinityError where the decoder made values that are no numbers."""
+        """The pictures. Raises NotFiniteError if the decoder produced NaN or infinite values."""
         if self.ready is not None:
             self.ready.synchronize()
         if not self.finite:
-            what = "the latents" if self.latents.isfinite().all() else "latents that are no numbers"
-            raise NotFiniteError(f"decoding: {what} gave pictures that are no numbers; try dtype=fp32")
+            which = "finite" if self.latents.isfinite().all() else "NaN or infinite"
+            raise NotFiniteError(
+                f"decoding: {which} latents decoded to NaN or infinite frames; try dtype=fp32"
+            )
         return self.pictures
 
 
 @torch.inference_mode()
 def decode_block(
-    decoder: LatentDecoder, latents: Tensor, *, size: tuple[int, int], tile: int | None
-) -> Decoding:
-    """Starts to decode a block; a GPU is never waited for here.
+    decoder: Decoder, latents: Tensor, *, size: tuple[int, int], tile: int | None
+) -> DecodedBlock:
+    """Starts to decode a block, without waiting for a GPU.
 
-    latents: (c, f, h, w) on the CPU. size: (width, height), at most those of the latents. tile: see `decode_tiles`.
+    latents: (c, f, h, w) on the CPU. size: (width, height) in pixels, no larger than what the latents decode to.
+    tile: see `decode_tiles`.
     """
     width, height = size
     weight = next(decoder.parameters())
     on_gpu = weight.device.type == "cuda"
-    # copies between a GPU and memory that is not pinned make the host wait
-    sent = latents.contiguous().pin_memory() if on_gpu else latents
-    x = sent.to(weight.device, weight.dtype, non_blocking=True).transpose(0, 1)
+    # copies from memory that is not pinned would make the host wait
+    pinned = latents.contiguous().pin_memory() if on_gpu else latents
+    x = pinned.to(weight.device, weight.dtype, non_blocking=True).transpose(0, 1)
     x = x.contiguous(memory_format=torch.channels_last)
-    factor = decoder.config.factor
+    factor = decoder.config.downscale
     whole = x.new_empty(len(x), factor * x.shape[2], factor * x.shape[3], 3, dtype=torch.uint8)
     finite = torch.ones((), dtype=torch.bool, device=weight.device)
     for top, left, piece in decode_tiles(decoder, x, tile=tile):
@@ -143,50 +145,49 @@ def decode_block(
     top, left = (whole.shape[1] - height) // 2, (whole.shape[2] - width) // 2
     pictures = whole[:, top : top + height, left : left + width].contiguous()
     if not on_gpu:
-        return Decoding(pictures, finite, latents, None)
+        return DecodedBlock(pictures, finite, latents, None)
     host = torch.empty(pictures.shape, dtype=torch.uint8, pin_memory=True)
     flag = torch.empty((), dtype=torch.bool, pin_memory=True)
     host.copy_(pictures, non_blocking=True)
     flag.copy_(finite, non_blocking=True)
     ready = torch.cuda.Event()
     ready.record()
-    return Decoding(host, flag, latents, ready)
+    return DecodedBlock(host, flag, latents, ready)
 
 
-def decode_tiles(
-    decoder: LatentDecoder, latents: Tensor, *, tile: int | None
-) -> Iterator[tuple[int, int, Tensor]]:
+def decode_tiles(decoder: Decoder, latents: Tensor, *, tile: int | None) -> Iterator[tuple[int, int, Tensor]]:
     """Decodes pictures in tiles that overlap by a quarter and are blended there, as diffusers' AutoencoderKL does.
 
-    latents: (b, c, h, w). tile: latent positions of a side, a multiple of 4; None decodes all at once, and so does one
-    that is no smaller than the latents. Yields (top, left, (b, 3, h', w')): pieces that cover the picture, each in its
-    final state. Of the others only the edges that are still to be blended are held.
+    latents: (b, c, h, w). tile: latent positions along a side, a multiple of 4; None, or a tile that covers the
+    latents, decodes all at once. Yields (top, left, (b, 3, h', w')): finished pieces that cover the picture. Of the
+    tiles before, only the edges that are yet to be blended stay in memory.
     """
     height, width = latents.shape[2:]
     if tile is None or max(height, width) <= tile:
         yield 0, 0, decoder.decode(latents)
         return
-    step, factor = tile - tile // OVERLAP, decoder.config.factor
-    kept = step * factor
-    above: list[Tensor] = []  # the lower edges of the row of tiles before
+    step, factor = tile - tile // OVERLAP, decoder.config.downscale
+    inner = step * factor
+    # the lower edges of the row of tiles above, and the right edge of the tile to the left
+    above: list[Tensor] = []
     for top in range(0, height, step):
         below: list[Tensor] = []
-        beside: Tensor | None = None  # the right edge of the tile before
+        beside: Tensor | None = None
         for column, left in enumerate(range(0, width, step)):
             picture = decoder.decode(latents[:, :, top : top + tile, left : left + tile])
             if top:
                 _blend(above[column], picture, dim=2)
             if beside is not None:
                 _blend(beside, picture, dim=3)
-            # copies: a view would keep the whole tile
-            below.append(picture[:, :, kept:].clone())
-            beside = picture[:, :, :, kept:].clone()
-            yield top * factor, left * factor, picture[:, :, :kept, :kept]
+            # copies: a view would keep the whole tile in memory
+            below.append(picture[:, :, inner:].clone())
+            beside = picture[:, :, :, inner:].clone()
+            yield top * factor, left * factor, picture[:, :, :inner, :inner]
         above = below
 
 
 def _blend(edge: Tensor, picture: Tensor, *, dim: int) -> None:
-    """Blends the first rows (dim 2) or columns (dim 3) of a picture with the edge of the one before, in place."""
+    """Blends the first rows (dim 2) or columns (dim 3) of a picture with the edge of its neighbour, in place."""
     extent = edge.shape[dim]
     ramp = torch.arange(extent, device=edge.device, dtype=edge.dtype) / extent
     ramp = ramp[:, None] if dim == 2 else ramp

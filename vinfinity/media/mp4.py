@@ -1,8 +1,8 @@
 """H.264 in MP4, written frame by frame.
 
-Video frames are (h, w, 3) uint8, full-range RGB with BT.709 primaries. The file holds limited-range Y'CbCr by
-the BT.709 matrix and says so in its tags: most tools that do neither come out with shifted colours at one
-end.
+Dims: h w height and width in pixels, f frames.
+Video frames are (h, w, 3) uint8, full-range RGB with BT.709 primaries. The file has limited-range Y'CbCr by the BT.709
+matrix, and its tags say so: without both, most players show shifted colours.
 """
 
 import hashlib
@@ -19,40 +19,44 @@ import numpy as np
 from av.video.reformatter import ColorRange, Colorspace
 
 from vinfinity.config import VideoConfig
-from vinfinity.errors import OutputError
+from vinfinity.errors import OutputError, one_line
 from vinfinity.media.fragments import Fragments
+from vinfinity.system.files import cannot_write
 
-BT709 = 1  # the code of BT.709 in H.264's tags for primaries, transfer and matrix (ITU-T H.264, annex E)
+# The code of BT.709 in H.264's tags for primaries, transfer and matrix (ITU-T H.264, annex E).
+BT709 = 1
 
+# x264 divides its work by the number of threads and decides by the division: it must not depend on the machine.
 THREADS = 4
 
-# (columns, rows) of pixels that share a colour sample; H.264 wants sides that are multiples of them.
+# (columns, rows) of pixels that share a colour sample; the sides of an H.264 frame must be multiples of them.
 CHROMA_BLOCK = {"yuv420p": (2, 2), "yuv422p": (2, 1), "yuv444p": (1, 1)}
 
-# Of a second's file, only fragments (moof and mdat) follow those of the second before; their times are absolute.
+# Each second is a file of its own; its fragments (moof and mdat) are appended to those of the seconds before. Their
+# times count from the start of the video.
 MOVFLAGS = "+empty_moov+delay_moov+default_base_moof+frag_keyframe+frag_discont+skip_trailer"
-HEAD = (b"ftyp", b"moov")  # what only the first second's file gives
+# Boxes that are taken from the first second only.
+HEAD_BOXES = (b"ftyp", b"moov")
 
 
 class Mp4Writer:
-    """Writes frames of `width` x `height` pixels as they come; the file appears, whole, when the block ends.
+    """Writes frames of `width` x `height` pixels one by one; the complete file appears when the block ends.
 
-    Each second is encoded by itself and, once it is, added to the file `unfinished` as a fragment: whatever ends the
-    process, these play and stay, and a writer of a video of the same `of` goes on behind them: `frames` says with which
-    frame. The file is the same, however often it was gone on with, where the width is a multiple of 128; of others,
-    x264 reads beyond its rows, and spends its bits a little differently each time. At the end the fragments are copied,
-    without being encoded again, to a file whose index comes first, so that players start and seek before they have all
-    of it. Without `unfinished` they are in the same folder, and removed if anything fails. A file that was at `path`
-    before stays as it was until the end.
+    Every second is encoded separately and appended to the file `unfinished` as a fragment. Whatever ends the process,
+    the fragments are playable, and a new writer with the same `identity` continues after them, with frame number
+    `frames`. If the width is a multiple of 128, the file is the same however often it was resumed; otherwise x264 reads
+    beyond its rows and spends its bits slightly differently each time. At the end, the fragments are copied without
+    encoding them again to a file that begins with its index, so that players can start and seek while it loads. Without
+    `unfinished`, the fragments are in the same folder and are deleted if anything fails. An older file at `path` stays
+    unchanged until the end.
 
-    Sides that the pixel format cannot hold (odd ones, in yuv420p) are enlarged by one repeated row or column.
-    `metadata` is kept in the MP4, unless `config.metadata` is off; players and `ffprobe` show `title` and `comment`.
+    Sides that the pixel format does not allow (odd ones in yuv420p) are extended by repeating a row or column.
+    `metadata` is stored in the MP4 unless `config.metadata` is off; players and `ffprobe` show `title` and `comment`.
 
         with Mp4Writer(Path("a.mp4"), width=512, height=320, fps=24, config=VideoConfig()) as mp4:
             mp4.write(frame)
 
-    Raises OutputError where the file cannot be written or the encoder fails, ValueError for frames of another
-    shape.
+    Raises OutputError if the file cannot be written or the encoder fails, ValueError for frames of another shape.
     """
 
     def __init__(
@@ -65,7 +69,7 @@ class Mp4Writer:
         config: VideoConfig,
         metadata: Mapping[str, str] | None = None,
         unfinished: Path | None = None,
-        of: str = "",
+        identity: str = "",
     ) -> None:
         self.path = path
         self._shape, self._fps, self._config = (height, width, 3), fps, config
@@ -73,15 +77,17 @@ class Mp4Writer:
         self._padding = ((0, -height % rows), (0, -width % columns), (0, 0))
         self._metadata = metadata if config.metadata and metadata else {}
         self._copy = path.with_name(f".{path.name}.{os.getpid()}.part")
-        self._stays = unfinished is not None
-        depends = [of, self._shape, fps, config.crf, config.preset, config.pixel_format, av.__version__]
+        self._resumable = unfinished is not None
+        encoding = [config.crf, config.preset, config.pixel_format, av.__version__]
+        depends_on = json.dumps([identity, self._shape, fps, *encoding])
         self._fragments = Fragments(
             unfinished or path.with_name(f".{path.name}.{os.getpid()}.fragments"),
-            of=hashlib.sha256(json.dumps(depends).encode()).hexdigest(),
+            identity=hashlib.sha256(depends_on.encode()).hexdigest(),
         )
-        self.frames = self._fragments.frames  # taken so far
+        # the number of frames written so far
+        self.frames = self._fragments.frames
         try:
-            self._second: _Second | None = self._begin()
+            self._second: _Second | None = self._begin_second()
         except OutputError:
             self._abandon()
             raise
@@ -96,7 +102,7 @@ class Mp4Writer:
             self._abandon()
             return
         try:
-            self._keep()
+            self._end_second()
             self._copy_seekable()
             os.replace(self._copy, self.path)
             self._fragments.remove()
@@ -105,7 +111,7 @@ class Mp4Writer:
             raise
         except (OSError, av.error.FFmpegError) as failure:
             self._abandon()
-            raise self._cannot(failure) from failure
+            raise cannot_write(self.path, failure) from failure
 
     def write(self, frame: np.ndarray) -> None:
         """Adds one frame, (height, width, 3) uint8."""
@@ -120,16 +126,16 @@ class Mp4Writer:
             interpolation="BICUBIC",
         )
         picture.pts = self.frames
-        self._second = self._second or self._begin()
+        self._second = self._second or self._begin_second()
         try:
             self._second.write(picture)
         except (OSError, av.error.FFmpegError) as error:
-            raise self._cannot(error) from error
+            raise cannot_write(self.path, error) from error
         self.frames += 1
         if self.frames % self._fps == 0:
-            self._keep()
+            self._end_second()
 
-    def _begin(self) -> "_Second":
+    def _begin_second(self) -> "_Second":
         height, width, _ = self._shape
         (_, rows), (_, columns), _ = self._padding
         try:
@@ -138,20 +144,20 @@ class Mp4Writer:
             )
         except (ValueError, av.error.FFmpegError) as error:
             raise OutputError(
-                f"{self.path}: this build of PyAV has no libx264 encoder ({_reason(error)})"
+                f"{self.path}: cannot be encoded, this build of PyAV has no libx264 ({one_line(error)})"
             ) from error
 
-    def _keep(self) -> None:
-        """Adds the frames since the last fragment, if there are any, as one."""
+    def _end_second(self) -> None:
+        """Appends the frames since the last fragment, if there are any, as a new one."""
         frames, second, self._second = self.frames - self._fragments.frames, self._second, None
         if not frames or second is None:
             return
         try:
             boxes = second.end()
         except (OSError, av.error.FFmpegError) as error:
-            raise self._cannot(error) from error
+            raise cannot_write(self.path, error) from error
         if self._fragments.frames:
-            boxes = [(kind, box) for kind, box in boxes if kind not in HEAD]
+            boxes = [(kind, box) for kind, box in boxes if kind not in HEAD_BOXES]
         self._fragments.add(b"".join(box for _, box in boxes), frames=frames)
 
     def _copy_seekable(self) -> None:
@@ -163,7 +169,8 @@ class Mp4Writer:
             [stream] = source.streams.video
             copied = target.add_stream_from_template(stream)
             for packet in source.demux(stream):
-                if packet.dts is not None:  # the last one is empty: it ends the stream
+                # the last packet is empty and marks the end of the stream
+                if packet.dts is not None:
                     packet.stream = copied
                     target.mux(packet)
         with self._copy.open("rb") as file:
@@ -171,28 +178,24 @@ class Mp4Writer:
 
     def _abandon(self) -> None:
         self._copy.unlink(missing_ok=True)
-        if not self._stays:
+        if not self._resumable:
             self._fragments.remove()
-
-    def _cannot(self, error: Exception) -> OutputError:
-        return OutputError(f"{self.path}: cannot be written ({_reason(error)})")
 
 
 class _Second:
-    """An MP4 in memory of a second's frames, the first of them a key frame."""
+    """One second of video as an MP4 in memory; its first frame is a key frame."""
 
     def __init__(
         self, width: int, height: int, *, fps: int, config: VideoConfig, metadata: Mapping[str, str]
     ) -> None:
         self._file = io.BytesIO()
         self._container = av.open(self._file, "w", format="mp4", options={"movflags": MOVFLAGS})
-        # of fixed length, so that seeking is quick: scene changes do not add key frames
+        # no key frames at scene changes: with groups of one length, seeking is fast
         options = {"crf": str(config.crf), "preset": config.preset, "sc_threshold": "0"}
         self._stream = self._container.add_stream("libx264", rate=fps, options=options)
         self._stream.width, self._stream.height = width, height
         self._stream.pix_fmt = config.pixel_format
         self._stream.gop_size = fps
-        # x264 cuts its work by the number of threads and decides by it: let that not depend on the machine
         self._stream.codec_context.thread_count = THREADS
         codec = self._stream.codec_context
         codec.color_primaries = codec.color_trc = codec.colorspace = BT709
@@ -203,26 +206,25 @@ class _Second:
         self._container.mux(self._stream.encode(picture))
 
     def end(self) -> list[tuple[bytes, bytes]]:
-        """The boxes of the MP4: (type, all of it)."""
+        """Ends the encoding. Returns the boxes of the MP4: (type, the whole box)."""
         self._container.mux(self._stream.encode())
         self._container.close()
         return list(_boxes(self._file.getvalue()))
 
 
 def _boxes(data: bytes) -> Iterator[tuple[bytes, bytes]]:
-    """The outermost boxes of an MP4: a length of 4 bytes, a type of 4, and what is in it (ISO/IEC 14496-12, 4.2)."""
-    at = 0
-    while at < len(data):
-        length = int.from_bytes(data[at : at + 4])
-        yield data[at + 4 : at + 8], data[at : at + length]
-        at += length
+    """The top-level boxes of an MP4: 4 bytes of length, 4 bytes of type, then the content (ISO/IEC 14496-12, 4.2)."""
+    start = 0
+    while start < len(data):
+        length = int.from_bytes(data[start : start + 4])
+        yield data[start + 4 : start + 8], data[start : start + length]
+        start += length
 
 
 def read_video(path: Path) -> np.ndarray:
-    """All frames of a video file, (f, h, w, 3) uint8 full-range RGB. Holds them all in memory."""
+    """All frames of a video file at once, (f, h, w, 3) uint8 full-range RGB."""
     with av.open(str(path)) as container:
-        # By way of yuv444p: straight from subsampled formats, swscale takes a shortcut that shifts colours by
-        # up to 2.
+        # via yuv444p: from subsampled formats, swscale takes a shortcut that shifts colours by up to 2
         planes = (
             frame.reformat(format="yuv444p", interpolation="BICUBIC") for frame in container.decode(video=0)
         )
@@ -236,7 +238,3 @@ def read_metadata(path: Path) -> dict[str, str]:
     """The metadata of a video file, such as `title` and `comment`."""
     with av.open(str(path)) as container:
         return dict(container.metadata)
-
-
-def _reason(error: Exception) -> str:
-    return getattr(error, "strerror", None) or str(error) or type(error).__name__

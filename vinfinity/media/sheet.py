@@ -1,4 +1,4 @@
-"""Contact sheets: one PNG that shows a whole video at a glance."""
+"""Contact sheets: a whole video at a glance, in one PNG."""
 
 import math
 from fractions import Fraction
@@ -7,22 +7,26 @@ from pathlib import Path
 import av
 import numpy as np
 
-from vinfinity.durable import write_whole
+from vinfinity.system.files import write_whole
 
 MOST_FRAMES = 16
 COLUMNS = 4
-LONGEST_SIDE = 256  # pixels of one thumbnail; smaller frames are kept as they are
-GAP = 4  # pixels between thumbnails and around them
-BACKGROUND = 24  # dark grey
+
+# In pixels. Frames that are smaller than a thumbnail stay as they are; the gap is also the margin.
+THUMBNAIL_SIDE = 256
+GAP = 4
+
+# The grey level between thumbnails.
+BACKGROUND = 24
 
 
 class ContactSheet:
     """Collects evenly spread frames of a video, at most 16, and writes them as a grid.
 
-    Read from left to right and top to bottom. Each thumbnail is the middle frame of its stretch of the video,
-    with its aspect ratio kept. Memory is bounded by the thumbnails, whatever the video's length.
+    Read from left to right and top to bottom. Each thumbnail is the middle frame of one of equally long parts of the
+    video; its aspect ratio is preserved. Only the thumbnails are in memory.
 
-    frames: the indices of the frames that are shown, ascending.
+    frames: the indices of the frames on the sheet, ascending.
     """
 
     def __init__(self, path: Path, *, frames_total: int) -> None:
@@ -32,7 +36,7 @@ class ContactSheet:
         self._thumbnails: list[np.ndarray] = []
 
     def add(self, frame: np.ndarray) -> None:
-        """Takes the next one of `frames`, (h, w, 3) uint8."""
+        """Adds the next one of `frames`, (h, w, 3) uint8."""
         self._thumbnails.append(_thumbnail(frame))
 
     def grid(self) -> np.ndarray:
@@ -51,12 +55,12 @@ class ContactSheet:
         return sheet
 
     def save(self) -> None:
-        """Writes the PNG; a file that was there is replaced once the new one is whole. Raises OutputError."""
+        """Writes the PNG; an older file is replaced once the new one is complete. Raises OutputError."""
         write_whole(self.path, encode_png(self.grid()))
 
 
 def encode_png(image: np.ndarray) -> bytes:
-    """A picture, (h, w, 3) uint8, as the bytes of a PNG file."""
+    """The bytes of a PNG file. image: (h, w, 3) uint8."""
     codec = av.CodecContext.create("png", "w")
     assert isinstance(codec, av.VideoCodecContext)
     codec.height, codec.width, _ = image.shape
@@ -68,7 +72,7 @@ def encode_png(image: np.ndarray) -> bytes:
 
 def _thumbnail(frame: np.ndarray) -> np.ndarray:
     height, width, _ = frame.shape
-    shrink = LONGEST_SIDE / max(height, width)
+    shrink = THUMBNAIL_SIDE / max(height, width)
     if shrink >= 1:
         return frame.copy()
     picture = av.VideoFrame.from_ndarray(np.ascontiguousarray(frame), format="rgb24")

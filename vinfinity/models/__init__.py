@@ -1,4 +1,5 @@
-"""The networks as plain torch modules: 3-D UNet, autoencoder, text encoder.
+"""The families of models: one folder each, with their networks as plain torch modules.
 
-They see torch, einops and the types of vinfinity.parallel, nothing else.
+Networks import torch, einops and the types of vinfinity.parallel. Architectures (configs.py) and the description of a
+family (family.py) load no torch.
 """

@@ -1,4 +1,4 @@
-"""Values that are no numbers: which layer made them."""
+"""Finds the layers whose output is NaN or infinite."""
 
 import contextlib
 from collections.abc import Iterator
@@ -9,10 +9,10 @@ from torch.utils.hooks import RemovableHandle
 
 @contextlib.contextmanager
 def first_not_finite(network: nn.Module) -> Iterator[list[str]]:
-    """While it is open, the list that it gives fills with the layers whose output is not finite, in the order of work.
+    """While the context is open, the yielded list collects the layers with NaN or infinite output, in execution order.
 
-    A layer comes before those that it is a part of. For a second run of a step that went wrong: every output is read
-    back from the device.
+    A layer comes before the layers that contain it. Meant for running a failed step again: every output is read back
+    from the device.
     """
     names: list[str] = []
 

@@ -1,8 +1,8 @@
 """How frames and statistics cross from rank to rank while a temporal layer runs.
 
-An exchange starts and finishes separately: a layer calls `fetch`, computes what does not depend on the answer, then
-waits. What a layer needs at one moment (frames of the neighbours and anchors, statistics of the norm) travels in one
-message per peer.
+An exchange starts and finishes separately: a layer calls `fetch`, computes whatever does not depend on the result,
+then waits. All that a layer needs at one moment (neighbours, anchors, statistics of the norm) travels in one message
+per peer.
 """
 
 import dataclasses
@@ -20,9 +20,9 @@ from vinfinity.parallel.shards import FrameShards, Route
 
 @dataclass(frozen=True)
 class Fetched:
-    """frames: (b, len(route.wanted), ...), the frames asked for, in the order of `route.wanted`.
+    """frames: (b, len(route.wanted), ...), the requested frames, in the order of `route.wanted`.
 
-    sums: (b, groups, 5) fp64, over the frames of all ranks; None if none were given.
+    sums: (b, groups, 5) fp64, over the frames of all ranks; None without statistics.
     """
 
     frames: Tensor
@@ -31,52 +31,52 @@ class Fetched:
 
 @dataclass
 class Counters:
-    """What crossed between ranks so far: waits, and the messages and bytes that this rank sent."""
+    """Traffic of this rank so far: how often it waited, and the messages and bytes that it sent."""
 
     waits: int = 0
     messages: int = 0
     bytes: int = 0
 
     def add(self, sent: Mapping[int, int], received: Mapping[int, int]) -> None:
-        """Counts one exchange: bytes to and from each peer."""
+        """Count one exchange. sent, received: bytes to and from each peer."""
         self.waits += bool(sent or received)
         self.messages += len(sent)
         self.bytes += sum(sent.values())
 
     def per(self, steps: int) -> dict[str, float]:
-        """The averages of `steps` denoising steps."""
+        """Averages per denoising step."""
         return {name: value / steps for name, value in dataclasses.asdict(self).items()}
 
 
 class Work(Protocol):
-    """Messages under way, as torch.distributed knows them."""
+    """Messages in flight, as in torch.distributed."""
 
     def wait(self) -> object: ...
 
 
 class Pending(Protocol):
-    """An exchange under way; asked again, it has the same answer."""
+    """An exchange in flight. Waiting again returns the same result."""
 
     def wait(self) -> Fetched: ...
 
 
 class FrameExchange(Protocol):
-    """What a temporal layer may ask of the other ranks."""
+    """How temporal layers get frames and statistics of other ranks."""
 
     counters: Counters
 
     def fetch(self, x: Tensor, route: Route, *, sums: Tensor | None = None, label: str = "") -> Pending:
-        """Starts to fetch the frames that `route` names; sends this rank's own where they are wanted.
+        """Start to fetch the frames that `route` names, and send this rank's frames to the ranks that want them.
 
-        x: (b, f, ...) this rank's frames. sums: (b, groups, 5) fp64, over x, to be added up over all ranks. label names
-        the operation if a rank fails to answer.
+        x: (b, f, ...), this rank's frames. sums: (b, groups, 5) fp64 over x, to be added up over all ranks. label:
+        names the operation in errors.
         """
         ...
 
 
 @dataclass(frozen=True)
 class Done:
-    """An exchange that has its answer already."""
+    """An exchange that is complete from the start."""
 
     fetched: Fetched
 
@@ -85,7 +85,7 @@ class Done:
 
 
 class LocalExchange:
-    """The exchange of a single rank: it holds every frame, so nothing is missing and its sums are the video's."""
+    """The exchange of a single rank: it holds every frame, so its sums are those of the video."""
 
     def __init__(self) -> None:
         self.counters = Counters()
@@ -98,9 +98,9 @@ class LocalExchange:
 def message_sizes(
     x: Tensor, route: Route, others: Sequence[int], *, sums: Tensor | None
 ) -> tuple[dict[int, int], dict[int, int]]:
-    """Bytes of the message to each peer and from each peer, ascending by peer; without a message, no entry.
+    """Bytes of the messages to and from each peer, ascending by peer; peers without a message have no entry.
 
-    Statistics go to everyone, in the same message as the frames that a peer wants.
+    Statistics go to every peer, in the same message as the frames that it wants.
     """
     statistics = 0 if sums is None else sums.nbytes
     frame = x.shape[0] * x[0, 0].numel() * x.element_size()
@@ -117,7 +117,7 @@ def message_sizes(
 
 
 class OwnFrames:
-    """Answers with this rank's own frames in place of others', to take the exchange out of a timing; sends nothing."""
+    """Substitutes this rank's own frames for those of others and sends nothing: a timing without the exchange."""
 
     def __init__(self) -> None:
         self.counters = Counters()
@@ -128,10 +128,11 @@ class OwnFrames:
 
 
 class RankExchange:
-    """The exchange of one rank among several: one message to each peer that needs something, by batched point-to-point.
+    """The exchange of one rank among several: one message to each peer that needs one, by batched point-to-point.
 
-    rank, shards: who this is and who holds which frames. peers: the process of each rank of a route, where these are
-    only some of all. counters: where to count. The process group must be up; its timeout bounds each wait.
+    rank, shards: this rank, and the frames of each rank. peers: the process of each rank of a route, if the team is
+    only a part of all processes. counters: traffic counters to add to. The process group must exist; its timeout
+    bounds each wait.
     """
 
     def __init__(
@@ -170,7 +171,7 @@ class RankExchange:
     def _start(
         self, leaving: Mapping[int, Tensor], arriving: Mapping[int, Tensor], label: str
     ) -> tuple[Sequence[Work], Sequence[dist.P2POp]]:
-        """Sends the messages to each peer and receives those from each into place; does not wait."""
+        """Send a message to each peer and receive one from each; does not wait."""
         operations = [dist.P2POp(dist.isend, message, self.peers[peer]) for peer, message in leaving.items()]
         operations += [
             dist.P2POp(dist.irecv, message, self.peers[peer]) for peer, message in arriving.items()
@@ -181,17 +182,19 @@ class RankExchange:
             raise lost_rank(sorted({operation.peer for operation in operations}), label, error) from error
 
     def _row(self, frames: tuple[int, ...], device: torch.device) -> Tensor:
-        """The positions as an index on the device, made once: a copy from the host would wait for the device."""
+        """The positions as an index tensor on the device, created once: copying from the host would wait for the
+        device.
+        """
         if frames not in self._rows:
             self._rows[frames] = torch.tensor(frames, dtype=torch.int64, device=device)
         return self._rows[frames]
 
 
 class TracedExchange(RankExchange):
-    """The exchange of one rank among several that are not there, for tensors without data: it makes and holds the
-    messages that RankExchange would, and counts them, but sends nothing.
+    """The exchange of one rank among imaginary ones, for meta tensors: it creates and counts the messages of
+    RankExchange, but sends nothing.
 
-    by_label: bytes sent for each kind of layer. largest: most bytes of messages, to and from all peers, at once.
+    by_label: bytes sent, by kind of layer. largest: the most bytes of messages, to and from all peers, at once.
     """
 
     def __init__(self, rank: int, shards: FrameShards) -> None:
@@ -210,22 +213,22 @@ class TracedExchange(RankExchange):
     ) -> tuple[Sequence[Work], Sequence[dist.P2POp]]:
         messages = [*leaving.values(), *arriving.values()]
         self.largest = max(self.largest, sum(message.nbytes for message in messages))
-        return [_Held(messages)], ()
+        return [_Traced(messages)], ()
 
 
 @dataclass(frozen=True)
-class _Held:
-    """Messages that are kept as long as the operations on them would be."""
+class _Traced:
+    """Messages that live as long as the operations on them would."""
 
     messages: Sequence[Tensor]
 
     def wait(self) -> None:
-        """Nothing is on its way."""
+        """Nothing is in flight."""
 
 
 @dataclass
 class _Arriving:
-    """Messages of one `fetch` on their way. x and sums are what this rank put in, counts the frames by peer."""
+    """The messages of one `fetch` in flight. x, sums: this rank's input. counts: frames by peer."""
 
     exchange: RankExchange
     works: Sequence[Work]
@@ -260,10 +263,9 @@ class _Arriving:
         return Fetched(frames=torch.cat(frames, dim=1) if frames else self.x[:, :0], sums=combined)
 
     def _finish(self) -> None:
-        """Waits for each message, the device's stream instead of the host where there is one."""
-        single = len(self.works) == len(
-            self.operations
-        )  # gloo answers for each message, NCCL for all of them
+        """Wait for each message. On a GPU, the stream waits instead of the host."""
+        # gloo returns one handle per message, NCCL one for all of them
+        single = len(self.works) == len(self.operations)
         for index, work in enumerate(self.works):
             try:
                 work.wait()
@@ -275,13 +277,13 @@ class _Arriving:
 
 
 def lost_rank(peers: Sequence[int], label: str, error: Exception) -> RankError:
-    """The error for ranks that are late or gone, from what the process group said."""
+    """The error for ranks that are late or gone, from an error of the process group."""
     names = f"rank {peers[0]}" if len(peers) == 1 else f"one of the ranks {', '.join(map(str, peers))}"
     late = "timed out" in str(error).lower() or "timeout" in str(error).lower()
     return RankError(f"{names} {'did not answer in time' if late else 'is gone'} (waited for it in: {label})")
 
 
 def _pack(parts: Sequence[Tensor]) -> Tensor:
-    """Tensors as one row of bytes."""
+    """The bytes of several tensors, as one row."""
     rows = [part.contiguous().view(-1).view(torch.uint8) for part in parts]
     return rows[0] if len(rows) == 1 else torch.cat(rows)

@@ -1,4 +1,4 @@
-"""Where a launcher put this process, as its variables say. Imports no torch."""
+"""This process's place among the ranks of a launcher, from environment variables. Imports no torch."""
 
 import re
 from collections.abc import Mapping
@@ -9,7 +9,7 @@ from vinfinity.errors import InputError
 
 @dataclass(frozen=True)
 class Place:
-    """Where a launcher put this process: rank of size, local_rank of local_size on its node.
+    """The place that a launcher gave this process: rank of size, local_rank of local_size on its node.
 
     attempt: how often the ranks were started before.
     """
@@ -35,9 +35,9 @@ def _by_torchrun(environment: Mapping[str, str]) -> bool:
 
 
 def find_place(environment: Mapping[str, str]) -> Place | None:
-    """This process's place under torchrun or srun, from their variables; None where neither started it.
+    """This process's place under torchrun or srun; None if neither started it.
 
-    Raises InputError where the variables are incomplete or not numbers.
+    Raises InputError if the variables are incomplete or not numbers.
     """
     if not is_rank(environment):
         return None
@@ -56,7 +56,7 @@ def find_place(environment: Mapping[str, str]) -> Place | None:
         nodes = environment.get("SLURM_STEP_NODELIST") or environment.get("SLURM_JOB_NODELIST", "127.0.0.1")
         address = environment.get("MASTER_ADDR") or first_host(nodes)
         job, step = environment.get("SLURM_JOB_ID", "0"), environment.get("SLURM_STEP_ID", "0")
-        # ranks of one job step must agree on a port without talking; two steps of a node should not share one
+        # the ranks of a job step must agree on a port without a message; two steps on a node should not share one
         port = environment.get("MASTER_PORT") or str(20000 + (int(job) * 7 + int(step)) % 40000)
     try:
         numbers = {field: int(environment[name]) for field, name in names.items()}
@@ -68,11 +68,11 @@ def find_place(environment: Mapping[str, str]) -> Place | None:
     except (KeyError, ValueError, IndexError) as error:
         problem = f"is missing or wrong among {launcher}'s variables"
         raise InputError(
-            "ranks", error, f"start ranks with {launcher}, or with --gpus", problem=problem
+            "ranks", error, f"start the ranks with {launcher}, or with --gpus", problem=problem
         ) from None
     if not (0 <= place.rank < place.size and 0 <= place.local_rank < place.local_size <= place.size):
         shown = f"rank {place.rank} of {place.size}, local {place.local_rank} of {place.local_size}"
-        raise InputError("ranks", shown, f"check {launcher}'s sizes", problem="do not go together")
+        raise InputError("ranks", shown, f"check the sizes given to {launcher}", problem="is inconsistent")
     return place
 
 

@@ -1,7 +1,9 @@
-"""This process among the others: its number, its device, and what ranks say to each other outside the networks."""
+"""This process among the other ranks: its number, its device, and messages outside the networks."""
 
 import contextlib
 import os
+import resource
+import sys
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from datetime import timedelta
@@ -21,9 +23,9 @@ FAULT = "fault"
 
 
 def pick_device(wanted: str, *, local_rank: int = 0, local_size: int = 1) -> torch.device:
-    """The device of a rank for "auto", "cuda" or "cpu": its own GPU, by its number on the node.
+    """The device of a rank for "auto", "cuda" or "cpu": the GPU with the rank's number on the node.
 
-    Raises InputError where there are fewer GPUs than ranks on this node. A single rank falls back to the CPU on "auto".
+    With "auto", a single rank falls back to the CPU. Raises InputError if the node has fewer GPUs than ranks.
     """
     if wanted == "cpu":
         return torch.device("cpu")
@@ -39,15 +41,18 @@ def pick_device(wanted: str, *, local_rank: int = 0, local_size: int = 1) -> tor
 
 @dataclass(frozen=True)
 class Ranks:
-    """rank: this process, 0 <= rank < size. device: what it computes on."""
+    """rank: number of this process, 0 <= rank < size. device: what it computes on. handle_signals: whether it may take
+    over shutdown signals, as the command line and started processes do.
+    """
 
     device: torch.device
     rank: int = 0
     size: int = 1
+    handle_signals: bool = False
 
     @property
     def first(self) -> bool:
-        """Whether this rank writes the files and speaks to the user."""
+        """Whether this rank writes the files and shows messages."""
         return self.rank == 0
 
     def team(self, frames: int, *, split: bool) -> Team:
@@ -55,31 +60,31 @@ class Ranks:
         return team_of(self.rank, self.size, frames=frames, split=split)
 
     def agree(self, facts: Mapping[str, str]) -> None:
-        """Raises RankError, on every rank, where a rank's facts are not those of rank 0."""
+        """Raise RankError, on every rank, if the facts of a rank differ from those of rank 0."""
         everyone = self.collect(dict(facts))
-        for rank, theirs in enumerate(everyone):
+        for rank, other in enumerate(everyone):
             for name, value in everyone[0].items():
-                if theirs.get(name) != value:
+                if other.get(name) != value:
                     raise RankError(
-                        f"rank {rank} differs from rank 0 in its {name}: {theirs.get(name)}, not {value}"
+                        f"rank {rank} differs from rank 0 in its {name}: {other.get(name)}, not {value}"
                     )
 
     def collect(self, fact: Fact) -> list[Fact]:
-        """What each rank says, in their order, on every rank."""
+        """Every rank's fact, in the order of ranks, on every rank."""
         if self.size == 1:
             return [fact]
         everyone: list[Any] = [None] * self.size
-        with _named("comparing notes"):
+        with _named("collecting facts"):
             dist.all_gather_object(everyone, fact)
         return everyone
 
     def send(self, x: Tensor, to: int, *, label: str) -> None:
-        """Sends a CPU tensor; returns when it is on its way. Raises RankError where `to` is late or gone."""
+        """Send a CPU tensor; return when it is on its way. Raises RankError if `to` is late or gone."""
         with _named(label, to):
             dist.send(x, to)
 
     def receive(self, into: Tensor, source: int, *, label: str) -> Tensor:
-        """Waits for a CPU tensor of that shape and type. Raises RankError where `source` is late or gone."""
+        """Wait for a CPU tensor of that shape and type. Raises RankError if `source` is late or gone."""
         with _named(label, source):
             dist.recv(into, source)
         return into
@@ -96,10 +101,12 @@ def _named(label: str, *peers: int) -> Iterator[None]:
 
 
 @contextlib.contextmanager
-def joined(place: Place, *, device: torch.device, timeout: float) -> Iterator[Ranks]:
-    """Meets the other ranks and leaves them at the end. timeout: seconds to wait for any of them.
+def joined(
+    place: Place, *, device: torch.device, timeout: float, handle_signals: bool = False
+) -> Iterator[Ranks]:
+    """Join the other ranks, and leave at the end. timeout: seconds to wait for any of them.
 
-    A RankError raised within is replaced by the first that any rank met, so that all ranks name the same culprit.
+    A RankError raised inside is replaced by the first one of any rank, so that all ranks name the same culprit.
     """
     if place.local_size > 1 and device.type == "cpu" and "OMP_NUM_THREADS" not in os.environ:
         torch.set_num_threads(max(1, len(os.sched_getaffinity(0)) // place.local_size))
@@ -110,10 +117,10 @@ def joined(place: Place, *, device: torch.device, timeout: float) -> Iterator[Ra
         if place.launcher == "torchrun":
             store, _, _ = next(dist.rendezvous("env://", place.rank, place.size, timeout=limit))
         else:
-            # under srun rank 0 keeps the store; ranks that vinfinity started find it in the process that did
+            # under srun rank 0 hosts the store; for ranks that vinfinity started, the launcher does
             keeper = place.launcher == "srun" and place.rank == 0
             store = dist.TCPStore(place.address, place.port, is_master=keeper, timeout=limit)
-        # torchrun's store outlives the ranks: what those of an earlier attempt left there must not be found
+        # torchrun's store outlives the ranks: entries of an earlier attempt must not be found
         store = dist.PrefixStore(f"vinfinity/{place.attempt}", store)
         store.set_timeout(limit)
         dist.init_process_group(
@@ -124,12 +131,10 @@ def joined(place: Place, *, device: torch.device, timeout: float) -> Iterator[Ra
             timeout=limit,
         )
     except (RuntimeError, ValueError) as error:
-        said = " ".join(str(error).split())
-        raise RankError(
-            f"not all of the {place.size} ranks came together within {timeout:g} s: {said}"
-        ) from error
+        reason = " ".join(str(error).split())
+        raise RankError(f"not all of the {place.size} ranks joined within {timeout:g} s: {reason}") from error
     try:
-        yield Ranks(device=device, rank=place.rank, size=place.size)
+        yield Ranks(device=device, rank=place.rank, size=place.size, handle_signals=handle_signals)
     except RankError as error:
         raise RankError(_first_fault(store, error.message)) from error
     finally:
@@ -137,9 +142,16 @@ def joined(place: Place, *, device: torch.device, timeout: float) -> Iterator[Ra
 
 
 def _first_fault(store: dist.Store, message: str) -> str:
-    """The first fault that any rank reported, this one where it is the first or nobody can be asked."""
+    """The first fault that any rank reported; this one if it is the first, or if the store cannot be reached."""
     try:
         store.set_timeout(timedelta(seconds=2))
         return store.compare_set(FAULT, "", message).decode()
     except RuntimeError:
         return message
+
+
+def peak_memory(device: torch.device) -> int:
+    """The most memory that this process has held, in bytes: of the device if it is a GPU."""
+    if device.type == "cuda":
+        return torch.cuda.max_memory_allocated()
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * (1 if sys.platform == "darwin" else 1024)

@@ -1,6 +1,6 @@
-"""Frames and ranks as pure arithmetic: who holds which frame, who must send which to whom.
+"""Frames and ranks as pure arithmetic: which rank holds which frames, and which frames travel between ranks.
 
-Every rank computes the routes of all ranks from (frames, ranks) alone, so that nothing has to be negotiated.
+Every rank computes the routes of all ranks from (frames, ranks) alone, so nothing is negotiated.
 """
 
 from collections.abc import Callable, Iterable
@@ -8,16 +8,16 @@ from dataclasses import dataclass
 
 
 def anchor_frames(frames: int, anchors: int) -> tuple[int, ...]:
-    """The anchors G of DESIGN section 2: the midpoints of K = min(anchors, frames) equal stretches of the video."""
+    """The anchor frames: the midpoints of min(anchors, frames) equal spans of the video (paper, section 3.3)."""
     count = min(anchors, frames)
     return tuple((2 * k + 1) * frames // (2 * count) for k in range(count))
 
 
 @dataclass(frozen=True)
 class FrameShards:
-    """A video's frames split over ranks: contiguous, in order, counts differing by at most one.
+    """A video's frames split over ranks: contiguous, in order, with counts that differ by at most one.
 
-    Raises ValueError where a rank would hold no frame.
+    Raises ValueError if a rank would hold no frame.
     """
 
     frames: int
@@ -36,7 +36,7 @@ class FrameShards:
         return ((frame + 1) * self.ranks - 1) // self.frames
 
     def around(self, rank: int, width: int) -> list[int]:
-        """Frames held by others within `width` of this rank's, ascending; beyond the video there are none."""
+        """Frames of other ranks within `width` of this rank's, ascending, clipped to the video."""
         held = self.held(rank)
         before = range(max(0, held.start - width), held.start)
         after = range(held.stop, min(self.frames, held.stop + width))
@@ -47,26 +47,22 @@ class FrameShards:
 class Route:
     """What one rank fetches in one exchange, and what it sends.
 
-    wanted: absolute indices of the frames fetched, ascending; none is held here.
+    wanted: absolute indices of the frames to fetch, ascending; this rank holds none of them.
     sends: (peer, positions among this rank's own frames), ascending by peer.
-    receives: (peer, start, stop), the part of `wanted` that comes from that peer.
+    receives: (peer, start, stop), the slice of `wanted` that comes from that peer.
     """
 
     wanted: tuple[int, ...]
     sends: tuple[tuple[int, tuple[int, ...]], ...]
     receives: tuple[tuple[int, int, int], ...]
 
-    @property
-    def peers(self) -> list[int]:
-        return sorted({peer for peer, _ in self.sends} | {peer for peer, _, _ in self.receives})
-
 
 def plan_route(shards: FrameShards, rank: int, wanted_by: Callable[[int], Iterable[int]]) -> Route:
-    """The route of `rank` when every rank r fetches the frames `wanted_by(r)` that it does not hold."""
+    """The route of `rank` if every rank r fetches those of the frames `wanted_by(r)` that it does not hold."""
 
-    def missing(of: int) -> list[int]:
-        held = shards.held(of)
-        return sorted({frame for frame in wanted_by(of) if frame not in held})
+    def missing(peer: int) -> list[int]:
+        held = shards.held(peer)
+        return sorted({frame for frame in wanted_by(peer) if frame not in held})
 
     wanted = missing(rank)
     receives: list[tuple[int, int, int]] = []
@@ -79,12 +75,12 @@ def plan_route(shards: FrameShards, rank: int, wanted_by: Callable[[int], Iterab
     held = shards.held(rank)
     sends = []
     for peer in range(shards.ranks):
-        mine = tuple(frame - held.start for frame in missing(peer) if frame in held) if peer != rank else ()
-        if mine:
-            sends.append((peer, mine))
+        own = tuple(frame - held.start for frame in missing(peer) if frame in held) if peer != rank else ()
+        if own:
+            sends.append((peer, own))
     return Route(wanted=tuple(wanted), sends=tuple(sends), receives=tuple(receives))
 
 
 def halo_route(shards: FrameShards, rank: int, width: int) -> Route:
-    """Fetches the `width` frames on either side of this rank's own, fewer at the video's ends."""
+    """Fetches the `width` frames on either side of this rank's own, fewer at the ends of the video."""
     return plan_route(shards, rank, lambda of: shards.around(of, width))

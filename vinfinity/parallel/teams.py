@@ -1,8 +1,8 @@
-"""Ranks dealt to guidance branches: each team holds the whole video and computes one branch of it."""
+"""Ranks split over guidance branches: each team holds the whole video and computes one branch of it."""
 
-from collections.abc import Callable
 from dataclasses import dataclass
 
+import torch
 from einops import rearrange
 from torch import Tensor
 
@@ -14,7 +14,7 @@ from vinfinity.parallel.shards import FrameShards, Route
 class Team:
     """The team of `rank`, one of `ranks`: ranks `first` to `first + shards.ranks - 1` share the video among them.
 
-    branch: the guidance branch that it computes, or None where every rank computes all of them.
+    branch: the guidance branch that the team computes, or None if every rank computes all branches.
     """
 
     rank: int
@@ -30,25 +30,26 @@ class Team:
 
     @property
     def held(self) -> range:
-        """The frames of this rank."""
+        """Positions of this rank's frames among those that are computed."""
         return self.shards.held(self.member)
 
     def exchange(self) -> FrameExchange:
-        """How the temporal layers of this rank reach those of its team."""
+        """The exchange through which this rank's temporal layers reach the rest of its team."""
         if self.shards.ranks == 1:
             return LocalExchange()
         return RankExchange(self.member, self.shards, peers=range(self.first, self.first + self.shards.ranks))
 
     @property
     def writes(self) -> bool:
-        """Whether this rank's frames are its own to keep, and not also those of a rank of the first team."""
+        """Whether this rank writes its frames; the second team holds copies of the first one's."""
         return self.first == 0
 
 
 def team_of(rank: int, ranks: int, *, frames: int, split: bool) -> Team:
-    """split: whether half of the ranks take each of two guidance branches; of an odd number, the first takes one more.
+    """The team of a rank.
 
-    Raises ValueError where there are too few ranks to split, or more than frames.
+    split: whether each of two guidance branches gets half of the ranks; of an odd number, the first gets one more.
+    Raises ValueError if there are too few ranks to split, or more ranks than frames.
     """
     if not split:
         return Team(rank=rank, ranks=ranks, branch=None, first=0, shards=FrameShards(frames, ranks))
@@ -60,34 +61,37 @@ def team_of(rank: int, ranks: int, *, frames: int, split: bool) -> Team:
 
 
 def opposite(team: Team) -> tuple[range, Route]:
-    """The ranks of the other team, and the route by which this rank gets its own frames of their branch, and sends them
-    theirs. Peers of the route are numbered within the other team; `wanted` is all that this rank holds.
+    """The ranks of the other team, and the route on which this rank swaps predictions with them: it receives theirs for
+    all frames that it holds, and sends its own. Peers are numbered within the other team.
     """
     start = team.first + team.shards.ranks if team.first == 0 else 0
     ranks = range(start, start + team.ranks - team.shards.ranks)
-    theirs = FrameShards(team.shards.frames, len(ranks))
+    others = FrameShards(team.shards.frames, len(ranks))
     sends, receives = [], []
-    for peer in range(theirs.ranks):
-        held = theirs.held(peer)
+    for peer in range(others.ranks):
+        held = others.held(peer)
         common = range(max(held.start, team.held.start), min(held.stop, team.held.stop))
         if common:
-            mine = range(common.start - team.held.start, common.stop - team.held.start)
-            sends.append((peer, tuple(mine)))
-            receives.append((peer, mine.start, mine.stop))
+            positions = range(common.start - team.held.start, common.stop - team.held.start)
+            sends.append((peer, tuple(positions)))
+            receives.append((peer, positions.start, positions.stop))
     return ranks, Route(wanted=tuple(team.held), sends=tuple(sends), receives=tuple(receives))
 
 
-def branch_swap(team: Team, counters: Counters) -> Callable[[Tensor], Tensor]:
-    """The other branch's prediction for this rank's frames, in exchange for its own to them.
+class BranchSwap:
+    """Swaps predictions with the team that computes the other guidance branch."""
 
-    Takes and returns (1, c, f, h, w). Raises RankError where a rank of the other team is late or gone.
-    """
-    peers, route = opposite(team)
-    exchange = RankExchange(team.member, team.shards, peers=peers, counters=counters)
+    def __init__(self, team: Team, counters: Counters) -> None:
+        peers, self._route = opposite(team)
+        self._branch = team.branch
+        self._exchange = RankExchange(team.member, team.shards, peers=peers, counters=counters)
 
-    def swap(prediction: Tensor) -> Tensor:
-        mine = rearrange(prediction, "b c f h w -> b f c h w")
-        theirs = exchange.fetch(mine, route, label="guidance").wait().frames
-        return rearrange(theirs, "b f c h w -> b c f h w")
+    def __call__(self, prediction: Tensor) -> Tensor:
+        """Both branches' predictions (2, c, f, h, w), from this team's (1, c, f, h, w).
 
-    return swap
+        Raises RankError if a rank of the other team is late or gone.
+        """
+        own = rearrange(prediction, "b c f h w -> b f c h w")
+        received = self._exchange.fetch(own, self._route, label="guidance").wait().frames
+        other = rearrange(received, "b f c h w -> b c f h w")
+        return torch.cat([prediction, other] if self._branch == 0 else [other, prediction])

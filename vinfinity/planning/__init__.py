@@ -1,3 +1,4 @@
-"""What a run will take, before weights load: memory, messages, arithmetic and time, from the real networks on tensors
-without data.
+"""Predicts what a run needs, before weights load: memory, disk, messages, arithmetic and time.
+
+The real networks run on meta tensors, which have shapes but no data (docs/decisions/0007-plans-by-tracing.md).
 """

@@ -1,27 +1,30 @@
-"""How long a run may take on GPUs that nobody has here: from published figures and what was traced."""
+"""An estimate of a run's time on GPUs that are not here, from published figures and traced operations."""
 
 from dataclasses import dataclass
 
-from vinfinity.planning.live import Work
 from vinfinity.planning.machines import Gpu
+from vinfinity.planning.meter import WorkCounter
 
-# What of a GPU's published rates kernels reach. Both were chosen such that the paper's three runs come out
-# (VideoCrafter2, 512x320, 30 steps, guidance, 8 x RTX 6000 Ada; arXiv 2406.16260): docs/decisions/0007 has the figures.
+# The share of a GPU's published rates that kernels reach. Both were fitted to the paper's three runs (VideoCrafter2,
+# 512x320, 30 steps, guidance, 8 x RTX 6000 Ada; arXiv 2406.16260); docs/decisions/0007 has the figures.
 TENSOR, BANDWIDTH = 0.4, 0.6
-LINK = 0.5  # of a link's rate, for messages of megabytes
-LAUNCH = 5e-6  # seconds that a kernel takes at least
-FP32 = 0.5  # fp32 runs on tensor cores as tf32, at half the rate of fp16
+# the share of a link's rate that messages of megabytes reach
+LINK = 0.5
+# least time of a kernel, in seconds
+LAUNCH = 5e-6
+# fp32 runs on tensor cores as tf32, at half the rate of fp16
+FP32 = 0.5
 
-ASSUMED = (
-    f"An estimate: each operation takes the longer of its arithmetic at {TENSOR:.0%} of the published dense tensor rate"
-    f"\nand its bytes at {BANDWIDTH:.0%} of the memory's bandwidth, {LAUNCH * 1e6:.0f} µs at least; messages at"
-    f" {LINK:.0%} of the link,\nnot overlapped. Loading weights and encoding the MP4 are left out."
+ASSUMPTIONS = (
+    f"An estimate. Each operation takes the longer of its arithmetic at {TENSOR:.0%} of the published dense tensor rate"
+    f"\nand its bytes at {BANDWIDTH:.0%} of the memory's bandwidth, at least {LAUNCH * 1e6:.0f} µs. Messages take"
+    f" {LINK:.0%} of the link's rate\nand are not overlapped. Loading weights and encoding the MP4 are not included."
 )
 
 
 @dataclass(frozen=True)
 class Seconds:
-    """Of a whole run. exchange: for messages between ranks."""
+    """Time of a whole run. exchange: of the messages between ranks."""
 
     denoising: float
     exchange: float
@@ -32,16 +35,16 @@ class Seconds:
         return self.denoising + self.exchange + self.decoding
 
 
-def work_seconds(work: Work, gpu: Gpu, *, times: int = 1, half: bool = True) -> float:
-    """Seconds of the operations of `work`, each over `times` as much at once."""
+def work_seconds(work: WorkCounter, gpu: Gpu, *, batch: int = 1, half: bool = True) -> float:
+    """Seconds that the operations of `work` take, each on a batch `batch` times as large. half: whether in 16 bits."""
     tensor = gpu.tensor * TENSOR * (1.0 if half else FP32)
     bandwidth = gpu.bandwidth * BANDWIDTH
     return sum(
-        count * max(times * flops / tensor, times * moved / bandwidth, LAUNCH)
+        count * max(batch * flops / tensor, batch * moved / bandwidth, LAUNCH)
         for (flops, moved), count in work.operations.items()
     )
 
 
 def exchange_seconds(sent: float, gpu: Gpu) -> float:
-    """Seconds to send that many bytes."""
+    """Seconds that sending `sent` bytes takes."""
     return sent / (gpu.link * LINK)

@@ -1,4 +1,4 @@
-"""What machines have: published figures of GPUs, and the memory that is free on this one."""
+"""Published figures of GPUs, and the free memory of this machine."""
 
 import os
 from collections.abc import Mapping
@@ -16,9 +16,9 @@ GIB = 2**30
 class Gpu:
     """A GPU by its maker's figures.
 
-    tensor: dense fp16 and bf16 products accumulated in fp32, operations a second. memory: bytes, as the driver counts
-    them where error correction is on by default. bandwidth: of its memory, link: to its neighbours in one direction,
-    bytes a second; PCIe where NVLink is an extra.
+    tensor: dense fp16 and bf16 products accumulated in fp32, in operations per second. memory: in bytes, as the driver
+    reports it with the default setting of error correction. bandwidth: of its memory, in bytes per second. link: to its
+    neighbours in one direction, in bytes per second; PCIe if NVLink is optional.
     """
 
     tensor: float
@@ -33,7 +33,7 @@ def _gpu(*, teraflops: float, gigabytes: float, bandwidth: float, link: float) -
     )
 
 
-# Where data sheets give tensor rates "with sparsity", half of them is dense.
+# If a data sheet gives a tensor rate "with sparsity", half of it is the dense rate.
 GPUS: Mapping[str, Gpu] = {
     # NVIDIA Ampere GA102 GPU Architecture whitepaper, appendix A (GeForce accumulates in fp32 at half rate)
     "RTX 3090": _gpu(teraflops=71.0, gigabytes=24, bandwidth=936, link=32),
@@ -59,13 +59,13 @@ GPUS: Mapping[str, Gpu] = {
 
 
 def find_gpu(name: str) -> str:
-    """The name in the table of a GPU, written in any case and with or without spaces. Raises InputError."""
+    """The name in `GPUS` of a GPU, given in any case and with or without spaces. Raises InputError."""
     plain = {_plain(known): known for known in GPUS}
     if _plain(name) in plain:
         return plain[_plain(name)]
     close = nearest(_plain(name), list(plain))
     hint = f"did you mean {plain[close]}? " if close else ""
-    raise InputError("--gpu", name, f"{hint}known are {', '.join(GPUS)}", problem="is not known")
+    raise InputError("--gpu", name, f"{hint}known GPUs: {', '.join(GPUS)}", problem="is not a known GPU")
 
 
 def _plain(name: str) -> str:
@@ -73,16 +73,14 @@ def _plain(name: str) -> str:
 
 
 def free_on_device(device: torch.device) -> int:
-    """Bytes that this process may still have on a GPU: those that are free, and those it holds without use."""
+    """Bytes this process can still allocate on a GPU: free memory plus its own unused cache."""
     unused = torch.cuda.memory_reserved(device) - torch.cuda.memory_allocated(device)
     return torch.cuda.mem_get_info(device)[0] + unused
 
 
 def free_on_host(*, sharing: int = 1) -> int:
-    """Bytes that a process may still have of this node's memory, which `sharing` ranks share; what the job's control
-    group leaves where that is less.
-    """
-    return min(_available(), left_in_group()) // max(sharing, 1)
+    """Bytes of this node's memory that each of `sharing` ranks can allocate, within the limits of control groups."""
+    return min(_available(), free_in_group()) // max(sharing, 1)
 
 
 def _available() -> int:
@@ -91,17 +89,18 @@ def _available() -> int:
             if line.startswith("MemAvailable:"):
                 return int(line.split()[1]) * 1024
     except OSError:
-        pass  # no Linux
+        # not Linux
+        pass
     return os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
 
 
-def left_in_group(cgroups: Path = Path("/proc/self/cgroup"), root: Path = Path("/sys/fs/cgroup")) -> int:
-    """What the control groups around this process, such as a SLURM job's, still allow; no limit: 2^63."""
-    left = 2**63
+def free_in_group(cgroups: Path = Path("/proc/self/cgroup"), root: Path = Path("/sys/fs/cgroup")) -> int:
+    """Bytes that the control groups of this process, such as a SLURM job's, still allow; 2^63 without a limit."""
+    free = 2**63
     try:
         lines = [line.split(":", 2) for line in cgroups.read_text(encoding="ascii").splitlines()]
     except (OSError, ValueError):
-        return left
+        return free
     for _, controllers, path in lines:
         if controllers not in ("", "memory"):
             continue
@@ -113,19 +112,20 @@ def left_in_group(cgroups: Path = Path("/proc/self/cgroup"), root: Path = Path("
             try:
                 limit, used = ((group / name).read_text(encoding="ascii").strip() for name in version[:2])
                 if limit != "max":
-                    left = min(left, int(limit) - int(used) + _droppable(group, version[2]))
+                    free = min(free, int(limit) - int(used) + _reclaimable(group, version[2]))
             except (OSError, ValueError):
-                continue  # folders above the groups have no such files
-    return max(left, 0)
+                # folders above the groups have no such files
+                continue
+    return max(free, 0)
 
 
-# files with the limit and the use of a group's memory, and the entry of memory.stat for cached files
+# files with the limit and the usage of a group's memory, and the entry of memory.stat for cached files
 GROUP_V1 = ("memory.limit_in_bytes", "memory.usage_in_bytes", "total_inactive_file")
 GROUP_V2 = ("memory.max", "memory.current", "inactive_file")
 
 
-def _droppable(group: Path, entry: str) -> int:
-    """Cached files that count as the group's memory until something else needs it."""
+def _reclaimable(group: Path, entry: str) -> int:
+    """Bytes of cached files, which count towards the group's usage but are freed on demand."""
     for line in (group / "memory.stat").read_text(encoding="ascii").splitlines():
         name, _, size = line.partition(" ")
         if name == entry:

@@ -1,92 +1,93 @@
-"""A run by its shapes: all that its plan follows from, without weights, prompt or files."""
+"""The shapes of a run, from its settings and its model's card: enough to plan it without weights, prompt or files."""
 
-from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
 from functools import cache
 from pathlib import Path
-from typing import Any, Literal, TypeVar
+from typing import Any, Literal
 
 import torch
 
 from vinfinity.config import Phase, RunConfig
+from vinfinity.denoise.execution import Execution, ladder
+from vinfinity.denoise.guidance import guidance_branches
+from vinfinity.denoise.samplers import Sampler, pick_sampler
+from vinfinity.denoise.schedule import SchedulerConfig
+from vinfinity.denoise.scopes import scopes_of
 from vinfinity.errors import WeightsError
-from vinfinity.execution import Execution, ladder
-from vinfinity.job import DTYPES, branches, latent_shape, pick_sampler
 from vinfinity.media.blocks import Blocks, plan_blocks
-from vinfinity.models.text import TextConfig
-from vinfinity.models.tiny import LatentDecoder
-from vinfinity.models.unet import UNetConfig
-from vinfinity.models.vae import AutoencoderKL, VAEConfig
-from vinfinity.parallel.context import NEVER, Scopes
+from vinfinity.models.decoder import Decoder
+from vinfinity.models.unet3d.configs import TextConfig, UNetConfig, VAEConfig
+from vinfinity.models.unet3d.vae import AutoencoderKL
+from vinfinity.parallel.scopes import NEVER
 from vinfinity.parallel.shards import FrameShards
 from vinfinity.parallel.teams import team_of
-from vinfinity.planning.trace import Clip
-from vinfinity.sampling.samplers import Sampler
-from vinfinity.sampling.schedule import SchedulerConfig
+from vinfinity.planning.trace import CallShape
 from vinfinity.weights.card import ModelCard
+from vinfinity.weights.dtypes import DTYPES
 from vinfinity.weights.load import drop_encoder, empty_decoder
 
 DeviceType = Literal["cuda", "cpu"]
-Built = TypeVar("Built")
 
 
 @dataclass(frozen=True)
 class Outline:
-    """config: completed from the model's card. device: what ranks compute on. branches: guidance branches of a step.
-    latent: (c, h, w) of one frame.
+    """The shapes of a run.
+
+    frames: those that are denoised, fewer than `config.frames` in an edit.
+    device: what ranks compute on. branches: guidance branches of a step. latent: (c, h, w) of one frame.
     """
 
     config: RunConfig
     card: ModelCard
+    frames: int
     device: DeviceType
     ranks: int
     unet: UNetConfig
-    decoder: LatentDecoder
+    decoder: Decoder
     text: TextConfig
     sampler: Sampler
     branches: int
     latent: tuple[int, int, int]
 
     @property
+    def size(self) -> tuple[int, int]:
+        """(width, height) of the video in pixels."""
+        return self.config.resolution
+
+    @property
     def split_branches(self) -> bool:
-        """Whether half of the ranks take each guidance branch."""
-        return self.config.parallel.guidance == 2 and self.branches == 2 and self.ranks > 1
+        """Whether half of the ranks compute each guidance branch."""
+        return self.config.parallel.split_guidance and self.branches == 2 and self.ranks > 1
 
     @property
     def shards(self) -> FrameShards:
-        """The video over the ranks that share it, those of the smaller team where there are two."""
-        return FrameShards(self.config.frames, self.ranks // 2 if self.split_branches else self.ranks)
+        """The frames over the ranks that share them; of two teams, over the smaller one."""
+        return FrameShards(self.frames, self.ranks // 2 if self.split_branches else self.ranks)
 
     @property
-    def rank_branches(self) -> int:
-        """Guidance branches that each rank takes."""
+    def branches_per_rank(self) -> int:
+        """Guidance branches that each rank computes."""
         return 1 if self.split_branches else self.branches
 
     @property
-    def held(self) -> list[int]:
+    def frames_per_rank(self) -> list[int]:
         """Frames of each rank."""
-        frames, split = self.config.frames, self.split_branches
-        return [len(team_of(rank, self.ranks, frames=frames, split=split).held) for rank in range(self.ranks)]
+        split = self.split_branches
+        teams = (team_of(rank, self.ranks, frames=self.frames, split=split) for rank in range(self.ranks))
+        return [len(team.held) for team in teams]
 
     @property
-    def clip(self) -> Clip:
-        """The UNet call of the fullest rank; of several, of the one in the middle, which exchanges the most."""
+    def call(self) -> CallShape:
+        """The UNet call of the fullest rank, and of several such ranks the middle one, which exchanges the most."""
         config, shards = self.config, self.shards
         middle = shards.ranks // 2
         rank = max(range(shards.ranks), key=lambda r: (len(shards.held(r)), -abs(r - middle)))
         attention = config.attention
-        trained = attention.trained_frames or self.card.trained_frames
         scopes = None
-        if config.frames > trained:
-            phase = max(attention.schedule, key=_scopes_on)
-            scopes = Scopes(
-                local=attention.local,
-                anchors=attention.anchors,
-                local_bias=phase.local,
-                anchor_bias=phase.anchors,
-                entropy_scaling=attention.entropy_scaling,
-            )
-        return Clip(
+        if config.frames > attention.trained_frames:
+            phase = max(attention.schedule, key=_active_scopes)
+            scopes = scopes_of(attention, phase, attention.anchors)
+        return CallShape(
             unet=self.unet,
             shards=shards,
             rank=rank,
@@ -94,70 +95,85 @@ class Outline:
             scopes=scopes,
             dtype=DTYPES[self.dtype],
             norm=attention.norm,
-            trained_frames=trained,
-            text=self.card.text_length,
-            reuse=config.reuse.depth if config.reuse.interval > 1 else None,
+            trained_frames=attention.trained_frames,
+            text_tokens=self.card.text_length,
+            reuse_depth=config.reuse.depth if config.reuse.interval > 1 else None,
         )
 
     @property
     def dtype(self) -> str:
-        """Of the UNet's weights and arithmetic."""
+        """The type of the UNet's weights and arithmetic."""
         return (
             {"cuda": "fp16", "cpu": "fp32"}[self.device] if self.config.dtype == "auto" else self.config.dtype
         )
 
     @property
     def executions(self) -> list[Execution]:
-        """The ways to carry out UNet calls, from the fastest to the leanest."""
-        return ladder(self.config, branches=self.rank_branches, frames=max(self.held), device=self.device)
+        """The executions that the settings allow, from the fastest to the leanest."""
+        most = max(self.frames_per_rank)
+        return ladder(self.config, branches=self.branches_per_rank, frames=most, device=self.device)
 
     @property
     def blocks(self) -> Blocks:
-        """How the video is cut for decoding."""
+        """The blocks in which the video is decoded."""
         blocks = plan_blocks(self.config.decode, self.decoder.config, self.latent[1:])
         return replace(blocks, frames=min(blocks.frames, self.config.frames))
 
-    def changed(self, *, ranks: int | None = None, **settings: Any) -> "Outline":
-        """The outline of the same run with other ranks or settings."""
-        config = replace(self.config, **settings)
-        return outline(config, self.card, device=self.device, ranks=ranks or self.ranks)
+    def with_changes(
+        self, *, ranks: int | None = None, frames: int | None = None, **settings: Any
+    ) -> "Outline":
+        """The outline of the same run with other ranks, frames or settings."""
+        if frames is not None:
+            settings["frames"] = frames
+        return outline(
+            replace(self.config, **settings),
+            self.card,
+            device=self.device,
+            ranks=ranks or self.ranks,
+            frames=frames or self.frames,
+        )
 
 
-def outline(config: RunConfig, card: ModelCard, *, device: DeviceType, ranks: int) -> Outline:
-    """Raises InputError where sampler and steps do not go together, or the model is of a kind that is not supported."""
+def outline(
+    config: RunConfig, card: ModelCard, *, device: DeviceType, ranks: int, frames: int | None = None
+) -> Outline:
+    """The outline of a run. frames: those that are denoised, None for all of the video.
 
-    def built(part: str, build: Callable[[Mapping[str, Any]], Built]) -> Built:
-        try:
-            return build(card.files[part])
-        except (ValueError, TypeError) as error:
-            remedy = "use a model of a supported kind"
-            raise WeightsError("model", card.folder / part, remedy, problem=f"{error}") from None
-
+    Raises InputError if sampler and steps do not go together, or if the model's architecture is not supported.
+    """
+    try:
+        scheduler = SchedulerConfig.from_dict(card.schedule)
+    except (ValueError, TypeError) as error:
+        remedy = "use a model with a supported architecture"
+        raise WeightsError("model", card.folder / "scheduler", remedy, problem=f"{error}") from None
     if config.decoder is not None:
         decoder = empty_decoder(Path(config.decoder))
     else:
-        decoder = _decoding_half(built("vae", VAEConfig.from_dict))
+        decoder = _empty_autoencoder(card.config(VAEConfig))
     return Outline(
         config=config,
         card=card,
+        frames=config.frames if frames is None else frames,
         device=device,
         ranks=ranks,
-        unet=built("unet", UNetConfig.from_dict),
+        unet=card.config(UNetConfig),
         decoder=decoder,
-        text=built("text_encoder", TextConfig.from_dict),
-        sampler=pick_sampler(config, built("scheduler", SchedulerConfig.from_dict)),
-        branches=branches(config, card),
-        latent=latent_shape(config, card),
+        text=card.config(TextConfig),
+        sampler=pick_sampler(config, scheduler),
+        branches=guidance_branches(config.guidance, distilled=card.guidance_width is not None),
+        latent=card.geometry.latent_size(config.resolution),
     )
 
 
 @cache
-def _decoding_half(vae: VAEConfig) -> LatentDecoder:
+def _empty_autoencoder(vae: VAEConfig) -> Decoder:
+    """The decoding half of a model's own autoencoder, on meta tensors."""
     with torch.device("meta"):
         decoder = AutoencoderKL(vae)
     drop_encoder(decoder)
     return decoder
 
 
-def _scopes_on(phase: Phase) -> int:
+def _active_scopes(phase: Phase) -> int:
+    """How many of the two scopes are on."""
     return (phase.local > NEVER) + (phase.anchors > NEVER)

@@ -1,6 +1,5 @@
-"""The networks on tensors without data: the real layers run, so that no figure can drift from what they do."""
+"""Runs the real networks on meta tensors, which have shapes but no data, so that no figure can drift from the code."""
 
-from collections.abc import Callable
 from dataclasses import asdict, dataclass, replace
 from functools import lru_cache
 from typing import Literal
@@ -8,28 +7,38 @@ from typing import Literal
 import torch
 from torch import Tensor
 
-from vinfinity.execution import Execution
+from vinfinity.denoise.execution import Execution
+from vinfinity.denoise.guidance import guide
+from vinfinity.denoise.samplers import Sampler, State
 from vinfinity.media.blocks import Blocks
-from vinfinity.models.store import DeviceStore, HostStore
-from vinfinity.models.text import TextConfig, TextEncoder
-from vinfinity.models.tiny import LatentDecoder
-from vinfinity.models.unet import DeepFeatures, UNet, UNetConfig
-from vinfinity.parallel.context import AttentionPlan, QueryBlock, Scopes, temporal_context
-from vinfinity.parallel.exchange import TracedExchange
+from vinfinity.models.decoder import Decoder
+from vinfinity.models.offload import DeviceStore, HostStore
+from vinfinity.models.unet3d.call import UNetCall
+from vinfinity.models.unet3d.clip import TextConfig, TextEncoder
+from vinfinity.models.unet3d.family import UNET3D
+from vinfinity.models.unet3d.unet import UNet, UNetConfig
+from vinfinity.parallel.context import temporal_context
+from vinfinity.parallel.exchange import FrameExchange, TracedExchange
+from vinfinity.parallel.scopes import AttentionPlan, QueryBlock, Scopes
 from vinfinity.parallel.shards import FrameShards
-from vinfinity.planning.live import LiveBytes, Work
-from vinfinity.sampling.guidance import guide
-from vinfinity.sampling.samplers import Sampler, State
-from vinfinity.weights.load import KINDS
+from vinfinity.planning.meter import LiveBytes, WorkCounter
 
-STRETCHES = 16  # from which on memory is taken to be a straight line
-WHOLE = Execution(branches=1, skips="device", stretch=2**62)  # all frames at once: the fewest operations
+# number of chunks above which memory grows linearly with the frames
+LINEAR_FROM = 16
+# all frames in one chunk: the fewest operations
+ONE_CHUNK = Execution(branches=1, skips="device", chunk_bytes=2**62)
+# any timestep and frame rate: they change no shape
+TIMESTEP = 500.0
+FPS = 8.0
 
 
 @dataclass(frozen=True)
-class Clip:
-    """What one rank is asked for in a UNet call. latent: (h, w). text: tokens of the prompt.
-    reuse: levels that run in every step, where the features of the others are kept; a traced call keeps them anew.
+class CallShape:
+    """The shapes of one rank's UNet call.
+
+    shards: the video over the ranks that share it. latent: (h, w). scopes: None for plain attention over all frames.
+    text_tokens: length of the text states. reuse_depth: levels that run in every step while deep features are reused;
+    None without reuse. A traced call always runs the whole UNet.
     """
 
     unet: UNetConfig
@@ -40,101 +49,112 @@ class Clip:
     dtype: torch.dtype
     norm: Literal["video", "rank"] = "video"
     trained_frames: int = 16
-    text: int = 77
-    reuse: int | None = None
+    text_tokens: int = 77
+    reuse_depth: int | None = None
 
     @property
     def frames(self) -> int:
-        """Those that the rank holds."""
+        """Frames of this rank."""
         return len(self.shards.held(self.rank))
 
+    @property
+    def latents(self) -> tuple[int, int, int, int, int]:
+        """The shape of this rank's latents, (1, c, f, h, w)."""
+        return (1, self.unet.in_channels, self.frames, *self.latent)
 
-@dataclass(frozen=True)
-class Call:
-    """A UNet call, ready to be made. run: makes it, for latents (1, c, f, h, w) in fp32."""
+    def with_frames(self, frames: int) -> "CallShape":
+        """The same call with `frames` frames on each rank."""
+        return replace(self, shards=FrameShards(frames * self.shards.ranks, self.shards.ranks))
 
-    unet: UNet
-    run: Callable[[Tensor], Tensor]
-    exchange: TracedExchange
+    def traced_exchange(self) -> TracedExchange:
+        """An exchange that allocates this rank's messages and counts them."""
+        return TracedExchange(self.rank, self.shards)
 
 
 def unet_call(
-    clip: Clip, execution: Execution, *, unet: UNet | None = None, few_blocks: bool = False
-) -> Call:
-    """The UNet call of `clip` as predict.py makes it: the one place that knows how.
+    shape: CallShape,
+    execution: Execution,
+    exchange: FrameExchange,
+    *,
+    unet: UNet | None = None,
+    text: Tensor | None = None,
+    few_blocks: bool = False,
+) -> UNetCall:
+    """The UNet call that `shape` describes, with `execution.branches` guidance branches, ready to be called.
 
-    unet: with data, for measurements; None makes one without. few_blocks: of the blocks of queries in temporal
-    attention only some of each shape run. Each frees what it made when the next is at work, so that memory at most is
-    the same, in a fraction of the operations.
+    unet: None for one on meta tensors. text: (branches, t, c), None for zeros. few_blocks: of the query blocks of
+    temporal attention, run only some of each shape. A block frees its tensors when the next one runs, so the peak of
+    memory is the same, for a fraction of the operations.
     """
-    unet = empty_unet(clip.unet, clip.dtype) if unet is None else unet
+    unet = empty_unet(shape.unet, shape.dtype) if unet is None else unet
     device = unet.conv_in.weight.device
-    exchange = TracedExchange(clip.rank, clip.shards)
     context = temporal_context(
         exchange,
-        clip.shards,
-        clip.rank,
-        clip.scopes,
-        trained_frames=clip.trained_frames,
-        norm=clip.norm,
+        shape.shards,
+        shape.rank,
+        shape.scopes,
+        trained_frames=shape.trained_frames,
+        norm=shape.norm,
+        chunk_bytes=execution.chunk_bytes,
         device=device,
     )
-    attention = each_kind(context.attention) if few_blocks else context.attention
-    context = replace(context, attention=attention, limit=execution.stretch)
-    store = HostStore(device) if execution.skips == "host" else DeviceStore()
+    if few_blocks:
+        context = replace(context, attention=representative_blocks(context.attention))
+    width = shape.unet.time_cond_proj_dim
     with device:
-        text = torch.zeros(execution.branches, clip.text, clip.unet.cross_attention_dim, dtype=clip.dtype)
-        t = torch.zeros(1)
-        fps = torch.zeros(1) if clip.unet.fps_cond else None
-        width = clip.unet.time_cond_proj_dim
+        if text is None:
+            states = (execution.branches, shape.text_tokens, shape.unet.cross_attention_dim)
+            text = torch.zeros(states, dtype=shape.dtype)
         condition = None if width is None else torch.zeros(1, width)
+    return UNetCall(
+        unet,
+        text,
+        lambda t: context,
+        branches_at_once=execution.branches,
+        store=HostStore(device) if execution.skips == "host" else DeviceStore(),
+        fps=FPS,
+        condition=condition,
+        reuse_depth=shape.reuse_depth,
+    )
 
-    def run(x: Tensor) -> Tensor:
-        branches = x.to(clip.dtype).expand(execution.branches, *x.shape[1:])
-        deep = None if clip.reuse is None else DeepFeatures(clip.reuse)
-        kept.append(deep)
-        return unet(branches, t, text, context, fps=fps, condition=condition, store=store, deep=deep)
 
-    kept: list[DeepFeatures | None] = []  # of all calls, as a run keeps those of its branches
-    return Call(unet=unet, run=run, exchange=exchange)
+def representative_blocks(plan: AttentionPlan) -> AttentionPlan:
+    """The plan with one pair of consecutive query blocks for each combination of their shapes.
 
-
-def each_kind(plan: AttentionPlan) -> AttentionPlan:
-    """The plan with blocks of queries of every shape, each after a block of every shape that comes before one such: the
-    keys of the block before are still there when a block begins.
+    Pairs, because the keys of a block are still alive when the next block begins.
     """
 
     def kind(block: QueryBlock) -> tuple[int | None, ...]:
         return len(block.queries), None if block.keys is None else len(block.keys), block.bias is None
 
     seen: set[object] = set()
-    kept: list[QueryBlock] = []
+    chosen: list[QueryBlock] = []
     for before, block in zip((None, *plan.blocks), plan.blocks, strict=False):
         pair = (None if before is None else kind(before), kind(block))
         if pair not in seen:
             seen.add(pair)
-            kept += [block] if before is None or (kept and kept[-1] is before) else [before, block]
-    return replace(plan, blocks=tuple(kept))
+            chosen += [block] if before is None or (chosen and chosen[-1] is before) else [before, block]
+    return replace(plan, blocks=tuple(chosen))
 
 
 @lru_cache(maxsize=4)
 def empty_unet(config: UNetConfig, dtype: torch.dtype) -> UNet:
-    """A UNet with shapes but no weights, in the types that loading gives it."""
+    """A UNet on meta tensors, in the types that loading gives it."""
     with torch.device("meta"):
         unet = UNet(config).to(dtype)
     for name, module in unet.named_children():
-        if f"{name}.".startswith(KINDS["unet"].full):
+        if f"{name}.".startswith(UNET3D.networks["unet"].keep_fp32):
             module.float()
     return unet.eval().requires_grad_(False)
 
 
 @dataclass(frozen=True)
 class StepMemory:
-    """Bytes that one rank holds at most during a denoising step, and where.
+    """Peak memory of one rank during a denoising step, in bytes.
 
-    state: latents, the sampler's history and the predictions of guidance branches that are done. skips: what the way
-    down leaves for the way up. exchange: messages to and from other ranks, the most at once. working: all but the
-    weights at the peak; what is not in the other three are temporaries. host: skips kept in the host's memory.
+    state: latents, the sampler's history and predictions of guidance branches that are done. skips: skip connections.
+    exchange: messages to and from other ranks, the most at one time. working: everything at the peak but the weights;
+    what is left of it besides the three above are temporaries. host: skip connections in the host's memory.
     """
 
     weights: int
@@ -155,78 +175,77 @@ class StepMemory:
 
 @lru_cache(maxsize=32)
 @torch.inference_mode()
-def trace_step(clip: Clip, execution: Execution, sampler: Sampler, *, branches: int) -> StepMemory:
-    """One denoising step of a rank: its guidance branches, `execution.branches` at once, then the sampler.
+def trace_step(shape: CallShape, execution: Execution, sampler: Sampler, *, branches: int) -> StepMemory:
+    """One denoising step of a rank: its guidance branches in passes of `execution.branches`, then the sampler.
 
-    branches: those that this rank takes. Of branches in turn only the last runs, unless the others keep features; their
-    predictions wait.
+    branches: guidance branches that this rank computes.
     """
-    call = unet_call(clip, execution, few_blocks=True)
-    shape = (1, clip.unet.in_channels, clip.frames, *clip.latent)
+    exchange = shape.traced_exchange()
+    # with reuse, each pass keeps features of its own; without, the last pass has the highest peak
+    passes = branches // execution.branches if shape.reuse_depth is not None else 1
+    calls = [unet_call(shape, execution, exchange, few_blocks=True) for _ in range(passes)]
+    unet = calls[0].unet
     before_mid: list[int] = []
 
     def noise(step: int) -> Tensor:
-        return torch.empty(shape, device="meta")
+        return torch.empty(shape.latents, device="meta")
 
     with torch.device("meta"):
-        # samplers of several steps keep an estimate: as it is from the second step on
-        first = sampler.step(State(step=0, x=torch.empty(shape)), torch.empty(shape), noise)
+        # multistep samplers have a history from the second step on
+        first = sampler.step(State(step=0, x=torch.empty(shape.latents)), torch.empty(shape.latents), noise)
     index = min(1, len(sampler.timesteps) - 1)
     live = LiveBytes()
-    hook = call.unet.mid_block.register_forward_pre_hook(lambda *_: before_mid.append(live.now))
+    hook = unet.mid_block.register_forward_pre_hook(lambda *_: before_mid.append(live.now))
     try:
         with live:
-            history = None if first.clean is None else torch.empty(shape, device="meta")
-            state = State(step=index, x=torch.empty(shape, device="meta"), clean=history)
-            waiting = branches - execution.branches
-            done = torch.empty(waiting, *shape[1:], dtype=clip.dtype, device="meta")
+            history = None if first.clean is None else torch.empty(shape.latents, device="meta")
+            state = State(step=index, x=torch.empty(shape.latents, device="meta"), clean=history)
+            others = branches - execution.branches
+            done = torch.empty(others, *shape.latents[1:], dtype=shape.dtype, device="meta")
             held = live.now
-            if clip.reuse is not None:
-                for _ in range(waiting // execution.branches):
-                    call.run(state.x)
-                before_mid.clear()
-            predictions = torch.cat([done, call.run(state.x)])
+            for call in calls[:-1]:
+                call(state.x, TIMESTEP)
+            predictions = torch.cat([done, calls[-1](state.x, TIMESTEP)])
             del done
             sampler.step(state, guide(predictions.float(), 2.0), noise)
     finally:
         hook.remove()
     return StepMemory(
-        weights=parameter_bytes(call.unet),
+        weights=parameter_bytes(unet),
         state=held,
-        skips=before_mid[0] - held,
-        exchange=call.exchange.largest,
+        skips=before_mid[-1] - held,
+        exchange=exchange.largest,
         working=live.peak,
         host=live.host_peak,
     )
 
 
-def step_memory(clip: Clip, execution: Execution, sampler: Sampler, *, branches: int) -> StepMemory:
-    """What `trace_step` finds; for a clip of very many stretches, from two shorter ones: no temporary grows with the
-    video, so that from some stretches on all that is held lies on a straight line in frames.
+def step_memory(shape: CallShape, execution: Execution, sampler: Sampler, *, branches: int) -> StepMemory:
+    """The result of `trace_step`; for a long clip, extrapolated from two shorter ones.
+
+    Temporaries are bounded by a chunk, so that above `LINEAR_FROM` chunks memory is linear in the frames.
     """
-    h, w = clip.latent
-    state = execution.branches * h * w * clip.unet.block_out_channels[0] * clip.dtype.itemsize
-    few = STRETCHES * max(1, execution.stretch // state)
-    if clip.frames <= 2 * few:
-        return trace_step(clip, execution, sampler, branches=branches)
+    h, w = shape.latent
+    state = execution.branches * h * w * shape.unet.block_out_channels[0] * shape.dtype.itemsize
+    few = LINEAR_FROM * max(1, execution.chunk_bytes // state)
+    if shape.frames <= 2 * few:
+        return trace_step(shape, execution, sampler, branches=branches)
     low, high = (
-        asdict(trace_step(holding(clip, frames), execution, sampler, branches=branches))
+        asdict(trace_step(shape.with_frames(frames), execution, sampler, branches=branches))
         for frames in (few, 2 * few)
     )
-    steps = (clip.frames - few) / few
+    steps = (shape.frames - few) / few
     return StepMemory(**{part: round(low[part] + steps * (high[part] - low[part])) for part in low})
 
 
-def holding(clip: Clip, frames: int) -> Clip:
-    """The same with that many frames on each rank."""
-    return replace(clip, shards=FrameShards(frames * clip.shards.ranks, clip.shards.ranks))
-
-
 @dataclass(frozen=True)
-class StepWork:
-    """What one rank does in one UNet call of one guidance branch. waits, messages and bytes: sent to other ranks."""
+class CallWork:
+    """What one rank does in one UNet call of one guidance branch.
 
-    work: Work
+    waits: how often it waits for other ranks. messages, bytes: sent to other ranks.
+    """
+
+    work: WorkCounter
     waits: int
     messages: int
     bytes: int
@@ -234,23 +253,24 @@ class StepWork:
 
 @lru_cache(maxsize=32)
 @torch.inference_mode()
-def trace_work(clip: Clip) -> StepWork:
-    """Counts the operations and messages of one guidance branch; how the call is carried out does not change them."""
-    call = unet_call(clip, WHOLE)
-    x = torch.empty(1, clip.unet.in_channels, clip.frames, *clip.latent, device="meta")
-    with Work() as work:
-        call.run(x)
-    sent = call.exchange.counters
-    return StepWork(work=work, waits=sent.waits, messages=sent.messages, bytes=sent.bytes)
+def trace_work(shape: CallShape) -> CallWork:
+    """Counts the operations and messages of one guidance branch; they are the same for every execution."""
+    exchange = shape.traced_exchange()
+    call = unet_call(shape, ONE_CHUNK, exchange)
+    x = torch.empty(shape.latents, device="meta")
+    with WorkCounter() as work:
+        call(x, TIMESTEP)
+    sent = exchange.counters
+    return CallWork(work=work, waits=sent.waits, messages=sent.messages, bytes=sent.bytes)
 
 
 @dataclass(frozen=True)
-class BlockMemory:
-    """Bytes of a network's weights, and of all else that a call holds at most; what the call does."""
+class NetworkMemory:
+    """Bytes of a network's weights and of everything else in a call at its peak, and the work of the call."""
 
     weights: int
     working: int
-    work: Work
+    work: WorkCounter
 
     @property
     def device(self) -> int:
@@ -259,29 +279,30 @@ class BlockMemory:
 
 @lru_cache(maxsize=32)
 @torch.inference_mode()
-def trace_decode(decoder: LatentDecoder, blocks: Blocks, latent: tuple[int, int]) -> BlockMemory:
-    """Decoding a block of frames, in fp32. latent: (h, w). Of tiles, memory is that of the arithmetic which cuts
-    them; tests compare it with a trace.
+def trace_decode(decoder: Decoder, blocks: Blocks, latent: tuple[int, int]) -> NetworkMemory:
+    """Decoding one block of frames in fp32. latent: (h, w).
+
+    With tiles, memory is what `plan_blocks` computed to cut them; tests compare that with a trace.
     """
     with torch.device("meta"):
         latents = torch.empty(blocks.frames, decoder.config.latent_channels, *latent)
-    with LiveBytes() as live, Work() as work:
+    with LiveBytes() as live, WorkCounter() as work:
         decoder.decode(latents)
     working = live.peak if blocks.tile is None else blocks.bytes
-    return BlockMemory(weights=parameter_bytes(decoder), working=working, work=work)
+    return NetworkMemory(weights=parameter_bytes(decoder), working=working, work=work)
 
 
 @lru_cache(maxsize=32)
 @torch.inference_mode()
-def trace_text(config: TextConfig, dtype: torch.dtype, *, texts: int) -> BlockMemory:
-    """Encoding that many texts at once."""
+def trace_text(config: TextConfig, dtype: torch.dtype, *, texts: int) -> NetworkMemory:
+    """Encoding a batch of `texts` texts."""
     with torch.device("meta"):
         encoder = TextEncoder(config).to(dtype)
         ids = torch.empty(texts, config.max_position_embeddings, dtype=torch.int64)
-    with LiveBytes() as live, Work() as work:
+    with LiveBytes() as live, WorkCounter() as work:
         encoder(ids)
-    return BlockMemory(weights=parameter_bytes(encoder), working=live.peak, work=work)
+    return NetworkMemory(weights=parameter_bytes(encoder), working=live.peak, work=work)
 
 
-def parameter_bytes(network: torch.nn.Module) -> int:
+def parameter_bytes(network: torch.nn.Module | Decoder) -> int:
     return sum(parameter.nbytes for parameter in network.parameters())

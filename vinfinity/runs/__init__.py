@@ -1,6 +1,6 @@
-"""What a run leaves behind beside its video, and how a later one goes on from it (docs/runs.md).
+"""What a run leaves beside its video, and how a later run resumes or edits it.
 
-folder       NAME.run: record, settings, events, lock      parts        tensors of all frames, in a file for each rank
-start        whether a run starts, goes on or is done      checkpoints  when to keep the state, and finding it again
-opening      the beginning of a run on all its ranks       edit         which frames are computed, and which stay
+folder       NAME.run: record, settings, events, lock      parts        tensors of all frames, one file per rank
+paths        the files that a run reads and writes         checkpoints  when to write one, and what to resume from
+start        whether a run starts, resumes or is done      earlier      the run that a redo or extend starts from
 """

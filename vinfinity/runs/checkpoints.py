@@ -1,53 +1,39 @@
-"""When the state of denoising is kept, and where a run goes on."""
+"""Checkpoints of a run: when they are written, and the state that a run resumes from."""
 
 import shutil
 import time
 from collections.abc import Callable, Iterable, Iterator, Mapping
-from dataclasses import dataclass
 from pathlib import Path
 from typing import TypeVar
 
 from torch import Tensor
 
 from vinfinity.config import CheckpointConfig, parse_interval
-from vinfinity.errors import InputError, OutputError, Stopped, VinfinityError
-from vinfinity.parallel.pulse import Pulse
+from vinfinity.denoise.samplers import State
+from vinfinity.denoise.selection import Selection, spans
+from vinfinity.errors import DamagedError, InputError, OutputError, VinfinityError
 from vinfinity.parallel.ranks import Ranks
-from vinfinity.progress import Progress
-from vinfinity.runs.edit import Footage
+from vinfinity.parallel.teams import Team
+from vinfinity.parallel.votes import Vote, Votes
 from vinfinity.runs.folder import MANIFEST, RunFolder
-from vinfinity.runs.parts import (
-    DamagedError,
-    Part,
-    Parts,
-    read_manifest,
-    stretches,
-    write_manifest,
-    write_part,
-)
-from vinfinity.sampling.samplers import State
-from vinfinity.stopping import Stops
+from vinfinity.runs.parts import Part, Parts, read_manifest, write_manifest, write_part
+from vinfinity.system.progress import Progress
+from vinfinity.system.signals import Shutdown
 
 T = TypeVar("T")
-Piece = tuple[range, Mapping[str, Tensor]]  # frames, and tensors (1, c, f, h, w) of them
-SHORTEST = 60.0  # seconds between checkpoints in `auto`
-SHARE = 60  # in `auto`, at least so many times what the last one took: 1 / 60 of the time
-
-
-@dataclass(frozen=True)
-class Wish:
-    """What a rank wants done at the next boundary between steps: a checkpoint, or an end."""
-
-    due: bool
-    stop: bool
+# frames, and their tensors (1, c, f, h, w)
+Piece = tuple[range, Mapping[str, Tensor]]
+# with `auto`, seconds between checkpoints at least, and how many times longer than the last checkpoint took
+SHORTEST_INTERVAL = 60.0
+COST_FACTOR = 60
 
 
 class Checkpoints:
-    """The checkpoints of a run under way, on this rank; all ranks make the same calls.
+    """The checkpoints of a run in progress, on one rank. All ranks make the same calls.
 
-    footage: the frames that are computed. held: which of them are this rank's, by their places; it writes them where
-    `writes`, else another rank does. kept: gives the other frames of the video, some at a time. steps: how many there
-    are. settings: the run's identity. aligned: whether a run may go on after that many steps and give the same video.
+    team: the positions of this rank's frames among the selected ones, and whether it writes them or another rank does.
+    kept: yields the frames that an edit keeps from an earlier run. steps: denoising steps of the run.
+    reuse_interval: a run resumes only after a multiple of so many steps, since reused features are not saved.
     """
 
     def __init__(
@@ -55,22 +41,19 @@ class Checkpoints:
         folder: RunFolder,
         *,
         ranks: Ranks,
-        footage: Footage,
-        held: range,
-        writes: bool,
-        kept: Callable[[], Iterable[Piece]] = list,
+        team: Team,
+        selection: Selection,
         steps: int,
-        settings: str,
         config: CheckpointConfig,
-        stops: Stops,
+        shutdown: Shutdown,
         progress: Progress,
-        aligned: Callable[[int], bool] = lambda step: True,
+        kept: Callable[[], Iterable[Piece]] = tuple,
+        reuse_interval: int = 1,
     ) -> None:
-        self.folder, self.ranks, self.held, self.steps = folder, ranks, held, steps
-        self.footage, self.writes, self.kept = footage, writes, kept
-        self.settings, self.config = settings, config
-        self.stops, self.progress, self.aligned = stops, progress, aligned
-        self.pulse = Pulse(ranks, self._wish)
+        self._folder, self._ranks, self._team, self._selection = folder, ranks, team, selection
+        self._steps, self._reuse_interval, self._kept = steps, reuse_interval, kept
+        self._identity = folder.identity()
+        self._shutdown, self._progress, self._keep = shutdown, progress, config.keep
         self._unit, self._every = parse_interval(config.every)
         self._last, self._cost = time.monotonic(), 0.0
         self._wanted = False
@@ -78,146 +61,142 @@ class Checkpoints:
 
     # ---- while denoising ----
 
-    def keep(self, state: State) -> None:
-        """Writes a checkpoint after a step, where one is due. Raises Stopped after one that was asked for by a signal.
+    def vote(self, finite: bool) -> Vote:
+        """This rank's vote in a step. finite: whether its prediction has no NaN or infinite values."""
+        return Vote(finite, checkpoint_due=self._due(), stop=self._shutdown.requested is not None)
 
-        The ranks agreed on it in the step's pulse. Raises OutputError, on all ranks, where any could not write.
+    def after(self, state: State, votes: Votes) -> bool:
+        """Write a checkpoint after a step if one is due, or if a rank was asked to stop; return whether it was written.
+
+        Raises OutputError on all ranks if any rank cannot write.
         """
-        if self.ranks.first:
-            self.folder.event("step", step=state.step)
-        stop = any(wish.stop for wish in self.pulse.heard)
-        due = self.pulse.heard[0].due if self._unit != "steps" else state.step % int(self._every) == 0
-        self._wanted |= stop or due
-        if not self._wanted or not self.aligned(state.step) or state.step == self.steps:
-            return
+        if self._ranks.first:
+            self._folder.event("step", step=state.step)
+        due = votes.checkpoint_due if self._unit != "steps" else state.step % int(self._every) == 0
+        self._wanted |= votes.stop or due
+        if not self._wanted or state.step % self._reuse_interval or state.step == self._steps:
+            return False
         started = time.monotonic()
         tensors = {"x": state.x} | ({} if state.clean is None else {"clean": state.clean})
-        written = [(self.held, tensors)] if self.writes else []
-        folder = self.folder.checkpoints / f"step-{state.step:04d}"
-        made = self._write(folder, written, step=state.step, names=tuple(tensors))
+        pieces = [(self._team.held, tensors)] if self._team.writes else []
+        folder = self._folder.checkpoints / f"step-{state.step:04d}"
+        written = self._write(folder, pieces, step=state.step, names=tuple(tensors))
         self._last, self._wanted = time.monotonic(), False
         self._cost = self._last - started
-        if self.ranks.first:
-            size = sum(part.bytes for part in made.parts)
-            self.folder.event("checkpoint", step=state.step, seconds=round(self._cost, 3), bytes=size)
-            for old in self._found()[: -self.config.keep]:
+        if self._ranks.first:
+            size = sum(part.bytes for part in written.parts)
+            self._folder.event("checkpoint", step=state.step, seconds=round(self._cost, 3), bytes=size)
+            for old in self._found()[: -self._keep]:
                 shutil.rmtree(old, ignore_errors=True)
-        self.stops.kept = self._said(state.step)
-        if stop:
-            raise Stopped(self.stops.kept)
+        return True
 
     def finish(self, state: State) -> Parts:
-        """Writes the final latents, where they are not kept already, and drops the checkpoints. Raises OutputError."""
-        made = self._final or self._write(
-            self.folder.latents, self._pieces(state), step=state.step, names=("x",)
-        )
-        if self.ranks.first and self._final is None:
-            self.folder.event("latents", bytes=sum(part.bytes for part in made.parts))
-        if self.ranks.first:
-            shutil.rmtree(self.folder.checkpoints, ignore_errors=True)
-        self.stops.kept = f"stopped while decoding; `vinfinity resume {self.folder.path}` goes on"
-        return made
+        """Write the final latents, unless they are there already, and delete the checkpoints. Raises OutputError."""
+        latents = self._final
+        if latents is None:
+            latents = self._write(
+                self._folder.latents, self._final_pieces(state), step=state.step, names=("x",)
+            )
+            if self._ranks.first:
+                self._folder.event("latents", bytes=sum(part.bytes for part in latents.parts))
+        if self._ranks.first:
+            shutil.rmtree(self._folder.checkpoints, ignore_errors=True)
+        return latents
 
-    def _wish(self) -> Wish:
+    def _due(self) -> bool:
         elapsed = time.monotonic() - self._last
-        due = {
-            "seconds": elapsed >= self._every,
-            "auto": elapsed >= max(SHORTEST, SHARE * self._cost),
-        }.get(self._unit, False)
-        return Wish(due=due, stop=self.stops.asked is not None)
+        if self._unit == "auto":
+            return elapsed >= max(SHORTEST_INTERVAL, COST_FACTOR * self._cost)
+        return self._unit == "seconds" and elapsed >= self._every
 
-    def _said(self, step: int) -> str:
-        return f"stopped after step {step} of {self.steps}; `vinfinity resume {self.folder.path}` goes on"
-
-    def _pieces(self, state: State) -> Iterator[Piece]:
-        """What this rank writes of the finished video: frames that it made, and the first one those that were kept."""
-        own = self.footage.of(self.held)
-        for stretch in stretches(frame for frame in own if self.writes and frame in self.footage.made):
-            at = own.index(stretch.start)
-            yield stretch, {"x": state.x[:, :, at : at + len(stretch)]}
-        if self.ranks.first:
-            yield from self.kept()
+    def _final_pieces(self, state: State) -> Iterator[Piece]:
+        """This rank's pieces of the finished video: the frames that it generated, and on rank 0 the kept frames."""
+        own = self._selection.of(self._team.held)
+        generated = [frame for frame in own if self._team.writes and frame in self._selection.generated]
+        for span in spans(generated):
+            at = own.index(span.start)
+            yield span, {"x": state.x[:, :, at : at + len(span)]}
+        if self._ranks.first:
+            yield from self._kept()
 
     def _write(self, folder: Path, pieces: Iterable[Piece], *, step: int, names: tuple[str, ...]) -> Parts:
-        """Each rank its pieces, then rank 0 the manifest; nobody goes on before it is on the disk, or has failed."""
+        """Each rank writes its pieces, then rank 0 the manifest; all ranks wait until it is on disk, or has failed."""
         written: list[Part] | VinfinityError
         try:
             written = [write_part(folder, frames, tensors) for frames, tensors in pieces]
-        except VinfinityError as error:  # also of an earlier run's files, which are read for it
+        except VinfinityError as error:
+            # also raised when an earlier run's files, from which pieces are read, are damaged
             written = error
-        parts = [part for one in self.ranks.collect(written) for part in self._checked(one, folder)]
-        sealed: Parts | VinfinityError | None = None
-        if self.ranks.first:
+        parts = [part for result in self._ranks.collect(written) for part in self._checked(result, folder)]
+        manifest: Parts | VinfinityError | None = None
+        if self._ranks.first:
             try:
-                sealed = write_manifest(
+                manifest = write_manifest(
                     folder,
                     parts,
                     step=step,
-                    settings=self.settings,
+                    settings=self._identity,
                     tensors=names,
-                    seeds=self.footage.seeds,
+                    seeds=self._selection.seeds,
                 )
             except OutputError as error:
-                sealed = error
-        made = self._checked(self.ranks.collect(sealed)[0], folder)
-        assert made is not None
-        return made
+                manifest = error
+        result = self._checked(self._ranks.collect(manifest)[0], folder)
+        assert result is not None
+        return result
 
-    def _checked(self, told: T | VinfinityError, folder: Path) -> T:
-        if isinstance(told, VinfinityError):
-            if self.ranks.first:
-                # what an unfinished one takes up may be all the room that is left
+    def _checked(self, result: T | VinfinityError, folder: Path) -> T:
+        if isinstance(result, VinfinityError):
+            if self._ranks.first:
+                # an unfinished checkpoint may take up all the space that is left
                 shutil.rmtree(folder, ignore_errors=True)
-            raise told
-        return told
+            raise result
+        return result
 
-    # ---- when a run goes on ----
+    # ---- when a run resumes ----
 
     def restore(self) -> State | None:
-        """The state to go on from, this rank's frames of it, on the CPU; None where nothing was kept.
+        """The state to resume from, with this rank's frames, on the CPU; None if nothing was saved.
 
-        The final latents, else the newest checkpoint that is whole; damaged ones are told of and removed. Raises
-        InputError where what was kept belongs to other settings.
+        That is the final latents, or else the newest undamaged checkpoint; damaged ones are reported and deleted.
+        Raises InputError if they were computed with other settings.
         """
         newest: Parts | None = None
-        if self.ranks.first:
-            for path in [*self._found(finished=False), self.folder.latents][::-1]:
-                newest = newest or self._whole(path)
-        newest = self.ranks.collect(newest)[0]
+        if self._ranks.first:
+            for path in [*self._found(finished=False), self._folder.latents][::-1]:
+                newest = newest or self._undamaged(path)
+        newest = self._ranks.collect(newest)[0]
         if newest is None:
             return None
-        if newest.settings != self.settings:
-            raise InputError(
-                "run",
-                newest.folder,
-                "start anew with --overwrite",
-                problem="was computed with other settings",
-            )
-        if self.ranks.first:
-            self.folder.event("resumed", step=newest.step, ranks=self.ranks.size)
-            self.progress.note(f"goes on after step {newest.step} of {self.steps}")
-        self.stops.kept = self._said(newest.step)
-        self._final = newest if newest.folder == self.folder.latents else None
-        frames = self.footage.of(self.held) if self._final else self.held
+        if newest.settings != self._identity:
+            problem = "was computed with other settings"
+            raise InputError("run", newest.folder, "start over with --overwrite", problem=problem)
+        if self._ranks.first:
+            self._folder.event("resumed", step=newest.step, ranks=self._ranks.size)
+            self._progress.note(f"resuming after step {newest.step} of {self._steps}")
+        self._final = newest if newest.folder == self._folder.latents else None
+        held = self._team.held
+        frames = self._selection.of(held) if self._final else held
         tensors: dict[str, Tensor] = {name: newest.pick(frames, name=name)[None] for name in newest.tensors}
         return State(step=newest.step, **tensors)
 
-    def _whole(self, path: Path) -> Parts | None:
-        """The parts in a folder where they are as they were written; what is left of others is removed."""
+    def _undamaged(self, path: Path) -> Parts | None:
+        """The parts in a folder if they are as they were written; a damaged or unfinished folder is deleted."""
         if not (path / MANIFEST).exists():
-            shutil.rmtree(path, ignore_errors=True)  # the run ended while it was written
+            # the run ended while this checkpoint was being written
+            shutil.rmtree(path, ignore_errors=True)
             return None
         try:
             parts = read_manifest(path)
             parts.verify()
             return parts
         except DamagedError as error:
-            self.folder.event("damaged", message=error.message)
-            self.progress.warn(f"{error.message}; going on from what was kept before it")
+            self._folder.event("damaged", message=error.message)
+            self._progress.warn(f"{error.message}; resuming from the checkpoint before it")
             shutil.rmtree(path, ignore_errors=True)
             return None
 
     def _found(self, *, finished: bool = True) -> list[Path]:
-        """The folders of checkpoints, the newest last."""
-        found = sorted(self.folder.checkpoints.glob("step-*"))
+        """The checkpoint folders, newest last."""
+        found = sorted(self._folder.checkpoints.glob("step-*"))
         return [path for path in found if not finished or (path / MANIFEST).exists()]

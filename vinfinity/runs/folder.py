@@ -1,4 +1,4 @@
-"""NAME.run beside NAME.mp4: what the run is, what happened to it, and what it has computed so far."""
+"""NAME.run beside NAME.mp4: the settings of a run, its history, and what it has computed so far."""
 
 import contextlib
 import datetime
@@ -14,21 +14,23 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from vinfinity.durable import cannot_write, write_whole
 from vinfinity.errors import BusyError, InputError
+from vinfinity.system.files import cannot_write, write_whole
 
-MANIFEST = "manifest.json"  # what a folder of parts holds; written last
-WAIT = 4.0  # seconds that the ranks of a run that was killed may take to be gone
+# the contents of a folder of parts; written last
+MANIFEST = "manifest.json"
+# seconds that the ranks of a killed run may take to exit
+EXIT_SECONDS = 4.0
 
 
 @dataclass(frozen=True)
 class RunFolder:
     """The folder of one run.
 
-    config.yaml   all settings, paths made absolute        checkpoints/  states of denoising, the newest last
+    config.yaml   all settings, with absolute paths        checkpoints/  states of denoising, newest last
     run.json      versions, weights, command, figures      latents/      the final latents
-    events.jsonl  what happened when, a JSON object a line  decoded.mp4   what is decoded so far, while it is
-    log.txt       what the run said                        lock          held while a run uses the folder
+    events.jsonl  history, one JSON object per line        decoded.mp4   frames decoded so far, while decoding
+    log.txt       messages of the run                      lock          locked while a run uses the folder
     """
 
     path: Path
@@ -54,31 +56,31 @@ class RunFolder:
         return self.path / "log.txt"
 
     def holds_work(self) -> bool:
-        """Whether anything was computed that another run would lose."""
+        """Whether it holds latents or checkpoints that a new run would delete."""
         return (self.latents / MANIFEST).exists() or any(self.checkpoints.glob(f"*/{MANIFEST}"))
 
     def record(self) -> dict[str, Any] | None:
-        """What run.json says, None where there is none. Raises InputError where it cannot be read."""
+        """The contents of run.json, or None if it does not exist. Raises InputError if it cannot be read."""
         path = self.path / "run.json"
         try:
             values = json.loads(path.read_text(encoding="utf-8"))
             if not isinstance(values, dict):
-                raise ValueError("no JSON object")
+                raise ValueError("not a JSON object")
         except FileNotFoundError:
             return None
         except (OSError, ValueError) as error:
-            remedy = "start anew with --overwrite"
+            remedy = "start over with --overwrite"
             raise InputError("run", path, remedy, problem=f"cannot be read ({error})") from None
         return values
 
     def write_record(self, record: Mapping[str, object]) -> None:
-        """Writes run.json. Raises OutputError."""
+        """Write run.json. Raises OutputError."""
         write_whole(self.path / "run.json", json.dumps(record, indent=2, ensure_ascii=False) + "\n")
 
     def identity(self) -> str:
-        """What tells this run from others: SHA-256 (hex) of config.yaml as it is, "" where there is none.
+        """Identifies this run: SHA-256 (hex) of the bytes of config.yaml, "" without one.
 
-        Not of the settings that it holds: a later version of vinfinity may know more of them.
+        Not of the parsed settings: a later version of vinfinity may have more of them.
         """
         try:
             return hashlib.sha256(self.settings.read_bytes()).hexdigest()
@@ -86,7 +88,7 @@ class RunFolder:
             return ""
 
     def begin(self, *, settings: str, record: Mapping[str, object]) -> None:
-        """Empties the folder and writes what the run is. settings: config.yaml. Raises OutputError."""
+        """Empty the folder and write settings (config.yaml) and record (run.json) of a new run. Raises OutputError."""
         try:
             for path in self.path.iterdir():
                 if path.is_dir():
@@ -99,18 +101,19 @@ class RunFolder:
         self.write_record({**record, "settings": self.identity(), "finished": False})
 
     def event(self, kind: str, **facts: object) -> None:
-        """Adds a line to events.jsonl. An event that cannot be written is no reason to end a run."""
+        """Append a line to events.jsonl. An event that cannot be written never ends a run."""
         now = datetime.datetime.now(datetime.UTC).isoformat(timespec="milliseconds")
         line = json.dumps({"time": now, "event": kind, **facts}, ensure_ascii=False)
         with contextlib.suppress(OSError), (self.path / "events.jsonl").open("a", encoding="utf-8") as file:
             file.write(line + "\n")
 
     @contextlib.contextmanager
-    def locked(self, *, first: bool, wait: float = WAIT) -> Iterator[None]:
-        """Holds the folder until the block ends. first: the rank that must find nobody else in it; the others join.
+    def locked(self, *, first: bool, wait: float = EXIT_SECONDS) -> Iterator[None]:
+        """Lock the folder until the block ends. first: whether this rank must be alone; the other ranks then join it.
 
-        All hold a shared lock; the first one takes it for itself before, which it cannot while any rank of an earlier
-        run is left. Raises BusyError where another run has it, OutputError where the folder cannot be made.
+        All ranks hold a shared lock. The first rank takes an exclusive one before, which fails while any rank of an
+        earlier run still exists. Raises BusyError if another run holds the lock, OutputError if the folder cannot be
+        created.
         """
         try:
             self.path.mkdir(parents=True, exist_ok=True)
@@ -134,7 +137,8 @@ class RunFolder:
                 return
             except OSError as error:
                 if error.errno not in (errno.EWOULDBLOCK, errno.EACCES):
-                    return  # a file system without locks; there is nothing better to be had on it
+                    # no file locks on this file system: continue without
+                    return
                 if time.monotonic() > deadline:
                     holder = (self.path / "lock").read_text().strip() or "another process"
                     raise BusyError(
@@ -149,14 +153,14 @@ def run_folder(video: Path) -> RunFolder:
 
 
 def find_run(named: Path) -> RunFolder:
-    """The folder of a run that is named by itself or by its video. Raises InputError where there is none."""
+    """The folder of a run, given the folder or its video. Raises InputError if there is none."""
     path = named.expanduser()
     folder = RunFolder(path.with_suffix(".run") if path.suffix.lower() == ".mp4" else path)
     if not folder.path.is_dir():
-        raise InputError("run", named, "name a folder NAME.run, or its video", problem="is no run's folder")
+        raise InputError("run", named, "name a folder NAME.run, or its video", problem="is not a run folder")
     if folder.record() is None or not folder.settings.is_file():
         missing = "run.json" if folder.settings.is_file() else "config.yaml"
         raise InputError(
-            "run", named, "name a folder that `vinfinity generate` made", problem=f"has no {missing}"
+            "run", named, "name a folder that `vinfinity generate` created", problem=f"has no {missing}"
         )
     return folder

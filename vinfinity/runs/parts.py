@@ -1,10 +1,10 @@
-"""Tensors of all frames of a video as a folder of parts: each rank writes the frames it holds, any number reads them.
+"""Tensors of all frames of a video, as a folder of parts: each rank writes its frames, any number of ranks read them.
 
     step-0012/frames-000000-000048.safetensors     tensors (1, c, f, h, w) of frames 0 to 47
               frames-000048-000096.safetensors
-              manifest.json                        what the parts are, with their SHA-256
+              manifest.json                        the parts and their SHA-256
 
-The manifest is written last: a folder without one was not finished. Nothing is gathered, and nothing is pickled.
+The manifest is written last: a folder without one is unfinished. Nothing is gathered on one rank, nothing is pickled.
 """
 
 import hashlib
@@ -15,27 +15,23 @@ from dataclasses import asdict, dataclass
 from itertools import pairwise
 from pathlib import Path
 
-import numpy as np
 import torch
 from safetensors.torch import save
 from torch import Tensor
 
-from vinfinity.durable import write_whole
-from vinfinity.errors import OutputError, VinfinityError
+from vinfinity.denoise.selection import spans
+from vinfinity.errors import DamagedError, one_line
 from vinfinity.runs.folder import MANIFEST
+from vinfinity.system.files import cannot_write, write_whole
+from vinfinity.system.safetensors import read_frames, streamed_file
 
-CHUNK = 4 * 2**20  # bytes
-
-
-class DamagedError(VinfinityError):
-    """Parts that are missing, cut short or changed."""
-
-    exit_code = OutputError.exit_code
+# bytes that are hashed at once
+CHUNK_BYTES = 4 * 2**20
 
 
 @dataclass(frozen=True)
 class Part:
-    """One file: its frames from `start` up to `stop`, its length and SHA-256 (hex)."""
+    """One file: frames `start` up to `stop`, its length in bytes and its SHA-256 (hex)."""
 
     file: str
     start: int
@@ -49,7 +45,7 @@ class Parts:
     """A finished folder of parts.
 
     step: denoising steps done. settings: the identity of the run. tensors: their names. seeds: (start, stop, seed) of
-    the stretches of frames whose noise was drawn with one seed.
+    each span of frames whose noise has the same seed.
     """
 
     folder: Path
@@ -74,33 +70,33 @@ class Parts:
         return torch.cat(read, dim=1)
 
     def pick(self, frames: Iterable[int], *, name: str = "x") -> Tensor:
-        """Frames (ascending, absolute) of one tensor, as `read` gives them."""
-        return torch.cat([self.read(stretch, name=name) for stretch in stretches(frames)], dim=1)
+        """Frames (ascending, absolute) of one tensor, as `read` returns them."""
+        return torch.cat([self.read(span, name=name) for span in spans(frames)], dim=1)
 
     def digest(self) -> str:
-        """SHA-256 (hex) of those of the parts."""
+        """SHA-256 (hex) over the SHA-256 of all parts."""
         return hashlib.sha256(" ".join(part.sha256 for part in self.parts).encode()).hexdigest()
 
     def verify(self) -> None:
-        """Reads all of it. Raises DamagedError where a part is not the one that was written."""
+        """Read all parts. Raises DamagedError if a part is not as it was written."""
         for part in self.parts:
             path = self.folder / part.file
             try:
                 found, size = hashlib.sha256(), 0
                 with path.open("rb") as file:
-                    while chunk := file.read(CHUNK):
+                    while chunk := file.read(CHUNK_BYTES):
                         found.update(chunk)
                         size += len(chunk)
             except OSError as error:
                 raise DamagedError(f"{path}: cannot be read ({error.strerror})") from error
             if size != part.bytes:
-                raise DamagedError(f"{path}: is {size:,} of {part.bytes:,} bytes long")
+                raise DamagedError(f"{path}: is truncated: {size:,} of {part.bytes:,} bytes")
             if found.hexdigest() != part.sha256:
-                raise DamagedError(f"{path}: is not what was written (its SHA-256 differs)")
+                raise DamagedError(f"{path}: was changed after it was written (its SHA-256 differs)")
 
 
 def write_part(folder: Path, held: range, tensors: Mapping[str, Tensor]) -> Part:
-    """Writes the frames that this rank holds. tensors: name -> (1, c, f, h, w). Raises OutputError."""
+    """Write the frames `held`. tensors: name -> (1, c, f, h, w). Raises OutputError."""
     data = save({name: tensor.float().cpu().contiguous() for name, tensor in tensors.items()})
     name = f"frames-{held.start:06d}-{held.stop:06d}.safetensors"
     write_whole(folder / name, data)
@@ -108,25 +104,12 @@ def write_part(folder: Path, held: range, tensors: Mapping[str, Tensor]) -> Part
 
 
 def _read_frames(path: Path, name: str, frames: range) -> Tensor:
-    """Frames of a tensor (1, c, f, h, w) in a file of `write_part`: (c, f, h, w). Raises DamagedError.
-
-    By plain reads: a file that is cut short while it is mapped, as safetensors does, ends the process by SIGBUS.
-    """
+    """Frames of a tensor (1, c, f, h, w) in a file of `write_part`: (c, f, h, w). Raises DamagedError."""
     try:
-        with path.open("rb") as file:
-            header = file.read(int.from_bytes(file.read(8), "little"))
-            data = file.tell()
-            entry = json.loads(header)[name]
-            _, channels, total, height, width = entry["shape"]
-            read = np.empty((channels, len(frames), height, width), dtype=np.float32)
-            for channel in range(channels):
-                place = (channel * total + frames.start) * height * width * read.itemsize
-                file.seek(data + entry["data_offsets"][0] + place)
-                if file.readinto(read[channel]) < read[channel].nbytes:
-                    raise ValueError("it ends too early")
-    except (OSError, ValueError, KeyError, TypeError, MemoryError, OverflowError) as error:
-        raise DamagedError(f"{path}: cannot be read ({' '.join(str(error).split())})") from error
-    return torch.from_numpy(read)
+        data, shape = read_frames(path, name, frames)
+    except (OSError, ValueError) as error:
+        raise DamagedError(f"{path}: cannot be read ({one_line(error)})") from error
+    return torch.frombuffer(data, dtype=torch.float32).reshape(shape)
 
 
 def write_manifest(
@@ -138,7 +121,7 @@ def write_manifest(
     tensors: Sequence[str],
     seeds: Sequence[int],
 ) -> Parts:
-    """Makes the parts, which cover all frames, a whole. seeds: of each frame. Raises OutputError."""
+    """Write the manifest of parts that together cover all frames. seeds: one per frame. Raises OutputError."""
     parts = sorted(parts, key=lambda part: part.start)
     drawn, start = [], 0
     for seed, same in itertools.groupby(seeds):
@@ -155,7 +138,7 @@ def write_manifest(
 
 
 def read_manifest(folder: Path) -> Parts:
-    """What a folder holds, by its manifest alone. Raises DamagedError where it was not finished or is damaged."""
+    """The parts of a folder, from its manifest alone. Raises DamagedError if it is unfinished or damaged."""
     path = folder / MANIFEST
     try:
         facts = json.loads(path.read_text(encoding="utf-8"))
@@ -164,51 +147,30 @@ def read_manifest(folder: Path) -> Parts:
         seeds = tuple((start, stop, seed) for start, stop, seed in facts["seeds"])
         read = Parts(folder, facts["step"], facts["settings"], tuple(facts["tensors"]), parts, seeds)
     except FileNotFoundError:
-        raise DamagedError(f"{folder}: was not finished") from None
+        raise DamagedError(f"{folder}: is unfinished") from None
     except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
-        raise DamagedError(f"{path}: cannot be read ({' '.join(str(error).split())})") from error
+        raise DamagedError(f"{path}: cannot be read ({one_line(error)})") from error
     ends = [0, *(edge for part in parts for edge in (part.start, part.stop))]
     if seal != _seal(facts) or any(one != other for one, other in list(pairwise(ends))[::2]):
-        raise DamagedError(f"{path}: is not what was written")
+        raise DamagedError(f"{path}: was changed after it was written")
     return read
 
 
 def save_whole(parts: Parts, path: Path, *, source: str, name: str) -> None:
-    """Writes one tensor of all frames, (1, c, F, h, w), as one safetensors file, a strip of a channel at a time.
+    """Writes one tensor of all frames, (1, c, F, h, w), as one safetensors file, a channel of a part at a time.
 
     source: the tensor's name in the parts. name: its name in the file. Raises OutputError.
     """
     c, _, h, w = parts.read(range(1), name=source).shape
-    size = c * parts.frames * h * w * 4
-    entry = {"dtype": "F32", "shape": [1, c, parts.frames, h, w], "data_offsets": [0, size]}
-    header = json.dumps({name: entry}).encode()
-    header += b" " * (-len(header) % 8)
-    unfinished = path.with_name(f".{path.name}.part")
     try:
-        path.parent.mkdir(parents=True, exist_ok=True)
-        with unfinished.open("wb") as file:
-            file.write(len(header).to_bytes(8, "little") + header)
-            start = file.tell()
+        with streamed_file(path, {name: ("F32", (1, c, parts.frames, h, w))}) as file:
             for part in parts.parts:
                 frames = parts.read(range(part.start, part.stop), name=source)
                 for channel in range(c):
-                    file.seek(start + (channel * parts.frames + part.start) * h * w * 4)
-                    file.write(frames[channel].contiguous().numpy().tobytes())
-        unfinished.replace(path)
+                    start = (channel * parts.frames + part.start) * h * w * frames.itemsize
+                    file.write(name, frames[channel].contiguous().numpy().tobytes(), offset=start)
     except OSError as error:
-        unfinished.unlink(missing_ok=True)
-        raise OutputError(f"{path}: cannot be written ({error.strerror or error})") from error
-
-
-def stretches(frames: Iterable[int]) -> list[range]:
-    """Ascending frames as stretches of consecutive ones."""
-    found: list[range] = []
-    for frame in frames:
-        if found and found[-1].stop == frame:
-            found[-1] = range(found[-1].start, frame + 1)
-        else:
-            found.append(range(frame, frame + 1))
-    return found
+        raise cannot_write(path, error) from error
 
 
 def _seal(facts: Mapping[str, object]) -> str:

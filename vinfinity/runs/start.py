@@ -1,49 +1,49 @@
-"""Whether a run starts, goes on or is done already. Imports no torch: it is asked before torch is loaded."""
+"""Whether a run starts, resumes or is done. Imports no torch: it is decided before torch is loaded."""
 
 import dataclasses
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Literal
 
-from vinfinity.config import RunConfig, digest, leaves, load, of_the_video
+from vinfinity.config import Resolved, RunConfig, changes_latents, digest, leaves, load, name_sources
 from vinfinity.errors import InputError
-from vinfinity.media.files import check_files, output_path
-from vinfinity.runs.folder import RunFolder, run_folder
-from vinfinity.weights.card import find_model
+from vinfinity.runs.folder import RunFolder
+from vinfinity.runs.paths import Destination, check_files
+from vinfinity.weights.card import find_model, model_defaults
 
 Start = Literal["new", "resume", "done"]
 
-# What launchers set when they start a job or its ranks again.
+# set by launchers that start a job or its ranks again
 RESTARTS = ("TORCHELASTIC_RESTART_COUNT", "SLURM_RESTART_COUNT")
 
 
-def how_to_start(config: RunConfig) -> Start:
-    """Whether `config` starts a new run, goes on with one, or asks for one that is done.
+def how_to_start(config: RunConfig, destination: Destination) -> Start:
+    """Whether `config` starts a new run, resumes one, or names one that is done.
 
-    Raises InputError where a new run would take the place of one that has computed something, or where the run to go
-    on with is another one.
+    Raises InputError if a new run would replace one that has computed something, or if the run to resume has other
+    settings.
     """
-    folder, video = run_folder(output_path(config)), output_path(config)
+    folder, video = destination.folder, destination.video
     record = folder.record()
     if not config.resume or record is None:
-        check_files(dataclasses.replace(config, resume=False))
+        check_files(config, destination, overwrite=config.overwrite)
         if folder.holds_work() and not config.overwrite:
-            remedy = f"`vinfinity resume {folder.path}` goes on with it, --overwrite starts anew"
-            raise InputError("out", video, remedy, problem="belongs to a run that was begun and not finished")
+            remedy = f"`vinfinity resume {folder.path}` resumes it, --overwrite starts over"
+            raise InputError("out", video, remedy, problem="belongs to an unfinished run")
         return "new"
-    if digest(read_settings(folder)) != digest(anchored(config)):
-        remedy = f"`vinfinity resume {folder.path}` takes those it began with, --overwrite starts anew"
+    if digest(read_settings(folder)) != digest(with_absolute_paths(config, destination)):
+        remedy = f"`vinfinity resume {folder.path}` uses the run's own settings, --overwrite starts over"
         raise InputError("resume", folder.path, remedy, problem="is a run with other settings")
     return "done" if record.get("finished") and video.exists() else "resume"
 
 
 def was_restarted(environment: Mapping[str, str]) -> bool:
-    """Whether a launcher started this job or these ranks before: torchrun's --max-restarts, or a requeued SLURM job."""
+    """Whether a launcher restarted this job or its ranks: torchrun's --max-restarts, or a requeued SLURM job."""
     return any(environment.get(name, "0") not in ("", "0") for name in RESTARTS)
 
 
-def anchored(config: RunConfig) -> RunConfig:
-    """The configuration with absolute paths, which mean the same from any working directory."""
+def with_absolute_paths(config: RunConfig, destination: Destination) -> RunConfig:
+    """The configuration with absolute paths, which mean the same in any working directory."""
 
     def absolute(path: str) -> str:
         return str(Path(path).expanduser().absolute())
@@ -60,32 +60,34 @@ def anchored(config: RunConfig) -> RunConfig:
         noise_from=absolute_or_none(config.noise_from),
         save_latents=absolute_or_none(config.save_latents),
         edit=dataclasses.replace(config.edit, run=absolute_or_none(config.edit.run)),
-        out=absolute(str(output_path(config))),
+        out=absolute(str(destination.video)),
     )
 
 
 def read_settings(folder: RunFolder) -> RunConfig:
-    """The configuration that a run was begun with. Raises InputError where config.yaml is no longer that."""
+    """The settings that a run started with. Raises InputError if config.yaml was changed since."""
     if folder.identity() != (folder.record() or {}).get("settings"):
-        remedy = "put it back as it was, or start a new run"
-        raise InputError("run", folder.settings, remedy, problem="is not what the run was begun with")
+        remedy = "restore it, or start a new run"
+        raise InputError("run", folder.settings, remedy, problem="was changed after the run started")
     return load(folder.settings).config
 
 
-def load_run(folder: RunFolder, *, overrides: list[str], flags: Mapping[str, object]) -> RunConfig:
-    """The configuration of a run, changed in what does not change the video's latents. Raises InputError.
+def load_run(folder: RunFolder, *, overrides: list[str], flags: Mapping[str, object]) -> Resolved:
+    """The settings of a run, with changes that do not affect the video's latents. Raises InputError.
 
-    The video goes beside the folder and takes its name, wherever that was moved to.
+    The video goes beside the folder and takes its name, wherever the folder was moved to.
     """
-    began = read_settings(folder)
-    out = folder.path.with_suffix(Path(began.out or ".mp4").suffix or ".mp4")
+    started_with = read_settings(folder)
+    out = folder.path.with_suffix(Path(started_with.out or ".mp4").suffix or ".mp4")
     given = {key: value for key, value in flags.items() if value is not None}
-    config = load(folder.settings, overrides=overrides, flags={"out": str(out)} | given).config
-    ours, theirs = leaves(config), leaves(began)
-    for key in ours:
-        if ours[key] != theirs[key] and of_the_video(key):
-            raise InputError(key, ours[key], "start a new run for it", problem="would give another video")
-    return config
+    flags = {"out": str(out)} | given
+    resolved = load(folder.settings, overrides=overrides, flags=flags, card=model_defaults)
+    new, old = leaves(resolved.config), leaves(started_with)
+    for key in new:
+        if new[key] != old[key] and changes_latents(key):
+            with name_sources(resolved.origins):
+                raise InputError(key, new[key], "start a new run for it", problem="would change the video")
+    return resolved
 
 
 def edited(
@@ -95,22 +97,22 @@ def edited(
     overrides: list[str],
     given: Mapping[str, str | None],
     flags: Mapping[str, object],
-) -> RunConfig:
-    """The configuration of a video that is an earlier run's, but for a stretch (`edit.redo`) or more frames.
+) -> Resolved:
+    """The settings of a video that keeps an earlier run's frames, except for a span (`edit.redo`), or adds frames.
 
-    given: what the command line names, `frames` as `+N`. Its name is the earlier one's with `kind`, unless `flags` has
-    an `out`. Raises InputError.
+    given: settings from the command line, `frames` as `+N`. The video is named after the earlier one and `kind` unless
+    `flags` has an `out`. Raises InputError.
     """
-    began = read_settings(folder)
+    started_with = read_settings(folder)
     video = folder.path.with_suffix(".mp4")
     values: dict[str, object] = {
         "resume": False,
         "out": str(video.with_stem(f"{video.stem}-{kind}")),
-        "seed": (began.seed + (kind == "redo")) % 2**63,
+        "seed": (started_with.seed + (kind == "redo")) % 2**63,
     }
     values |= {key: value for key, value in (*flags.items(), *given.items()) if value is not None}
     if "frames" in given:
-        values["frames"] = began.frames + int(str(given["frames"]))
+        values["frames"] = started_with.frames + int(str(given["frames"]))
     own = [f"edit.run={folder.path.absolute()}", "save_latents=null", "noise_from=null"]
-    own += [f"edit.redo={values.pop('edit.redo')}"] if "edit.redo" in values else ["edit.redo=null"]
-    return load(folder.settings, overrides=[*own, *overrides], flags=values).config
+    own += [] if "edit.redo" in values else ["edit.redo=null"]
+    return load(folder.settings, overrides=[*own, *overrides], flags=values, card=model_defaults)

@@ -1,1 +1,1 @@
-"""From files to modules: diffusers folders, strict loading, model cards."""
+"""From files to modules: model cards, strict loading, LoRA, fetching and conversion, for every family."""

@@ -1,7 +1,8 @@
-"""Published weights of other layouts to a model's folder: everything is checked before the first byte is written.
+"""Published weights in other layouts to a model's folder. Everything is checked before the first byte is written.
 
-What is read: VideoCrafter2's `model.ckpt`, diffusers folders with `.bin` or `.pth` files, folders that hold only a
-UNet, and T2V-Turbo's `unet_lora.pt` over the model it was trained on. The folder appears whole or not at all.
+Sources: a checkpoint in the layout of its authors (VideoCrafter2's `model.ckpt`), diffusers folders with `.bin` or
+`.pth` files, folders with nothing but a denoiser, and a list of low-rank factors (T2V-Turbo's `unet_lora.pt`) for the
+model it was trained on. The folder appears complete or not at all.
 """
 
 import itertools
@@ -12,62 +13,51 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import torch
 from safetensors import safe_open
 from torch import Tensor
 
-from vinfinity.errors import InputError, OutputError, WeightsError
-from vinfinity.models.unet import UNet, UNetConfig
-from vinfinity.weights.card import PARTS, find_model
-from vinfinity.weights.files import find_pickles, find_weights, read_json
-from vinfinity.weights.known import GUIDANCE_WIDTH, TURBO_CARD, TURBO_SCHEDULE
-from vinfinity.weights.load import KINDS, check_fit, check_widths, empty_network, listed
-from vinfinity.weights.lora import merge_turbo, turbo_faults, turbo_order
-from vinfinity.weights.lvdm import UNET, Part, is_lvdm, lvdm_faults, lvdm_parts, take, unet_table
+from vinfinity.errors import InputError, WeightsError
+from vinfinity.models.checkpoint import Checkpoint, CheckpointPart
+from vinfinity.models.families import FAMILIES, family_of
+from vinfinity.models.family import Family, Network, parts_of
+from vinfinity.system.files import cannot_write
+from vinfinity.system.safetensors import find_pickles, find_weights, read_json
+from vinfinity.weights.card import find_model
+from vinfinity.weights.dtypes import TORCH_TYPES, WEIGHT_TYPES
+from vinfinity.weights.load import check_fit, empty_network, listed
 from vinfinity.weights.pickles import PICKLES, read_pickle
-from vinfinity.weights.tokenizer import load_tokenizer
 from vinfinity.weights.write import write_safetensors
 
 Layout = dict[str, tuple[torch.dtype, tuple[int, ...]]]
-FILES_OF = {"tokenizer": "*.*", "scheduler": "scheduler_config.json"}
-TORCH_TYPES = {
-    "F64": torch.float64,
-    "F32": torch.float32,
-    "F16": torch.float16,
-    "BF16": torch.bfloat16,
-}
 
-# VideoCrafter2 as its authors train and sample it (configs/inference_t2v_512_v2.0.yaml, scripts/run_text2video.sh).
-LVDM_SCHEDULE = {
-    "_class_name": "DDIMScheduler",
-    "beta_start": 0.00085,
-    "beta_end": 0.012,
-    "beta_schedule": "scaled_linear",
-    "num_train_timesteps": 1000,
-    "prediction_type": "epsilon",
-    "clip_sample": False,
-    "set_alpha_to_one": False,
-    "steps_offset": 1,
-}
-LVDM_CARD = {"trained_frames": 16, "size": "512x320", "fps": 24, "steps": 50, "guidance": 12.0}
+# The files of the parts that are not networks.
+FILES_OF = {"tokenizer": "*.*", "scheduler": "scheduler_config.json"}
+
+# Tokens of CLIP's text encoders; a tokenizer is only checked here, a run uses the model's own length.
+TEXT_LENGTH = 77
 
 
 @dataclass(frozen=True)
 class Weights:
-    """A weight file to write. tensors: opened when it is written, in the order of `layout`."""
+    """A weight file to write. tensors: opened when it is written; named and shaped as in `layout`."""
 
     layout: Layout
     tensors: Callable[[], Iterator[tuple[str, Tensor]]]
 
 
 @dataclass(frozen=True)
-class Plan:
-    """A model's folder before it is written: paths inside it, and what goes there."""
+class FolderPlan:
+    """A model's folder before it is written: paths inside it, and their contents."""
 
+    family: Family
     weights: dict[str, Weights] = field(default_factory=dict)
     jsons: dict[str, Mapping[str, Any]] = field(default_factory=dict)
     copies: dict[str, Path] = field(default_factory=dict)
+
+    def weight_file(self, part: str) -> str:
+        """The path of a network's weights."""
+        return f"{part}/{self.family.networks[part].stem}.safetensors"
 
 
 def convert(
@@ -80,9 +70,9 @@ def convert(
 ) -> Path:
     """Writes the model in `source`, a file or a folder, to the new folder `target`, and returns it.
 
-    complete_from: the model (a name or a folder) whose parts are taken where `source` has none, and over which a LoRA
-    was trained. dtype: of the weights, None for that of the source. extra: more JSON files, by name. Raises InputError
-    where the source is not usable, OutputError where writing fails.
+    complete_from: the model (a name or a folder) that supplies parts which `source` lacks, or that low-rank factors
+    were trained on. dtype: of the weights; None keeps that of the source. extra: more JSON files, by name.
+    Raises InputError if the source cannot be used, OutputError if writing fails.
     """
     if target.exists():
         raise InputError("target", target, "name a folder that does not exist yet", problem="exists already")
@@ -97,253 +87,237 @@ def convert(
     return target
 
 
-# ---- what there is ----
+# ---- planning ----
 
 
-def _plan_folder(source: Path, donor: Path | None) -> Plan:
-    """A diffusers folder, or one with a UNet only, in which every weight file is to be safetensors."""
-    alone = (source / "config.json").exists() and not (source / "unet").is_dir()
-    folders = {part: source / part for part in PARTS if (source / part).is_dir()}
-    if alone:
+def _plan_folder(source: Path, donor: Path | None) -> FolderPlan:
+    """A diffusers folder, or one with nothing but a denoiser; all weight files become safetensors."""
+    family = family_of(source)
+    folders = {part: source / part for part in parts_of(family) if (source / part).is_dir()}
+    if (source / "config.json").exists() and family.denoiser not in folders:
         kind = str(read_json(source / "config.json").get("_class_name", ""))
-        if not kind.startswith("UNet3DCondition"):
-            remedy = "give a model's folder, or that of a UNet3DConditionModel"
-            raise WeightsError("source", source, remedy, problem=f"holds a {kind or 'network of no kind'}")
-        folders["unet"] = source
-    if "unet" not in folders:
-        remedy = "give a folder in diffusers' layout or VideoCrafter2's model.ckpt"
-        raise WeightsError("source", source, remedy, problem="holds no unet")
-    plan = Plan()
+        matching = [known for known in FAMILIES if kind.startswith(known.denoiser_class)]
+        if not matching:
+            remedy = "name a model's folder, or that of a UNet3DConditionModel"
+            problem = f"is a {kind}" if kind else "has a config.json without _class_name"
+            raise WeightsError("source", source, remedy, problem=problem)
+        family = matching[0]
+        folders[family.denoiser] = source
+    if family.denoiser not in folders:
+        remedy = "name a folder in diffusers' layout, or VideoCrafter2's model.ckpt"
+        raise WeightsError("source", source, remedy, problem=f"has no {family.denoiser}")
+    plan = FolderPlan(family)
     _complete(plan, source, folders, donor)
     card = next(
         (root / "card.json" for root in (source, donor) if root and (root / "card.json").exists()), None
     )
     if card is not None:
         plan.copies["card.json"] = card
-    _check_whole(plan, source, folders)
+    _check_plan(plan, source, folders)
     return plan
 
 
-def _plan_file(source: Path, donor: Path | None, *, name: str) -> Plan:
-    if source.suffix == ".safetensors" or source.suffix not in PICKLES:
-        remedy = f"give a folder, or a file that ends in {', '.join(PICKLES)}"
-        raise InputError("source", source, remedy, problem="is no file of a layout that is converted")
+def _plan_file(source: Path, donor: Path | None, *, name: str) -> FolderPlan:
+    """A pickled file: a whole checkpoint, or a list of low-rank factors. name: of the new model."""
+    if source.suffix not in PICKLES:
+        remedy = f"name a folder, or a file that ends in {', '.join(PICKLES)}"
+        raise InputError("source", source, remedy, problem="has a layout that cannot be converted")
     values = read_pickle(source)
     if isinstance(values, list):
-        return _plan_turbo(source, values, donor, name=name)
-    if not is_lvdm(values):
-        problem = f"holds names such as {next(iter(values))}"
-        raise WeightsError("source", source, "convert VideoCrafter2's model.ckpt", problem=problem)
-    return _plan_lvdm(source, values, donor, name=name)
+        return _plan_distillation(source, values, donor, name=name)
+    for family in FAMILIES:
+        try:
+            checkpoint = family.read_checkpoint(values)
+        except ValueError as error:
+            problem = f"has an unsupported architecture: {error}"
+            raise WeightsError(
+                "source", source, "convert VideoCrafter2's model.ckpt", problem=problem
+            ) from None
+        if checkpoint is not None:
+            return _plan_checkpoint(source, family, checkpoint, values, donor, name=name)
+    problem = f"has tensors of unknown names, such as {next(iter(values))}"
+    raise WeightsError("source", source, "convert VideoCrafter2's model.ckpt", problem=problem)
 
 
-def _plan_lvdm(source: Path, tensors: Mapping[str, Tensor], donor: Path | None, *, name: str) -> Plan:
-    """UNet, autoencoder and text encoder out of one checkpoint; it holds no tokenizer."""
-    shapes = {key: tuple(tensor.shape) for key, tensor in tensors.items()}
-    try:
-        parts = lvdm_parts(shapes)
-        schedule = latent_scale(tensors)
-    except ValueError as error:
-        raise WeightsError(
-            "source",
-            source,
-            "convert VideoCrafter2's model.ckpt",
-            problem=f"is of an unknown architecture: {error}",
-        ) from None
-    if faults := lvdm_faults(parts, shapes):
-        raise WeightsError(
-            "source", source, "fetch the file again", problem=f"is no whole checkpoint: {listed(faults)}"
-        )
-    plan = Plan()
-    for part in parts:
+def _plan_checkpoint(
+    source: Path,
+    family: Family,
+    checkpoint: Checkpoint,
+    tensors: Mapping[str, Tensor],
+    donor: Path | None,
+    *,
+    name: str,
+) -> FolderPlan:
+    """All networks from one checkpoint; the tokenizer comes from the donor."""
+    if checkpoint.faults:
+        problem = f"is not a complete checkpoint: {listed(checkpoint.faults)}"
+        raise WeightsError("source", source, "fetch the file again", problem=problem)
+    plan = FolderPlan(family)
+    for part in checkpoint.parts:
         plan.jsons[f"{part.name}/config.json"] = part.config
-        plan.weights[f"{part.name}/{part.stem}.safetensors"] = _from_lvdm(part, tensors)
-    plan.jsons["scheduler/scheduler_config.json"] = LVDM_SCHEDULE | schedule
-    sampler = "videocrafter2" if schedule else "ddim"
-    plan.jsons["card.json"] = {"name": name, **LVDM_CARD, "sampler": sampler}
+        plan.weights[plan.weight_file(part.name)] = _from_checkpoint(part, tensors)
+    plan.jsons["scheduler/scheduler_config.json"] = checkpoint.schedule
+    plan.jsons["card.json"] = {"name": name, **checkpoint.card}
     if donor is None or not (donor / "tokenizer").is_dir():
-        problem = "holds no tokenizer" if donor is None else f"holds no tokenizer, and nor does {donor}"
+        problem = "has no tokenizer" if donor is None else f"has no tokenizer, and neither has {donor}"
         remedy = "add --complete-from MODEL with one that has, such as zeroscope"
         raise WeightsError("source", source, remedy, problem=problem)
-    text = next(part for part in parts if part.name == "text_encoder")
-    _openclip_tokenizer(plan, donor / "tokenizer", vocabulary=text.config["vocab_size"])
+    text = next(part for part in checkpoint.parts if part.name == "text_encoder")
+    _pad_with(plan, donor / "tokenizer", checkpoint.pad_token_id, vocabulary=text.config["vocab_size"])
     return plan
 
 
-def _plan_turbo(source: Path, factors: Sequence[Tensor], base: Path | None, *, name: str) -> Plan:
-    """T2V-Turbo: the model it was trained on with its LoRA merged, and guidance as an input.
+def _from_checkpoint(part: CheckpointPart, tensors: Mapping[str, Tensor]) -> Weights:
+    layout = {name: (tensors[source.name].dtype, part.shapes[name]) for name, source in part.sources.items()}
+    return Weights(layout, lambda: part.tensors(tensors))
 
-    The authors' code leaves the projection of that input at random values before the LoRA is added, other ones each
-    time (predict.py); here it starts from zero, their mean.
-    """
+
+def _plan_distillation(
+    source: Path, factors: Sequence[Tensor], base: Path | None, *, name: str
+) -> FolderPlan:
+    """The model that low-rank factors were trained on, with the factors merged into its denoiser."""
     if base is None:
         remedy = "add --complete-from videocrafter2, the model it was trained on"
-        raise WeightsError("source", source, remedy, problem="is a LoRA and no model")
-    plan = Plan()
-    folders = {part: base / part for part in PARTS if (base / part).is_dir()}
+        raise WeightsError("source", source, remedy, problem="is a LoRA, not a model")
+    family = family_of(base)
+    plan = FolderPlan(family)
+    folders = {part: base / part for part in parts_of(family) if (base / part).is_dir()}
     _complete(plan, source, folders, None)
-    _check_whole(plan, source, folders)
-    values = dict(plan.jsons["unet/config.json"]) | {"time_cond_proj_dim": GUIDANCE_WIDTH}
-    with torch.device("meta"):
-        unet = UNet(config := UNetConfig.from_dict(values))
-    shapes = {key: tuple(tensor.shape) for key, tensor in unet.state_dict().items()}
-    sources = {
-        key: piece.source.removeprefix(UNET) for key, piece in unet_table(config, list(shapes)).items()
+    _check_plan(plan, source, folders)
+    config_file, weight_file = f"{family.denoiser}/config.json", plan.weight_file(family.denoiser)
+    distilled = family.read_distillation(factors, plan.jsons[config_file])
+    if distilled.faults:
+        problem = f"is not a LoRA of T2V-Turbo for {base}: {listed(distilled.faults)}"
+        raise WeightsError("source", source, "name the model it was trained on", problem=problem)
+    original = plan.weights[weight_file]
+    layout = original.layout | {
+        key: (torch.float32, tuple(tensor.shape)) for key, tensor in distilled.new.items()
     }
-    order = turbo_order(sources, shapes)
-    if faults := turbo_faults(factors, order, shapes):
-        problem = f"is no LoRA of T2V-Turbo for {base}: {listed(faults)}"
-        raise WeightsError("source", source, "give the model it was trained on", problem=problem)
-    pairs = {key: (factors[2 * i], factors[2 * i + 1]) for i, key in enumerate(order)}
-    file = f"unet/{KINDS['unet'].stem}.safetensors"
-    old = plan.weights[file]
-    fresh = {"time_embedding.cond_proj.weight": torch.zeros(shapes["time_embedding.cond_proj.weight"])}
-    layout = old.layout | {key: (torch.float32, shapes[key]) for key in fresh}
 
     def merged() -> Iterator[tuple[str, Tensor]]:
-        for key, tensor in itertools.chain(old.tensors(), fresh.items()):
-            yield key, merge_turbo(key, tensor, pairs)
+        for key, tensor in itertools.chain(original.tensors(), distilled.new.items()):
+            yield key, distilled.change.add_to(key, tensor)
 
-    plan.weights[file] = Weights(layout, merged)
-    plan.jsons["unet/config.json"] = values
+    plan.weights[weight_file] = Weights(layout, merged)
+    plan.jsons[config_file] = distilled.config
     schedule = read_json(folders["scheduler"] / "scheduler_config.json")
     plan.copies.pop("scheduler/scheduler_config.json")
-    plan.jsons["scheduler/scheduler_config.json"] = schedule | TURBO_SCHEDULE
+    plan.jsons["scheduler/scheduler_config.json"] = {**schedule, **distilled.schedule}
     card = read_json(base / "card.json") if (base / "card.json").exists() else {}
-    plan.jsons["card.json"] = card | {"name": name, **TURBO_CARD}
+    plan.jsons["card.json"] = card | {"name": name, **distilled.card}
     return plan
 
 
-def latent_scale(tensors: Mapping[str, Tensor]) -> dict[str, object]:
-    """The schedule that scales the clean latents, as settings of a scheduler; empty where the file has none.
-
-    Raises ValueError where its factors are not a straight line from 1 and a constant from there on (PAPER.md).
-    """
-    if "scale_arr" not in tensors:
-        return {}
-    factors = tensors["scale_arr"].double().numpy()
-    end = float(np.float32(factors[-1]))
-    steps = int(np.argmax(np.isclose(factors, end, atol=1e-6))) + 1
-    line = np.concatenate([np.linspace(1.0, end, steps), np.full(len(factors) - steps, end)])
-    if np.abs(line - factors).max() > 1e-4:
-        raise ValueError("scale_arr: is no straight line followed by a constant")
-    return {"latent_scale": round(end, 6), "latent_scale_steps": steps}
-
-
-def _from_lvdm(part: Part, tensors: Mapping[str, Tensor]) -> Weights:
-    layout = {name: (tensors[piece.source].dtype, part.shapes[name]) for name, piece in part.pieces.items()}
-    return Weights(layout, lambda: take(part, tensors))
-
-
-def _openclip_tokenizer(plan: Plan, folder: Path, *, vocabulary: int) -> None:
-    """CLIP's tokenizer as OpenCLIP uses it: texts are filled up with token 0, whatever the folder says."""
-    tokenizer = load_tokenizer(folder, length=77).tokenizer
-    if tokenizer.get_vocab_size() > vocabulary:
-        problem = f"knows {tokenizer.get_vocab_size()} tokens, the text encoder {vocabulary}"
-        raise WeightsError("complete_from", folder, "take CLIP's own tokenizer", problem=problem)
+def _pad_with(plan: FolderPlan, folder: Path, pad_token_id: int, *, vocabulary: int) -> None:
+    """The tokenizer in `folder`, changed to pad texts with another token."""
+    tokenizer = plan.family.load_tokenizer(folder, length=TEXT_LENGTH)
+    if tokenizer.vocabulary_size > vocabulary:
+        problem = f"has {tokenizer.vocabulary_size} tokens, the text encoder {vocabulary}"
+        raise WeightsError("complete_from", folder, "use CLIP's own tokenizer", problem=problem)
     _copy_files(plan, "tokenizer", folder)
-    changed = {"pad_token": tokenizer.id_to_token(0)}
+    changed = {"pad_token": tokenizer.token(pad_token_id)}
     for name in ("tokenizer_config.json", "special_tokens_map.json"):
         if plan.copies.pop(f"tokenizer/{name}", None) is not None or name == "tokenizer_config.json":
-            old = read_json(folder / name) if (folder / name).exists() else {}
-            plan.jsons[f"tokenizer/{name}"] = old | changed
+            original = read_json(folder / name) if (folder / name).exists() else {}
+            plan.jsons[f"tokenizer/{name}"] = original | changed
 
 
-def _complete(plan: Plan, source: Path, folders: dict[str, Path], donor: Path | None) -> None:
-    """Plans all parts, those that are missing from the donor; the folders that were used end up in `folders`."""
-    for part in PARTS:
+def _complete(plan: FolderPlan, source: Path, folders: dict[str, Path], donor: Path | None) -> None:
+    """Plans all parts, the missing ones from the donor; adds the folders that were used to `folders`."""
+    for part in parts_of(plan.family):
         if part not in folders and donor is not None and (donor / part).is_dir():
             folders[part] = donor / part
         if part not in folders:
             remedy = "add --complete-from MODEL with one that has, such as zeroscope"
-            raise WeightsError("source", source, remedy, problem=f"holds no {part}")
-        if part in KINDS:
+            raise WeightsError("source", source, remedy, problem=f"has no {part}")
+        network = plan.family.networks.get(part)
+        if network is not None:
             plan.jsons[f"{part}/config.json"] = read_json(folders[part] / "config.json")
-            stem = KINDS[part].stem
-            plan.weights[f"{part}/{stem}.safetensors"] = _from_files(part, folders[part])
+            plan.weights[plan.weight_file(part)] = _from_files(network, folders[part])
         else:
             _copy_files(plan, part, folders[part])
 
 
-def _from_files(part: str, folder: Path) -> Weights:
-    """The weights of one part from safetensors or pickled files; in full precision where there are both."""
-    rename = KINDS[part].rename
+def _from_files(network: Network, folder: Path) -> Weights:
+    """The weights of one part from safetensors or pickled files; in full precision if there are both."""
+    rename = network.rename
     if pickles := find_pickles(folder):
         values: dict[str, Tensor] = {}
         for path in pickles:
-            some = read_pickle(path)
-            if isinstance(some, list):
+            tensors = read_pickle(path)
+            if isinstance(tensors, list):
                 raise WeightsError(
-                    "source", path, "only named tensors are read", problem="holds an unnamed list"
+                    "source", path, "only named tensors can be converted", problem="has an unnamed list"
                 )
-            values |= some
-        named = {target: tensor for name, tensor in values.items() if (target := rename(name)) is not None}
+            values |= tensors
+        named = {
+            parameter: tensor for name, tensor in values.items() if (parameter := rename(name)) is not None
+        }
         layout = {name: (tensor.dtype, tuple(tensor.shape)) for name, tensor in named.items()}
         return Weights(layout, lambda: iter(named.items()))
-    entries = find_weights(folder, KINDS[part].stem, half=False)
-    sources = {target: name for name in entries if (target := rename(name)) is not None}
+    entries = find_weights(folder, network.stem, prefer_fp16=False)
+    sources = {parameter: name for name in entries if (parameter := rename(name)) is not None}
     for name, entry in entries.items():
-        if entry.dtype not in TORCH_TYPES:
-            problem = f"holds {name} as {entry.dtype}"
-            raise WeightsError("source", entry.path, f"use {', '.join(TORCH_TYPES)}", problem=problem)
+        if entry.dtype not in WEIGHT_TYPES:
+            problem = f"has {name} as {entry.dtype}"
+            raise WeightsError("source", entry.path, f"use {', '.join(WEIGHT_TYPES)}", problem=problem)
     layout = {
-        target: (TORCH_TYPES[entries[name].dtype], entries[name].shape) for target, name in sources.items()
+        parameter: (TORCH_TYPES[entries[name].dtype], entries[name].shape)
+        for parameter, name in sources.items()
     }
 
-    def tensors() -> Iterator[tuple[str, Tensor]]:
-        for target, name in sources.items():
+    def read() -> Iterator[tuple[str, Tensor]]:
+        for parameter, name in sources.items():
             with safe_open(entries[name].path, framework="pt", device="cpu") as file:
-                yield target, file.get_tensor(name)
+                yield parameter, file.get_tensor(name)
 
-    return Weights(layout, tensors)
+    return Weights(layout, read)
 
 
-def _copy_files(plan: Plan, part: str, folder: Path) -> None:
+def _copy_files(plan: FolderPlan, part: str, folder: Path) -> None:
     for path in sorted(folder.glob(FILES_OF[part])):
         if path.is_file():
             plan.copies[f"{part}/{path.name}"] = path
 
 
-def _check_whole(plan: Plan, source: Path, folders: Mapping[str, Path]) -> None:
-    """Raises WeightsError where weights do not fit their config.json, parts not each other, or a file is missing."""
-    networks = {part: empty_network(part, folders[part]) for part in KINDS}
-    for part, network in networks.items():
-        layout = plan.weights[f"{part}/{KINDS[part].stem}.safetensors"].layout
-        check_fit(network, {name: shape for name, (_, shape) in layout.items()}, folders[part])
-    check_widths(networks, source)
-    load_tokenizer(folders["tokenizer"], length=77)
+def _check_plan(plan: FolderPlan, source: Path, folders: Mapping[str, Path]) -> None:
+    """Raises WeightsError if weights do not fit their config.json, parts do not fit together, or a file is missing."""
+    configs: dict[str, Any] = {}
+    modules = {part: empty_network(network, folders[part]) for part, network in plan.family.networks.items()}
+    for part, module in modules.items():
+        layout = plan.weights[plan.weight_file(part)].layout
+        check_fit(module, {name: shape for name, (_, shape) in layout.items()}, folders[part])
+        configs[part] = module.config
+    plan.family.check_parts(configs, source)
+    plan.family.load_tokenizer(folders["tokenizer"], length=TEXT_LENGTH)
     read_json(folders["scheduler"] / "scheduler_config.json")
 
 
 # ---- writing ----
 
 
-def _write(plan: Plan, target: Path, dtype: torch.dtype | None) -> None:
-    """Writes into a folder beside the target and renames it at the end. Raises OutputError."""
+def _write(plan: FolderPlan, target: Path, dtype: torch.dtype | None) -> None:
+    """Writes into a folder beside the target, which is renamed at the end. Raises OutputError."""
     unfinished = target.with_name(f".{target.name}.part")
+    index = {"_class_name": plan.family.pipeline_class}
     try:
         if unfinished.exists():
             shutil.rmtree(unfinished)
-        for name, values in (
-            plan.jsons | {"model_index.json": {"_class_name": "TextToVideoSDPipeline"}}
-        ).items():
-            path = _place(unfinished, name)
+        for name, values in (plan.jsons | {"model_index.json": index}).items():
+            path = _with_folder(unfinished / name)
             path.write_text(json.dumps(values, indent=2, ensure_ascii=False) + "\n", encoding="utf-8")
         for name, origin in plan.copies.items():
-            shutil.copyfile(origin, _place(unfinished, name))
+            shutil.copyfile(origin, _with_folder(unfinished / name))
         for name, weights in plan.weights.items():
             layout = {key: (dtype or own, shape) for key, (own, shape) in weights.layout.items()}
-            write_safetensors(_place(unfinished, name), layout, weights.tensors())
+            write_safetensors(unfinished / name, layout, weights.tensors())
         unfinished.rename(target)
     except OSError as error:
-        raise OutputError(
-            f"{target}: could not be written ({error.strerror}); free some space there"
-        ) from error
+        raise cannot_write(target, error) from error
     finally:
         shutil.rmtree(unfinished, ignore_errors=True)
 
 
-def _place(folder: Path, name: str) -> Path:
-    path = folder / name
+def _with_folder(path: Path) -> Path:
     path.parent.mkdir(parents=True, exist_ok=True)
     return path

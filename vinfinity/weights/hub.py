@@ -1,4 +1,4 @@
-"""Fetching published models: only the files that are needed, resumed where a transfer broke, checked by hash."""
+"""Fetching published models: only the files that are needed, interrupted transfers resumed, hashes checked."""
 
 import hashlib
 import json
@@ -7,36 +7,35 @@ from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path, PurePosixPath
 from typing import Any
 
-from vinfinity.errors import InputError, VinfinityError, nearest
-from vinfinity.weights.card import PARTS
+from vinfinity.errors import InputError, VinfinityError, did_you_mean
+from vinfinity.models.families import FAMILIES, published_family
+from vinfinity.models.family import Family, PublishedModel, Source, parts_of
 from vinfinity.weights.convert import convert
-from vinfinity.weights.known import KNOWN, KnownModel, Source, models_folder
+from vinfinity.weights.registry import KNOWN, models_folder
 
-BLOCK = 2**20
+CHUNK_BYTES = 2**20
 JSONS = ("config.json", "scheduler_config.json")
 
 
 def fetch(name: str, *, endpoint: str | None, say: Callable[[str], None]) -> Path:
-    """Fetches a known model and what it is used with, and returns its folder; does nothing where it is there already.
+    """Fetches a published model and the models it needs, and returns its folder. Does nothing if it is there already.
 
-    endpoint: of the hub, None for the usual one. say: is told what happens. Raises InputError for names that are not
-    known, VinfinityError where a file cannot be had or does not have its hash; what has arrived is kept for the next
-    try.
+    endpoint: of the hub, None for the default. say: is called with messages. Raises InputError for unknown names,
+    VinfinityError if a file cannot be fetched or has the wrong hash; files that arrived are kept for the next attempt.
     """
-    known = KNOWN.get(name)
-    if known is None:
-        close = nearest(name, list(KNOWN))
-        hint = f"did you mean {close}? " if close else ""
-        raise InputError("model", name, f"{hint}known are {', '.join(KNOWN)}", problem="is not known")
+    known, family = KNOWN.get(name), published_family(name)
+    if known is None or family is None:
+        remedy = f"{did_you_mean(name, list(KNOWN))} known are {', '.join(KNOWN)}".strip()
+        raise InputError("model", name, remedy, problem="is unknown")
     target = models_folder() / name
     if target.is_dir():
-        say(f"{name} is in {target} already")
+        say(f"{name} is already in {target}")
         return target
     if known.complete_from is not None:
         fetch(known.complete_from, endpoint=endpoint, say=say)
     arrived = models_folder() / ".fetching" / known.source.repo.replace("/", "--")
-    record = _download(known.source, arrived, endpoint=endpoint, say=say)
-    say(f"{name}: checking and putting together")
+    record = _download(known.source, family, arrived, endpoint=endpoint, say=say)
+    say(f"{name}: checking and assembling")
     source = arrived / known.source.only if known.source.only is not None else arrived
     convert(
         source,
@@ -48,48 +47,49 @@ def fetch(name: str, *, endpoint: str | None, say: Callable[[str], None]) -> Pat
     return target
 
 
-def _own_files(name: str, known: KnownModel, record: Mapping[str, Any]) -> dict[str, Mapping[str, Any]]:
+def _own_files(name: str, known: PublishedModel, record: Mapping[str, Any]) -> dict[str, Mapping[str, Any]]:
+    """JSON files of our own in a fetched model's folder."""
     files: dict[str, Mapping[str, Any]] = {"fetched.json": record}
     if known.card:
         files["card.json"] = {"name": name, **known.card}
     return files
 
 
-def needed(names: Sequence[str], *, only: str | None = None) -> list[str]:
-    """The files of a repository that a model needs, of each part's weights one kind.
+def needed(names: Sequence[str], *, family: Family = FAMILIES[0], only: str | None = None) -> list[str]:
+    """The files of a repository that a model needs; of each part's weights, one format and precision.
 
-    safetensors come before pickled files. UNet and text encoder are taken in half precision where there is one, as they
-    are used; the autoencoder, which decodes in full precision, in full. Raises ValueError where there is no model.
+    safetensors are preferred to pickled files. Networks that run in half precision are taken in half precision if there
+    is one; those that always run in fp32, the autoencoder, in full. Raises ValueError if there is no model.
     """
     if only is not None:
         if only not in names:
             raise ValueError(f"has no {only}")
         return [only]
-    alone = not any(name.startswith("unet/") for name in names)
+    alone = not any(name.startswith(f"{family.denoiser}/") for name in names)
     chosen = []
-    for part in PARTS:
-        folder = "." if alone and part == "unet" else part
+    for part in parts_of(family):
+        folder = "." if alone and part == family.denoiser else part
         inside = [name for name in names if str(PurePosixPath(name).parent) == folder]
         if part == "tokenizer":
             chosen += [name for name in inside if name.endswith((".json", ".txt"))]
             continue
         chosen += [name for name in inside if PurePosixPath(name).name in JSONS]
-        if part != "scheduler":
-            chosen += _weights(inside, half=part != "vae")
+        if (network := family.networks.get(part)) is not None:
+            chosen += _weights(inside, prefer_fp16=not network.always_fp32)
     if not any(PurePosixPath(name).suffix in (".safetensors", ".bin", ".pth") for name in chosen):
-        raise ValueError("holds no model in diffusers' layout")
+        raise ValueError("has no model in diffusers' layout")
     return chosen
 
 
-def _weights(names: Sequence[str], *, half: bool) -> list[str]:
-    """One kind of weight files of a part, with its index where they are sharded."""
+def _weights(names: Sequence[str], *, prefer_fp16: bool) -> list[str]:
+    """The weight files of a part in one format and precision, with the index of shards."""
     for suffix in (".safetensors", ".bin", ".pth"):
         files = [name for name in names if suffix in name]
         variant = [name for name in files if ".fp16" in name]
         plain = [name for name in files if name not in variant and not _other_variant(name, suffix)]
-        for kind in (variant, plain) if half else (plain, variant):
-            if kind:
-                return kind
+        for choice in (variant, plain) if prefer_fp16 else (plain, variant):
+            if choice:
+                return choice
     return []
 
 
@@ -100,28 +100,28 @@ def _other_variant(name: str, suffix: str) -> bool:
 
 
 def _download(
-    source: Source, folder: Path, *, endpoint: str | None, say: Callable[[str], None]
+    source: Source, family: Family, folder: Path, *, endpoint: str | None, say: Callable[[str], None]
 ) -> dict[str, Any]:
-    """Fetches a repository's files into `folder`; returns what was fetched, with hashes."""
+    """Fetches a repository's files into `folder`. Returns repository, revision and hashes."""
     import huggingface_hub
 
     def failed(error: Exception) -> VinfinityError:
         first = (str(error).strip().splitlines() or [type(error).__name__])[0]
-        return VinfinityError(
-            f"{source.repo}: cannot be fetched ({first}); try again to go on where it stopped"
-        )
+        return VinfinityError(f"{source.repo}: cannot be fetched ({first}); try again to resume the transfer")
 
     try:
         api = huggingface_hub.HfApi(endpoint=endpoint)
         info = api.model_info(source.repo, revision=source.revision, files_metadata=True)
     except Exception as error:
-        # the client of the hub raises errors of the library below it, which differ between versions
+        # the hub's client raises errors of its HTTP library, which differ between versions
         raise failed(error) from None
     siblings = {sibling.rfilename: sibling for sibling in info.siblings or ()}
     try:
-        names = needed(list(siblings), only=source.only)
+        names = needed(list(siblings), family=family, only=source.only)
     except ValueError as error:
-        raise VinfinityError(f"{source.repo}: {error}; the repository has changed, tell us") from None
+        raise VinfinityError(
+            f"{source.repo}: {error}; the repository has changed, please report it"
+        ) from None
     hashes: dict[str, str] = {}
     for name in names:
         sibling = siblings[name]
@@ -136,10 +136,11 @@ def _download(
         except Exception as error:
             raise failed(error) from None
         expected = sibling.lfs.sha256 if sibling.lfs is not None else sibling.blob_id
-        if expected is not None and expected != (found := _hash(path, git=sibling.lfs is None)):
+        actual = _hash(path, git=sibling.lfs is None)
+        if expected is not None and expected != actual:
             path.unlink()
             raise VinfinityError(
-                f"{source.repo}: {name} has the hash {found}, not {expected}; it was removed, fetch it again"
+                f"{source.repo}: {name} has the hash {actual}, not {expected}; it was deleted, fetch it again"
             )
         hashes[name] = _hash(path, git=False)
     return {"repo": source.repo, "revision": info.sha, "files": hashes}
@@ -151,12 +152,12 @@ def _hash(path: Path, *, git: bool) -> str:
     if git:
         total.update(f"blob {path.stat().st_size}\0".encode())
     with path.open("rb") as file:
-        while block := file.read(BLOCK):
-            total.update(block)
+        while chunk := file.read(CHUNK_BYTES):
+            total.update(chunk)
     return total.hexdigest()
 
 
 def read_record(folder: Path) -> dict[str, Any] | None:
-    """What was fetched into a model's folder: repository, revision and hashes; None for other folders."""
+    """Repository, revision and hashes of a fetched model; None for a folder that was not fetched."""
     path = folder / "fetched.json"
     return json.loads(path.read_text(encoding="utf-8")) if path.exists() else None

@@ -1,51 +1,47 @@
-"""What is in a model's folder: its architecture, sizes and problems, from headers and configurations alone."""
+"""A model's folder described: architecture, sizes and problems, from headers and configurations alone."""
 
 import math
 from collections import Counter
 from pathlib import Path
+from typing import cast
 
 from vinfinity.errors import InputError
-from vinfinity.weights.card import PARTS, read_card
-from vinfinity.weights.files import TensorEntry, find_weights, read_json
+from vinfinity.models.decoder import Decoder
+from vinfinity.models.families import family_of
+from vinfinity.models.family import Network, parts_of
+from vinfinity.system.safetensors import TensorEntry, find_weights, read_json
+from vinfinity.weights.card import read_card
 from vinfinity.weights.hub import read_record
-from vinfinity.weights.load import KINDS, check_fit, check_widths, empty_network, find_decoder, load_scheduler
-from vinfinity.weights.tokenizer import load_tokenizer
-
-ARCHITECTURE = {
-    "unet": ("_class_name", "block_out_channels", "cross_attention_dim", "fps_cond", "time_cond_proj_dim"),
-    "vae": ("_class_name", "block_out_channels", "scaling_factor"),
-    "text_encoder": ("model_type", "hidden_size", "num_hidden_layers"),
-}
+from vinfinity.weights.load import check_fit, empty_network, find_decoder, load_scheduler
 
 
 def describe_model(folder: Path) -> tuple[list[tuple[str, str]], list[str]]:
-    """Rows for a table of what a model's folder holds, or one of a decoder alone, and its problems, one line each."""
-    if (folder / "config.json").is_file() and not any((folder / part).is_dir() for part in PARTS):
+    """Rows for a table of what is in a folder, a model's or that of a decoder, and its problems, one line each."""
+    family = family_of(folder)
+    if (folder / "config.json").is_file() and not any((folder / part).is_dir() for part in parts_of(family)):
         return _describe_decoder(folder)
     rows: list[tuple[str, str]] = [("folder", str(folder))]
     problems: list[str] = []
-    for part in PARTS:
+    for part in parts_of(family):
         if not (folder / part).is_dir():
             problems.append(
                 f"{part}: is missing; vinfinity models convert completes a folder from another model"
             )
-        elif part in KINDS:
+        elif part in family.networks:
             try:
-                rows.append((part, _describe_part(folder / part, part)))
+                rows.append((part, _describe_part(folder / part, family.networks[part])))
             except InputError as error:
                 problems.append(error.message)
     if problems:
         return rows, problems
     try:
         card = read_card(str(folder))
-        check_widths({part: empty_network(part, folder / part) for part in KINDS}, folder)
+        family.check_parts(card.configs, folder)
         load_scheduler(folder / "scheduler")
-        tokenizer = load_tokenizer(folder / "tokenizer", length=card.text_length)
-        rows.append(
-            ("tokenizer", f"{tokenizer.tokenizer.get_vocab_size():,} tokens, {tokenizer.length} to a text")
-        )
+        tokenizer = family.load_tokenizer(folder / "tokenizer", length=card.text_length)
     except InputError as error:
         return rows, [error.message]
+    rows.append(("tokenizer", f"{tokenizer.vocabulary_size:,} tokens, {tokenizer.length} per text"))
     rows.append(("trained on", f"clips of {card.trained_frames} frames"))
     rows.append(
         ("defaults", ", ".join(f"{key} {value}" for key, value in card.defaults.items() if value != ""))
@@ -58,31 +54,34 @@ def describe_model(folder: Path) -> tuple[list[tuple[str, str]], list[str]]:
 def _describe_decoder(folder: Path) -> tuple[list[tuple[str, str]], list[str]]:
     rows = [("folder", str(folder))]
     try:
-        network, sources = find_decoder(folder)
+        module, sources = find_decoder(folder)
     except InputError as error:
         return rows, [error.message]
-    config, entries = network.config, dict(sources.values())
-    rows.append(("decoder", f"{_amount(entries)}; {type(network).__name__}"))
-    rows.append(("for latents of", f"{config.latent_channels} channels, {config.factor} pixels a side"))
+    config, entries = cast(Decoder, module).config, dict(sources.values())
+    rows.append(("decoder", f"{_size_text(entries)}; {type(module).__name__}"))
+    rows.append(
+        ("for latents of", f"{config.latent_channels} channels, {config.downscale} pixels per position")
+    )
     rows.append(("use", f"vinfinity generate --decoder {folder} ..."))
     return rows, []
 
 
-def _describe_part(folder: Path, part: str) -> str:
-    kind = KINDS[part]
-    entries = find_weights(folder, kind.stem, half=False)
-    shapes = {target: e.shape for name, e in entries.items() if (target := kind.rename(name)) is not None}
-    check_fit(empty_network(part, folder), shapes, folder)
+def _describe_part(folder: Path, network: Network) -> str:
+    entries = find_weights(folder, network.stem, prefer_fp16=False)
+    shapes = {
+        parameter: entry.shape
+        for name, entry in entries.items()
+        if (parameter := network.rename(name)) is not None
+    }
+    check_fit(empty_network(network, folder), shapes, folder)
     config = read_json(folder / "config.json")
-    told = ", ".join(
-        f"{key.strip('_')} {config[key]}"
-        for key in ARCHITECTURE[part]
-        if config.get(key) not in (None, False)
+    shown = ", ".join(
+        f"{key.strip('_')} {config[key]}" for key in network.shown if config.get(key) not in (None, False)
     )
-    return f"{_amount(entries)}; {told}"
+    return f"{_size_text(entries)}; {shown}"
 
 
-def _amount(entries: dict[str, TensorEntry]) -> str:
+def _size_text(entries: dict[str, TensorEntry]) -> str:
     """Parameters, types and bytes."""
     parameters = sum(math.prod(entry.shape) for entry in entries.values())
     types = Counter(entry.dtype for entry in entries.values())

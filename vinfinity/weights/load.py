@@ -2,238 +2,179 @@
 
 import math
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Protocol, TypeVar, cast
+from typing import Any, TypeVar, cast
 
 import torch
 from safetensors import SafetensorError, safe_open
 from torch import nn
 
+from vinfinity.denoise.schedule import SchedulerConfig
 from vinfinity.errors import WeightsError
-from vinfinity.models.layers import channels_last
-from vinfinity.models.text import TextConfig, TextEncoder
-from vinfinity.models.tiny import AutoencoderTiny, LatentDecoder, TinyConfig
-from vinfinity.models.unet import UNet, UNetConfig
-from vinfinity.models.vae import AutoencoderKL, VAEConfig
-from vinfinity.sampling.schedule import SchedulerConfig
-from vinfinity.weights.files import TensorEntry, find_weights, read_json
+from vinfinity.models.checkpoint import Change
+from vinfinity.models.decoder import Decoder
+from vinfinity.models.families import FAMILIES, family_of
+from vinfinity.models.family import Network
+from vinfinity.models.geometry import LatentGeometry
+from vinfinity.models.unet3d.clip import TextEncoder
+from vinfinity.models.unet3d.family import UNET3D
+from vinfinity.models.unet3d.layers import channels_last
+from vinfinity.models.unet3d.unet import UNet
+from vinfinity.system.safetensors import TensorEntry, find_weights, read_json, shape_text
 
 Config = TypeVar("Config")
-Sources = Mapping[str, tuple[str, TensorEntry]]  # parameter -> its name in the files, and where it is
-LISTED = 10
-MAPPED = 2**25  # elements of a file that are mapped at once
 
-# names in files written before diffusers 0.15: the autoencoder's attention
-OLD_ATTENTION = {"query": "to_q", "key": "to_k", "value": "to_v", "proj_attn": "to_out.0"}
+# By parameter: the name of its tensor in the files, and where that is.
+Sources = Mapping[str, tuple[str, TensorEntry]]
 
+MOST_LISTED = 10
 
-def vae_name(name: str) -> str:
-    """The parameter that a tensor of an autoencoder's file fills."""
-    *parents, layer, kind = name.split(".")
-    if "attentions" in parents and layer in OLD_ATTENTION:
-        return ".".join([*parents, OLD_ATTENTION[layer], kind])
-    return name
+# Elements of a file that are mapped into memory at a time.
+MAPPED = 2**25
 
-
-def text_name(name: str) -> str | None:
-    """The parameter that a tensor of a text encoder's file fills; None for the buffer that older files carry along.
-
-    Newer transformers leave out the leading "text_model".
-    """
-    if name.endswith("embeddings.position_ids"):
-        return None
-    return name if name.startswith("text_model.") else f"text_model.{name}"
-
-
-def _same(name: str) -> str:
-    return name
-
-
-@dataclass(frozen=True)
-class Kind:
-    """One of a model's networks. build: from a parsed config.json. stem: of its weight files. rename: from a file's
-    names to the parameters they fill, None for what is passed over. full: parameters that stay in fp32, by the start of
-    their names: half precision would round timesteps before they are told apart.
-    """
-
-    build: Callable[[Mapping[str, Any]], nn.Module]
-    stem: str
-    rename: Callable[[str], str | None] = _same
-    full: tuple[str, ...] = ()
-
-
-KINDS: Mapping[str, Kind] = {
-    "unet": Kind(
-        lambda values: UNet(UNetConfig.from_dict(values)),
-        "diffusion_pytorch_model",
-        full=("time_embedding.", "fps_embedding."),
-    ),
-    "vae": Kind(
-        lambda values: AutoencoderKL(VAEConfig.from_dict(values)), "diffusion_pytorch_model", vae_name
-    ),
-    "text_encoder": Kind(lambda values: TextEncoder(TextConfig.from_dict(values)), "model", text_name),
-}
-
-# By the class that a decoder's config.json names. Tensors of these modules only encode.
-DECODERS: Mapping[str, Kind] = {
-    "AutoencoderKL": KINDS["vae"],
-    "AutoencoderTiny": Kind(
-        lambda values: AutoencoderTiny(TinyConfig.from_dict(values)), "diffusion_pytorch_model"
-    ),
-}
+# Submodules of an autoencoder that only encode.
 ENCODING = ("encoder", "quant_conv")
 
 
-class Addition(Protocol):
-    """Something that changes parameters while they are loaded."""
-
-    def add_to(self, name: str, tensor: torch.Tensor) -> torch.Tensor: ...
-
-
 def load_unet(
-    folder: Path, *, device: torch.device | str, dtype: torch.dtype, loras: Sequence[Addition] = ()
+    folder: Path, *, device: torch.device | str, dtype: torch.dtype, loras: Sequence[Change] = ()
 ) -> UNet:
-    """The UNet in `folder` (MODEL/unet), with the additions of `loras` merged into it, one tensor at a time.
+    """The UNet in `folder` (MODEL/unet), with `loras` merged into it one tensor at a time.
 
-    Raises WeightsError, before any weight is read, where its files do not fit.
+    Raises WeightsError, before any weight is read, if the files do not fit.
     """
-    return cast(UNet, _load("unet", folder, device=device, dtype=dtype, loras=loras))
-
-
-def load_vae(folder: Path, *, device: torch.device | str, dtype: torch.dtype) -> AutoencoderKL:
-    """The autoencoder in `folder` (MODEL/vae). Raises WeightsError."""
-    return cast(AutoencoderKL, _load("vae", folder, device=device, dtype=dtype))
-
-
-def load_decoder(folder: Path, *, device: torch.device | str, dtype: torch.dtype) -> LatentDecoder:
-    """What turns latents into pictures: the decoding half of the autoencoder in `folder`, a model's own (MODEL/vae) or
-    another for the same latents. Raises WeightsError, before any weight is read, where its files do not fit.
-    """
-    network, sources = find_decoder(folder, half=dtype != torch.float32)
-    _fill(network, sources, device=device, dtype=dtype)
-    # convolutions are faster with channels last, by a fifth on the CPU
-    return network.eval().requires_grad_(False).to(memory_format=torch.channels_last)  # type: ignore[call-overload]
-
-
-def find_decoder(folder: Path, *, half: bool = False) -> tuple[LatentDecoder, Sources]:
-    """The decoding half of the autoencoder in `folder`, without weights, and where these are.
-
-    Every tensor of the files must have its place; those that only encode may be missing altogether.
-    Raises WeightsError.
-    """
-    network, kind = _empty_decoder(folder)
-    sources = _sources(folder, kind, half=half)
-    encoding = {target for target in sources if target.startswith(tuple(f"{part}." for part in ENCODING))}
-    if not encoding:
-        drop_encoder(network)
-    check_fit(network, {target: entry.shape for target, (_, entry) in sources.items()}, folder)
-    drop_encoder(network)
-    return network, {target: source for target, source in sources.items() if target not in encoding}
-
-
-def empty_decoder(folder: Path) -> LatentDecoder:
-    """The decoding half that FOLDER/config.json describes, without weights. Raises WeightsError."""
-    network, _ = _empty_decoder(folder)
-    drop_encoder(network)
-    return network
-
-
-def _empty_decoder(folder: Path) -> tuple[LatentDecoder, Kind]:
-    name = str(read_json(folder / "config.json").get("_class_name", "AutoencoderKL"))
-    if name not in DECODERS:
-        remedy = f"use {' or '.join(DECODERS)}"
-        raise WeightsError("model", folder, remedy, problem=f"is of the class {name}")
-    kind = DECODERS[name]
-    with torch.device("meta"):
-        return cast(LatentDecoder, _config(folder, kind.build)), kind
-
-
-def drop_encoder(network: nn.Module) -> None:
-    for part in ENCODING:
-        if hasattr(network, part):
-            delattr(network, part)
-
-
-def check_decoder(folder: Path, *, channels: int, pixels: int) -> None:
-    """Raises WeightsError where the decoder in `folder` does not fit its files, or not the latents of a model.
-
-    channels: of the latents. pixels: of the picture to one of the latent, on each side. Reads no weight.
-    """
-    try:
-        network, _ = find_decoder(folder)
-    except WeightsError as error:
-        raise WeightsError("decoder", error.value, error.remedy, problem=error.problem) from None
-    has, needs = (network.config.latent_channels, network.config.factor), (channels, pixels)
-    if has != needs:
-        told, wanted = (f"{c} channels and {p} pixels a side" for c, p in (has, needs))
-        remedy = "take a decoder for the model's latents, or leave it out"
-        raise WeightsError("decoder", folder, remedy, problem=f"is for latents of {told}, not {wanted}")
+    network = UNET3D.networks["unet"]
+    return cast(UNet, load_network(network, folder, device=device, dtype=dtype, loras=loras))
 
 
 def load_text_encoder(folder: Path, *, device: torch.device | str, dtype: torch.dtype) -> TextEncoder:
     """The text encoder in `folder` (MODEL/text_encoder). Raises WeightsError."""
-    return cast(TextEncoder, _load("text_encoder", folder, device=device, dtype=dtype))
+    network = UNET3D.networks["text_encoder"]
+    return cast(TextEncoder, load_network(network, folder, device=device, dtype=dtype))
 
 
-def empty_network(part: str, folder: Path) -> nn.Module:
-    """The network that FOLDER/config.json describes, with shapes but no weights. Raises WeightsError."""
-    with torch.device("meta"):
-        return _config(folder, KINDS[part].build)
-
-
-def check_weights(model: Path, *, half: bool) -> None:
-    """Compares the headers of a model's weight files with its configurations; reads no weight.
-
-    half: whether the run is in half precision, which prefers the fp16 variant. Raises WeightsError.
-    """
-    networks = {part: empty_network(part, model / part) for part in KINDS}
-    for part, network in networks.items():
-        _find(network, model / part, KINDS[part], half=half and part != "vae")
-    check_widths(networks, model)
-
-
-def check_widths(networks: Mapping[str, nn.Module], model: Path) -> None:
-    """Raises WeightsError where a model's parts are of models that do not go together."""
-    unet, vae, text = (cast(Any, networks[part].config) for part in KINDS)
-    for part, has, needs in (
-        ("text_encoder", text.hidden_size, unet.cross_attention_dim),
-        ("vae", vae.latent_channels, unet.in_channels),
-    ):
-        if has != needs:
-            problem = f"makes {has} channels for a UNet that takes {needs}"
-            raise WeightsError("model", model / part, "take both from models of one kind", problem=problem)
-
-
-def load_scheduler(folder: Path) -> SchedulerConfig:
-    """The noise schedule in `folder` (MODEL/scheduler). Raises WeightsError."""
-    return _config(folder, SchedulerConfig.from_dict, name="scheduler_config.json")
-
-
-def _config(
-    folder: Path, build: Callable[[Mapping[str, Any]], Config], *, name: str = "config.json"
-) -> Config:
-    try:
-        return build(read_json(folder / name))
-    except (ValueError, TypeError) as error:
-        raise WeightsError(
-            "model", folder / name, "use a model of a supported kind", problem=f"{error}"
-        ) from None
-
-
-def _load(
-    part: str,
+def load_network(
+    network: Network,
     folder: Path,
     *,
     device: torch.device | str,
     dtype: torch.dtype,
-    loras: Sequence[Addition] = (),
+    loras: Sequence[Change] = (),
 ) -> nn.Module:
-    """Fills a network strictly, tensor by tensor: every key must be there, with its shape, and no other."""
-    module = empty_network(part, folder)
-    sources = _find(module, folder, KINDS[part], half=dtype != torch.float32)
-    _fill(module, sources, device=device, dtype=dtype, full=KINDS[part].full, loras=loras)
+    """A network for inference: every parameter must be in the files, with its shape, and nothing else may be.
+
+    Raises WeightsError, before any weight is read, if the files do not fit.
+    """
+    module = empty_network(network, folder)
+    sources = _find(module, folder, network, prefer_fp16=dtype != torch.float32)
+    _fill(module, sources, device=device, dtype=dtype, keep_fp32=network.keep_fp32, loras=loras)
     return module.eval().requires_grad_(False)
+
+
+def load_decoder(folder: Path, *, device: torch.device | str, dtype: torch.dtype) -> Decoder:
+    """The decoding half of the autoencoder in `folder`: a model's own (MODEL/vae), or another for the same latents.
+
+    Raises WeightsError, before any weight is read, if the files do not fit.
+    """
+    module, sources = find_decoder(folder, prefer_fp16=dtype != torch.float32)
+    _fill(module, sources, device=device, dtype=dtype)
+    # convolutions are faster with channels last, by a fifth on the CPU
+    module = module.eval().requires_grad_(False).to(memory_format=torch.channels_last)  # type: ignore[call-overload]
+    return cast(Decoder, module)
+
+
+def find_decoder(folder: Path, *, prefer_fp16: bool = False) -> tuple[nn.Module, Sources]:
+    """The decoding half of the autoencoder in `folder`, without weights, and where its weights are.
+
+    Every tensor in the files must belong to the autoencoder; those that only encode may all be missing.
+    Raises WeightsError.
+    """
+    module, network = _empty_autoencoder(folder)
+    sources = _sources(folder, network, prefer_fp16=prefer_fp16)
+    encoding = {name for name in sources if name.startswith(tuple(f"{part}." for part in ENCODING))}
+    if not encoding:
+        drop_encoder(module)
+    check_fit(module, {name: entry.shape for name, (_, entry) in sources.items()}, folder)
+    drop_encoder(module)
+    return module, {name: source for name, source in sources.items() if name not in encoding}
+
+
+def empty_decoder(folder: Path) -> Decoder:
+    """The decoding half that FOLDER/config.json describes, without weights. Raises WeightsError."""
+    module, _ = _empty_autoencoder(folder)
+    drop_encoder(module)
+    return cast(Decoder, module)
+
+
+def _empty_autoencoder(folder: Path) -> tuple[nn.Module, Network]:
+    decoders = {name: network for family in FAMILIES for name, network in family.decoders.items()}
+    name = str(read_json(folder / "config.json").get("_class_name", "AutoencoderKL"))
+    if name not in decoders:
+        remedy = f"use {' or '.join(decoders)}"
+        raise WeightsError("model", folder, remedy, problem=f"has the class {name}")
+    return empty_network(decoders[name], folder), decoders[name]
+
+
+def drop_encoder(autoencoder: nn.Module) -> None:
+    """Removes the submodules that only encode."""
+    for part in ENCODING:
+        if hasattr(autoencoder, part):
+            delattr(autoencoder, part)
+
+
+def check_decoder(folder: Path, geometry: LatentGeometry) -> None:
+    """Raises WeightsError if the decoder in `folder` does not fit its files, or not these latents. Reads no weight."""
+    try:
+        module, _ = find_decoder(folder)
+    except WeightsError as error:
+        raise WeightsError("decoder", error.value, error.remedy, problem=error.problem) from None
+    config = cast(Decoder, module).config
+    decoded = LatentGeometry(config.latent_channels, config.downscale, geometry.time_downscale)
+    if decoded != geometry:
+        problem = (
+            f"decodes latents of {_latents_text(decoded)}, but the model's have {_latents_text(geometry)}"
+        )
+        remedy = "use a decoder for the model's latents, or leave it out"
+        raise WeightsError("decoder", folder, remedy, problem=problem)
+
+
+def _latents_text(geometry: LatentGeometry) -> str:
+    return f"{geometry.channels} channels and {geometry.downscale} pixels per position"
+
+
+def empty_network(network: Network, folder: Path) -> nn.Module:
+    """The network that FOLDER/config.json describes, with shapes but no weights. Raises WeightsError."""
+    config = parse_config(folder / "config.json", network.read_config)
+    with torch.device("meta"):
+        return network.build(config)
+
+
+def check_weights(model: Path, *, prefer_fp16: bool) -> None:
+    """Compares the headers of a model's weight files with its configurations; reads no weight.
+
+    prefer_fp16: whether the run is in half precision. Raises WeightsError.
+    """
+    family = family_of(model)
+    configs: dict[str, Any] = {}
+    modules = {part: empty_network(network, model / part) for part, network in family.networks.items()}
+    for part, network in family.networks.items():
+        half = prefer_fp16 and not network.always_fp32
+        _find(modules[part], model / part, network, prefer_fp16=half)
+        configs[part] = modules[part].config
+    family.check_parts(configs, model)
+
+
+def load_scheduler(folder: Path) -> SchedulerConfig:
+    """The noise schedule in `folder` (MODEL/scheduler). Raises WeightsError."""
+    return parse_config(folder / "scheduler_config.json", SchedulerConfig.from_dict)
+
+
+def parse_config(path: Path, parse: Callable[[Mapping[str, Any]], Config]) -> Config:
+    """The JSON file `path`, parsed. Raises WeightsError for what `parse` does not support."""
+    try:
+        return parse(read_json(path))
+    except (ValueError, TypeError) as error:
+        raise WeightsError("model", path, "use a model of a supported kind", problem=f"{error}") from None
 
 
 def _fill(
@@ -242,69 +183,72 @@ def _fill(
     *,
     device: torch.device | str,
     dtype: torch.dtype,
-    full: tuple[str, ...] = (),
-    loras: Sequence[Addition] = (),
+    keep_fp32: tuple[str, ...] = (),
+    loras: Sequence[Change] = (),
 ) -> None:
-    """Reads the parameters of a module, one at a time. full: the start of the names of those that stay in fp32."""
-    for path, targets in _stretches(sources):
+    """Reads the parameters of a module, one at a time. keep_fp32: prefixes of those that stay in fp32."""
+    for path, names in _chunks(sources):
         try:
             with safe_open(path, framework="pt", device="cpu") as file:
-                for target in targets:
-                    own = torch.float32 if target.startswith(full) else dtype
-                    tensor = file.get_tensor(sources[target][0])
+                for name in names:
+                    own = torch.float32 if name.startswith(keep_fp32) else dtype
+                    tensor = file.get_tensor(sources[name][0])
                     for lora in loras:
-                        tensor = lora.add_to(target, tensor)
-                    _put(module, target, tensor.to(device=device, dtype=own))
-                    del tensor  # the last of a stretch would keep all of it mapped
+                        tensor = lora.add_to(name, tensor)
+                    _put(module, name, tensor.to(device=device, dtype=own))
+                    # a reference to the last tensor would keep the whole chunk mapped
+                    del tensor
         except SafetensorError as error:
             raise WeightsError(
                 "model", path, "fetch the file again", problem=f"cannot be read ({error})"
             ) from None
 
 
-def _stretches(sources: Sources) -> Iterator[tuple[Path, list[str]]]:
-    """The parameters by file, in stretches after which the file is closed.
+def _chunks(sources: Sources) -> Iterator[tuple[Path, list[str]]]:
+    """The parameters by file, in chunks after which the file is closed.
 
-    What was read of a mapped file counts as this process's memory until then.
+    The parts of a mapped file that were read count as memory of this process until then.
     """
     by_file: dict[Path, list[str]] = {}
-    for target, (_, entry) in sources.items():
-        by_file.setdefault(entry.path, []).append(target)
-    for path, targets in by_file.items():
-        stretch, elements = [], 0
-        for target in targets:
-            stretch.append(target)
-            elements += math.prod(sources[target][1].shape)
+    for name, (_, entry) in sources.items():
+        by_file.setdefault(entry.path, []).append(name)
+    for path, names in by_file.items():
+        chunk, elements = [], 0
+        for name in names:
+            chunk.append(name)
+            elements += math.prod(sources[name][1].shape)
             if elements >= MAPPED:
-                yield path, stretch
-                stretch, elements = [], 0
-        if stretch:
-            yield path, stretch
+                yield path, chunk
+                chunk, elements = [], 0
+        if chunk:
+            yield path, chunk
 
 
-def _find(module: nn.Module, folder: Path, kind: Kind, *, half: bool) -> Sources:
-    """For each parameter of the module, where it is; all of them, with their shapes, and no others."""
-    sources = _sources(folder, kind, half=half)
-    check_fit(module, {target: entry.shape for target, (_, entry) in sources.items()}, folder)
+def _find(module: nn.Module, folder: Path, network: Network, *, prefer_fp16: bool) -> Sources:
+    """Where each parameter of the module is. Raises WeightsError unless the files have all of them and no others."""
+    sources = _sources(folder, network, prefer_fp16=prefer_fp16)
+    check_fit(module, {name: entry.shape for name, (_, entry) in sources.items()}, folder)
     return sources
 
 
-def _sources(folder: Path, kind: Kind, *, half: bool) -> Sources:
+def _sources(folder: Path, network: Network, *, prefer_fp16: bool) -> Sources:
     """The parameters that the files in `folder` fill."""
-    entries = find_weights(folder, kind.stem, half=half)
+    entries = find_weights(folder, network.stem, prefer_fp16=prefer_fp16)
     return {
-        target: (name, entry) for name, entry in entries.items() if (target := kind.rename(name)) is not None
+        parameter: (name, entry)
+        for name, entry in entries.items()
+        if (parameter := network.rename(name)) is not None
     }
 
 
 def check_fit(module: nn.Module, shapes: Mapping[str, tuple[int, ...]], folder: Path) -> None:
-    """Compares a module's parameters with the tensors meant for it. Raises WeightsError listing what does not fit."""
-    wanted = {name: tuple(tensor.shape) for name, tensor in module.state_dict().items()}
-    faults = [f"missing {name}" for name in wanted if name not in shapes]
-    faults += [f"unexpected {name}" for name in shapes if name not in wanted]
+    """Compares a module's parameters with the tensors for it. Raises WeightsError listing the differences."""
+    needed = {name: tuple(tensor.shape) for name, tensor in module.state_dict().items()}
+    faults = [f"missing {name}" for name in needed if name not in shapes]
+    faults += [f"unexpected {name}" for name in shapes if name not in needed]
     faults += [
-        f"{name} is {_shape(shapes[name])}, not {_shape(shape)}"
-        for name, shape in wanted.items()
+        f"{name} is {shape_text(shapes[name])}, not {shape_text(shape)}"
+        for name, shape in needed.items()
         if name in shapes and shapes[name] != shape
     ]
     if faults:
@@ -313,16 +257,12 @@ def check_fit(module: nn.Module, shapes: Mapping[str, tuple[int, ...]], folder: 
 
 
 def listed(faults: Sequence[str]) -> str:
-    """At most ten faults and a count of the others, as they stand in a message."""
-    more = f" and {len(faults) - LISTED} more" if len(faults) > LISTED else ""
-    return ", ".join(faults[:LISTED]) + more
+    """At most ten faults and the number of the others, as a message shows them."""
+    more = f" and {len(faults) - MOST_LISTED} more" if len(faults) > MOST_LISTED else ""
+    return ", ".join(faults[:MOST_LISTED]) + more
 
 
 def _put(module: nn.Module, name: str, tensor: torch.Tensor) -> None:
     *parents, last = name.split(".")
     owner = module.get_submodule(".".join(parents))
     setattr(owner, last, nn.Parameter(channels_last(tensor), requires_grad=False))
-
-
-def _shape(shape: tuple[int, ...]) -> str:
-    return "x".join(map(str, shape)) or "scalar"

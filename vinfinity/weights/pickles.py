@@ -1,4 +1,4 @@
-"""PyTorch's pickled files, read for conversion only, and never with code in them."""
+"""PyTorch's pickled files. They are read for conversion only, and no code in them runs."""
 
 import pickle
 import re
@@ -7,16 +7,16 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
-from vinfinity.errors import WeightsError
+from vinfinity.errors import WeightsError, one_line
 
 PICKLES = (".ckpt", ".bin", ".pth", ".pt")
 
 
 def read_pickle(path: Path) -> dict[str, Tensor] | list[Tensor]:
-    """The tensors of a file that torch.save wrote: by name, or in order where it holds a list.
+    """The tensors of a file that torch.save wrote: by name, or in order if it has a list.
 
-    They are mapped into memory, not read; the files of old that cannot be are read whole. Only tensors and plain
-    containers are unpickled. Raises WeightsError where the file holds anything else, or is damaged.
+    The file is memory-mapped; legacy files that cannot be mapped are read into memory. Only tensors and plain
+    containers are unpickled. Raises WeightsError if the file has anything else in it, or is damaged.
     """
     try:
         try:
@@ -28,7 +28,7 @@ def read_pickle(path: Path) -> dict[str, Tensor] | list[Tensor]:
     except pickle.UnpicklingError as error:
         raise _refused(path, error) from None
     except (RuntimeError, ValueError, EOFError, KeyError, AttributeError, IndexError, TypeError) as error:
-        problem = f"is damaged, or no file of PyTorch ({str(error).split('. ')[0] or 'empty'})"
+        problem = f"is damaged or not a PyTorch file ({str(error).split('. ')[0] or 'empty'})"
         raise WeightsError("model", path, "fetch the file again", problem=problem) from None
     except OSError as error:
         raise WeightsError("model", path, "check the path", problem=f"{error.strerror}") from None
@@ -43,22 +43,23 @@ def _tensors(path: Path, values: object) -> dict[str, Tensor] | list[Tensor]:
     if not isinstance(values, dict) or not values:
         kind = type(values).__name__
         raise WeightsError(
-            "model", path, "only files of named tensors are read", problem=f"holds no weights but a {kind}"
+            "model",
+            path,
+            "only files of named tensors can be converted",
+            problem=f"has a {kind}, not weights",
         )
     for name, value in values.items():
         if not isinstance(name, str) or not isinstance(value, Tensor):
-            problem = f"holds {name!r}, a {type(value).__name__} and no tensor"
-            raise WeightsError("model", path, "only files of named tensors are read", problem=problem)
+            problem = f"has {name!r} of type {type(value).__name__}, which is not a tensor"
+            raise WeightsError("model", path, "only files of named tensors can be converted", problem=problem)
     return values
 
 
 def _refused(path: Path, error: pickle.UnpicklingError) -> WeightsError:
-    """The refusal of a file with more in it than tensors, naming what it is."""
-    text = " ".join(str(error).split())
+    """The error for a file with more in it than tensors, naming the object."""
+    text = one_line(error)
     named = re.search(r"GLOBAL (\S+)", text) or re.search(r"class (\S+)", text)
     if named is None:
-        return WeightsError(
-            "model", path, "fetch the file again", problem="is damaged, or no file of PyTorch"
-        )
-    problem = f"holds more than weights: {named[1]}, which could run code"
-    return WeightsError("model", path, "use a file of nothing but tensors", problem=problem)
+        return WeightsError("model", path, "fetch the file again", problem="is damaged or not a PyTorch file")
+    problem = f"has more than weights in it: {named[1]}, which could run code"
+    return WeightsError("model", path, "use a file that has only tensors", problem=problem)

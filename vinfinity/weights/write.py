@@ -1,25 +1,13 @@
-"""Safetensors files written one tensor at a time, so that a conversion holds no more than one in memory."""
+"""Weight files written one tensor at a time, so that a conversion holds only one of them in memory."""
 
-import json
-import math
 from collections.abc import Iterable, Mapping
 from pathlib import Path
 
 import torch
 from torch import Tensor
 
-DTYPES = {
-    torch.float64: "F64",
-    torch.float32: "F32",
-    torch.float16: "F16",
-    torch.bfloat16: "BF16",
-    torch.int64: "I64",
-    torch.int32: "I32",
-    torch.int16: "I16",
-    torch.int8: "I8",
-    torch.uint8: "U8",
-    torch.bool: "BOOL",
-}
+from vinfinity.system.safetensors import streamed_file
+from vinfinity.weights.dtypes import NAMES
 
 
 def write_safetensors(
@@ -29,32 +17,19 @@ def write_safetensors(
     *,
     metadata: Mapping[str, str] | None = None,
 ) -> None:
-    """Writes `tensors` in their order to a new file.
+    """Writes `tensors` to a file, cast to the types of the layout.
 
-    layout: dtype and shape of every tensor, in the order in which they come; they are cast to that dtype.
-    Raises OSError where the disk is full, ValueError where the tensors are not those of the layout.
+    layout: dtype and shape of every tensor. Raises OSError if the file cannot be written, ValueError if the tensors are
+    not those of the layout.
     """
-    header: dict[str, object] = {"__metadata__": {"format": "pt", **(metadata or {})}}
-    offset = 0
-    for name, (dtype, shape) in layout.items():
-        size = dtype.itemsize * math.prod(shape)
-        header[name] = {
-            "dtype": DTYPES[dtype],
-            "shape": list(shape),
-            "data_offsets": [offset, offset + size],
-        }
-        offset += size
-    text = json.dumps(header, separators=(",", ":")).encode()
-    text += b" " * (-len(text) % 8)
-    expected = iter(layout.items())
-    with path.open("xb") as file:
-        file.write(len(text).to_bytes(8, "little") + text)
+    named = {name: (NAMES[dtype], shape) for name, (dtype, shape) in layout.items()}
+    with streamed_file(path, named, metadata={"format": "pt", **(metadata or {})}) as file:
         for name, tensor in tensors:
-            wanted, (dtype, shape) = next(expected, ("nothing more", (tensor.dtype, ())))
-            if (name, tuple(tensor.shape)) != (wanted, shape):
-                raise ValueError(
-                    f"{name} of shape {tuple(tensor.shape)} came in place of {wanted} of {shape}"
-                )
-            file.write(tensor.detach().to(dtype).contiguous().reshape(-1).view(torch.uint8).numpy().data)
-        if (rest := next(expected, None)) is not None:
-            raise ValueError(f"{rest[0]} is missing")
+            if name not in layout:
+                raise ValueError(f"{name}: is not in the layout")
+            dtype, shape = layout[name]
+            if tuple(tensor.shape) != shape:
+                raise ValueError(f"{name}: has the shape {tuple(tensor.shape)}, not {shape}")
+            file.write(
+                name, tensor.detach().to(dtype).contiguous().reshape(-1).view(torch.uint8).numpy().data
+            )

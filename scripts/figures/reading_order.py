@@ -1,0 +1,34 @@
+"""The README's table of the files to read first, with their numbers of lines."""
+
+from pathlib import Path
+
+ROOT = Path(__file__).parents[2]
+BEGIN, END = "<!-- reading order: begin -->", "<!-- reading order: end -->"
+FILES = (
+    ("vinfinity/run.py", "a run, from configuration to MP4"),
+    ("vinfinity/denoise/loop.py", "the denoising loop: predict, vote, guide, step"),
+    ("vinfinity/parallel/shards.py", "frames and ranks as arithmetic: clips, anchors, routes"),
+    ("vinfinity/parallel/scopes.py", "dual-scope attention: who attends to whom, with which bias"),
+    ("vinfinity/models/unet3d/temporal.py", "the temporal layers, the only ones that exchange frames"),
+    ("vinfinity/parallel/exchange.py", "how frames and statistics travel between ranks"),
+    ("vinfinity/denoise/samplers.py", "from noise to latents, step by step"),
+    ("vinfinity/media/video.py", "from latents to MP4"),
+)
+
+
+def table() -> str:
+    """The table, without its markers. Lines are rounded to tens."""
+    rows = ["| file | lines | what it shows |", "|---|---|---|"]
+    for name, what in FILES:
+        lines = len((ROOT / name).read_text(encoding="utf-8").splitlines())
+        rows.append(f"| [{name}]({name}) | {max(10, round(lines, -1))} | {what} |")
+    return "\n".join(rows)
+
+
+def refreshed(text: str) -> str:
+    """A text with the table between its markers brought up to date. Raises ValueError if they are missing."""
+    before, begin, rest = text.partition(BEGIN)
+    _, end, after = rest.partition(END)
+    if not begin or not end:
+        raise ValueError(f"the README lacks {BEGIN} or {END}")
+    return f"{before}{BEGIN}\n{table()}\n{END}{after}"

@@ -1,0 +1,66 @@
+"""The unfinished video file: readable after a crash, and continued only for the same video."""
+
+import signal
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from vinfinity.media.fragments import Fragments
+from vinfinity.media.mp4 import read_video
+
+WRITER = """
+import os, signal, sys
+from pathlib import Path
+import numpy as np
+from vinfinity.config import VideoConfig
+from vinfinity.media.mp4 import Mp4Writer
+
+frames = np.random.default_rng(0).integers(0, 255, (4, 64, 128, 3), dtype=np.uint8)
+writer = Mp4Writer(Path(sys.argv[1]), width=128, height=64, fps=8, config=VideoConfig(), unfinished=Path(sys.argv[2]))
+first = writer.frames
+with writer:
+    for index in range(first, int(sys.argv[3])):
+        writer.write(frames[index % 4])
+    print(first, writer.frames, flush=True)
+    if "kill" in sys.argv:
+        os.kill(os.getpid(), signal.SIGKILL)
+"""
+
+
+@pytest.mark.parametrize("frames", [7, 30, 61])
+def test_a_video_plays_after_its_writer_was_killed_and_is_continued(frames: int, tmp_path: Path) -> None:
+    unfinished = tmp_path / "decoded.mp4"
+
+    def write(name: str, *arguments: str) -> subprocess.CompletedProcess[str]:
+        command = [sys.executable, "-c", WRITER, str(tmp_path / name), str(unfinished), *arguments]
+        return subprocess.run(command, capture_output=True, text=True)
+
+    killed = write("a.mp4", str(frames), "kill")
+    assert (killed.returncode, killed.stdout.split()) == (-signal.SIGKILL, ["0", str(frames)])
+    assert not (tmp_path / "a.mp4").exists()
+    readable = len(read_video(unfinished)) if unfinished.stat().st_size else 0
+    # a fragment is a second of 8 frames
+    assert readable == frames - frames % 8
+    with unfinished.open("ab") as file:
+        file.write(b"the beginning of a fragment")
+    assert write("a.mp4", str(frames + 5)).stdout.split() == [str(readable), str(frames + 5)]
+    assert write("uninterrupted.mp4", str(frames + 5)).stdout.split() == ["0", str(frames + 5)]
+    assert (tmp_path / "a.mp4").read_bytes() == (tmp_path / "uninterrupted.mp4").read_bytes()
+    assert len(read_video(tmp_path / "a.mp4")) == frames + 5
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["a.mp4", "uninterrupted.mp4"]
+
+
+def test_fragments_of_another_video_are_not_continued(tmp_path: Path) -> None:
+    path = tmp_path / "decoded.mp4"
+    for identity, expected in (("one", (0, 0)), ("one", (8, 5)), ("other", (0, 0)), ("one", (0, 0))):
+        fragments = Fragments(path, identity=identity)
+        assert (fragments.frames, fragments.bytes) == expected
+        if identity == "one":
+            fragments.add(b"12345", frames=8)
+    # shorter than it was: the file was changed
+    path.write_bytes(b"1234")
+    assert Fragments(path, identity="one").frames == 0
+    (tmp_path / "decoded.json").write_text("[]")
+    assert Fragments(path, identity="one").frames == 0

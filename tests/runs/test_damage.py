@@ -1,0 +1,85 @@
+"""Damaged files in a run folder: they are reported, and the run resumes from intact ones."""
+
+import os
+import shutil
+from pathlib import Path
+
+import pytest
+import torch
+from oracles.runs import (
+    config_of,
+    events,
+    flip_bit,
+    latents,
+    resumed_config,
+    stop_after_step,
+    truncate,
+    when_exists,
+)
+
+from vinfinity.decode_again import decode_again
+from vinfinity.errors import DamagedError, VinfinityError
+from vinfinity.media.mp4 import read_video
+from vinfinity.run import run
+from vinfinity.runs.folder import find_run
+from vinfinity.runs.paths import Destination
+from vinfinity.runs.start import load_run
+
+
+def test_a_damaged_checkpoint_is_reported_and_the_one_before_it_is_used(
+    model_folder: Path, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    run(config_of(model_folder, tmp_path / "uninterrupted.mp4"))
+    stop_after_step(
+        config_of(model_folder, tmp_path / "a.mp4", "checkpoint.every=1 steps"), tmp_path / "a.run"
+    )
+    for file in ("frames-000000-000003.safetensors", "manifest.json"):
+        for damage in (truncate, flip_bit, Path.unlink):
+            folder = tmp_path / f"{damage.__name__}-{file}.run"
+            shutil.copytree(tmp_path / "a.run", folder)
+            older, newest = sorted((folder / "checkpoints").iterdir())
+            damage(newest / file)
+            caplog.clear()
+            run(resumed_config(folder))
+            messages = " ".join(caplog.text.split())
+            # a run that is killed while it writes a checkpoint also leaves one without a manifest
+            if (file, damage) != ("manifest.json", Path.unlink):
+                assert "WARNING" in messages
+                assert str(newest) in messages
+                assert str(newest) in events(folder, "damaged")[0]["message"]
+            assert events(folder, "resumed")[0]["step"] == int(older.name.removeprefix("step-"))
+            assert torch.equal(latents(folder), latents(tmp_path / "uninterrupted.run"))
+
+
+def test_damaged_final_latents_are_computed_again(model_folder: Path, tmp_path: Path) -> None:
+    config = config_of(model_folder, tmp_path / "a.mp4", steps=4)
+    run(config)
+    original = latents(tmp_path / "a.run")
+    flip_bit(tmp_path / "a.run" / "latents" / "frames-000000-000003.safetensors")
+    (tmp_path / "a.mp4").unlink()
+    again = load_run(find_run(tmp_path / "a.run"), overrides=[], flags={"overwrite": True}).config
+    with pytest.raises(DamagedError, match="SHA-256"):
+        decode_again(again, find_run(tmp_path / "a.run"), Destination.of(again))
+    run(resumed_config(tmp_path / "a.run"))
+    assert torch.equal(latents(tmp_path / "a.run"), original)
+
+
+def test_latents_truncated_during_decoding_are_named_in_the_error(model_folder: Path, tmp_path: Path) -> None:
+    config = config_of(model_folder, tmp_path / "a.mp4", "decode.frames=1", frames=80, steps=1, size="64x64")
+    folder = tmp_path / "a.run"
+
+    def truncate_latents() -> None:
+        [part] = (folder / "latents").glob("*.safetensors")
+        os.truncate(part, 1000)
+
+    with (
+        when_exists(folder / "decoded.json", truncate_latents),
+        pytest.raises(
+            VinfinityError, match=r"frames-000000-000080\.safetensors: .*`vinfinity resume"
+        ) as raised,
+    ):
+        run(config)
+    assert raised.value.exit_code == 4
+    run(resumed_config(folder))
+    assert len(read_video(tmp_path / "a.mp4")) == 80
+    assert len(events(folder, "damaged")) == 1

@@ -1,0 +1,48 @@
+"""`vinfinity decode`: a run's latents decoded again, with other settings or after an interruption."""
+
+import json
+from pathlib import Path
+
+import numpy as np
+from oracles.runs import config_of, exit_code, signal_when_exists
+from PIL import Image
+
+from vinfinity.media.mp4 import read_metadata, read_video
+from vinfinity.run import run
+
+
+def test_latents_can_be_decoded_again_with_other_video_settings(model_folder: Path, tmp_path: Path) -> None:
+    run(config_of(model_folder, tmp_path / "a.mp4", steps=2, size="64x64", frames=9))
+    before = (tmp_path / "a.mp4").read_bytes()
+    # a.mp4 exists
+    assert exit_code("decode", str(tmp_path / "a.run")) == 2
+    options = ("--out", str(tmp_path / "b.mp4"), "video.crf=51")
+    assert exit_code("decode", str(tmp_path / "a.mp4"), *options) == 0
+    assert (tmp_path / "a.mp4").read_bytes() == before
+    assert read_video(tmp_path / "b.mp4").shape == read_video(tmp_path / "a.mp4").shape
+    assert len((tmp_path / "b.mp4").read_bytes()) < len(before)
+    assert '"video.crf": 51' in read_metadata(tmp_path / "b.mp4")["comment"]
+    # a seed would change the latents
+    assert exit_code("decode", str(tmp_path / "a.run"), "--out", str(tmp_path / "c.mp4"), "seed=4") == 2
+
+
+def test_resumed_decoding_writes_a_bitwise_identical_video(model_folder: Path, tmp_path: Path) -> None:
+    settings = ("decode.frames=3", "video.metadata=false")
+    for name in ("uninterrupted", "interrupted"):
+        out = tmp_path / f"{name}.mp4"
+        run(config_of(model_folder, out, *settings, frames=60, steps=1, size="128x64"))
+    folder = tmp_path / "interrupted.run"
+    command = ("decode", str(folder), "--out", str(tmp_path / "again.mp4"))
+    with signal_when_exists(folder / "decoded.json"):
+        assert exit_code(*command) == 75
+    decoded = json.loads((folder / "decoded.json").read_text())["frames"]
+    assert 8 <= decoded < 60
+    assert exit_code(*command, "--gpus", "2", "decode.where=ranks") == 0
+    assert f"{decoded} of 60 frames have already been decoded" in (folder / "log.txt").read_text()
+    assert (tmp_path / "again.mp4").read_bytes() == (tmp_path / "uninterrupted.mp4").read_bytes()
+    sheet, expected = (
+        np.asarray(Image.open(tmp_path / f"{name}.png")) for name in ("again", "uninterrupted")
+    )
+    assert np.abs(sheet.astype(int) - expected).max() <= 1
+    assert not (folder / "decoded.mp4").exists()
+    assert not (folder / "decoded.json").exists()

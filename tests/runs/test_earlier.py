@@ -1,0 +1,88 @@
+"""The run that a redo or extend starts from: what is refused, and which frames are copied."""
+
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from oracles.settings import run_config
+
+from vinfinity.config import RunConfig
+from vinfinity.errors import DamagedError, InputError
+from vinfinity.runs.earlier import COPIED_FRAMES, EarlierRun, final_latents
+from vinfinity.runs.folder import RunFolder
+from vinfinity.runs.parts import write_manifest, write_part
+
+LATENT = (4, 3, 2)
+
+
+def save_latents(folder: Path, *, frames: int = 20) -> torch.Tensor:
+    """Write the final latents of a run, (1, c, f, h, w)."""
+    x = torch.randn(1, LATENT[0], frames, *LATENT[1:])
+    part = write_part(folder / "latents", range(frames), {"x": x})
+    write_manifest(folder / "latents", [part], step=2, settings="", tensors=("x",), seeds=[5] * frames)
+    return x
+
+
+def edit_config(folder: Path, *, frames: int = 20, **settings: Any) -> RunConfig:
+    return run_config(prompt="a", frames=frames, edit={"run": str(folder), **settings})
+
+
+def test_a_new_video_has_no_earlier_run() -> None:
+    assert EarlierRun.open(run_config(prompt="a"), LATENT) is None
+
+
+def test_a_run_without_latents_is_refused_with_how_to_compute_them(tmp_path: Path) -> None:
+    with pytest.raises(InputError, match=r"edit\.run: .*has no latents.*`vinfinity resume"):
+        EarlierRun.open(edit_config(tmp_path, redo="2:4"), LATENT)
+    with pytest.raises(InputError, match=r"^run: .*has no latents"):
+        final_latents(RunFolder(tmp_path))
+
+
+def test_latents_of_another_size_are_refused(tmp_path: Path) -> None:
+    save_latents(tmp_path)
+    with pytest.raises(InputError, match=r"edit\.run: .*4x3x2; this video needs 4x3x5"):
+        EarlierRun.open(edit_config(tmp_path, redo="2:4"), (4, 3, 5))
+
+
+def test_frames_beyond_the_earlier_run_are_refused(tmp_path: Path) -> None:
+    save_latents(tmp_path)
+    with pytest.raises(InputError, match=r"edit\.redo: 18:21.*goes beyond the run's 20 frames"):
+        EarlierRun.open(edit_config(tmp_path, frames=24, redo="18:21"), LATENT)
+
+
+def test_fewer_frames_than_the_earlier_runs_are_refused(tmp_path: Path) -> None:
+    save_latents(tmp_path)
+    with pytest.raises(InputError, match=r"frames: 19.*is less than the run's 20 frames"):
+        EarlierRun.open(edit_config(tmp_path, frames=19, redo="2:4"), LATENT)
+
+
+def test_latents_damaged_since_they_were_opened_are_refused(tmp_path: Path) -> None:
+    from vinfinity.job import prepare
+
+    save_latents(tmp_path)
+    [part] = (tmp_path / "latents").glob("*.safetensors")
+    earlier = EarlierRun.open(edit_config(tmp_path, redo="2:4"), LATENT)
+    assert earlier is not None
+    sampler = prepare(run_config(prompt="a red ball", frames=1)).sampler
+    earlier.sampler(sampler, range(20), LATENT, device=torch.device("cpu"))
+    data = bytearray(part.read_bytes())
+    data[-1] ^= 1
+    part.write_bytes(data)
+    with pytest.raises(DamagedError, match="SHA-256"):
+        earlier.sampler(sampler, range(20), LATENT, device=torch.device("cpu"))
+
+
+def test_kept_frames_are_copied_in_pieces_of_bounded_size(tmp_path: Path) -> None:
+    frames = COPIED_FRAMES + 30
+    x = save_latents(tmp_path, frames=frames)
+    earlier = EarlierRun.open(edit_config(tmp_path, frames=frames, redo="10:20"), LATENT)
+    assert earlier is not None
+    pieces = list(earlier.kept_pieces())
+    assert [piece for piece, _ in pieces] == [
+        range(0, 10),
+        range(20, 20 + COPIED_FRAMES),
+        range(20 + COPIED_FRAMES, frames),
+    ]
+    for piece, tensors in pieces:
+        assert torch.equal(tensors["x"], x[:, :, piece.start : piece.stop])

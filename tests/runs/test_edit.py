@@ -1,0 +1,142 @@
+"""Redo and extend: which frames an edit computes, and that the others stay bitwise identical."""
+
+import os
+from pathlib import Path
+
+import pytest
+import torch
+from oracles.runs import (
+    config_of,
+    exit_code,
+    latents,
+    manifest_of_step,
+    signal_when_exists,
+    when_exists,
+)
+
+from vinfinity.denoise.selection import Selection
+from vinfinity.errors import VinfinityError
+from vinfinity.job import prepare
+from vinfinity.media.mp4 import read_video
+from vinfinity.run import run
+from vinfinity.runs.folder import find_run
+from vinfinity.runs.parts import read_manifest
+from vinfinity.runs.start import edited, load_run
+
+
+def edit(*arguments: str) -> None:
+    assert exit_code(*arguments) == 0
+
+
+def changed_frames(edited_run: Path, original: Path) -> list[int]:
+    """The frames whose latents differ between two runs."""
+    difference = (latents(edited_run) - latents(original)).abs().amax((0, 2, 3))
+    return [frame for frame, largest in enumerate(difference.tolist()) if largest > 0]
+
+
+@pytest.mark.parametrize("sampler", ["ddim", "sde-dpmsolver++", "lcm"])
+def test_redo_changes_its_frames_and_no_bit_of_the_others(
+    sampler: str, model_folder: Path, tmp_path: Path
+) -> None:
+    run(config_of(model_folder, tmp_path / "a.mp4", frames=24, sampler=sampler, steps=4, seed=3))
+    edit("redo", str(tmp_path / "a.run"), "--frames", "8:16")
+    assert changed_frames(tmp_path / "a-redo.run", tmp_path / "a.run") == list(range(8, 16))
+    assert len(read_video(tmp_path / "a-redo.mp4")) == 24
+    options = ("--frames", "8:16", "--out", str(tmp_path / "b.mp4"), "--prompt", "sea")
+    edit("redo", str(tmp_path / "a.mp4"), *options)
+    assert not torch.equal(latents(tmp_path / "b.run"), latents(tmp_path / "a-redo.run"))
+    settings = load_run(find_run(tmp_path / "b.run"), overrides=[], flags={}).config
+    assert (settings.prompt, settings.seed) == ("sea", 4)
+
+
+def test_extend_adds_frames_and_leaves_the_existing_ones_unchanged(
+    model_folder: Path, tmp_path: Path
+) -> None:
+    run(config_of(model_folder, tmp_path / "a.mp4", frames=20, steps=4))
+    edit("extend", str(tmp_path / "a.run"), "--frames", "+7")
+    extended = latents(tmp_path / "a-extend.run")
+    assert extended.shape[1] == 27
+    assert torch.equal(extended[:, :20], latents(tmp_path / "a.run"))
+    assert extended[:, 20:].std() > 0.1
+    # an extended run can be edited again
+    edit("redo", str(tmp_path / "a-extend.run"), "--frames", "18:22")
+    seeds = [
+        read_manifest(tmp_path / f"{name}.run" / "latents").seeds for name in ("a-extend", "a-extend-redo")
+    ]
+    # frames next to a join keep their seed, too
+    assert seeds == [((0, 27, 0),), ((0, 19, 0), (19, 21, 1), (21, 27, 0))]
+    redone = latents(tmp_path / "a-extend-redo.run")
+    assert torch.equal(redone[:, :18], extended[:, :18])
+    assert torch.equal(redone[:, 22:], extended[:, 22:])
+
+
+def test_an_edit_computes_only_nearby_frames_and_anchors(model_folder: Path, tmp_path: Path) -> None:
+    few = ("attention.anchors=4", "attention.local=2")
+    run(config_of(model_folder, tmp_path / "a.mp4", *few, frames=60, steps=2, seed=5))
+    folder = find_run(tmp_path / "a.run")
+
+    def selection(**given: str) -> Selection:
+        kind = "extend" if "frames" in given else "redo"
+        return prepare(
+            edited(folder, kind, overrides=["edit.context=3"], given=given, flags={}).config
+        ).selection
+
+    redo = selection(**{"edit.redo": "30:36"})
+    assert redo.frames == (7, 22, *range(27, 39), 52)
+    assert redo.generated == frozenset(range(30, 36))
+    assert redo.seeds == (5,) * 31 + (6,) * 4 + (5,) * 25
+    extend = selection(frames="+4")
+    assert extend.frames == (8, 24, 40, *range(56, 64))
+    assert extend.generated == frozenset(range(60, 64))
+    run(config_of(model_folder, tmp_path / "short.mp4", *few, frames=16, steps=1))
+    folder = find_run(tmp_path / "short.run")
+    # a short video has plain attention, in which every frame sees all others
+    assert selection(**{"edit.redo": "3:5"}).frames == tuple(range(16))
+
+    edit("redo", str(tmp_path / "a.run"), "--frames", "30:36", "edit.context=3")
+    assert changed_frames(tmp_path / "a-redo.run", tmp_path / "a.run") == list(range(30, 36))
+    assert len(read_video(tmp_path / "a-redo.mp4")) == 60
+    on_three_ranks = ("--out", str(tmp_path / "b.mp4"), "--gpus", "3", "edit.context=3")
+    edit("redo", str(tmp_path / "a.run"), "--frames", "30:36", *on_three_ranks)
+    assert (latents(tmp_path / "b.run") - latents(tmp_path / "a-redo.run")).abs().max() <= 1e-4
+
+
+def test_frames_far_from_an_edit_hardly_affect_it(tmp_path: Path) -> None:
+    whole = ("edit.context=300", "--out", str(tmp_path / "whole.mp4"))
+    settings = {"frames": 140, "steps": 6, "size": "64x40", "seed": 2}
+    run(config_of("mini", tmp_path / "a.mp4", **settings))
+    for options in ((), whole):
+        edit("redo", str(tmp_path / "a.run"), "--frames", "60:72", *options)
+    nearby, everything, original = (latents(tmp_path / f"{name}.run") for name in ("a-redo", "whole", "a"))
+    change = (everything - original)[:, 60:72].square().mean().sqrt()
+    assert change > 0.1
+    assert (nearby - everything)[:, 60:72].square().mean().sqrt() < 0.2 * change
+
+
+def test_an_earlier_run_damaged_during_a_redo_ends_it_on_all_ranks(
+    model_folder: Path, tmp_path: Path
+) -> None:
+    """Rank 0 reads the kept frames after the other ranks wrote theirs; it must not leave them waiting."""
+    run(config_of(model_folder, tmp_path / "a.mp4", frames=9))
+    [part] = (tmp_path / "a.run" / "latents").glob("*.safetensors")
+    folder = find_run(tmp_path / "a.run")
+    given, flags = {"edit.redo": "4:8"}, {"gpus": "2", "device": "cpu"}
+    config = edited(folder, "redo", overrides=["checkpoint.every=1 steps"], given=given, flags=flags).config
+    first_checkpoint = tmp_path / "a-redo.run" / "checkpoints" / "step-0001"
+    with (
+        when_exists(first_checkpoint, lambda: os.truncate(part, 1000)),
+        pytest.raises(VinfinityError, match=f"{part.name}: cannot be read") as raised,
+    ):
+        run(config)
+    assert raised.value.exit_code == 4
+    assert not (tmp_path / "a-redo.run" / "latents").exists()
+
+
+def test_a_stopped_redo_resumes(model_folder: Path, tmp_path: Path) -> None:
+    run(config_of(model_folder, tmp_path / "a.mp4", frames=6))
+    options = ("--frames", "2:5", "checkpoint.every=1 steps")
+    edit("redo", str(tmp_path / "a.run"), *options, "--out", str(tmp_path / "uninterrupted.mp4"))
+    with signal_when_exists(manifest_of_step(tmp_path / "a-redo.run", 3)):
+        assert exit_code("redo", str(tmp_path / "a.run"), *options) == 75
+    edit("resume", str(tmp_path / "a-redo.run"))
+    assert torch.equal(latents(tmp_path / "a-redo.run"), latents(tmp_path / "uninterrupted.run"))

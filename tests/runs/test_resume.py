@@ -1,0 +1,169 @@
+"""Stopped and restarted runs: a resumed run makes the same video as an uninterrupted one."""
+
+import contextlib
+import os
+import shutil
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+import torch
+from oracles.runs import (
+    STEPS,
+    config_of,
+    events,
+    exit_code,
+    latents,
+    manifest_of_step,
+    resumed_config,
+    signal_when_exists,
+    start_of,
+    stop_after_step,
+)
+
+from vinfinity.errors import VinfinityError
+from vinfinity.media.mp4 import read_video
+from vinfinity.run import run
+from vinfinity.runs.parts import read_manifest
+from vinfinity.runs.start import was_restarted
+
+
+@pytest.mark.parametrize(
+    ("sampler", "override"),
+    [
+        ("ddim", "eta=0.7"),
+        ("dpmsolver++", "eta=0"),
+        ("sde-dpmsolver++", "eta=0"),
+        ("videocrafter2", "eta=0.5"),
+    ],
+)
+def test_a_resumed_run_reaches_bitwise_identical_latents(
+    sampler: str, override: str, model_folder: Path, tmp_path: Path
+) -> None:
+    uninterrupted, interrupted = (
+        config_of(
+            model_folder, tmp_path / f"{name}.mp4", override, "checkpoint.every=1 steps", sampler=sampler
+        )
+        for name in ("uninterrupted", "interrupted")
+    )
+    folder = tmp_path / "interrupted.run"
+    run(uninterrupted)
+    message = stop_after_step(interrupted, folder)
+    assert f"; `vinfinity resume {folder}` resumes the run" in message
+    assert not (tmp_path / "interrupted.mp4").exists()
+    assert start_of(resumed_config(folder)) == "resume"
+    run(resumed_config(folder))
+    assert torch.equal(latents(folder), latents(tmp_path / "uninterrupted.run"))
+    assert read_video(tmp_path / "interrupted.mp4").shape == (3, 32, 32, 3)
+    [resumed] = events(folder, "resumed")
+    steps = [event["step"] for event in events(folder, "checkpoint")]
+    # no step was computed twice
+    assert steps == list(range(1, len(steps) + 1))
+    assert len(steps) >= STEPS - 1
+    assert resumed["step"] in steps
+    assert start_of(resumed_config(folder)) == "done"
+
+
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGUSR1, signal.SIGINT])
+def test_a_signal_triggers_a_checkpoint_regardless_of_the_interval(
+    number: signal.Signals, model_folder: Path, tmp_path: Path
+) -> None:
+    config = config_of(model_folder, tmp_path / "a.mp4", "checkpoint.every=2 steps", steps=40)
+    handler = signal.getsignal(number)
+    stop_after_step(config, tmp_path / "a.run", step=4, number=number)
+    assert signal.getsignal(number) is handler
+    steps = [event["step"] for event in events(tmp_path / "a.run", "checkpoint")]
+    assert 4 < steps[-1] < 40
+    assert sorted(path.name for path in (tmp_path / "a.run" / "checkpoints").iterdir()) == [
+        f"step-{step:04d}" for step in steps[-2:]
+    ]
+
+
+@pytest.mark.slow
+def test_a_run_resumed_on_other_numbers_of_ranks_matches_one_rank(tmp_path: Path) -> None:
+    flags = {"frames": 23, "sampler": "sde-dpmsolver++", "steps": 9, "size": "64x48"}
+    run(config_of("mini", tmp_path / "one.mp4", **flags))
+    config = config_of("mini", tmp_path / "a.mp4", "checkpoint.every=3 steps", gpus=2, **flags)
+    folder = tmp_path / "a.run"
+    with (
+        pytest.raises(VinfinityError, match="stopped after step"),
+        signal_when_exists(manifest_of_step(folder, 3)),
+    ):
+        run(config, handle_signals=True)
+    shutil.copytree(folder / "checkpoints", tmp_path / "copy")
+    ends = {part.stop for part in read_manifest(next((tmp_path / "copy").iterdir())).parts}
+    assert ends == {11, 23}
+    with (
+        pytest.raises(VinfinityError, match="stopped after step"),
+        signal_when_exists(manifest_of_step(folder, 6)),
+    ):
+        run(resumed_config(folder, gpus=3), handle_signals=True)
+    run(resumed_config(folder, gpus=1))
+    assert (latents(folder) - latents(tmp_path / "one.run")).abs().max() <= 1e-4
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="reads /proc")
+def test_ranks_end_if_the_launcher_is_killed_while_they_start(model_folder: Path, tmp_path: Path) -> None:
+    options = ["--model", str(model_folder), "--prompt", "a", "--device", "cpu", "--gpus", "2"]
+    command = [sys.executable, "-m", "vinfinity", "generate", *options, "--out", str(tmp_path / "a.mp4")]
+    launcher = subprocess.Popen(command, stderr=subprocess.DEVNULL)
+
+    def command_line(process: int) -> str:
+        with contextlib.suppress(OSError):
+            return Path(f"/proc/{process}/cmdline").read_text()
+        return ""
+
+    ranks: list[int] = []
+    while len(ranks) < 2:
+        assert launcher.poll() is None
+        children = Path(f"/proc/{launcher.pid}/task/{launcher.pid}/children").read_text().split()
+        ranks = [int(child) for child in children if "spawn_main" in command_line(int(child))]
+        time.sleep(0.001)
+    launcher.kill()
+    launcher.wait()
+    deadline = time.monotonic() + 60
+    while any(command_line(rank) for rank in ranks) and time.monotonic() < deadline:
+        time.sleep(0.1)
+    assert not any(command_line(rank) for rank in ranks)
+
+
+@pytest.mark.slow
+def test_ranks_restarted_by_torchrun_resume_their_run(tmp_path: Path) -> None:
+    flags = [
+        "--prompt",
+        "a red ball",
+        "--frames",
+        "20",
+        "--size",
+        "64x48",
+        "--steps",
+        "30",
+        "--device",
+        "cpu",
+    ]
+    torchrun = [sys.executable, "-m", "torch.distributed.run", "--nproc-per-node", "2", "--max-restarts", "2"]
+    folder = tmp_path / "a.run"
+    command = [*torchrun, "-m", "vinfinity", "generate", *flags, "--out", str(tmp_path / "a.mp4")]
+    environment = {**os.environ, "OMP_NUM_THREADS": "1"}
+    process = subprocess.Popen(
+        [*command, "checkpoint.every=5 steps"], stderr=subprocess.PIPE, env=environment
+    )
+    while not manifest_of_step(folder, 10).exists() and process.poll() is None:
+        time.sleep(0.01)
+    children = Path(f"/proc/{process.pid}/task/{process.pid}/children").read_text().split()
+    ranks = [int(pid) for pid in children if b"generate" in Path(f"/proc/{pid}/cmdline").read_bytes()]
+    os.kill(ranks[-1], signal.SIGKILL)
+    _, stderr = process.communicate(timeout=180)
+    assert process.returncode == 0, stderr.decode()
+    assert events(folder, "resumed")[0]["step"] >= 10
+    exit_code("generate", *flags, "--out", str(tmp_path / "uninterrupted.mp4"))
+    assert (latents(folder) - latents(tmp_path / "uninterrupted.run")).abs().max() <= 1e-4
+
+
+def test_restarts_by_launchers_are_detected() -> None:
+    assert was_restarted({"SLURM_RESTART_COUNT": "1"})
+    assert was_restarted({"TORCHELASTIC_RESTART_COUNT": "2"})
+    assert not was_restarted({"TORCHELASTIC_RESTART_COUNT": "0", "SLURM_RESTART_COUNT": ""})

@@ -1,0 +1,73 @@
+"""How a run starts if its folder exists already: refuse, resume or overwrite, and one run at a time."""
+
+import os
+import shutil
+from pathlib import Path
+
+import pytest
+from oracles.runs import config_of, events, resumed_config, stop_after_step
+from safetensors.torch import load_file, save_file
+
+from vinfinity.errors import BusyError, InputError
+from vinfinity.run import run
+from vinfinity.runs.folder import RunFolder
+
+
+def test_an_unfinished_run_is_not_replaced_without_overwrite(model_folder: Path, tmp_path: Path) -> None:
+    config = config_of(model_folder, tmp_path / "a.mp4", "checkpoint.every=1 steps")
+    stop_after_step(config, tmp_path / "a.run")
+    before = sorted(path.name for path in (tmp_path / "a.run").rglob("*"))
+    with pytest.raises(InputError, match=r"`vinfinity resume .*a\.run` resumes it, --overwrite starts"):
+        run(config)
+    other = config_of(model_folder, tmp_path / "a.mp4", resume=True, seed=3)
+    with pytest.raises(InputError, match="is a run with other settings"):
+        run(other)
+    assert sorted(path.name for path in (tmp_path / "a.run").rglob("*")) == before
+    run(config_of(model_folder, tmp_path / "a.mp4", overwrite=True, seed=3))
+    assert events(tmp_path / "a.run", "started")
+    assert not events(tmp_path / "a.run", "resumed")
+
+
+def test_resume_without_a_run_starts_one_but_does_not_overwrite_files(
+    model_folder: Path, tmp_path: Path
+) -> None:
+    config = config_of(model_folder, tmp_path / "a.mp4", resume=True, steps=2)
+    (tmp_path / "a.mp4").write_bytes(b"precious")
+    with pytest.raises(InputError, match="already exists"):
+        run(config)
+    (tmp_path / "a.mp4").unlink()
+    run(config)
+    assert (tmp_path / "a.mp4").is_file()
+    written = (tmp_path / "a.mp4").read_bytes()
+    assert run(config) is None
+    assert (tmp_path / "a.mp4").read_bytes() == written
+
+
+def test_a_run_does_not_resume_with_other_weights(own_model: Path, tmp_path: Path) -> None:
+    stop_after_step(config_of(own_model, tmp_path / "a.mp4", "checkpoint.every=1 steps"), tmp_path / "a.run")
+    path = own_model / "unet" / "diffusion_pytorch_model.safetensors"
+    save_file({name: tensor * 1.01 for name, tensor in load_file(path).items()}, path)
+    with pytest.raises(InputError, match="was started with other weights"):
+        run(resumed_config(tmp_path / "a.run"))
+
+
+def test_a_moved_run_resumes_from_another_working_directory(
+    model_folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (tmp_path / "here").mkdir()
+    monkeypatch.chdir(tmp_path / "here")
+    relative = Path(os.path.relpath(model_folder, tmp_path / "here"))
+    stop_after_step(config_of(relative, Path("a.mp4"), "checkpoint.every=1 steps"), Path("a.run"))
+    shutil.move(tmp_path / "here" / "a.run", tmp_path / "b.run")
+    monkeypatch.chdir(tmp_path)
+    run(resumed_config(Path("b.run")))
+    assert (tmp_path / "b.mp4").is_file()
+
+
+def test_two_runs_cannot_use_one_folder_at_the_same_time(model_folder: Path, tmp_path: Path) -> None:
+    folder = RunFolder(tmp_path / "a.run")
+    with folder.locked(first=True), folder.locked(first=False):
+        with pytest.raises(BusyError, match=rf"in use by another run \(process {os.getpid()} on ") as raised:
+            run(config_of(model_folder, tmp_path / "a.mp4", steps=2))
+        assert raised.value.exit_code == 6
+    run(config_of(model_folder, tmp_path / "a.mp4", steps=2))

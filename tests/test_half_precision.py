@@ -1,0 +1,151 @@
+"""Half precision: what stays in fp32, how close it is, and how a run stops at NaN or infinite values."""
+
+import math
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from oracles.reference import configure, copy_model, decoded
+from safetensors.torch import load_file, save_file
+from torch import Tensor
+
+from vinfinity.errors import VinfinityError
+from vinfinity.models.finite import first_not_finite
+from vinfinity.models.unet3d.unet import UNet
+from vinfinity.run import run
+from vinfinity.weights.card import EMBEDDED
+from vinfinity.weights.load import load_unet
+
+UNET = Path("unet", "diffusion_pytorch_model.safetensors")
+NORM = "up_blocks.0.resnets.0.norm2"
+Note = Callable[[str, float], None]
+
+
+def latents_of(model: Path, folder: Path, **flags: Any) -> Tensor:
+    path = folder / "latents.safetensors"
+    settings = {"frames": 3, "size": "16x16", "save_latents": str(path), "overwrite": True, "device": "cpu"}
+    resolved = configure(model, out=str(folder / "a.mp4"), **{**settings, **flags})
+    assert run(resolved.config) is not None
+    return load_file(path)["latents"]
+
+
+def psnr(one: np.ndarray, other: np.ndarray) -> float:
+    error = np.square(one.astype(float) - other.astype(float)).mean()
+    return math.inf if error == 0 else 10 * math.log10(255**2 / error)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(("dtype", "least"), [("bf16", 35.0), ("fp16", 50.0)])
+def test_half_precision_gives_nearly_the_pictures_of_full_precision(
+    dtype: str, least: float, tmp_path: Path, record_worst: Note
+) -> None:
+    """The embedded model's own clip, decoded: PSNR in dB over all frames."""
+    model = EMBEDDED / "mini"
+    flags = {"frames": 16, "size": "96x64", "steps": 10, "prompt": "a red ball bouncing over green grass"}
+    frames = [
+        decoded(model, latents_of(model, tmp_path, dtype=kind, **flags), size=(96, 64), block=8)
+        for kind in ("fp32", dtype)
+    ]
+    value = psnr(*frames)
+    record_worst(f"PSNR of {dtype} against fp32, dB", value)
+    assert value >= least
+
+
+@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16])
+def test_time_embedding_stays_in_full_precision(dtype: torch.dtype, model_folder: Path) -> None:
+    unet = load_unet(model_folder / "unet", device="cpu", dtype=dtype)
+    types = {name: parameter.dtype for name, parameter in unet.named_parameters()}
+    for name, kind in types.items():
+        assert kind == (torch.float32 if name.startswith("time_embedding.") else dtype), name
+
+
+def test_the_sampler_runs_in_full_precision(model_folder: Path, tmp_path: Path) -> None:
+    assert latents_of(model_folder, tmp_path, dtype="bf16").dtype == torch.float32
+
+
+# ---- NaN and infinite values ----
+
+
+def spoil(model: Path, name: str, value: float) -> None:
+    tensors = load_file(model / UNET)
+    tensors[name][0] = value
+    save_file(tensors, model / UNET)
+
+
+def failure(model: Path, folder: Path, **flags: Any) -> str:
+    with pytest.raises(VinfinityError) as raised:
+        latents_of(model, folder, **flags)
+    assert raised.value.exit_code == 5
+    line = str(raised.value)
+    assert "\n" not in line
+    return line
+
+
+@pytest.mark.parametrize("value", [math.nan, math.inf, -math.inf])
+def test_a_run_stops_and_names_step_and_layer(value: float, own_model: Path, tmp_path: Path) -> None:
+    spoil(own_model, f"{NORM}.bias", value)
+    line = failure(own_model, tmp_path, dtype="fp32", sampler="ddim", steps=2)
+    assert line.startswith(
+        "step 1 (timestep 501): the network's layer up_blocks.0.resnets.0.norm2 produced NaN or infinite values"
+    )
+    assert not (tmp_path / "a.mp4").exists()
+    assert not (tmp_path / "latents.safetensors").exists()
+
+
+def test_a_model_that_overflows_in_fp16_runs_in_bf16(own_model: Path, tmp_path: Path) -> None:
+    spoil(own_model, f"{NORM}.bias", 1e5)
+    assert "float16; try dtype=bf16" in failure(own_model, tmp_path, dtype="fp16")
+    assert latents_of(own_model, tmp_path, dtype="bf16").isfinite().all()
+
+
+def test_a_later_step_is_named(own_model: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """An input that is infinite from the second step on, which bad weights would not cause."""
+    forward, calls = UNet.forward, []
+
+    def overflowing(self: UNet, x: Tensor, t: Tensor, *args: Any, **kwargs: Any) -> Tensor:
+        calls.append(t)
+        return forward(self, x * (math.inf if t < 400 else 1.0), t, *args, **kwargs)
+
+    monkeypatch.setattr(UNet, "forward", overflowing)
+    line = failure(own_model, tmp_path, dtype="fp32", sampler="ddim", steps=3)
+    assert line.startswith("step 2 (timestep 334): the network's layer conv_in ")
+
+
+def test_nan_text_states_stop_the_run(own_model: Path, tmp_path: Path) -> None:
+    path = own_model / "text_encoder" / "model.safetensors"
+    tensors = load_file(path)
+    name = next(name for name in tensors if name.endswith("final_layer_norm.bias"))
+    tensors[name][0] = math.nan
+    save_file(tensors, path)
+    assert failure(own_model, tmp_path, dtype="fp32").startswith("text encoder: its output produced")
+
+
+def test_nan_pictures_stop_the_run(own_model: Path, tmp_path: Path) -> None:
+    path = own_model / "vae" / UNET.name
+    tensors = load_file(path)
+    tensors["decoder.conv_out.bias"][0] = math.nan
+    save_file(tensors, path)
+    assert failure(own_model, tmp_path, dtype="fp32").startswith(
+        "decoding: finite latents decoded to NaN or infinite frames"
+    )
+
+
+@pytest.mark.slow
+def test_all_ranks_stop_with_one_line(own_model: Path, tmp_path: Path) -> None:
+    spoil(own_model, "conv_out.bias", math.nan)
+    line = failure(own_model, tmp_path, dtype="fp32", frames=4, gpus=2)
+    assert "the network's layer conv_out produced NaN or infinite values" in line
+
+
+def test_inner_layers_are_named_first(model_folder: Path, tmp_path: Path) -> None:
+    model = copy_model(model_folder, tmp_path / "model")
+    unet = load_unet(model / "unet", device="cpu", dtype=torch.float32)
+    attention = unet.mid_block.attentions[0]
+    attention.get_parameter("proj_out.bias").fill_(math.nan)
+    with first_not_finite(attention) as names:
+        attention(torch.randn(1, 2, 2, 2, 32), torch.randn(1, 3, 16))
+    assert names == ["proj_out"]
+    assert not any(module._forward_hooks for module in attention.modules())

@@ -1,0 +1,1 @@
+"""Measurements of runs and their parts: time, memory and messages."""

@@ -1,0 +1,236 @@
+"""Decoding and encoding, alone and together, from random latents to an MP4: time, and memory on the way."""
+
+import itertools
+import os
+import resource
+import statistics
+import tempfile
+import time
+from collections import deque
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+import torch
+from safetensors.torch import save_file
+from torch import Tensor
+
+from vinfinity.bench.latents import FileLatents
+from vinfinity.config import DecodeConfig, VideoConfig, parse_size
+from vinfinity.media.blocks import Blocks, check_tile, plan_blocks
+from vinfinity.media.decode import decode_frames
+from vinfinity.media.mp4 import Mp4Writer
+from vinfinity.media.video import write_video
+from vinfinity.models.decoder import Decoder
+from vinfinity.parallel.ranks import Ranks, pick_device
+from vinfinity.system.progress import Progress
+from vinfinity.weights.card import read_card
+from vinfinity.weights.load import check_decoder, load_decoder
+
+FPS = 24
+# bytes of pictures that are encoded repeatedly when encoding is timed alone
+PICTURE_BYTES = 64 * 2**20
+# the share of the video after which the memory of encoder and allocator no longer grows
+WARM_UP = 0.25
+
+
+@dataclass(frozen=True)
+class Cost:
+    """seconds: wall time. processor: processor time of all threads, in seconds."""
+
+    seconds: float
+    processor: float
+
+
+@dataclass(frozen=True)
+class Round:
+    """The same video decoded only, encoded only, and both at the same time, as in a run."""
+
+    decoding: Cost
+    encoding: Cost
+    together: Cost
+
+    @property
+    def larger(self) -> float:
+        return max(self.decoding.seconds, self.encoding.seconds)
+
+
+@dataclass(frozen=True)
+class DecodingFigures:
+    """resident: (first frame, resident memory in bytes when its block was read), while decoding and encoding."""
+
+    decoder: str
+    device: str
+    cores: int
+    frames: int
+    size: tuple[int, int]
+    blocks: Blocks
+    rounds: tuple[Round, ...]
+    resident: tuple[tuple[int, int], ...]
+
+    def ratio(self, to: Callable[[Round], float]) -> float:
+        """Time of both together over that which `to` returns: the median over the rounds."""
+        return statistics.median(round_.together.seconds / to(round_) for round_ in self.rounds)
+
+    @property
+    def of_decoding(self) -> float:
+        return self.ratio(lambda round_: round_.decoding.seconds)
+
+    @property
+    def of_larger(self) -> float:
+        return self.ratio(lambda round_: round_.larger)
+
+    @property
+    def of_sum(self) -> float:
+        return self.ratio(lambda round_: round_.decoding.seconds + round_.encoding.seconds)
+
+    @property
+    def growth(self) -> float:
+        """Growth of resident memory in bytes per frame, by least squares over the last three quarters of the video."""
+        return slope([(frame, size) for frame, size in self.resident if frame >= WARM_UP * self.frames])
+
+
+def slope(points: Sequence[tuple[float, float]]) -> float:
+    """The slope of the line through points (x, y), by least squares; 0 for fewer than two points."""
+    if len(points) < 2:
+        return 0.0
+    x, y = np.array(points, dtype=float).T
+    return float(((x - x.mean()) * (y - y.mean())).sum() / np.square(x - x.mean()).sum())
+
+
+class MonitoredLatents:
+    """Latents from a file. Records the memory of the process whenever a block of them is read."""
+
+    def __init__(self, path: Path) -> None:
+        self.resident: list[tuple[int, int]] = []
+        self._source = FileLatents(path)
+
+    def read(self, frames: range) -> Tensor:
+        self.resident.append((frames.start, resident_bytes()))
+        return self._source.read(frames)
+
+
+def resident_bytes() -> int:
+    """Resident memory of this process (Linux)."""
+    return int(Path("/proc/self/statm").read_text().split()[1]) * resource.getpagesize()
+
+
+def measure_decoding(
+    model: str,
+    *,
+    decoder: Path | None,
+    frames: int,
+    size: tuple[int, int] | None,
+    rounds: int,
+    device: str,
+    decode: DecodeConfig,
+) -> DecodingFigures:
+    """Decodes `frames` random latents into an MP4 that is deleted, with the settings of a run.
+
+    decoder: folder of an autoencoder, None for the model's own. size: (width, height) in pixels, None for the model's.
+    Raises InputError.
+    """
+    card = read_card(model)
+    check_tile(decode, downscale=card.geometry.downscale)
+    folder = card.folder / "vae"
+    if decoder is not None:
+        folder = decoder
+        check_decoder(folder, card.geometry)
+    width, height = size or parse_size(str(card.defaults["size"]))
+    latent = card.geometry.latent_size((width, height))
+    ranks = Ranks(device=pick_device(device))
+    network = load_decoder(folder, device=ranks.device, dtype=torch.float32)
+    with tempfile.TemporaryDirectory(prefix="vinfinity-") as scratch:
+        path = Path(scratch) / "latents.safetensors"
+        generator = torch.Generator().manual_seed(0)
+        save_file({"latents": torch.randn(1, latent[0], frames, *latent[1:], generator=generator)}, path)
+        bench = _Bench(network, path, frames, latent, (width, height), decode, ranks)
+        bench.warm_up()
+        measured = [bench.measure() for _ in range(rounds)]
+    return DecodingFigures(
+        decoder=str(folder),
+        device=str(ranks.device),
+        cores=len(os.sched_getaffinity(0)),
+        frames=frames,
+        size=(width, height),
+        blocks=bench.blocks,
+        rounds=tuple(round_ for round_, _ in measured),
+        resident=tuple(measured[-1][1]),
+    )
+
+
+class _Bench:
+    """One video, decoded, encoded, and both."""
+
+    def __init__(
+        self,
+        network: Decoder,
+        path: Path,
+        frames: int,
+        latent: tuple[int, int, int],
+        size: tuple[int, int],
+        decode: DecodeConfig,
+        ranks: Ranks,
+    ) -> None:
+        self.network, self.path, self.frames = network, path, frames
+        self.latent, self.size, self.ranks = latent, size, ranks
+        self.decode, self.video, self.codec = decode, path.with_suffix(".mp4"), VideoConfig()
+        self.blocks = plan_blocks(decode, network.config, latent[1:])
+        self._pictures: list[np.ndarray] = []
+
+    def warm_up(self) -> None:
+        """Decodes a few blocks, and stores pictures of them for encoding."""
+        count = max(1, PICTURE_BYTES // (3 * self.size[0] * self.size[1]))
+        few = min(self.frames, max(2 * self.blocks.frames, min(count, 64)))
+        self._pictures = [picture.copy() for picture in self._decoded(few)][:count]
+
+    def measure(self) -> tuple[Round, list[tuple[int, int]]]:
+        """One round, and the memory by frame while decoding and encoding."""
+        source = MonitoredLatents(self.path)
+        round_ = Round(
+            decoding=_cost(lambda: deque(self._decoded(self.frames), maxlen=0)),
+            encoding=_cost(self._encode),
+            together=_cost(lambda: self._write(source)),
+        )
+        return round_, source.resident
+
+    def _decoded(self, frames: int) -> Iterator[np.ndarray]:
+        return decode_frames(
+            self.network,
+            FileLatents(self.path),
+            frames=range(frames),
+            latent=self.latent,
+            size=self.size,
+            blocks=self.blocks,
+            ranks=self.ranks,
+        )
+
+    def _encode(self) -> None:
+        width, height = self.size
+        with Mp4Writer(self.video, width=width, height=height, fps=FPS, config=self.codec) as mp4:
+            for picture in itertools.islice(itertools.cycle(self._pictures), self.frames):
+                mp4.write(picture)
+
+    def _write(self, source: MonitoredLatents) -> None:
+        write_video(
+            self.network,
+            source,
+            video=self.video,
+            sheet=None,
+            frames=self.frames,
+            codec=self.codec,
+            decode=self.decode,
+            latent=self.latent,
+            size=self.size,
+            fps=FPS,
+            metadata={},
+            ranks=self.ranks,
+            progress=Progress(enabled=False),
+        )
+
+
+def _cost(work: Callable[[], object]) -> Cost:
+    seconds, processor = time.perf_counter(), time.process_time()
+    work()
+    return Cost(seconds=time.perf_counter() - seconds, processor=time.process_time() - processor)

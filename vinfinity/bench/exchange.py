@@ -1,0 +1,95 @@
+"""The messages between ranks: counted on meta tensors, and timed on real ranks."""
+
+from dataclasses import dataclass, replace
+
+import torch
+
+from vinfinity.bench.subjects import find_subject
+from vinfinity.bench.timing import Times, time_in_turn
+from vinfinity.bench.unet import timed_call
+from vinfinity.parallel.exchange import FrameExchange, OwnFrames
+from vinfinity.parallel.launch import launch
+from vinfinity.parallel.ranks import Ranks
+from vinfinity.parallel.scopes import Scopes
+from vinfinity.planning.trace import ONE_CHUNK, TIMESTEP, CallShape, unet_call
+from vinfinity.weights.card import read_card
+from vinfinity.weights.dtypes import pick_dtype
+
+ATTENTION = ("temporal attention 1", "temporal attention 2")
+# frames of each rank in a timed call
+FRAMES = 24
+
+
+@dataclass(frozen=True)
+class Traffic:
+    """What one rank does during one UNet call.
+
+    frames: of each rank. waits: how often it waits for others. messages, bytes: sent. attention_bytes: the part of
+    `bytes` for temporal attention. key_value_bytes: the size of that part if keys and values were sent instead.
+    """
+
+    ranks: int
+    frames: int
+    waits: int
+    messages: int
+    bytes: int
+    attention_bytes: int
+    key_value_bytes: int
+
+    @property
+    def bytes_with_key_values(self) -> int:
+        return self.bytes - self.attention_bytes + self.key_value_bytes
+
+
+def count_traffic(shape: CallShape, *, branches: int = 2) -> Traffic:
+    """One UNet call on meta tensors. branches: guidance branches in it.
+
+    Reading a value on the host, and so any wait for the device, would raise: meta tensors have no data.
+    """
+    exchange = shape.traced_exchange()
+    call = unet_call(shape, replace(ONE_CHUNK, branches=branches), exchange)
+    with torch.inference_mode():
+        call(torch.empty(shape.latents, device="meta"), TIMESTEP)
+    sent = exchange.by_label
+    # the second attention sends hidden states as wide as its keys; keys and values of both would be four of these
+    return Traffic(
+        ranks=shape.shards.ranks,
+        frames=shape.frames,
+        waits=exchange.counters.waits,
+        messages=exchange.counters.messages,
+        bytes=exchange.counters.bytes,
+        attention_bytes=sum(sent[label] for label in ATTENTION),
+        key_value_bytes=4 * sent[ATTENTION[1]],
+    )
+
+
+@dataclass(frozen=True)
+class TimingRequest:
+    """model: name or folder. rounds: pairs of calls, one of each kind in turn."""
+
+    model: str
+    scopes: Scopes
+    rounds: int
+
+
+def time_exchange(model: str, *, ranks: int, scopes: Scopes, rounds: int, device: str) -> Times:
+    """Times UNet calls on real ranks, with the exchange and without (each rank uses its own frames instead).
+
+    Raises InputError if `model` does not exist, before ranks start.
+    """
+    read_card(model)
+    request = TimingRequest(model=model, scopes=scopes, rounds=rounds)
+    return launch(_time_on_rank, request, gpus=ranks, device=device, timeout=120.0)
+
+
+def _time_on_rank(request: TimingRequest, ranks: Ranks) -> Times:
+    subject = find_subject(request.model)
+    unet = subject.load(pick_dtype("auto", ranks.device), str(ranks.device))
+    frames = FRAMES * ranks.size
+    team = ranks.team(frames, split=False)
+    exchanges: dict[str, FrameExchange] = {"exchanged": team.exchange(), "local": OwnFrames()}
+    calls = {
+        name: timed_call(subject, unet, frames=frames, scopes=request.scopes, team=team, exchange=exchange)
+        for name, exchange in exchanges.items()
+    }
+    return time_in_turn(calls, rounds=request.rounds, barrier=lambda: ranks.collect(None))

@@ -1,0 +1,100 @@
+"""The UNets that benchmarks measure, and the shapes that they are called with."""
+
+from collections.abc import Callable
+from dataclasses import dataclass
+
+import torch
+
+from vinfinity.config import parse_size
+from vinfinity.models.geometry import LatentGeometry
+from vinfinity.models.unet3d.layers import channels_last
+from vinfinity.models.unet3d.unet import UNet, UNetConfig
+from vinfinity.parallel.scopes import Scopes
+from vinfinity.parallel.shards import FrameShards
+from vinfinity.planning.trace import CallShape
+from vinfinity.weights.card import read_card
+from vinfinity.weights.load import load_unet
+
+VIDEOCRAFTER2 = UNetConfig(fps_cond=True)
+# 353 M parameters
+MEDIUM = UNetConfig(block_out_channels=(160, 320, 640, 640), attention_head_dim=32, cross_attention_dim=512)
+MEDIUM_SIZE = (256, 160)
+# of VideoCrafter2 and `medium`
+GEOMETRY = LatentGeometry(channels=4, downscale=8)
+
+
+@dataclass(frozen=True)
+class Subject:
+    """A UNet that can be loaded and timed. latent: (h, w). text_tokens: length of the text states."""
+
+    name: str
+    latent: tuple[int, int]
+    text_tokens: int
+    load: Callable[[torch.dtype, str], UNet]
+
+    def title(self, frames: int) -> str:
+        """The name of a call with that many frames, for tables."""
+        return f"{self.name}, {frames} frames of {self.latent[1]}x{self.latent[0]}"
+
+    def call_shape(
+        self, unet: UNet, *, shards: FrameShards, rank: int = 0, scopes: Scopes | None = None
+    ) -> CallShape:
+        """A rank's call. unet: this subject, loaded. scopes: None for plain attention, as in the base model."""
+        return CallShape(
+            unet=unet.config,
+            shards=shards,
+            rank=rank,
+            latent=self.latent,
+            scopes=scopes,
+            dtype=unet.conv_in.weight.dtype,
+            text_tokens=self.text_tokens,
+        )
+
+
+def find_subject(model: str, *, size: tuple[int, int] | None = None) -> Subject:
+    """The UNet of a model given by name or folder, or `medium`, which has random weights and needs no files.
+
+    size: (width, height) in pixels, None for the model's own. Raises InputError.
+    """
+    if model == "medium":
+        latent = GEOMETRY.latent_size(size or MEDIUM_SIZE)[1:]
+        return Subject("353 M parameters", latent, 77, _random_medium)
+    card = read_card(model)
+    latent = card.geometry.latent_size(size or parse_size(str(card.defaults["size"])))[1:]
+    return Subject(
+        card.name,
+        latent,
+        card.text_length,
+        lambda dtype, device: load_unet(card.folder / "unet", device=device, dtype=dtype),
+    )
+
+
+def _random_medium(dtype: torch.dtype, device: str) -> UNet:
+    torch.manual_seed(0)
+    unet = UNet(MEDIUM).to(device, dtype).eval().requires_grad_(False)
+    for parameter in unet.parameters():
+        parameter.data = channels_last(parameter.data)
+    return unet
+
+
+def inner_rank_call(
+    *,
+    ranks: int,
+    frames: int,
+    size: tuple[int, int],
+    scopes: Scopes | None,
+    unet: UNetConfig = VIDEOCRAFTER2,
+    dtype: torch.dtype = torch.float16,
+) -> CallShape:
+    """The UNet call of a rank in the middle of the video, which has neighbours on both sides if there are enough ranks.
+
+    frames: of each rank. size: (width, height) in pixels.
+    """
+    return CallShape(
+        unet=unet,
+        shards=FrameShards(frames * ranks, ranks),
+        rank=ranks // 2,
+        latent=GEOMETRY.latent_size(size)[1:],
+        scopes=scopes,
+        dtype=dtype,
+    )

@@ -1,0 +1,66 @@
+"""Times UNet calls, by precision and compiled."""
+
+from collections.abc import Callable, Sequence
+
+import torch
+from torch import Tensor
+
+from vinfinity.bench.subjects import Subject
+from vinfinity.bench.timing import Times, time_in_turn
+from vinfinity.denoise.execution import CHUNK_BYTES, Execution
+from vinfinity.models.unet3d.unet import UNet, compile_blocks
+from vinfinity.parallel.exchange import FrameExchange
+from vinfinity.parallel.scopes import Scopes
+from vinfinity.parallel.teams import Team, team_of
+from vinfinity.planning.trace import TIMESTEP, CallShape, unet_call
+from vinfinity.weights.dtypes import DTYPES
+
+
+def call_inputs(shape: CallShape, *, device: str) -> tuple[Tensor, Tensor]:
+    """Random latents (1, c, f, h, w) and text states of both guidance branches (2, t, c), from a fixed seed."""
+    generator = torch.Generator().manual_seed(0)
+    x = torch.randn(shape.latents, generator=generator)
+    text = torch.randn(2, shape.text_tokens, shape.unet.cross_attention_dim, generator=generator)
+    return x.to(device, shape.dtype), text.to(device, shape.dtype)
+
+
+def timed_call(
+    subject: Subject,
+    unet: UNet,
+    *,
+    frames: int,
+    scopes: Scopes | None = None,
+    team: Team | None = None,
+    exchange: FrameExchange | None = None,
+) -> Callable[[], Tensor]:
+    """A call of `unet`, which is `subject` loaded, with both guidance branches in one pass, as a run makes it.
+
+    frames: of the whole video. scopes: None for plain attention over all frames, as in the base model.
+    team: the ranks that share the video; None for one rank alone. exchange: in place of the team's own.
+    """
+    device = unet.conv_in.weight.device
+    team = team or team_of(0, 1, frames=frames, split=False)
+    shape = subject.call_shape(unet, shards=team.shards, rank=team.member, scopes=scopes)
+    execution = Execution(branches=2, skips="device", chunk_bytes=CHUNK_BYTES[device.type][0])
+    x, text = call_inputs(shape, device=str(device))
+    call = unet_call(shape, execution, exchange or team.exchange(), unet=unet, text=text)
+
+    def run() -> Tensor:
+        with torch.inference_mode():
+            return call(x, TIMESTEP)
+
+    return run
+
+
+def time_unet(
+    subject: Subject, *, frames: int, dtypes: Sequence[str], compiled: bool, rounds: int, device: str
+) -> Times:
+    """Calls in each precision, in turn. compiled: also time a compiled UNet in each."""
+    calls: dict[str, Callable[[], Tensor]] = {}
+    for name in dtypes:
+        calls[name] = timed_call(subject, subject.load(DTYPES[name], device), frames=frames)
+        if compiled:
+            unet = subject.load(DTYPES[name], device)
+            compile_blocks(unet)
+            calls[f"{name} compiled"] = timed_call(subject, unet, frames=frames)
+    return time_in_turn(calls, rounds=rounds)

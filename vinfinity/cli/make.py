@@ -1,0 +1,183 @@
+"""Commands that make a video, or show what a run would do."""
+
+import dataclasses
+import functools
+import json
+import os
+from typing import TYPE_CHECKING, Annotated
+
+import typer
+
+from vinfinity.cli.options import complete_setting, takes_options
+from vinfinity.cli.output import import_engine, print_columns
+from vinfinity.config import (
+    Resolved,
+    explain,
+    ignored,
+    leaves,
+    name_sources,
+    plain_text,
+    require_prompt,
+    to_yaml,
+)
+from vinfinity.system.signals import Shutdown
+
+if TYPE_CHECKING:
+    from vinfinity.run import Summary
+
+
+@takes_options
+def generate(
+    resolved: Resolved,
+    dry_run: Annotated[
+        bool, typer.Option("--dry-run", help="Check everything and show the plan, without loading weights.")
+    ] = False,
+) -> None:
+    """Generate a video.
+
+    For example: vinfinity generate --prompt "a red ball bouncing over green grass"
+    """
+    from vinfinity.runs.start import was_restarted
+    from vinfinity.system.progress import warn
+
+    if was_restarted(os.environ):
+        config = dataclasses.replace(resolved.config, resume=True)
+        resolved = dataclasses.replace(resolved, config=config)
+    with name_sources(resolved.origins):
+        require_prompt(resolved.config)
+        for sentence in ignored(resolved):
+            warn(sentence)
+        if dry_run:
+            show_plan(resolved)
+        else:
+            start(resolved)
+
+
+def show_plan(resolved: Resolved) -> None:
+    """Print what a run would do and what it would take. Raises InputError if it does not fit."""
+    from vinfinity.runs.paths import Destination, check_files
+
+    config = resolved.config
+    check_files(config, Destination.of(config), overwrite=config.overwrite or config.resume)
+    import_engine()
+    from vinfinity.job import describe
+    from vinfinity.planning.plan import make_plan
+    from vinfinity.planning.report import essentials
+
+    rows = describe(resolved.config)
+    plan = make_plan(resolved.config)
+    print_columns([*rows, *essentials(plan)])
+    if plan.refusal is not None:
+        raise plan.refusal
+
+
+def start(resolved: Resolved) -> None:
+    """Starts the run that a command asked for, unless it is finished. Raises VinfinityError."""
+    from vinfinity.runs.paths import Destination
+    from vinfinity.runs.start import how_to_start
+    from vinfinity.system.progress import note
+
+    config = resolved.config
+    with name_sources(resolved.origins):
+        destination = Destination.of(config)
+        # before torch is imported, which takes seconds
+        if how_to_start(config, destination) == "done":
+            note(f"{destination.video} is finished; nothing to do")
+            return
+        with Shutdown().handled() as shutdown:
+            import_engine()
+            from vinfinity.run import run
+
+            shutdown.check()
+            summary = run(config, destination, handle_signals=True)
+    if summary is not None:
+        # rank 0 alone has one
+        print_summary(summary)
+
+
+@functools.partial(takes_options, planned=True)
+def plan(
+    resolved: Resolved,
+    gpu: Annotated[
+        str | None,
+        typer.Option(
+            metavar="NAME",
+            help="GPU to plan for, such as 'RTX 4090' or 'A100 80GB'; it need not be in this machine.",
+            show_default="the GPUs of this machine",
+        ),
+    ] = None,
+    device_memory: Annotated[
+        float | None,
+        typer.Option(
+            metavar="GB", help="Memory of each device to plan for.", show_default="that of the GPU", min=0.001
+        ),
+    ] = None,
+    as_json: Annotated[bool, typer.Option("--json", help="Print the figures as JSON.")] = False,
+) -> None:
+    """Show what a run takes, before weights are loaded: memory, disk space, messages, arithmetic, time.
+
+    Takes the options of `generate`; neither weights nor GPUs are needed. Exits with code 2 if the run does not fit,
+    and suggests settings that do.
+    """
+    import_engine()
+    from vinfinity.planning import report
+    from vinfinity.planning.estimate import ASSUMPTIONS
+    from vinfinity.planning.plan import make_plan
+
+    with name_sources(resolved.origins):
+        made = make_plan(resolved.config, gpu=gpu, device_memory=device_memory)
+        if as_json:
+            typer.echo(json.dumps(report.as_json(made), indent=2))
+        else:
+            print_columns(report.table(made))
+            if made.run.device == "cuda":
+                typer.echo()
+                print_columns(report.time_table(made))
+                typer.echo(ASSUMPTIONS)
+        if made.refusal is not None:
+            raise made.refusal
+
+
+@takes_options
+def config(
+    resolved: Resolved,
+    yaml: Annotated[
+        bool, typer.Option("--yaml", help="Print the settings as YAML, for a file that --config reads.")
+    ] = False,
+    explained: Annotated[
+        str | None,
+        typer.Option(
+            "--explain",
+            metavar="KEY",
+            help="Print the meaning, type, range, default and value of one setting.",
+            show_default="all settings, with their values alone",
+            autocompletion=complete_setting,
+        ),
+    ] = None,
+) -> None:
+    """Show every setting of a run and the origin of its value; generate nothing.
+
+    Takes the options of `generate`. A value is taken from the defaults, the model, --config, KEY=VALUE arguments or
+    flags; the last of these that names it wins.
+    """
+    if explained is not None:
+        print_columns(explain(resolved, explained))
+    elif yaml:
+        typer.echo(to_yaml(resolved.config, origins=resolved.origins), nl=False)
+    else:
+        values = leaves(resolved.config)
+        print_columns([(key, plain_text(value), resolved.origins[key]) for key, value in values.items()])
+
+
+def print_summary(summary: "Summary") -> None:
+    """Prints what a run made."""
+    from vinfinity.system.progress import duration
+
+    width, height = summary.size
+    length = f"{summary.frames / summary.fps:.1f} s at {summary.fps} fps"
+    rows = [("video", str(summary.out)), ("", f"{summary.frames} frames of {width}x{height}, {length}")]
+    if summary.sheet is not None:
+        rows.append(("contact sheet", str(summary.sheet)))
+    rows.append(("time", f"{duration(summary.seconds)}, {summary.seconds / summary.frames:.2f} s per frame"))
+    rows.append(("peak memory", f"{summary.peak_memory / 2**30:.2f} GiB"))
+    print_columns(rows)

@@ -1,0 +1,72 @@
+"""The settings of a run: what they are, where their values come from, and what is written about them.
+
+A RunConfig that exists is usable: its values have the declared types and ranges. Whatever is not raises InputError,
+one line that names the setting, its value, where that came from, and the remedy.
+
+schema     what a setting declares, and the checks that follow from it
+settings   every setting, declared once
+sources    defaults, the model's card, YAML, key=value and flags merged into a configuration
+text       YAML, the digest of the latents, explanations
+"""
+
+from vinfinity.config.schema import Declared, Group, Setting, plain_text
+from vinfinity.config.settings import (
+    AttentionConfig,
+    CheckpointConfig,
+    ComputeConfig,
+    DecodeConfig,
+    Device,
+    Dtype,
+    EditConfig,
+    Memory,
+    ParallelConfig,
+    Phase,
+    PixelFormat,
+    Preset,
+    ReuseConfig,
+    RunConfig,
+    Sampler,
+    VideoConfig,
+    declared,
+    parse_interval,
+    parse_size,
+    require_prompt,
+)
+from vinfinity.config.sources import Resolved, leaves, load, name_sources
+from vinfinity.config.text import changes_latents, digest, explain, ignored, to_yaml
+
+__all__ = [
+    "AttentionConfig",
+    "CheckpointConfig",
+    "ComputeConfig",
+    "Declared",
+    "DecodeConfig",
+    "Device",
+    "Dtype",
+    "EditConfig",
+    "Group",
+    "Memory",
+    "ParallelConfig",
+    "Phase",
+    "PixelFormat",
+    "Preset",
+    "Resolved",
+    "ReuseConfig",
+    "RunConfig",
+    "Sampler",
+    "Setting",
+    "VideoConfig",
+    "changes_latents",
+    "declared",
+    "digest",
+    "explain",
+    "ignored",
+    "leaves",
+    "load",
+    "name_sources",
+    "parse_interval",
+    "parse_size",
+    "plain_text",
+    "require_prompt",
+    "to_yaml",
+]

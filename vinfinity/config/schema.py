@@ -1,0 +1,310 @@
+"""What a setting declares about itself, and the checks that follow from it.
+
+    frames: int = setting(96, "Length of the video, in frames.", least=1, remedy="ask for at least one frame")
+
+is all there is to say about a setting. Its type and range are checked, it gets a flag if it names a panel of `--help`,
+and `vinfinity config --explain`, the reference pages and the digest of the latents read the same declaration.
+"""
+
+import dataclasses
+import math
+import os
+import re
+import types
+import typing
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import MISSING, dataclass
+from functools import cache
+from typing import Any, ClassVar, Literal
+
+from vinfinity.errors import InputError, did_you_mean
+
+# per type: its name, what is wrong with a value of another type, and the remedy
+TYPES = {
+    bool: ("true or false", "is not true or false", "write true or false"),
+    int: ("whole number", "is not a whole number", "give a whole number"),
+    float: ("number", "is not a number", "give a number"),
+    str: ("text", "is not text", "put it in quotes"),
+}
+
+
+@dataclass(frozen=True)
+class Setting:
+    """What a field declares beside its type and its default.
+
+    help: its meaning in full sentences, with units. remedy: advice in the error line for a value out of range.
+    least, most: bounds, both allowed. above: an exclusive lower bound. form: what text may look like, checked by
+    `check`, which raises InputError. unset: what the default means, if its value does not say so.
+    from_model: the default is the model's. latents: whether the setting changes the latents.
+    panel: the panel of `--help` that shows its flag; without one it is set as KEY=VALUE. short, metavar: as in `-n N`.
+    flag: its flag, if that is not named after the key; then command is the one that has it.
+    """
+
+    help: str
+    remedy: str
+    least: int | None = None
+    most: int | None = None
+    above: int | None = None
+    form: str | None = None
+    check: Callable[[Any], object] | None = None
+    unset: str | None = None
+    from_model: bool = False
+    latents: bool = True
+    panel: str | None = None
+    flag: str | None = None
+    command: str | None = None
+    short: str | None = None
+    metavar: str | None = None
+
+
+def setting(default: Any, help: str, *, remedy: str = "", **rest: Any) -> Any:
+    """A dataclass field for a setting. `rest` are the fields of `Setting`."""
+    return dataclasses.field(default=default, metadata={"setting": Setting(help=help, remedy=remedy, **rest)})
+
+
+def from_model(help: str, *, remedy: str = "", **rest: Any) -> Any:
+    """A dataclass field for a setting without a default of its own: the model's card has one."""
+    return setting(MISSING, help, remedy=remedy, unset="the model's", from_model=True, **rest)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Group:
+    """Settings that check themselves: every value of a group has its declared type and is in range.
+
+    A subclass names its prefix, and whether its settings change the latents. `_check_together` holds the rules between
+    its settings.
+    """
+
+    prefix: ClassVar[str] = ""
+    latents: ClassVar[bool] = True
+
+    def __init_subclass__(cls, *, name: str = "", latents: bool = True) -> None:
+        cls.prefix = f"{name}." if name else ""
+        cls.latents = latents
+
+    def __post_init__(self) -> None:
+        for field, kind in _fields(type(self)):
+            key = f"{self.prefix}{field.name}"
+            value = typed(getattr(self, field.name), kind, key=key)
+            object.__setattr__(self, field.name, value)
+            if "setting" in field.metadata:
+                in_range(value, field.metadata["setting"], key=key)
+        self._check_together()
+
+    def _check_together(self) -> None:
+        """Raises InputError if settings of the group do not go together."""
+
+
+@dataclass(frozen=True)
+class Declared:
+    """A setting with its place in the configuration. key: dotted. default: MISSING if it is the model's."""
+
+    key: str
+    kind: Any
+    default: Any
+    setting: Setting
+    latents: bool
+
+    @property
+    def flag(self) -> str | None:
+        """Its option on the command line, such as `--noise-from`."""
+        return self.setting.flag or (flag_of(self.key) if self.setting.panel else None)
+
+    @property
+    def flags(self) -> str:
+        """Its flags in words, empty if it has none."""
+        declared = self.setting
+        flags = ", ".join(name for name in (self.flag, declared.short) if name is not None)
+        return flags if declared.command is None else f"{flags} of vinfinity {declared.command}"
+
+    @property
+    def metavar(self) -> str | None:
+        """What `--help` shows in place of its value; None for a switch."""
+        by_type = {bool: None, int: "N", float: "X", str: "TEXT"}.get(bare(self.kind))
+        return self.setting.metavar or "|".join(str(choice) for choice in self.choices) or by_type
+
+    @property
+    def accepts_null(self) -> bool:
+        """Whether it can be null, which also gives a setting back to the model."""
+        return _optional(self.kind) or self.setting.from_model
+
+    @property
+    def choices(self) -> tuple[Any, ...]:
+        """The values to choose from, if it is not free."""
+        return typing.get_args(bare(self.kind)) if typing.get_origin(bare(self.kind)) is Literal else ()
+
+    @property
+    def type(self) -> str:
+        """Its type in words."""
+        return type_in_words(self.kind)
+
+    @property
+    def range(self) -> str:
+        """The accepted values in words, empty where all values of its type are accepted."""
+        declared = self.setting
+        if declared.least is not None and declared.most is not None:
+            return f"{declared.least} to {_bound(declared.most)}"
+        if declared.least is not None:
+            return f"at least {declared.least}"
+        if declared.above is not None:
+            return f"more than {declared.above}"
+        return declared.form or ""
+
+    @property
+    def default_text(self) -> str:
+        """Its default in words."""
+        if self.setting.unset is not None:
+            return self.setting.unset
+        return "none" if self.default in (None, "", ()) else plain_text(plain(self.default))
+
+
+def declarations(kind: type[Group]) -> Mapping[str, Declared]:
+    """Dotted key -> declaration, of all settings of a group and of the groups in it, in order."""
+    found: dict[str, Declared] = {}
+    for field, hint in _fields(kind):
+        if isinstance(hint, type) and issubclass(hint, Group):
+            found |= declarations(hint)
+        else:
+            declared: Setting = field.metadata["setting"]
+            key = f"{kind.prefix}{field.name}"
+            latents = kind.latents and declared.latents
+            found[key] = Declared(key, hint, field.default, declared, latents)
+    return found
+
+
+def typed(value: Any, kind: Any, *, key: str) -> Any:
+    """`value` as the type `kind`, without any conversion but int to float and list to tuple. Raises InputError."""
+    if value is None and _optional(kind):
+        return None
+    kind = bare(kind)
+    if dataclasses.is_dataclass(kind):
+        if isinstance(value, Group) and isinstance(value, typing.cast(type, kind)):
+            return value
+        return _built(typing.cast(type, kind), value, key=key)
+    if typing.get_origin(kind) is tuple:
+        if not isinstance(value, list | tuple):
+            raise InputError(key, value, "write it as a list in brackets", problem="is not a list")
+        [item, _] = typing.get_args(kind)
+        return tuple(typed(entry, item, key=f"{key}[{index}]") for index, entry in enumerate(value))
+    if typing.get_origin(kind) is Literal:
+        choices = typing.get_args(kind)
+        # by type too: 1 == True
+        if any(value == choice and type(value) is type(choice) for choice in choices):
+            return value
+        names = [str(choice) for choice in choices]
+        meant, known = did_you_mean(str(value), names), f"choose from {', '.join(names)}"
+        raise InputError(key, value, f"{meant} ({known})" if meant else known, problem="is not a choice")
+    if isinstance(value, kind) and (kind is bool or not isinstance(value, bool)):
+        return value
+    if kind is float and isinstance(value, int) and not isinstance(value, bool):
+        return float(value)
+    if kind is float and isinstance(value, str) and re.fullmatch(r"[-+]?\.?(inf|nan)", value.lower()):
+        # YAML writes infinity as `.inf`, everybody else as `inf`
+        return float(value.lower().replace(".", ""))
+    _, problem, remedy = TYPES[kind]
+    raise InputError(key, value, remedy, problem=problem)
+
+
+def in_range(value: Any, declared: Setting, *, key: str) -> None:
+    """Raises InputError if a value of the right type is out of the declared range."""
+    if value is None:
+        return
+    problem, least, most = "", declared.least, declared.most
+    if isinstance(value, float) and not math.isfinite(value):
+        problem = "is not a finite number"
+    elif declared.above is not None and value <= declared.above:
+        problem = f"is not more than {declared.above}"
+    elif least is not None and most is not None and not least <= value <= most:
+        problem = f"is not between {least} and {_bound(most)}"
+    elif least is not None and value < least:
+        problem = "is negative" if least == 0 else f"is less than {least}"
+    if problem:
+        raise InputError(key, value, declared.remedy, problem=problem)
+    if declared.check is not None:
+        declared.check(value)
+
+
+def plain(value: Any) -> Any:
+    """A value as lists, dicts and scalars, as YAML and JSON have them; a path as text."""
+    if dataclasses.is_dataclass(value) and not isinstance(value, type):
+        return {name: plain(entry) for name, entry in vars(value).items()}
+    if isinstance(value, os.PathLike):
+        return os.fspath(value)
+    return [plain(entry) for entry in value] if isinstance(value, list | tuple) else value
+
+
+def plain_text(value: object) -> str:
+    """A plain value as YAML writes it, on one line."""
+    if value is None:
+        return "null"
+    if isinstance(value, bool):
+        return str(value).lower()
+    if isinstance(value, list):
+        return f"[{', '.join(plain_text(entry) for entry in value)}]"
+    if isinstance(value, dict):
+        return "{" + ", ".join(f"{key}: {plain_text(entry)}" for key, entry in value.items()) + "}"
+    return str(value) or "(none)"
+
+
+def type_in_words(kind: Any) -> str:
+    """A declared type in words, such as `whole number or null`."""
+    either, kind = " or null" if _optional(kind) else "", bare(kind)
+    if typing.get_origin(kind) is Literal:
+        return f"one of {', '.join(str(choice) for choice in typing.get_args(kind))}{either}"
+    if typing.get_origin(kind) is tuple:
+        return f"list of {type_in_words(typing.get_args(kind)[0])}{either}"
+    if dataclasses.is_dataclass(kind):
+        return "{" + ", ".join(field.name for field, _ in _fields(typing.cast(type, kind))) + "}" + either
+    return f"{TYPES[kind][0]}{either}"
+
+
+def flag_of(key: str) -> str:
+    """The flag that is named after a key: `--noise-from` for `noise_from`."""
+    return f"--{key.replace('_', '-')}"
+
+
+def bare(kind: Any) -> Any:
+    """A declared type without `| None`."""
+    return next(part for part in _parts(kind) if part is not types.NoneType)
+
+
+def _bound(number: int) -> str:
+    return "2^63 - 1" if number == 2**63 - 1 else str(number)
+
+
+def _optional(kind: Any) -> bool:
+    return types.NoneType in _parts(kind)
+
+
+def _parts(kind: Any) -> tuple[Any, ...]:
+    # `Literal[...] | None` is a typing.Union where `int | None` is a types.UnionType.
+    union = isinstance(kind, types.UnionType) or typing.get_origin(kind) is typing.Union
+    return typing.get_args(kind) if union else (kind,)
+
+
+@cache
+def _hints(kind: type) -> dict[str, Any]:
+    return typing.get_type_hints(kind)
+
+
+def _fields(kind: type) -> Iterator[tuple[dataclasses.Field[Any], Any]]:
+    for field in dataclasses.fields(kind):
+        yield field, _hints(kind)[field.name]
+
+
+def _built(kind: type, value: Any, *, key: str) -> Any:
+    """A dataclass from a mapping of its fields, or from another of its kind. Raises InputError."""
+    values = vars(value) if isinstance(value, kind) else value
+    fields = {field.name: (field, hint) for field, hint in _fields(kind)}
+    if not isinstance(values, Mapping):
+        raise InputError(key, value, f"write {', '.join(fields)}", problem="is not a group of settings")
+    for name in values:
+        if name not in fields:
+            remedy = did_you_mean(str(name), list(fields)) or f"known are {', '.join(fields)}"
+            raise InputError(f"{key}.{name}", values[name], remedy, problem="is an unknown setting")
+    for name, (field, _) in fields.items():
+        if name not in values and field.default is MISSING:
+            raise InputError(key, plain_text(plain(dict(values))), f"add `{name}`", problem="is incomplete")
+    return kind(
+        **{name: typed(entry, fields[name][1], key=f"{key}.{name}") for name, entry in values.items()}
+    )

@@ -1,0 +1,476 @@
+"""Every setting of a run, declared once. The order is that of `--help` and of `vinfinity config`."""
+
+import math
+import re
+import typing
+from collections.abc import Mapping
+from dataclasses import dataclass
+from functools import cache
+from itertools import pairwise
+from typing import Literal
+
+from vinfinity.config.schema import Declared, Group, declarations, from_model, setting
+from vinfinity.errors import InputError
+
+Sampler = Literal["ddim", "dpmsolver++", "sde-dpmsolver++", "videocrafter2", "lcm"]
+Device = Literal["auto", "cuda", "cpu"]
+Dtype = Literal["auto", "fp32", "fp16", "bf16"]
+Memory = Literal["auto", "low", "fast"]
+PixelFormat = Literal["yuv420p", "yuv422p", "yuv444p"]
+Preset = Literal[
+    "ultrafast", "superfast", "veryfast", "faster", "fast", "medium", "slow", "slower", "veryslow", "placebo"
+]
+
+# in pixels; H.264 has no level for sides beyond the larger one
+SMALLEST_SIDE, LARGEST_SIDE = 16, 8192
+# the panels of `--help`
+VIDEO, SAMPLING, FILES, MACHINE = "The video", "Sampling", "Files", "The machine"
+
+
+def parse_size(text: str) -> tuple[int, int]:
+    """(width, height) in pixels of a size such as `512x320`. Raises InputError."""
+    match = re.fullmatch(r"(\d{1,6})x(\d{1,6})", text)
+    if match is None:
+        remedy = "write it as WIDTHxHEIGHT, such as 512x320"
+        raise InputError("size", text, remedy, problem="is not a size in pixels")
+    width, height = int(match[1]), int(match[2])
+    if not all(SMALLEST_SIDE <= side <= LARGEST_SIDE for side in (width, height)):
+        remedy = f"each side takes {SMALLEST_SIDE} to {LARGEST_SIDE} pixels"
+        raise InputError("size", text, remedy, problem="is out of range")
+    return width, height
+
+
+def parse_interval(text: str) -> tuple[Literal["steps", "seconds", "auto", "never"], float]:
+    """The time between checkpoints as a unit and an amount, 0 for `auto` and `never`. Raises InputError."""
+    if text in ("auto", "never"):
+        return typing.cast(Literal["auto", "never"], text), 0
+    match = re.fullmatch(r"([1-9]\d{0,5}) ?(steps?|s|min|h)", text)
+    if match is None:
+        remedy = "write a number of steps, s, min or h, such as 10min; or auto, or never"
+        raise InputError("checkpoint.every", text, remedy, problem="is not an interval")
+    if match[2].startswith("step"):
+        return "steps", int(match[1])
+    return "seconds", int(match[1]) * {"s": 1, "min": 60, "h": 3600}[match[2]]
+
+
+def parse_span(text: str) -> range:
+    """The frames of a span such as `40:60`, which leaves out frame 60. Raises InputError."""
+    match = re.fullmatch(r"(\d{1,9}):(\d{1,9})", text)
+    span = None if match is None else range(int(match[1]), int(match[2]))
+    if not span:
+        problem = "is not a range of frames" if span is None else "is an empty range"
+        raise InputError("edit.redo", text, "write it as FROM:TO, such as 40:60", problem=problem)
+    return span
+
+
+def _check_model(name: str) -> None:
+    if not name.strip():
+        raise InputError("model", name, "name a model or its folder, such as mini", problem="is blank")
+
+
+@dataclass(frozen=True)
+class Phase:
+    """Biases that attention adds to the logits of its two scopes while the denoising timestep is above `above`.
+
+    -inf switches a scope off.
+    """
+
+    above: int
+    local: float
+    anchors: float
+
+
+@dataclass(frozen=True, kw_only=True)
+class AttentionConfig(Group, name="attention"):
+    """Dual-scope attention, for videos longer than the model's training clips (arXiv 2406.16260)."""
+
+    local: int = setting(
+        8,
+        "Local scope: number of frames on either side that a frame attends to.",
+        least=0,
+        remedy="0 is the frame alone, 8 the default",
+    )
+    anchors: int = setting(
+        16,
+        "Number of anchors: frames spread evenly over the video that every frame attends to.",
+        least=0,
+        remedy="0 means none, 16 is the default",
+    )
+    schedule: tuple[Phase, ...] = setting(
+        (Phase(above=800, local=0.0, anchors=10.0), Phase(above=-1, local=10.0, anchors=0.0)),
+        "Biases that are added to the logits of the two scopes, by denoising timestep: a phase applies while the "
+        "timestep is above `above`. -inf switches a scope off.",
+        form="phases in descending order, the last with above: -1",
+    )
+    entropy_scaling: bool = setting(
+        False, "Whether logits are scaled by log(attended frames) / log(trained frames)."
+    )
+    norm: Literal["video", "rank"] = setting(
+        "video", "Frames that share the statistics of a temporal GroupNorm: the whole video's, or one rank's."
+    )
+    trained_frames: int = from_model(
+        "Length of the model's training clips, in frames. Attention is plain in videos up to this length.",
+        least=1,
+        remedy="give the length of the model's training clips, often 16",
+    )
+
+    def phase(self, t: float) -> Phase:
+        """The phase at denoising timestep `t` (>= 0): the first whose `above` is below it."""
+        return next(phase for phase in self.schedule if phase.above < t)
+
+    def _check_together(self) -> None:
+        key = "attention.schedule"
+        above = [phase.above for phase in self.schedule]
+        shown = "[" + ", ".join(f"above {timestep}" for timestep in above) + "]"
+        if not above or above[-1] != -1:
+            remedy = "end it with a phase `above: -1`, which covers timestep 0"
+            raise InputError(key, shown, remedy, problem="does not reach the last timestep")
+        if not all(first > second for first, second in pairwise(above)):
+            remedy = "list the phases from the first, noisy timesteps (high `above`) to the last"
+            raise InputError(key, shown, remedy, problem="is not in descending order")
+        for index, phase in enumerate(self.schedule):
+            for scope, bias in (("local", phase.local), ("anchors", phase.anchors)):
+                if math.isnan(bias) or bias == math.inf:
+                    remedy = "give a finite number, or -inf to switch the scope off"
+                    raise InputError(f"{key}[{index}].{scope}", bias, remedy, problem="is not a bias")
+            if phase.local == -math.inf and (phase.anchors == -math.inf or self.anchors == 0):
+                biases = f"local {phase.local}, anchors {phase.anchors}"
+                raise InputError(
+                    f"{key}[{index}]",
+                    f"{biases} with attention.anchors {self.anchors}",
+                    "keep one scope finite, and at least one anchor where local is -inf",
+                    problem="leaves frames with nothing to attend to",
+                )
+
+
+@dataclass(frozen=True, kw_only=True)
+class ParallelConfig(Group, name="parallel", latents=False):
+    """How ranks work together."""
+
+    timeout: float = setting(
+        120.0,
+        "Time after which a rank that does not answer counts as lost, in seconds.",
+        above=0,
+        remedy="120 is the default",
+    )
+    split_guidance: bool = setting(
+        False, "Whether each guidance branch is computed by its own half of the ranks."
+    )
+
+
+@dataclass(frozen=True, kw_only=True)
+class CheckpointConfig(Group, name="checkpoint", latents=False):
+    """What a run saves while it denoises, so that it can be resumed."""
+
+    every: str = setting(
+        "auto",
+        "Interval between checkpoints; auto keeps the time for writing them under 2 %.",
+        form="such as 5 steps, 90s, 10min or 1h; auto or never",
+        check=parse_interval,
+    )
+    keep: int = setting(
+        2,
+        "Number of checkpoints that are kept, newest first.",
+        least=1,
+        remedy="2 is the default: if the newest is damaged, the one before it is used",
+    )
+
+
+@dataclass(frozen=True, kw_only=True)
+class ComputeConfig(Group, name="compute", latents=False):
+    """Parts of a UNet call that `memory` chooses unless they are set here. None of them changes the video."""
+
+    branches: Literal[1, 2] | None = setting(
+        None, "Number of guidance branches in one UNet call.", unset="chosen by memory"
+    )
+    skips: Literal["device", "host"] | None = setting(
+        None, "Memory that holds skip connections until the up path needs them.", unset="chosen by memory"
+    )
+    chunk: int | None = setting(
+        None,
+        "Size of the chunks in which a layer processes hidden states, in MiB; it bounds temporary memory.",
+        least=1,
+        most=65536,
+        remedy="4 suits a CPU, 256 a GPU, and null leaves it to `memory`",
+        unset="chosen by memory",
+    )
+
+
+@dataclass(frozen=True, kw_only=True)
+class ReuseConfig(Group, name="reuse"):
+    """Reuse of deep UNet features over several steps (DeepCache, arXiv 2312.00858): faster, with another result."""
+
+    interval: int = setting(
+        1,
+        "The full UNet runs every `interval` steps; the other steps reuse its deep features.",
+        least=1,
+        most=1000,
+        remedy="1 switches reuse off, 2 and 3 are usual",
+    )
+    depth: int = setting(
+        1,
+        "Number of UNet levels that run in every step, counted from the outermost.",
+        least=1,
+        remedy="1 reuses all but the outermost level",
+    )
+
+
+@dataclass(frozen=True, kw_only=True)
+class EditConfig(Group, name="edit"):
+    """A finished run to start from. `vinfinity redo` and `vinfinity extend` set these."""
+
+    run: str | None = setting(None, "Folder NAME.run of the finished run whose frames are kept.")
+    redo: str | None = setting(
+        None,
+        "Frames of that run to regenerate, without frame TO.",
+        form="FROM:TO",
+        check=parse_span,
+        flag="--frames",
+        command="redo",
+    )
+    blend: int = setting(
+        4,
+        "Number of frames at each end of the regenerated ones that blend into the kept frames.",
+        least=0,
+        remedy="0 switches blending off, 4 is the default",
+    )
+    context: int = setting(
+        16,
+        "Number of kept frames on either side that are computed along with the new ones, so that those match.",
+        least=1,
+        remedy="16 is the default; more is slower and hardly better",
+    )
+
+    @property
+    def span(self) -> range:
+        """The frames to regenerate."""
+        return range(0) if self.redo is None else parse_span(self.redo)
+
+    def _check_together(self) -> None:
+        if self.redo is not None and self.run is None:
+            remedy = "use `vinfinity redo RUN --frames FROM:TO`"
+            raise InputError("edit.redo", self.redo, remedy, problem="needs a run to edit")
+
+
+@dataclass(frozen=True, kw_only=True)
+class DecodeConfig(Group, name="decode", latents=False):
+    """From latents to frames."""
+
+    where: Literal["rank0", "ranks"] = setting(
+        "rank0", "Ranks that decode: rank 0, or all of them. The file is the same."
+    )
+    frames: int | None = setting(
+        None,
+        "Number of frames that are decoded at once.",
+        least=1,
+        remedy="give a number of frames, or null to choose it by their size",
+        unset="as many as fit into 512 MiB, at most 8",
+    )
+    tile: int | None = setting(
+        None,
+        "Side of the tiles in which a frame is decoded, in pixels; a multiple of 32.",
+        least=32,
+        most=LARGEST_SIDE,
+        remedy="512 is usual, and null decodes whole frames",
+        unset="whole frames",
+    )
+
+
+@dataclass(frozen=True, kw_only=True)
+class VideoConfig(Group, name="video", latents=False):
+    """The MP4 and the files beside it."""
+
+    crf: int = setting(
+        18,
+        "Constant rate factor of x264: 0 is lossless, 18 visually lossless, 51 the worst quality.",
+        least=0,
+        most=51,
+        remedy="18 is visually lossless, 23 x264's default",
+    )
+    preset: Preset = setting("medium", "Preset of x264; slower ones make smaller files.")
+    pixel_format: PixelFormat = setting(
+        "yuv420p", "Pixel format: yuv420p plays everywhere, yuv444p keeps the full colour resolution."
+    )
+    metadata: bool = setting(True, "Whether the MP4 contains the prompt, the seed and the settings.")
+    sheet: bool = setting(
+        True, "Whether a contact sheet is written beside the MP4: a PNG of evenly spread frames."
+    )
+
+
+@dataclass(frozen=True, kw_only=True)
+class RunConfig(Group):
+    """One video to generate: every setting with its value.
+
+    `load_config` takes what is not given from the model and the defaults. Built directly, it needs the settings that
+    models differ in: size, fps, steps, sampler, guidance, and attention with its trained_frames. Raises InputError for
+    values of another type or out of range.
+    """
+
+    prompt: str = setting("", "Text that describes the video.", panel=VIDEO, short="-p")
+    negative: str = setting(
+        "",
+        "Text that describes what the video should not show.",
+        unset="the model's",
+        from_model=True,
+        panel=VIDEO,
+    )
+    frames: int = setting(
+        96,
+        "Length of the video, in frames.",
+        least=1,
+        remedy="ask for at least one frame",
+        panel=VIDEO,
+        short="-n",
+    )
+    size: str = from_model(
+        "Width and height of the video, in pixels.",
+        form=f"WIDTHxHEIGHT, each {SMALLEST_SIDE} to {LARGEST_SIDE}",
+        check=parse_size,
+        panel=VIDEO,
+        metavar="WxH",
+    )
+    fps: int = from_model(
+        "Playback speed, in frames per second. Models that take a frame rate as input are given it, too.",
+        least=1,
+        most=240,
+        remedy="24 is the speed of cinema",
+        panel=VIDEO,
+    )
+    fps_condition: int | None = setting(
+        None,
+        "Frame rate given to the model as input, in frames per second.",
+        least=1,
+        most=240,
+        remedy="give the frame rate of the model's training clips, or null",
+        unset="that of fps",
+    )
+    model: str = setting(
+        "mini",
+        "Model: the embedded one, a folder in diffusers layout, or the name of a published model.",
+        check=_check_model,
+        panel=VIDEO,
+        metavar="mini|FOLDER|NAME",
+    )
+    lora: tuple[str, ...] = setting(
+        (),
+        "LoRA in safetensors format, with its weight if that is not 1; may be repeated.",
+        form="FILE or FILE:WEIGHT each",
+        panel=VIDEO,
+        metavar="FILE[:WEIGHT]",
+    )
+    decoder: str | None = setting(
+        None,
+        "Folder of another autoencoder for the model's latents, such as TAESD.",
+        unset="the model's",
+        latents=False,
+        panel=VIDEO,
+        metavar="FOLDER",
+    )
+    seed: int = setting(
+        0,
+        "Seed of the noise; the noise of a seed is the same on any machine.",
+        least=0,
+        most=2**63 - 1,
+        remedy="give another number",
+        panel=SAMPLING,
+    )
+    steps: int = from_model(
+        "Number of denoising steps.", least=1, most=1000, remedy="30 to 50 are usual", panel=SAMPLING
+    )
+    sampler: Sampler = from_model("Sampling algorithm.", panel=SAMPLING)
+    guidance: float = from_model(
+        "Guidance scale, the weight of the prompt; 1 switches guidance off.",
+        least=1,
+        remedy="1 switches guidance off, 7 to 12 are usual",
+        panel=SAMPLING,
+    )
+    eta: float = setting(
+        0.0,
+        "Noise that the samplers ddim and videocrafter2 add in each step: 0 is none, 1 as much as DDPM.",
+        least=0,
+        most=1,
+        remedy="0 adds no noise, 1 as much as DDPM",
+    )
+    noise_from: str | None = setting(
+        None,
+        "File to read the initial noise from, as tensor `noise` (1, channels, frames, height, width).",
+        unset="drawn from the seed",
+        panel=SAMPLING,
+        metavar="FILE.safetensors",
+    )
+    out: str | None = setting(
+        None,
+        "Path of the video.",
+        unset="named after the prompt",
+        latents=False,
+        panel=FILES,
+        short="-o",
+        metavar="FILE.mp4",
+    )
+    overwrite: bool = setting(False, "Replace existing files.", latents=False, panel=FILES)
+    resume: bool = setting(False, "Resume the run of this video if there is one.", latents=False, panel=FILES)
+    save_latents: str | None = setting(
+        None,
+        "File to save the final latents to, as tensor `latents` (1, channels, frames, height, width).",
+        latents=False,
+        panel=FILES,
+        metavar="FILE.safetensors",
+    )
+    gpus: int | None = setting(
+        None,
+        "Number of GPUs, or processes on a CPU, that share the video.",
+        least=1,
+        remedy="ask for at least one, or leave it out",
+        unset="1, or the ranks of the launcher",
+        latents=False,
+        panel=MACHINE,
+    )
+    device: Device = setting(
+        "auto", "Device to compute on; auto uses GPUs if there are any.", latents=False, panel=MACHINE
+    )
+    dtype: Dtype = setting(
+        "auto", "Precision of the UNet; auto is fp16 on a GPU and fp32 on a CPU.", panel=MACHINE
+    )
+    memory: Memory = setting(
+        "auto", "Memory budget; auto picks the fastest mode that fits.", latents=False, panel=MACHINE
+    )
+    compile: bool = setting(
+        False, "Compile the UNet: minutes at the start, faster steps.", latents=False, panel=MACHINE
+    )
+    attention: AttentionConfig
+    parallel: ParallelConfig = ParallelConfig()
+    checkpoint: CheckpointConfig = CheckpointConfig()
+    compute: ComputeConfig = ComputeConfig()
+    reuse: ReuseConfig = ReuseConfig()
+    edit: EditConfig = EditConfig()
+    decode: DecodeConfig = DecodeConfig()
+    video: VideoConfig = VideoConfig()
+
+    @property
+    def resolution(self) -> tuple[int, int]:
+        """(width, height) of the video in pixels."""
+        return parse_size(self.size)
+
+    def _check_together(self) -> None:
+        if self.prompt and not self.prompt.strip():
+            raise InputError("prompt", self.prompt, "describe the video", problem="is blank")
+        for key, text in (("prompt", self.prompt), ("negative", self.negative)):
+            # Python's stand-ins for bytes that are not UTF-8
+            if any("\ud800" <= character <= "\udfff" for character in text):
+                shown = text.encode("utf-8", "replace").decode()
+                raise InputError(key, shown, "write it in UTF-8", problem="is not valid UTF-8")
+        if self.gpus is not None and self.gpus > self.frames:
+            problem = f"is more than the {self.frames} frames of the video"
+            raise InputError("gpus", self.gpus, f"ask for at most {self.frames}", problem=problem)
+
+
+@cache
+def declared() -> Mapping[str, Declared]:
+    """Dotted key -> declaration, of all settings in order."""
+    return declarations(RunConfig)
+
+
+def require_prompt(config: RunConfig) -> None:
+    """Raises InputError if the configuration has no prompt."""
+    if not config.prompt:
+        raise InputError("prompt", "none given", 'describe the video, as in --prompt "a red ball"')

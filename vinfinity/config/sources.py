@@ -1,0 +1,300 @@
+"""Where values come from: defaults, the model's card, YAML files, key=value arguments, flags and keyword arguments.
+
+A value is taken from the last of these layers that names it:
+
+    defaults < the model's card < YAML file (after its `base`) < key=value arguments < flags < keyword arguments
+
+Only this package knows OmegaConf, and imports it where it is used, which keeps `vinfinity --help` instant.
+"""
+
+import contextlib
+import io
+import re
+import typing
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import MISSING, dataclass
+from pathlib import Path
+from typing import Any
+
+from vinfinity.config.schema import bare, flag_of, in_range, plain, typed
+from vinfinity.config.settings import RunConfig, declared
+from vinfinity.errors import InputError, did_you_mean, one_line
+
+# The settings of a model's card by dotted key, and the name of the card as an origin. Raises InputError.
+Card = Callable[[str], tuple[Mapping[str, object], str]]
+COMMAND_LINE = "command line"
+
+
+@dataclass(frozen=True)
+class Resolved:
+    """A configuration, and the origin of each value: dotted key -> `default`, `model mini`, `--seed`, ..."""
+
+    config: RunConfig
+    origins: Mapping[str, str]
+
+
+def load(
+    yaml: Path | None,
+    *,
+    overrides: Sequence[str] = (),
+    flags: Mapping[str, object] | None = None,
+    settings: Mapping[str, object] | None = None,
+    card: Card | None = None,
+) -> Resolved:
+    """Merges all layers into a configuration.
+
+    overrides: `key=value` arguments. flags: dotted key -> value or its text, None for a flag that was not given.
+    settings: values by key, dotted or nested, as Python code gives them. card: finds the settings of the model that the
+    other layers choose; without it they have to give every setting that a model's card usually gives.
+
+    In YAML, values may refer to others in OmegaConf's way, as in `out: videos/${seed}.mp4`. Raises InputError.
+    """
+    defaults = {key: plain(setting.default) for key, setting in declared().items()}
+    layers = [_Layer("default", {key: value for key, value in defaults.items() if value is not MISSING})]
+    if yaml is not None:
+        layers += _read_yaml(yaml)
+    layers.append(_Layer(COMMAND_LINE, _parse_overrides(overrides)))
+    for key, value in (flags or {}).items():
+        if value is not None:
+            flag = declared()[key].flag or flag_of(key)
+            read = _read_text(key, value, origin=flag) if isinstance(value, str) else value
+            layers.append(_Layer(flag, {key: read}))
+    layers.append(_Layer("argument", _python_values(settings or {})))
+    layers = _given_back(layers)
+    if card is not None:
+        layers.insert(1, _card_layer(card, layers))
+    origins = {key: layer.origin for key in declared() for layer in layers if key in layer.values}
+    with name_sources(origins):
+        return Resolved(RunConfig(**_merge(layers)), origins)
+
+
+@contextlib.contextmanager
+def name_sources(origins: Mapping[str, str]) -> Iterator[None]:
+    """Adds its origin to the value that an InputError of the block is about.
+
+    A flag with another name than the setting stands in its place: users know `--frames`, not `edit.redo`.
+    """
+    try:
+        yield
+    except InputError as error:
+        key = error.field.partition("[")[0]
+        origin = origins.get(key, "default")
+        if origin == "default" or error.source is not None:
+            raise
+        renamed = origin.startswith("--") and origin != flag_of(key)
+        raise (error.about(origin) if renamed else error.from_source(origin)) from error
+
+
+def check_key(key: str, *, value: object, origin: str | None) -> None:
+    """Raises InputError if there is no setting of that name."""
+    if key in declared():
+        return
+    inside = next((known for known in declared() if known.startswith(f"{key}.")), None)
+    if inside is not None:
+        remedy = f"name one of its settings, such as {inside}"
+        raise InputError(key, value, remedy, problem="is a group", source=origin)
+    remedy = did_you_mean(key, list(declared())) or "`vinfinity config` lists all settings"
+    raise InputError(key, value, remedy, problem="is an unknown setting", source=origin)
+
+
+def leaves(config: RunConfig) -> dict[str, object]:
+    """Dotted key -> value, of all settings in order, as plain types."""
+    return _flat(plain(config))
+
+
+def nested(values: Mapping[str, object]) -> dict[str, Any]:
+    """The reverse of `leaves`: a mapping of groups."""
+    groups: dict[str, Any] = {}
+    for key, value in values.items():
+        group, _, name = key.rpartition(".")
+        (groups.setdefault(group, {}) if group else groups)[name] = value
+    return groups
+
+
+def literal(value: object) -> object:
+    """`value` such that OmegaConf takes it as it stands, without references."""
+    if not isinstance(value, str):
+        return value
+    return re.sub(r"(\\*)\$\{", lambda match: match[1] * 2 + r"\${", value)
+
+
+# ---- layers: dotted keys and plain values ----
+
+
+@dataclass(frozen=True)
+class _Layer:
+    origin: str
+    values: Mapping[str, object]
+
+
+def _flat(values: Mapping[Any, Any], *, prefix: str = "") -> dict[str, object]:
+    """A nested mapping by dotted keys. Groups are opened; a list of phases is one value."""
+    flat: dict[str, object] = {}
+    for name, value in values.items():
+        key = f"{prefix}{name}"
+        is_group = any(known.startswith(f"{key}.") for known in declared())
+        if isinstance(value, Mapping) and (value or is_group):
+            flat |= _flat(value, prefix=f"{key}.")
+        elif value is not None or not is_group:
+            # a group with nothing in it is null in YAML when its lines are commented out
+            flat[key] = value
+    return flat
+
+
+def _given_back(layers: Sequence[_Layer]) -> list[_Layer]:
+    """The layers after each null that gives a setting back to the model: it removes the values below it, and itself."""
+    nulls = {
+        key: index
+        for index, layer in enumerate(layers)
+        for key, value in layer.values.items()
+        if value is None and declared()[key].setting.from_model
+    }
+    return [
+        layer
+        if layer.origin == "default"
+        else _Layer(layer.origin, {k: v for k, v in layer.values.items() if index > nulls.get(k, -1)})
+        for index, layer in enumerate(layers)
+    ]
+
+
+def _card_layer(card: Card, layers: Sequence[_Layer]) -> _Layer:
+    """The settings of the model that the other layers choose. Raises InputError."""
+    with name_sources({"model": next(layer.origin for layer in reversed(layers) if "model" in layer.values)}):
+        model = typed(_merge(layers, only="model")["model"], str, key="model")
+        in_range(model, declared()["model"].setting, key="model")
+        values, origin = card(model)
+    for key, value in values.items():
+        check_key(key, value=value, origin=origin)
+    return _Layer(origin, {key: literal(value) for key, value in values.items() if value is not None})
+
+
+def _merge(layers: Sequence[_Layer], *, only: str | None = None) -> dict[str, Any]:
+    """The layers as one nested mapping, references such as `${seed}` replaced. Raises InputError.
+
+    only: a key whose value alone is needed.
+    """
+    from omegaconf import OmegaConf
+    from omegaconf.errors import OmegaConfBaseException
+
+    raw = {key: value for layer in layers for key, value in layer.values.items()}
+    if only is None:
+        for key in declared():
+            if key not in raw:
+                remedy = f"give it, as in {key}=VALUE, or name a model whose card has it"
+                raise InputError(key, "none given", remedy)
+    try:
+        merged = OmegaConf.merge(*(nested(layer.values) for layer in layers))
+        if only is not None:
+            return {only: raw[only] if raw[only] == "???" else OmegaConf.select(merged, only)}
+        values = typing.cast(dict[str, Any], OmegaConf.to_container(merged, resolve=True))
+    except OmegaConfBaseException as error:
+        key = error.full_key or ""
+        raise InputError(
+            key or "configuration",
+            raw.get(key, ""),
+            "refer to another key as ${seed}, or write \\${ for the characters themselves",
+            problem=f"cannot be resolved ({str(error).splitlines()[0]})",
+        ) from error
+    for key, value in raw.items():
+        # OmegaConf's mark for a missing value; a prompt may be just that
+        if value == "???":
+            group, _, name = key.rpartition(".")
+            (values[group] if group else values)[name] = value
+    return values
+
+
+# ---- YAML files ----
+
+
+def _read_yaml(path: Path, *, above: tuple[Path, ...] = ()) -> list[_Layer]:
+    """The layers of a YAML file: first those of its base, then its own. Raises InputError."""
+    resolved = path.resolve()
+    field = "base" if above else "--config"
+    if resolved in above:
+        chain = " -> ".join(file.name for file in (*above, resolved))
+        raise InputError("base", path, "remove one of the `base` lines", problem=f"is circular ({chain})")
+    if not path.is_file():
+        remedy = "check the path" + (f" (it is relative to {above[-1]})" if above else "")
+        raise InputError(field, path, remedy, problem="does not exist")
+    values = _parse_yaml(path, field=field)
+    base = values.pop("base", None)
+    layers: list[_Layer] = []
+    if base is not None:
+        if not isinstance(base, str):
+            raise InputError("base", base, "name one YAML file", problem="is not a path", source=str(path))
+        layers = _read_yaml(path.parent / base, above=(*above, resolved))
+    own = _flat(values)
+    for key, value in own.items():
+        check_key(key, value=value, origin=str(path))
+    return [*layers, _Layer(str(path), own)]
+
+
+def _parse_yaml(path: Path, *, field: str) -> dict[Any, Any]:
+    """The mapping in a YAML file, references left as they are. Raises InputError."""
+    from omegaconf import OmegaConf
+
+    try:
+        text = path.read_text(encoding="utf-8")
+    except (OSError, UnicodeDecodeError) as error:
+        remedy = "check its permissions and encoding (UTF-8)"
+        raise InputError(field, path, remedy, problem="cannot be read") from error
+    try:
+        values = OmegaConf.to_container(OmegaConf.load(io.StringIO(text)), resolve=False)
+    except OSError:
+        # what OmegaConf raises for a file that holds a single value
+        values = None
+    except Exception as error:
+        # the errors of PyYAML and OmegaConf have no common base
+        mark = getattr(error, "problem_mark", None)
+        where = f" at line {mark.line + 1}" if mark is not None else ""
+        what = one_line(getattr(error, "problem", None) or type(error).__name__)
+        problem = f"is not valid YAML{where} ({what})"
+        raise InputError(field, path, "correct the file", problem=problem) from error
+    if not isinstance(values, dict):
+        remedy = "write it as lines of `key: value`"
+        raise InputError(field, path, remedy, problem="is not a mapping of keys to values")
+    return values
+
+
+# ---- the command line and Python ----
+
+
+def _parse_overrides(overrides: Sequence[str]) -> dict[str, object]:
+    """`key=value` arguments by dotted key. Raises InputError."""
+    values: dict[str, object] = {}
+    for argument in overrides:
+        key, equals, text = argument.partition("=")
+        if not equals:
+            remedy = "write settings as key=value, such as attention.local=4, and a prompt as --prompt TEXT"
+            raise InputError("argument", argument, remedy, problem="is not a setting")
+        check_key(key, value=text, origin=COMMAND_LINE)
+        values[key] = _read_text(key, text, origin=COMMAND_LINE)
+    return values
+
+
+def _read_text(key: str, text: str, *, origin: str) -> object:
+    """The value that was written for `key`: text as it stands if the setting takes text, otherwise YAML."""
+    from omegaconf import OmegaConf
+
+    setting = declared()[key]
+    if text == "null" and setting.accepts_null:
+        return None
+    if bare(setting.kind) is str or any(isinstance(choice, str) for choice in setting.choices):
+        # a prompt may hold colons, braces or a lone `no`
+        return literal(text)
+    try:
+        parsed = OmegaConf.to_container(OmegaConf.create(f"value: {text}"))
+        return typing.cast(dict[str, object], parsed)["value"]
+    except Exception as error:
+        # the errors of PyYAML and OmegaConf have no common base
+        remedy = "check its brackets, and quote it for the shell"
+        raise InputError(key, text, remedy, problem="is not valid YAML", source=origin) from error
+
+
+def _python_values(settings: Mapping[str, object]) -> dict[str, object]:
+    """Values from Python code by dotted key: groups may be mappings or dataclasses, paths `Path`. Raises InputError."""
+    values = {}
+    for key, value in _flat({name: plain(value) for name, value in settings.items()}).items():
+        check_key(key, value=value, origin=None)
+        values[key] = literal(value)
+    return values

@@ -1,0 +1,74 @@
+"""What is written about a configuration: YAML, the digest of its latents, and the meaning of a setting."""
+
+import hashlib
+import json
+import re
+from collections.abc import Mapping
+
+from vinfinity.config.schema import plain_text
+from vinfinity.config.settings import RunConfig, declared
+from vinfinity.config.sources import Resolved, check_key, leaves, literal, nested
+from vinfinity.errors import InputError
+
+
+def to_yaml(config: RunConfig, *, origins: Mapping[str, str] | None = None) -> str:
+    """The configuration as YAML that `load` reads back to an equal one.
+
+    With `origins`, a comment above each value that is not the default names its origin.
+    """
+    from omegaconf import OmegaConf
+
+    values = nested({key: literal(value) for key, value in leaves(config).items()})
+    lines: list[str] = []
+    group = ""
+    for line in OmegaConf.to_yaml(OmegaConf.create(values)).splitlines():
+        if match := re.match(r"(  )?(\w+):", line):
+            indent, name = match[1] or "", match[2]
+            group = group if indent else f"{name}."
+            origin = (origins or {}).get(f"{group}{name}" if indent else name, "default")
+            lines += [f"{indent}# {origin}"] if origin != "default" else []
+        lines.append(line)
+    return "\n".join(lines) + "\n"
+
+
+def changes_latents(key: str) -> bool:
+    """Whether a dotted key changes the latents that a run computes."""
+    return declared()[key].latents
+
+
+def digest(config: RunConfig) -> str:
+    """SHA-256 (hex) of every setting that changes the latents: the same on any number of ranks and on any device."""
+    values = {key: value for key, value in leaves(config).items() if changes_latents(key)}
+    return hashlib.sha256(json.dumps(values, sort_keys=True).encode()).hexdigest()
+
+
+def explain(resolved: Resolved, key: str) -> list[tuple[str, str]]:
+    """What a setting means, what it accepts, and what it is set to, as rows of a table. Raises InputError."""
+    try:
+        check_key(key, value=key, origin=None)
+    except InputError as error:
+        raise error.about("--explain") from None
+    setting = declared()[key]
+    rows = [("setting", key), ("meaning", setting.setting.help), ("type", setting.type)]
+    rows += [("range", setting.range)] if setting.range else []
+    rows += [
+        ("default", setting.default_text),
+        ("value", f"{plain_text(leaves(resolved.config)[key])} ({resolved.origins[key]})"),
+        ("flag", setting.flags or f"none; set it as {key}=VALUE"),
+        ("latents", "changes them" if setting.latents else "does not change them"),
+    ]
+    return rows
+
+
+def ignored(resolved: Resolved) -> list[str]:
+    """One sentence for each setting that the user gave but that has no effect beside the others."""
+    config = resolved.config
+    sentences = []
+    if config.eta > 0 and config.sampler not in ("ddim", "videocrafter2"):
+        sentences.append(
+            f"eta: {config.eta} has no effect with the sampler {config.sampler}; only ddim and videocrafter2 use it"
+        )
+    chosen = not resolved.origins["negative"].startswith("model ")
+    if config.negative and chosen and config.guidance <= 1:
+        sentences.append(f"negative: has no effect while guidance is {config.guidance:g}; raise it above 1")
+    return sentences

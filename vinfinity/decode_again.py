@@ -1,0 +1,54 @@
+"""Decoding the final latents of a run again, with another decoder, codec or quality."""
+
+import time
+
+from vinfinity.config import RunConfig
+from vinfinity.parallel.launch import launch
+from vinfinity.parallel.ranks import Ranks
+from vinfinity.run import Summary, Task, shown_messages, summary, write_files
+from vinfinity.runs.earlier import final_latents
+from vinfinity.runs.folder import RunFolder
+from vinfinity.runs.paths import Destination
+from vinfinity.session import locked
+from vinfinity.system.progress import Progress
+from vinfinity.system.signals import Shutdown
+
+
+def decode_again(
+    config: RunConfig, folder: RunFolder, destination: Destination, *, handle_signals: bool = False
+) -> Summary | None:
+    """Decode the final latents of a run into the files of `destination`, on one rank or several.
+
+    Returns None on ranks other than 0. Raises InputError if the run has no final latents yet.
+    """
+    final_latents(folder)
+    task = (Task.of(config, destination), folder)
+    return launch(
+        decode_on_rank,
+        task,
+        gpus=config.gpus,
+        device=config.device,
+        timeout=config.parallel.timeout,
+        handle_signals=handle_signals,
+    )
+
+
+def decode_on_rank(payload: tuple[Task, RunFolder], ranks: Ranks) -> Summary | None:
+    """One rank's part of decoding again."""
+    (task, folder), started = payload, time.monotonic()
+    facts = {name: task.job.facts[name] for name in ("decoder", "version")}
+    with (
+        shown_messages(task),
+        Shutdown().handled(enabled=ranks.handle_signals) as shutdown,
+        locked(folder, ranks, facts=facts),
+        Progress(enabled=ranks.first, log=folder.log) as progress,
+    ):
+        shutdown.message = "stopped while decoding; the run and its latents are unchanged"
+        shutdown.check()
+        latents = final_latents(folder)
+        latents.verify()
+        write_files(task.job, latents, task.destination, folder, ranks, progress)
+        if not ranks.first:
+            return None
+        folder.event("decoded", video=str(task.destination.video))
+        return summary(task, ranks, seconds=time.monotonic() - started)

@@ -1,0 +1,67 @@
+"""Steers selected frames to known latents, so that new frames blend into an existing video."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from vinfinity.denoise.samplers import Noise, Sampler, State
+
+
+@dataclass(frozen=True)
+class KeptFrames:
+    """Samples with `sampler`; kept frames end as the earlier video's latents z, bit for bit.
+
+    In each step, the prediction for a kept frame is replaced by the one that leads to z. Starting from the noise of
+    the earlier video, the frame takes nearly the same path as before. So the model sees the whole video at one noise
+    level, and fits the other frames to it until the last step. (RePaint, Lugmayr et al. 2022, adds fresh noise to z
+    in each step instead; its joins show in still scenes.) A frame that is kept for the first steps only keeps what
+    these decide, coarse structure before detail, and is free afterwards (Differential Diffusion, Levin and Fried
+    2023).
+
+    clean: z, (1, c, f, h, w). until: (f,) int, the number of steps for which each frame is kept, 0 to len(timesteps).
+    """
+
+    sampler: Sampler
+    clean: Tensor
+    until: Tensor
+
+    @property
+    def timesteps(self) -> tuple[int, ...]:
+        return self.sampler.timesteps
+
+    def implied(self, state: State, clean: Tensor) -> Tensor:
+        return self.sampler.implied(state, clean)
+
+    def step(self, state: State, prediction: Tensor, noise: Noise) -> State:
+        kept = (self.until > state.step)[:, None, None]
+        prediction = torch.where(kept, self.implied(state, self.clean), prediction)
+        after = self.sampler.step(state, prediction, noise)
+        if after.step < len(self.timesteps):
+            return after
+        return State(after.step, torch.where(kept, self.clean, after.x), after.clean)
+
+
+def kept_until(frames: Sequence[int], *, known: int, redo: range, blend: int, steps: int) -> Tensor:
+    """The number of steps for which each frame is kept: (f,) int.
+
+    frames: absolute indices. known: number of frames of the earlier video; later frames are new. redo: the span of it
+    to regenerate. Inside the span, the `blend` frames next to each join are kept for fewer and fewer steps, at most for
+    all but the last: the video departs from the earlier one gradually, in its details first. In a short span, fewer
+    frames blend.
+    """
+    blend = min(blend, len(redo) // 4)
+
+    def until(frame: int) -> int:
+        if frame >= known:
+            return 0
+        if frame not in redo:
+            return steps
+        # distance to the nearest kept frame; the ends of the video are not joins
+        distances = [frame - redo.start] if redo.start > 0 else []
+        distances += [redo.stop - 1 - frame] if redo.stop < known else []
+        away = (min(distances, default=blend) + 1) / (blend + 1)
+        return min(steps - 1, max(0, round(steps * (1 - away**2))))
+
+    return torch.tensor([until(frame) for frame in frames], dtype=torch.int64)

@@ -1,0 +1,86 @@
+"""The denoising loop: predict, vote, guide, step."""
+
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
+from typing import Protocol
+
+import torch
+from torch import Tensor
+
+from vinfinity.denoise.guidance import guide
+from vinfinity.denoise.samplers import Noise, Sampler, State
+from vinfinity.errors import NotFiniteError
+from vinfinity.parallel.ranks import Ranks
+from vinfinity.parallel.teams import BranchSwap
+from vinfinity.parallel.votes import Vote, Votes
+
+
+class NetworkCall(Protocol):
+    """A family's way to call its network, such as models.unet3d.call.UNetCall."""
+
+    @property
+    def dtype(self) -> torch.dtype: ...
+
+    def __call__(self, x: Tensor, t: float, *, renew: bool = True) -> Tensor: ...
+
+    def non_finite_layers(self, x: Tensor, t: float, *, renew: bool = True) -> Sequence[str]: ...
+
+
+@dataclass(frozen=True)
+class Denoiser:
+    """A model's guided prediction for the frames of one rank.
+
+    call: the network, for the guidance branches of this rank. guidance: weight of the prompt. swap: fetches the other
+    branch where two teams of ranks compute one each. reuse_interval: the whole network runs every so many steps.
+    """
+
+    call: NetworkCall
+    guidance: float
+    swap: BranchSwap | None = None
+    reuse_interval: int = 1
+
+    def renews(self, step: int) -> bool:
+        """Whether the whole network runs in this step."""
+        return step % self.reuse_interval == 0
+
+    def guided(self, predictions: Tensor) -> Tensor:
+        """The guided prediction (1, c, f, h, w) fp32 from those of this rank's branches (b, c, f, h, w)."""
+        if self.swap is not None:
+            predictions = self.swap(predictions)
+        return guide(predictions.float(), self.guidance)
+
+
+@torch.no_grad()
+def denoise(
+    denoiser: Denoiser,
+    sampler: Sampler,
+    state: State,
+    *,
+    noise: Noise,
+    ranks: Ranks,
+    vote: Callable[[bool], Vote] = Vote,
+) -> Iterator[tuple[State, Votes]]:
+    """Yield the state after each step, from `state` to the end, with what the ranks voted in that step.
+
+    vote: this rank's vote, given whether its prediction is finite. It travels in one message per step.
+    Raises NotFiniteError on every rank if the prediction of any rank is NaN or infinite.
+    """
+    while state.step < len(sampler.timesteps):
+        t, renew = sampler.timesteps[state.step], denoiser.renews(state.step)
+        predictions = denoiser.call(state.x, t, renew=renew)
+        votes = Votes(ranks.collect(vote(bool(predictions.isfinite().all()))))
+        if not votes.finite:
+            layers = ranks.collect(denoiser.call.non_finite_layers(state.x, t, renew=renew))
+            layer = next((names[0] for names in layers if names), "output")
+            where = f"step {state.step + 1} (timestep {t})"
+            raise not_finite(where, f"the network's layer {layer}", denoiser.call.dtype)
+        state = sampler.step(state, denoiser.guided(predictions), noise)
+        yield state, votes
+
+
+def not_finite(where: str, what: str, dtype: torch.dtype) -> NotFiniteError:
+    """The error for NaN or infinite values."""
+    name = str(dtype).removeprefix("torch.")
+    half = "try dtype=bf16, or dtype=fp32" if dtype == torch.float16 else "try dtype=fp32"
+    remedy = "check the weights, the noise and the LoRAs" if dtype == torch.float32 else half
+    return NotFiniteError(f"{where}: {what} produced NaN or infinite values in {name}; {remedy}")

@@ -1,1 +1,0 @@
-"""What a run takes, and what it made: benchmarks."""

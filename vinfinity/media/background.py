@@ -1,0 +1,27 @@
+"""Consumes items in a background thread while the next ones are produced."""
+
+from collections import deque
+from collections.abc import Callable, Iterable
+from concurrent.futures import Future, ThreadPoolExecutor
+from typing import TypeVar
+
+T = TypeVar("T")
+
+
+def consume_in_background(items: Iterable[T], consume: Callable[[T], object], *, most_pending: int) -> None:
+    """Calls `consume` with all items, in order, in one background thread; this thread produces the next items.
+
+    most_pending: items (>= 1) that may be queued or in work at a time. An exception on either side ends both within one
+    item: queued items are dropped, and the thread has ended when this function raises.
+    """
+    pending: deque[Future[object]] = deque()
+    pool = ThreadPoolExecutor(max_workers=1)
+    try:
+        for item in items:
+            while pending and (pending[0].done() or len(pending) >= most_pending):
+                pending.popleft().result()
+            pending.append(pool.submit(consume, item))
+        for future in pending:
+            future.result()
+    finally:
+        pool.shutdown(cancel_futures=True)

@@ -1,0 +1,39 @@
+"""What decoding needs to know of an autoencoder, whichever family it belongs to.
+
+Dims: b pictures, c channels, h w height and width of a latent, H W of a picture.
+"""
+
+from collections.abc import Iterator
+from typing import Protocol
+
+from torch import Tensor, nn
+
+
+class DecoderConfig(Protocol):
+    """The part of an autoencoder's architecture that decides sizes and memory.
+
+    latent_channels: of the latents it decodes. downscale: pixels per latent position, along each side.
+    peak_channels: the most channels, counted at the picture's resolution, that are alive at once while decoding.
+    """
+
+    @property
+    def latent_channels(self) -> int: ...
+    @property
+    def downscale(self) -> int: ...
+    @property
+    def peak_channels(self) -> int: ...
+
+
+class Decoder(Protocol):
+    """Decodes latents to pictures, each frame independently of the others."""
+
+    @property
+    def config(self) -> DecoderConfig: ...
+
+    def decode(self, latents: Tensor) -> Tensor:
+        """latents: (b, c, h, w) as the diffusion model leaves them. Returns (b, 3, H, W), about [-1, 1]."""
+        ...
+
+    def parameters(self) -> Iterator[nn.Parameter]: ...
+
+    def __hash__(self) -> int: ...

@@ -1,0 +1,19 @@
+"""The families of models that are supported. Importing this loads no torch."""
+
+from pathlib import Path
+
+from vinfinity.models.family import Family
+from vinfinity.models.unet3d.family import UNET3D
+
+FAMILIES: tuple[Family, ...] = (UNET3D,)
+
+
+def family_of(folder: Path) -> Family:
+    """The family of the model in `folder`, by the folder of its denoiser; the first family if there is none."""
+    found = (family for family in FAMILIES if (folder / family.denoiser).is_dir())
+    return next(found, FAMILIES[0])
+
+
+def published_family(name: str) -> Family | None:
+    """The family of a published model; None for names that are not known."""
+    return next((family for family in FAMILIES if name in family.published), None)

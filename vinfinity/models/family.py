@@ -1,0 +1,178 @@
+"""A family of models: networks of one kind, with everything that differs between families in one place.
+
+Importing this module or reading a model's card loads no torch; building a network does.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Protocol
+
+from vinfinity.models.geometry import LatentGeometry
+
+if TYPE_CHECKING:
+    from torch import Tensor, nn
+
+    from vinfinity.models.checkpoint import Checkpoint, Distillation
+
+Configs = Mapping[str, Any]
+
+
+def same_name(name: str) -> str:
+    """For files whose tensors are named like the parameters."""
+    return name
+
+
+@dataclass(frozen=True)
+class Network:
+    """One network of a family.
+
+    read_config: a parsed config.json to a typed config; raises ValueError. build: a config to a module.
+    stem: the name of its weight files up to the first dot. rename: the name of a tensor in a file to the parameter it
+    fills, None for a tensor that is skipped. keep_fp32: prefixes of parameters that stay in fp32 in every run.
+    always_fp32: whether the whole network does. shown: config entries that describe it to users.
+    """
+
+    read_config: Callable[[Mapping[str, Any]], Any]
+    build: Callable[[Any], nn.Module]
+    stem: str
+    rename: Callable[[str], str | None] = same_name
+    keep_fp32: tuple[str, ...] = ()
+    always_fp32: bool = False
+    shown: tuple[str, ...] = ()
+
+
+@dataclass(frozen=True)
+class Traits:
+    """What the rest of the program needs to know about a model, whichever family it belongs to.
+
+    text_length: tokens that the text encoder takes. takes_fps: whether the denoiser takes the frame rate as an input.
+    guidance_width: width of the embedding in which a distilled model takes the guidance weight; None for models that
+    are guided by a second prediction.
+    """
+
+    geometry: LatentGeometry
+    text_length: int
+    takes_fps: bool
+    guidance_width: int | None
+
+
+@dataclass(frozen=True)
+class Tokens:
+    """ids: exactly `length` token ids of the tokenizer. cut: the part of the text that did not fit, or ""."""
+
+    ids: list[int]
+    cut: str
+
+
+class TextTokenizer(Protocol):
+    """Text to token ids."""
+
+    @property
+    def length(self) -> int:
+        """Token ids per text."""
+        ...
+
+    @property
+    def vocabulary_size(self) -> int:
+        """Tokens that it knows."""
+        ...
+
+    def token(self, token_id: int) -> str:
+        """The text of a token."""
+        ...
+
+    def __call__(self, text: str) -> Tokens:
+        """The ids of `text`, padded or cut to `length`, and what was cut off."""
+        ...
+
+
+@dataclass(frozen=True)
+class Source:
+    """A repository on the Hugging Face Hub. only: the single file that is needed; None for a whole model."""
+
+    repo: str
+    revision: str = "main"
+    only: str | None = None
+
+
+@dataclass(frozen=True)
+class PublishedModel:
+    """A model that `vinfinity models fetch` knows by name.
+
+    source: what is fetched. complete_from: the published model that supplies the missing parts. gigabytes: on disk.
+    card: its authors' settings, for its card.json. files: contents of its JSON files by part, as far as they differ
+    from `Family.published_files`; the entry "card" is for a card.json that the conversion writes.
+    """
+
+    source: Source
+    about: str
+    gigabytes: float
+    licence: str
+    complete_from: str | None = None
+    card: Mapping[str, object] = field(default_factory=dict)
+    files: Mapping[str, Mapping[str, object]] = field(default_factory=dict)
+
+
+class Family(Protocol):
+    """A family of models. Adding one takes a folder beside this file and a line in families.py.
+
+    name: of the folder. denoiser: the part that predicts noise. networks: by folder inside a model's folder.
+    decoders: the autoencoders whose latents this family knows, by the class that their config.json names.
+    samplers: the names of the samplers that work with its noise schedules.
+    denoiser_class, pipeline_class: prefix of the denoiser's class, and class of the pipeline, in diffusers' JSON files.
+    published: models by name. published_files: what the JSON files of all of them have in common, by part.
+    """
+
+    @property
+    def name(self) -> str: ...
+    @property
+    def denoiser(self) -> str: ...
+    @property
+    def networks(self) -> Mapping[str, Network]: ...
+    @property
+    def decoders(self) -> Mapping[str, Network]: ...
+    @property
+    def samplers(self) -> tuple[str, ...]: ...
+    @property
+    def denoiser_class(self) -> str: ...
+    @property
+    def pipeline_class(self) -> str: ...
+    @property
+    def published(self) -> Mapping[str, PublishedModel]: ...
+    @property
+    def published_files(self) -> Mapping[str, Mapping[str, object]]: ...
+
+    def traits(self, configs: Configs) -> Traits:
+        """configs: by network, as `Network.read_config` returns them."""
+        ...
+
+    def defaults(self, configs: Configs, schedule: Mapping[str, Any]) -> dict[str, object]:
+        """Settings that follow from a model's files. schedule: its parsed scheduler_config.json."""
+        ...
+
+    def check_parts(self, configs: Configs, folder: Path) -> None:
+        """Raises WeightsError if the networks in `folder` belong to different models."""
+        ...
+
+    def load_tokenizer(self, folder: Path, *, length: int) -> TextTokenizer:
+        """The tokenizer in `folder`. length: the most tokens of a text. Raises WeightsError."""
+        ...
+
+    def read_checkpoint(self, tensors: Mapping[str, Tensor]) -> Checkpoint | None:
+        """A checkpoint in its authors' layout; None if it is not of this family.
+
+        Raises ValueError if its architecture is not supported.
+        """
+        ...
+
+    def read_distillation(self, factors: Sequence[Tensor], config: Mapping[str, Any]) -> Distillation:
+        """A list of unnamed low-rank factors, for the denoiser that `config`, a parsed config.json, describes."""
+        ...
+
+
+def parts_of(family: Family) -> tuple[str, ...]:
+    """The folders that a complete model of the family has."""
+    return (*family.networks, "tokenizer", "scheduler")

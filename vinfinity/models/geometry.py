@@ -1,0 +1,32 @@
+"""How the size of a video and the size of its latents follow from each other.
+
+Dims: F frames of a video, f latent frames, c channels of a latent, h w its height and width.
+"""
+
+from dataclasses import dataclass
+
+
+@dataclass(frozen=True)
+class LatentGeometry:
+    """The grid of a model's latents.
+
+    channels: of a latent. downscale: pixels per latent position, along height and along width.
+    time_downscale: frames per latent frame; the first frame of a video has a latent frame of its own.
+    """
+
+    channels: int
+    downscale: int
+    time_downscale: int = 1
+
+    def latent_size(self, size: tuple[int, int]) -> tuple[int, int, int]:
+        """(c, h, w) of the smallest latent frame that covers `size`, (width, height) in pixels."""
+        width, height = size
+        return self.channels, -(-height // self.downscale), -(-width // self.downscale)
+
+    def latent_frames(self, frames: int) -> int:
+        """The fewest latent frames that cover `frames` frames, at least 1."""
+        return 1 + -(-(frames - 1) // self.time_downscale)
+
+    def frames(self, latent_frames: int) -> int:
+        """The frames that `latent_frames` latent frames, at least 1, decode to."""
+        return 1 + (latent_frames - 1) * self.time_downscale

@@ -1,0 +1,162 @@
+"""3-D UNets with Stable Diffusion's autoencoder and CLIP's text encoder. Importing this loads no torch."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from vinfinity.errors import WeightsError
+from vinfinity.models.family import Configs, Network, PublishedModel, Traits
+from vinfinity.models.geometry import LatentGeometry
+from vinfinity.models.unet3d.configs import TextConfig, TinyConfig, UNetConfig, VAEConfig
+from vinfinity.models.unet3d.names import text_name, vae_name
+from vinfinity.models.unet3d.published import COMMON_FILES, PUBLISHED
+
+if TYPE_CHECKING:
+    from torch import Tensor, nn
+
+    from vinfinity.models.checkpoint import Checkpoint, Distillation
+    from vinfinity.models.unet3d.tokenizer import CLIPTokenizer
+
+# Samplers of the schedulers that diffusers' folders name, and steps that suit them; others get dpmsolver++ and 25.
+SAMPLER_OF = {"DDIMScheduler": "ddim", "LCMScheduler": "lcm"}
+STEPS_OF = {"ddim": 50, "lcm": 4}
+
+
+def _unet(config: UNetConfig) -> nn.Module:
+    from vinfinity.models.unet3d.unet import UNet
+
+    return UNet(config)
+
+
+def _autoencoder(config: VAEConfig) -> nn.Module:
+    from vinfinity.models.unet3d.vae import AutoencoderKL
+
+    return AutoencoderKL(config)
+
+
+def _tiny_autoencoder(config: TinyConfig) -> nn.Module:
+    from vinfinity.models.unet3d.taesd import AutoencoderTiny
+
+    return AutoencoderTiny(config)
+
+
+def _text_encoder(config: TextConfig) -> nn.Module:
+    from vinfinity.models.unet3d.clip import TextEncoder
+
+    return TextEncoder(config)
+
+
+NETWORKS: Mapping[str, Network] = {
+    "unet": Network(
+        UNetConfig.from_dict,
+        _unet,
+        stem="diffusion_pytorch_model",
+        # half precision would round timesteps to the same value
+        keep_fp32=("time_embedding.", "fps_embedding."),
+        shown=("_class_name", "block_out_channels", "cross_attention_dim", "fps_cond", "time_cond_proj_dim"),
+    ),
+    "vae": Network(
+        VAEConfig.from_dict,
+        _autoencoder,
+        stem="diffusion_pytorch_model",
+        rename=vae_name,
+        always_fp32=True,
+        shown=("_class_name", "block_out_channels", "scaling_factor"),
+    ),
+    "text_encoder": Network(
+        TextConfig.from_dict,
+        _text_encoder,
+        stem="model",
+        rename=text_name,
+        shown=("model_type", "hidden_size", "num_hidden_layers"),
+    ),
+}
+
+
+@dataclass(frozen=True)
+class UNet3DFamily:
+    """ModelScope, Zeroscope, VideoCrafter2, T2V-Turbo and the embedded model `mini`: see `Family`."""
+
+    name: str = "unet3d"
+    denoiser: str = "unet"
+    denoiser_class: str = "UNet3DCondition"
+    pipeline_class: str = "TextToVideoSDPipeline"
+    samplers: tuple[str, ...] = ("ddim", "dpmsolver++", "sde-dpmsolver++", "videocrafter2", "lcm")
+
+    @property
+    def networks(self) -> Mapping[str, Network]:
+        return NETWORKS
+
+    @property
+    def decoders(self) -> Mapping[str, Network]:
+        tiny = Network(TinyConfig.from_dict, _tiny_autoencoder, stem="diffusion_pytorch_model")
+        return {"AutoencoderKL": NETWORKS["vae"], "AutoencoderTiny": tiny}
+
+    @property
+    def published(self) -> Mapping[str, PublishedModel]:
+        return PUBLISHED
+
+    @property
+    def published_files(self) -> Mapping[str, Mapping[str, object]]:
+        return COMMON_FILES
+
+    def traits(self, configs: Configs) -> Traits:
+        unet: UNetConfig = configs["unet"]
+        vae: VAEConfig = configs["vae"]
+        text: TextConfig = configs["text_encoder"]
+        return Traits(
+            geometry=LatentGeometry(channels=unet.in_channels, downscale=vae.downscale),
+            text_length=text.max_position_embeddings,
+            takes_fps=unet.fps_cond,
+            guidance_width=unet.time_cond_proj_dim,
+        )
+
+    def defaults(self, configs: Configs, schedule: Mapping[str, Any]) -> dict[str, object]:
+        side = configs["unet"].sample_size or 32
+        height, width = side if isinstance(side, tuple) else (side, side)
+        downscale = configs["vae"].downscale
+        sampler = SAMPLER_OF.get(str(schedule.get("_class_name", "")), "dpmsolver++")
+        if schedule.get("algorithm_type") == "sde-dpmsolver++":
+            sampler = "sde-dpmsolver++"
+        return {
+            "size": f"{width * downscale}x{height * downscale}",
+            "fps": 8,
+            "steps": STEPS_OF.get(sampler, 25),
+            "sampler": sampler,
+            "guidance": 9.0,
+            "negative": "",
+        }
+
+    def check_parts(self, configs: Configs, folder: Path) -> None:
+        unet: UNetConfig = configs["unet"]
+        vae: VAEConfig = configs["vae"]
+        text: TextConfig = configs["text_encoder"]
+        for part, makes, needs in (
+            ("text_encoder", text.hidden_size, unet.cross_attention_dim),
+            ("vae", vae.latent_channels, unet.in_channels),
+        ):
+            if makes != needs:
+                remedy = "use a text encoder, an autoencoder and a UNet that belong together"
+                problem = f"has {makes} channels, but the UNet takes {needs}"
+                raise WeightsError("model", folder / part, remedy, problem=problem)
+
+    def load_tokenizer(self, folder: Path, *, length: int) -> CLIPTokenizer:
+        from vinfinity.models.unet3d.tokenizer import load_tokenizer
+
+        return load_tokenizer(folder, length=length)
+
+    def read_checkpoint(self, tensors: Mapping[str, Tensor]) -> Checkpoint | None:
+        from vinfinity.models.unet3d.lvdm import is_lvdm, read_lvdm
+
+        return read_lvdm(tensors) if is_lvdm(tensors) else None
+
+    def read_distillation(self, factors: Sequence[Tensor], config: Mapping[str, Any]) -> Distillation:
+        from vinfinity.models.unet3d.turbo import read_turbo
+
+        return read_turbo(factors, config)
+
+
+UNET3D = UNet3DFamily()

@@ -1,0 +1,317 @@
+"""Layers that the networks share.
+
+Dims: b batch, f frames, h w height and width, n positions (h·w), m pictures or tokens, c channels, g groups,
+d head width, t tokens of the context.
+Hidden states are (b, f, h, w, c) or (b, m, c). With channels last, a frame is contiguous in memory, attention and
+linear layers change axes without a copy, and convolutions see the same memory as channels_last.
+Parameter names are those of diffusers' files.
+"""
+
+from collections.abc import Callable
+from functools import cache
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from einops import rearrange
+from torch import Tensor, nn
+
+from vinfinity.models.unet3d.norm import GroupNorm
+
+ACTIVATIONS: dict[str, Callable[[Tensor], Tensor]] = {
+    "silu": F.silu,
+    "swish": F.silu,
+    "mish": F.mish,
+    "gelu": F.gelu,
+    "relu": F.relu,
+}
+
+
+# When torch uses oneDNN for a convolution: 1x1 kernels from this many pictures on, and a single picture above this
+# many elements.
+ONEDNN_PICTURES = 16
+ONEDNN_ELEMENTS = 20480
+
+# Attention on a CPU computes queries in groups of this size: in a multiple of it, a query's result does not depend on
+# the other queries.
+QUERY_GROUP = 4
+
+# The temporaries of a feed-forward layer, as a multiple of its input.
+FEED_FORWARD_MEMORY = 8
+
+
+def chunks(count: int, item_bytes: int, chunk_bytes: int) -> list[slice]:
+    """Splits `count` items of `item_bytes` bytes into chunks of about `chunk_bytes` bytes, which bounds temporaries."""
+    size = max(1, chunk_bytes // max(item_bytes, 1))
+    return [slice(start, min(start + size, count)) for start in range(0, count, size)]
+
+
+def frame_chunks(x: Tensor, chunk_bytes: int) -> list[slice]:
+    """The frames of x (b, f, ...) in chunks of about `chunk_bytes` bytes."""
+    return chunks(x.shape[1], x.shape[0] * x[:1, :1].numel() * x.element_size(), chunk_bytes)
+
+
+def frames_first(x: Tensor) -> Tensor:
+    """(b, f, h, w, c) -> (b·f, c, h, w) as channels_last, without a copy if x is contiguous."""
+    return rearrange(x.flatten(0, 1), "m h w c -> m c h w")
+
+
+def frames_last(x: Tensor, batch: int) -> Tensor:
+    """(b·f, c, h, w) -> (b, f, h, w, c), contiguous; a view if x is channels_last."""
+    return rearrange(x, "(b f) c h w -> b f h w c", b=batch).contiguous()
+
+
+def uses_onednn(x: Tensor) -> bool:
+    """Whether layers compute x with oneDNN (docs/decisions/0006): convolutions by default, linear layers by our choice.
+
+    With oneDNN, the result of a frame is the same to the bit whichever frames it is computed with, and so on any number
+    of ranks. The exception are inputs so small that torch chooses other kernels; layers pad those.
+    """
+    return x.device.type == "cpu" and x.dtype == torch.float32 and not torch.compiler.is_compiling()
+
+
+def linear(x: Tensor, weight: Tensor, bias: Tensor | None = None) -> Tensor:
+    """x Wᵀ + bias. In fp32 on a CPU, it runs as a 1x1 convolution over channels-last memory: torch computes
+    convolutions with oneDNN, but matrix products with MKL, which takes 2.3 times as long on CPUs that are not
+    Intel's (docs/decisions/0006).
+
+    x: (..., c). weight: (c', c). bias: (c',). Returns (..., c').
+    """
+    if not uses_onednn(x) or not x.numel():
+        return F.linear(x, weight, bias)
+    vectors = x.reshape(-1, x.shape[-1])
+    count = len(vectors)
+    rows = picture_rows(count)
+    if rows is None:
+        rows = ONEDNN_PICTURES
+        vectors = F.pad(vectors, (0, 0, 0, -count % rows))
+    picture = rearrange(vectors.view(rows, -1, 1, x.shape[-1]), "rows m one c -> rows c m one")
+    out = F.conv2d(picture, weight[:, :, None, None], bias)
+    return rearrange(out, "rows c m one -> (rows m one) c")[:count].view(*x.shape[:-1], -1)
+
+
+@cache
+def picture_rows(vectors: int) -> int | None:
+    """The number of equal rows into which `vectors` vectors are divided to make a batch of pictures for oneDNN; None if
+    no number from 16 to 256 divides them.
+    """
+    return next((rows for rows in range(ONEDNN_PICTURES, min(vectors, 256) + 1) if vectors % rows == 0), None)
+
+
+def convolve(x: Tensor, weight: Tensor, bias: Tensor | None, **options: Any) -> Tensor:
+    """F.conv2d of pictures (m, c, h, w), with results that do not depend on the number of pictures.
+
+    A small picture alone is doubled: for that, torch would not use oneDNN and would add in another order.
+    """
+    if uses_onednn(x) and len(x) == 1 and x.numel() <= ONEDNN_ELEMENTS:
+        return F.conv2d(torch.cat([x, x]), weight, bias, **options)[:1]
+    return F.conv2d(x, weight, bias, **options)
+
+
+class Conv2d(nn.Conv2d):
+    """A convolution by `convolve`, or by `linear` if its kernel is 1x1."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        """x: (m, c, h, w)."""
+        if self.kernel_size == (1, 1) and uses_onednn(x):
+            positions = rearrange(x, "m c h w -> m h w c")
+            return rearrange(linear(positions, self.weight.flatten(1), self.bias), "m h w c -> m c h w")
+        return convolve(x, self.weight, self.bias, stride=self.stride, padding=self.padding)
+
+
+def attend(q: Tensor, k: Tensor, v: Tensor, *, bias: Tensor | None = None) -> Tensor:
+    """Softmax attention.
+
+    q: (b, heads, m, d). k, v: (b, heads, t, d). bias: (m, t), added to the logits. Returns (b, heads, m, d).
+    """
+    count = q.shape[2]
+    if uses_onednn(q) and count % QUERY_GROUP:
+        q = F.pad(q, (0, 0, 0, -count % QUERY_GROUP))
+        bias = None if bias is None else F.pad(bias, (0, 0, 0, -count % QUERY_GROUP))
+    return F.scaled_dot_product_attention(q, k, v, attn_mask=bias)[:, :, :count]
+
+
+class Linear(nn.Linear):
+    """A linear layer by `linear`."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        """x: (..., in_features). Returns (..., out_features)."""
+        return linear(x, self.weight, self.bias)
+
+
+class Attention(nn.Module):
+    """The projections of one attention: to_q, to_k, to_v, to_out.0 (Vaswani et al. 2017).
+
+    width, context: channels of the queries, and of the keys and values; `context` defaults to `width`.
+    """
+
+    def __init__(
+        self, width: int, *, heads: int, head_width: int, context: int | None = None, bias: bool = False
+    ) -> None:
+        super().__init__()
+        inner = heads * head_width
+        self.heads = heads
+        self.to_q = Linear(width, inner, bias=bias)
+        self.to_k = Linear(context or width, inner, bias=bias)
+        self.to_v = Linear(context or width, inner, bias=bias)
+        self.to_out = nn.ModuleList([Linear(inner, width)])
+
+    def forward(self, x: Tensor, context: Tensor | None = None) -> Tensor:
+        """x: (b, m, c); context: (b, t, c2), None for x itself. Returns (b, m, c)."""
+        source = x if context is None else context
+        q, k, v = (
+            rearrange(y, "b m (heads d) -> b heads m d", heads=self.heads)
+            for y in (self.to_q(x), self.to_k(source), self.to_v(source))
+        )
+        out = attend(q, k, v)
+        return self.to_out[0](rearrange(out, "b heads m d -> b m (heads d)"))
+
+
+class GEGLU(nn.Module):
+    """x W1 * gelu(x W2) (Shazeer 2020). The published `proj` is W1 followed by W2."""
+
+    def __init__(self, width: int, inner: int) -> None:
+        super().__init__()
+        self.proj = nn.Linear(width, 2 * inner)
+
+    def forward(self, x: Tensor) -> Tensor:
+        # two products rather than halves of one: each is contiguous, and the result reuses the gate's memory
+        value, gate = zip(self.proj.weight.chunk(2), self.proj.bias.chunk(2), strict=True)
+        return F.gelu(linear(x, *gate)).mul_(linear(x, *value))
+
+
+class FeedForward(nn.Module):
+    """GEGLU and a linear layer. net.1 stands for the dropout of the published files, which has no parameters."""
+
+    def __init__(self, width: int) -> None:
+        super().__init__()
+        self.net = nn.ModuleList([GEGLU(width, 4 * width), nn.Identity(), Linear(4 * width, width)])
+
+    def forward(self, x: Tensor) -> Tensor:
+        for layer in self.net:
+            x = layer(x)
+        return x
+
+
+class TransformerBlock(nn.Module):
+    """The parameters of two attentions and a feed-forward layer, each with its LayerNorm.
+
+    attn2 attends to a context of `context` channels, or to the states themselves if that is None.
+    """
+
+    def __init__(self, width: int, *, heads: int, head_width: int, context: int | None = None) -> None:
+        super().__init__()
+        self.norm1 = nn.LayerNorm(width)
+        self.attn1 = Attention(width, heads=heads, head_width=head_width)
+        self.norm2 = nn.LayerNorm(width)
+        self.attn2 = Attention(width, heads=heads, head_width=head_width, context=context)
+        self.norm3 = nn.LayerNorm(width)
+        self.ff = FeedForward(width)
+
+
+class ResnetBlock(nn.Module):
+    """Two convolutions with the time embedding between them, per frame (He et al. 2016, as in Stable Diffusion).
+
+    out_scale: divides the sum (`output_scale_factor` in diffusers).
+    """
+
+    def __init__(
+        self,
+        channels: int,
+        out_channels: int,
+        *,
+        groups: int,
+        eps: float,
+        time_channels: int | None = None,
+        activation: str = "silu",
+        out_scale: float = 1.0,
+    ) -> None:
+        super().__init__()
+        self.norm1 = GroupNorm(groups, channels, eps=eps)
+        self.conv1 = Conv2d(channels, out_channels, 3, padding=1)
+        self.time_emb_proj = nn.Linear(time_channels, out_channels) if time_channels else None
+        self.norm2 = GroupNorm(groups, out_channels, eps=eps)
+        self.conv2 = Conv2d(out_channels, out_channels, 3, padding=1)
+        self.conv_shortcut = Conv2d(channels, out_channels, 1) if channels != out_channels else None
+        self.activation = ACTIVATIONS[activation]
+        self.out_scale = out_scale
+
+    def forward(self, x: Tensor, time: Tensor | None = None) -> Tensor:
+        """x: (b·f, c, h, w). time: (b·f, time_channels), or (1, time_channels) for all frames.
+
+        Returns (b·f, c', h, w).
+        """
+        hidden = self.conv1(self.activation(self.norm1(x)))
+        if self.time_emb_proj is not None:
+            assert time is not None
+            hidden += self.time_emb_proj(self.activation(time))[:, :, None, None]
+        hidden = self.conv2(self.activation(self.norm2(hidden)))
+        hidden += x if self.conv_shortcut is None else self.conv_shortcut(x)
+        return hidden.div_(self.out_scale) if self.out_scale != 1.0 else hidden
+
+
+def channels_last(weight: Tensor) -> Tensor:
+    """A weight in the memory layout of convolutions over channels-last input; otherwise every call would convert it."""
+    formats = {4: torch.channels_last, 5: torch.channels_last_3d}
+    return weight.contiguous(memory_format=formats[weight.dim()]) if weight.dim() in formats else weight
+
+
+class Downsample(nn.Module):
+    """Halves height and width with a convolution of stride 2. padding 0: only the right and lower edges are padded."""
+
+    def __init__(self, channels: int, *, padding: int = 1) -> None:
+        super().__init__()
+        self.conv = Conv2d(channels, channels, 3, stride=2, padding=padding)
+        self.padding = padding
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.conv(x if self.padding else F.pad(x, (0, 1, 0, 1)))
+
+
+class Upsample(nn.Module):
+    """Nearest-neighbour upsampling to `size` (height, width), None for twice the size, and a convolution."""
+
+    def __init__(self, channels: int) -> None:
+        super().__init__()
+        self.conv = Conv2d(channels, channels, 3, padding=1)
+
+    def forward(self, x: Tensor, size: tuple[int, int] | None = None) -> Tensor:
+        if size is None:
+            size = (2 * x.shape[-2], 2 * x.shape[-1])
+        return self.conv(F.interpolate(x, size=size, mode="nearest"))
+
+
+def sinusoids(values: Tensor, width: int) -> Tensor:
+    """Cosines, then sines of `values` at width/2 geometric frequencies (DDPM, as in Stable Diffusion).
+
+    values: (b,), of any type. Returns (b, width) fp32.
+    """
+    half = width // 2
+    frequencies = torch.exp(
+        -torch.arange(half, dtype=torch.float32, device=values.device) * (9.210340371976184 / half)
+    )
+    angles = values.float()[:, None] * frequencies[None, :]
+    return F.pad(torch.cat([angles.cos(), angles.sin()], dim=-1), (0, width % 2))
+
+
+class TimestepEmbedding(nn.Module):
+    """Two linear layers over sinusoids. cond_proj adds a condition, such as an embedding of the guidance weight."""
+
+    def __init__(
+        self, width: int, out: int, *, activation: str = "silu", condition: int | None = None
+    ) -> None:
+        super().__init__()
+        self.linear_1 = nn.Linear(width, out)
+        self.linear_2 = nn.Linear(out, out)
+        self.cond_proj = nn.Linear(condition, width, bias=False) if condition is not None else None
+        self.activation = ACTIVATIONS[activation]
+
+    def forward(self, x: Tensor, condition: Tensor | None = None) -> Tensor:
+        """x: (b, width). condition: (b, condition), only for models with a cond_proj. Returns (b, out)."""
+        if condition is not None:
+            if self.cond_proj is None:
+                raise ValueError(
+                    "this model takes no condition in its time embedding (time_cond_proj_dim is not set)"
+                )
+            x = x + self.cond_proj(condition)
+        return self.linear_2(self.activation(self.linear_1(x)))

@@ -1,0 +1,37 @@
+"""What ranks tell each other once per denoising step, in one message, so that all of them decide alike."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+
+@dataclass(frozen=True)
+class Vote:
+    """One rank's vote. finite: its prediction has no NaN or infinite values. checkpoint_due: a checkpoint is due by its
+    clock. stop: it was asked to end.
+    """
+
+    finite: bool
+    checkpoint_due: bool = False
+    stop: bool = False
+
+
+@dataclass(frozen=True)
+class Votes:
+    """The votes of all ranks, in order."""
+
+    cast: Sequence[Vote]
+
+    @property
+    def finite(self) -> bool:
+        """Whether every prediction is finite."""
+        return all(vote.finite for vote in self.cast)
+
+    @property
+    def checkpoint_due(self) -> bool:
+        """Whether a checkpoint is due by the clock of rank 0."""
+        return self.cast[0].checkpoint_due
+
+    @property
+    def stop(self) -> bool:
+        """Whether any rank was asked to end."""
+        return any(vote.stop for vote in self.cast)

@@ -1,0 +1,273 @@
+"""The steps from a prompt to frames, and `Pipeline`, which keeps a model's networks loaded between videos."""
+
+import base64
+import itertools
+import tempfile
+from collections import deque
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from safetensors.torch import load_file
+from torch import Tensor
+
+from vinfinity.config import RunConfig, VideoConfig
+from vinfinity.denoise.execution import Execution
+from vinfinity.denoise.guidance import guidance_features
+from vinfinity.denoise.loop import Denoiser, denoise, not_finite
+from vinfinity.denoise.samplers import State
+from vinfinity.denoise.scopes import ScheduledContexts
+from vinfinity.denoise.selection import StepNoise
+from vinfinity.errors import InputError
+from vinfinity.job import Job, prepare
+from vinfinity.media.blocks import plan_blocks
+from vinfinity.media.decode import decode_frames
+from vinfinity.media.latents import TensorLatents
+from vinfinity.media.mp4 import Mp4Writer
+from vinfinity.models.offload import DeviceStore, HostStore
+from vinfinity.models.unet3d.call import UNetCall
+from vinfinity.models.unet3d.clip import TextEncoder
+from vinfinity.models.unet3d.unet import UNet, compile_blocks
+from vinfinity.parallel.exchange import FrameExchange
+from vinfinity.parallel.ranks import Ranks, pick_device
+from vinfinity.parallel.teams import BranchSwap, Team
+from vinfinity.planning.fit import choose_execution
+from vinfinity.resolve import load_config
+from vinfinity.weights.dtypes import pick_dtype
+from vinfinity.weights.load import load_decoder, load_text_encoder, load_unet
+
+# settings that `Pipeline` fixes when it loads a model, and those that only runs with files or ranks have
+LOADED = ("model", "device", "dtype", "lora", "decoder", "compile")
+OF_RUNS = ("gpus", "out", "overwrite", "resume", "save_latents", "checkpoint", "edit", "parallel", "video")
+
+
+# ---- from prompt to latents, on one rank or many ----
+
+
+@torch.no_grad()
+def encode_text(
+    job: Job, *, device: torch.device, dtype: torch.dtype, encoder: TextEncoder | None = None
+) -> Tensor:
+    """The text states of each guidance branch, (branches, t, c). encoder: loaded, used and freed if None.
+
+    Raises NotFiniteError if they are NaN or infinite.
+    """
+    if encoder is None:
+        encoder = load_text_encoder(job.card.folder / "text_encoder", device=device, dtype=dtype)
+    tokens = [job.tokenizer(text) for text in job.texts]
+    text = encoder(torch.tensor([prompt.ids for prompt in tokens], device=device))
+    if not text.isfinite().all():
+        raise not_finite("text encoder", "its output", dtype)
+    return text
+
+
+def load_network(job: Job, *, device: torch.device, dtype: torch.dtype) -> UNet:
+    """The denoising network with its LoRAs merged in, compiled if the job asks for it. Raises WeightsError."""
+    unet = load_unet(job.card.folder / "unet", device=device, dtype=dtype, loras=job.loras)
+    if job.config.compile:
+        compile_blocks(unet)
+    return unet
+
+
+def initial_state(job: Job, frames: Sequence[int]) -> State:
+    """The state before the first step: noise (1, c, f, h, w) fp32 for these frames, from a file or from their seeds."""
+    if job.config.noise_from is None:
+        return State(step=0, x=job.selection.noise(frames, job.latent))
+    noise = load_file(Path(job.config.noise_from).expanduser())["noise"]
+    return State(step=0, x=noise[:, :, frames[0] : frames[-1] + 1].float())
+
+
+def make_denoiser(
+    job: Job, unet: UNet, text: Tensor, team: Team, exchange: FrameExchange, execution: Execution
+) -> Denoiser:
+    """The guided prediction of `unet` for this rank's frames. text: (branches, t, c) of all guidance branches."""
+    config, device = job.config, text.device
+    swap = None
+    if team.branch is not None:
+        text, swap = text[team.branch : team.branch + 1], BranchSwap(team, exchange.counters)
+    width = unet.config.time_cond_proj_dim
+    call = UNetCall(
+        unet,
+        text,
+        ScheduledContexts(
+            config.attention,
+            job.selection,
+            frames=config.frames,
+            trained_frames=config.attention.trained_frames,
+            team=team,
+            exchange=exchange,
+            chunk_bytes=execution.chunk_bytes,
+            device=device,
+        ),
+        branches_at_once=execution.branches,
+        store=HostStore(device) if execution.skips == "host" else DeviceStore(),
+        fps=config.fps_condition or config.fps,
+        condition=None if width is None else guidance_features(config.guidance, width).to(device),
+        reuse_depth=config.reuse.depth if config.reuse.interval > 1 else None,
+    )
+    return Denoiser(call, config.guidance, swap, config.reuse.interval)
+
+
+# ---- as a library, in this process ----
+
+
+@dataclass(frozen=True, repr=False)
+class Video:
+    """A generated video. It shows itself in a notebook.
+
+    frames: (f, height, width, 3) uint8. latents: (1, c, f, h, w) fp32 on the CPU, before decoding.
+    fps: playback speed. metadata: tags of the MP4.
+    """
+
+    frames: np.ndarray
+    latents: Tensor
+    fps: int
+    metadata: Mapping[str, str] = field(default_factory=dict)
+
+    @property
+    def size(self) -> tuple[int, int]:
+        """(width, height) in pixels."""
+        return self.frames.shape[2], self.frames.shape[1]
+
+    def save(
+        self, path: str | Path, *, overwrite: bool = False, crf: int = 18, preset: str = "medium"
+    ) -> Path:
+        """Write an MP4 and return its path. crf, preset: see the settings video.crf and video.preset.
+
+        Raises InputError if the file exists and `overwrite` is false, OutputError if it cannot be written.
+        """
+        path = Path(path).expanduser()
+        if path.suffix.lower() != ".mp4":
+            raise InputError("path", path, f"name it {path.stem}.mp4", problem="does not end in .mp4")
+        if path.exists() and not overwrite:
+            remedy = "choose another name or pass overwrite=True"
+            raise InputError("path", path, remedy, problem="already exists")
+        width, height = self.size
+        codec = VideoConfig(crf=crf, preset=preset)  # type: ignore[arg-type]
+        with Mp4Writer(
+            path, width=width, height=height, fps=self.fps, config=codec, metadata=self.metadata
+        ) as mp4:
+            for frame in self.frames:
+                mp4.write(frame)
+        return path
+
+    def __repr__(self) -> str:
+        width, height = self.size
+        return f"Video({len(self.frames)} frames of {width}x{height} at {self.fps} fps)"
+
+    def _repr_html_(self) -> str:
+        with tempfile.TemporaryDirectory(prefix="vinfinity-") as folder:
+            data = self.save(Path(folder) / "video.mp4").read_bytes()
+        source = f"data:video/mp4;base64,{base64.b64encode(data).decode()}"
+        return f'<video controls loop width="{self.size[0]}" src="{source}"></video>'
+
+
+class Pipeline:
+    """A model loaded on one device, ready to generate any number of videos.
+
+        pipe = vinfinity.Pipeline.from_pretrained("mini")
+        video = pipe("a blue boat moving right", frames=64, seed=7)
+
+    It holds no locks and takes over no signals: use it from a thread, in a notebook, or under a running event loop.
+    Nothing is written to disk. For several GPUs or resumable runs, see `vinfinity.generate(gpus=...)` and
+    `vinfinity.generate_file`.
+    """
+
+    def __init__(self, config: RunConfig) -> None:
+        self._job = prepare(config)
+        self._ranks = Ranks(device=pick_device(config.device))
+        self._dtype = pick_dtype(config.dtype, self._ranks.device)
+        device, folder = self._ranks.device, self._job.card.folder
+        self._encoder = load_text_encoder(folder / "text_encoder", device=device, dtype=self._dtype)
+        self._unet = load_network(self._job, device=device, dtype=self._dtype)
+        self._decoder = load_decoder(self._job.decoder, device=device, dtype=torch.float32)
+
+    @classmethod
+    def from_pretrained(cls, model: str | Path = "mini", **settings: Any) -> "Pipeline":
+        """Load a model: `mini`, the name of a fetched model, or a folder in diffusers layout.
+
+        settings: device, dtype, lora, decoder and compile, as in the command line's options. Raises InputError.
+        """
+        for name in settings:
+            if name not in LOADED:
+                remedy = f"pass it when you call the pipeline; from_pretrained takes {', '.join(LOADED)}"
+                raise InputError(name, settings[name], remedy, problem="is a setting of a video")
+        return cls(load_config(model=model, **settings))
+
+    @property
+    def device(self) -> torch.device:
+        """The device that the networks are on."""
+        return self._ranks.device
+
+    def __call__(self, prompt: str, **settings: Any) -> Video:
+        """Generate a video. settings: any setting of a video, such as frames, seed, steps or `attention={"local": 4}`.
+
+        Raises InputError for unusable settings, NotFiniteError for NaN or infinite values.
+        """
+        job = self._prepared(prompt, settings)
+        [final] = deque(self._denoise(job), maxlen=1)
+        return self.decode_job(job, final.x)
+
+    def denoise(self, prompt: str, **settings: Any) -> Iterator[State]:
+        """Yield the state after each denoising step: `state.step`, and `state.x`, latents (1, c, f, h, w) fp32.
+
+        Settings are checked at once, before the first state is requested. Raises as calling the pipeline does.
+        """
+        return self._denoise(self._prepared(prompt, settings))
+
+    def decode(self, latents: State | Tensor, **settings: Any) -> Video:
+        """Decode latents (1, c, f, h, w), or those of a state, into a video.
+
+        settings: size, fps and `decode`. Raises InputError, or NotFiniteError if frames are NaN or infinite.
+        """
+        x = latents.x if isinstance(latents, State) else latents
+        height, width = (self._job.card.geometry.downscale * side for side in x.shape[3:])
+        given = {"size": f"{width}x{height}", **settings, "frames": x.shape[2]}
+        return self.decode_job(self._prepared("", given), x)
+
+    def _prepared(self, prompt: str, settings: Mapping[str, Any]) -> Job:
+        loaded = self._job.config
+        for name in LOADED:
+            if name in settings:
+                remedy = "load another pipeline with Pipeline.from_pretrained"
+                raise InputError(name, settings[name], remedy, problem="was fixed when the model was loaded")
+        for name in settings:
+            if name.partition(".")[0] in OF_RUNS:
+                remedy = "use vinfinity.generate_file, or Video.save"
+                raise InputError(name, settings[name], remedy, problem="belongs to runs that write files")
+        fixed = {name: getattr(loaded, name) for name in LOADED}
+        return prepare(load_config(prompt=prompt, **fixed, **settings))
+
+    def _denoise(self, job: Job) -> Iterator[State]:
+        frames = job.selection.frames
+        team = self._ranks.team(len(frames), split=False)
+        text = encode_text(job, device=self.device, dtype=self._dtype, encoder=self._encoder)
+        execution = choose_execution(job, self._ranks)
+        denoiser = make_denoiser(job, self._unet, text, team, team.exchange(), execution)
+        state, sampler = initial_state(job, frames).to(self.device), job.sampler
+        if job.earlier is not None:
+            sampler = job.earlier.sampler(sampler, frames, job.latent, device=self.device)
+        noise = StepNoise(job.selection, frames, job.latent, self.device)
+        for after, _ in denoise(denoiser, sampler, state, noise=noise, ranks=self._ranks):
+            yield after
+
+    def decode_job(self, job: Job, latents: Tensor) -> Video:
+        """Decode the latents (1, c, f, h, w) of a job that was checked already."""
+        latents = latents.detach().float().cpu()
+        pictures = decode_frames(
+            self._decoder,
+            TensorLatents(latents),
+            frames=range(latents.shape[2]),
+            latent=job.latent,
+            size=job.config.resolution,
+            blocks=plan_blocks(job.config.decode, self._decoder.config, job.latent[1:]),
+            ranks=self._ranks,
+        )
+        width, height = job.config.resolution
+        frames = np.empty((latents.shape[2], height, width, 3), dtype=np.uint8)
+        for index, picture in enumerate(itertools.islice(pictures, len(frames))):
+            frames[index] = picture
+        return Video(frames, latents, job.config.fps, metadata=job.tags())

@@ -1,0 +1,110 @@
+"""Settings close to those of a run that does not fit, each of which would make it fit."""
+
+import math
+from collections.abc import Iterator
+from dataclasses import replace
+
+from vinfinity.config import ComputeConfig, leaves
+from vinfinity.planning.memory import Budget, hidden_state_bytes, trace_memory
+from vinfinity.planning.outline import Outline
+
+# the most ranks that are proposed
+MAX_RANKS = 64
+
+
+def nearest_settings(run: Outline, budget: Budget) -> Iterator[tuple[str, ...]]:
+    """Options that make a run fit, each by itself, each traced: memory=auto, more GPUs, fewer frames, a smaller size.
+
+    An option is a tuple of command-line arguments.
+    """
+    automatic = run.with_changes(memory="auto", compute=ComputeConfig())
+    if automatic.config != run.config and _fits(automatic, budget):
+        before, after = leaves(run.config), leaves(automatic.config)
+        yield tuple(f"{key}={after[key] or 'null'}" for key in before if before[key] != after[key])
+    single = run.with_changes(decode=replace(run.config.decode, frames=1))
+    if run.blocks.frames > 1 and _fits(single, budget):
+        # the denoising steps fit as they are
+        yield (f"decode.frames={single.blocks.frames}",)
+        return
+    frames = most_frames(run, budget)
+    if frames is not None:
+        if run.device == "cuda" and (
+            ranks := fewest_ranks(run, budget, frames_per_rank=frames // run.shards.ranks)
+        ):
+            yield "--gpus", str(ranks)
+        if run.config.edit.run is None:
+            yield "--frames", str(frames)
+    if (size := largest_size(run, budget)) is not None:
+        yield "--size", size
+
+
+def _fits(run: Outline, budget: Budget) -> bool:
+    """Whether the leanest execution fits. If two hidden states alone exceed the budget, nothing is traced."""
+    execution = run.executions[-1]
+    have = budget.host if run.device == "cpu" else budget.device
+    narrowest = run.unet.block_out_channels[0]
+    if have is not None and 2 * hidden_state_bytes(run, execution, channels=narrowest) > have:
+        return False
+    return trace_memory(run, execution).fits(budget, run.device)
+
+
+def most_frames(run: Outline, budget: Budget) -> int | None:
+    """About the most frames that fit on the same ranks: found on the line through two traces, then traced.
+
+    None if not even one frame per rank fits.
+    """
+    low, high = run.ranks, run.frames
+    if not _fits(run.with_changes(frames=low), budget):
+        return None
+    half = max(low, high // 2)
+    if _fits(run.with_changes(frames=half), budget):
+        low = half
+    else:
+        high = half
+    guess = min(_crossing(run.with_changes(frames=half), run, budget, half, run.frames), high - 1)
+    for part in (1.0, 0.97, 0.9, 0.5):
+        frames = int(part * guess)
+        if frames > low and _fits(run.with_changes(frames=frames), budget):
+            return frames
+    return low
+
+
+def _crossing(small: Outline, large: Outline, budget: Budget, at_small: float, at_large: float) -> int:
+    """The point at which memory, on the line through two runs, reaches the budget."""
+    points = [trace_memory(run, run.executions[-1]).needs(run.device) for run in (small, large)]
+    crossing = at_large
+    for have, low, high in zip((budget.device, budget.host), *points, strict=True):
+        if have is not None and high > low:
+            crossing = min(crossing, at_small + (have - low) / (high - low) * (at_large - at_small))
+    return int(crossing)
+
+
+def fewest_ranks(run: Outline, budget: Budget, *, frames_per_rank: int) -> int | None:
+    """The fewest ranks that fit. frames_per_rank: a number of frames that is known to fit on a rank."""
+    ranks_per_clip = 2 if run.split_branches else 1
+    clips = max(run.shards.ranks + 1, -(-run.frames // max(frames_per_rank + 1, 1)))
+    for ranks in range(ranks_per_clip * clips, ranks_per_clip * (clips + 3) + 1, ranks_per_clip):
+        if ranks <= min(MAX_RANKS, run.frames) and _fits(run.with_changes(ranks=ranks), budget):
+            return ranks
+    return None
+
+
+def largest_size(run: Outline, budget: Budget) -> str | None:
+    """About the largest size of the same shape that fits, in whole blocks of the UNet's coarsest level."""
+    sides = run.size
+    block = run.card.geometry.downscale * 2 ** (len(run.unet.block_out_channels) - 1)
+    longest = -(-max(sides) // block) - 1
+
+    def scaled(blocks: int) -> Outline:
+        """The run with `blocks` blocks along its longer side."""
+        width, height = (max(1, round(blocks * side / max(sides))) * block for side in sides)
+        return run.with_changes(size=f"{width}x{height}")
+
+    if longest < 1 or not _fits(scaled(1), budget):
+        return None
+    areas = [math.prod(outline.latent[1:]) for outline in (scaled(1), run)]
+    area = _crossing(scaled(1), run, budget, *areas)
+    blocks = min(longest, math.isqrt(max(1, area * longest**2 // areas[1])) + 1)
+    while blocks > 1 and not _fits(scaled(blocks), budget):
+        blocks -= 1
+    return scaled(blocks).config.size

@@ -1,0 +1,111 @@
+"""How much memory a run needs, and how much a rank may use."""
+
+from dataclasses import dataclass
+
+from vinfinity.denoise.execution import Execution
+from vinfinity.planning.outline import DeviceType, Outline
+from vinfinity.planning.trace import NetworkMemory, StepMemory, step_memory, trace_decode, trace_text
+from vinfinity.weights.load import MAPPED
+
+# What allocators take beyond the tensors; glibc's keeps many freed blocks (`vinfinity bench memory --check`).
+ALLOCATOR_OVERHEAD = {"cuda": 1.05, "cpu": 1.6}
+# Python and torch on the host, without and with CUDA's libraries
+PROCESS = 400 * 2**20
+CUDA_PROCESS = 2 * 2**30
+# the part of a weight file that is mapped at one time, and its copy
+LOADING = 2 * MAPPED * 4
+# frames that the encoder keeps, in 4:2:0: a look-ahead of 40, references, threads
+X264_FRAMES = 64
+
+
+@dataclass(frozen=True)
+class Budget:
+    """Memory that each rank may use, in bytes: of its device and of the host, None if unknown.
+
+    On the CPU, where both are one, only the host's counts. where: name of the device, for messages.
+    """
+
+    device: int | None
+    host: int | None
+    where: str
+
+
+@dataclass(frozen=True)
+class RunMemory:
+    """Peak memory of the rank that needs the most, in bytes.
+
+    The phases of a run (text, steps, decoding) do not overlap. latents, loading, pictures, process: on the host.
+    """
+
+    execution: Execution
+    step: StepMemory
+    decoding: NetworkMemory
+    text: NetworkMemory
+    latents: int
+    loading: int
+    pictures: int
+    process: int
+
+    @property
+    def device(self) -> int:
+        """On the device that the networks run on."""
+        return max(self.step.device, self.decoding.device, self.text.device)
+
+    @property
+    def host(self) -> int:
+        """On rank 0, which writes the video."""
+        return self.process + self.step.host + max(self.loading, self.latents + self.pictures)
+
+    def needs(self, device: DeviceType) -> tuple[int, int]:
+        """Bytes needed on the device and on the host, allocator overhead included; on the CPU all on the host."""
+        on_device = round(ALLOCATOR_OVERHEAD[device] * self.device)
+        return (0, on_device + self.host) if device == "cpu" else (on_device, self.host)
+
+    def fits(self, budget: Budget, device: DeviceType) -> bool:
+        """Whether each rank has that much. An unknown budget counts as enough."""
+        needs, available = self.needs(device), (budget.device, budget.host)
+        return all(have is None or need <= have for need, have in zip(needs, available, strict=True))
+
+
+def trace_memory(run: Outline, execution: Execution) -> RunMemory:
+    """Traces the memory of a run's fullest rank."""
+    c, h, w = run.latent
+    width, height = run.size
+    picture = width * height * 3
+    return RunMemory(
+        execution=execution,
+        step=step_memory(run.call, execution, run.sampler, branches=run.branches_per_rank),
+        decoding=trace_decode(run.decoder, run.blocks, run.latent[1:]),
+        text=trace_text(run.text, run.call.dtype, texts=run.branches),
+        # this rank's, in fp32, twice while they are written
+        latents=2 * run.call.frames * c * h * w * 4,
+        loading=LOADING,
+        pictures=2 * run.blocks.frames * picture + X264_FRAMES * picture // 2,
+        process=CUDA_PROCESS if run.device == "cuda" else PROCESS,
+    )
+
+
+def memory_bound(run: Outline, execution: Execution) -> int:
+    """An upper bound on the memory of a run on the CPU, in bytes, without tracing it.
+
+    64 of its largest hidden states, twice the decoder's block, and everything that does not depend on the video. Far
+    too much for long videos, but enough to let short ones start immediately.
+    """
+    c, h, w = run.latent
+    widest = max(*run.unet.block_out_channels, 8 * run.unet.attention_head_dim)
+    state = hidden_state_bytes(run, execution, channels=widest)
+    layers = len(run.unet.block_out_channels) * (run.unet.layers_per_block + 1)
+    weights = 256 * widest**2 * layers * 4
+    latents = 4 * run.frames * c * h * w * 4
+    return 64 * state + 2 * run.blocks.bytes + weights + latents + PROCESS + LOADING
+
+
+def hidden_state_bytes(run: Outline, execution: Execution, *, channels: int) -> int:
+    """Bytes of one hidden state of the fullest rank at full resolution."""
+    _, h, w = run.latent
+    return execution.branches * run.call.frames * h * w * channels * run.call.dtype.itemsize
+
+
+def gigabytes(size: float) -> str:
+    """A number of bytes as text."""
+    return f"{size / 1e9:.1f} GB" if size >= 1e8 else f"{size / 1e6:.1f} MB"

@@ -1,0 +1,241 @@
+"""Dispatch modes that measure the operations inside them: bytes alive, arithmetic, bytes moved."""
+
+import math
+import weakref
+from collections import Counter
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch.utils._python_dispatch import TorchDispatchMode
+from torch.utils._pytree import tree_leaves
+from torch.utils.flop_counter import conv_flop_count, flop_registry
+
+aten = torch.ops.aten
+
+
+@dataclass(frozen=True)
+class MetaTensor:
+    """The layout of a newly allocated meta tensor."""
+
+    shape: tuple[int, ...]
+    stride: tuple[int, ...]
+    dtype: torch.dtype
+
+    def allocate(self) -> Tensor:
+        return torch.empty_strided(self.shape, self.stride, dtype=self.dtype, device="meta")
+
+
+class ShapeCache:
+    """Runs operations on meta tensors, each combination of shapes once.
+
+    If an operation does nothing but allocate its result, the next call with the same shapes allocates another tensor
+    of that layout, in a tenth of the time.
+    """
+
+    def __init__(self) -> None:
+        self._results: dict[Any, MetaTensor | None] = {}
+
+    def run(self, function: Callable[..., Any], args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> Any:
+        """The result of `function`. Raises what it raises."""
+        arguments = tuple(map(_signature, args))
+        key = (function, arguments, tuple((name, _signature(arg)) for name, arg in kwargs.items()))
+        known = self._results.get(key)
+        if known is not None:
+            return known.allocate()
+        out = function(*args, **kwargs)
+        if key not in self._results:
+            self._results[key] = _allocated(out, args, kwargs)
+        return out
+
+
+def _allocated(out: Any, args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> MetaTensor | None:
+    """The layout of `out` if it is one new meta tensor; None for views, in-place results and anything else."""
+    if not (isinstance(out, Tensor) and out.is_meta):
+        return None
+    inputs = list(_tensors((args, kwargs)))
+    dense = out.untyped_storage().nbytes() == out.numel() * out.element_size()
+    if not inputs or not dense or storages([out]) & storages(inputs):
+        return None
+    return MetaTensor(tuple(out.shape), out.stride(), out.dtype)
+
+
+def _signature(argument: Any) -> Any:
+    """The properties of an argument that determine the layout of a result."""
+    if isinstance(argument, Tensor):
+        return argument.shape, argument.stride(), argument.dtype, argument.device.type
+    if isinstance(argument, list | tuple):
+        return tuple(map(_signature, argument))
+    return type(argument), argument
+
+
+def _tensors(values: Any) -> Iterator[Tensor]:
+    return (leaf for leaf in tree_leaves(values) if isinstance(leaf, Tensor))
+
+
+def storages(tensors: Sequence[Tensor]) -> set[int]:
+    """Identifiers of the memory blocks behind tensors; views share theirs."""
+    return {tensor.untyped_storage()._cdata for tensor in tensors}
+
+
+class Meter(TorchDispatchMode):
+    """Runs each operation, on meta tensors where it can, and hands it to `record`."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self._cache = ShapeCache()
+
+    def record(
+        self, function: Callable[..., Any], args: tuple[Any, ...], kwargs: Mapping[str, Any], out: Any
+    ) -> None:
+        """Called after each operation. out: its result."""
+        raise NotImplementedError
+
+    def __torch_dispatch__(
+        self,
+        function: Callable[..., Any],
+        types: Sequence[type],
+        args: tuple[Any, ...] = (),
+        kwargs: Mapping[str, Any] | None = None,
+    ) -> Any:
+        kwargs = kwargs or {}
+        try:
+            out = self._cache.run(function, args, kwargs)
+        except NotImplementedError:
+            # a copy from meta to the CPU: there is no data to copy
+            out = _copied_to_host(function, args, kwargs)
+        self.record(function, args, kwargs, out)
+        return out
+
+
+def _copied_to_host(function: Callable[..., Any], args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> Tensor:
+    """The result of a copy from `meta` to the CPU, its memory never touched. Raises NotImplementedError otherwise."""
+    source = args[1] if function is aten.copy_.default else args[0]
+    if not (isinstance(source, Tensor) and source.is_meta):
+        raise NotImplementedError(f"{function} on {[type(arg) for arg in args]}")
+    if function is aten.copy_.default:
+        return args[0]
+    dtype = next((arg for arg in (*args[1:], *kwargs.values()) if isinstance(arg, torch.dtype)), source.dtype)
+    return torch.empty(source.shape, dtype=dtype, device="cpu")
+
+
+class LiveBytes(Meter):
+    """Counts the bytes of all tensors that operations create while it is active, until they are freed.
+
+    now, host_now: bytes alive on the device and on the CPU. peak, host_peak: the maximum of each. A tensor and its
+    views count once. The device is `meta`; with device="cpu", everything counts as on the device.
+    """
+
+    def __init__(self, device: str = "meta") -> None:
+        super().__init__()
+        self.device = device
+        self.now = self.peak = self.host_now = self.host_peak = 0
+        # live tensors of each storage
+        self._references: dict[int, int] = {}
+
+    def record(
+        self, function: Callable[..., Any], args: tuple[Any, ...], kwargs: Mapping[str, Any], out: Any
+    ) -> None:
+        if isinstance(out, Tensor):
+            self._watch(out)
+        else:
+            for tensor in _tensors(out):
+                self._watch(tensor)
+
+    def _watch(self, tensor: Tensor) -> None:
+        storage = tensor.untyped_storage()
+        key, size, on_device = storage._cdata, storage.nbytes(), tensor.device.type == self.device
+        if key not in self._references:
+            self._references[key] = 0
+            self._add(size, on_device)
+        self._references[key] += 1
+        weakref.finalize(tensor, self._release, key, size, on_device)
+
+    def _release(self, key: int, size: int, on_device: bool) -> None:
+        self._references[key] -= 1
+        if self._references[key] == 0:
+            del self._references[key]
+            self._add(-size, on_device)
+
+    def _add(self, size: int, on_device: bool) -> None:
+        if on_device:
+            self.now += size
+            self.peak = max(self.peak, self.now)
+        else:
+            self.host_now += size
+            self.host_peak = max(self.host_peak, self.host_now)
+
+
+class WorkCounter(Meter):
+    """Counts the arithmetic of operations and the bytes that they move.
+
+    operations: (floating-point operations, bytes read and written) of an operation -> how often it ran; views are left
+    out. flops: floating-point operations of matrix products, convolutions and attention, where a multiplication and an
+    addition count as two. attention_flops: the part of it in attention's two products.
+    """
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.operations: Counter[tuple[int, int]] = Counter()
+        self.attention_flops = 0
+
+    @property
+    def flops(self) -> int:
+        return sum(flops * count for (flops, _), count in self.operations.items())
+
+    def record(
+        self, function: Callable[..., Any], args: tuple[Any, ...], kwargs: Mapping[str, Any], out: Any
+    ) -> None:
+        inputs, outputs = list(_tensors((args, kwargs))), list(_tensors(out))
+        if not inputs or not outputs or _is_view(function, inputs, outputs):
+            return
+        packet = getattr(function, "overloadpacket", None)
+        flops = flops_of(packet, args, kwargs, outputs[0])
+        if packet is aten.scaled_dot_product_attention:
+            self.attention_flops += flops
+        moved = sum(tensor.numel() * tensor.element_size() for tensor in (*inputs, *outputs))
+        self.operations[flops, moved] += 1
+
+
+def _is_view(function: Callable[..., Any], inputs: Sequence[Tensor], outputs: Sequence[Tensor]) -> bool:
+    """Whether no data moved: the result shares an input's memory, and the operation does not write to it."""
+    schema = getattr(function, "_schema", None)
+    if schema is not None and schema.is_mutable:
+        return False
+    return storages(outputs) <= storages(inputs)
+
+
+def flops_of(packet: Any, args: tuple[Any, ...], kwargs: Mapping[str, Any], out: Tensor) -> int:
+    """Floating-point operations of a call: by torch's formulas, and by ours for the operations in `COMPOSITE`."""
+    if packet in COMPOSITE:
+        return COMPOSITE[packet](args, out)
+    formula = flop_registry.get(packet)
+    return 0 if formula is None else int(formula(*args, **kwargs, out_val=out))
+
+
+def _product_flops(args: tuple[Any, ...], out: Tensor) -> int:
+    return 2 * out.numel() * args[0].shape[-1]
+
+
+def _convolution_flops(args: tuple[Any, ...], out: Tensor) -> int:
+    return int(conv_flop_count(list(args[0].shape), list(args[1].shape), list(out.shape)))
+
+
+def _attention_flops(args: tuple[Any, ...], out: Tensor) -> int:
+    """args: queries (..., m, d), keys (..., t, d) and values (..., t, d2)."""
+    q, k, v = args[:3]
+    return 2 * math.prod(q.shape[:-1]) * k.shape[-2] * (q.shape[-1] + v.shape[-1])
+
+
+# In inference mode these operations arrive whole, while torch's registry has formulas only for their parts. Its formula
+# for attention also insists on four dimensions.
+COMPOSITE: Mapping[Any, Callable[[tuple[Any, ...], Tensor], int]] = {
+    aten.linear: _product_flops,
+    aten.matmul: _product_flops,
+    aten.conv1d: _convolution_flops,
+    aten.conv2d: _convolution_flops,
+    aten.conv3d: _convolution_flops,
+    aten.scaled_dot_product_attention: _attention_flops,
+}

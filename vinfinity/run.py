@@ -1,0 +1,194 @@
+"""A run from top to bottom: check, launch ranks, denoise, decode, record."""
+
+import contextlib
+import time
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass
+from pathlib import Path
+
+import torch
+
+from vinfinity.config import RunConfig
+from vinfinity.denoise.execution import Execution
+from vinfinity.denoise.loop import denoise
+from vinfinity.denoise.selection import StepNoise
+from vinfinity.job import Job, prepare
+from vinfinity.media.video import write_video
+from vinfinity.parallel.launch import launch
+from vinfinity.parallel.ranks import Ranks, peak_memory
+from vinfinity.pipeline import encode_text, initial_state, load_network, make_denoiser
+from vinfinity.planning.fit import choose_execution, refuse_early
+from vinfinity.runs.folder import RunFolder
+from vinfinity.runs.parts import Parts, save_whole
+from vinfinity.runs.paths import Destination
+from vinfinity.runs.start import how_to_start
+from vinfinity.session import Session, resumable
+from vinfinity.system.progress import Progress, messages_shown, terminal_console
+from vinfinity.weights.dtypes import pick_dtype
+from vinfinity.weights.load import load_decoder
+
+
+@dataclass(frozen=True)
+class Summary:
+    """What a run made. seconds: wall time. peak_memory: bytes, of the GPU if there is one, else of the process."""
+
+    out: Path
+    sheet: Path | None
+    frames: int
+    size: tuple[int, int]
+    fps: int
+    seconds: float
+    peak_memory: int
+
+
+@dataclass(frozen=True)
+class Task:
+    """What the launcher sends to every rank.
+
+    decode: whether the final latents are decoded to files. shown: whether rank 0 shows messages on its terminal.
+    """
+
+    job: Job
+    destination: Destination
+    decode: bool
+    shown: bool
+
+    @classmethod
+    def of(cls, config: RunConfig, destination: Destination, *, decode: bool = True) -> "Task":
+        """The task for a configuration, checked here once for all ranks that are started. Raises InputError."""
+        return cls(prepare(config), destination, decode, shown=terminal_console() is not None)
+
+
+def run(
+    config: RunConfig, destination: Destination | None = None, *, handle_signals: bool = False
+) -> Summary | None:
+    """Generate the video that `config` describes, on as many ranks as it asks for or a launcher started.
+
+    destination: the files to write, if the caller has called `how_to_start` for them already. handle_signals: whether
+    to take over shutdown signals and end with a checkpoint, as the command line does.
+    Returns None on ranks other than 0, and if the run is done already. Raises VinfinityError.
+    """
+    if destination is None:
+        destination = Destination.of(config)
+        if how_to_start(config, destination) == "done":
+            return None
+    return launch_run(Task.of(config, destination), handle_signals=handle_signals)
+
+
+def launch_run(task: Task, *, handle_signals: bool = False) -> Summary | None:
+    """Carry out a task on all its ranks. Returns None on ranks other than 0. Raises VinfinityError."""
+    config = task.job.config
+    refuse_early(task.job)
+    with resumable(task.destination.folder):
+        return launch(
+            on_rank,
+            task,
+            gpus=config.gpus,
+            device=config.device,
+            timeout=config.parallel.timeout,
+            handle_signals=handle_signals,
+        )
+
+
+def on_rank(task: Task, ranks: Ranks) -> Summary | None:
+    """One rank's part of a run, the same code for one rank and for many. Returns the summary on rank 0."""
+    job, started = task.job, time.monotonic()
+    with shown_messages(task), Session.open(job, task.destination, ranks) as session:
+        if session.start == "done":
+            session.progress.note(f"{task.destination.video} is finished; nothing to do")
+            return None
+        session.announce(job)
+        latents, figures = denoise_video(job, session)
+        denoised = time.monotonic()
+        session.enter("while decoding")
+        if task.decode:
+            write_files(job, latents, task.destination, session.folder, ranks, session.progress)
+        if not ranks.first:
+            return None
+        seconds = {"denoising": denoised - started, "decoding": time.monotonic() - denoised}
+        finished = {"ranks": ranks.size, "seconds": seconds, "peak_memory": peak_memory(ranks.device)}
+        record = session.folder.record() or {}
+        session.folder.write_record({**record, **finished, **figures, "finished": True})
+        session.folder.event("finished", video=str(task.destination.video))
+        return summary(task, ranks, seconds=time.monotonic() - started)
+
+
+def denoise_video(job: Job, session: Session) -> tuple[Parts, Mapping[str, object]]:
+    """From the prompt, or the last checkpoint, to the final latents on disk; with figures for the record.
+
+    Raises Stopped, with a checkpoint written, if the run was asked to end.
+    """
+    ranks, team, checkpoints = session.ranks, session.team, session.checkpoints
+    execution = choose_execution(job, ranks)
+    own, steps = job.selection.of(team.held), len(job.sampler.timesteps)
+    state = checkpoints.restore() or initial_state(job, own)
+    session.enter(f"after step {state.step} of {steps}" if state.step else "before anything was computed")
+    remaining = steps - state.step
+    if remaining:
+        device, dtype = ranks.device, pick_dtype(job.config.dtype, ranks.device)
+        text = encode_text(job, device=device, dtype=dtype)
+        unet = load_network(job, device=device, dtype=dtype)
+        denoiser = make_denoiser(job, unet, text, team, session.exchange, execution)
+        sampler = job.sampler
+        if job.earlier is not None:
+            sampler = job.earlier.sampler(sampler, own, job.latent, device=device)
+        noise = StepNoise(job.selection, own, job.latent, device)
+        session.shutdown.check()
+        with session.shutdown.deferred():
+            state = state.to(device)
+            loop = denoise(denoiser, sampler, state, noise=noise, ranks=ranks, vote=checkpoints.vote)
+            for state, votes in session.progress.track(loop, total=remaining, label="denoising"):
+                session.after_step(state, votes, steps=steps)
+    return checkpoints.finish(state), _figures(execution, session, remaining)
+
+
+def write_files(
+    job: Job, latents: Parts, destination: Destination, folder: RunFolder, ranks: Ranks, progress: Progress
+) -> None:
+    """From latents to MP4 and contact sheet, and the copy of the latents. Ranks other than 0 decode their share."""
+    config = job.config
+    if ranks.first and destination.latents is not None:
+        save_whole(latents, destination.latents, source="x", name="latents")
+    if not ranks.first and config.decode.where == "rank0":
+        return
+    write_video(
+        load_decoder(job.decoder, device=ranks.device, dtype=torch.float32),
+        latents if ranks.first else None,
+        video=destination.video,
+        sheet=destination.sheet,
+        frames=config.frames,
+        latent=job.latent,
+        size=config.resolution,
+        fps=config.fps,
+        codec=config.video,
+        decode=config.decode,
+        metadata=job.tags(),
+        unfinished=folder.decoded,
+        identity=f"{latents.digest()} {job.decoder_digest}",
+        ranks=ranks,
+        progress=progress,
+    )
+
+
+def shown_messages(task: Task) -> contextlib.AbstractContextManager[None]:
+    """Shows messages on this rank's terminal if the caller's process does."""
+    return messages_shown() if task.shown else contextlib.nullcontext()
+
+
+def summary(task: Task, ranks: Ranks, *, seconds: float) -> Summary:
+    """What was made, for the user."""
+    return Summary(
+        out=task.destination.video,
+        sheet=task.destination.sheet,
+        frames=task.job.config.frames,
+        size=task.job.config.resolution,
+        fps=task.job.config.fps,
+        seconds=seconds,
+        peak_memory=peak_memory(ranks.device),
+    )
+
+
+def _figures(execution: Execution, session: Session, steps: int) -> Mapping[str, object]:
+    """How the denoising steps were carried out, and what each rank sent per step."""
+    sent = session.ranks.collect(session.exchange.counters.per(steps)) if steps else []
+    return {"execution": asdict(execution), "communication_per_step": sent}

@@ -1,0 +1,102 @@
+"""An earlier run, opened once: the frames that an edit keeps, and what guides the frames around them."""
+
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import torch
+from torch import Tensor
+
+from vinfinity.config import RunConfig
+from vinfinity.denoise.kept_frames import KeptFrames, kept_until
+from vinfinity.denoise.samplers import Sampler
+from vinfinity.denoise.selection import Selection, select_around, spans
+from vinfinity.errors import DamagedError, InputError
+from vinfinity.runs.folder import RunFolder
+from vinfinity.runs.parts import Parts, read_manifest
+
+# frames that are copied at once
+COPIED_FRAMES = 256
+
+
+def final_latents(folder: RunFolder, *, field: str = "run") -> Parts:
+    """The final latents of a run, by their manifest alone. Raises InputError if there are none."""
+    try:
+        return read_manifest(folder.latents)
+    except DamagedError as error:
+        remedy = f"`vinfinity resume {folder.path}` computes them"
+        raise InputError(field, folder.path, remedy, problem=f"has no latents ({error.message})") from None
+
+
+@dataclass(frozen=True)
+class EarlierRun:
+    """The run that a redo or extend starts from.
+
+    latents: its final latents. redo: the frames to regenerate. blend: frames at each end of them that leave the earlier
+    video gradually. context: frames on either side that guide the new ones.
+    """
+
+    latents: Parts
+    redo: range
+    blend: int
+    context: int
+
+    @classmethod
+    def open(cls, config: RunConfig, latent: tuple[int, int, int]) -> "EarlierRun | None":
+        """The earlier run that `config` edits; None for a new video. latent: (c, h, w) of one frame.
+
+        Raises InputError if it has no latents, or does not match `config`.
+        """
+        edit = config.edit
+        if edit.run is None:
+            return None
+        latents = final_latents(RunFolder(Path(edit.run)), field="edit.run")
+        c, _, h, w = latents.read(range(1)).shape
+        if (c, h, w) != latent:
+            problem = f"holds latents of {c}x{h}x{w}; this video needs {'x'.join(map(str, latent))}"
+            raise InputError("edit.run", edit.run, "keep its model and size", problem=problem)
+        if edit.span.stop > latents.frames:
+            problem = f"goes beyond the run's {latents.frames} frames"
+            raise InputError("edit.redo", edit.redo, "name frames of that run", problem=problem)
+        if config.frames < latents.frames:
+            problem = f"is less than the run's {latents.frames} frames"
+            raise InputError("frames", config.frames, "keep all of them", problem=problem)
+        return cls(latents, redo=edit.span, blend=edit.blend, context=edit.context)
+
+    def select(self, config: RunConfig, *, steps: int) -> Selection:
+        """The frames that the edit computes. Kept frames start from the noise that they were first made with."""
+        total, known = config.frames, self.latents.frames
+        until = self._kept_until(range(total), steps=steps)
+        seeds = [config.seed] * total
+        for start, stop, seed in self.latents.seeds:
+            seeds[start:stop] = [seed if until[frame] else config.seed for frame in range(start, stop)]
+        return select_around(
+            total,
+            [*self.redo, *range(known, total)],
+            context=self.context,
+            anchors=config.attention.anchors,
+            trained_frames=config.attention.trained_frames,
+            seeds=seeds,
+        )
+
+    def sampler(
+        self, sampler: Sampler, own: Sequence[int], latent: tuple[int, int, int], *, device: torch.device
+    ) -> Sampler:
+        """The sampler that holds kept frames to the earlier latents. own: this rank's frames. Raises DamagedError."""
+        self.latents.verify()
+        clean = torch.zeros(1, latent[0], len(own), *latent[1:])
+        known = [frame for frame in own if frame < self.latents.frames]
+        if known:
+            clean[0, :, : len(known)] = self.latents.pick(known)
+        until = self._kept_until(own, steps=len(sampler.timesteps))
+        return KeptFrames(sampler, clean.to(device), until.to(device))
+
+    def kept_pieces(self) -> Iterator[tuple[range, Mapping[str, Tensor]]]:
+        """The kept frames, a bounded number at a time: tensors (1, c, f, h, w)."""
+        for span in spans(frame for frame in range(self.latents.frames) if frame not in self.redo):
+            for start in range(span.start, span.stop, COPIED_FRAMES):
+                piece = range(start, min(start + COPIED_FRAMES, span.stop))
+                yield piece, {"x": self.latents.read(piece)[None]}
+
+    def _kept_until(self, frames: Sequence[int], *, steps: int) -> Tensor:
+        return kept_until(frames, known=self.latents.frames, redo=self.redo, blend=self.blend, steps=steps)

@@ -1,1 +1,0 @@
-"""Noise, noise schedules, samplers and guidance."""

@@ -1,0 +1,157 @@
+"""One rank's part of a run: the objects that accompany it from start to finish."""
+
+import contextlib
+import dataclasses
+import shlex
+import sys
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
+
+from vinfinity.config import to_yaml
+from vinfinity.denoise.samplers import State
+from vinfinity.errors import BusyError, InputError, OutputError, RankError, Stopped, VinfinityError
+from vinfinity.job import Job, version
+from vinfinity.parallel.exchange import FrameExchange
+from vinfinity.parallel.ranks import Ranks
+from vinfinity.parallel.teams import Team
+from vinfinity.parallel.votes import Votes
+from vinfinity.runs.checkpoints import Checkpoints
+from vinfinity.runs.folder import RunFolder
+from vinfinity.runs.paths import Destination
+from vinfinity.runs.start import Start, how_to_start, with_absolute_paths
+from vinfinity.system.progress import Progress, add_line
+from vinfinity.system.signals import Shutdown
+
+
+@dataclass(frozen=True)
+class Session:
+    """What accompanies a rank through a run.
+
+    start: whether the run is new, resumes, or is done already. team, exchange: the ranks that share the video with this
+    one. shutdown: requests to end.
+    """
+
+    start: Start
+    folder: RunFolder
+    ranks: Ranks
+    team: Team
+    exchange: FrameExchange
+    checkpoints: Checkpoints
+    progress: Progress
+    shutdown: Shutdown
+
+    @classmethod
+    @contextlib.contextmanager
+    def open(cls, job: Job, destination: Destination, ranks: Ranks) -> Iterator["Session"]:
+        """Lock the run folder, agree with the other ranks, and start or resume the run; release all of it at the end.
+
+        Raises RankError if ranks differ in settings or weights, BusyError if another run uses the folder, InputError if
+        the folder holds a run of other settings or weights, or if a rank cannot see it.
+        """
+        folder = destination.folder
+        with (
+            Shutdown().handled(enabled=ranks.handle_signals) as shutdown,
+            locked(folder, ranks, facts=job.facts),
+        ):
+            start = _start(job, destination, ranks)
+            with Progress(enabled=ranks.first, log=folder.log) as progress:
+                team = ranks.team(len(job.selection.frames), split=job.splits_branches)
+                yield cls(
+                    start=start,
+                    folder=folder,
+                    ranks=ranks,
+                    team=team,
+                    exchange=team.exchange(),
+                    checkpoints=Checkpoints(
+                        folder,
+                        ranks=ranks,
+                        team=team,
+                        selection=job.selection,
+                        steps=len(job.sampler.timesteps),
+                        config=job.config.checkpoint,
+                        shutdown=shutdown,
+                        progress=progress,
+                        kept=job.kept_pieces,
+                        reuse_interval=job.config.reuse.interval,
+                    ),
+                    progress=progress,
+                    shutdown=shutdown,
+                )
+
+    def announce(self, job: Job) -> None:
+        """Warn of settings and text without effect, and say how many frames an edit computes."""
+        for concern in job.concerns():
+            self.progress.warn(concern)
+        generated, computed = len(job.selection.generated), len(job.selection.frames)
+        if computed > generated:
+            guides = computed - generated
+            self.progress.note(
+                f"generating {generated} of {job.config.frames} frames, guided by {guides} others"
+            )
+
+    def enter(self, phase: str) -> None:
+        """Begin a phase in which a request to end loses nothing. Raises Stopped if one came before."""
+        self._saved(phase)
+        self.shutdown.check()
+
+    def after_step(self, state: State, votes: Votes, *, steps: int) -> None:
+        """Write a checkpoint if one is due. Raises Stopped after writing it if any rank was asked to end."""
+        if self.checkpoints.after(state, votes):
+            self._saved(f"after step {state.step} of {steps}")
+            if votes.stop:
+                raise Stopped(self.shutdown.message)
+
+    def _saved(self, where: str) -> None:
+        self.shutdown.message = f"stopped {where}; `vinfinity resume {self.folder.path}` resumes the run"
+
+
+@contextlib.contextmanager
+def resumable(folder: RunFolder) -> Iterator[None]:
+    """Record an error in the run folder, and add how to resume to its message."""
+    try:
+        yield
+    except VinfinityError as error:
+        # these leave the folder as it was
+        if error.exit_code in (InputError.exit_code, BusyError.exit_code):
+            raise
+        if error.exit_code in (RankError.exit_code, OutputError.exit_code) and folder.holds_work():
+            error.message += f"; `vinfinity resume {folder.path}` resumes from the last checkpoint"
+        folder.event("ended", message=error.message, exit_code=error.exit_code)
+        add_line(folder.log, error.message)
+        raise
+
+
+@contextlib.contextmanager
+def locked(folder: RunFolder, ranks: Ranks, *, facts: Mapping[str, str]) -> Iterator[None]:
+    """Keep other runs out of the folder until the block ends on all ranks, which must agree on the facts."""
+    with contextlib.ExitStack() as locks:
+        if ranks.first:
+            locks.enter_context(folder.locked(first=True))
+        # the other ranks follow rank 0
+        ranks.agree(facts)
+        if not ranks.first:
+            locks.enter_context(folder.locked(first=False))
+        yield
+
+
+def _start(job: Job, destination: Destination, ranks: Ranks) -> Start:
+    """Decide again how to start, now that the folder is locked; rank 0 prepares the folder of a new run."""
+    folder = destination.folder
+    start: Start | None = None
+    if ranks.first:
+        start = how_to_start(job.config, destination)
+        if start == "new":
+            settings = dataclasses.replace(with_absolute_paths(job.config, destination), gpus=ranks.size)
+            command = {"command": shlex.join(sys.argv), "ranks": ranks.size, "device": str(ranks.device)}
+            folder.begin(settings=to_yaml(settings), record=job.provenance() | command)
+        elif start == "resume" and (folder.record() or {}).get("weights") != job.weights_digest:
+            remedy = "restore the former weights, or start over with --overwrite"
+            raise InputError("model", folder.path, remedy, problem="was started with other weights")
+        folder.event("started", how=start, ranks=ranks.size, version=version())
+    start = ranks.collect(start)[0]
+    assert start is not None
+    for rank, visible in enumerate(ranks.collect(folder.settings.is_file())):
+        if not visible:
+            remedy = "put the video on a file system that all nodes share"
+            raise InputError("out", folder.path, remedy, problem=f"cannot be seen by rank {rank}")
+    return start

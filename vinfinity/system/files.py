@@ -1,0 +1,42 @@
+"""Files that appear whole or not at all, and are on disk when the call returns."""
+
+import contextlib
+import os
+from pathlib import Path
+
+from vinfinity.errors import OutputError
+
+
+def write_whole(path: Path, data: bytes | str) -> None:
+    """Write a file under a temporary name, flush it to disk and rename it; create its folder if needed.
+
+    Raises OutputError.
+    """
+    unfinished = path.with_name(f".{path.name}.part")
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        with unfinished.open("wb") as file:
+            file.write(data.encode() if isinstance(data, str) else data)
+            file.flush()
+            os.fsync(file.fileno())
+        unfinished.replace(path)
+        sync_folder(path.parent)
+    except OSError as error:
+        with contextlib.suppress(OSError):
+            unfinished.unlink()
+        raise cannot_write(path, error) from error
+
+
+def sync_folder(folder: Path) -> None:
+    """Flush a folder's directory entries to disk: only then does a rename survive a crash."""
+    number = os.open(folder, os.O_RDONLY)
+    try:
+        os.fsync(number)
+    finally:
+        os.close(number)
+
+
+def cannot_write(path: Path, error: Exception) -> OutputError:
+    """The error for a file that could not be written. error: an OSError, or FFmpeg's like it."""
+    reason = getattr(error, "strerror", None) or str(error) or type(error).__name__
+    return OutputError(f"{path}: cannot be written ({reason})")

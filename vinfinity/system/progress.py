@@ -1,0 +1,250 @@
+"""Messages and progress bars. As a library the package only logs; the command line shows what it logs on stderr."""
+
+import contextlib
+import datetime
+import logging
+import sys
+import time
+from collections.abc import Iterable, Iterator, Sized
+from pathlib import Path
+from types import TracebackType
+from typing import IO, Self, TypeVar, cast
+
+from rich.console import Console
+from rich.markup import escape
+from rich.progress import BarColumn, MofNCompleteColumn, ProgressColumn, SpinnerColumn, Task, TextColumn
+from rich.progress import Progress as RichProgress
+from rich.text import Text
+
+T = TypeVar("T")
+
+# seconds between two lines of progress where there is no terminal
+LOG_INTERVAL = 10.0
+
+logger = logging.getLogger("vinfinity")
+# without a handler of its own, a library's warnings would be printed by logging's last resort
+logger.addHandler(logging.NullHandler())
+
+
+class ForgivingStderr:
+    """stderr for messages: a full disk, a closed pipe or a narrow encoding loses the message, never the run."""
+
+    @property
+    def encoding(self) -> str:
+        return getattr(sys.stderr, "encoding", None) or "utf-8"
+
+    def write(self, text: str) -> int:
+        with contextlib.suppress(OSError, ValueError, AttributeError):
+            sys.stderr.write(text.encode(self.encoding, "replace").decode(self.encoding))
+        return len(text)
+
+    def flush(self) -> None:
+        with contextlib.suppress(OSError, ValueError, AttributeError):
+            sys.stderr.flush()
+
+    def isatty(self) -> bool:
+        with contextlib.suppress(OSError, ValueError, AttributeError):
+            return sys.stderr.isatty()
+        return False
+
+    def fileno(self) -> int:
+        return sys.stderr.fileno()
+
+
+def stderr_console() -> Console:
+    """A console on stderr that never raises."""
+    return Console(file=cast(IO[str], ForgivingStderr()))
+
+
+class TerminalHandler(logging.Handler):
+    """Prints log records on a console: warnings as `warning: MESSAGE`, errors as `error: MESSAGE`."""
+
+    def __init__(self, console: Console | None = None) -> None:
+        super().__init__(logging.INFO)
+        self.console = console if console is not None else stderr_console()
+
+    def emit(self, record: logging.LogRecord) -> None:
+        _print(record.getMessage(), level=record.levelno, console=self.console)
+
+
+@contextlib.contextmanager
+def messages_shown(console: Console | None = None) -> Iterator[None]:
+    """Show what the package logs until the block ends; does nothing where it is shown already."""
+    if terminal_console() is not None:
+        yield
+        return
+    handler, level = TerminalHandler(console), logger.level
+    logger.addHandler(handler)
+    logger.setLevel(logging.INFO)
+    try:
+        yield
+    finally:
+        logger.removeHandler(handler)
+        logger.setLevel(level)
+
+
+def terminal_console() -> Console | None:
+    """The console that messages are shown on, or None where the package is used as a library."""
+    handlers = (handler for handler in logger.handlers if isinstance(handler, TerminalHandler))
+    return next((handler.console for handler in handlers), None)
+
+
+class Progress:
+    """How far a run is.
+
+        with Progress() as progress:
+            for step in progress.track(steps, label="denoising", unit="step"):
+                ...
+
+    Where messages are shown on a terminal, each `track` draws a bar. Elsewhere a line is logged at most every
+    `interval` seconds, and one when an iterable is exhausted. Notes, warnings and lines are also added to the file
+    `log`, with the time of day. With `enabled` off, as on ranks other than 0, nothing is shown or logged.
+    """
+
+    def __init__(
+        self, *, enabled: bool = True, interval: float = LOG_INTERVAL, log: Path | None = None
+    ) -> None:
+        self.enabled = enabled
+        self._file, self._interval = log, interval
+        console = terminal_console()
+        self._bars: RichProgress | None = None
+        if enabled and console is not None and console.is_terminal:
+            self._bars = RichProgress(
+                SpinnerColumn(finished_text="[green]✓[/]"),
+                TextColumn("{task.description}"),
+                BarColumn(),
+                MofNCompleteColumn(),
+                TextColumn("{task.fields[unit]}"),
+                _TimeColumn(),
+                console=console,
+            )
+
+    def __enter__(self) -> Self:
+        if self._bars is not None:
+            self._bars.start()
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None
+    ) -> None:
+        if self._bars is not None:
+            self._bars.stop()
+
+    def track(
+        self, iterable: Iterable[T], *, label: str, total: int | None = None, unit: str = "step"
+    ) -> Iterator[T]:
+        """Yield the items, and count each as done when the next one is requested.
+
+        total: number of items, for iterables without a length. unit: singular noun for what is counted.
+        """
+        if total is None and isinstance(iterable, Sized):
+            total = len(iterable)
+        if not self.enabled:
+            yield from iterable
+        elif self._bars is not None:
+            yield from self._track_by_bar(self._bars, iterable, total=total, label=label, unit=unit)
+        else:
+            yield from self._track_by_lines(iterable, total=total, label=label, unit=unit)
+
+    def note(self, message: str) -> None:
+        """Log one line of information."""
+        if self.enabled:
+            logger.info("%s", message)
+            self._log(message)
+
+    def warn(self, message: str) -> None:
+        """Log one warning."""
+        if self.enabled:
+            logger.warning("%s", message)
+            self._log(f"warning: {message}")
+
+    def _track_by_bar(
+        self, bars: RichProgress, iterable: Iterable[T], *, total: int | None, label: str, unit: str
+    ) -> Iterator[T]:
+        task = bars.add_task(escape(label), total=total, unit=_plural(unit, total or 2))
+        for item in iterable:
+            yield item
+            bars.advance(task)
+        self._log(f"{label}: done")
+
+    def _track_by_lines(
+        self, iterable: Iterable[T], *, total: int | None, label: str, unit: str
+    ) -> Iterator[T]:
+        start = last_line = time.monotonic()
+        done = 0
+        for item in iterable:
+            yield item
+            done += 1
+            now = time.monotonic()
+            if now - last_line >= self._interval and done != total:
+                last_line = now
+                self.note(f"{label}: {_count(done, total=total, unit=unit)}{_left(done, total, now - start)}")
+        self.note(f"{label}: {_count(done, total=None, unit=unit)} in {duration(time.monotonic() - start)}")
+
+    def _log(self, text: str) -> None:
+        if self._file is not None:
+            add_line(self._file, text)
+
+
+def add_line(log: Path, text: str) -> None:
+    """Append a line with the time of day to a log file. A line that cannot be written never ends a run."""
+    now = datetime.datetime.now().astimezone().isoformat(timespec="seconds")
+    with contextlib.suppress(OSError), log.open("a", encoding="utf-8") as file:
+        file.write(f"{now} {text}\n")
+
+
+def note(message: str) -> None:
+    """Print one line of information on stderr."""
+    _print(message, level=logging.INFO)
+
+
+def warn(message: str) -> None:
+    """Print `warning: MESSAGE` on stderr, in yellow where there is colour."""
+    _print(message, level=logging.WARNING)
+
+
+def fail(message: str) -> None:
+    """Print `error: MESSAGE` on stderr, in red where there is colour."""
+    _print(message, level=logging.ERROR)
+
+
+def _print(message: str, *, level: int, console: Console | None = None) -> None:
+    label = ("error: ", "bold red") if level >= logging.ERROR else ("warning: ", "bold yellow")
+    text = Text.assemble(label, message) if level >= logging.WARNING else Text(message)
+    (console or terminal_console() or stderr_console()).print(text, highlight=False, soft_wrap=True)
+
+
+def duration(seconds: float) -> str:
+    """A duration for people: `0.8 s`, `41 s`, `3 min 07 s`, `2 h 05 min`."""
+    if seconds < 9.95:
+        return f"{seconds:.1f} s"
+    whole = round(seconds)
+    if whole < 60:
+        return f"{whole} s"
+    if whole < 3600:
+        return f"{whole // 60} min {whole % 60:02d} s"
+    return f"{whole // 3600} h {whole % 3600 // 60:02d} min"
+
+
+class _TimeColumn(ProgressColumn):
+    """Time left at the mean pace so far (steps are few and even), then the time taken."""
+
+    def render(self, task: Task) -> Text:
+        elapsed = task.finished_time if task.finished else task.elapsed
+        if elapsed is None or (not task.finished and not task.completed):
+            return Text("")
+        if task.finished:
+            return Text(f"in {duration(elapsed)}", style="progress.elapsed")
+        return Text(_left(task.completed, task.total, elapsed).lstrip(", "), style="progress.remaining")
+
+
+def _left(done: float, total: float | None, elapsed: float) -> str:
+    return f", {duration((total - done) * elapsed / done)} left" if total is not None else ""
+
+
+def _count(done: int, *, total: int | None, unit: str) -> str:
+    return f"{done} {_plural(unit, done)}" if total is None else f"{done} of {total} {_plural(unit, total)}"
+
+
+def _plural(unit: str, count: float) -> str:
+    return unit if count == 1 else f"{unit}s"

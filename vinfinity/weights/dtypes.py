@@ -1,0 +1,29 @@
+"""The types of tensors: the names that safetensors files and settings give them."""
+
+import torch
+
+# The name in a safetensors header.
+TORCH_TYPES: dict[str, torch.dtype] = {
+    "F64": torch.float64,
+    "F32": torch.float32,
+    "F16": torch.float16,
+    "BF16": torch.bfloat16,
+    "I64": torch.int64,
+    "I32": torch.int32,
+    "I16": torch.int16,
+    "I8": torch.int8,
+    "U8": torch.uint8,
+    "BOOL": torch.bool,
+}
+NAMES: dict[torch.dtype, str] = {dtype: name for name, dtype in TORCH_TYPES.items()}
+
+# Types that weights can have.
+WEIGHT_TYPES = ("F64", "F32", "F16", "BF16")
+
+# The setting `dtype`, but for "auto".
+DTYPES: dict[str, torch.dtype] = {"fp32": torch.float32, "fp16": torch.float16, "bf16": torch.bfloat16}
+
+
+def pick_dtype(setting: str, device: torch.device) -> torch.dtype:
+    """The type of the weights and of the UNet's arithmetic; "auto" is fp16 on a GPU and fp32 on the CPU."""
+    return DTYPES[("fp16" if device.type == "cuda" else "fp32") if setting == "auto" else setting]

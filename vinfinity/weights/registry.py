@@ -1,0 +1,34 @@
+"""Models by name: the published ones of all families, and those that were fetched."""
+
+import os
+from collections.abc import Mapping
+from pathlib import Path
+
+from vinfinity.models.families import FAMILIES, published_family
+from vinfinity.models.family import PublishedModel
+
+KNOWN: Mapping[str, PublishedModel] = {
+    name: model for family in FAMILIES for name, model in family.published.items()
+}
+
+
+def published_files(name: str) -> dict[str, dict[str, object]]:
+    """The JSON files of a published model by part, and its card as "card", without fetching anything."""
+    known, family = KNOWN[name], published_family(name)
+    assert family is not None
+    parts = {part: {**values, **known.files.get(part, {})} for part, values in family.published_files.items()}
+    return parts | {"card": {"name": name, **known.card, **known.files.get("card", {})}}
+
+
+def models_folder() -> Path:
+    """The folder of fetched models: vinfinity/models in the user's data folder."""
+    home = os.environ.get("XDG_DATA_HOME") or "~/.local/share"
+    return Path(home).expanduser() / "vinfinity" / "models"
+
+
+def local_models() -> list[Path]:
+    """The folders of the fetched models, in order."""
+    folder = models_folder()
+    if not folder.is_dir():
+        return []
+    return sorted(path for path in folder.iterdir() if path.is_dir() and not path.name.startswith("."))
