@@ -207,6 +207,7 @@ def main() -> None:
     parser.add_argument("--batch", type=int, default=8, help="crops a step; of whole frames, half as many")
     parser.add_argument("--subject-weight", type=float, default=4.0)
     parser.add_argument("--held-out", type=int, default=32)
+    parser.add_argument("--pictures", type=int, default=128, help="held-out pictures of the last measurement")
     parser.add_argument("--measure-every", type=int, default=500)
     parser.add_argument("--device", default="cpu")
     parser.add_argument("--threads", type=int, default=1)
@@ -218,7 +219,7 @@ def main() -> None:
     large = build_large(small).to(args.device)
     train(large, small, args=args)
     large.eval()
-    pictures = frames(128, seed=11)[0].to(args.device).float() / 127.5 - 1
+    pictures = frames(args.pictures, seed=11)[0].to(args.device).float() / 127.5 - 1
     figures, _ = measure(large, small, pictures)
     print(f"held-out frames, n {len(pictures)}:", figures)
     large.save_pretrained(args.work / args.name)

@@ -2,8 +2,8 @@
 
 Nothing here is learned. The background is the nearest of rendered landscapes by the medians of the rows.
 The subject's paint is more saturated than any landscape, so hue and saturation give its mask and colour;
-the mask is compared with rendered masks of every subject; and every motion is fitted to its centre's path
-of the world.
+the mask is compared with rendered masks of every subject; and every motion of the world is fitted to the path of its
+centre.
 """
 
 import argparse
