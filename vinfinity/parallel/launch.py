@@ -20,7 +20,7 @@ from typing import Any, TypeVar
 
 import torch.distributed as dist
 
-from vinfinity.errors import InputError, RankError, Stopped, VinfinityError
+from vinfinity.errors import InputError, RankError, Stopped, VinfinityError, one_line
 from vinfinity.parallel.place import Place, find_place
 from vinfinity.parallel.ranks import Ranks, joined, pick_device
 from vinfinity.system.signals import SIGNALS, Shutdown
@@ -214,7 +214,7 @@ def _report(folder: Path, place: Place, error: Exception) -> int:
     if not isinstance(error, VinfinityError):
         call = traceback.extract_tb(error.__traceback__)[-1]
         where = f"{Path(call.filename).name}:{call.lineno}"
-        reason = " ".join(str(error).split())
+        reason = one_line(error)
         error = VinfinityError(f"rank {place.rank}: {type(error).__name__}: {reason} ({where})")
     report = folder / f"rank-{place.rank}.pickle"
     if not report.exists():

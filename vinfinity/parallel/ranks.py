@@ -13,7 +13,7 @@ import torch
 import torch.distributed as dist
 from torch import Tensor
 
-from vinfinity.errors import InputError, RankError
+from vinfinity.errors import InputError, RankError, one_line
 from vinfinity.parallel.exchange import lost_rank
 from vinfinity.parallel.place import Place
 from vinfinity.parallel.teams import Team, team_of
@@ -131,7 +131,7 @@ def joined(
             timeout=limit,
         )
     except (RuntimeError, ValueError) as error:
-        reason = " ".join(str(error).split())
+        reason = one_line(error)
         raise RankError(f"not all of the {place.size} ranks joined within {timeout:g} s: {reason}") from error
     try:
         yield Ranks(device=device, rank=place.rank, size=place.size, handle_signals=handle_signals)
