@@ -51,7 +51,7 @@ def refuse_early(job: Job) -> None:
 
 def outline_of(job: Job, *, device: DeviceType, ranks: int) -> Outline:
     """The outline of a job, whose selection may be a part of the video."""
-    return outline(job.config, job.card, device=device, ranks=ranks, frames=len(job.selection.frames))
+    return outline(job.config, job.card, device=device, ranks=ranks, latent_frames=len(job.selection.frames))
 
 
 def choose(run: Outline, budget: Budget) -> tuple[RunMemory, bool]:
