@@ -32,7 +32,7 @@ from vinfinity.parallel.scopes import Scopes
 from vinfinity.parallel.shards import FrameShards
 from vinfinity.pipeline import encode_text, make_denoiser
 from vinfinity.planning.fit import choose, choose_execution, decide
-from vinfinity.planning.machines import GPUS, find_gpu, free_in_group, free_on_host
+from vinfinity.planning.machines import GPUS, find_gpu
 from vinfinity.planning.memory import Budget, memory_bound, trace_memory
 from vinfinity.planning.meter import LiveBytes, WorkCounter
 from vinfinity.planning.outline import Outline, outline
@@ -48,6 +48,7 @@ from vinfinity.planning.trace import (
     trace_work,
 )
 from vinfinity.run import run
+from vinfinity.system.memory import free_in_group, free_on_host
 from vinfinity.weights.card import model_defaults, planned_card, read_card
 from vinfinity.weights.registry import KNOWN
 
