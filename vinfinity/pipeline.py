@@ -29,11 +29,13 @@ from vinfinity.media.mp4 import Mp4Writer
 from vinfinity.models.family import TEXT_ENCODER
 from vinfinity.models.network_call import CallOptions
 from vinfinity.models.offload import store_for
+from vinfinity.parallel.devices import fallen_back, pick_device
 from vinfinity.parallel.exchange import FrameExchange
-from vinfinity.parallel.ranks import Ranks, pick_device
+from vinfinity.parallel.ranks import Ranks
 from vinfinity.parallel.teams import BranchSwap, Team
 from vinfinity.planning.fit import choose_execution
 from vinfinity.resolve import load_config
+from vinfinity.system.progress import warn
 from vinfinity.weights.dtypes import pick_dtype
 from vinfinity.weights.load import load_decoder, load_network
 from vinfinity.weights.lora import Lora
@@ -187,6 +189,8 @@ class Pipeline:
     def __init__(self, config: RunConfig) -> None:
         self._job = prepare(config)
         self._ranks = Ranks(device=pick_device(config.device))
+        if fallback := fallen_back(config.device):
+            warn(fallback)
         self._dtype = pick_dtype(config.dtype, self._ranks.device)
         device = self._ranks.device
         self._encoder = load_part(self._job, TEXT_ENCODER, device=device, dtype=self._dtype)

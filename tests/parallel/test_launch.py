@@ -14,8 +14,8 @@ from oracles.launchers import TORCHRUN
 from oracles.rank_work import crash, die, differ
 
 from vinfinity.errors import InputError, RankError, VinfinityError
+from vinfinity.parallel.devices import pick_device
 from vinfinity.parallel.launch import check_ranks, launch
-from vinfinity.parallel.ranks import pick_device
 from vinfinity.runs.parts import read_manifest
 
 TIMEOUT = 60.0

@@ -18,11 +18,13 @@ from multiprocessing.context import SpawnProcess
 from pathlib import Path
 from typing import Any, TypeVar
 
+import torch
 import torch.distributed as dist
 
 from vinfinity.errors import InputError, RankError, Stopped, VinfinityError, one_line
+from vinfinity.parallel.devices import check_nccl, pick_device
 from vinfinity.parallel.place import Place, find_place
-from vinfinity.parallel.ranks import Ranks, joined, pick_device
+from vinfinity.parallel.ranks import Ranks, joined
 from vinfinity.system.signals import SIGNALS, Shutdown
 
 Payload = TypeVar("Payload")
@@ -48,7 +50,15 @@ def check_ranks(*, gpus: int | None, device: str, frames: int) -> None:
     if size > frames:
         problem = f"is more than the {frames} frames"
         raise InputError("gpus", size, f"use {frames} ranks at most", problem=problem)
-    pick_device(device, local_size=local_size)
+    launcher = None if place is None else place.launcher
+    check_nccl(size, pick_device(device, local_size=local_size, launcher=launcher))
+
+
+def rank_device(place: Place, wanted: str) -> torch.device:
+    """The device of the rank at `place`. Raises InputError."""
+    return pick_device(
+        wanted, local_rank=place.local_rank, local_size=place.local_size, launcher=place.launcher
+    )
 
 
 def launch(
@@ -68,7 +78,7 @@ def launch(
     """
     place = find_place(os.environ)
     if place is not None and place.size > 1:
-        picked = pick_device(device, local_rank=place.local_rank, local_size=place.local_size)
+        picked = rank_device(place, device)
         with joined(place, device=picked, timeout=timeout, handle_signals=handle_signals) as ranks:
             return worker(payload, ranks)
     if (gpus or 1) == 1:
@@ -176,7 +186,7 @@ def _rank_main(
     (folder / f"{place.rank}.pid").write_text(str(os.getpid()))
     code = 0
     try:
-        picked = pick_device(device, local_rank=place.local_rank, local_size=place.local_size)
+        picked = rank_device(place, device)
         with joined(place, device=picked, timeout=timeout, handle_signals=True) as ranks:
             try:
                 result = worker(payload, ranks)

@@ -13,30 +13,13 @@ import torch
 import torch.distributed as dist
 from torch import Tensor
 
-from vinfinity.errors import InputError, RankError, one_line
+from vinfinity.errors import RankError, one_line
 from vinfinity.parallel.exchange import lost_rank
 from vinfinity.parallel.place import Place
 from vinfinity.parallel.teams import Team, team_of
 
 Fact = TypeVar("Fact")
 FAULT = "fault"
-
-
-def pick_device(wanted: str, *, local_rank: int = 0, local_size: int = 1) -> torch.device:
-    """The device of a rank for "auto", "cuda" or "cpu": the GPU with the rank's number on the node.
-
-    With "auto", a single rank falls back to the CPU. Raises InputError if the node has fewer GPUs than ranks.
-    """
-    if wanted == "cpu":
-        return torch.device("cpu")
-    found = torch.cuda.device_count()
-    if wanted == "auto" and local_size == 1 and found == 0:
-        return torch.device("cpu")
-    if local_size > found:
-        remedy = f"add --device cpu to run {local_size} rank{'s' * (local_size > 1)} on the CPU"
-        problem = f"finds {found} CUDA GPU{'s' * (found != 1)} for {local_size}"
-        raise InputError("device", wanted, remedy, problem=problem)
-    return torch.device("cuda", local_rank)
 
 
 @dataclass(frozen=True)

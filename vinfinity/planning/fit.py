@@ -6,8 +6,9 @@ from dataclasses import replace
 from vinfinity.denoise.execution import Execution
 from vinfinity.errors import InputError
 from vinfinity.job import Job
+from vinfinity.parallel.devices import pick_device
 from vinfinity.parallel.place import find_place
-from vinfinity.parallel.ranks import Ranks, pick_device
+from vinfinity.parallel.ranks import Ranks
 from vinfinity.planning.alternatives import nearest_settings
 from vinfinity.planning.machines import free_on_device
 from vinfinity.planning.memory import Budget, RunMemory, gigabytes, memory_bound, trace_memory
