@@ -405,7 +405,7 @@ def test_generate_refuses_a_run_that_cannot_fit_before_weights_load(tmp_path: Pa
     state = 512 * 512 * 48 * 4
     frames = -(-free_on_host() // state)
     out = tmp_path / "a.mp4"
-    settings = ("compute.chunk=65536", "decode.frames=1")
+    settings = ("compute.chunk=512", "decode.frames=1")
     resolved = configure("mini", *settings, frames=frames, size="4096x4096", device="cpu", out=str(out))
     trace_step.cache_clear()
     with pytest.raises(InputError) as raised:

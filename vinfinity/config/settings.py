@@ -190,7 +190,8 @@ class ComputeConfig(Group, name="compute", latents=False):
         None,
         "Size of the chunks in which a layer processes hidden states, in MiB; it bounds temporary memory.",
         least=1,
-        most=65536,
+        # above that, an upsampled chunk in 16 bits has more elements than kernels can index
+        most=512,
         remedy="4 suits a CPU, 256 a GPU, and null leaves it to `memory`",
         unset="chosen by memory",
     )
