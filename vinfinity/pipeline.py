@@ -35,6 +35,7 @@ from vinfinity.parallel.ranks import Ranks
 from vinfinity.parallel.teams import BranchSwap, Team
 from vinfinity.planning.fit import choose_execution
 from vinfinity.resolve import load_config
+from vinfinity.system.precision import fp32_products
 from vinfinity.system.progress import warn
 from vinfinity.weights.dtypes import pick_dtype
 from vinfinity.weights.load import load_decoder, load_network
@@ -60,7 +61,8 @@ def encode_text(
         encoder = load_part(job, TEXT_ENCODER, device=device, dtype=dtype)
     tokens = [job.tokenizer(text) for text in job.texts]
     ids = torch.tensor([prompt.ids for prompt in tokens], device=device)
-    text = job.card.family.encode_text(encoder, ids, [prompt.used for prompt in tokens])
+    with fp32_products(tf32=False):
+        text = job.card.family.encode_text(encoder, ids, [prompt.used for prompt in tokens])
     if not text.isfinite().all():
         raise not_finite("text encoder", "its output", dtype)
     return text

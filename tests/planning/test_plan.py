@@ -31,6 +31,7 @@ from vinfinity.parallel.ranks import Ranks
 from vinfinity.parallel.scopes import Scopes
 from vinfinity.parallel.shards import FrameShards
 from vinfinity.pipeline import encode_text, make_denoiser
+from vinfinity.planning.estimate import work_seconds
 from vinfinity.planning.fit import choose, choose_execution, decide
 from vinfinity.planning.machines import GPUS, find_gpu
 from vinfinity.planning.memory import GPU_RESERVE, Budget, memory_bound, trace_memory
@@ -477,6 +478,19 @@ def test_the_estimate_reproduces_the_papers_time(papers_run: Plan) -> None:
     assert papers_run.seconds(gpu).total == pytest.approx(312, rel=0.25)
     assert papers_run.seconds(gpu, distilled=True).total < papers_run.seconds(gpu).total / 8
     assert papers_run.fits
+
+
+def test_exact_products_take_the_time_of_a_gpu_without_tensor_cores() -> None:
+    """Denoising in fp32 is exact; decoding uses TF32, at half the rate of 16 bits."""
+    work, gpu = WorkCounter(), GPUS["A100 80GB"]
+    work.operations[10**15, 0] = 1
+    half, tf32, fp32 = (work_seconds(work, gpu, products=products) for products in ("half", "tf32", "fp32"))
+    assert tf32 == pytest.approx(2 * half)
+    assert fp32 == pytest.approx(16 * half, rel=1e-6)
+    plans = [
+        make_plan(config_of("mini", frames=96, dtype=dtype), gpu="A100 80GB") for dtype in ("fp16", "fp32")
+    ]
+    assert plans[1].seconds(gpu).decoding == plans[0].seconds(gpu).decoding
 
 
 def test_videocrafter2_is_planned_from_its_published_architecture(papers_run: Plan) -> None:

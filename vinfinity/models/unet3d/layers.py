@@ -131,11 +131,15 @@ def attend(q: Tensor, k: Tensor, v: Tensor, *, bias: Tensor | None = None) -> Te
     if uses_onednn(q) and count % QUERY_GROUP:
         q = F.pad(q, (0, 0, 0, -count % QUERY_GROUP))
         bias = None if bias is None else F.pad(bias, (0, 0, 0, -count % QUERY_GROUP))
-    parts = [
-        F.scaled_dot_product_attention(*each, attn_mask=bias)
-        for each in zip(*(x.split(ATTENTION_BATCH) for x in (q, k, v)), strict=True)
-    ]
-    return (parts[0] if len(parts) == 1 else torch.cat(parts))[:, :, :count]
+    if len(q) <= ATTENTION_BATCH:
+        return F.scaled_dot_product_attention(q, k, v, attn_mask=bias)[:, :, :count]
+    parts = zip(*(x.split(ATTENTION_BATCH) for x in (q, k, v)), strict=True)
+    return torch.cat(
+        [
+            F.scaled_dot_product_attention(queries, keys, values, attn_mask=bias)
+            for queries, keys, values in parts
+        ]
+    )[:, :, :count]
 
 
 class Linear(nn.Linear):
