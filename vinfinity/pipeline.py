@@ -265,7 +265,8 @@ class Pipeline:
         state, sampler = initial_state(job, frames).to(self.device), job.sampler
         if job.earlier is not None:
             sampler = job.earlier.sampler(sampler, frames, job.latent, device=self.device)
-        noise = StepNoise(job.selection, frames, job.latent, self.device)
+        steps = len(sampler.timesteps)
+        noise = StepNoise(job.selection, frames, job.latent, self.device, steps=steps)
         for after, _ in denoise(denoiser, sampler, state, noise=noise, ranks=self._ranks):
             yield after
 

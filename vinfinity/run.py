@@ -132,7 +132,7 @@ def denoise_video(job: Job, session: Session) -> tuple[Parts, Mapping[str, objec
         sampler = job.sampler
         if job.earlier is not None:
             sampler = job.earlier.sampler(sampler, own, job.latent, device=device)
-        noise = StepNoise(job.selection, own, job.latent, device)
+        noise = StepNoise(job.selection, own, job.latent, device, steps=steps)
         session.shutdown.check()
         with session.shutdown.deferred():
             state = state.to(device)
