@@ -14,8 +14,9 @@ from vinfinity.denoise.loop import denoise
 from vinfinity.denoise.selection import StepNoise
 from vinfinity.job import Job, prepare
 from vinfinity.media.video import write_video
+from vinfinity.parallel.devices import peak_memory
 from vinfinity.parallel.launch import launch
-from vinfinity.parallel.ranks import Ranks, peak_memory
+from vinfinity.parallel.ranks import Ranks
 from vinfinity.pipeline import encode_text, initial_state, load_denoiser, make_denoiser
 from vinfinity.planning.fit import choose_execution, refuse_early
 from vinfinity.runs.folder import RunFolder
@@ -30,7 +31,10 @@ from vinfinity.weights.load import load_decoder
 
 @dataclass(frozen=True)
 class Summary:
-    """What a run made. seconds: wall time. peak_memory: bytes, of the GPU if there is one, else of the process."""
+    """What a run made.
+
+    seconds: wall time. peak_memory: the most bytes that rank 0 has held, of its GPU if it has one, else of the process.
+    """
 
     out: Path
     sheet: Path | None
@@ -106,7 +110,11 @@ def on_rank(task: Task, ranks: Ranks) -> Summary | None:
         if not ranks.first:
             return None
         seconds = {"denoising": denoised - started, "decoding": time.monotonic() - denoised}
-        finished = {"ranks": ranks.size, "seconds": seconds, "peak_memory": peak_memory(ranks.device)}
+        finished = {
+            "ranks": ranks.size,
+            "seconds": seconds,
+            "peak_memory": peak_memory(ranks.device).reserved,
+        }
         record = session.folder.record() or {}
         session.folder.write_record({**record, **finished, **figures, "finished": True})
         session.folder.event("finished", video=str(task.destination.video))
@@ -149,7 +157,7 @@ def write_files(
     config = job.config
     if ranks.first and destination.latents is not None:
         save_whole(latents, destination.latents, source="x", name="latents")
-    if not ranks.first and config.decode.where == "rank0":
+    if not ranks.first and not config.decode.on_all_ranks(ranks.device.type):
         return
     write_video(
         load_decoder(job.decoder, device=ranks.device, dtype=torch.float32),
@@ -184,11 +192,13 @@ def summary(task: Task, ranks: Ranks, *, seconds: float) -> Summary:
         size=task.job.config.resolution,
         fps=task.job.config.fps,
         seconds=seconds,
-        peak_memory=peak_memory(ranks.device),
+        peak_memory=peak_memory(ranks.device).reserved,
     )
 
 
 def _figures(execution: Execution, session: Session, steps: int) -> Mapping[str, object]:
-    """How the denoising steps were carried out, and what each rank sent per step."""
-    sent = session.ranks.collect(session.exchange.counters.per(steps)) if steps else []
-    return {"execution": asdict(execution), "communication_per_step": sent}
+    """How the denoising steps were carried out, with what each rank sent per step, and the memory that it took."""
+    ranks = session.ranks
+    sent = ranks.collect(session.exchange.counters.per(steps)) if steps else []
+    memory = ranks.collect(asdict(peak_memory(ranks.device)))
+    return {"execution": asdict(execution), "communication_per_step": sent, "memory": memory}

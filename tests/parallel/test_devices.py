@@ -8,7 +8,15 @@ import torch
 
 from vinfinity.errors import InputError
 from vinfinity.parallel import devices
-from vinfinity.parallel.devices import GpuFacts, check_gpus, check_nccl, fallen_back, pick_device
+from vinfinity.parallel.devices import (
+    GpuFacts,
+    PeakMemory,
+    check_gpus,
+    check_nccl,
+    fallen_back,
+    peak_memory,
+    pick_device,
+)
 
 GIB = 2**30
 
@@ -108,3 +116,16 @@ def test_nothing_is_said_on_machines_without_a_gpu(monkeypatch: pytest.MonkeyPat
     monkeypatch.setattr(devices, "DEVICE_FILES", str(tmp_path / "nvidia[0-9]*"))
     monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
     assert fallen_back("auto") is None
+
+
+def test_peak_memory_says_what_ran_out(monkeypatch: pytest.MonkeyPatch) -> None:
+    resident = peak_memory(torch.device("cpu"))
+    assert resident.reserved > 10**7
+    assert resident.allocated is None
+    figures = {"num_alloc_retries": 2, "num_ooms": 1}
+    monkeypatch.setattr(torch.cuda, "memory_stats", lambda device: figures)
+    monkeypatch.setattr(torch.cuda, "mem_get_info", lambda device: (3 * GIB, 24 * GIB))
+    monkeypatch.setattr(torch.cuda, "max_memory_reserved", lambda device: 20 * GIB)
+    monkeypatch.setattr(torch.cuda, "max_memory_allocated", lambda device: 19 * GIB)
+    found = peak_memory(torch.device("cuda", 0))
+    assert found == PeakMemory(20 * GIB, allocated=19 * GIB, retries=2, failures=1, driver=21 * GIB)

@@ -257,8 +257,10 @@ class EditConfig(Group, name="edit"):
 class DecodeConfig(Group, name="decode", latents=False):
     """From latents to frames."""
 
-    where: Literal["rank0", "ranks"] = setting(
-        "rank0", "Ranks that decode: rank 0, or all of them. The file is the same."
+    where: Literal["rank0", "ranks"] | None = setting(
+        None,
+        "Ranks that decode: rank 0, or all of them. The file is the same.",
+        unset="ranks on GPUs, rank0 on the CPU",
     )
     frames: int | None = setting(
         None,
@@ -275,6 +277,10 @@ class DecodeConfig(Group, name="decode", latents=False):
         remedy="512 is usual, and null decodes whole frames",
         unset="whole frames",
     )
+
+    def on_all_ranks(self, device: str) -> bool:
+        """Whether all ranks decode. device: the type of theirs. On a CPU, rank 0 shares its cores with the others."""
+        return device != "cpu" if self.where is None else self.where == "ranks"
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -2,7 +2,9 @@
 
 import glob
 import os
+import resource
 import socket
+import sys
 import warnings
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -121,4 +123,37 @@ def check_gpus(gpus: Sequence[GpuFacts]) -> str | None:
     return (
         f"the GPUs differ: rank {smallest} has {least.memory / 1e9:.0f} GB ({least.name}), rank {largest}"
         f" {most.memory / 1e9:.0f} GB ({most.name}); every rank does what fits the smallest"
+    )
+
+
+@dataclass(frozen=True)
+class PeakMemory:
+    """The most memory that a rank has held so far, in bytes.
+
+    reserved: by the allocator on its GPU, which is what runs out; on the CPU, by the process. allocated: the part of it
+    in tensors. retries: how often the allocator was out of memory until it gave back its cache. failures: how often it
+    was out of memory even so. driver: used on the GPU at the end, by all processes and libraries. The last four are
+    None on a CPU.
+    """
+
+    reserved: int
+    allocated: int | None = None
+    retries: int | None = None
+    failures: int | None = None
+    driver: int | None = None
+
+
+def peak_memory(device: torch.device) -> PeakMemory:
+    """The peak memory of this process on its device."""
+    if device.type != "cuda":
+        unit = 1 if sys.platform == "darwin" else 1024
+        return PeakMemory(reserved=resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * unit)
+    counts = torch.cuda.memory_stats(device)
+    free, total = torch.cuda.mem_get_info(device)
+    return PeakMemory(
+        reserved=torch.cuda.max_memory_reserved(device),
+        allocated=torch.cuda.max_memory_allocated(device),
+        retries=counts.get("num_alloc_retries", 0),
+        failures=counts.get("num_ooms", 0),
+        driver=total - free,
     )

@@ -2,8 +2,6 @@
 
 import contextlib
 import os
-import resource
-import sys
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from datetime import timedelta
@@ -131,10 +129,3 @@ def _first_fault(store: dist.Store, message: str) -> str:
         return store.compare_set(FAULT, "", message).decode()
     except RuntimeError:
         return message
-
-
-def peak_memory(device: torch.device) -> int:
-    """The most memory that this process has held, in bytes: of the device if it is a GPU."""
-    if device.type == "cuda":
-        return torch.cuda.max_memory_allocated()
-    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * (1 if sys.platform == "darwin" else 1024)

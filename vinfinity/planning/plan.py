@@ -118,7 +118,7 @@ class Plan:
         call = work_seconds(self.work.work, gpu, batch=at_once, products=products)
         # see system/precision.py
         block = work_seconds(self.memory.decoding.work, gpu, products="tf32")
-        decoders = self.run.ranks if self.run.config.decode.where == "ranks" else 1
+        decoders = self.run.ranks if self.run.config.decode.on_all_ranks(self.run.device) else 1
         return Seconds(
             denoising=steps * (branches // at_once) * call,
             exchange=steps * exchange_seconds(self.work.bytes * branches, gpu),

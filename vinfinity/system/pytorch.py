@@ -38,7 +38,13 @@ def prefer_expandable_segments(environment: MutableMapping[str, str]) -> None:
         environment[VARIABLES[0]] = EXPANDABLE
 
 
+def allocator_variable(environment: Mapping[str, str]) -> str | None:
+    """The name of the variable that configures the allocator; None where none does."""
+    return next((name for name in VARIABLES if environment.get(name)), None)
+
+
 def uses_expandable_segments(environment: Mapping[str, str]) -> bool:
     """Whether the allocator is configured to use expandable segments."""
-    settings = next((environment[name] for name in VARIABLES if environment.get(name)), "")
+    name = allocator_variable(environment)
+    settings = "" if name is None else environment[name]
     return re.search(r"\bexpandable_segments\s*:\s*True\b", settings) is not None
