@@ -317,7 +317,7 @@ def quietly(arguments: Sequence[str]) -> None:
 def rows(found: dict[str, Figures]) -> list[tuple[str, ...]]:
     """The table of a campaign."""
     head = ("kind", "sent", "too late", "lost", "wrong", "resumed", "median end", "slowest end", "exit codes")
-    table = [head]
+    table: list[tuple[str, ...]] = [head]
     for name, figures in found.items():
         ends = figures.ends or [0.0]
         codes = ", ".join(f"{code}: {count}" for code, count in sorted(figures.codes.items()))
