@@ -11,7 +11,7 @@ from vinfinity.parallel.exchange import FrameExchange, OwnFrames
 from vinfinity.parallel.launch import launch
 from vinfinity.parallel.ranks import Ranks
 from vinfinity.parallel.scopes import Scopes
-from vinfinity.planning.trace import ONE_CHUNK, TIMESTEP, CallShape, unet_call
+from vinfinity.planning.trace import ONE_CHUNK, TIMESTEP, CallShape, network_call
 from vinfinity.weights.card import read_card
 from vinfinity.weights.dtypes import pick_dtype
 
@@ -47,7 +47,7 @@ def count_traffic(shape: CallShape, *, branches: int = 2) -> Traffic:
     Reading a value on the host, and so any wait for the device, would raise: meta tensors have no data.
     """
     exchange = shape.traced_exchange()
-    call = unet_call(shape, replace(ONE_CHUNK, branches=branches), exchange)
+    call = network_call(shape, replace(ONE_CHUNK, branches=branches), exchange)
     with torch.inference_mode():
         call(torch.empty(shape.latents, device="meta"), TIMESTEP)
     sent = exchange.by_label

@@ -12,7 +12,7 @@ from vinfinity.models.unet3d.unet import UNet, compile_blocks
 from vinfinity.parallel.exchange import FrameExchange
 from vinfinity.parallel.scopes import Scopes
 from vinfinity.parallel.teams import Team, team_of
-from vinfinity.planning.trace import TIMESTEP, CallShape, unet_call
+from vinfinity.planning.trace import TIMESTEP, CallShape, network_call
 from vinfinity.weights.dtypes import DTYPES
 
 
@@ -20,7 +20,7 @@ def call_inputs(shape: CallShape, *, device: str) -> tuple[Tensor, Tensor]:
     """Random latents (1, c, f, h, w) and text states of both guidance branches (2, t, c), from a fixed seed."""
     generator = torch.Generator().manual_seed(0)
     x = torch.randn(shape.latents, generator=generator)
-    text = torch.randn(2, shape.text_tokens, shape.unet.cross_attention_dim, generator=generator)
+    text = torch.randn(2, shape.text_tokens, shape.traits.text_width, generator=generator)
     return x.to(device, shape.dtype), text.to(device, shape.dtype)
 
 
@@ -43,7 +43,7 @@ def timed_call(
     shape = subject.call_shape(unet, shards=team.shards, rank=team.member, scopes=scopes)
     execution = Execution(branches=2, skips="device", chunk_bytes=CHUNK_BYTES[device.type][0])
     x, text = call_inputs(shape, device=str(device))
-    call = unet_call(shape, execution, exchange or team.exchange(), unet=unet, text=text)
+    call = network_call(shape, execution, exchange or team.exchange(), network=unet, text=text)
 
     def run() -> Tensor:
         with torch.inference_mode():

@@ -250,12 +250,6 @@ class ResnetBlock(nn.Module):
         return hidden.div_(self.out_scale) if self.out_scale != 1.0 else hidden
 
 
-def channels_last(weight: Tensor) -> Tensor:
-    """A weight in the memory layout of convolutions over channels-last input; otherwise every call would convert it."""
-    formats = {4: torch.channels_last, 5: torch.channels_last_3d}
-    return weight.contiguous(memory_format=formats[weight.dim()]) if weight.dim() in formats else weight
-
-
 class Downsample(nn.Module):
     """Halves height and width with a convolution of stride 2. padding 0: only the right and lower edges are padded."""
 
