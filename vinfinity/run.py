@@ -1,6 +1,7 @@
 """A run from top to bottom: check, launch ranks, denoise, decode, record."""
 
 import contextlib
+import os
 import time
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass
@@ -15,6 +16,7 @@ from vinfinity.denoise.selection import StepNoise
 from vinfinity.job import Job, prepare
 from vinfinity.media.video import write_video
 from vinfinity.parallel.launch import launch
+from vinfinity.parallel.place import find_place
 from vinfinity.parallel.ranks import Ranks, peak_memory
 from vinfinity.pipeline import encode_text, initial_state, load_denoiser, make_denoiser
 from vinfinity.planning.fit import choose_execution, refuse_early
@@ -57,7 +59,9 @@ class Task:
     @classmethod
     def of(cls, config: RunConfig, destination: Destination, *, decode: bool = True) -> "Task":
         """The task for a configuration, checked here once for all ranks that are started. Raises InputError."""
-        return cls(prepare(config), destination, decode, shown=terminal_console() is not None)
+        return cls(
+            prepare(config, find_place(os.environ)), destination, decode, shown=terminal_console() is not None
+        )
 
 
 def run(

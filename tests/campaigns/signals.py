@@ -4,7 +4,7 @@
     tests/campaigns/signals.py --merge part-*.json
 
 A kind is a way to ask a run to end: a signal to a run on one rank (`/1`) or two (`/2`), or one of the scenarios in
-`kinds`. For each kind the delay grows by --step milliseconds, until three runs in a row have ended before their signal;
+`kinds`. For each kind the delay grows by --step milliseconds, ten times that in a scenario, until three runs in a row have ended before their signal;
 --part takes every fourth delay only, so that a campaign can be split. A request is lost if the run went on to its end,
 although work was left when the signal came, or if it did not end within --limit seconds. Every run that was stopped is
 resumed, and its latents are compared with those of an undisturbed run, bit by bit. The exit code is 1 if a request was
@@ -58,6 +58,11 @@ class Kind:
     launcher: str = "vinfinity"
     target: str = "process"
     again: float | None = None
+
+    @property
+    def coarseness(self) -> int:
+        """How many times larger the steps between its delays are."""
+        return 1 if self.name.startswith("SIG") else 10
 
     def codes(self) -> set[int]:
         """The exit codes of a run that was asked to end: before Python handles signals, the signal's own."""
@@ -209,8 +214,9 @@ class Campaign:
             return False
         end = time.monotonic() - sent
         figures.ends.append(end)
-        figures.codes[process.returncode] += 1
-        self.judge(kind, process.returncode, stderr, out, where, end, clock, figures)
+        code = process.wait()
+        figures.codes[code] += 1
+        self.judge(kind, code, stderr, out, where, end, clock, figures)
         return False
 
     def judge(
@@ -386,8 +392,9 @@ def main() -> None:
         campaign = Campaign(Path(folder), limit=options.limit)
         for name in options.kinds.split(",") if options.kinds else known:
             begun = time.monotonic()
-            first = options.first + (part - 1) * options.step
-            delays = (delay / 1000 for delay in range(first, options.to + 1, parts * options.step))
+            step = options.step * known[name].coarseness
+            first = options.first + (part - 1) * step
+            delays = (delay / 1000 for delay in range(first, options.to + 1, parts * step))
             found[name] = campaign.sweep(known[name], delays)
             print(f"{name}: {found[name].sent} signals in {time.monotonic() - begun:.0f} s", flush=True)
             if options.out:

@@ -1,5 +1,6 @@
 """Starting ranks: which numbers are possible, and how all of them end if one fails or a signal arrives."""
 
+import dataclasses
 import os
 import re
 import signal
@@ -15,19 +16,26 @@ from oracles.rank_work import crash, die, differ
 
 from vinfinity.errors import InputError, RankError, VinfinityError
 from vinfinity.parallel.launch import check_ranks, launch
+from vinfinity.parallel.place import find_place
 from vinfinity.parallel.ranks import pick_device
 from vinfinity.runs.parts import read_manifest
 
 TIMEOUT = 60.0
 
 
-def test_a_number_of_ranks_other_than_the_launchers_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
-    for name, value in TORCHRUN.items():
-        monkeypatch.setenv(name, value)
-    with pytest.raises(InputError, match=r"gpus: 4 is not the 8 ranks that torchrun started"):
-        check_ranks(gpus=4, device="cpu", frames=96)
-    with pytest.raises(InputError, match=r"more than the 7 frames"):
-        check_ranks(gpus=None, device="cpu", frames=7)
+def test_ranks_that_do_not_fit_their_launcher_are_refused() -> None:
+    place = find_place(TORCHRUN)
+    assert place is not None
+    way_out = "; if torchrun did not start this process, unset RANK WORLD_SIZE"
+    with pytest.raises(
+        InputError, match=f"gpus: 4 is not the 8 ranks that torchrun started; leave .*{way_out}"
+    ):
+        check_ranks(gpus=4, device="cpu", frames=96, place=place)
+    with pytest.raises(InputError, match=f"gpus: 8 is more than the 7 frames; .*{way_out}"):
+        check_ranks(gpus=None, device="cpu", frames=7, place=place)
+    many = dataclasses.replace(place, local_size=99)
+    with pytest.raises(InputError, match=f"finds .* for 99; add --device cpu .*{way_out}"):
+        check_ranks(gpus=None, device="cuda", frames=96, place=many)
 
 
 @pytest.mark.skipif(torch.cuda.is_available(), reason="there are GPUs here")

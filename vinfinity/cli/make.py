@@ -20,6 +20,7 @@ from vinfinity.config import (
     require_prompt,
     to_yaml,
 )
+from vinfinity.parallel.place import find_place
 from vinfinity.system.signals import Shutdown
 
 if TYPE_CHECKING:
@@ -65,8 +66,9 @@ def show_plan(resolved: Resolved) -> None:
     from vinfinity.planning.plan import make_plan
     from vinfinity.planning.report import essentials
 
-    rows = describe(resolved.config)
-    plan = make_plan(resolved.config)
+    place = find_place(os.environ)
+    rows = describe(config, place)
+    plan = make_plan(config, place=place)
     print_columns([*rows, *essentials(plan)])
     if plan.refusal is not None:
         raise plan.refusal

@@ -15,7 +15,7 @@ from typing import Any, TypeVar
 import torch.distributed as dist
 
 from vinfinity.errors import InputError, RankError, Stopped, VinfinityError
-from vinfinity.parallel.place import find_place
+from vinfinity.parallel.place import Place, find_place
 from vinfinity.parallel.ranks import Ranks, joined, pick_device
 from vinfinity.parallel.started import Assignment, RankFiles, start
 from vinfinity.system.signals import SIGNALS, Reaction, Shutdown
@@ -30,20 +30,25 @@ SHUTDOWN_SECONDS = 2
 POLL_SECONDS = 0.02
 
 
-def check_ranks(*, gpus: int | None, device: str, frames: int) -> None:
-    """Raise InputError if the requested ranks are not available; starts nothing."""
-    place = find_place(os.environ)
-    if place is None:
-        size = local_size = gpus or 1
-    else:
-        size, local_size = place.size, place.local_size
-        if gpus is not None and gpus != size:
-            problem = f"is not the {size} rank{'s' * (size > 1)} that {place.launcher} started"
-            raise InputError("gpus", gpus, "leave --gpus out: the launcher decides", problem=problem)
+def check_ranks(*, gpus: int | None, device: str, frames: int, place: Place | None = None) -> None:
+    """Raise InputError if the requested ranks are not available; starts nothing.
+
+    place: this process's place among the ranks of a launcher; None if it is alone.
+    """
+    size, local_size = (gpus or 1, gpus or 1) if place is None else (place.size, place.local_size)
+    way_out = "" if place is None else f"; {place.way_out}"
+    if gpus is not None and gpus != size:
+        problem = f"is not the {size} ranks that {place.launcher if place else ''} started"
+        raise InputError("gpus", gpus, f"leave --gpus out{way_out}", problem=problem)
     if size > frames:
         problem = f"is more than the {frames} frames"
-        raise InputError("gpus", size, f"use {frames} ranks at most", problem=problem)
-    pick_device(device, local_size=local_size)
+        raise InputError("gpus", size, f"use {frames} ranks at most{way_out}", problem=problem)
+    try:
+        pick_device(device, local_size=local_size)
+    except InputError as error:
+        raise InputError(
+            error.field, error.value, f"{error.remedy}{way_out}", problem=error.problem
+        ) from None
 
 
 def launch(

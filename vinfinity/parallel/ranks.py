@@ -3,8 +3,10 @@
 import contextlib
 import json
 import os
+import re
 import resource
 import sys
+import threading
 import time
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
@@ -19,9 +21,12 @@ from vinfinity.errors import InputError, RankError, Stopped, one_line
 from vinfinity.parallel.exchange import lost_rank
 from vinfinity.parallel.place import Place
 from vinfinity.parallel.teams import Team, team_of
+from vinfinity.system.progress import logger
 from vinfinity.system.signals import Shutdown
 
 Fact = TypeVar("Fact")
+# seconds that a rank waits for the others before it says so
+NOTED_WAIT = 10.0
 # entries of the store: the first error of any rank, and the number of ranks that have left
 FIRST_ERROR, LEFT = "first error", "left"
 # seconds in which the store must answer ranks that leave, and the last of them must have left
@@ -40,20 +45,23 @@ def pick_device(wanted: str, *, local_rank: int = 0, local_size: int = 1) -> tor
         return torch.device("cpu")
     if local_size > found:
         remedy = f"add --device cpu to run {local_size} rank{'s' * (local_size > 1)} on the CPU"
-        problem = f"finds {found} CUDA GPU{'s' * (found != 1)} for {local_size}"
+        visible = os.environ.get("CUDA_VISIBLE_DEVICES")
+        because = "" if visible is None else f" (CUDA_VISIBLE_DEVICES={visible!r})"
+        problem = f"finds {found} CUDA GPU{'s' * (found != 1)}{because} for {local_size}"
         raise InputError("device", wanted, remedy, problem=problem)
     return torch.device("cuda", local_rank)
 
 
 @dataclass(frozen=True)
 class Ranks:
-    """rank: number of this process, 0 <= rank < size. device: what it computes on. shutdown: requests to end; there are
-    none where vinfinity is used as a library.
+    """rank: number of this process, 0 <= rank < size. local_size: ranks on this node. device: what it computes on.
+    shutdown: requests to end; there are none where vinfinity is used as a library.
     """
 
     device: torch.device
     rank: int = 0
     size: int = 1
+    local_size: int = 1
     shutdown: Shutdown = field(default_factory=Shutdown)
 
     @property
@@ -118,13 +126,17 @@ def joined(place: Place, *, device: torch.device, timeout: float, shutdown: Shut
     The first rank that fails or is asked to end decides how all others end: a RankError raised inside, which only says
     that another rank is gone, is replaced by the first RankError or Stopped of any rank.
     """
-    if place.local_size > 1 and device.type == "cpu" and "OMP_NUM_THREADS" not in os.environ:
+    chosen = re.match(r"[1-9]", os.environ.get("OMP_NUM_THREADS", "").strip())
+    if place.local_size > 1 and device.type == "cpu" and not chosen:
         torch.set_num_threads(max(1, len(os.sched_getaffinity(0)) // place.local_size))
     if device.type == "cuda":
         torch.cuda.set_device(device)
     limit = timedelta(seconds=timeout)
+    waiting = threading.Timer(NOTED_WAIT, _note_waiting, [place])
+    waiting.daemon = True
     # torchrun and vinfinity's launcher host the store themselves
     hosts_store = place.launcher == "srun" and place.rank == 0
+    waiting.start()
     try:
         if place.launcher == "torchrun":
             store, _, _ = next(dist.rendezvous("env://", place.rank, place.size, timeout=limit))
@@ -141,10 +153,14 @@ def joined(place: Place, *, device: torch.device, timeout: float, shutdown: Shut
             timeout=limit,
         )
     except (RuntimeError, ValueError) as error:
-        reason = one_line(error)
+        reason = f"{one_line(error)}{_way_out(place)}"
         raise RankError(f"not all of the {place.size} ranks joined within {timeout:g} s: {reason}") from error
+    finally:
+        waiting.cancel()
     try:
-        yield Ranks(device=device, rank=place.rank, size=place.size, shutdown=shutdown)
+        yield Ranks(
+            device=device, rank=place.rank, size=place.size, local_size=place.local_size, shutdown=shutdown
+        )
     except (RankError, Stopped) as error:
         first = _first_to_leave(store, error)
         raise Stopped(shutdown.message) if shutdown.requested else first from error
@@ -152,6 +168,15 @@ def joined(place: Place, *, device: torch.device, timeout: float, shutdown: Shut
         dist.destroy_process_group()
         if place.launcher == "srun":
             _leave(store, hosts_store=hosts_store, others=place.size - 1)
+
+
+def _note_waiting(place: Place) -> None:
+    if place.local_rank == 0:
+        logger.info("rank %d waits for the other ranks%s", place.rank, _way_out(place))
+
+
+def _way_out(place: Place) -> str:
+    return "" if place.launcher == "vinfinity" else f"; {place.way_out}"
 
 
 def _first_to_leave(store: dist.Store, error: RankError | Stopped) -> RankError | Stopped:
