@@ -4,11 +4,12 @@
     tests/campaigns/signals.py --merge part-*.json
 
 A kind is a way to ask a run to end: a signal to a run on one rank (`/1`) or two (`/2`), or one of the scenarios in
-`kinds`. For each kind the delay grows by --step milliseconds, ten times that in a scenario, until three runs in a row have ended before their signal;
---part takes every fourth delay only, so that a campaign can be split. A request is lost if the run went on to its end,
-although work was left when the signal came, or if it did not end within --limit seconds. Every run that was stopped is
-resumed, and its latents are compared with those of an undisturbed run, bit by bit. The exit code is 1 if a request was
-lost, an exit code was not the documented one, a traceback was printed, or latents differ.
+`kinds`. For each kind the delay grows by --step milliseconds, in a scenario by ten times that, until three runs in a
+row have ended before their signal; --part takes every fourth delay only, so that a campaign can be split. A request is
+lost if the run went on to its end, although work was left when the signal came, or if it did not end within --limit
+seconds. Every run that was stopped is resumed, and its latents are compared with those of an undisturbed run, bit by
+bit. The exit code is 1 if a request was lost, an exit code was not the documented one, a traceback was printed, or
+latents differ.
 """
 
 import argparse
@@ -34,8 +35,8 @@ from vinfinity.media.mp4 import read_video
 from vinfinity.runs.parts import DamagedError, read_manifest
 
 PROMPT = "a red ball bouncing over green grass"
-FRAMES, STEPS = 6, 4
-SHORT = ["--size", "32x32", "--device", "cpu", "attention.anchors=1", "checkpoint.every=1 steps"]
+FRAMES, STEPS = 4, 3
+SHORT = ["--size", "32x32", "--device", "cpu", "--guidance", "1", "checkpoint.every=1 steps"]
 # seconds from a signal to a normal end in which the run may have been past its last check
 LAST_MOMENT = 1.0
 # runs in a row that ended before their signal
@@ -139,7 +140,7 @@ class Campaign:
                 str(out),
             ]
         if name == "redo":
-            return ["redo", str(self.finished), "--frames", "2:5", "--out", str(out)]
+            return ["redo", str(self.finished), "--frames", "1:3", "--out", str(out)]
         if name == "extend":
             return ["extend", str(self.finished), "--frames", "+3", "--out", str(out)]
         if name == "decode":

@@ -89,8 +89,8 @@ def test_a_terminal_of_srun_is_alone(monkeypatch: pytest.MonkeyPatch) -> None:
         ),
         (
             {"OMPI_COMM_WORLD_SIZE": "4"},
-            "OMPI_COMM_WORLD_SIZE: 4 (environment) says that mpirun started several processes, which is "
-            "not supported; use --gpus, torchrun or srun; if mpirun did not start this process, unset OMPI_COMM_WORLD_SIZE",
+            "OMPI_COMM_WORLD_SIZE: 4 (environment) says that mpirun started several processes, which is not "
+            "supported; use --gpus, torchrun or srun; if mpirun did not start this process, unset OMPI_COMM_WORLD",
         ),
     ],
 )
