@@ -13,6 +13,7 @@ import torch
 import torch.distributed as dist
 
 from vinfinity.errors import InputError, one_line
+from vinfinity.parallel.place import Place
 from vinfinity.system.pytorch import prefer_expandable_segments
 
 # what the driver creates for each GPU
@@ -42,7 +43,9 @@ def pick_device(
     if launcher == "srun" and found == 1 and os.environ.get("CUDA_VISIBLE_DEVICES"):
         return torch.device("cuda", 0)
     ranks = f"{local_size} rank{'s' * (local_size > 1)}"
-    problem = f"finds {found} CUDA GPU{'s' * (found != 1)} for {local_size}"
+    visible = os.environ.get("CUDA_VISIBLE_DEVICES")
+    because = "" if visible is None else f" (CUDA_VISIBLE_DEVICES={visible!r})"
+    problem = f"finds {found} CUDA GPU{'s' * (found != 1)}{because} for {local_size}"
     if found == 0 and reason:
         problem += f" ({reason})"
     remedy = f"add --device cpu to run {ranks} on the CPU"
@@ -51,6 +54,13 @@ def pick_device(
             f"start one task per GPU, and let each see all GPUs: --gpus-per-node {local_size} --gpu-bind=none"
         )
     raise InputError("device", wanted, remedy, problem=problem)
+
+
+def rank_device(place: Place, wanted: str) -> torch.device:
+    """The device of the rank at `place`. Raises InputError."""
+    return pick_device(
+        wanted, local_rank=place.local_rank, local_size=place.local_size, launcher=place.launcher
+    )
 
 
 def usable_gpus() -> tuple[int, str]:
