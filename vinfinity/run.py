@@ -5,6 +5,7 @@ import os
 import time
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass
+from functools import partial
 from pathlib import Path
 
 import torch
@@ -19,13 +20,13 @@ from vinfinity.parallel.devices import peak_memory
 from vinfinity.parallel.launch import launch
 from vinfinity.parallel.place import find_place
 from vinfinity.parallel.ranks import Ranks
-from vinfinity.pipeline import encode_text, initial_state, load_denoiser, make_denoiser
-from vinfinity.planning.fit import choose_execution, refuse_early
+from vinfinity.pipeline import encode_text, fitting_denoiser, initial_state, load_denoiser
+from vinfinity.planning.fit import find_fit, refuse_early
 from vinfinity.runs.folder import RunFolder
 from vinfinity.runs.parts import Parts, save_whole
 from vinfinity.runs.paths import Destination
 from vinfinity.runs.start import how_to_start
-from vinfinity.session import Session, resumable
+from vinfinity.session import Session, record_end, resumable
 from vinfinity.system.progress import Progress, messages_shown, terminal_console
 from vinfinity.system.signals import Reaction, Shutdown
 from vinfinity.weights.dtypes import pick_dtype
@@ -96,6 +97,7 @@ def launch_run(task: Task, *, shutdown: Shutdown | None = None) -> Summary | Non
             device=config.device,
             timeout=config.parallel.timeout,
             shutdown=shutdown,
+            on_error=partial(record_end, task.destination.folder),
         )
 
 
@@ -132,7 +134,8 @@ def denoise_video(job: Job, session: Session) -> tuple[Parts, Mapping[str, objec
     Raises Stopped, with a checkpoint written, if the run was asked to end.
     """
     ranks, team, checkpoints = session.ranks, session.team, session.checkpoints
-    execution = choose_execution(job, ranks)
+    fit = find_fit(job, ranks)
+    execution = fit.first
     own, steps = job.selection.of(team.held), len(job.sampler.timesteps)
     state = checkpoints.restore() or initial_state(job, own)
     session.enter(f"after step {state.step} of {steps}" if state.step else "before anything was computed")
@@ -141,7 +144,9 @@ def denoise_video(job: Job, session: Session) -> tuple[Parts, Mapping[str, objec
         device, dtype = ranks.device, pick_dtype(job.config.dtype, ranks.device)
         text = encode_text(job, device=device, dtype=dtype)
         network = load_denoiser(job, device=device, dtype=dtype)
-        denoiser = make_denoiser(job, network, text, team, session.exchange, execution)
+        denoiser, execution = fitting_denoiser(
+            job, network, text, team, session.exchange, ranks, fit=fit, t=job.sampler.timesteps[state.step]
+        )
         sampler = job.sampler
         if job.earlier is not None:
             sampler = job.earlier.sampler(sampler, own, job.latent, device=device)

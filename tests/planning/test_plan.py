@@ -32,7 +32,7 @@ from vinfinity.parallel.scopes import Scopes
 from vinfinity.parallel.shards import FrameShards
 from vinfinity.pipeline import encode_text, make_denoiser
 from vinfinity.planning.estimate import work_seconds
-from vinfinity.planning.fit import choose, choose_execution, decide
+from vinfinity.planning.fit import choose, decide, find_fit
 from vinfinity.planning.machines import GPUS, find_gpu
 from vinfinity.planning.memory import GPU_RESERVE, Budget, memory_bound, trace_memory
 from vinfinity.planning.meter import LiveBytes, WorkCounter
@@ -395,7 +395,7 @@ def test_a_decoding_block_that_is_too_large_is_refused_with_a_smaller_one(model_
 def test_short_runs_start_without_a_trace() -> None:
     job = prepare(config_of("mini", frames=96, device="cpu"))
     trace_step.cache_clear()
-    execution = choose_execution(job, CPU)
+    execution = find_fit(job, CPU).first
     assert trace_step.cache_info().misses == 0
     assert execution.skips == "device"
 

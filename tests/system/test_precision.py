@@ -11,7 +11,7 @@ from vinfinity.media.decode import decode_block
 from vinfinity.parallel.ranks import Ranks
 from vinfinity.parallel.teams import team_of
 from vinfinity.pipeline import encode_text, load_denoiser, make_denoiser
-from vinfinity.planning.fit import choose_execution
+from vinfinity.planning.fit import find_fit
 from vinfinity.system.precision import fp32_products
 
 CPU = torch.device("cpu")
@@ -59,7 +59,7 @@ def test_the_denoiser_is_exact_in_fp32_and_decoding_uses_tf32() -> None:
     network = load_denoiser(job, device=CPU, dtype=torch.float32)
     text = encode_text(job, device=CPU, dtype=torch.float32)
     team, ranks = team_of(0, 1, frames=2, split=False), Ranks(device=CPU)
-    denoiser = make_denoiser(job, network, text, team, team.exchange(), choose_execution(job, ranks))
+    denoiser = make_denoiser(job, network, text, team, team.exchange(), find_fit(job, ranks).first)
     seen = flags_in(network)
     with torch.inference_mode():
         denoiser.call(torch.zeros(1, *job.latent[:1], 2, *job.latent[1:]), 500.0)
