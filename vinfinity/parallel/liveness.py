@@ -21,7 +21,7 @@ from vinfinity.parallel.waits import Waits
 BEAT, LOOK = 0.5, 0.1
 # seconds that the main thread has to end a rank before this thread does it, and that the store has to answer a rank
 # that leaves
-GRACE, FAREWELL = 1.5, 1.0
+GRACE, FAREWELL = 0.7, 0.5
 # the entry of the store with the first error of any rank
 FIRST_ERROR = "first error"
 
