@@ -23,7 +23,7 @@ from vinfinity.parallel.shards import FrameShards
 from vinfinity.planning.meter import LiveBytes, WorkCounter
 
 # number of chunks above which memory grows linearly with the frames
-LINEAR_FROM = 16
+LINEAR_FROM = 32
 # all frames in one chunk: the fewest operations
 ONE_CHUNK = Execution(branches=1, skips="device", chunk_bytes=2**62)
 # any timestep, frame rate and guidance: they change no shape

@@ -28,8 +28,8 @@ def group_moments(x: Tensor, groups: int) -> Tensor:
     of 11 significant bits fit fp32, and what cancels in the difference is below the rounding of x.
     """
     mean = x.mean(1, dtype=torch.float32)
-    if x.dtype == torch.float32:
-        variance = (x - mean[:, None]).square_().mean(1)
+    if x.dtype.itemsize >= 4:
+        variance = (x.float() - mean[:, None]).square_().mean(1)
     else:
         norm = torch.linalg.vector_norm(x, dim=1, dtype=torch.float32)
         variance = (norm.square() / x.shape[1] - mean.square()).clamp_(min=0)
@@ -53,8 +53,8 @@ def apply_affine(x: Tensor, scale: Tensor, shift: Tensor) -> Tensor:
 
     x: any shape. scale, shift: fp32, broadcast against x.
     """
-    if x.dtype == torch.float32:
-        return torch.addcmul(shift, x, scale)
+    if x.dtype.itemsize >= 4:
+        return torch.addcmul(shift, x, scale).to(x.dtype)
     return torch.addcmul(shift, x, scale, out=torch.empty_like(x))
 
 
