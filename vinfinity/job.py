@@ -26,8 +26,8 @@ from vinfinity.runs.paths import Destination, check_inputs
 from vinfinity.system.safetensors import read_header
 from vinfinity.weights.card import ModelCard, read_card, weights_digest
 from vinfinity.weights.dtypes import pick_dtype
-from vinfinity.weights.load import check_decoder, check_weights, empty_network, load_scheduler
-from vinfinity.weights.lora import Lora, check_lora, read_lora
+from vinfinity.weights.load import check_decoder, check_weights, load_scheduler
+from vinfinity.weights.lora import Lora, lora_targets, read_lora
 
 
 @dataclass(frozen=True)
@@ -139,12 +139,8 @@ def prepare(config: RunConfig) -> Job:
     if config.decoder is not None:
         check_decoder(Path(config.decoder).expanduser(), card.geometry)
     check_tile(config.decode, downscale=card.geometry.downscale)
-    loras = tuple(read_lora(text) for text in config.lora)
-    if loras:
-        network = empty_network(card.family.networks["unet"], card.folder / "unet")
-        shapes = {name: tuple(tensor.shape) for name, tensor in network.state_dict().items()}
-        for lora in loras:
-            check_lora(lora, shapes)
+    targets = lora_targets(card) if config.lora else ()
+    loras = tuple(read_lora(text, targets) for text in config.lora)
     tokenizer = card.family.load_tokenizer(card.folder / "tokenizer", length=card.text_length)
     if config.noise_from is not None:
         check_noise(Path(config.noise_from).expanduser(), (1, latent[0], config.frames, *latent[1:]))
@@ -156,7 +152,7 @@ def prepare(config: RunConfig) -> Job:
         selection=selection,
         earlier=earlier,
         latent=latent,
-        weights_digest=weights_digest(card.folder, loras=[lora.path for lora in loras]),
+        weights_digest=weights_digest(card.folder, loras=[path for lora in loras for path in lora.files]),
         decoder_digest=weights_digest(decoder_folder(config, card)),
         loras=loras,
     )
@@ -214,7 +210,7 @@ def describe(config: RunConfig) -> list[tuple[str, str]]:
         ("video", f"{config.frames} frames of {config.size} at {config.fps} fps"),
         ("latents", f"1x{channels}x{config.frames}x{height}x{width}"),
         ("model", f"{job.card.name} ({job.card.folder})"),
-        *(("lora", f"{lora.path} at {lora.weight:g}, {len(lora.pairs)} layers") for lora in job.loras),
+        *(("lora", f"{lora.path} at {lora.weight:g}, {lora.layers()}") for lora in job.loras),
         *([("decoder", str(job.decoder))] if config.decoder is not None else []),
         ("device", f"{device}, {str(pick_dtype(config.dtype, device)).removeprefix('torch.')}"),
         ("sampler", f"{config.sampler}, {len(job.sampler.timesteps)} steps, guidance {config.guidance:g}"),

@@ -38,6 +38,7 @@ from vinfinity.planning.fit import choose_execution
 from vinfinity.resolve import load_config
 from vinfinity.weights.dtypes import pick_dtype
 from vinfinity.weights.load import load_decoder, load_text_encoder, load_unet
+from vinfinity.weights.lora import open_loras
 
 # settings that `Pipeline` fixes when it loads a model, and those that only runs with files or ranks have
 LOADED = ("model", "device", "dtype", "lora", "decoder", "compile")
@@ -56,7 +57,7 @@ def encode_text(
     Raises NotFiniteError if they are NaN or infinite.
     """
     if encoder is None:
-        encoder = load_text_encoder(job.card.folder / "text_encoder", device=device, dtype=dtype)
+        encoder = load_encoder(job, device=device, dtype=dtype)
     tokens = [job.tokenizer(text) for text in job.texts]
     text = encoder(torch.tensor([prompt.ids for prompt in tokens], device=device))
     if not text.isfinite().all():
@@ -64,9 +65,17 @@ def encode_text(
     return text
 
 
+def load_encoder(job: Job, *, device: torch.device, dtype: torch.dtype) -> TextEncoder:
+    """The text encoder with its LoRAs merged in. Raises WeightsError."""
+    with open_loras(job.loras, "text_encoder") as changes:
+        folder = job.card.folder / "text_encoder"
+        return load_text_encoder(folder, device=device, dtype=dtype, changes=changes)
+
+
 def load_network(job: Job, *, device: torch.device, dtype: torch.dtype) -> UNet:
     """The denoising network with its LoRAs merged in, compiled if the job asks for it. Raises WeightsError."""
-    unet = load_unet(job.card.folder / "unet", device=device, dtype=dtype, loras=job.loras)
+    with open_loras(job.loras, "unet") as changes:
+        unet = load_unet(job.card.folder / "unet", device=device, dtype=dtype, changes=changes)
     if job.config.compile:
         compile_blocks(unet)
     return unet
@@ -180,8 +189,8 @@ class Pipeline:
         self._job = prepare(config)
         self._ranks = Ranks(device=pick_device(config.device))
         self._dtype = pick_dtype(config.dtype, self._ranks.device)
-        device, folder = self._ranks.device, self._job.card.folder
-        self._encoder = load_text_encoder(folder / "text_encoder", device=device, dtype=self._dtype)
+        device = self._ranks.device
+        self._encoder = load_encoder(self._job, device=device, dtype=self._dtype)
         self._unet = load_network(self._job, device=device, dtype=self._dtype)
         self._decoder = load_decoder(self._job.decoder, device=device, dtype=torch.float32)
 

@@ -15,6 +15,7 @@ from vinfinity.errors import InputError, WeightsError, did_you_mean
 from vinfinity.models.families import family_of, published_family
 from vinfinity.models.family import Family, parts_of
 from vinfinity.models.geometry import LatentGeometry
+from vinfinity.system.files import missing_problem, tree_files
 from vinfinity.system.safetensors import read_json
 from vinfinity.weights.registry import KNOWN, local_models, models_folder, published_files
 
@@ -96,11 +97,16 @@ def read_card(model: str) -> ModelCard:
     parts = parts_of(family)
     missing = [part for part in parts if not (folder / part).is_dir()]
     if missing:
+        if (folder / missing[0]).is_symlink():
+            problem = missing_problem(folder / missing[0])
+            remedy = "restore what it leads to, or link it again"
+            raise WeightsError("model", folder / missing[0], remedy, problem=problem)
         remedy = (
             f"a model's folder has {', '.join(parts)}; vinfinity models convert adds parts of another model"
         )
         raise InputError("model", folder, remedy, problem=f"has no {missing[0]}")
-    own = read_json(folder / "card.json") if (folder / "card.json").exists() else {}
+    own_card = folder / "card.json"
+    own = read_json(own_card) if own_card.exists() or own_card.is_symlink() else {}
     files = {part: read_json(folder / part / "config.json") for part in family.networks}
     files["scheduler"] = read_json(folder / "scheduler" / "scheduler_config.json")
     return _card(folder, family, own, files)
@@ -177,16 +183,22 @@ def weights_digest(folder: Path, *, loras: Sequence[Path] = ()) -> str:
     """SHA-256 (hex) that tells versions of a model, or of one of its parts, and of its LoRAs apart.
 
     It covers every small file in full, and of each weight file the length, the header and samples of the contents:
-    reading gigabytes on every rank would take longer than loading them.
+    reading gigabytes on every rank would take longer than loading them. Links are followed, as by whatever reads the
+    model. loras: all files of the LoRAs. Raises WeightsError if a file cannot be read.
     """
     total = hashlib.sha256()
-    files = sorted(path for path in folder.rglob("*") if path.suffix in (".json", ".txt", ".safetensors"))
-    names = [str(path.relative_to(folder)) for path in files] + [path.name for path in loras]
-    for name, path in zip(names, [*files, *loras], strict=True):
-        size = path.stat().st_size
-        total.update(f"{name} {size}\n".encode())
-        with path.open("rb") as file:
-            for start in range(0, size, max(SAMPLE_BYTES, size // SAMPLES)):
-                file.seek(start)
-                total.update(file.read(SAMPLE_BYTES))
+    try:
+        files = tree_files(folder, (".json", ".txt", ".safetensors"))
+        names = [str(path.relative_to(folder)) for path in files] + [path.name for path in loras]
+        for name, path in zip(names, [*files, *loras], strict=True):
+            size = path.stat().st_size
+            total.update(f"{name} {size}\n".encode())
+            with path.open("rb") as file:
+                for start in range(0, size, max(SAMPLE_BYTES, size // SAMPLES)):
+                    file.seek(start)
+                    total.update(file.read(SAMPLE_BYTES))
+    except OSError as error:
+        where = error.filename or folder
+        problem = f"cannot be read ({error.strerror})"
+        raise WeightsError("model", where, "check its permissions", problem=problem) from None
     return total.hexdigest()

@@ -11,7 +11,7 @@ from torch import nn
 
 from vinfinity.denoise.schedule import SchedulerConfig
 from vinfinity.errors import WeightsError
-from vinfinity.models.checkpoint import Change
+from vinfinity.models.checkpoint import Change, changed
 from vinfinity.models.decoder import Decoder
 from vinfinity.models.families import FAMILIES, family_of
 from vinfinity.models.family import Network
@@ -37,20 +37,22 @@ ENCODING = ("encoder", "quant_conv")
 
 
 def load_unet(
-    folder: Path, *, device: torch.device | str, dtype: torch.dtype, loras: Sequence[Change] = ()
+    folder: Path, *, device: torch.device | str, dtype: torch.dtype, changes: Sequence[Change] = ()
 ) -> UNet:
-    """The UNet in `folder` (MODEL/unet), with `loras` merged into it one tensor at a time.
+    """The UNet in `folder` (MODEL/unet), with `changes` merged into it one tensor at a time.
 
     Raises WeightsError, before any weight is read, if the files do not fit.
     """
     network = UNET3D.networks["unet"]
-    return cast(UNet, load_network(network, folder, device=device, dtype=dtype, loras=loras))
+    return cast(UNet, load_network(network, folder, device=device, dtype=dtype, changes=changes))
 
 
-def load_text_encoder(folder: Path, *, device: torch.device | str, dtype: torch.dtype) -> TextEncoder:
-    """The text encoder in `folder` (MODEL/text_encoder). Raises WeightsError."""
+def load_text_encoder(
+    folder: Path, *, device: torch.device | str, dtype: torch.dtype, changes: Sequence[Change] = ()
+) -> TextEncoder:
+    """The text encoder in `folder` (MODEL/text_encoder), with `changes` merged into it. Raises WeightsError."""
     network = UNET3D.networks["text_encoder"]
-    return cast(TextEncoder, load_network(network, folder, device=device, dtype=dtype))
+    return cast(TextEncoder, load_network(network, folder, device=device, dtype=dtype, changes=changes))
 
 
 def load_network(
@@ -59,7 +61,7 @@ def load_network(
     *,
     device: torch.device | str,
     dtype: torch.dtype,
-    loras: Sequence[Change] = (),
+    changes: Sequence[Change] = (),
 ) -> nn.Module:
     """A network for inference: every parameter must be in the files, with its shape, and nothing else may be.
 
@@ -67,7 +69,7 @@ def load_network(
     """
     module = empty_network(network, folder)
     sources = _find(module, folder, network, prefer_fp16=dtype != torch.float32)
-    _fill(module, sources, device=device, dtype=dtype, keep_fp32=network.keep_fp32, loras=loras)
+    _fill(module, sources, device=device, dtype=dtype, keep_fp32=network.keep_fp32, changes=changes)
     return module.eval().requires_grad_(False)
 
 
@@ -184,7 +186,7 @@ def _fill(
     device: torch.device | str,
     dtype: torch.dtype,
     keep_fp32: tuple[str, ...] = (),
-    loras: Sequence[Change] = (),
+    changes: Sequence[Change] = (),
 ) -> None:
     """Reads the parameters of a module, one at a time. keep_fp32: prefixes of those that stay in fp32."""
     for path, names in _chunks(sources):
@@ -192,9 +194,7 @@ def _fill(
             with safe_open(path, framework="pt", device="cpu") as file:
                 for name in names:
                     own = torch.float32 if name.startswith(keep_fp32) else dtype
-                    tensor = file.get_tensor(sources[name][0])
-                    for lora in loras:
-                        tensor = lora.add_to(name, tensor)
+                    tensor = changed(name, file.get_tensor(sources[name][0]), changes)
                     _put(module, name, tensor.to(device=device, dtype=own))
                     # a reference to the last tensor would keep the whole chunk mapped
                     del tensor
