@@ -1,7 +1,7 @@
 """LoRA files in every layout that users have, and the networks that they should make.
 
 What a file should make comes from PEFT, which trained and merges it, from diffusers' own loader, or from a dense
-computation written here. Files that cannot be merged are made by PEFT where it has their kind.
+computation written here. refused_loras.py has the files that cannot be merged.
 """
 
 import copy
@@ -18,25 +18,9 @@ import torch
 from diffusers import UNet3DConditionModel
 from diffusers.loaders.peft import PeftAdapterMixin
 from oracles.reference import tiny_pipeline, tiny_unet
-from peft import (
-    AdaLoraConfig,
-    BOFTConfig,
-    FourierFTConfig,
-    HRAConfig,
-    IA3Config,
-    KasaConfig,
-    LoHaConfig,
-    LoKrConfig,
-    LoraConfig,
-    OFTConfig,
-    PeftModel,
-    VeraConfig,
-    get_peft_model,
-    get_peft_model_state_dict,
-)
+from peft import LoHaConfig, LoKrConfig, LoraConfig, PeftModel, get_peft_model, get_peft_model_state_dict
 from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
-from transformers import CLIPTextModel
 
 State = dict[str, Tensor]
 RESNETS = r".*resnets\.\d\.(conv1|conv2|conv_shortcut)"
@@ -47,7 +31,10 @@ TARGETS: dict[str, list[str] | str] = {
     "all kinds": RESNETS + r"|.*(to_q|proj_in|proj_out|net\.2|time_emb_proj|linear_1|conv4\.3)",
 }
 # layers of every kind that kohya's and LyCORIS' names cover in diffusers' loader, which knows no temporal ones
-SPATIAL = r"(down|mid|up)_block(s\.\d)?\.(attentions|resnets)\..*(to_q|to_out\.0|net\.0\.proj|proj_in|conv1|time_emb_proj)"
+SPATIAL = (
+    r"(down|mid|up)_block(s\.\d)?\.(attentions|resnets)\."
+    r".*(to_q|to_out\.0|net\.0\.proj|proj_in|conv1|time_emb_proj)"
+)
 EVERY = SPATIAL.replace("attentions|", "attentions|temp_attentions|temp_convs|") + r"|transformer_in\..*to_k"
 ATTENTION = r".*attn\d\.to_(q|k|v|out\.0)"
 TEXT = r".*(q_proj|out_proj|fc1)"
@@ -161,7 +148,10 @@ def by_diffusers(make: Callable[[State, State], State], **files: Any) -> Maker:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")
             pipeline.load_lora_weights(copy.deepcopy(state))
-            networks = ["unet", *(["text_encoder"] if any("te" in key.split(".")[0] for key in state) else [])]
+            networks = [
+                "unet",
+                *(["text_encoder"] if any("te" in key.split(".")[0] for key in state) else []),
+            ]
             pipeline.fuse_lora(components=networks)
             pipeline.unload_lora_weights()
         return Written(path, dict(pipeline.unet.state_dict()), dict(pipeline.text_encoder.state_dict()))
@@ -219,10 +209,11 @@ def by_hand(
     rename: Callable[[str, str], str] = kohya_name,
     **files: Any,
 ) -> Maker:
-    """A file with one entry per layer. unet, text: the layers. rename: a module's name and a prefix to its name there."""
+    """A file of one entry per layer. unet, text: the layers. rename: a module and a prefix to its name in the file."""
 
     def write(folder: Path) -> Written:
-        states, tensors = base_states(), {}
+        states = base_states()
+        tensors: State = {}
         for state, pattern, prefix in zip(states, (unet, text), prefixes, strict=True):
             for seed, module, weight in list(weights_of(state, pattern or "none")):
                 made = layer(weight, state.get(f"{module}.bias"), seed)
@@ -383,7 +374,11 @@ def processor_names(module: str, prefix: str) -> str:
 def old_text_names(module: str, prefix: str) -> str:
     parent, _, layer = module.rpartition(".")
     attention = {"q_proj": "to_q_lora", "out_proj": "to_out_lora"}
-    return f"{prefix}{parent}.{attention[layer]}" if layer in attention else f"{prefix}{module}.lora_linear_layer"
+    return (
+        f"{prefix}{parent}.{attention[layer]}"
+        if layer in attention
+        else f"{prefix}{module}.lora_linear_layer"
+    )
 
 
 def dotted(module: str, prefix: str) -> str:
@@ -617,267 +612,4 @@ LAYOUTS: dict[str, Maker] = {
     "LyCORIS, norms": norms,
     # loralib
     "Text-To-Video-Finetuning (loralib)": by_hand(loralib_layer, prefixes=("", ""), rename=dotted),
-}
-
-
-# ---- files that cannot be merged ----
-
-Refused = Callable[[Path], str]
-
-
-def saved_by_peft(config: Any, *, settings: bool = True, text: bool = False) -> Refused:
-    """A folder of an adapter that PEFT has and these models have not. settings: whether its config is beside it."""
-
-    def write(folder: Path) -> str:
-        pipeline = tiny_pipeline()
-        model = adapted(pipeline.text_encoder if text else pipeline.unet, config)
-        with warnings.catch_warnings():
-            warnings.simplefilter("ignore")
-            model.save_pretrained(folder)
-        if not settings:
-            (folder / "adapter_config.json").unlink()
-        return str(folder / "adapter_model.safetensors")
-
-    return write
-
-
-def with_settings(**settings: Any) -> Refused:
-    """A LoRA of PEFT whose settings say more than its tensors."""
-
-    def write(folder: Path) -> str:
-        path = Path(PLAIN(folder).text)
-        config = path.with_name("adapter_config.json")
-        config.write_text(json.dumps(json.loads(config.read_text()) | settings))
-        return str(path)
-
-    return write
-
-
-def with_tensors(change: Callable[[State], object], **files: Any) -> Refused:
-    """kohya's file with tensors added, changed or removed."""
-
-    def write(folder: Path) -> str:
-        state = load_file(by_hand(lora_layer(), text=TEXT)(folder).text)
-        change(state)
-        return save(folder, state, **files)
-
-    return write
-
-
-def of_names(*names: str, **files: Any) -> Refused:
-    """A file whose tensors have these names."""
-
-    def write(folder: Path) -> str:
-        return save(folder, {name: torch.ones(4, 4) for name in names}, **files)
-
-    return write
-
-
-def written(content: Callable[[Path], object], name: str) -> Refused:
-    """A file that `content` writes."""
-
-    def write(folder: Path) -> str:
-        content(folder / name)
-        return str(folder / name)
-
-    return write
-
-
-class Payload:
-    """Anything but a tensor."""
-
-
-FIRST = "lora_unet_down_blocks_0_attentions_0_proj_in"
-SDXL = "lora_te2_text_model_encoder_layers_0_mlp_fc1.lora_down.weight"
-FLUX = "transformer.single_transformer_blocks.0.attn.to_q.lora_A.weight"
-MOTION = (
-    "down_blocks.0.motion_modules.0.temporal_transformer.transformer_blocks.0"
-    ".attention_blocks.0.processor.to_q_lora.down.weight"
-)
-
-# Files that are refused, and what the line says of them.
-REFUSED: dict[str, tuple[Refused, str]] = {
-    # adapters of other kinds
-    "IA3": (
-        saved_by_peft(IA3Config(target_modules=["to_q"], feedforward_modules=[])),
-        "has peft_type: IA3 is not one of LORA, LOHA, LOKR",
-    ),
-    "IA3, without settings": (
-        saved_by_peft(IA3Config(target_modules=["to_q"], feedforward_modules=[]), settings=False),
-        "holds IA3 (base_model.model",
-    ),
-    "OFT": (
-        saved_by_peft(OFTConfig(target_modules=["to_q"], r=0, oft_block_size=4), settings=False),
-        "holds OFT or BOFT (",
-    ),
-    "BOFT": (
-        saved_by_peft(BOFTConfig(target_modules=["to_q"], boft_block_size=4), settings=False),
-        "holds OFT or BOFT (",
-    ),
-    "VeRA": (
-        saved_by_peft(VeraConfig(target_modules=["attn1.to_q"], r=2), settings=False),
-        "holds VeRA or a relative of it (",
-    ),
-    "AdaLoRA": (
-        saved_by_peft(AdaLoraConfig(target_modules=["to_q"], r=2, total_step=10), settings=False),
-        "holds AdaLoRA (",
-    ),
-    "HRA": (saved_by_peft(HRAConfig(target_modules=["to_q"], r=2)), "has peft_type: HRA is not one of"),
-    "FourierFT": (
-        saved_by_peft(FourierFTConfig(target_modules=["to_q"], n_frequency=10), settings=False),
-        "holds FourierFT (",
-    ),
-    "GLoRA": (of_names(f"{FIRST}.a1.weight", f"{FIRST}.b1.weight"), "holds GLoRA ("),
-    "KaSA": (
-        saved_by_peft(LoraConfig(target_modules=["to_q"], r=2, kasa_config=KasaConfig())),
-        "has kasa_config: ",
-    ),
-    "single trained tokens": (
-        saved_by_peft(
-            LoraConfig(target_modules=["q_proj"], r=2, trainable_token_indices={"token_embedding": [1, 2]}),
-            text=True,
-        ),
-        "has trainable_token_indices: ",
-    ),
-    "single trained tokens, without settings": (
-        saved_by_peft(
-            LoraConfig(target_modules=["q_proj"], r=2, trainable_token_indices={"token_embedding": [1, 2]}),
-            settings=False,
-            text=True,
-        ),
-        "holds single trained tokens (trainable_token_indices of PEFT) (",
-    ),
-    "textual inversion": (
-        with_tensors(lambda state: state.update({"bundle_emb.word.string_to_param.*": torch.ones(1, 16)})),
-        "holds textual inversion (bundle_emb.word",
-    ),
-    "Custom Diffusion": (
-        of_names(
-            "down_blocks.0.attentions.0.transformer_blocks.0.attn2.processor.to_k_custom_diffusion.weight"
-        ),
-        "holds Custom Diffusion (",
-    ),
-    # for other models
-    "SDXL's second text encoder": (of_names(SDXL), "holds a second text encoder, as in SDXL (lora_te2_"),
-    "a diffusion transformer": (of_names(FLUX), "holds a diffusion transformer (transformer.single"),
-    "AnimateDiff's motion module": (of_names(MOTION), "holds a motion module of AnimateDiff (down_blocks.0"),
-    "another width": (
-        lambda folder: save(folder, factors(trained(tiny_unet(block_out_channels=(32, 32)), ["to_q"]))),
-        "is for another model: ",
-    ),
-    "more layers": (
-        lambda folder: save(folder, factors(trained(tiny_unet(layers_per_block=2), RESNETS))),
-        "is for another model: no down_blocks.0.resnets.1.conv1 in this model",
-    ),
-    "a layer without a bias": (
-        with_tensors(
-            lambda state: state.update({f"{FIRST.replace('proj_in', 'norm')}.diff_b": torch.ones(3)})
-        ),
-        "down_blocks.0.attentions.0.norm.bias is 16, the factors 3",
-    ),
-    # settings that change what the tensors mean
-    "PiSSA": (with_settings(init_lora_weights="pissa_niter_4"), "init_lora_weights: pissa_niter_4 changed the"),
-    "OLoRA": (with_settings(init_lora_weights="olora"), "has init_lora_weights: olora changed the model's own"),
-    "activated LoRA": (with_settings(alora_invocation_tokens=[1, 2]), "has alora_invocation_tokens: [1, 2] is"),
-    "replicated layers": (with_settings(layer_replication=[[0, 1], [0, 1]]), "has layer_replication: [["),
-    "a setting of the future": (with_settings(use_xlora=True), "has use_xlora: True is not supported"),
-    "a rank that is no number": (with_settings(r="eight"), "has r: 'eight' is not a number"),
-    "DoRA without magnitudes": (
-        with_settings(use_dora=True),
-        "missing the magnitudes of down_blocks.0.attentions.0.transformer_blocks.0.attn1.to_k (use_dora)",
-    ),
-    # incomplete and damaged files
-    "a missing factor": (
-        with_tensors(lambda state: state.pop(f"{FIRST}.lora_up.weight")),
-        f"missing the other factor of {FIRST.removeprefix('lora_unet_')} ({FIRST}.lora_down.weight)",
-    ),
-    "a missing core": (
-        with_tensors(lambda state: state.update({f"{FIRST}.hada_t1": torch.ones(2, 2, 1, 1)})),
-        f"missing the other factor of {FIRST.removeprefix('lora_unet_')} ({FIRST}.hada_t1)",
-    ),
-    "an alpha without factors": (
-        with_tensors(lambda state: state.update({"lora_unet_conv_in.alpha": torch.tensor(1.0)})),
-        "unexpected lora_unet_conv_in.alpha",
-    ),
-    "an alpha that is no number": (
-        with_tensors(lambda state: state.update({f"{FIRST}.alpha": torch.tensor(torch.nan)})),
-        f"has {FIRST}.alpha, which is not a number",
-    ),
-    "the same factor twice": (
-        with_tensors(
-            lambda state: state.update(
-                {"unet.down_blocks.0.attentions.0.proj_in.lora_A.weight": torch.ones(2, 16)}
-            )
-        ),
-        "are the same factor",
-    ),
-    "factors of rank 0": (
-        with_tensors(
-            lambda state: state.update(
-                {f"{FIRST}.lora_up.weight": torch.ones(16, 0), f"{FIRST}.lora_down.weight": torch.ones(0, 16)}
-            )
-        ),
-        "the factors 16x0 and 0x16",
-    ),
-    "integer factors": (
-        with_tensors(
-            lambda state: state.update(
-                {f"{FIRST}.lora_up.weight": torch.ones(16, 2, dtype=torch.int8)},
-            )
-        ),
-        f"has factors of another type: {FIRST}.lora_up.weight is I8; use one in F64, F32, F16, BF16",
-    ),
-    "an unknown tensor": (
-        with_tensors(lambda state: state.update({f"{FIRST}.lora_wobble": torch.ones(1)})),
-        f"is not a LoRA of a known kind: unexpected {FIRST}.lora_wobble",
-    ),
-    "a whole network": (
-        lambda folder: save(folder, base_states()[0]),
-        "is not a LoRA of a known kind: it has no factors",
-    ),
-    "no tensors": (of_names(), "it has no factors"),
-    "damaged metadata": (
-        of_names(f"{FIRST}.lora_down.weight", metadata={"lora_adapter_metadata": "{"}),
-        "has lora_adapter_metadata: is not JSON",
-    ),
-    # pickles
-    "numbered layers (cloneofsimo)": (
-        of_names("unet:0:up", "unet:0:down"),
-        "holds cloneofsimo's lora, which numbers the layers (unet:0:",
-    ),
-    "a list without names": (
-        written(lambda path: torch.save([torch.ones(2, 2)] * 4, path), "unet_lora.pt"),
-        "is a list of 4 tensors without names; name its tensors; T2V-Turbo's list becomes a model by",
-    ),
-    "a pickle with code": (
-        written(lambda path: torch.save({"a": Payload()}, path), "lora.pt"),
-        "has more than weights in it: oracles.lora_files.Payload, which could run code",
-    ),
-    "a pickle of numbers": (
-        written(lambda path: torch.save({"a": 1.0}, path), "lora.bin"),
-        "has 'a' of type float, which is not a tensor",
-    ),
-    "an empty pickle": (written(lambda path: path.touch(), "lora.pt"), "is damaged or not a PyTorch file"),
-    # files
-    "another format": (written(lambda path: path.touch(), "lora.gguf"), "does not end in .safetensors, .ckpt"),
-    "a truncated file": (
-        written(lambda path: path.write_bytes(b"\x08\0\0\0\0\0\0\0{"), "lora.safetensors"),
-        "is truncated or not a safetensors file",
-    ),
-    "nothing": (lambda folder: str(folder / "lora.safetensors"), "does not exist; check the path"),
-    "a broken link": (
-        written(lambda path: path.symlink_to("blob"), "lora.safetensors"),
-        "is a broken link to blob; check the path",
-    ),
-    "settings that are a broken link": (
-        lambda folder: (
-            (folder / "adapter_config.json").symlink_to("blob"),
-            save(folder, factors(trained(tiny_unet(), ["to_q"]))),
-        )[1],
-        "adapter_config.json is a broken link to blob",
-    ),
-    "a folder without a LoRA": (
-        lambda folder: str(folder),
-        "is a folder without adapter_model.safetensors or pytorch_lora_weights.safetensors; name the file",
-    ),
 }

@@ -8,7 +8,6 @@ from typing import Any, cast
 import torch
 from diffusers import AutoencoderKL as TheirVAE
 from diffusers import UNet3DConditionModel
-
 from oracles import lvdm
 from oracles.reference import fill, save_model, tiny_pipeline
 from safetensors.torch import save_file
@@ -128,8 +127,9 @@ def load_vae(folder: Path, *, device: torch.device | str, dtype: torch.dtype) ->
 
 
 def lvdm_folder(folder: Path) -> tuple[Path, lvdm.UNetModel]:
-    """A VideoCrafter2-like UNet in LVDM's layout, and a model's folder that has it in diffusers' layout. Only the UNet's
-    layout matters; the other parts come from the tiny pipeline.
+    """A VideoCrafter2-like UNet in LVDM's layout, and a model's folder that has it in diffusers' layout.
+
+    Only the UNet's layout matters; the other parts come from the tiny pipeline.
     """
     reference = fill(lvdm.UNetModel(context=16, mult=(1, 2, 2), attention=(1, 2)), seed=9)
     whole = save_model(folder / "whole", tiny_pipeline())

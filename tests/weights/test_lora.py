@@ -10,12 +10,14 @@ from diffusers import UNet3DConditionModel
 from oracles import lvdm
 from oracles.lora_files import LAYOUTS, RESNETS, TARGETS, factors, merged, trained
 from oracles.networks import lvdm_folder, one_rank, our_unet
-from oracles.reference import configure, relative_error, tiny_text_encoder, tiny_unet
+from oracles.reference import configure, relative_error, save_model, tiny_pipeline, tiny_unet
+from oracles.runs import STEPS, config_of
 from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
 from vinfinity.errors import InputError
 from vinfinity.job import prepare
+from vinfinity.pipeline import Pipeline
 from vinfinity.run import run
 from vinfinity.weights.card import read_card
 from vinfinity.weights.convert import convert
@@ -113,6 +115,39 @@ def test_runs_use_loras_and_their_weights(
     assert torch.equal(plain, none)
     assert relative_error(half, plain) > 1e-4
     assert relative_error(full, half) > 1e-4
+
+
+def test_runs_use_what_a_lora_holds_for_the_text_encoder(model_folder: Path, tmp_path: Path) -> None:
+    """The same as a model whose weights diffusers changed, from the command line's run and from Python."""
+    written = LAYOUTS["kohya, text encoder"](tmp_path)
+    pipeline = tiny_pipeline()
+    pipeline.unet.load_state_dict(written.unet)
+    without_text = save_model(tmp_path / "without text", pipeline)
+    pipeline.text_encoder.load_state_dict(written.text_encoder)
+    reference = save_model(tmp_path / "merged", pipeline)
+
+    def latents(model: Path, **settings: object) -> Tensor:
+        path = tmp_path / "latents.safetensors"
+        run(config_of(model, tmp_path / "v.mp4", save_latents=str(path), overwrite=True, **settings))
+        return load_file(path)["latents"]
+
+    ours, expected = latents(model_folder, lora=[written.text]), latents(reference)
+    assert relative_error(ours, expected) <= CLOSE
+    assert relative_error(latents(without_text), expected) > 1e-4
+    pipe = Pipeline.from_pretrained(model_folder, lora=[written.text], device="cpu", dtype="fp32")
+    video = pipe("a red ball", frames=3, size="32x32", steps=STEPS)
+    assert relative_error(video.latents, expected) <= CLOSE
+
+
+def test_a_lora_whose_settings_changed_is_another_one(model_folder: Path, tmp_path: Path) -> None:
+    path = LAYOUTS["PEFT"](tmp_path).text
+
+    def digest() -> str:
+        return prepare(configure(model_folder, lora=[path], device="cpu").config).weights_digest
+
+    first, config = digest(), tmp_path / "adapter_config.json"
+    config.write_text(json.dumps(json.loads(config.read_text()) | {"lora_alpha": 6}))
+    assert digest() != first
 
 
 def test_digest_of_the_weights_tells_loras_apart(

@@ -176,18 +176,21 @@ def _rescaled(weight: Tensor, magnitude: Tensor, *, by_shape: bool) -> Tensor:
 
 DORA = ("magnitude", "dora_scale")
 _HADA = ("hada_w1_a", "hada_w1_b", "hada_w2_a", "hada_w2_b")
-_KRON = {
-    half: ((f"lokr_w{half}",), (f"lokr_w{half}_a", f"lokr_w{half}_b", f"lokr_t{half}"))
-    + ((f"lokr_w{half}_a", f"lokr_w{half}_b"),)
-    for half in (1, 2)
-}
+
+
+def _kron_sets(half: int) -> tuple[tuple[str, ...], ...]:
+    """The ways to store one of LoKr's two matrices."""
+    whole = f"lokr_w{half}"
+    return (whole,), (f"{whole}_a", f"{whole}_b", f"lokr_t{half}"), (f"{whole}_a", f"{whole}_b")
+
+
 FORMULAS: Mapping[str, Formula] = {
     "lora": Formula(_lora, (("up", "down", "mid"), ("up", "down")), optional=DORA, ranks=("down",)),
     "loralib": Formula(_loralib, (("A", "B"),), ranks=("A",)),
     "loha": Formula(_loha, ((*_HADA, "hada_t1", "hada_t2"), _HADA), optional=DORA, ranks=("hada_w1_b",)),
     "lokr": Formula(
         _lokr,
-        tuple((*first, *second) for first, second in itertools.product(_KRON[1], _KRON[2])),
+        tuple((*first, *second) for first, second in itertools.product(_kron_sets(1), _kron_sets(2))),
         optional=DORA,
         ranks=("lokr_w2_b", "lokr_w1_b"),
     ),

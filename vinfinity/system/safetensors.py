@@ -51,8 +51,8 @@ def read_json(path: Path, *, field: str = "model") -> dict[str, Any]:
     try:
         values = json.loads(path.read_text(encoding="utf-8"))
     except FileNotFoundError:
-        problem = missing_problem(path, "is missing")
-        raise WeightsError(field, path, f"the {field}'s folder is incomplete", problem=problem) from None
+        remedy = "the model's folder is incomplete" if field == "model" else "check the path"
+        raise WeightsError(field, path, remedy, problem=missing_problem(path, "is missing")) from None
     except (OSError, UnicodeDecodeError, json.JSONDecodeError) as error:
         raise WeightsError(field, path, "fetch the file again", problem=f"cannot be read ({error})") from None
     if not isinstance(values, dict):

@@ -199,9 +199,11 @@ def _modules(file: TensorFile, targets: Sequence[Target]) -> Modules:
     if foreign := foreign_kind([*unknown, *elsewhere]):
         key, kind = foreign
         problem = f"holds {kind} ({key}), which cannot be merged into this model"
-        raise WeightsError("lora", file.path, "use a LoRA, LoHa or LoKr for it", problem=problem)
+        raise WeightsError(
+            "lora", file.path, "use a LoRA, LoHa or LoKr trained on this model", problem=problem
+        )
     kinds = {role for factors in modules.values() for role in factors.keys}
-    if unknown or twice or not elsewhere and kinds <= {"alpha", "weight", "bias"}:
+    if unknown or twice or (not elsewhere and kinds <= {"alpha", "weight", "bias"}):
         faults = [*(f"unexpected {key}" for key in unknown), *twice]
         problem = f"is not a LoRA of a known kind: {listed(faults) or 'it has no factors'}"
         raise WeightsError("lora", file.path, "use a LoRA, LoHa or LoKr", problem=problem)
@@ -241,7 +243,9 @@ def _changes(
             if used is None:
                 continue
             left -= set(used)
-            shown = next((file.entries[factors.keys[role]].shape for role in formula.ranks if role in used), None)
+            shown = next(
+                (file.entries[factors.keys[role]].shape for role in formula.ranks if role in used), None
+            )
             rank = shown[0] if shown else rank
             alpha = alphas.get((network, module))
             scale = config.scale(factors.name, rank=rank, alpha=alpha) if formula.scaled else 1.0
@@ -262,9 +266,10 @@ def _changes(
 
 
 def _settings(file: TensorFile) -> tuple[dict[str, AdapterConfig], Path | None]:
-    """The settings that a file comes with, by network or "" for all, and the file that they are in. Raises WeightsError.
+    """The settings that a file comes with, by network or "" for all, and the file beside it that they are in.
 
-    They are in its metadata if diffusers wrote it, in an adapter_config.json beside it if PEFT did.
+    They are in its metadata if diffusers wrote it, in an adapter_config.json beside it if PEFT did. Raises
+    WeightsError.
     """
     beside = file.path.with_name(CONFIG)
     source = file.path
@@ -272,13 +277,15 @@ def _settings(file: TensorFile) -> tuple[dict[str, AdapterConfig], Path | None]:
         if METADATA in file.metadata:
             return read_metadata(file.metadata[METADATA]), None
         # kohya's files have all they need inside, and may lie beside those of another LoRA
-        if not (beside.is_file() or beside.is_symlink()) or any(key.startswith("lora_") for key in file.entries):
+        if not (beside.is_file() or beside.is_symlink()) or any(
+            key.startswith("lora_") for key in file.entries
+        ):
             return {}, None
         source = beside
         return {"": read_config(read_json(beside, field="lora"))}, beside
     except ValueError as error:
         remedy = "use a plain LoRA, or merge it into the model with the library that made it"
-        raise WeightsError("lora", source, remedy, problem=f"has {error}") from None
+        raise WeightsError("lora", source, remedy, problem=f"{error}") from None
 
 
 def _alphas(file: TensorFile, modules: Modules) -> dict[tuple[str, str], float]:

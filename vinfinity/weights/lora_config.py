@@ -12,7 +12,9 @@ from vinfinity.system.fields import OFF
 KINDS = ("LORA", "LOHA", "LOKR")
 
 # Settings that are read.
-READ = frozenset({"peft_type", "r", "lora_alpha", "alpha", "alpha_pattern", "rank_pattern", "use_dora", "use_rslora"})
+READ = frozenset(
+    {"peft_type", "r", "lora_alpha", "alpha", "alpha_pattern", "rank_pattern", "use_dora", "use_rslora"}
+)
 # Settings that do not change what the tensors mean: those of the training, and those that the tensors show themselves.
 # fan_in_fan_out concerns a kind of layer that these models do not have.
 WITHOUT_EFFECT = frozenset(

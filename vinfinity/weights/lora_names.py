@@ -39,7 +39,11 @@ ROLES: Mapping[str, str] = {
     "magnitude": rf"lora_magnitude_vector{_ADAPTER}",
     "dora_scale": "dora_scale",
     "alpha": r"(?:lora\.|lora_linear_layer\.)?alpha",
-    **{role: rf"{role}{_ADAPTER}" for name in ("loha", "lokr") for role in FORMULAS[name].roles - {"magnitude"}},
+    **{
+        role: rf"{role}{_ADAPTER}"
+        for name in ("loha", "lokr")
+        for role in FORMULAS[name].roles - {"magnitude"}
+    },
     "embedding_A": rf"lora_embedding_A{_ADAPTER}",
     "embedding_B": rf"lora_embedding_B{_ADAPTER}",
     "diff": "diff",

@@ -16,10 +16,10 @@ from vinfinity.weights.pickles import PICKLES, read_pickle
 
 @dataclass(frozen=True)
 class TensorFile:
-    """A file of named tensors. field: the setting that named it. metadata: of a safetensors file."""
+    """A file of named tensors. setting: the one that named it. metadata: of a safetensors file."""
 
     path: Path
-    field: str
+    setting: str
     entries: Mapping[str, TensorEntry] = field(repr=False)
     metadata: Mapping[str, str] = field(default_factory=dict, repr=False)
 
@@ -27,16 +27,16 @@ class TensorFile:
     def open(self) -> Iterator[Callable[[str], Tensor]]:
         """Inside the block, a function from names to tensors. Raises WeightsError if the file cannot be read."""
         if self.path.suffix in PICKLES:
-            tensors = read_pickle(self.path, field=self.field)
+            tensors = read_pickle(self.path, field=self.setting)
             assert isinstance(tensors, dict)
             yield lambda name: tensors[name].detach()
             return
         with contextlib.ExitStack() as opened:
-            with _unreadable(self.path, self.field):
+            with _unreadable(self.path, self.setting):
                 file = opened.enter_context(safe_open(self.path, framework="pt", device="cpu"))
 
             def read(name: str) -> Tensor:
-                with _unreadable(self.path, self.field):
+                with _unreadable(self.path, self.setting):
                     return file.get_tensor(name)
 
             yield read

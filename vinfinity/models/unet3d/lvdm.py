@@ -342,7 +342,9 @@ def unet_aliases(config: UNetConfig, modules: Collection[str]) -> dict[str, str]
 
 def text_aliases(config: TextConfig, modules: Collection[str]) -> dict[str, str]:
     """Further names of a text encoder's modules in LoRA files: OpenCLIP's, but for those that it has no modules for."""
-    table = text_table(config, [name for name in modules if not name.endswith((*FUSED, "position_embedding"))])
+    table = text_table(
+        config, [name for name in modules if not name.endswith((*FUSED, "position_embedding"))]
+    )
     return {source.name.removeprefix(TEXT): name for name, source in table.items()}
 
 

@@ -36,5 +36,5 @@ def text_module_aliases(modules: Collection[str]) -> dict[str, str]:
     for module in modules:
         parent, _, layer = module.rpartition(".")
         own = {module, f"{parent}.{OLD_TEXT_ATTENTION[layer]}" if layer in OLD_TEXT_ATTENTION else module}
-        aliases.update({alias: module for alias in own | {name.removeprefix("text_model.") for name in own}})
+        aliases.update(dict.fromkeys(own | {name.removeprefix("text_model.") for name in own}, module))
     return aliases
