@@ -78,6 +78,9 @@ def find_model(model: str) -> Path:
         return folder
     if folder.exists():
         raise InputError("model", model, "name the folder that has model_index.json", problem="is a file")
+    if folder.is_symlink():
+        remedy = "restore what it leads to, or link it again"
+        raise InputError("model", model, remedy, problem=missing_problem(folder))
     if model in KNOWN:
         remedy = f"run vinfinity models fetch {model}"
         raise InputError("model", model, remedy, problem="has not been fetched yet")
