@@ -156,13 +156,13 @@ def test_broken_links_that_a_run_needs_are_named(name: str, own_model: Path) -> 
 
 def test_a_broken_link_to_a_model_is_named(tmp_path: Path) -> None:
     (tmp_path / "model").symlink_to("nowhere")
-    with pytest.raises(InputError, match="model: .*model is a broken link to nowhere"):
+    with pytest.raises(InputError, match=r"model: .*model is a broken link to nowhere"):
         find_model(str(tmp_path / "model"))
 
 
 def test_a_broken_link_to_a_decoder_is_named(model_folder: Path, tmp_path: Path) -> None:
     (tmp_path / "taesd").symlink_to("nowhere")
-    with pytest.raises(InputError, match="decoder: .*taesd is a broken link to nowhere"):
+    with pytest.raises(InputError, match=r"decoder: .*taesd is a broken link to nowhere"):
         prepare(configure(model_folder, decoder=str(tmp_path / "taesd"), device="cpu").config)
 
 
