@@ -3,7 +3,7 @@
 import json
 import os
 from collections.abc import Iterable
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 
 import torch
@@ -12,6 +12,7 @@ from vinfinity import __version__
 from vinfinity.config import RunConfig, digest, leaves
 from vinfinity.denoise.guidance import guidance_branches
 from vinfinity.denoise.samplers import Sampler, pick_sampler
+from vinfinity.denoise.schedule import SchedulerConfig
 from vinfinity.denoise.selection import Selection, select_all
 from vinfinity.errors import InputError
 from vinfinity.media.blocks import check_tile
@@ -34,6 +35,7 @@ from vinfinity.weights.lora import Lora, lora_targets, read_lora
 class Job:
     """A run that was checked against its model; no weight was read yet. It travels to all ranks.
 
+    schedule: of the model's training, as its scheduler_config.json has it.
     selection: the frames to compute. earlier: the run that is edited, None for a new video.
     latent: (c, h, w) of one latent frame.
     weights_digest, decoder_digest: SHA-256 (hex) that tell versions of the weights (LoRAs included) and of the decoder
@@ -50,6 +52,7 @@ class Job:
     weights_digest: str
     decoder_digest: str
     loras: tuple[Lora, ...] = ()
+    schedule: SchedulerConfig = field(default_factory=SchedulerConfig)
 
     @property
     def decoder(self) -> Path:
@@ -100,7 +103,7 @@ class Job:
 
     def concerns(self) -> list[str]:
         """What users should know before they wait: settings without effect, text that the model cannot use."""
-        concerns = []
+        concerns = [ignored] if (ignored := self.schedule.ignored_by(self.config.sampler)) else []
         if self.card.guidance_width is not None and self.config.negative:
             concerns.append(f"negative: has no effect: {self.card.name} takes guidance as an input")
         if self.config.parallel.split_guidance and not self.splits_branches:
@@ -127,7 +130,8 @@ def prepare(config: RunConfig) -> Job:
     card = read_card(config.model)
     check_computing(config, card)
     latent = card.geometry.latent_size(config.resolution)
-    sampler = pick_sampler(config, load_scheduler(card.folder / "scheduler"))
+    schedule = load_scheduler(card.folder / "scheduler")
+    sampler = pick_sampler(config, schedule)
     earlier = EarlierRun.open(config, latent)
     if earlier is None:
         selection = select_all(config.frames, seed=config.seed)
@@ -155,6 +159,7 @@ def prepare(config: RunConfig) -> Job:
         weights_digest=weights_digest(card.folder, loras=[path for lora in loras for path in lora.files]),
         decoder_digest=weights_digest(decoder_folder(config, card)),
         loras=loras,
+        schedule=schedule,
     )
 
 

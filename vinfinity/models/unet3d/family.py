@@ -21,7 +21,7 @@ if TYPE_CHECKING:
     from vinfinity.models.unet3d.tokenizer import CLIPTokenizer
 
 # Samplers of the schedulers that diffusers' folders name, and steps that suit them; others get dpmsolver++ and 25.
-SAMPLER_OF = {"DDIMScheduler": "ddim", "LCMScheduler": "lcm"}
+SAMPLER_OF = {"DDIMScheduler": "ddim", "DDIMParallelScheduler": "ddim", "LCMScheduler": "lcm"}
 STEPS_OF = {"ddim": 50, "lcm": 4}
 
 
