@@ -72,12 +72,10 @@ MIDPOINT = ("logrho", "bh1", "bh2")
 
 # Settings of sampling that a user would miss, and the values that mean nothing special.
 NOTEWORTHY: Mapping[str, tuple[object, ...]] = {
-    "algorithm_type": ("dpmsolver++", "sde-dpmsolver++", "deis"),
-    "euler_at_final": (False,),
+    "algorithm_type": ("dpmsolver++", "sde-dpmsolver++", "deis", "data_prediction"),
     "final_sigmas_type": ("zero",),
     "interpolation_type": ("linear",),
     "lambda_min_clipped": (-math.inf,),
-    "lower_order_final": (True,),
     "sigma_max": (),
     "sigma_min": (),
     "solver_order": (2,),
@@ -164,7 +162,9 @@ class SchedulerConfig:
             if values.get(key) is not None and values[key] not in allowed:
                 raise ValueError(f"{key}: {values[key]!r} is not supported")
         given = {**SCHEDULERS.get(str(name), {}), **known_fields(cls, values, ignore=None)}
-        given["solver_type"] = "midpoint" if given.get("solver_type") in MIDPOINT else given.get("solver_type")
+        given["solver_type"] = (
+            "midpoint" if given.get("solver_type") in MIDPOINT else given.get("solver_type")
+        )
         followed = name in (None, "DPMSolverMultistepScheduler")
         for key in SOLVER:
             value = given.get(key)
@@ -191,7 +191,9 @@ class SchedulerConfig:
                 f"scheduler: the model's own, {self.scheduler}, is not available; {sampler} follows its betas, "
                 f"prediction type and spacing{also}"
             )
-        return f"scheduler: {sampler} ignores {ignored} of the model's scheduler_config.json" if ignored else ""
+        return (
+            f"scheduler: {sampler} ignores {ignored} of the model's scheduler_config.json" if ignored else ""
+        )
 
 
 def alphas_cumprod(config: SchedulerConfig) -> torch.Tensor:
