@@ -25,7 +25,7 @@ from vinfinity.runs.checkpoints import Piece
 from vinfinity.runs.earlier import EarlierRun
 from vinfinity.runs.paths import Destination, check_inputs
 from vinfinity.system.safetensors import read_header
-from vinfinity.weights.card import ModelCard, read_card, weights_digest
+from vinfinity.weights.card import ModelCard, files_digest, read_card, weights_digest
 from vinfinity.weights.dtypes import pick_dtype
 from vinfinity.weights.load import check_decoder, check_weights, load_scheduler
 from vinfinity.weights.lora import Lora, lora_targets, read_lora
@@ -39,7 +39,7 @@ class Job:
     selection: the frames to compute. earlier: the run that is edited, None for a new video.
     latent: (c, h, w) of one latent frame.
     weights_digest, decoder_digest: SHA-256 (hex) that tell versions of the weights (LoRAs included) and of the decoder
-    apart.
+    apart. noise_digest: the same for the file of the initial noise, "" without one.
     """
 
     config: RunConfig
@@ -53,6 +53,7 @@ class Job:
     decoder_digest: str
     loras: tuple[Lora, ...] = ()
     schedule: SchedulerConfig = field(default_factory=SchedulerConfig)
+    noise_digest: str = ""
 
     @property
     def decoder(self) -> Path:
@@ -78,6 +79,7 @@ class Job:
             "settings": digest(self.config),
             "weights": self.weights_digest,
             "decoder": self.decoder_digest,
+            "noise": self.noise_digest,
             "version": version(),
         }
 
@@ -90,6 +92,7 @@ class Job:
             "config": values,
             "weights": self.weights_digest,
             "decoder": self.decoder_digest,
+            "noise": self.noise_digest,
         }
 
     def tags(self) -> dict[str, str]:
@@ -146,8 +149,11 @@ def prepare(config: RunConfig) -> Job:
     targets = lora_targets(card) if config.lora else ()
     loras = tuple(read_lora(text, targets) for text in config.lora)
     tokenizer = card.family.load_tokenizer(card.folder / "tokenizer", length=card.text_length)
+    noise_digest = ""
     if config.noise_from is not None:
-        check_noise(Path(config.noise_from).expanduser(), (1, latent[0], config.frames, *latent[1:]))
+        noise = Path(config.noise_from).expanduser()
+        check_noise(noise, (1, latent[0], config.frames, *latent[1:]))
+        noise_digest = files_digest([("noise", noise)], field="noise_from")
     return Job(
         config=config,
         card=card,
@@ -160,6 +166,7 @@ def prepare(config: RunConfig) -> Job:
         decoder_digest=weights_digest(decoder_folder(config, card)),
         loras=loras,
         schedule=schedule,
+        noise_digest=noise_digest,
     )
 
 

@@ -271,7 +271,7 @@ def test_schedulers_of_other_models_are_refused_by_name(
     print(line)
     assert raised.value.exit_code == 2
     assert "\n" not in line
-    assert f"_class_name: {kind} is not the scheduler of a model that predicts noise" in line
+    assert f"_class_name: {kind} is not a known scheduler of models that predict noise or v" in line
 
 
 @pytest.mark.parametrize(

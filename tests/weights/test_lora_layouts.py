@@ -5,14 +5,18 @@ from pathlib import Path
 
 import pytest
 import torch
+from diffusers import UNet2DConditionModel
 from oracles import lvdm
 from oracles.lora_files import (
     LAYOUTS,
+    TARGETS,
     base_states,
     dotted,
+    factors,
     kohya_name,
     low_rank,
     save,
+    trained,
 )
 from oracles.networks import lvdm_folder, one_rank
 from oracles.reference import relative_error
@@ -129,6 +133,30 @@ def test_names_of_the_published_checkpoints_are_understood(
     error = relative_error(ours(x, t, text, one_rank(3), fps=fps), expected)
     assert error <= CLOSE
     record_worst(f"LoRA file, {layout}", error)
+
+
+def test_loras_of_stable_diffusion_2_fit_the_spatial_layers(model_folder: Path, tmp_path: Path) -> None:
+    """Trained on a 2-D UNet of the same widths, with linear projections as in Stable Diffusion 2."""
+    pictures = UNet2DConditionModel(
+        block_out_channels=(16, 32),
+        down_block_types=("CrossAttnDownBlock2D", "DownBlock2D"),
+        up_block_types=("UpBlock2D", "CrossAttnUpBlock2D"),
+        layers_per_block=1,
+        norm_num_groups=8,
+        cross_attention_dim=16,
+        attention_head_dim=8,
+        use_linear_projection=True,
+    )
+    model = trained(pictures, [*TARGETS["attention"], "proj_in", "conv1", "time_emb_proj"])
+    targets = lora_targets(read_card(str(model_folder)))
+    lora = read_lora(save(tmp_path, factors(model)), targets)
+    assert len(lora.changes["unet"]) == len(factors(model)) / 2
+    first = UNet2DConditionModel(
+        **{**pictures.config, "use_linear_projection": False, "cross_attention_dim": 12}
+    )
+    text = save(tmp_path, factors(trained(first, TARGETS["attention"])))
+    with pytest.raises(InputError, match="is for another model"):
+        read_lora(text, targets)
 
 
 # ---- weights and several files ----

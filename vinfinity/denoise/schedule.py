@@ -155,8 +155,8 @@ class SchedulerConfig:
         name = values.get("_class_name")
         if name is not None and name not in SCHEDULERS:
             raise ValueError(
-                f"_class_name: {name} is not the scheduler of a model that predicts noise (epsilon or v) at the "
-                "timesteps of its betas; such models have DDIMScheduler, EulerDiscreteScheduler and the like"
+                f"_class_name: {name} is not a known scheduler of models that predict noise or v and are trained with "
+                "betas, such as DDIMScheduler"
             )
         for key, allowed in OF_THE_MODEL.items():
             if values.get(key) is not None and values[key] not in allowed:

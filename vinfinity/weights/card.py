@@ -5,7 +5,7 @@ Reading a card loads no torch and takes milliseconds, since settings are checked
 
 import hashlib
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import cache
 from pathlib import Path
@@ -189,19 +189,33 @@ def weights_digest(folder: Path, *, loras: Sequence[Path] = ()) -> str:
     reading gigabytes on every rank would take longer than loading them. Links are followed, as by whatever reads the
     model. loras: all files of the LoRAs. Raises WeightsError if a file cannot be read.
     """
-    total = hashlib.sha256()
     try:
         files = tree_files(folder, (".json", ".txt", ".safetensors"))
-        names = [str(path.relative_to(folder)) for path in files] + [path.name for path in loras]
-        for name, path in zip(names, [*files, *loras], strict=True):
+    except OSError as error:
+        raise _unreadable("model", folder, error) from None
+    named = [(str(path.relative_to(folder)), path) for path in files]
+    return files_digest([*named, *((path.name, path) for path in loras)], field="model")
+
+
+def files_digest(files: Iterable[tuple[str, Path]], *, field: str) -> str:
+    """SHA-256 (hex) of names, lengths and contents of files, of large files only samples; see `weights_digest`.
+
+    field: the setting that names the files. Raises WeightsError if one cannot be read.
+    """
+    total = hashlib.sha256()
+    for name, path in files:
+        try:
             size = path.stat().st_size
             total.update(f"{name} {size}\n".encode())
             with path.open("rb") as file:
                 for start in range(0, size, max(SAMPLE_BYTES, size // SAMPLES)):
                     file.seek(start)
                     total.update(file.read(SAMPLE_BYTES))
-    except OSError as error:
-        where = error.filename or folder
-        problem = f"cannot be read ({error.strerror})"
-        raise WeightsError("model", where, "check its permissions", problem=problem) from None
+        except OSError as error:
+            raise _unreadable(field, path, error) from None
     return total.hexdigest()
+
+
+def _unreadable(field: str, path: Path, error: OSError) -> WeightsError:
+    problem = f"cannot be read ({error.strerror})"
+    return WeightsError(field, error.filename or path, "check its permissions", problem=problem)
