@@ -2,6 +2,7 @@
 
 import dataclasses
 import json
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, cast
 
@@ -12,6 +13,9 @@ from oracles import lvdm
 from oracles.reference import fill, save_model, tiny_pipeline
 from safetensors.torch import save_file
 
+from vinfinity.models.checkpoint import Change
+from vinfinity.models.family import TEXT_ENCODER
+from vinfinity.models.unet3d.clip import TextEncoder
 from vinfinity.models.unet3d.configs import UNetConfig, VAEConfig
 from vinfinity.models.unet3d.family import UNET3D
 from vinfinity.models.unet3d.lvdm import UNET, unet_config, unet_table
@@ -144,3 +148,17 @@ def lvdm_folder(folder: Path) -> tuple[Path, lvdm.UNetModel]:
     values = {"_class_name": "UNet3DConditionModel", **dataclasses.asdict(config)}
     (whole / "unet" / "config.json").write_text(json.dumps(values))
     return whole, reference
+
+
+def load_unet(folder: Path, *, device: str, dtype: torch.dtype, changes: Sequence[Change] = ()) -> UNet:
+    """Our UNet with the weights in `folder`."""
+    network = UNET3D.networks[UNET3D.denoiser]
+    return cast(UNet, load_network(network, folder, device=device, dtype=dtype, changes=changes))
+
+
+def load_text_encoder(
+    folder: Path, *, device: str, dtype: torch.dtype, changes: Sequence[Change] = ()
+) -> TextEncoder:
+    """Our text encoder with the weights in `folder`."""
+    network = UNET3D.networks[TEXT_ENCODER]
+    return cast(TextEncoder, load_network(network, folder, device=device, dtype=dtype, changes=changes))

@@ -9,7 +9,7 @@ import torch
 from diffusers import UNet3DConditionModel
 from oracles import lvdm
 from oracles.lora_files import LAYOUTS, RESNETS, TARGETS, factors, merged, trained
-from oracles.networks import lvdm_folder, one_rank, our_unet
+from oracles.networks import load_unet, lvdm_folder, one_rank, our_unet
 from oracles.reference import configure, relative_error, save_model, tiny_pipeline, tiny_unet
 from oracles.runs import STEPS, config_of
 from safetensors.torch import load_file, save_file
@@ -21,7 +21,6 @@ from vinfinity.pipeline import Pipeline
 from vinfinity.run import run
 from vinfinity.weights.card import read_card
 from vinfinity.weights.convert import convert
-from vinfinity.weights.load import load_unet
 from vinfinity.weights.lora import lora_targets, open_loras, read_lora, split_weight
 
 CLOSE = 1e-5
@@ -254,7 +253,7 @@ def test_t2v_turbos_lora_becomes_a_model(
     record_worst("T2V-Turbo", error)
     assert relative_error(expected, reference(x, t, text, fps)) > 1e-2
     card = read_card(str(out))
-    assert card.guidance_width == 256
+    assert card.traits.denoiser.guidance_width == 256
     assert (card.defaults["sampler"], card.defaults["steps"]) == ("lcm", 4)
 
 

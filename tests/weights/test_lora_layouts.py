@@ -18,7 +18,7 @@ from oracles.lora_files import (
     save,
     trained,
 )
-from oracles.networks import lvdm_folder, one_rank
+from oracles.networks import load_text_encoder, load_unet, lvdm_folder, one_rank
 from oracles.reference import relative_error
 from oracles.refused_loras import REFUSED
 from torch import Tensor, nn
@@ -26,7 +26,6 @@ from torch import Tensor, nn
 from vinfinity.errors import InputError
 from vinfinity.models.unet3d.names import text_name
 from vinfinity.weights.card import read_card
-from vinfinity.weights.load import load_text_encoder, load_unet
 from vinfinity.weights.lora import lora_targets, open_loras, read_lora
 
 CLOSE = 1e-5
