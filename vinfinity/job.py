@@ -2,7 +2,7 @@
 
 import json
 from collections.abc import Iterable
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 
 import torch
@@ -11,6 +11,7 @@ from vinfinity import __version__
 from vinfinity.config import RunConfig, digest, leaves
 from vinfinity.denoise.guidance import guidance_branches
 from vinfinity.denoise.samplers import Sampler, pick_sampler
+from vinfinity.denoise.schedule import SchedulerConfig
 from vinfinity.denoise.selection import Selection, select_all
 from vinfinity.errors import InputError
 from vinfinity.media.blocks import check_tile
@@ -22,20 +23,21 @@ from vinfinity.runs.checkpoints import Piece
 from vinfinity.runs.earlier import EarlierRun
 from vinfinity.runs.paths import Destination, check_inputs
 from vinfinity.system.safetensors import read_header
-from vinfinity.weights.card import ModelCard, read_card, weights_digest
-from vinfinity.weights.dtypes import pick_dtype
-from vinfinity.weights.load import check_decoder, check_weights, empty_network, load_scheduler
-from vinfinity.weights.lora import Lora, check_lora, read_lora
+from vinfinity.weights.card import ModelCard, files_digest, read_card, weights_digest
+from vinfinity.weights.dtypes import depends_on_shapes, pick_dtype
+from vinfinity.weights.load import check_decoder, check_weights, load_scheduler
+from vinfinity.weights.lora import Lora, lora_targets, read_lora
 
 
 @dataclass(frozen=True)
 class Job:
     """A run that was checked against its model; no weight was read yet. It travels to all ranks.
 
+    schedule: of the model's training, as its scheduler_config.json has it.
     selection: the latent frames to compute. earlier: the run that is edited, None for a new video.
     latent: (c, h, w) of one latent frame. latent_frames: of the whole video.
     weights_digest, decoder_digest: SHA-256 (hex) that tell versions of the weights (LoRAs included) and of the decoder
-    apart.
+    apart. noise_digest: the same for the file of the initial noise, "" without one.
     """
 
     config: RunConfig
@@ -49,6 +51,8 @@ class Job:
     weights_digest: str
     decoder_digest: str
     loras: tuple[Lora, ...] = ()
+    schedule: SchedulerConfig = field(default_factory=SchedulerConfig)
+    noise_digest: str = ""
 
     @property
     def decoder(self) -> Path:
@@ -67,6 +71,10 @@ class Job:
         """Whether each guidance branch has ranks of its own."""
         return self.config.parallel.split_guidance and len(self.texts) == 2
 
+    def grouped(self, device: torch.device) -> bool:
+        """Whether ranks compute whole groups of frames, so that their number does not change the video."""
+        return depends_on_shapes(pick_dtype(self.config.dtype, device), device.type)
+
     @property
     def facts(self) -> dict[str, str]:
         """What all ranks must agree on."""
@@ -74,6 +82,7 @@ class Job:
             "settings": digest(self.config),
             "weights": self.weights_digest,
             "decoder": self.decoder_digest,
+            "noise": self.noise_digest,
             "version": version(),
         }
 
@@ -86,6 +95,7 @@ class Job:
             "config": values,
             "weights": self.weights_digest,
             "decoder": self.decoder_digest,
+            "noise": self.noise_digest,
         }
 
     def tags(self) -> dict[str, str]:
@@ -99,7 +109,7 @@ class Job:
 
     def concerns(self) -> list[str]:
         """What users should know before they wait: settings without effect, text that the model cannot use."""
-        concerns = []
+        concerns = [ignored] if (ignored := self.schedule.ignored_by(self.config.sampler)) else []
         if fallback := fallen_back(self.config.device):
             concerns.append(fallback)
         if self.card.distilled and self.config.negative:
@@ -130,7 +140,8 @@ def prepare(config: RunConfig, place: Place | None = None) -> Job:
     check_computing(config, card, ranks=config.gpus or 1 if place is None else place.size)
     geometry = card.geometry
     latent, latent_frames = geometry.latent_size(config.resolution), geometry.latent_frames(config.frames)
-    sampler = pick_sampler(config, load_scheduler(card.folder / SCHEDULER))
+    schedule = load_scheduler(card.folder / SCHEDULER)
+    sampler = pick_sampler(config, schedule)
     earlier = EarlierRun.open(config, geometry)
     if earlier is None:
         selection = select_all(latent_frames, seed=config.seed)
@@ -142,16 +153,14 @@ def prepare(config: RunConfig, place: Place | None = None) -> Job:
     if config.decoder is not None:
         check_decoder(Path(config.decoder).expanduser(), geometry)
     check_tile(config.decode, downscale=geometry.downscale)
-    loras = tuple(read_lora(text) for text in config.lora)
-    if loras:
-        part = card.family.denoiser
-        network = empty_network(card.family.networks[part], card.folder / part)
-        shapes = {name: tuple(tensor.shape) for name, tensor in network.state_dict().items()}
-        for lora in loras:
-            check_lora(lora, shapes)
+    targets = lora_targets(card) if config.lora else ()
+    loras = tuple(read_lora(text, targets) for text in config.lora)
     tokenizer = card.family.load_tokenizer(card.folder / TOKENIZER, length=card.text_length)
+    noise_digest = ""
     if config.noise_from is not None:
-        check_noise(Path(config.noise_from).expanduser(), (1, latent[0], latent_frames, *latent[1:]))
+        noise = Path(config.noise_from).expanduser()
+        check_noise(noise, (1, latent[0], latent_frames, *latent[1:]))
+        noise_digest = files_digest([("noise", noise)], field="noise_from")
     return Job(
         config=config,
         card=card,
@@ -161,9 +170,11 @@ def prepare(config: RunConfig, place: Place | None = None) -> Job:
         earlier=earlier,
         latent=latent,
         latent_frames=latent_frames,
-        weights_digest=weights_digest(card.folder, loras=[lora.path for lora in loras]),
+        weights_digest=weights_digest(card.folder, loras=[path for lora in loras for path in lora.files]),
         decoder_digest=weights_digest(decoder_folder(config, card)),
         loras=loras,
+        schedule=schedule,
+        noise_digest=noise_digest,
     )
 
 
@@ -217,7 +228,7 @@ def describe(config: RunConfig, place: Place | None = None) -> list[tuple[str, s
         ("video", f"{config.frames} frames of {config.size} at {config.fps} fps"),
         ("latents", f"1x{channels}x{job.latent_frames}x{height}x{width}"),
         ("model", f"{job.card.name} ({job.card.folder})"),
-        *(("lora", f"{lora.path} at {lora.weight:g}, {len(lora.pairs)} layers") for lora in job.loras),
+        *(("lora", f"{lora.path} at {lora.weight:g}, {lora.layers()}") for lora in job.loras),
         *([("decoder", str(job.decoder))] if config.decoder is not None else []),
         ("device", f"{device}, {str(pick_dtype(config.dtype, device)).removeprefix('torch.')}"),
         ("sampler", f"{config.sampler}, {len(job.sampler.timesteps)} steps, guidance {config.guidance:g}"),

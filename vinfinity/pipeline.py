@@ -42,7 +42,7 @@ from vinfinity.system.precision import fp32_products
 from vinfinity.system.progress import note, warn
 from vinfinity.weights.dtypes import pick_dtype
 from vinfinity.weights.load import load_decoder, load_network
-from vinfinity.weights.lora import Lora
+from vinfinity.weights.lora import open_loras
 
 # settings that `Pipeline` fixes when it loads a model, and those that only runs with files or ranks have
 LOADED = ("model", "device", "dtype", "lora", "decoder", "compile")
@@ -71,20 +71,19 @@ def encode_text(
     return text
 
 
-def load_part(
-    job: Job, part: str, *, device: torch.device, dtype: torch.dtype, loras: Sequence[Lora] = ()
-) -> nn.Module:
-    """A network of the job's model, by the name of its folder. Raises WeightsError."""
+def load_part(job: Job, part: str, *, device: torch.device, dtype: torch.dtype) -> nn.Module:
+    """A network of the job's model with its LoRAs merged in, by the name of its folder. Raises WeightsError."""
     card = job.card
-    return load_network(
-        card.family.networks[part], card.folder / part, device=device, dtype=dtype, loras=loras
-    )
+    with open_loras(job.loras, part) as changes:
+        return load_network(
+            card.family.networks[part], card.folder / part, device=device, dtype=dtype, changes=changes
+        )
 
 
 def load_denoiser(job: Job, *, device: torch.device, dtype: torch.dtype) -> nn.Module:
     """The denoising network with its LoRAs merged in, compiled if the job asks for it. Raises WeightsError."""
     family = job.card.family
-    network = load_part(job, family.denoiser, device=device, dtype=dtype, loras=job.loras)
+    network = load_part(job, family.denoiser, device=device, dtype=dtype)
     if job.config.compile:
         family.compile(network)
     return network
@@ -334,7 +333,7 @@ class Pipeline:
 
     def _denoise(self, job: Job) -> Iterator[State]:
         frames = job.selection.frames
-        team = self._ranks.team(len(frames), split=False)
+        team = self._ranks.team(len(frames), split=False, grouped=job.grouped(self.device))
         with named_out_of_memory(str(self._ranks)):
             text = encode_text(job, device=self.device, dtype=self._dtype, encoder=self._encoder)
             fit = find_fit(job, self._ranks, loaded=parameter_bytes(self._network))

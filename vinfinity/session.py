@@ -61,7 +61,9 @@ class Session:
         with ranks.shutdown.checked(), locked(folder, ranks, facts=job.facts):
             start = _start(job, destination, ranks)
             with Progress(enabled=ranks.first, log=folder.log) as progress:
-                team = ranks.team(len(job.selection.frames), split=job.splits_branches)
+                team = ranks.team(
+                    len(job.selection.frames), split=job.splits_branches, grouped=job.grouped(ranks.device)
+                )
                 yield cls(
                     start=start,
                     folder=folder,
@@ -148,6 +150,19 @@ def locked(folder: RunFolder, ranks: Ranks, *, facts: Mapping[str, str]) -> Iter
         yield
 
 
+def _check_same(job: Job, folder: RunFolder) -> None:
+    """Raise InputError if the run in `folder` was started with other weights, or with other noise."""
+    record = folder.record() or {}
+    for field, what, now in (
+        ("model", "weights", job.weights_digest),
+        ("noise_from", "noise", job.noise_digest),
+    ):
+        # records of older versions say nothing of the noise
+        if record.get(what, now) != now:
+            remedy = f"restore the former {what}, or start over with --overwrite"
+            raise InputError(field, folder.path, remedy, problem=f"was started with other {what}")
+
+
 def _start(job: Job, destination: Destination, ranks: Ranks) -> Start:
     """Decide again how to start, now that the folder is locked; rank 0 prepares the folder of a new run."""
     folder = destination.folder
@@ -158,9 +173,8 @@ def _start(job: Job, destination: Destination, ranks: Ranks) -> Start:
             settings = dataclasses.replace(with_absolute_paths(job.config, destination), gpus=ranks.size)
             command = {"command": shlex.join(sys.argv), "ranks": ranks.size, "device": str(ranks.device)}
             folder.begin(settings=to_yaml(settings), record=job.provenance() | command)
-        elif start == "resume" and (folder.record() or {}).get("weights") != job.weights_digest:
-            remedy = "restore the former weights, or start over with --overwrite"
-            raise InputError("model", folder.path, remedy, problem="was started with other weights")
+        elif start == "resume":
+            _check_same(job, folder)
         folder.event("started", how=start, ranks=ranks.size, version=version())
     start = ranks.collect(start)[0]
     assert start is not None

@@ -22,8 +22,9 @@ from oracles.runs import (
     start_of,
     stop_after_step,
 )
+from safetensors.torch import save_file
 
-from vinfinity.errors import VinfinityError
+from vinfinity.errors import InputError, VinfinityError
 from vinfinity.media.mp4 import read_video
 from vinfinity.run import run
 from vinfinity.runs.parts import read_manifest
@@ -138,6 +139,18 @@ def test_ranks_restarted_by_torchrun_resume_their_run(tmp_path: Path) -> None:
     assert events(folder, "resumed")[0]["step"] >= 10
     exit_code("generate", *flags, "--out", str(tmp_path / "uninterrupted.mp4"))
     assert (latents(folder) - latents(tmp_path / "uninterrupted.run")).abs().max() <= 1e-4
+
+
+def test_a_run_does_not_resume_with_other_noise(model_folder: Path, tmp_path: Path) -> None:
+    noise = tmp_path / "noise.safetensors"
+    save_file({"noise": torch.randn(1, 4, 3, 4, 4)}, noise)
+    run(config_of(model_folder, tmp_path / "a.mp4", noise_from=str(noise)))
+    (tmp_path / "a.mp4").unlink()
+    save_file({"noise": torch.randn(1, 4, 3, 4, 4)}, noise)
+    with pytest.raises(
+        InputError, match=r"noise_from: .* was started with other noise; restore the former noise"
+    ):
+        run(resumed_config(tmp_path / "a.run"))
 
 
 def test_restarts_by_launchers_are_detected() -> None:

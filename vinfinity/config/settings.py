@@ -360,7 +360,7 @@ class RunConfig(Group):
     )
     lora: tuple[str, ...] = setting(
         (),
-        "LoRA in safetensors format, with its weight if that is not 1; may be repeated.",
+        "LoRA, LoHa or LoKr, a file or PEFT's folder, with its weight if that is not 1; may be repeated.",
         form="FILE or FILE:WEIGHT each",
         panel=VIDEO,
         metavar="FILE[:WEIGHT]",

@@ -49,9 +49,9 @@ class Ranks:
         """Whether this rank writes the files and shows messages."""
         return self.rank == 0
 
-    def team(self, frames: int, *, split: bool) -> Team:
+    def team(self, frames: int, *, split: bool, grouped: bool = False) -> Team:
         """The ranks that share a video with this one; see `team_of`."""
-        team = team_of(self.rank, self.size, frames=frames, split=split)
+        team = team_of(self.rank, self.size, frames=frames, split=split, grouped=grouped)
         return dataclasses.replace(team, waits=self.waits)
 
     def agree(self, facts: Mapping[str, str]) -> None:

@@ -37,8 +37,8 @@ class Fit:
 def find_fit(job: Job, ranks: Ranks, *, loaded: int = 0) -> Fit:
     """The executions that `job` allows, from the fastest that fits the rank with the least memory.
 
-    Rank 0 decides for all, since every rank must do the same. loaded: bytes of the denoiser's weights if they are on the
-    device already. Raises InputError, on every rank, if none fits.
+    Rank 0 decides for all, since every rank must do the same. loaded: bytes of the denoiser's weights if they are on
+    the device already. Raises InputError, on every rank, if none fits.
     """
     device_type: DeviceType = "cuda" if ranks.device.type == "cuda" else "cpu"
     run = outline_of(job, device=device_type, ranks=ranks.size)

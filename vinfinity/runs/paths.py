@@ -9,6 +9,7 @@ from pathlib import Path
 from vinfinity.config import RunConfig
 from vinfinity.errors import InputError
 from vinfinity.runs.folder import RunFolder, run_folder
+from vinfinity.system.files import missing_problem
 
 # characters of a file name derived from a prompt
 LONGEST_SLUG = 60
@@ -72,14 +73,15 @@ def check_files(config: RunConfig, destination: Destination, *, overwrite: bool)
 
 def check_inputs(config: RunConfig) -> None:
     """Raise InputError if a file that `config` names does not exist or cannot be read."""
-    if config.decoder is not None and not Path(config.decoder).expanduser().is_dir():
+    if config.decoder is not None and not (decoder := Path(config.decoder).expanduser()).is_dir():
         remedy = "give the folder with its config.json and its weights"
-        raise InputError("decoder", config.decoder, remedy, problem="is not a folder")
+        problem = missing_problem(decoder, "is not a folder")
+        raise InputError("decoder", config.decoder, remedy, problem=problem)
     if config.noise_from is not None:
         noise = Path(config.noise_from).expanduser()
         _check_safetensors("noise_from", noise)
         if not noise.is_file():
-            raise InputError("noise_from", noise, "check the path", problem="does not exist")
+            raise InputError("noise_from", noise, "check the path", problem=missing_problem(noise))
         if not os.access(noise, os.R_OK):
             raise InputError("noise_from", noise, "check its permissions", problem="cannot be read")
 

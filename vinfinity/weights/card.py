@@ -5,7 +5,7 @@ Reading a card loads no torch and takes milliseconds, since settings are checked
 
 import hashlib
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import cache
 from pathlib import Path
@@ -15,6 +15,7 @@ from vinfinity.errors import InputError, WeightsError, did_you_mean
 from vinfinity.models.families import family_of, published_family
 from vinfinity.models.family import SCHEDULER, Family, Traits, parts_of
 from vinfinity.models.geometry import LatentGeometry
+from vinfinity.system.files import missing_problem, tree_files
 from vinfinity.system.safetensors import read_json
 from vinfinity.weights.registry import KNOWN, local_models, models_folder, published_files
 
@@ -81,6 +82,9 @@ def find_model(model: str) -> Path:
         return folder
     if folder.exists():
         raise InputError("model", model, "name the folder that has model_index.json", problem="is a file")
+    if folder.is_symlink():
+        remedy = "restore what it leads to, or link it again"
+        raise InputError("model", model, remedy, problem=missing_problem(folder))
     if model in KNOWN:
         remedy = f"run vinfinity models fetch {model}"
         raise InputError("model", model, remedy, problem="has not been fetched yet")
@@ -100,11 +104,16 @@ def read_card(model: str) -> ModelCard:
     parts = parts_of(family)
     missing = [part for part in parts if not (folder / part).is_dir()]
     if missing:
+        if (folder / missing[0]).is_symlink():
+            problem = missing_problem(folder / missing[0])
+            remedy = "restore what it leads to, or link it again"
+            raise WeightsError("model", folder / missing[0], remedy, problem=problem)
         remedy = (
             f"a model's folder has {', '.join(parts)}; vinfinity models convert adds parts of another model"
         )
         raise InputError("model", folder, remedy, problem=f"has no {missing[0]}")
-    own = read_json(folder / "card.json") if (folder / "card.json").exists() else {}
+    own_card = folder / "card.json"
+    own = read_json(own_card) if own_card.exists() or own_card.is_symlink() else {}
     files = {part: read_json(folder / part / "config.json") for part in family.networks}
     files[SCHEDULER] = read_json(folder / SCHEDULER / "scheduler_config.json")
     return _card(folder, family, own, files)
@@ -179,16 +188,36 @@ def weights_digest(folder: Path, *, loras: Sequence[Path] = ()) -> str:
     """SHA-256 (hex) that tells versions of a model, or of one of its parts, and of its LoRAs apart.
 
     It covers every small file in full, and of each weight file the length, the header and samples of the contents:
-    reading gigabytes on every rank would take longer than loading them.
+    reading gigabytes on every rank would take longer than loading them. Links are followed, as by whatever reads the
+    model. loras: all files of the LoRAs. Raises WeightsError if a file cannot be read.
+    """
+    try:
+        files = tree_files(folder, (".json", ".txt", ".safetensors"))
+    except OSError as error:
+        raise _unreadable("model", folder, error) from None
+    named = [(str(path.relative_to(folder)), path) for path in files]
+    return files_digest([*named, *((path.name, path) for path in loras)], field="model")
+
+
+def files_digest(files: Iterable[tuple[str, Path]], *, field: str) -> str:
+    """SHA-256 (hex) of names, lengths and contents of files, of large files only samples; see `weights_digest`.
+
+    field: the setting that names the files. Raises WeightsError if one cannot be read.
     """
     total = hashlib.sha256()
-    files = sorted(path for path in folder.rglob("*") if path.suffix in (".json", ".txt", ".safetensors"))
-    names = [str(path.relative_to(folder)) for path in files] + [path.name for path in loras]
-    for name, path in zip(names, [*files, *loras], strict=True):
-        size = path.stat().st_size
-        total.update(f"{name} {size}\n".encode())
-        with path.open("rb") as file:
-            for start in range(0, size, max(SAMPLE_BYTES, size // SAMPLES)):
-                file.seek(start)
-                total.update(file.read(SAMPLE_BYTES))
+    for name, path in files:
+        try:
+            size = path.stat().st_size
+            total.update(f"{name} {size}\n".encode())
+            with path.open("rb") as file:
+                for start in range(0, size, max(SAMPLE_BYTES, size // SAMPLES)):
+                    file.seek(start)
+                    total.update(file.read(SAMPLE_BYTES))
+        except OSError as error:
+            raise _unreadable(field, path, error) from None
     return total.hexdigest()
+
+
+def _unreadable(field: str, path: Path, error: OSError) -> WeightsError:
+    problem = f"cannot be read ({error.strerror})"
+    return WeightsError(field, error.filename or path, "check its permissions", problem=problem)

@@ -18,7 +18,7 @@ from safetensors import safe_open
 from torch import Tensor
 
 from vinfinity.errors import InputError, WeightsError
-from vinfinity.models.checkpoint import Checkpoint, CheckpointPart
+from vinfinity.models.checkpoint import Checkpoint, CheckpointPart, changed
 from vinfinity.models.families import FAMILIES, family_of
 from vinfinity.models.family import Family, Network, parts_of
 from vinfinity.system.files import cannot_write
@@ -196,7 +196,7 @@ def _plan_distillation(
 
     def merged() -> Iterator[tuple[str, Tensor]]:
         for key, tensor in itertools.chain(original.tensors(), distilled.new.items()):
-            yield key, distilled.change.add_to(key, tensor)
+            yield key, changed(key, tensor, [distilled.change])
 
     plan.weights[weight_file] = Weights(layout, merged)
     plan.jsons[config_file] = distilled.config
