@@ -212,3 +212,8 @@ def rehearse_with_too_little_memory(rungs: int, ranks: Ranks) -> list[tuple[int,
     with torch.no_grad():
         prediction = denoiser.call(x, 999.0)
     return ranks.collect((calls, execution, prediction))
+
+
+def allocator_settings(_: None, ranks: Ranks) -> list[str]:
+    """How the allocator of each rank is configured."""
+    return ranks.collect(os.environ.get("PYTORCH_CUDA_ALLOC_CONF", ""))

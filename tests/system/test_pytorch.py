@@ -1,11 +1,16 @@
 """What is settled before torch is imported: its version, and its allocator."""
 
+import os
 import re
+import subprocess
+import sys
 from pathlib import Path
 
 import pytest
+from oracles import fault_work
 
 from vinfinity.errors import InputError
+from vinfinity.parallel.launch import launch
 from vinfinity.system.pytorch import (
     OLDEST,
     VARIABLES,
@@ -46,6 +51,29 @@ def test_expandable_segments_are_on_unless_the_user_has_configured_the_allocator
 )
 def test_the_allocators_settings_are_read_as_torch_reads_them(settings: dict[str, str], on: bool) -> None:
     assert uses_expandable_segments(settings) == on
+
+
+def test_the_command_line_switches_expandable_segments_on_before_torch_is_imported() -> None:
+    program = "import sys; from vinfinity.cli.output import import_engine; assert 'torch' not in sys.modules"
+    program += "; import_engine(); import os; print(os.environ['PYTORCH_CUDA_ALLOC_CONF'])"
+    for own, expected in (
+        (None, "expandable_segments:True"),
+        ("max_split_size_mb:99", "max_split_size_mb:99"),
+    ):
+        environment = {name: value for name, value in os.environ.items() if name not in VARIABLES}
+        environment |= {} if own is None else {VARIABLES[0]: own}
+        done = subprocess.run(
+            [sys.executable, "-c", program], env=environment, capture_output=True, text=True, check=True
+        )
+        assert done.stdout.strip() == expected
+
+
+def test_ranks_have_the_allocator_of_their_launcher(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv(VARIABLES[0], "max_split_size_mb:77")
+    assert (
+        launch(fault_work.allocator_settings, None, gpus=2, device="cpu", timeout=120.0)
+        == ["max_split_size_mb:77"] * 2
+    )
 
 
 def test_an_old_torch_is_refused() -> None:

@@ -1,6 +1,7 @@
 """What commands print, and how errors are reported."""
 
 import contextlib
+import os
 import traceback
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
@@ -10,6 +11,7 @@ from typing import Annotated, Any
 import typer
 
 from vinfinity.errors import VinfinityError, one_line
+from vinfinity.system.pytorch import prefer_expandable_segments, require_torch
 from vinfinity.system.signals import Shutdown
 
 # characters; longer cells stick out of their column
@@ -45,7 +47,12 @@ def print_columns(rows: Sequence[tuple[str, ...]]) -> None:
 
 
 def import_engine() -> None:
-    """Imports torch and everything built on it, which takes seconds; later imports of the package are instant."""
+    """Imports torch and everything built on it, which takes seconds; later imports of the package are instant.
+
+    Raises InputError if torch is too old.
+    """
+    require_torch()
+    prefer_expandable_segments(os.environ)
     import vinfinity.run  # noqa: F401
 
 
