@@ -19,6 +19,8 @@ if TYPE_CHECKING:
 MANY_FRAMES = 2**20
 # names of the variable that sets up the CUDA allocator; torch 2.9 renamed it
 ALLOCATOR = ("PYTORCH_ALLOC_CONF", "PYTORCH_CUDA_ALLOC_CONF")
+# torch's error where it finds a driver, but no GPU
+NO_GPUS = "No CUDA GPUs are available"
 # temporal attention: 32 queries, 64 keys
 QUERIES, KEYS, HEAD_WIDTH = 32, 64, 64
 
@@ -146,18 +148,15 @@ def _find_gpus() -> tuple[tuple[Gpu, ...], str]:
 
     if torch.version.cuda is None and torch.version.hip is None:
         return (), ""
-    with warnings.catch_warnings(record=True) as caught:
-        warnings.simplefilter("always")
-        count = torch.cuda.device_count()
-        try:
+    try:
+        with warnings.catch_warnings():
+            # what they say comes with the error as well
+            warnings.simplefilter("ignore")
             torch.cuda.init()
-        except Exception as error:
-            return (), reason_of(error)
-    if not count:
-        return (), next(
-            (reason_of(warning.message) for warning in caught if isinstance(warning.message, Warning)), ""
-        )
-    return tuple(_find_gpu(index) for index in range(count)), ""
+    except Exception as error:
+        # without a fault, CUDA_VISIBLE_DEVICES hides all of them
+        return (), "" if NO_GPUS in str(error) else reason_of(error)
+    return tuple(_find_gpu(index) for index in range(torch.cuda.device_count())), ""
 
 
 def _find_gpu(index: int) -> Gpu:
