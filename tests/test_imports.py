@@ -32,7 +32,7 @@ ABOVE = {
     "pipeline": {*BELOW, "job", "planning"},
     "run": {*BELOW, "job", "planning", "session", "pipeline"},
     "decode_again": {"config", "parallel", "run", "runs", "session", "system"},
-    "doctor": {"errors", "machine", "parallel", "weights"},
+    "doctor": {"errors", "machine", "parallel", "system", "weights"},
     "api": {*BELOW, "job", "planning", "pipeline", "run"},
 }
 EVERYTHING = {*BELOW, *ABOVE}

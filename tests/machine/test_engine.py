@@ -8,7 +8,7 @@ import torch
 from oracles.launchers import TORCHRUN
 from oracles.machines import install_broken
 
-from vinfinity.machine.engine import allocator_setting, attention_backends, find_engine, find_versions
+from vinfinity.machine.engine import attention_backends, find_engine, find_versions
 from vinfinity.machine.probe import Failed, attempt, in_child
 from vinfinity.machine.video import find_video
 
@@ -68,14 +68,6 @@ def test_why_cuda_cannot_be_used_is_said(monkeypatch: pytest.MonkeyPatch, error:
     assert found.gpus == ()
     assert found.fault.startswith(fault)
     assert bool(found.fault) == bool(fault)
-
-
-def test_the_allocators_setting_has_an_old_and_a_new_name(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.delenv("PYTORCH_ALLOC_CONF", raising=False)
-    monkeypatch.setenv("PYTORCH_CUDA_ALLOC_CONF", "old")
-    assert allocator_setting() == "old"
-    monkeypatch.setenv("PYTORCH_ALLOC_CONF", "new")
-    assert allocator_setting() == "new"
 
 
 @pytest.mark.parametrize(

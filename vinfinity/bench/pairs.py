@@ -44,43 +44,56 @@ def _measure_on_rank(request: PairRequest, ranks: Ranks) -> list[PairFigures]:
     exchange = RankExchange(ranks.rank, FrameShards(ranks.size, ranks.size))
     others = [rank for rank in range(ranks.size) if rank != ranks.rank]
     # NCCL connects ranks at their first message, and all of them must take part in that
-    _swap(exchange, others, 8, ranks)
-    figures = []
-    for first in range(ranks.size):
-        for second in range(first + 1, ranks.size):
-            for size in request.sizes:
-                found = _measure_pair(exchange, first, second, size, request.rounds, ranks)
-                figures.append(found)
-    return figures
+    _Swap(exchange, others, 8, ranks).seconds()
+    return [
+        _measure_pair(exchange, first, second, size, request.rounds, ranks)
+        for first in range(ranks.size)
+        for second in range(first + 1, ranks.size)
+        for size in request.sizes
+    ]
 
 
 def _measure_pair(
     exchange: RankExchange, first: int, second: int, size: int, rounds: int, ranks: Ranks
 ) -> PairFigures:
     peers = {first: [second], second: [first]}.get(ranks.rank, [])
-    seconds, intact = [], True
+    swap = _Swap(exchange, peers, size, ranks) if peers else None
+    seconds = []
     # the first round warms up
-    for round_ in range(-1, rounds):
+    for _ in range(1 + rounds):
         ranks.collect(None)
-        started = time.perf_counter()
-        if peers:
-            intact &= _swap(exchange, peers, size, ranks)
-        if round_ >= 0:
-            seconds.append(time.perf_counter() - started if peers else 0.0)
-    found = ranks.collect((statistics.median(seconds), intact))
+        seconds.append(0.0 if swap is None else swap.seconds())
+    found = ranks.collect((statistics.median(seconds[1:]), swap is None or swap.intact()))
     slowest = max(time for time, _ in found)
     return PairFigures(first, second, size, rate=size / slowest, intact=all(right for _, right in found))
 
 
-def _swap(exchange: RankExchange, peers: Sequence[int], size: int, ranks: Ranks) -> bool:
-    """Sends `size` bytes to each peer and receives as many from each. Returns whether the right ones arrived."""
-    message = torch.full((1, 1, size), ranks.rank + 1, dtype=torch.uint8, device=ranks.device)
-    route = Route(
-        wanted=tuple(peers),
-        sends=tuple((peer, (0,)) for peer in peers),
-        receives=tuple((peer, place, place + 1) for place, peer in enumerate(peers)),
-    )
-    frames = exchange.fetch(message, route, label="pairs of ranks").wait().frames
-    wanted = torch.tensor([peer + 1 for peer in peers], dtype=torch.uint8, device=ranks.device)
-    # reading the answer waits for the GPU
-    return bool((frames == wanted[None, :, None]).all())
+class _Swap:
+    """Sends `size` bytes to each peer, and receives as many from each."""
+
+    def __init__(self, exchange: RankExchange, peers: Sequence[int], size: int, ranks: Ranks) -> None:
+        self._exchange, self._peers, self._device = exchange, peers, ranks.device
+        self._message = torch.full((1, 1, size), ranks.rank + 1, dtype=torch.uint8, device=ranks.device)
+        self._frames = self._message[:, :0]
+        self._route = Route(
+            wanted=tuple(peers),
+            sends=tuple((peer, (0,)) for peer in peers),
+            receives=tuple((peer, place, place + 1) for place, peer in enumerate(peers)),
+        )
+
+    def seconds(self) -> float:
+        """The time until all messages have arrived."""
+        self._wait()
+        started = time.perf_counter()
+        self._frames = self._exchange.fetch(self._message, self._route, label="pairs of ranks").wait().frames
+        self._wait()
+        return time.perf_counter() - started
+
+    def intact(self) -> bool:
+        """Whether the last messages arrived as they were sent."""
+        wanted = torch.tensor([peer + 1 for peer in self._peers], dtype=torch.uint8, device=self._device)
+        return bool((self._frames == wanted[None, :, None]).all())
+
+    def _wait(self) -> None:
+        if self._device.type == "cuda":
+            torch.cuda.synchronize(self._device)

@@ -5,16 +5,15 @@ from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 
 from vinfinity.doctor.facts import Facts
-from vinfinity.machine.engine import ALLOCATOR, Engine, Gpu
+from vinfinity.machine.engine import Engine, Gpu
 from vinfinity.machine.host import shortened
 from vinfinity.machine.nvidia import Nvidia
 from vinfinity.machine.probe import Failed, known
 from vinfinity.machine.video import NEEDED
 from vinfinity.parallel.place import Place
+from vinfinity.system.pytorch import OLDEST, allocator_variable
 
 GB, MIB = 10**9, 2**20
-# the first version of torch that the package supports
-OLDEST_TORCH = (2, 4)
 # NCCL needs some tens of MB per pair of ranks; containers often have 64 MiB
 LEAST_SHARED = 1024 * MIB
 # below this part of its memory, a GPU counts as in use by others
@@ -75,8 +74,8 @@ def check_engine(facts: Facts) -> Iterator[Fault]:
         yield Fault("torch", True, f"torch cannot be used: {engine.reason}", remedy)
         return
     version = re.match(r"(\d+)\.(\d+)", engine.versions.torch)
-    if version and (int(version[1]), int(version[2])) < OLDEST_TORCH:
-        oldest = ".".join(map(str, OLDEST_TORCH))
+    if version and (int(version[1]), int(version[2])) < OLDEST:
+        oldest = ".".join(map(str, OLDEST))
         yield Fault(
             "torch-old", True, f"torch {engine.versions.torch} is older than {oldest}", "install a newer one"
         )
@@ -312,7 +311,7 @@ def check_variables(facts: Facts) -> Iterator[Fault]:
         if value.upper() not in ("", "0", "OFF", "FALSE"):
             yield Fault("slow", False, f"{variable}={value}: {effect}, which is slow", "unset it")
     engine = known(facts.engine)
-    given = next((name for name in ALLOCATOR if facts.variables.get(name)), None)
+    given = allocator_variable(facts.variables)
     if given is not None and engine is not None and engine.gpus:
         value = facts.variables[given]
         if re.search(r"expandable_segments\s*:\s*True", value, re.IGNORECASE) is None:

@@ -7,11 +7,12 @@ from typing import Any
 
 from vinfinity.doctor.facts import Facts
 from vinfinity.doctor.faults import GB, Fault
-from vinfinity.machine.engine import ALLOCATOR, Engine, Gpu, Use
+from vinfinity.machine.engine import Engine, Gpu, Use
 from vinfinity.machine.host import Space, shortened
 from vinfinity.machine.nvidia import Link, Nvidia
 from vinfinity.machine.probe import Failed, known, plain
 from vinfinity.parallel.place import Place
+from vinfinity.system.pytorch import allocator_variable
 
 Rows = list[tuple[str, str]]
 
@@ -69,7 +70,7 @@ def as_json(facts: Facts, faults: Sequence[Fault]) -> dict[str, Any]:
     engine = known(facts.engine)
     use = found["engine"].pop("use") if engine is not None else {"failed": "torch cannot be used"}
     asked = {"gpus": found.pop("gpus"), "device": found.pop("device")}
-    allocator = next((facts.variables[name] for name in ALLOCATOR if facts.variables.get(name)), "")
+    allocator = facts.variables.get(allocator_variable(facts.variables) or "", "")
     ranks = facts.place.size if isinstance(facts.place, Place) else facts.gpus or 1
     return {
         "here": found,
@@ -266,7 +267,7 @@ def _attention(use: Use) -> str:
 
 
 def _allocator(variables: Mapping[str, str]) -> str:
-    given = next((name for name in ALLOCATOR if variables.get(name)), None)
+    given = allocator_variable(variables)
     return "torch's default" if given is None else f"{variables[given]} ({given})"
 
 

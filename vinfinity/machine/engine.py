@@ -17,8 +17,6 @@ if TYPE_CHECKING:
 
 # any number of frames: how many ranks a video can have does not matter here
 MANY_FRAMES = 2**20
-# names of the variable that sets up the CUDA allocator; torch 2.9 renamed it
-ALLOCATOR = ("PYTORCH_ALLOC_CONF", "PYTORCH_CUDA_ALLOC_CONF")
 # torch's error where it finds a driver, but no GPU
 NO_GPUS = "No CUDA GPUs are available"
 # temporal attention: 32 queries, 64 keys
@@ -135,11 +133,6 @@ def attention_backends(device: torch.device, dtype: torch.dtype) -> Attention:
         temporal=backend(torch._fused_sdp_choice(q, k, k, bias)),
         spatial=backend(torch._fused_sdp_choice(k, k, k)),
     )
-
-
-def allocator_setting() -> str:
-    """The settings of the CUDA allocator, as given in the environment; "" for torch's defaults."""
-    return next((os.environ[name] for name in ALLOCATOR if os.environ.get(name)), "")
 
 
 def _find_gpus() -> tuple[tuple[Gpu, ...], str]:

@@ -1,14 +1,16 @@
 """What a run writes about the machines that its ranks run on, so that its figures can be compared with others."""
 
+import os
 import platform
 from typing import Any
 
 import torch
 
-from vinfinity.machine.engine import allocator_setting, attention_backends, find_versions
+from vinfinity.machine.engine import attention_backends, find_versions
 from vinfinity.machine.host import find_processor
 from vinfinity.machine.nvidia import driver_version
 from vinfinity.machine.probe import attempt, known, plain
+from vinfinity.system.pytorch import allocator_variable
 
 
 def describe_rank(device: torch.device) -> dict[str, Any]:
@@ -39,5 +41,5 @@ def describe_software(device: torch.device, dtype: torch.dtype) -> dict[str, Any
         "python": platform.python_version(),
         **plain(find_versions()),
         "attention": plain(attempt(attention_backends, device, dtype)),
-        "allocator": allocator_setting(),
+        "allocator": os.environ.get(allocator_variable(os.environ) or "", ""),
     }
