@@ -19,7 +19,11 @@ MEASURED = ("calls", "profiles", "cudnn-attention", "decoding", "pairs", "scalin
 
 
 def run(script: str, *arguments: str) -> "subprocess.CompletedProcess[str]":
-    environment = {**os.environ, "PYTHONPATH": os.pathsep.join([str(ROOT / "tests"), *sys.path])}
+    environment = {
+        **os.environ,
+        "PYTHONPATH": os.pathsep.join([str(ROOT / "tests"), *sys.path]),
+        "COLUMNS": "999",
+    }
     return subprocess.run(
         [sys.executable, script, *arguments], cwd=ROOT, env=environment, capture_output=True, text=True
     )
