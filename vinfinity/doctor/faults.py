@@ -11,7 +11,7 @@ from vinfinity.machine.nvidia import Nvidia
 from vinfinity.machine.probe import Failed, known
 from vinfinity.machine.video import NEEDED
 from vinfinity.parallel.place import Place
-from vinfinity.system.pytorch import OLDEST, allocator_variable
+from vinfinity.system.pytorch import OLDEST, allocator_variable, uses_expandable_segments
 
 GB, MIB = 10**9, 2**20
 # NCCL needs some tens of MB per pair of ranks; containers often have 64 MiB
@@ -312,13 +312,11 @@ def check_variables(facts: Facts) -> Iterator[Fault]:
             yield Fault("slow", False, f"{variable}={value}: {effect}, which is slow", "unset it")
     engine = known(facts.engine)
     given = allocator_variable(facts.variables)
-    if given is not None and engine is not None and engine.gpus:
-        value = facts.variables[given]
-        if re.search(r"expandable_segments\s*:\s*True", value, re.IGNORECASE) is None:
-            problem = (
-                f"{given}={value} has no expandable segments: runs may need 1.7 times the planned memory"
-            )
-            yield Fault("allocator", False, problem, f"add expandable_segments:True, or unset {given}")
+    if given is None or engine is None or not engine.gpus or uses_expandable_segments(facts.variables):
+        return
+    lacks = f"{given}={facts.variables[given]} has no expandable segments"
+    problem = f"{lacks}: runs may need 1.7 times the planned memory"
+    yield Fault("allocator", False, problem, f"add expandable_segments:True, or unset {given}")
 
 
 # ---- the host ----
