@@ -21,6 +21,7 @@ from vinfinity.planning.estimate import work_seconds
 from vinfinity.planning.machines import GPUS, Gpu
 from vinfinity.planning.meter import LiveBytes
 from vinfinity.planning.trace import TIMESTEP, CallShape, network_call, parameter_bytes, trace_work
+from vinfinity.weights.dtypes import depends_on_shapes
 
 # of a long video, in its first phase
 SCOPES = Scopes(anchor_bias=10.0)
@@ -79,7 +80,8 @@ def prepare_call(
 ) -> tuple[CallShape, Callable[[], Tensor]]:
     """A call of `unet`, which is `subject` loaded, on one rank that holds the whole video. Returns its shapes, too."""
     device = unet.conv_in.weight.device
-    shape = subject.call_shape(unet, shards=FrameShards(frames), scopes=SCOPES)
+    grouped = depends_on_shapes(unet.conv_in.weight.dtype, device.type)
+    shape = subject.call_shape(unet, shards=FrameShards.of(frames, grouped=grouped), scopes=SCOPES)
     x, text = call_inputs(shape, device=str(device))
     call = network_call(shape, execution, LocalExchange(), network=unet, text=text[: execution.branches])
 
