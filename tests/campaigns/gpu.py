@@ -21,7 +21,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from oracles.processes import Ended, disturb, finish, ranks_of, start
+from oracles.disturbed_runs import Ended, disturb, finish, ranks_of, start
 from oracles.rank_work import exhaust_memory
 from torch import Tensor
 from torch.nn.attention import SDPBackend, sdpa_kernel
