@@ -21,16 +21,18 @@ BELOW = {
     "media": {"errors", "config", "models", "parallel", "system"},
     "weights": {"errors", "denoise", "models", "system"},
     "runs": {"errors", "config", "denoise", "models", "parallel", "system", "weights"},
+    "machine": {"errors", "parallel", "system", "weights"},
     "resolve": {"config", "weights"},
 }
-JOB = {*BELOW} - {"resolve"}
+JOB = {*BELOW} - {"resolve", "machine"}
 ABOVE = {
     "job": JOB,
     "planning": {*JOB, "job"},
-    "session": {"errors", "config", "denoise", "job", "parallel", "runs", "system"},
+    "session": {"errors", "config", "denoise", "job", "machine", "parallel", "runs", "system", "weights"},
     "pipeline": {*BELOW, "job", "planning"},
     "run": {*BELOW, "job", "planning", "session", "pipeline"},
     "decode_again": {"config", "parallel", "run", "runs", "session", "system"},
+    "doctor": {"errors", "machine", "parallel", "system", "weights"},
     "api": {*BELOW, "job", "planning", "pipeline", "run"},
 }
 EVERYTHING = {*BELOW, *ABOVE}

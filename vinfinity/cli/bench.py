@@ -19,7 +19,13 @@ Out = Annotated[
         "--out", "-o", metavar="FILE.json", help="File to write the figures to.", show_default="none"
     ),
 ]
-Model = Annotated[str, typer.Option(metavar="mini|FOLDER", help="Model to time.")]
+Model = Annotated[
+    str,
+    typer.Option(
+        metavar="mini|medium|large|FOLDER",
+        help="Model to time; medium and large have random weights, and the shapes of large are VideoCrafter2's.",
+    ),
+]
 AnyModel = Annotated[str, typer.Option(metavar="mini|FOLDER|NAME", help="Model to run.")]
 OnDevice = Annotated[Device, typer.Option(metavar="auto|cuda|cpu", help="Device to measure on.")]
 Size = Annotated[str, typer.Option(metavar="WxH", help="Width and height of a frame, in pixels.")]
@@ -37,8 +43,9 @@ def unet(
     model: Annotated[
         list[str] | None,
         typer.Option(
-            metavar="mini|medium|FOLDER",
-            help="Model whose UNet is timed; medium has 353 M random parameters. May be repeated.",
+            metavar="mini|medium|large|FOLDER",
+            help="Model whose UNet is timed; medium has 353 M random parameters, large the shapes of VideoCrafter2 "
+            "(1,413 M). May be repeated.",
             show_default="mini and medium",
         ),
     ] = None,
@@ -47,7 +54,7 @@ def unet(
         typer.Option(
             metavar="N",
             help="Number of frames in a call; may be repeated.",
-            show_default="16 and 96; 16 for medium",
+            show_default="16 and 96; 16 for medium and large",
         ),
     ] = None,
     size: ModelSize = None,
@@ -85,7 +92,7 @@ def unet(
         measured = []
         for name in model or ("mini", "medium"):
             subject = find_subject(name, size=pixels)
-            for count in frames or ((16,) if name == "medium" else (16, 96)):
+            for count in frames or ((16,) if name in ("medium", "large") else (16, 96)):
                 times = time_unet(
                     subject,
                     frames=count,

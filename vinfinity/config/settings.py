@@ -178,7 +178,7 @@ class CheckpointConfig(Group, name="checkpoint", latents=False):
 
 @dataclass(frozen=True, kw_only=True)
 class ComputeConfig(Group, name="compute", latents=False):
-    """Parts of a UNet call that `memory` chooses unless they are set here. None of them changes the video."""
+    """Parts of a UNet call that `memory` chooses unless they are set here. The video stays the same, up to rounding."""
 
     branches: Literal[1, 2] | None = setting(
         None, "Number of guidance branches in one UNet call.", unset="chosen by memory"
