@@ -21,6 +21,7 @@ from vinfinity.parallel.ranks import pick_device
 from vinfinity.runs.checkpoints import Piece
 from vinfinity.runs.earlier import EarlierRun
 from vinfinity.runs.paths import Destination, check_inputs
+from vinfinity.system.folders import expanded
 from vinfinity.system.safetensors import read_header
 from vinfinity.weights.card import ModelCard, read_card, weights_digest
 from vinfinity.weights.dtypes import pick_dtype
@@ -138,7 +139,7 @@ def prepare(config: RunConfig, place: Place | None = None) -> Job:
     half = pick_dtype(config.dtype, pick_device(config.device)) != torch.float32
     check_weights(card.folder, prefer_fp16=half)
     if config.decoder is not None:
-        check_decoder(Path(config.decoder).expanduser(), geometry)
+        check_decoder(decoder_folder(config, card), geometry)
     check_tile(config.decode, downscale=geometry.downscale)
     loras = tuple(read_lora(text) for text in config.lora)
     if loras:
@@ -149,7 +150,9 @@ def prepare(config: RunConfig, place: Place | None = None) -> Job:
             check_lora(lora, shapes)
     tokenizer = card.family.load_tokenizer(card.folder / TOKENIZER, length=card.text_length)
     if config.noise_from is not None:
-        check_noise(Path(config.noise_from).expanduser(), (1, latent[0], latent_frames, *latent[1:]))
+        check_noise(
+            expanded(config.noise_from, field="noise_from"), (1, latent[0], latent_frames, *latent[1:])
+        )
     return Job(
         config=config,
         card=card,
@@ -167,7 +170,9 @@ def prepare(config: RunConfig, place: Place | None = None) -> Job:
 
 def decoder_folder(config: RunConfig, card: ModelCard) -> Path:
     """The folder of the autoencoder that decodes the latents: `decoder`, or the model's own."""
-    return card.folder / AUTOENCODER if config.decoder is None else Path(config.decoder).expanduser()
+    if config.decoder is None:
+        return card.folder / AUTOENCODER
+    return expanded(config.decoder, field="decoder")
 
 
 def check_computing(config: RunConfig, card: ModelCard, *, ranks: int) -> None:

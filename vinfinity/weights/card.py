@@ -15,6 +15,7 @@ from vinfinity.errors import InputError, WeightsError, did_you_mean
 from vinfinity.models.families import family_of, published_family
 from vinfinity.models.family import SCHEDULER, Family, Traits, parts_of
 from vinfinity.models.geometry import LatentGeometry
+from vinfinity.system.folders import expanded
 from vinfinity.system.safetensors import read_json
 from vinfinity.weights.registry import KNOWN, local_models, models_folder, published_files
 
@@ -76,7 +77,7 @@ def find_model(model: str) -> Path:
     available = {path.name: path for path in local_models()} | embedded
     if model in available:
         return available[model]
-    folder = Path(model).expanduser()
+    folder = expanded(model, field="model")
     if folder.is_dir():
         return folder
     if folder.exists():

@@ -17,6 +17,7 @@ from torch import Tensor
 
 from vinfinity.errors import InputError, WeightsError
 from vinfinity.models.low_rank import factors_fit, low_rank_product
+from vinfinity.system.folders import expanded
 from vinfinity.system.safetensors import TensorEntry, read_header, read_json, shape_text
 from vinfinity.weights.load import listed
 
@@ -58,12 +59,12 @@ def split_weight(text: str) -> tuple[Path, float]:
     """File and weight of `FILE[:WEIGHT]`. Raises InputError for a weight that is NaN or infinite."""
     name, colon, number = text.rpartition(":")
     if not colon:
-        return Path(text).expanduser(), 1.0
+        return expanded(text, field="lora"), 1.0
     try:
         weight = float(number)
     except ValueError:
         # the colon is part of the file's name
-        return Path(text).expanduser(), 1.0
+        return expanded(text, field="lora"), 1.0
     if not math.isfinite(weight):
         raise InputError(
             "lora",
@@ -71,7 +72,7 @@ def split_weight(text: str) -> tuple[Path, float]:
             "give a finite number after the colon",
             problem="has a weight that is NaN or infinite",
         )
-    return Path(name).expanduser(), weight
+    return expanded(name, field="lora"), weight
 
 
 def read_lora(text: str) -> Lora:

@@ -1,11 +1,11 @@
 """Models by name: the published ones of all families, and those that were fetched."""
 
-import os
 from collections.abc import Mapping
 from pathlib import Path
 
 from vinfinity.models.families import FAMILIES, published_family
 from vinfinity.models.family import PublishedModel
+from vinfinity.system.folders import data_folder
 
 KNOWN: Mapping[str, PublishedModel] = {
     name: model for family in FAMILIES for name, model in family.published.items()
@@ -22,8 +22,7 @@ def published_files(name: str) -> dict[str, dict[str, object]]:
 
 def models_folder() -> Path:
     """The folder of fetched models: vinfinity/models in the user's data folder."""
-    home = os.environ.get("XDG_DATA_HOME") or "~/.local/share"
-    return Path(home).expanduser() / "vinfinity" / "models"
+    return data_folder() / "models"
 
 
 def local_models() -> list[Path]:
