@@ -2,7 +2,6 @@
 
 import base64
 import itertools
-import tempfile
 from collections import deque
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
@@ -34,7 +33,7 @@ from vinfinity.parallel.ranks import Ranks, pick_device
 from vinfinity.parallel.teams import BranchSwap, Team
 from vinfinity.planning.fit import choose_execution
 from vinfinity.resolve import load_config
-from vinfinity.system.folders import expanded
+from vinfinity.system.folders import expanded, temporary_folder
 from vinfinity.weights.dtypes import pick_dtype
 from vinfinity.weights.load import load_decoder, load_network
 from vinfinity.weights.lora import Lora
@@ -168,8 +167,8 @@ class Video:
         return f"Video({len(self.frames)} frames of {width}x{height} at {self.fps} fps)"
 
     def _repr_html_(self) -> str:
-        with tempfile.TemporaryDirectory(prefix="vinfinity-") as folder:
-            data = self.save(Path(folder) / "video.mp4").read_bytes()
+        with temporary_folder() as folder:
+            data = self.save(folder / "video.mp4").read_bytes()
         source = f"data:video/mp4;base64,{base64.b64encode(data).decode()}"
         return f'<video controls loop width="{self.size[0]}" src="{source}"></video>'
 

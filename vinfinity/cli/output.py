@@ -10,6 +10,7 @@ from typing import Annotated, Any
 import typer
 
 from vinfinity.errors import VinfinityError, one_line
+from vinfinity.system.folders import check_temporary_directory, check_working_directory
 from vinfinity.system.signals import Shutdown
 
 # characters; longer cells stick out of their column
@@ -45,7 +46,12 @@ def print_columns(rows: Sequence[tuple[str, ...]]) -> None:
 
 
 def import_engine() -> None:
-    """Imports torch and everything built on it, which takes seconds; later imports of the package are instant."""
+    """Imports torch and everything built on it, which takes seconds; later imports of the package are instant.
+
+    Raises InputError if the working directory was deleted, OutputError if there is none for temporary files.
+    """
+    check_working_directory()
+    check_temporary_directory()
     import vinfinity.run  # noqa: F401
 
 

@@ -6,10 +6,8 @@ import pickle
 import signal
 import subprocess
 import sys
-import tempfile
 import time
 from collections.abc import Callable, Sequence
-from pathlib import Path
 from typing import Any, TypeVar
 
 import torch.distributed as dist
@@ -18,6 +16,8 @@ from vinfinity.errors import InputError, RankError, Stopped, VinfinityError
 from vinfinity.parallel.place import Place, find_place
 from vinfinity.parallel.ranks import Ranks, joined, pick_device
 from vinfinity.parallel.started import Assignment, RankFiles, start
+from vinfinity.system.files import cannot_write
+from vinfinity.system.folders import temporary_folder
 from vinfinity.system.signals import SIGNALS, Reaction, Shutdown
 
 Payload = TypeVar("Payload")
@@ -76,8 +76,8 @@ def launch(
         return worker(payload, Ranks(device=pick_device(device), shutdown=shutdown))
     # from now on `_wait` looks at requests
     shutdown.reaction = Reaction.WAIT
-    with tempfile.TemporaryDirectory(prefix="vinfinity-") as name:
-        files = RankFiles(Path(name))
+    with temporary_folder() as folder:
+        files = RankFiles(folder)
         return _start_ranks(worker, payload, files, shutdown, ranks=gpus or 1, device=device, timeout=timeout)
 
 
@@ -94,7 +94,10 @@ def _start_ranks(
     """Start the ranks on this node, pass requests to end on to them, and wait for them."""
     store = dist.TCPStore("localhost", 0, is_master=True, wait_for_workers=False)
     assignment = Assignment(worker, payload, ranks, store.port, device, timeout, arguments=sys.argv)
-    files.assignment.write_bytes(pickle.dumps(assignment))
+    try:
+        files.assignment.write_bytes(pickle.dumps(assignment))
+    except OSError as error:
+        raise cannot_write(files.assignment, error) from error
     children: list[subprocess.Popen[bytes]] = []
     try:
         for rank in range(ranks):

@@ -9,7 +9,7 @@ from pathlib import Path
 from vinfinity.config import RunConfig
 from vinfinity.errors import InputError
 from vinfinity.runs.folder import RunFolder, run_folder
-from vinfinity.system.folders import expanded
+from vinfinity.system.folders import check_working_directory, expanded
 
 # characters of a file name derived from a prompt
 LONGEST_SLUG = 60
@@ -99,6 +99,7 @@ def _check_safetensors(field: str, path: Path) -> None:
 
 
 def _check_writable(field: str, path: Path, *, overwrite: bool) -> None:
+    check_working_directory()
     try:
         if path.is_dir():
             raise InputError(field, path, "name a file inside it", problem="is a folder")

@@ -1,5 +1,6 @@
 """Models by name: the published ones of all families, and those that were fetched."""
 
+import os
 from collections.abc import Mapping
 from pathlib import Path
 
@@ -28,6 +29,6 @@ def models_folder() -> Path:
 def local_models() -> list[Path]:
     """The folders of the fetched models, in order."""
     folder = models_folder()
-    if not folder.is_dir():
+    if not folder.is_dir() or not os.access(folder, os.R_OK | os.X_OK):
         return []
     return sorted(path for path in folder.iterdir() if path.is_dir() and not path.name.startswith("."))
