@@ -244,7 +244,7 @@ class Campaign:
             figures.wrong.append(f"{where}: exit code {code}: {stderr[-800:]}")
         if "Traceback" in stderr and kind.launcher != "torchrun" and code != -kind.number:
             figures.wrong.append(f"{where}: traceback: {stderr[-800:]}")
-        again = ["resume", str(folder)]
+        again = ["resume", str(folder), "--gpus", "1"]
         if kind.command == "decode":
             folder, again = self.finished, ["decode", str(self.finished), "--out", str(out), "--overwrite"]
         if not (folder / "run.json").exists():
