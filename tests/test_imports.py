@@ -22,7 +22,7 @@ BELOW = {
     "weights": {"errors", "denoise", "models", "system"},
     "runs": {"errors", "config", "denoise", "models", "parallel", "system", "weights"},
     "machine": {"errors", "parallel", "system", "weights"},
-    "resolve": {"config", "weights"},
+    "resolve": {"config", "system", "weights"},
 }
 JOB = {*BELOW} - {"resolve", "machine"}
 ABOVE = {

@@ -154,7 +154,11 @@ def exit_codes() -> list[tuple[int, str, str]]:
     rows += [
         (0, "The command has done its work.", "Nothing."),
         (1, "An unexpected error occurred: a bug.", "Run the command again with `--debug` and report it."),
-        (INTERRUPTED, "The run was interrupted by Ctrl-C.", "Run `vinfinity resume`."),
+        (
+            INTERRUPTED,
+            "Ctrl-C interrupted the command before a run had begun, or a run for the second time.",
+            "Run the command again, or `vinfinity resume`.",
+        ),
     ]
     return sorted(rows, key=lambda row: row[0])
 

@@ -1,7 +1,6 @@
 """A run that was checked against its model and its machine, before anything is computed."""
 
 import json
-import os
 from collections.abc import Iterable
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -18,11 +17,12 @@ from vinfinity.errors import InputError
 from vinfinity.media.blocks import check_tile
 from vinfinity.models.family import AUTOENCODER, SCHEDULER, TOKENIZER, TextTokenizer
 from vinfinity.parallel.launch import check_ranks
-from vinfinity.parallel.place import find_place
+from vinfinity.parallel.place import Place
 from vinfinity.parallel.ranks import pick_device
 from vinfinity.runs.checkpoints import Piece
 from vinfinity.runs.earlier import EarlierRun
 from vinfinity.runs.paths import Destination, check_inputs
+from vinfinity.system.folders import expanded
 from vinfinity.system.safetensors import read_header
 from vinfinity.weights.card import ModelCard, files_digest, read_card, weights_digest
 from vinfinity.weights.dtypes import depends_on_shapes, pick_dtype
@@ -128,14 +128,15 @@ class Job:
         return concerns
 
 
-def prepare(config: RunConfig) -> Job:
+def prepare(config: RunConfig, place: Place | None = None) -> Job:
     """Check a configuration against the model and the machine; reads no weight.
 
+    place: this process's place among the ranks of a launcher, for runs that are shared with them.
     Raises InputError (or its subclass WeightsError) naming field, value and remedy.
     """
     check_inputs(config)
     card = read_card(config.model)
-    check_computing(config, card)
+    check_computing(config, card, ranks=config.gpus or 1 if place is None else place.size)
     geometry = card.geometry
     latent, latent_frames = geometry.latent_size(config.resolution), geometry.latent_frames(config.frames)
     schedule = load_scheduler(card.folder / SCHEDULER)
@@ -145,18 +146,18 @@ def prepare(config: RunConfig) -> Job:
         selection = select_all(latent_frames, seed=config.seed)
     else:
         selection = earlier.select(config, latent_frames, steps=len(sampler.timesteps))
-    check_ranks(gpus=config.gpus, device=config.device, frames=len(selection.frames))
+    check_ranks(gpus=config.gpus, device=config.device, frames=len(selection.frames), place=place)
     half = pick_dtype(config.dtype, pick_device(config.device)) != torch.float32
     check_weights(card.folder, prefer_fp16=half)
     if config.decoder is not None:
-        check_decoder(Path(config.decoder).expanduser(), geometry)
+        check_decoder(decoder_folder(config, card), geometry)
     check_tile(config.decode, downscale=geometry.downscale)
     targets = lora_targets(card) if config.lora else ()
     loras = tuple(read_lora(text, targets) for text in config.lora)
     tokenizer = card.family.load_tokenizer(card.folder / TOKENIZER, length=card.text_length)
     noise_digest = ""
     if config.noise_from is not None:
-        noise = Path(config.noise_from).expanduser()
+        noise = expanded(config.noise_from, field="noise_from")
         check_noise(noise, (1, latent[0], latent_frames, *latent[1:]))
         noise_digest = files_digest([("noise", noise)], field="noise_from")
     return Job(
@@ -178,13 +179,13 @@ def prepare(config: RunConfig) -> Job:
 
 def decoder_folder(config: RunConfig, card: ModelCard) -> Path:
     """The folder of the autoencoder that decodes the latents: `decoder`, or the model's own."""
-    return card.folder / AUTOENCODER if config.decoder is None else Path(config.decoder).expanduser()
+    if config.decoder is None:
+        return card.folder / AUTOENCODER
+    return expanded(config.decoder, field="decoder")
 
 
-def check_computing(config: RunConfig, card: ModelCard) -> None:
+def check_computing(config: RunConfig, card: ModelCard, *, ranks: int) -> None:
     """Raise InputError if there are too few ranks for both guidance branches, or too few levels for `reuse`."""
-    place = find_place(os.environ)
-    ranks = place.size if place is not None else config.gpus or 1
     if config.parallel.split_guidance and branches(config, card) == 2 and ranks < 2:
         problem = "gives each guidance branch ranks of its own, but there is one rank"
         remedy = "use --gpus 2 or more, or leave it out"
@@ -212,9 +213,9 @@ def check_noise(path: Path, shape: tuple[int, ...]) -> None:
         )
 
 
-def describe(config: RunConfig) -> list[tuple[str, str]]:
+def describe(config: RunConfig, place: Place | None = None) -> list[tuple[str, str]]:
     """What a run would do, as rows of a table; reads no weight. Raises InputError like `prepare`."""
-    job = prepare(config)
+    job = prepare(config, place)
     device = pick_device(config.device)
     channels, height, width = job.latent
     trained = config.attention.trained_frames

@@ -2,7 +2,6 @@
 
 import base64
 import itertools
-import tempfile
 from collections import deque
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
@@ -34,6 +33,7 @@ from vinfinity.parallel.ranks import Ranks, pick_device
 from vinfinity.parallel.teams import BranchSwap, Team
 from vinfinity.planning.fit import choose_execution
 from vinfinity.resolve import load_config
+from vinfinity.system.folders import expanded, temporary_folder
 from vinfinity.weights.dtypes import pick_dtype
 from vinfinity.weights.load import load_decoder, load_network
 from vinfinity.weights.lora import open_loras
@@ -86,7 +86,7 @@ def initial_state(job: Job, frames: Sequence[int]) -> State:
     """The state before the first step: noise (1, c, f, h, w) fp32 for these frames, from a file or from their seeds."""
     if job.config.noise_from is None:
         return State(step=0, x=job.selection.noise(frames, job.latent))
-    noise = load_file(Path(job.config.noise_from).expanduser())["noise"]
+    noise = load_file(expanded(job.config.noise_from, field="noise_from"))["noise"]
     return State(step=0, x=noise[:, :, frames[0] : frames[-1] + 1].float())
 
 
@@ -146,7 +146,7 @@ class Video:
 
         Raises InputError if the file exists and `overwrite` is false, OutputError if it cannot be written.
         """
-        path = Path(path).expanduser()
+        path = expanded(path, field="path")
         if path.suffix.lower() != ".mp4":
             raise InputError("path", path, f"name it {path.stem}.mp4", problem="does not end in .mp4")
         if path.exists() and not overwrite:
@@ -166,8 +166,8 @@ class Video:
         return f"Video({len(self.frames)} frames of {width}x{height} at {self.fps} fps)"
 
     def _repr_html_(self) -> str:
-        with tempfile.TemporaryDirectory(prefix="vinfinity-") as folder:
-            data = self.save(Path(folder) / "video.mp4").read_bytes()
+        with temporary_folder() as folder:
+            data = self.save(folder / "video.mp4").read_bytes()
         source = f"data:video/mp4;base64,{base64.b64encode(data).decode()}"
         return f'<video controls loop width="{self.size[0]}" src="{source}"></video>'
 

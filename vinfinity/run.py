@@ -1,6 +1,7 @@
 """A run from top to bottom: check, launch ranks, denoise, decode, record."""
 
 import contextlib
+import os
 import time
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass
@@ -15,6 +16,7 @@ from vinfinity.denoise.selection import StepNoise
 from vinfinity.job import Job, prepare
 from vinfinity.media.video import write_video
 from vinfinity.parallel.launch import launch
+from vinfinity.parallel.place import find_place
 from vinfinity.parallel.ranks import Ranks, peak_memory
 from vinfinity.pipeline import encode_text, initial_state, load_denoiser, make_denoiser
 from vinfinity.planning.fit import choose_execution, refuse_early
@@ -24,6 +26,7 @@ from vinfinity.runs.paths import Destination
 from vinfinity.runs.start import how_to_start
 from vinfinity.session import Session, resumable
 from vinfinity.system.progress import Progress, messages_shown, terminal_console
+from vinfinity.system.signals import Reaction, Shutdown
 from vinfinity.weights.dtypes import pick_dtype
 from vinfinity.weights.load import load_decoder
 
@@ -56,26 +59,28 @@ class Task:
     @classmethod
     def of(cls, config: RunConfig, destination: Destination, *, decode: bool = True) -> "Task":
         """The task for a configuration, checked here once for all ranks that are started. Raises InputError."""
-        return cls(prepare(config), destination, decode, shown=terminal_console() is not None)
+        return cls(
+            prepare(config, find_place(os.environ)), destination, decode, shown=terminal_console() is not None
+        )
 
 
 def run(
-    config: RunConfig, destination: Destination | None = None, *, handle_signals: bool = False
+    config: RunConfig, destination: Destination | None = None, *, shutdown: Shutdown | None = None
 ) -> Summary | None:
     """Generate the video that `config` describes, on as many ranks as it asks for or a launcher started.
 
-    destination: the files to write, if the caller has called `how_to_start` for them already. handle_signals: whether
-    to take over shutdown signals and end with a checkpoint, as the command line does.
+    destination: the files to write, if the caller has called `how_to_start` for them already. shutdown: requests to end
+    this process, on which the run ends with a checkpoint; None if the caller handles none.
     Returns None on ranks other than 0, and if the run is done already. Raises VinfinityError.
     """
     if destination is None:
         destination = Destination.of(config)
         if how_to_start(config, destination) == "done":
             return None
-    return launch_run(Task.of(config, destination), handle_signals=handle_signals)
+    return launch_run(Task.of(config, destination), shutdown=shutdown)
 
 
-def launch_run(task: Task, *, handle_signals: bool = False) -> Summary | None:
+def launch_run(task: Task, *, shutdown: Shutdown | None = None) -> Summary | None:
     """Carry out a task on all its ranks. Returns None on ranks other than 0. Raises VinfinityError."""
     config = task.job.config
     refuse_early(task.job)
@@ -86,7 +91,7 @@ def launch_run(task: Task, *, handle_signals: bool = False) -> Summary | None:
             gpus=config.gpus,
             device=config.device,
             timeout=config.parallel.timeout,
-            handle_signals=handle_signals,
+            shutdown=shutdown,
         )
 
 
@@ -133,13 +138,15 @@ def denoise_video(job: Job, session: Session) -> tuple[Parts, Mapping[str, objec
         if job.earlier is not None:
             sampler = job.earlier.sampler(sampler, own, job.latent, device=device)
         noise = StepNoise(job.selection, own, job.latent, device)
-        session.shutdown.check()
-        with session.shutdown.deferred():
+        ranks.check_shutdown()
+    with ranks.shutdown.reacting(Reaction.WAIT):
+        if remaining:
             state = state.to(device)
             loop = denoise(denoiser, sampler, state, noise=noise, ranks=ranks, vote=checkpoints.vote)
             for state, votes in session.progress.track(loop, total=remaining, label="denoising"):
                 session.after_step(state, votes, steps=steps)
-    return checkpoints.finish(state), _figures(execution, session, remaining)
+        latents = checkpoints.finish(state)
+    return latents, _figures(execution, session, remaining)
 
 
 def write_files(

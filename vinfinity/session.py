@@ -21,7 +21,6 @@ from vinfinity.runs.folder import RunFolder
 from vinfinity.runs.paths import Destination
 from vinfinity.runs.start import Start, how_to_start, with_absolute_paths
 from vinfinity.system.progress import Progress, add_line
-from vinfinity.system.signals import Shutdown
 from vinfinity.weights.dtypes import pick_dtype
 
 
@@ -30,7 +29,7 @@ class Session:
     """What accompanies a rank through a run.
 
     start: whether the run is new, resumes, or is done already. team, exchange: the ranks that share the video with this
-    one. shutdown: requests to end.
+    one.
     """
 
     start: Start
@@ -40,7 +39,6 @@ class Session:
     exchange: FrameExchange
     checkpoints: Checkpoints
     progress: Progress
-    shutdown: Shutdown
 
     @classmethod
     @contextlib.contextmanager
@@ -51,10 +49,7 @@ class Session:
         the folder holds a run of other settings or weights, or if a rank cannot see it.
         """
         folder = destination.folder
-        with (
-            Shutdown().handled(enabled=ranks.handle_signals) as shutdown,
-            locked(folder, ranks, facts=job.facts),
-        ):
+        with ranks.shutdown.checked(), locked(folder, ranks, facts=job.facts):
             start = _start(job, destination, ranks)
             with Progress(enabled=ranks.first, log=folder.log) as progress:
                 team = ranks.team(
@@ -73,13 +68,11 @@ class Session:
                         selection=job.selection,
                         steps=len(job.sampler.timesteps),
                         config=job.config.checkpoint,
-                        shutdown=shutdown,
                         progress=progress,
                         kept=job.kept_pieces,
                         reuse_interval=job.config.reuse.interval,
                     ),
                     progress=progress,
-                    shutdown=shutdown,
                 )
 
     def announce(self, job: Job) -> None:
@@ -95,19 +88,21 @@ class Session:
             )
 
     def enter(self, phase: str) -> None:
-        """Begin a phase in which a request to end loses nothing. Raises Stopped if one came before."""
+        """Begin a phase in which a request to end loses nothing. Raises Stopped if one came to any rank before."""
         self._saved(phase)
-        self.shutdown.check()
+        self.ranks.check_shutdown()
 
     def after_step(self, state: State, votes: Votes, *, steps: int) -> None:
         """Write a checkpoint if one is due. Raises Stopped after writing it if any rank was asked to end."""
         if self.checkpoints.after(state, votes):
             self._saved(f"after step {state.step} of {steps}")
             if votes.stop:
-                raise Stopped(self.shutdown.message)
+                self.ranks.shutdown.stop()
 
     def _saved(self, where: str) -> None:
-        self.shutdown.message = f"stopped {where}; `vinfinity resume {self.folder.path}` resumes the run"
+        self.ranks.shutdown.message = (
+            f"stopped {where}; `vinfinity resume {self.folder.path}` resumes the run"
+        )
 
 
 @contextlib.contextmanager
@@ -119,8 +114,10 @@ def resumable(folder: RunFolder) -> Iterator[None]:
         # these leave the folder as it was
         if error.exit_code in (InputError.exit_code, BusyError.exit_code):
             raise
-        if error.exit_code in (RankError.exit_code, OutputError.exit_code) and folder.holds_work():
-            error.message += f"; `vinfinity resume {folder.path}` resumes from the last checkpoint"
+        resumes = f"`vinfinity resume {folder.path}` resumes"
+        interrupted = error.exit_code in (RankError.exit_code, OutputError.exit_code, Stopped.exit_code)
+        if interrupted and folder.holds_work() and resumes not in error.message:
+            error.message += f"; {resumes} from the last checkpoint"
         folder.event("ended", message=error.message, exit_code=error.exit_code)
         add_line(folder.log, error.message)
         raise

@@ -112,7 +112,9 @@ def processes(parent: int) -> list[int]:
     try:
         children = Path(f"/proc/{parent}/task/{parent}/children").read_text().split()
         ranks = [
-            int(child) for child in children if b"spawn_main" in Path(f"/proc/{child}/cmdline").read_bytes()
+            int(child)
+            for child in children
+            if b"vinfinity.parallel.started" in Path(f"/proc/{child}/cmdline").read_bytes()
         ]
     except OSError:
         ranks = []

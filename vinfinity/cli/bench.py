@@ -9,6 +9,7 @@ from vinfinity.cli.options import Precision
 from vinfinity.cli.output import Debug, import_engine, print_columns, reported
 from vinfinity.config import DecodeConfig, Device, parse_size
 from vinfinity.errors import InputError
+from vinfinity.system.signals import Reaction
 
 bench = typer.Typer(help="Measure the time and memory that runs take.", no_args_is_help=True)
 
@@ -40,6 +41,7 @@ Rounds = Annotated[int, typer.Option(metavar="N", help="Number of timings of eac
 
 @bench.command()
 def unet(
+    context: typer.Context,
     model: Annotated[
         list[str] | None,
         typer.Option(
@@ -77,9 +79,10 @@ def unet(
 
     benchmarks/rivals/unet.py compares it with diffusers' UNet.
     """
-    with reported(debug=debug):
+    with reported(context, debug=debug) as shutdown:
         pixels = None if size is None else parse_size(size)
         import_engine()
+        shutdown.reaction = Reaction.UNWIND
         import torch
 
         from vinfinity.bench import report
@@ -109,6 +112,7 @@ def unet(
 
 @bench.command()
 def scaling(
+    context: typer.Context,
     ranks: Annotated[int, typer.Option(metavar="N", help="Number of ranks that share the video.", min=2)] = 2,
     frames: Frames = 192,
     model: Model = "mini",
@@ -118,11 +122,12 @@ def scaling(
     debug: Debug = False,
 ) -> None:
     """Time a UNet call on one rank and on several that share it, in turn; on CPUs each rank has one thread."""
-    with reported(debug=debug):
+    with reported(context, debug=debug) as shutdown:
         if frames < ranks:
             problem = "is more than the number of frames"
             raise InputError("--ranks", ranks, f"give at most {frames}", problem=problem)
         import_engine()
+        shutdown.reaction = Reaction.UNWIND
         from vinfinity.bench import report
         from vinfinity.bench.scaling import measure_scaling
 
@@ -134,6 +139,7 @@ def scaling(
 
 @bench.command()
 def e2e(
+    context: typer.Context,
     settings: Annotated[
         list[str] | None,
         typer.Argument(
@@ -153,7 +159,8 @@ def e2e(
     debug: Debug = False,
 ) -> None:
     """Measure whole runs from prompt to MP4: time of each phase and memory, by length of the video."""
-    with reported(debug=debug):
+    with reported(context, debug=debug) as shutdown:
+        shutdown.reaction = Reaction.UNWIND
         from vinfinity.bench import report
         from vinfinity.bench.whole import measure_runs
 
@@ -165,6 +172,7 @@ def e2e(
 
 @bench.command()
 def exchange(
+    context: typer.Context,
     ranks: Annotated[int, typer.Option(metavar="N", help="Number of ranks to count for.", min=2)] = 8,
     frames: Annotated[
         list[int] | None,
@@ -194,9 +202,10 @@ def exchange(
     Counting needs neither weights nor GPUs. With --timed, UNet calls that exchange frames alternate with calls that use
     the rank's own frames instead; the ratio of their times is the cost of synchronisation.
     """
-    with reported(debug=debug):
+    with reported(context, debug=debug) as shutdown:
         pixels = parse_size(size)
         import_engine()
+        shutdown.reaction = Reaction.UNWIND
         from vinfinity.bench import report
         from vinfinity.bench.exchange import count_traffic, time_exchange
         from vinfinity.bench.subjects import inner_rank_call
@@ -220,6 +229,7 @@ def exchange(
 
 @bench.command()
 def memory(
+    context: typer.Context,
     ranks: Ranks = 1,
     frames: Annotated[
         list[int] | None,
@@ -250,9 +260,10 @@ def memory(
 
     Once with skip connections on the device, and once with them in host memory.
     """
-    with reported(debug=debug):
+    with reported(context, debug=debug) as shutdown:
         pixels = parse_size(size)
         import_engine()
+        shutdown.reaction = Reaction.UNWIND
         from vinfinity.bench import report
         from vinfinity.bench.memory import check_footprint, trace_footprint
         from vinfinity.bench.subjects import inner_rank_call
@@ -279,6 +290,7 @@ def memory(
 
 @bench.command()
 def decode(
+    context: typer.Context,
     frames: Annotated[int, typer.Option(metavar="N", help="Length of the video, in frames.", min=1)] = 2000,
     model: AnyModel = "mini",
     decoder: Annotated[
@@ -310,10 +322,11 @@ def decode(
 
     Both at once is what a run does: the encoder works in a thread while the next frames are decoded.
     """
-    with reported(debug=debug):
+    with reported(context, debug=debug) as shutdown:
         pixels = None if size is None else parse_size(size)
         decoding = DecodeConfig(frames=block, tile=tile)
         import_engine()
+        shutdown.reaction = Reaction.UNWIND
         from vinfinity.bench import report
         from vinfinity.bench.decode import measure_decoding
 

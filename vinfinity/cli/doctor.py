@@ -11,6 +11,7 @@ from vinfinity.errors import VinfinityError
 
 
 def doctor(
+    context: typer.Context,
     gpus: Annotated[
         int | None,
         typer.Option(
@@ -35,7 +36,7 @@ def doctor(
     from vinfinity.doctor.facts import gather
     from vinfinity.doctor.faults import diagnose
 
-    with reported(debug=debug):
+    with reported(context, debug=debug):
         facts = gather(gpus=gpus, device=device)
         faults = diagnose(facts)
         if as_json:

@@ -85,19 +85,20 @@ ConfigFile = Annotated[
 
 
 def takes_options(command: Callable[..., None], *, planned: bool = False) -> Callable[..., None]:
-    """Gives a command the options of a run: it is called with the configuration that they resolve to.
+    """Gives a command the options of a run: it is called with the requests to end the process, and the configuration
+    that the options resolve to.
 
-    The command's own parameters after the first follow them in `--help`. planned: published models that have not been
+    The command's own parameters after these two follow them in `--help`. planned: published models that have not been
     fetched are accepted, see `planned_card`.
     """
-    own = list(inspect.signature(command).parameters.values())[1:]
+    own = list(inspect.signature(command).parameters.values())[2:]
 
     def with_options(
         *, context: typer.Context, debug: bool, settings: list[str] | None, config: Path | None, **given: Any
     ) -> None:
         extra = {parameter.name: given.pop(parameter.name) for parameter in own}
-        with reported(debug=debug or bool(context.obj)):
-            command(_resolve(settings, config, given, planned=planned), **extra)
+        with reported(context, debug=debug) as shutdown:
+            command(shutdown, _resolve(settings, config, given, planned=planned), **extra)
 
     functools.update_wrapper(with_options, command, assigned=("__module__", "__name__", "__doc__"))
     # Typer reads a command's parameters from its signature.

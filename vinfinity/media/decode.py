@@ -38,6 +38,8 @@ def decode_frames(
     of the video. latent: (c, h, w). size: (width, height) of the frames in pixels, cut from the middle of the decoded
     pictures. Several ranks take turns: each has one block in memory, whatever the length of the video. The blocks, and
     with them the pictures, are the same on any number of ranks. Yields (height, width, 3) uint8.
+
+    Raises Stopped between two pictures if this rank was asked to end.
     """
     # the last bits of a picture may depend on its block: start with the whole block that contains the first frame
     surplus = frames.start % blocks.frames
@@ -46,7 +48,9 @@ def decode_frames(
         for start in range(frames.start - surplus, frames.stop, blocks.frames)
     ]
     pictures = _decode_blocks(decoder, source, spans, latent=latent, size=size, tile=blocks.tile, ranks=ranks)
-    return itertools.islice(pictures, surplus, None)
+    for picture in itertools.islice(pictures, surplus, None):
+        ranks.shutdown.check()
+        yield picture
 
 
 def _decode_blocks(
@@ -63,6 +67,7 @@ def _decode_blocks(
     width, height = size
     if not ranks.first:
         for span in spans[ranks.rank :: ranks.size]:
+            ranks.shutdown.check()
             latents = ranks.receive(torch.empty(latent[0], len(span), *latent[1:]), 0, label=LABEL)
             ranks.send(decode_block(decoder, latents, size=size, tile=tile).wait(), 0, label=LABEL)
         return

@@ -22,8 +22,7 @@ def choose_execution(job: Job, ranks: Ranks) -> Execution:
     """
     device_type: DeviceType = "cuda" if ranks.device.type == "cuda" else "cpu"
     run = outline_of(job, device=device_type, ranks=ranks.size)
-    place = find_place(os.environ)
-    host = free_on_host(sharing=1 if place is None else place.local_size)
+    host = free_on_host(sharing=ranks.local_size)
     device = free_on_device(ranks.device) if run.device == "cuda" else None
     budgets = ranks.collect(Budget(device=device, host=host, where=str(ranks.device)))
     decision: Execution | InputError | None = None

@@ -16,6 +16,7 @@ from typing import Any
 
 from vinfinity.errors import BusyError, InputError
 from vinfinity.system.files import cannot_write, write_whole
+from vinfinity.system.folders import expanded
 
 # the contents of a folder of parts; written last
 MANIFEST = "manifest.json"
@@ -154,7 +155,7 @@ def run_folder(video: Path) -> RunFolder:
 
 def find_run(named: Path) -> RunFolder:
     """The folder of a run, given the folder or its video. Raises InputError if there is none."""
-    path = named.expanduser()
+    path = expanded(named, field="run")
     folder = RunFolder(path.with_suffix(".run") if path.suffix.lower() == ".mp4" else path)
     if not folder.path.is_dir():
         raise InputError("run", named, "name a folder NAME.run, or its video", problem="is not a run folder")

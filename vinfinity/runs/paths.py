@@ -10,6 +10,7 @@ from vinfinity.config import RunConfig
 from vinfinity.errors import InputError
 from vinfinity.runs.folder import RunFolder, run_folder
 from vinfinity.system.files import missing_problem
+from vinfinity.system.folders import check_working_directory, expanded
 
 # characters of a file name derived from a prompt
 LONGEST_SLUG = 60
@@ -26,8 +27,11 @@ class Destination:
     @classmethod
     def of(cls, config: RunConfig) -> "Destination":
         """The MP4 is `out`, or is named after the prompt, in the working directory; the sheet lies beside it."""
-        video = Path(f"{slug(config.prompt)}.mp4") if config.out is None else Path(config.out).expanduser()
-        latents = None if config.save_latents is None else Path(config.save_latents).expanduser()
+        video, latents = Path(f"{slug(config.prompt)}.mp4"), None
+        if config.out is not None:
+            video = expanded(config.out, field="out")
+        if config.save_latents is not None:
+            latents = expanded(config.save_latents, field="save_latents")
         return cls(video, video.with_suffix(".png") if config.video.sheet else None, latents)
 
     @property
@@ -66,19 +70,23 @@ def check_files(config: RunConfig, destination: Destination, *, overwrite: bool)
         _check_writable("save_latents", latents, overwrite=overwrite)
     check_inputs(config)
     noise = config.noise_from
-    if latents is not None and noise is not None and Path(noise).expanduser().resolve() == latents.resolve():
+    if (
+        latents is not None
+        and noise is not None
+        and expanded(noise, field="noise_from").resolve() == latents.resolve()
+    ):
         remedy = "give the latents another name"
         raise InputError("save_latents", latents, remedy, problem="is the file that noise is read from")
 
 
 def check_inputs(config: RunConfig) -> None:
     """Raise InputError if a file that `config` names does not exist or cannot be read."""
-    if config.decoder is not None and not (decoder := Path(config.decoder).expanduser()).is_dir():
+    if config.decoder is not None and not (decoder := expanded(config.decoder, field="decoder")).is_dir():
         remedy = "give the folder with its config.json and its weights"
         problem = missing_problem(decoder, "is not a folder")
         raise InputError("decoder", config.decoder, remedy, problem=problem)
     if config.noise_from is not None:
-        noise = Path(config.noise_from).expanduser()
+        noise = expanded(config.noise_from, field="noise_from")
         _check_safetensors("noise_from", noise)
         if not noise.is_file():
             raise InputError("noise_from", noise, "check the path", problem=missing_problem(noise))
@@ -93,6 +101,7 @@ def _check_safetensors(field: str, path: Path) -> None:
 
 
 def _check_writable(field: str, path: Path, *, overwrite: bool) -> None:
+    check_working_directory()
     try:
         if path.is_dir():
             raise InputError(field, path, "name a file inside it", problem="is a folder")

@@ -9,6 +9,7 @@ from vinfinity.config import Resolved, RunConfig, changes_latents, digest, leave
 from vinfinity.errors import InputError
 from vinfinity.runs.folder import RunFolder
 from vinfinity.runs.paths import Destination, check_files
+from vinfinity.system.folders import expanded
 from vinfinity.weights.card import find_model, model_defaults
 
 Start = Literal["new", "resume", "done"]
@@ -46,12 +47,12 @@ def with_absolute_paths(config: RunConfig, destination: Destination) -> RunConfi
     """The configuration with absolute paths, which mean the same in any working directory."""
 
     def absolute(path: str) -> str:
-        return str(Path(path).expanduser().absolute())
+        return str(expanded(path, field="path").absolute())
 
     def absolute_or_none(path: str | None) -> str | None:
         return None if path is None else absolute(path)
 
-    given_as_folder = find_model(config.model) == Path(config.model).expanduser()
+    given_as_folder = find_model(config.model) == expanded(config.model, field="model")
     return dataclasses.replace(
         config,
         model=absolute(config.model) if given_as_folder else config.model,

@@ -16,6 +16,7 @@ from vinfinity.models.families import family_of, published_family
 from vinfinity.models.family import SCHEDULER, Family, Traits, parts_of
 from vinfinity.models.geometry import LatentGeometry
 from vinfinity.system.files import missing_problem, tree_files
+from vinfinity.system.folders import expanded
 from vinfinity.system.safetensors import read_json
 from vinfinity.weights.registry import KNOWN, local_models, models_folder, published_files
 
@@ -77,7 +78,7 @@ def find_model(model: str) -> Path:
     available = {path.name: path for path in local_models()} | embedded
     if model in available:
         return available[model]
-    folder = Path(model).expanduser()
+    folder = expanded(model, field="model")
     if folder.is_dir():
         return folder
     if folder.exists():

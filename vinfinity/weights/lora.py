@@ -17,6 +17,7 @@ from torch import Tensor
 from vinfinity.errors import InputError, WeightsError
 from vinfinity.models.low_rank import DORA, FORMULAS, Shape, parameter_change
 from vinfinity.system.files import missing_problem
+from vinfinity.system.folders import expanded
 from vinfinity.system.safetensors import TensorEntry, read_json, shape_text
 from vinfinity.weights.card import ModelCard
 from vinfinity.weights.dtypes import WEIGHT_TYPES
@@ -109,12 +110,12 @@ def split_weight(text: str) -> tuple[Path, float]:
     """File and weight of `FILE[:WEIGHT]`. Raises InputError for a weight that is NaN or infinite."""
     name, colon, number = text.rpartition(":")
     if not colon:
-        return Path(text).expanduser(), 1.0
+        return expanded(text, field="lora"), 1.0
     try:
         weight = float(number)
     except ValueError:
         # the colon is part of the file's name
-        return Path(text).expanduser(), 1.0
+        return expanded(text, field="lora"), 1.0
     if not math.isfinite(weight):
         raise InputError(
             "lora",
@@ -122,7 +123,7 @@ def split_weight(text: str) -> tuple[Path, float]:
             "give a finite number after the colon",
             problem="has a weight that is NaN or infinite",
         )
-    return Path(name).expanduser(), weight
+    return expanded(name, field="lora"), weight
 
 
 def lora_targets(card: ModelCard) -> tuple[Target, ...]:
