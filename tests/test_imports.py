@@ -21,7 +21,7 @@ BELOW = {
     "media": {"errors", "config", "models", "parallel", "system"},
     "weights": {"errors", "denoise", "models", "system"},
     "runs": {"errors", "config", "denoise", "parallel", "system", "weights"},
-    "resolve": {"config", "weights"},
+    "resolve": {"config", "system", "weights"},
 }
 JOB = {*BELOW} - {"resolve"}
 ABOVE = {

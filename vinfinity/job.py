@@ -23,6 +23,7 @@ from vinfinity.parallel.ranks import pick_device
 from vinfinity.runs.checkpoints import Piece
 from vinfinity.runs.earlier import EarlierRun
 from vinfinity.runs.paths import Destination, check_inputs
+from vinfinity.system.files import user_path
 from vinfinity.system.safetensors import read_header
 from vinfinity.weights.card import ModelCard, read_card, weights_digest
 from vinfinity.weights.dtypes import pick_dtype
@@ -137,7 +138,7 @@ def prepare(config: RunConfig) -> Job:
     half = pick_dtype(config.dtype, pick_device(config.device)) != torch.float32
     check_weights(card.folder, prefer_fp16=half)
     if config.decoder is not None:
-        check_decoder(Path(config.decoder).expanduser(), card.geometry)
+        check_decoder(user_path(config.decoder), card.geometry)
     check_tile(config.decode, downscale=card.geometry.downscale)
     loras = tuple(read_lora(text) for text in config.lora)
     if loras:
@@ -147,7 +148,7 @@ def prepare(config: RunConfig) -> Job:
             check_lora(lora, shapes)
     tokenizer = card.family.load_tokenizer(card.folder / "tokenizer", length=card.text_length)
     if config.noise_from is not None:
-        check_noise(Path(config.noise_from).expanduser(), (1, latent[0], config.frames, *latent[1:]))
+        check_noise(user_path(config.noise_from), (1, latent[0], config.frames, *latent[1:]))
     return Job(
         config=config,
         card=card,
@@ -164,7 +165,7 @@ def prepare(config: RunConfig) -> Job:
 
 def decoder_folder(config: RunConfig, card: ModelCard) -> Path:
     """The folder of the autoencoder that decodes the latents: `decoder`, or the model's own."""
-    return card.folder / "vae" if config.decoder is None else Path(config.decoder).expanduser()
+    return card.folder / "vae" if config.decoder is None else user_path(config.decoder)
 
 
 def check_computing(config: RunConfig, card: ModelCard) -> None:

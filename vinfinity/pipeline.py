@@ -14,7 +14,7 @@ import torch
 from safetensors.torch import load_file
 from torch import Tensor
 
-from vinfinity.config import RunConfig, VideoConfig
+from vinfinity.config import RunConfig, VideoConfig, check_suffix
 from vinfinity.denoise.execution import Execution
 from vinfinity.denoise.guidance import guidance_features
 from vinfinity.denoise.loop import Denoiser, denoise, not_finite
@@ -36,6 +36,8 @@ from vinfinity.parallel.ranks import Ranks, pick_device
 from vinfinity.parallel.teams import BranchSwap, Team
 from vinfinity.planning.fit import choose_execution
 from vinfinity.resolve import load_config
+from vinfinity.system.files import user_path
+from vinfinity.system.output import check_output
 from vinfinity.weights.dtypes import pick_dtype
 from vinfinity.weights.load import load_decoder, load_text_encoder, load_unet
 
@@ -76,7 +78,7 @@ def initial_state(job: Job, frames: Sequence[int]) -> State:
     """The state before the first step: noise (1, c, f, h, w) fp32 for these frames, from a file or from their seeds."""
     if job.config.noise_from is None:
         return State(step=0, x=job.selection.noise(frames, job.latent))
-    noise = load_file(Path(job.config.noise_from).expanduser())["noise"]
+    noise = load_file(user_path(job.config.noise_from))["noise"]
     return State(step=0, x=noise[:, :, frames[0] : frames[-1] + 1].float())
 
 
@@ -139,12 +141,9 @@ class Video:
 
         Raises InputError if the file exists and `overwrite` is false, OutputError if it cannot be written.
         """
-        path = Path(path).expanduser()
-        if path.suffix.lower() != ".mp4":
-            raise InputError("path", path, f"name it {path.stem}.mp4", problem="does not end in .mp4")
-        if path.exists() and not overwrite:
-            remedy = "choose another name or pass overwrite=True"
-            raise InputError("path", path, remedy, problem="already exists")
+        path = user_path(path)
+        check_suffix("path", str(path), ".mp4")
+        check_output("path", path, overwrite=overwrite, way="pass overwrite=True")
         width, height = self.size
         codec = VideoConfig(crf=crf, preset=preset)  # type: ignore[arg-type]
         with Mp4Writer(

@@ -169,6 +169,9 @@ OTHER_TEXT = {
     "size": "32x32",
     "checkpoint.every": "10min",
     "edit.redo": "3:5",
+    "out": "x.mp4",
+    "save_latents": "x.safetensors",
+    "noise_from": "x.safetensors",
     "attention.schedule": [{"above": -1, "local": 1.0, "anchors": 0.0}],
     "lora": ["a.safetensors"],
 }

@@ -9,6 +9,7 @@ from vinfinity.cli.options import Precision
 from vinfinity.cli.output import Debug, import_engine, print_columns, reported
 from vinfinity.config import DecodeConfig, Device, parse_size
 from vinfinity.errors import InputError
+from vinfinity.system.output import check_output
 
 bench = typer.Typer(help="Measure the time and memory that runs take.", no_args_is_help=True)
 
@@ -30,6 +31,12 @@ ModelSize = Annotated[
 Frames = Annotated[int, typer.Option(metavar="N", help="Length of the video, in frames.", min=2)]
 Ranks = Annotated[int, typer.Option(metavar="N", help="Number of ranks that share the video.", min=1)]
 Rounds = Annotated[int, typer.Option(metavar="N", help="Number of timings of each variant.", min=1)]
+
+
+def check_out(out: Path | None) -> None:
+    """Raises InputError if the figures cannot be written, before they are measured. An older file is replaced."""
+    if out is not None:
+        check_output("--out", out, overwrite=True)
 
 
 @bench.command()
@@ -71,6 +78,7 @@ def unet(
     benchmarks/rivals/unet.py compares it with diffusers' UNet.
     """
     with reported(debug=debug):
+        check_out(out)
         pixels = None if size is None else parse_size(size)
         import_engine()
         import torch
@@ -112,6 +120,7 @@ def scaling(
 ) -> None:
     """Time a UNet call on one rank and on several that share it, in turn; on CPUs each rank has one thread."""
     with reported(debug=debug):
+        check_out(out)
         if frames < ranks:
             problem = "is more than the number of frames"
             raise InputError("--ranks", ranks, f"give at most {frames}", problem=problem)
@@ -147,6 +156,7 @@ def e2e(
 ) -> None:
     """Measure whole runs from prompt to MP4: time of each phase and memory, by length of the video."""
     with reported(debug=debug):
+        check_out(out)
         from vinfinity.bench import report
         from vinfinity.bench.whole import measure_runs
 
@@ -188,6 +198,7 @@ def exchange(
     the rank's own frames instead; the ratio of their times is the cost of synchronisation.
     """
     with reported(debug=debug):
+        check_out(out)
         pixels = parse_size(size)
         import_engine()
         from vinfinity.bench import report
@@ -244,6 +255,7 @@ def memory(
     Once with skip connections on the device, and once with them in host memory.
     """
     with reported(debug=debug):
+        check_out(out)
         pixels = parse_size(size)
         import_engine()
         from vinfinity.bench import report
@@ -304,6 +316,7 @@ def decode(
     Both at once is what a run does: the encoder works in a thread while the next frames are decoded.
     """
     with reported(debug=debug):
+        check_out(out)
         pixels = None if size is None else parse_size(size)
         decoding = DecodeConfig(frames=block, tile=tile)
         import_engine()

@@ -7,6 +7,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from functools import cache
 from itertools import pairwise
+from pathlib import PurePath
 from typing import Literal
 
 from vinfinity.config.schema import Declared, Group, declarations, from_model, setting
@@ -61,6 +62,27 @@ def parse_span(text: str) -> range:
         problem = "is not a range of frames" if span is None else "is an empty range"
         raise InputError("edit.redo", text, "write it as FROM:TO, such as 40:60", problem=problem)
     return span
+
+
+def check_suffix(field: str, path: str, suffix: str) -> None:
+    """Raises InputError if the name of a file does not end in `suffix`, such as `.mp4`, in any case."""
+    name = PurePath(path).name
+    if PurePath(name).suffix.lower() != suffix:
+        stem = name.strip(" .")
+        stem = stem if stem.lower().endswith(suffix) else f"{PurePath(stem).stem or 'video'}{suffix}"
+        raise InputError(field, path, f"name it {stem}", problem=f"does not end in {suffix}")
+
+
+def _check_out(path: str) -> None:
+    check_suffix("out", path, ".mp4")
+
+
+def _check_latents(path: str) -> None:
+    check_suffix("save_latents", path, ".safetensors")
+
+
+def _check_noise(path: str) -> None:
+    check_suffix("noise_from", path, ".safetensors")
 
 
 def _check_model(name: str) -> None:
@@ -394,6 +416,7 @@ class RunConfig(Group):
     noise_from: str | None = setting(
         None,
         "File to read the initial noise from, as tensor `noise` (1, channels, frames, height, width).",
+        check=_check_noise,
         unset="drawn from the seed",
         panel=SAMPLING,
         metavar="FILE.safetensors",
@@ -401,6 +424,7 @@ class RunConfig(Group):
     out: str | None = setting(
         None,
         "Path of the video.",
+        check=_check_out,
         unset="named after the prompt",
         latents=False,
         panel=FILES,
@@ -412,6 +436,7 @@ class RunConfig(Group):
     save_latents: str | None = setting(
         None,
         "File to save the final latents to, as tensor `latents` (1, channels, frames, height, width).",
+        check=_check_latents,
         latents=False,
         panel=FILES,
         metavar="FILE.safetensors",

@@ -9,6 +9,7 @@ Only this package knows OmegaConf, and imports it where it is used, which keeps 
 
 import contextlib
 import io
+import os
 import re
 import typing
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -208,14 +209,15 @@ def _merge(layers: Sequence[_Layer], *, only: str | None = None) -> dict[str, An
 
 def _read_yaml(path: Path, *, above: tuple[Path, ...] = ()) -> list[_Layer]:
     """The layers of a YAML file: first those of its base, then its own. Raises InputError."""
-    resolved = path.resolve()
+    resolved = Path(os.path.realpath(path))
     field = "base" if above else "--config"
     if resolved in above:
         chain = " -> ".join(file.name for file in (*above, resolved))
         raise InputError("base", path, "remove one of the `base` lines", problem=f"is circular ({chain})")
-    if not path.is_file():
+    if not os.path.isfile(path):
         remedy = "check the path" + (f" (it is relative to {above[-1]})" if above else "")
-        raise InputError(field, path, remedy, problem="does not exist")
+        problem = "is not a file" if os.path.exists(path) else "does not exist"
+        raise InputError(field, path, remedy, problem=problem)
     values = _parse_yaml(path, field=field)
     base = values.pop("base", None)
     layers: list[_Layer] = []

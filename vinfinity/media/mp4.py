@@ -22,7 +22,7 @@ from av.video.reformatter import ColorRange, Colorspace
 from vinfinity.config import VideoConfig
 from vinfinity.errors import OutputError, one_line
 from vinfinity.media.fragments import Fragments
-from vinfinity.system.files import cannot_write
+from vinfinity.system.files import cannot_write, temporary
 
 # The code of BT.709 in H.264's tags for primaries, transfer and matrix (ITU-T H.264, annex E).
 BT709 = 1
@@ -87,12 +87,12 @@ class Mp4Writer:
         columns, rows = CHROMA_BLOCK[config.pixel_format]
         self._padding = ((0, -height % rows), (0, -width % columns), (0, 0))
         self._metadata = metadata if config.metadata and metadata else {}
-        self._copy = path.with_name(f".{path.name}.{os.getpid()}.part")
+        self._copy = temporary(path, f"{os.getpid()}.part")
         self._resumable = unfinished is not None
         encoding = [config.crf, config.preset, config.pixel_format, av.__version__]
         depends_on = json.dumps([identity, self._shape, str(self._fps), *encoding])
         self._fragments = Fragments(
-            unfinished or path.with_name(f".{path.name}.{os.getpid()}.fragments"),
+            unfinished or temporary(path, f"{os.getpid()}.fragments"),
             identity=hashlib.sha256(depends_on.encode()).hexdigest(),
         )
         # the number of frames written so far
@@ -179,8 +179,8 @@ class Mp4Writer:
 
     def _copy_seekable(self) -> None:
         with (
-            av.open(str(self._fragments.path)) as source,
-            av.open(str(self._copy), "w", format="mp4", options=_options("+faststart", self._fps)) as target,
+            av.open(_url(self._fragments.path)) as source,
+            av.open(_url(self._copy), "w", format="mp4", options=_options("+faststart", self._fps)) as target,
         ):
             target.metadata.update(self._metadata)
             [stream] = source.streams.video
@@ -269,9 +269,14 @@ def _boxes(data: bytes) -> Iterator[tuple[bytes, bytes]]:
         start += length
 
 
+def _url(path: Path) -> str:
+    """A path as FFmpeg takes it: it would read `12:30.mp4` as the protocol `12`."""
+    return f"file:{path}"
+
+
 def read_video(path: Path) -> np.ndarray:
     """All frames of a video file at once, (f, h, w, 3) uint8 full-range RGB."""
-    with av.open(str(path)) as container:
+    with av.open(_url(path)) as container:
         # via yuv444p: from subsampled formats, swscale takes a shortcut that shifts colours by up to 2
         planes = (
             frame.reformat(format="yuv444p", interpolation="BICUBIC") for frame in container.decode(video=0)
@@ -284,5 +289,5 @@ def read_video(path: Path) -> np.ndarray:
 
 def read_metadata(path: Path) -> dict[str, str]:
     """The metadata of a video file, such as `title` and `comment`."""
-    with av.open(str(path)) as container:
+    with av.open(_url(path)) as container:
         return dict(container.metadata)

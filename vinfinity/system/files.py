@@ -1,10 +1,25 @@
 """Files that appear whole or not at all, and are on disk when the call returns."""
 
 import contextlib
+import hashlib
 import os
 from pathlib import Path
 
 from vinfinity.errors import OutputError
+
+# how the names of temporary files begin
+TEMPORARY = ".vinfinity-"
+
+
+def user_path(text: str | Path) -> Path:
+    """A path as users write it: `~` is a home folder. Unknown `~name` stays as it is, as in a shell."""
+    return Path(os.path.expanduser(text))
+
+
+def temporary(path: Path, kind: str = "part") -> Path:
+    """The hidden name beside `path` under which it is written. It is short, whatever the length of the name."""
+    digest = hashlib.blake2s(os.fsencode(path.name), digest_size=6).hexdigest()
+    return path.with_name(f"{TEMPORARY}{digest}.{kind}")
 
 
 def write_whole(path: Path, data: bytes | str) -> None:
@@ -12,7 +27,7 @@ def write_whole(path: Path, data: bytes | str) -> None:
 
     Raises OutputError.
     """
-    unfinished = path.with_name(f".{path.name}.part")
+    unfinished = temporary(path)
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
         with unfinished.open("wb") as file:

@@ -4,6 +4,7 @@ Reading a card loads no torch and takes milliseconds, since settings are checked
 """
 
 import hashlib
+import os
 import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
@@ -15,6 +16,7 @@ from vinfinity.errors import InputError, WeightsError, did_you_mean
 from vinfinity.models.families import family_of, published_family
 from vinfinity.models.family import Family, parts_of
 from vinfinity.models.geometry import LatentGeometry
+from vinfinity.system.files import user_path
 from vinfinity.system.safetensors import read_json
 from vinfinity.weights.registry import KNOWN, local_models, models_folder, published_files
 
@@ -72,10 +74,10 @@ def find_model(model: str) -> Path:
     available = {path.name: path for path in local_models()} | embedded
     if model in available:
         return available[model]
-    folder = Path(model).expanduser()
-    if folder.is_dir():
+    folder = user_path(model)
+    if os.path.isdir(folder):
         return folder
-    if folder.exists():
+    if os.path.exists(folder):
         raise InputError("model", model, "name the folder that has model_index.json", problem="is a file")
     if model in KNOWN:
         remedy = f"run vinfinity models fetch {model}"
@@ -110,7 +112,7 @@ def read_card(model: str) -> ModelCard:
 def planned_card(model: str) -> ModelCard:
     """The card of a model to plan with; a published model need not be fetched for it. Raises InputError."""
     family = published_family(model)
-    if family is None or model in {path.name for path in local_models()} or Path(model).is_dir():
+    if family is None or model in {path.name for path in local_models()} or os.path.isdir(user_path(model)):
         return read_card(model)
     files = published_files(model)
     own = files.pop("card")

@@ -6,6 +6,7 @@ Files are named as PEFT and diffusers (old and new versions) name them: the name
 
 import json
 import math
+import os
 import re
 from collections.abc import Mapping
 from dataclasses import dataclass, field
@@ -17,6 +18,7 @@ from torch import Tensor
 
 from vinfinity.errors import InputError, WeightsError
 from vinfinity.models.low_rank import factors_fit, low_rank_product
+from vinfinity.system.files import user_path
 from vinfinity.system.safetensors import TensorEntry, read_header, read_json, shape_text
 from vinfinity.weights.load import listed
 
@@ -58,12 +60,12 @@ def split_weight(text: str) -> tuple[Path, float]:
     """File and weight of `FILE[:WEIGHT]`. Raises InputError for a weight that is NaN or infinite."""
     name, colon, number = text.rpartition(":")
     if not colon:
-        return Path(text).expanduser(), 1.0
+        return user_path(text), 1.0
     try:
         weight = float(number)
     except ValueError:
         # the colon is part of the file's name
-        return Path(text).expanduser(), 1.0
+        return user_path(text), 1.0
     if not math.isfinite(weight):
         raise InputError(
             "lora",
@@ -71,7 +73,7 @@ def split_weight(text: str) -> tuple[Path, float]:
             "give a finite number after the colon",
             problem="has a weight that is NaN or infinite",
         )
-    return Path(name).expanduser(), weight
+    return user_path(name), weight
 
 
 def read_lora(text: str) -> Lora:
@@ -83,8 +85,9 @@ def read_lora(text: str) -> Lora:
     if path.suffix != ".safetensors":
         remedy = "use a safetensors file; vinfinity models convert turns T2V-Turbo's into a model"
         raise InputError("lora", path, remedy, problem="does not end in .safetensors")
-    if not path.is_file():
-        raise InputError("lora", path, "check the path", problem="does not exist")
+    if not os.path.isfile(path):
+        problem = "is not a file" if os.path.exists(path) else "does not exist"
+        raise InputError("lora", path, "check the path", problem=problem)
     entries = read_header(path, field="lora")
     factors: dict[str, dict[str, str]] = {}
     alphas: dict[str, str] = {}

@@ -6,6 +6,7 @@ from pathlib import Path
 
 from vinfinity.models.families import FAMILIES, published_family
 from vinfinity.models.family import PublishedModel
+from vinfinity.system.files import user_path
 
 KNOWN: Mapping[str, PublishedModel] = {
     name: model for family in FAMILIES for name, model in family.published.items()
@@ -23,7 +24,7 @@ def published_files(name: str) -> dict[str, dict[str, object]]:
 def models_folder() -> Path:
     """The folder of fetched models: vinfinity/models in the user's data folder."""
     home = os.environ.get("XDG_DATA_HOME") or "~/.local/share"
-    return Path(home).expanduser() / "vinfinity" / "models"
+    return user_path(home) / "vinfinity" / "models"
 
 
 def local_models() -> list[Path]:
