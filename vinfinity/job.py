@@ -1,6 +1,5 @@
 """A run that was checked against its model and its machine, before anything is computed."""
 
-import json
 import os
 from collections.abc import Iterable
 from dataclasses import dataclass
@@ -23,7 +22,7 @@ from vinfinity.parallel.ranks import pick_device
 from vinfinity.runs.checkpoints import Piece
 from vinfinity.runs.earlier import EarlierRun
 from vinfinity.runs.paths import Destination, check_inputs
-from vinfinity.system.files import user_path
+from vinfinity.system.files import to_json, user_path
 from vinfinity.system.safetensors import read_header
 from vinfinity.weights.card import ModelCard, read_card, weights_digest
 from vinfinity.weights.dtypes import pick_dtype
@@ -92,7 +91,7 @@ class Job:
 
     def tags(self) -> dict[str, str]:
         """Tags of the MP4: the prompt, and what made it, as JSON."""
-        made_by = json.dumps(self.provenance(), ensure_ascii=False)
+        made_by = to_json(self.provenance())
         return {"title": self.config.prompt, "comment": made_by}
 
     def kept_pieces(self) -> Iterable[Piece]:

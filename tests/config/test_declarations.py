@@ -151,7 +151,7 @@ def test_a_setting_is_explained() -> None:
         "setting": "frames",
         "meaning": "Length of the video, in frames.",
         "type": "whole number",
-        "range": "at least 1",
+        "range": "1 to 1000000",
         "default": "96",
         "value": "20 (--frames)",
         "flag": "--frames, -n",

@@ -116,7 +116,15 @@ def test_unusable_files_are_refused(
 
 def test_unusual_names_are_accepted(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(tmp_path)
-    names = ["-a.mp4", "12:30.mp4", "a b .mp4", "...mp4", "a%20b?c#d.mp4", "~nobody-at-all/a.mp4", "ball \u200f✨.mp4"]
+    names = [
+        "-a.mp4",
+        "12:30.mp4",
+        "a b .mp4",
+        "...mp4",
+        "a%20b?c#d.mp4",
+        "~nobody-at-all/a.mp4",
+        "ball \u200f✨.mp4",
+    ]
     for name in [*names, "x" * 251 + ".mp4", "é" * 125 + "x.mp4", "new/" * 900 + "a.mp4"]:
         check(run_config(prompt="a ball", out=name))
 

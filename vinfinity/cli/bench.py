@@ -5,7 +5,7 @@ from typing import Annotated, Literal
 
 import typer
 
-from vinfinity.cli.options import Precision
+from vinfinity.cli.options import Precision, number
 from vinfinity.cli.output import Debug, import_engine, print_columns, reported
 from vinfinity.config import DecodeConfig, Device, parse_size
 from vinfinity.errors import InputError
@@ -28,9 +28,15 @@ ModelSize = Annotated[
     str | None,
     typer.Option(metavar="WxH", help="Width and height of a frame, in pixels.", show_default="the model's"),
 ]
-Frames = Annotated[int, typer.Option(metavar="N", help="Length of the video, in frames.", min=2)]
-Ranks = Annotated[int, typer.Option(metavar="N", help="Number of ranks that share the video.", min=1)]
-Rounds = Annotated[int, typer.Option(metavar="N", help="Number of timings of each variant.", min=1)]
+Frames = Annotated[
+    int, typer.Option(metavar="N", help="Length of the video, in frames.", parser=number(int, least=2))
+]
+Ranks = Annotated[
+    int, typer.Option(metavar="N", help="Number of ranks that share the video.", parser=number(int))
+]
+Rounds = Annotated[
+    int, typer.Option(metavar="N", help="Number of timings of each variant.", parser=number(int))
+]
 
 
 def check_out(out: Path | None) -> None:
@@ -53,6 +59,7 @@ def unet(
         list[int] | None,
         typer.Option(
             metavar="N",
+            parser=number(int),
             help="Number of frames in a call; may be repeated.",
             show_default="16 and 96; 16 for medium",
         ),
@@ -66,7 +73,7 @@ def unet(
     ] = None,
     compile: Annotated[bool, typer.Option("--compile", help="Time the compiled UNet, too.")] = False,
     rounds: Rounds = 5,
-    threads: Annotated[int, typer.Option(metavar="N", help="Number of CPU threads.", min=1)] = 1,
+    threads: Annotated[int, typer.Option(metavar="N", help="Number of CPU threads.", parser=number(int))] = 1,
     device: Annotated[
         Literal["cpu", "cuda"], typer.Option(metavar="cpu|cuda", help="Device to measure on.")
     ] = "cpu",
@@ -110,7 +117,10 @@ def unet(
 
 @bench.command()
 def scaling(
-    ranks: Annotated[int, typer.Option(metavar="N", help="Number of ranks that share the video.", min=2)] = 2,
+    ranks: Annotated[
+        int,
+        typer.Option(metavar="N", help="Number of ranks that share the video.", parser=number(int, least=2)),
+    ] = 2,
     frames: Frames = 192,
     model: Model = "mini",
     rounds: Rounds = 9,
@@ -147,7 +157,10 @@ def e2e(
     frames: Annotated[
         list[int] | None,
         typer.Option(
-            metavar="N", help="Length of a video, in frames; may be repeated.", show_default="96, 192 and 384"
+            metavar="N",
+            parser=number(int),
+            help="Length of a video, in frames; may be repeated.",
+            show_default="96, 192 and 384",
         ),
     ] = None,
     model: AnyModel = "mini",
@@ -168,22 +181,34 @@ def e2e(
 
 @bench.command()
 def exchange(
-    ranks: Annotated[int, typer.Option(metavar="N", help="Number of ranks to count for.", min=2)] = 8,
+    ranks: Annotated[
+        int, typer.Option(metavar="N", help="Number of ranks to count for.", parser=number(int, least=2))
+    ] = 8,
     frames: Annotated[
         list[int] | None,
         typer.Option(
-            metavar="N", help="Number of frames on each rank; may be repeated.", show_default="24 and 288"
+            metavar="N",
+            parser=number(int),
+            help="Number of frames on each rank; may be repeated.",
+            show_default="24 and 288",
         ),
     ] = None,
     size: Size = PAPERS_SIZE,
     local: Annotated[
-        int, typer.Option(metavar="N", help="Frames of the local scope on either side.", min=0)
+        int,
+        typer.Option(
+            metavar="N", help="Frames of the local scope on either side.", parser=number(int, least=0)
+        ),
     ] = 8,
-    anchors: Annotated[int, typer.Option(metavar="N", help="Number of anchors.", min=0)] = 16,
+    anchors: Annotated[
+        int, typer.Option(metavar="N", help="Number of anchors.", parser=number(int, least=0))
+    ] = 16,
     timed: Annotated[
         int,
         typer.Option(
-            metavar="N", help="Number of real ranks on which calls of the model are timed, too.", min=0
+            metavar="N",
+            help="Number of real ranks on which calls of the model are timed, too.",
+            parser=number(int, least=0),
         ),
     ] = 0,
     model: Model = "mini",
@@ -229,18 +254,24 @@ def memory(
         list[int] | None,
         typer.Option(
             metavar="N",
+            parser=number(int),
             help="Number of frames on each rank; may be repeated.",
             show_default="64, 288, 576 and 2300",
         ),
     ] = None,
     size: Size = PAPERS_SIZE,
     branches: Annotated[
-        int, typer.Option(metavar="N", help="Number of guidance branches in one UNet call.", min=1, max=2)
+        int,
+        typer.Option(
+            metavar="N", help="Number of guidance branches in one UNet call.", parser=number(int, most=2)
+        ),
     ] = 1,
     chunk: Annotated[
         int,
         typer.Option(
-            metavar="MiB", help="Size of the chunks in which a layer processes hidden states.", min=1
+            metavar="MiB",
+            help="Size of the chunks in which a layer processes hidden states.",
+            parser=number(int),
         ),
     ] = 32,
     check: Annotated[
@@ -284,7 +315,9 @@ def memory(
 
 @bench.command()
 def decode(
-    frames: Annotated[int, typer.Option(metavar="N", help="Length of the video, in frames.", min=1)] = 2000,
+    frames: Annotated[
+        int, typer.Option(metavar="N", help="Length of the video, in frames.", parser=number(int))
+    ] = 2000,
     model: AnyModel = "mini",
     decoder: Annotated[
         Path | None,
@@ -297,13 +330,16 @@ def decode(
             metavar="N",
             help="Number of frames that are decoded at once, as in decode.frames.",
             show_default="by the size of a frame",
-            min=1,
+            parser=number(int),
         ),
     ] = None,
     tile: Annotated[
         int | None,
         typer.Option(
-            metavar="N", help="Side of a tile in pixels, as in decode.tile.", show_default="whole frames"
+            metavar="N",
+            parser=number(int),
+            help="Side of a tile in pixels, as in decode.tile.",
+            show_default="whole frames",
         ),
     ] = None,
     rounds: Rounds = 1,

@@ -5,11 +5,12 @@ one line that names the setting, its value, where that came from, and the remedy
 
 schema     what a setting declares, and the checks that follow from it
 settings   every setting, declared once
+yaml       YAML with decimal numbers, in which every text is kept
 sources    defaults, the model's card, YAML, key=value and flags merged into a configuration
-text       YAML, the digest of the latents, explanations
+text       a configuration as YAML, the digest of the latents, explanations
 """
 
-from vinfinity.config.schema import Declared, Group, Setting, plain_text
+from vinfinity.config.schema import Declared, Group, Setting, plain_text, read_number
 from vinfinity.config.settings import (
     AttentionConfig,
     CheckpointConfig,
@@ -69,6 +70,7 @@ __all__ = [
     "parse_interval",
     "parse_size",
     "plain_text",
+    "read_number",
     "require_prompt",
     "to_yaml",
 ]

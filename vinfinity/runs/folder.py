@@ -15,7 +15,7 @@ from pathlib import Path
 from typing import Any
 
 from vinfinity.errors import BusyError, InputError
-from vinfinity.system.files import cannot_write, user_path, write_whole
+from vinfinity.system.files import cannot_write, to_json, user_path, write_whole
 
 # the contents of a folder of parts; written last
 MANIFEST = "manifest.json"
@@ -83,7 +83,7 @@ class RunFolder:
 
     def write_record(self, record: Mapping[str, object]) -> None:
         """Write run.json. Raises OutputError."""
-        write_whole(self.path / RECORD, json.dumps(record, indent=2, ensure_ascii=False) + "\n")
+        write_whole(self.path / RECORD, to_json(record, indent=2) + "\n")
 
     def identity(self) -> str:
         """Identifies this run: SHA-256 (hex) of the bytes of config.yaml, "" without one.
@@ -111,7 +111,7 @@ class RunFolder:
     def event(self, kind: str, **facts: object) -> None:
         """Append a line to events.jsonl. An event that cannot be written never ends a run."""
         now = datetime.datetime.now(datetime.UTC).isoformat(timespec="milliseconds")
-        line = json.dumps({"time": now, "event": kind, **facts}, ensure_ascii=False)
+        line = to_json({"time": now, "event": kind, **facts})
         with contextlib.suppress(OSError), (self.path / "events.jsonl").open("a", encoding="utf-8") as file:
             file.write(line + "\n")
 

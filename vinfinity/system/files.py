@@ -2,10 +2,11 @@
 
 import contextlib
 import hashlib
+import json
 import os
 from pathlib import Path
 
-from vinfinity.errors import OutputError
+from vinfinity.errors import OutputError, escaped
 
 # how the names of temporary files begin
 TEMPORARY = ".vinfinity-"
@@ -40,6 +41,13 @@ def write_whole(path: Path, data: bytes | str) -> None:
         with contextlib.suppress(OSError):
             unfinished.unlink()
         raise cannot_write(path, error) from error
+
+
+def to_json(value: object, *, indent: int | None = None) -> str:
+    """JSON in which every text is kept: readable, but with control characters and line separators escaped."""
+    # JSON's own line breaks stand between values
+    lines = json.dumps(value, indent=indent, ensure_ascii=False).split("\n")
+    return "\n".join(escaped(line) for line in lines)
 
 
 def sync_folder(folder: Path) -> None:

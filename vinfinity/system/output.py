@@ -1,10 +1,9 @@
 """Output files, checked before anything is computed: a bad name must not cost an hour of computing."""
 
 import os
-import unicodedata
 from pathlib import Path
 
-from vinfinity.errors import InputError
+from vinfinity.errors import CONTROL, InputError
 
 
 def check_output(field: str, path: Path, *, overwrite: bool, way: str = "add --overwrite") -> None:
@@ -34,8 +33,7 @@ def _check_place(field: str, path: Path, *, inside: str = "") -> None:
         str(whole).encode()
     except UnicodeEncodeError:
         raise InputError(field, path, other, problem="is not valid UTF-8") from None
-    # Cc: control characters, Zl and Zp: line and paragraph separators; they would break lines of the run's files
-    if any(unicodedata.category(character) in ("Cc", "Zl", "Zp") for character in str(whole)):
+    if CONTROL.search(str(whole)):
         raise InputError(
             field, path, other, problem="has a line break or another control character in its name"
         )

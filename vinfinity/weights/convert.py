@@ -6,7 +6,6 @@ model it was trained on. The folder appears complete or not at all.
 """
 
 import itertools
-import json
 import os
 import shutil
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -22,7 +21,7 @@ from vinfinity.errors import InputError, WeightsError
 from vinfinity.models.checkpoint import Checkpoint, CheckpointPart
 from vinfinity.models.families import FAMILIES, family_of
 from vinfinity.models.family import Family, Network, parts_of
-from vinfinity.system.files import cannot_write, temporary
+from vinfinity.system.files import cannot_write, temporary, to_json
 from vinfinity.system.output import check_folder
 from vinfinity.system.safetensors import find_pickles, find_weights, read_json
 from vinfinity.weights.card import find_model
@@ -313,7 +312,7 @@ def _write(plan: FolderPlan, target: Path, dtype: torch.dtype | None) -> None:
             shutil.rmtree(unfinished)
         for name, values in (plan.jsons | {"model_index.json": index}).items():
             path = _with_folder(unfinished / name)
-            path.write_text(json.dumps(values, indent=2, ensure_ascii=False) + "\n", encoding="utf-8")
+            path.write_text(to_json(values, indent=2) + "\n", encoding="utf-8")
         for name, origin in plan.copies.items():
             shutil.copyfile(origin, _with_folder(unfinished / name))
         for name, weights in plan.weights.items():
