@@ -8,6 +8,7 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+from oracles.networks import load_unet
 from oracles.reference import configure, copy_model, decoded
 from safetensors.torch import load_file, save_file
 from torch import Tensor
@@ -17,7 +18,6 @@ from vinfinity.models.finite import first_not_finite
 from vinfinity.models.unet3d.unet import UNet
 from vinfinity.run import run
 from vinfinity.weights.card import EMBEDDED
-from vinfinity.weights.load import load_unet
 
 UNET = Path("unet", "diffusion_pytorch_model.safetensors")
 NORM = "up_blocks.0.resnets.0.norm2"

@@ -17,10 +17,10 @@ BELOW = {
     "config": {"errors"},
     "parallel": {"errors", "system"},
     "models": {"errors", "parallel", "system"},
-    "denoise": {"errors", "config", "parallel", "system"},
+    "denoise": {"errors", "config", "models", "parallel", "system"},
     "media": {"errors", "config", "models", "parallel", "system"},
     "weights": {"errors", "denoise", "models", "system"},
-    "runs": {"errors", "config", "denoise", "parallel", "system", "weights"},
+    "runs": {"errors", "config", "denoise", "models", "parallel", "system", "weights"},
     "resolve": {"config", "system", "weights"},
 }
 JOB = {*BELOW} - {"resolve"}
@@ -74,6 +74,17 @@ def test_each_wrapped_package_is_imported_in_one_place() -> None:
     assert importers("yaml") == {"config/yaml.py"}
     assert all(name.startswith("parallel/") for name in importers("torch.distributed"))
     assert importers("diffusers") | importers("transformers") == set()
+
+
+def test_families_are_known_to_their_list_and_to_benchmarks_only() -> None:
+    """A second family takes a folder and a line in families.py."""
+    for family in (path for path in (PACKAGE / "models").iterdir() if (path / "family.py").exists()):
+        outside = {
+            name
+            for name in importers(f"vinfinity.models.{family.name}")
+            if not name.startswith((f"models/{family.name}/", "bench/"))
+        }
+        assert outside == {"models/families.py"}
 
 
 @pytest.mark.parametrize("file", FILES, ids=lambda file: str(file.relative_to(PACKAGE)))

@@ -14,8 +14,7 @@ from vinfinity.denoise.samplers import Sampler, pick_sampler
 from vinfinity.denoise.selection import Selection, select_all
 from vinfinity.errors import InputError
 from vinfinity.media.blocks import check_tile
-from vinfinity.models.family import TextTokenizer
-from vinfinity.models.unet3d.configs import UNetConfig
+from vinfinity.models.family import AUTOENCODER, SCHEDULER, TOKENIZER, TextTokenizer
 from vinfinity.parallel.launch import check_ranks
 from vinfinity.parallel.place import find_place
 from vinfinity.parallel.ranks import pick_device
@@ -25,7 +24,7 @@ from vinfinity.runs.paths import Destination, check_inputs
 from vinfinity.system.files import to_json, user_path
 from vinfinity.system.safetensors import read_header
 from vinfinity.weights.card import ModelCard, read_card, weights_digest
-from vinfinity.weights.dtypes import pick_dtype
+from vinfinity.weights.dtypes import depends_on_shapes, pick_dtype
 from vinfinity.weights.load import check_decoder, check_weights, empty_network, load_scheduler
 from vinfinity.weights.lora import Lora, check_lora, read_lora
 
@@ -34,8 +33,8 @@ from vinfinity.weights.lora import Lora, check_lora, read_lora
 class Job:
     """A run that was checked against its model; no weight was read yet. It travels to all ranks.
 
-    selection: the frames to compute. earlier: the run that is edited, None for a new video.
-    latent: (c, h, w) of one latent frame.
+    selection: the latent frames to compute. earlier: the run that is edited, None for a new video.
+    latent: (c, h, w) of one latent frame. latent_frames: of the whole video.
     weights_digest, decoder_digest: SHA-256 (hex) that tell versions of the weights (LoRAs included) and of the decoder
     apart.
     """
@@ -47,6 +46,7 @@ class Job:
     selection: Selection
     earlier: EarlierRun | None
     latent: tuple[int, int, int]
+    latent_frames: int
     weights_digest: str
     decoder_digest: str
     loras: tuple[Lora, ...] = ()
@@ -67,6 +67,10 @@ class Job:
     def splits_branches(self) -> bool:
         """Whether each guidance branch has ranks of its own."""
         return self.config.parallel.split_guidance and len(self.texts) == 2
+
+    def grouped(self, device: torch.device) -> bool:
+        """Whether ranks compute whole groups of frames, so that their number does not change the video."""
+        return depends_on_shapes(pick_dtype(self.config.dtype, device), device.type)
 
     @property
     def facts(self) -> dict[str, str]:
@@ -101,7 +105,7 @@ class Job:
     def concerns(self) -> list[str]:
         """What users should know before they wait: settings without effect, text that the model cannot use."""
         concerns = []
-        if self.card.guidance_width is not None and self.config.negative:
+        if self.card.distilled and self.config.negative:
             concerns.append(f"negative: has no effect: {self.card.name} takes guidance as an input")
         if self.config.parallel.split_guidance and not self.splits_branches:
             concerns.append("parallel.split_guidance: has no effect: there is only one guidance branch")
@@ -126,28 +130,30 @@ def prepare(config: RunConfig) -> Job:
     check_inputs(config)
     card = read_card(config.model)
     check_computing(config, card)
-    latent = card.geometry.latent_size(config.resolution)
-    sampler = pick_sampler(config, load_scheduler(card.folder / "scheduler"))
-    earlier = EarlierRun.open(config, latent)
+    geometry = card.geometry
+    latent, latent_frames = geometry.latent_size(config.resolution), geometry.latent_frames(config.frames)
+    sampler = pick_sampler(config, load_scheduler(card.folder / SCHEDULER))
+    earlier = EarlierRun.open(config, geometry)
     if earlier is None:
-        selection = select_all(config.frames, seed=config.seed)
+        selection = select_all(latent_frames, seed=config.seed)
     else:
-        selection = earlier.select(config, steps=len(sampler.timesteps))
+        selection = earlier.select(config, latent_frames, steps=len(sampler.timesteps))
     check_ranks(gpus=config.gpus, device=config.device, frames=len(selection.frames))
     half = pick_dtype(config.dtype, pick_device(config.device)) != torch.float32
     check_weights(card.folder, prefer_fp16=half)
     if config.decoder is not None:
-        check_decoder(user_path(config.decoder), card.geometry)
-    check_tile(config.decode, downscale=card.geometry.downscale)
+        check_decoder(user_path(config.decoder), geometry)
+    check_tile(config.decode, downscale=geometry.downscale)
     loras = tuple(read_lora(text) for text in config.lora)
     if loras:
-        network = empty_network(card.family.networks["unet"], card.folder / "unet")
+        part = card.family.denoiser
+        network = empty_network(card.family.networks[part], card.folder / part)
         shapes = {name: tuple(tensor.shape) for name, tensor in network.state_dict().items()}
         for lora in loras:
             check_lora(lora, shapes)
-    tokenizer = card.family.load_tokenizer(card.folder / "tokenizer", length=card.text_length)
+    tokenizer = card.family.load_tokenizer(card.folder / TOKENIZER, length=card.text_length)
     if config.noise_from is not None:
-        check_noise(user_path(config.noise_from), (1, latent[0], config.frames, *latent[1:]))
+        check_noise(user_path(config.noise_from), (1, latent[0], latent_frames, *latent[1:]))
     return Job(
         config=config,
         card=card,
@@ -156,6 +162,7 @@ def prepare(config: RunConfig) -> Job:
         selection=selection,
         earlier=earlier,
         latent=latent,
+        latent_frames=latent_frames,
         weights_digest=weights_digest(card.folder, loras=[lora.path for lora in loras]),
         decoder_digest=weights_digest(decoder_folder(config, card)),
         loras=loras,
@@ -164,7 +171,7 @@ def prepare(config: RunConfig) -> Job:
 
 def decoder_folder(config: RunConfig, card: ModelCard) -> Path:
     """The folder of the autoencoder that decodes the latents: `decoder`, or the model's own."""
-    return card.folder / "vae" if config.decoder is None else user_path(config.decoder)
+    return card.folder / AUTOENCODER if config.decoder is None else user_path(config.decoder)
 
 
 def check_computing(config: RunConfig, card: ModelCard) -> None:
@@ -175,7 +182,7 @@ def check_computing(config: RunConfig, card: ModelCard) -> None:
         problem = "gives each guidance branch ranks of its own, but there is one rank"
         remedy = "use --gpus 2 or more, or leave it out"
         raise InputError("parallel.split_guidance", True, remedy, problem=problem)
-    levels = len(card.config(UNetConfig).block_out_channels)
+    levels = card.traits.denoiser.levels
     if config.reuse.interval > 1 and config.reuse.depth >= levels:
         problem = f"leaves nothing to reuse of the {levels} levels of {card.name}"
         raise InputError("reuse.depth", config.reuse.depth, f"give at most {levels - 1}", problem=problem)
@@ -183,7 +190,7 @@ def check_computing(config: RunConfig, card: ModelCard) -> None:
 
 def branches(config: RunConfig, card: ModelCard) -> int:
     """Guidance branches of a step: 2 with classifier-free guidance, else 1."""
-    return guidance_branches(config.guidance, distilled=card.guidance_width is not None)
+    return guidance_branches(config.guidance, distilled=card.distilled)
 
 
 def check_noise(path: Path, shape: tuple[int, ...]) -> None:
@@ -204,15 +211,15 @@ def describe(config: RunConfig) -> list[tuple[str, str]]:
     device = pick_device(config.device)
     channels, height, width = job.latent
     trained = config.attention.trained_frames
-    plain = config.frames <= trained
+    plain = job.latent_frames <= trained
     attention = (
-        f"plain: no more than the {trained} trained frames"
+        f"plain: no more than the {job.card.geometry.frames(trained)} trained frames"
         if plain
         else f"dual-scope: {config.attention.local} frames on either side, {config.attention.anchors} anchors"
     )
     rows = [
         ("video", f"{config.frames} frames of {config.size} at {config.fps} fps"),
-        ("latents", f"1x{channels}x{config.frames}x{height}x{width}"),
+        ("latents", f"1x{channels}x{job.latent_frames}x{height}x{width}"),
         ("model", f"{job.card.name} ({job.card.folder})"),
         *(("lora", f"{lora.path} at {lora.weight:g}, {len(lora.pairs)} layers") for lora in job.loras),
         *([("decoder", str(job.decoder))] if config.decoder is not None else []),

@@ -12,11 +12,10 @@ from typing import Any
 import numpy as np
 import torch
 from safetensors.torch import load_file
-from torch import Tensor
+from torch import Tensor, nn
 
 from vinfinity.config import RunConfig, VideoConfig, check_suffix
 from vinfinity.denoise.execution import Execution
-from vinfinity.denoise.guidance import guidance_features
 from vinfinity.denoise.loop import Denoiser, denoise, not_finite
 from vinfinity.denoise.samplers import State
 from vinfinity.denoise.scopes import ScheduledContexts
@@ -27,10 +26,9 @@ from vinfinity.media.blocks import plan_blocks
 from vinfinity.media.decode import decode_frames
 from vinfinity.media.latents import TensorLatents
 from vinfinity.media.mp4 import Mp4Writer
-from vinfinity.models.offload import DeviceStore, HostStore
-from vinfinity.models.unet3d.call import UNetCall
-from vinfinity.models.unet3d.clip import TextEncoder
-from vinfinity.models.unet3d.unet import UNet, compile_blocks
+from vinfinity.models.family import TEXT_ENCODER
+from vinfinity.models.network_call import CallOptions
+from vinfinity.models.offload import store_for
 from vinfinity.parallel.exchange import FrameExchange
 from vinfinity.parallel.ranks import Ranks, pick_device
 from vinfinity.parallel.teams import BranchSwap, Team
@@ -39,7 +37,8 @@ from vinfinity.resolve import load_config
 from vinfinity.system.files import user_path
 from vinfinity.system.output import check_output
 from vinfinity.weights.dtypes import pick_dtype
-from vinfinity.weights.load import load_decoder, load_text_encoder, load_unet
+from vinfinity.weights.load import load_decoder, load_network
+from vinfinity.weights.lora import Lora
 
 # settings that `Pipeline` fixes when it loads a model, and those that only runs with files or ranks have
 LOADED = ("model", "device", "dtype", "lora", "decoder", "compile")
@@ -51,27 +50,39 @@ OF_RUNS = ("gpus", "out", "overwrite", "resume", "save_latents", "checkpoint", "
 
 @torch.no_grad()
 def encode_text(
-    job: Job, *, device: torch.device, dtype: torch.dtype, encoder: TextEncoder | None = None
+    job: Job, *, device: torch.device, dtype: torch.dtype, encoder: nn.Module | None = None
 ) -> Tensor:
     """The text states of each guidance branch, (branches, t, c). encoder: loaded, used and freed if None.
 
     Raises NotFiniteError if they are NaN or infinite.
     """
     if encoder is None:
-        encoder = load_text_encoder(job.card.folder / "text_encoder", device=device, dtype=dtype)
+        encoder = load_part(job, TEXT_ENCODER, device=device, dtype=dtype)
     tokens = [job.tokenizer(text) for text in job.texts]
-    text = encoder(torch.tensor([prompt.ids for prompt in tokens], device=device))
+    ids = torch.tensor([prompt.ids for prompt in tokens], device=device)
+    text = job.card.family.encode_text(encoder, ids, [prompt.used for prompt in tokens])
     if not text.isfinite().all():
         raise not_finite("text encoder", "its output", dtype)
     return text
 
 
-def load_network(job: Job, *, device: torch.device, dtype: torch.dtype) -> UNet:
+def load_part(
+    job: Job, part: str, *, device: torch.device, dtype: torch.dtype, loras: Sequence[Lora] = ()
+) -> nn.Module:
+    """A network of the job's model, by the name of its folder. Raises WeightsError."""
+    card = job.card
+    return load_network(
+        card.family.networks[part], card.folder / part, device=device, dtype=dtype, loras=loras
+    )
+
+
+def load_denoiser(job: Job, *, device: torch.device, dtype: torch.dtype) -> nn.Module:
     """The denoising network with its LoRAs merged in, compiled if the job asks for it. Raises WeightsError."""
-    unet = load_unet(job.card.folder / "unet", device=device, dtype=dtype, loras=job.loras)
+    family = job.card.family
+    network = load_part(job, family.denoiser, device=device, dtype=dtype, loras=job.loras)
     if job.config.compile:
-        compile_blocks(unet)
-    return unet
+        family.compile(network)
+    return network
 
 
 def initial_state(job: Job, frames: Sequence[int]) -> State:
@@ -83,33 +94,30 @@ def initial_state(job: Job, frames: Sequence[int]) -> State:
 
 
 def make_denoiser(
-    job: Job, unet: UNet, text: Tensor, team: Team, exchange: FrameExchange, execution: Execution
+    job: Job, network: nn.Module, text: Tensor, team: Team, exchange: FrameExchange, execution: Execution
 ) -> Denoiser:
-    """The guided prediction of `unet` for this rank's frames. text: (branches, t, c) of all guidance branches."""
+    """The guided prediction of `network` for this rank's frames. text: (branches, t, c) of all guidance branches."""
     config, device = job.config, text.device
     swap = None
     if team.branch is not None:
         text, swap = text[team.branch : team.branch + 1], BranchSwap(team, exchange.counters)
-    width = unet.config.time_cond_proj_dim
-    call = UNetCall(
-        unet,
-        text,
-        ScheduledContexts(
-            config.attention,
-            job.selection,
-            frames=config.frames,
-            trained_frames=config.attention.trained_frames,
-            team=team,
-            exchange=exchange,
-            chunk_bytes=execution.chunk_bytes,
-            device=device,
-        ),
+    contexts = ScheduledContexts(
+        config.attention,
+        job.selection,
+        frames=job.latent_frames,
+        team=team,
+        exchange=exchange,
+        chunk_bytes=execution.chunk_bytes,
+        device=device,
+    )
+    options = CallOptions(
         branches_at_once=execution.branches,
-        store=HostStore(device) if execution.skips == "host" else DeviceStore(),
+        store=store_for(execution.skips, device),
         fps=config.fps_condition or config.fps,
-        condition=None if width is None else guidance_features(config.guidance, width).to(device),
+        guidance=config.guidance,
         reuse_depth=config.reuse.depth if config.reuse.interval > 1 else None,
     )
+    call = job.card.family.network_call(network, text, contexts, options)
     return Denoiser(call, config.guidance, swap, config.reuse.interval)
 
 
@@ -120,7 +128,7 @@ def make_denoiser(
 class Video:
     """A generated video. It shows itself in a notebook.
 
-    frames: (f, height, width, 3) uint8. latents: (1, c, f, h, w) fp32 on the CPU, before decoding.
+    frames: (F, height, width, 3) uint8. latents: (1, c, f, h, w) fp32 on the CPU, before decoding; f latent frames.
     fps: playback speed. metadata: tags of the MP4.
     """
 
@@ -179,9 +187,9 @@ class Pipeline:
         self._job = prepare(config)
         self._ranks = Ranks(device=pick_device(config.device))
         self._dtype = pick_dtype(config.dtype, self._ranks.device)
-        device, folder = self._ranks.device, self._job.card.folder
-        self._encoder = load_text_encoder(folder / "text_encoder", device=device, dtype=self._dtype)
-        self._unet = load_network(self._job, device=device, dtype=self._dtype)
+        device = self._ranks.device
+        self._encoder = load_part(self._job, TEXT_ENCODER, device=device, dtype=self._dtype)
+        self._network = load_denoiser(self._job, device=device, dtype=self._dtype)
         self._decoder = load_decoder(self._job.decoder, device=device, dtype=torch.float32)
 
     @classmethod
@@ -223,8 +231,9 @@ class Pipeline:
         settings: size, fps and `decode`. Raises InputError, or NotFiniteError if frames are NaN or infinite.
         """
         x = latents.x if isinstance(latents, State) else latents
-        height, width = (self._job.card.geometry.downscale * side for side in x.shape[3:])
-        given = {"size": f"{width}x{height}", **settings, "frames": x.shape[2]}
+        geometry = self._job.card.geometry
+        height, width = (geometry.downscale * side for side in x.shape[3:])
+        given = {"size": f"{width}x{height}", **settings, "frames": geometry.frames(x.shape[2])}
         return self.decode_job(self._prepared("", given), x)
 
     def _prepared(self, prompt: str, settings: Mapping[str, Any]) -> Job:
@@ -242,10 +251,10 @@ class Pipeline:
 
     def _denoise(self, job: Job) -> Iterator[State]:
         frames = job.selection.frames
-        team = self._ranks.team(len(frames), split=False)
+        team = self._ranks.team(len(frames), split=False, grouped=job.grouped(self.device))
         text = encode_text(job, device=self.device, dtype=self._dtype, encoder=self._encoder)
         execution = choose_execution(job, self._ranks)
-        denoiser = make_denoiser(job, self._unet, text, team, team.exchange(), execution)
+        denoiser = make_denoiser(job, self._network, text, team, team.exchange(), execution)
         state, sampler = initial_state(job, frames).to(self.device), job.sampler
         if job.earlier is not None:
             sampler = job.earlier.sampler(sampler, frames, job.latent, device=self.device)
@@ -259,14 +268,14 @@ class Pipeline:
         pictures = decode_frames(
             self._decoder,
             TensorLatents(latents),
-            frames=range(latents.shape[2]),
+            frames=range(job.config.frames),
             latent=job.latent,
             size=job.config.resolution,
             blocks=plan_blocks(job.config.decode, self._decoder.config, job.latent[1:]),
             ranks=self._ranks,
         )
         width, height = job.config.resolution
-        frames = np.empty((latents.shape[2], height, width, 3), dtype=np.uint8)
+        frames = np.empty((job.config.frames, height, width, 3), dtype=np.uint8)
         for index, picture in enumerate(itertools.islice(pictures, len(frames))):
             frames[index] = picture
         return Video(frames, latents, job.config.fps, metadata=job.tags())

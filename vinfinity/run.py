@@ -16,7 +16,7 @@ from vinfinity.job import Job, prepare
 from vinfinity.media.video import write_video
 from vinfinity.parallel.launch import launch
 from vinfinity.parallel.ranks import Ranks, peak_memory
-from vinfinity.pipeline import encode_text, initial_state, load_network, make_denoiser
+from vinfinity.pipeline import encode_text, initial_state, load_denoiser, make_denoiser
 from vinfinity.planning.fit import choose_execution, refuse_early
 from vinfinity.runs.folder import RunFolder
 from vinfinity.runs.parts import Parts, save_whole
@@ -127,8 +127,8 @@ def denoise_video(job: Job, session: Session) -> tuple[Parts, Mapping[str, objec
     if remaining:
         device, dtype = ranks.device, pick_dtype(job.config.dtype, ranks.device)
         text = encode_text(job, device=device, dtype=dtype)
-        unet = load_network(job, device=device, dtype=dtype)
-        denoiser = make_denoiser(job, unet, text, team, session.exchange, execution)
+        network = load_denoiser(job, device=device, dtype=dtype)
+        denoiser = make_denoiser(job, network, text, team, session.exchange, execution)
         sampler = job.sampler
         if job.earlier is not None:
             sampler = job.earlier.sampler(sampler, own, job.latent, device=device)

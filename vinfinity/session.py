@@ -55,7 +55,9 @@ class Session:
         ):
             start = _start(job, destination, ranks)
             with Progress(enabled=ranks.first, log=folder.log) as progress:
-                team = ranks.team(len(job.selection.frames), split=job.splits_branches)
+                team = ranks.team(
+                    len(job.selection.frames), split=job.splits_branches, grouped=job.grouped(ranks.device)
+                )
                 yield cls(
                     start=start,
                     folder=folder,
@@ -85,8 +87,9 @@ class Session:
         generated, computed = len(job.selection.generated), len(job.selection.frames)
         if computed > generated:
             guides = computed - generated
+            unit = "latent frames" if job.card.geometry.time_downscale > 1 else "frames"
             self.progress.note(
-                f"generating {generated} of {job.config.frames} frames, guided by {guides} others"
+                f"generating {generated} of {job.latent_frames} {unit}, guided by {guides} others"
             )
 
     def enter(self, phase: str) -> None:

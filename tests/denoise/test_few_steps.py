@@ -15,10 +15,10 @@ from safetensors.torch import load_file
 from torch import Tensor
 
 from vinfinity.config import ignored, load
-from vinfinity.denoise.guidance import guidance_features
 from vinfinity.denoise.samplers import State, make_sampler
 from vinfinity.denoise.schedule import SchedulerConfig
 from vinfinity.job import prepare
+from vinfinity.models.unet3d.call import guidance_features
 from vinfinity.models.unet3d.unet import UNet
 from vinfinity.run import run
 from vinfinity.weights.card import model_defaults, read_card
@@ -210,7 +210,7 @@ def latents_of(model: Path, folder: Path, **flags: Any) -> Tensor:
 
 def test_the_card_of_a_distilled_model_sets_its_defaults(distilled: Path) -> None:
     card = read_card(str(distilled))
-    assert card.guidance_width == 32
+    assert card.traits.denoiser.guidance_width == 32
     assert (card.defaults["sampler"], card.defaults["steps"]) == ("lcm", 4)
 
 

@@ -24,7 +24,6 @@ def contexts(selection: Selection, *, frames: int) -> ScheduledContexts:
         ATTENTION,
         selection,
         frames=frames,
-        trained_frames=TRAINED_FRAMES,
         team=team,
         exchange=team.exchange(),
         chunk_bytes=2**20,

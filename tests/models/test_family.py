@@ -82,6 +82,6 @@ def test_published_models_can_be_planned_before_they_are_fetched(
     card = planned_card(name)
     assert card.published
     assert card.geometry == LatentGeometry(channels=4, downscale=8)
-    assert card.config(UNetConfig).block_out_channels == (320, 640, 1280, 1280)
+    assert card.configs["unet"].block_out_channels == (320, 640, 1280, 1280)
     assert card.defaults["sampler"] in card.family.samplers
     planned_card.cache_clear()

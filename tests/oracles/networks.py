@@ -1,5 +1,6 @@
 """Our networks with the weights of diffusers' networks, and the shapes that are tested."""
 
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, cast
 
@@ -7,6 +8,9 @@ import torch
 from diffusers import AutoencoderKL as TheirVAE
 from diffusers import UNet3DConditionModel
 
+from vinfinity.models.checkpoint import Change
+from vinfinity.models.family import TEXT_ENCODER
+from vinfinity.models.unet3d.clip import TextEncoder
 from vinfinity.models.unet3d.configs import UNetConfig, VAEConfig
 from vinfinity.models.unet3d.family import UNET3D
 from vinfinity.models.unet3d.unet import UNet
@@ -118,3 +122,14 @@ def our_vae(reference: TheirVAE) -> AutoencoderKL:
 def load_vae(folder: Path, *, device: torch.device | str, dtype: torch.dtype) -> AutoencoderKL:
     """A model's whole autoencoder, encoder included; a run loads the decoding half only."""
     return cast(AutoencoderKL, load_network(UNET3D.networks["vae"], folder, device=device, dtype=dtype))
+
+
+def load_unet(folder: Path, *, device: str, dtype: torch.dtype, loras: Sequence[Change] = ()) -> UNet:
+    """Our UNet with the weights in `folder`."""
+    network = UNET3D.networks[UNET3D.denoiser]
+    return cast(UNet, load_network(network, folder, device=device, dtype=dtype, loras=loras))
+
+
+def load_text_encoder(folder: Path, *, device: str, dtype: torch.dtype) -> TextEncoder:
+    """Our text encoder with the weights in `folder`."""
+    return cast(TextEncoder, load_network(UNET3D.networks[TEXT_ENCODER], folder, device=device, dtype=dtype))

@@ -3,7 +3,7 @@
 from collections.abc import Callable, Iterator, Sequence
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from vinfinity.denoise.loop import Denoiser, denoise
 from vinfinity.denoise.samplers import Noise, Sampler, State
@@ -17,6 +17,14 @@ class FunctionCall:
 
     def __init__(self, predict: Callable[[Tensor, int], Tensor]) -> None:
         self._predict = predict
+
+    @property
+    def network(self) -> nn.Module:
+        return nn.Identity()
+
+    @property
+    def middle(self) -> None:
+        return None
 
     def __call__(self, x: Tensor, t: float, *, renew: bool = True) -> Tensor:
         return self._predict(x, int(t))

@@ -12,6 +12,7 @@ import torch
 import torch.nn.functional as F
 from diffusers import AutoencoderTiny
 from oracles.command_line import Cli
+from oracles.networks import load_unet
 from oracles.reference import configure, fill
 from torch import nn
 from torch.nn.attention import SDPBackend, sdpa_kernel
@@ -22,6 +23,7 @@ from vinfinity.denoise.execution import MIB, Execution
 from vinfinity.denoise.samplers import State
 from vinfinity.errors import InputError
 from vinfinity.job import Job, prepare
+from vinfinity.models.unet3d.family import UNET3D
 from vinfinity.models.unet3d.unet import UNet, UNetConfig
 from vinfinity.parallel.context import temporal_context
 from vinfinity.parallel.exchange import LocalExchange
@@ -30,7 +32,7 @@ from vinfinity.parallel.scopes import Scopes
 from vinfinity.parallel.shards import FrameShards
 from vinfinity.pipeline import encode_text, make_denoiser
 from vinfinity.planning.fit import choose, choose_execution, decide
-from vinfinity.planning.machines import GPUS, find_gpu, free_in_group, free_on_host
+from vinfinity.planning.machines import GPUS, find_gpu
 from vinfinity.planning.memory import Budget, memory_bound, trace_memory
 from vinfinity.planning.meter import LiveBytes, WorkCounter
 from vinfinity.planning.outline import Outline, outline
@@ -38,16 +40,16 @@ from vinfinity.planning.plan import Plan, make_plan
 from vinfinity.planning.trace import (
     TIMESTEP,
     CallShape,
-    empty_unet,
+    empty_denoiser,
+    network_call,
     step_memory,
     trace_decode,
     trace_step,
     trace_work,
-    unet_call,
 )
 from vinfinity.run import run
+from vinfinity.system.memory import free_in_group, free_on_host
 from vinfinity.weights.card import model_defaults, planned_card, read_card
-from vinfinity.weights.load import load_unet
 from vinfinity.weights.registry import KNOWN
 
 REPOSITORY = Path(__file__).parents[2]
@@ -77,7 +79,8 @@ def outline_of(
 def tiny_call(frames: int, *, ranks: int = 1) -> CallShape:
     """The call of an inner rank. frames: of the whole video."""
     return CallShape(
-        unet=TINY,
+        family=UNET3D,
+        config=TINY,
         shards=FrameShards(frames, ranks),
         rank=ranks // 2,
         latent=(8, 6),
@@ -175,7 +178,7 @@ def test_tracing_some_query_blocks_of_each_shape_finds_the_peak_of_all(
     execution = Execution(branches=1, skips="device", chunk_bytes=chunk_bytes)
     peaks = []
     for few_blocks in (False, True):
-        call = unet_call(shape, execution, shape.traced_exchange(), few_blocks=few_blocks)
+        call = network_call(shape, execution, shape.traced_exchange(), few_blocks=few_blocks)
         x = torch.empty(1, 4, shape.frames, 8, 6, device="meta")
         with torch.inference_mode(), LiveBytes() as live:
             call(x, TIMESTEP)
@@ -318,7 +321,7 @@ def test_plans_include_reused_features() -> None:
 
 
 def test_the_first_execution_that_fits_is_chosen_within_the_settings(model_folder: Path) -> None:
-    planned = outline_of(model_folder, "decode.frames=1", device="cuda", frames=1000, size="512x512")
+    planned = outline_of(model_folder, "decode.frames=1", device="cuda", frames=6000, size="512x512")
     first, *_, last = planned.executions
     lean, fast = (trace_memory(planned, execution).needs("cuda")[0] for execution in (last, first))
     assert lean < fast
@@ -353,7 +356,7 @@ def test_a_run_that_cannot_fit_is_refused_with_settings_that_do(model_folder: Pa
 
 
 def test_settings_that_prevent_a_run_from_fitting_are_named(model_folder: Path) -> None:
-    planned = outline_of(model_folder, "decode.frames=1", device="cuda", frames=1000, size="512x512")
+    planned = outline_of(model_folder, "decode.frames=1", device="cuda", frames=6000, size="512x512")
     leanest = trace_memory(planned, planned.executions[-1]).needs("cuda")[0]
     budget = Budget(device=leanest, host=None, where="a GPU")
     refused = decide(planned.with_changes(memory="fast"), budget)
@@ -425,7 +428,9 @@ def test_limits_of_control_groups_are_respected(tmp_path: Path) -> None:
 def test_an_edit_is_planned_by_the_frames_it_computes() -> None:
     """Denoising follows the selection; attention, decoding and disk space follow the whole video."""
     config, card = config_of("mini", frames=96), read_card("mini")
-    whole, edit = (outline(config, card, device="cpu", ranks=3, frames=frames) for frames in (None, 12))
+    whole, edit = (
+        outline(config, card, device="cpu", ranks=3, latent_frames=frames) for frames in (None, 12)
+    )
     assert (whole.frames_per_rank, edit.frames_per_rank) == ([32, 32, 32], [4, 4, 4])
     assert edit.call.scopes == whole.call.scopes is not None
     assert edit.blocks == whole.blocks
@@ -459,8 +464,9 @@ def test_the_estimate_reproduces_the_papers_time(papers_run: Plan) -> None:
 def test_videocrafter2_is_planned_from_its_published_architecture(papers_run: Plan) -> None:
     if not papers_run.run.card.published:
         pytest.skip("videocrafter2 is installed")
-    assert papers_run.run.frames_per_rank == [287, 288] * 4
-    unet = empty_unet(papers_run.run.unet, torch.float16)
+    assert papers_run.run.frames_per_rank == [288] * 7 + [284]
+    card = papers_run.run.card
+    unet = empty_denoiser(card.family, card.configs["unet"], torch.float16)
     assert sum(parameter.numel() for parameter in unet.parameters()) == pytest.approx(1.41e9, rel=0.01)
     work = papers_run.work.work
     # known: 0.735 TFLOP per frame and branch, without attention
@@ -473,14 +479,15 @@ def test_models_that_take_guidance_as_an_input_have_one_branch() -> None:
     plan = make_plan(configure_planned("t2v-turbo-vc2", frames=16, device="cuda"), gpu="H100 SXM")
     assert plan.run.branches == 1
     assert plan.steps == 4
-    assert plan.run.unet.time_cond_proj_dim == 256
+    assert plan.run.card.traits.denoiser.guidance_width == 256
 
 
 @pytest.mark.parametrize("name", KNOWN)
 def test_every_known_model_has_an_architecture_for_plans(name: str) -> None:
     planned = outline(configure_planned(name, frames=4), planned_card(name), device="cuda", ranks=1)
-    assert planned.unet.cross_attention_dim == planned.text.hidden_size
-    assert planned.unet.in_channels == planned.decoder.config.latent_channels
+    traits, text = planned.card.traits.denoiser, planned.card.configs["text_encoder"]
+    assert traits.text_width == text.hidden_size
+    assert traits.channels == planned.decoder.config.latent_channels
 
 
 def test_every_known_gpu_can_be_planned_for() -> None:
@@ -504,7 +511,7 @@ def test_plan_prints_json(cli: Cli) -> None:
     code, out, err = cli("plan", "--frames", "50", "--gpus", "3", "--gpu", "l40s", "--json", "--steps", "7")
     assert (code, err) == (0, "")
     plan = json.loads(out)
-    assert plan["frames_per_rank"] == [16, 17, 17]
+    assert plan["frames_per_rank"] == [16, 16, 18]
     assert plan["steps"] == 7
     assert plan["fits"] is True
     memory = plan["device_memory"]
@@ -516,7 +523,7 @@ def test_plan_prints_json(cli: Cli) -> None:
 
 
 def test_a_plan_that_does_not_fit_exits_with_2_and_names_settings_that_do(cli: Cli) -> None:
-    code, out, err = cli("plan", "--frames", "3000", "--device-memory", "0.5")
+    code, out, err = cli("plan", "--frames", "3000", "--device-memory", "0.2")
     assert code == 2
     assert "device memory" in out
     assert "fits " in out

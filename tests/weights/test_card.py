@@ -38,7 +38,7 @@ def test_card_follows_from_the_files_of_a_published_model(own_model: Path) -> No
     assert card.folder == own_model
     assert card.name == own_model.name
     assert (card.geometry, card.text_length) == (LatentGeometry(channels=4, downscale=8), 16)
-    assert (card.trained_frames, card.fps_cond) == (16, False)
+    assert (card.trained_frames, card.traits.denoiser.takes_fps) == (16, False)
     assert card.defaults["size"] == "32x32"
     assert card.defaults["sampler"] == "ddim"
     assert card.unknown_words("anything at all") == []
@@ -88,7 +88,7 @@ def test_the_models_card_overrides_its_files(own_model: Path) -> None:
 
 def test_frame_rate_condition_is_detected(own_model: Path) -> None:
     change_json(own_model / "unet" / "config.json", fps_cond=True)
-    assert read_card(str(own_model)).fps_cond
+    assert read_card(str(own_model)).traits.denoiser.takes_fps
 
 
 @pytest.mark.parametrize("part", parts_of(UNET3D))

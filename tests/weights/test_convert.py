@@ -17,7 +17,7 @@ import torch
 # imported before the stand-in for torchvision below
 import transformers  # noqa: F401
 from oracles import lvdm
-from oracles.networks import load_vae, one_rank
+from oracles.networks import load_text_encoder, load_unet, load_vae, one_rank
 from oracles.reference import fill, relative_error, save_model, tiny_unet
 from safetensors.torch import load_file
 from torch import Tensor, nn
@@ -27,7 +27,7 @@ from vinfinity.models.unet3d.lvdm import UNUSED, lvdm_faults, lvdm_parts, unused
 from vinfinity.models.unet3d.tokenizer import load_tokenizer
 from vinfinity.weights.card import read_card
 from vinfinity.weights.convert import convert
-from vinfinity.weights.load import check_weights, load_scheduler, load_text_encoder, load_unet
+from vinfinity.weights.load import check_weights, load_scheduler
 
 CLOSE = 1e-4
 FP32: dict[str, Any] = {"device": "cpu", "dtype": torch.float32}
@@ -245,7 +245,7 @@ def test_converted_folder_is_a_model_with_its_authors_settings(converted: Path) 
     check_weights(converted, prefer_fp16=True)
     card = read_card(str(converted))
     assert card.name == "videocrafter2"
-    assert (card.trained_frames, card.fps_cond, card.text_length) == (16, True, 16)
+    assert (card.trained_frames, card.traits.denoiser.takes_fps, card.text_length) == (16, True, 16)
     assert card.defaults["sampler"] == "videocrafter2"
     assert card.defaults["size"] == "512x320"
     schedule = load_scheduler(converted / "scheduler")

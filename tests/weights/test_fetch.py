@@ -15,6 +15,7 @@ from typing import Any
 
 import pytest
 import torch
+from oracles.networks import load_unet
 from oracles.reference import save_model, tiny_pipeline, tiny_unet
 from safetensors.torch import load_file
 
@@ -24,7 +25,7 @@ from vinfinity.models.unet3d.lvdm import unet_table
 from vinfinity.models.unet3d.turbo import turbo_order
 from vinfinity.models.unet3d.unet import UNet
 from vinfinity.weights.hub import needed
-from vinfinity.weights.load import check_weights, load_unet
+from vinfinity.weights.load import check_weights
 
 REVISION = "0123456789abcdef0123456789abcdef01234567"
 UNET = "unet/diffusion_pytorch_model.safetensors"

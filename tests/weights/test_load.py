@@ -9,14 +9,14 @@ from typing import Any
 import pytest
 import torch
 from diffusers import UNet3DConditionModel
-from oracles.networks import load_vae
+from oracles.networks import load_text_encoder, load_unet, load_vae
 from oracles.reference import fill, tiny_text_encoder, tiny_unet
 from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
 from vinfinity.errors import WeightsError
 from vinfinity.system.safetensors import read_header
-from vinfinity.weights.load import load_scheduler, load_text_encoder, load_unet
+from vinfinity.weights.load import load_scheduler
 
 SINGLE = "diffusion_pytorch_model.safetensors"
 LOADERS: dict[str, Callable[..., nn.Module]] = {

@@ -21,12 +21,14 @@ LOAD = """
 import json, re, sys, time
 from pathlib import Path
 import torch
-from vinfinity.weights.load import load_unet
+from vinfinity.models.unet3d.family import UNET3D
+from vinfinity.weights.load import load_network
 
 def memory(name): return 1024 * int(re.search(rf"{name}:\\s+(\\d+) kB", Path("/proc/self/status").read_text())[1])
 torch.set_num_threads(1)
 before, started = memory("VmRSS"), time.monotonic()
-unet = load_unet(Path(sys.argv[1]), device="cpu", dtype=torch.bfloat16)
+network = UNET3D.networks["unet"]
+unet = load_network(network, Path(sys.argv[1]), device="cpu", dtype=torch.bfloat16)
 size = sum(p.numel() * p.element_size() for p in unet.parameters())
 print(json.dumps({"size": size, "taken": memory("VmHWM") - before, "seconds": time.monotonic() - started}))
 """

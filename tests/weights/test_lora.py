@@ -10,7 +10,7 @@ import pytest
 import torch
 from diffusers import UNet3DConditionModel
 from oracles import lvdm
-from oracles.networks import one_rank
+from oracles.networks import load_unet, one_rank
 from oracles.reference import configure, fill, relative_error, save_model, tiny_pipeline, tiny_unet
 from peft import LoraConfig, get_peft_model, get_peft_model_state_dict
 from safetensors.torch import load_file, save_file
@@ -21,7 +21,6 @@ from vinfinity.job import prepare
 from vinfinity.run import run
 from vinfinity.weights.card import read_card
 from vinfinity.weights.convert import convert
-from vinfinity.weights.load import load_unet
 from vinfinity.weights.lora import check_lora, read_lora, split_weight
 
 CLOSE = 1e-5
@@ -349,7 +348,7 @@ def test_t2v_turbos_lora_becomes_a_model(
     record_worst("T2V-Turbo", error)
     assert relative_error(expected, reference(x, t, text, fps)) > 1e-2
     card = read_card(str(out))
-    assert card.guidance_width == 256
+    assert card.traits.denoiser.guidance_width == 256
     assert (card.defaults["sampler"], card.defaults["steps"]) == ("lcm", 4)
 
 

@@ -20,6 +20,7 @@ from common import WORK
 
 HERE = Path(__file__).parent
 ASSETS = HERE.parents[1] / "vinfinity" / "assets" / "mini"
+KEPT = ("tokenizer", "vae")  # parts of the packaged model that further training can build on
 VIDEO = ("--spatial-scale", "0.4", "--text-scale", "0", "--late", "0.6", "--late-start", "650")
 
 
@@ -187,6 +188,13 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--work", type=Path, default=WORK, help="data, checkpoints, logs and pictures")
     parser.add_argument("--start", choices=("nothing", "shipped"), default="nothing")
+    parser.add_argument(
+        "--keep",
+        nargs="+",
+        choices=KEPT,
+        default=[],
+        help="take these parts from the packaged model instead of training them",
+    )
     parser.add_argument("--device", default="cpu", help="cpu, or cuda: one GPU, bfloat16, large batches")
     parser.add_argument("--threads", type=int, default=os.cpu_count())
     parser.add_argument(
@@ -206,11 +214,12 @@ def main() -> None:
         for stage in stages:
             print(" ".join(stage.command(args)[1:]))
         return
-    if args.start == "shipped":
-        for part in ("vae", "tokenizer"):
-            shutil.copytree(ASSETS / part, args.work / part, dirs_exist_ok=True)
+    kept = KEPT if args.start == "shipped" else tuple(args.keep)
+    for part in kept:
+        shutil.copytree(ASSETS / part, args.work / part, dirs_exist_ok=True)
     for stage in stages:
-        run(stage, args)
+        if stage.name not in kept:
+            run(stage, args)
     last = "more" if args.start == "nothing" else "turn-0.998"
     export = ("--run", last, "--out", str(args.work / "export"))
     subprocess.run([sys.executable, str(HERE / "export.py"), "--work", str(args.work), *export], check=True)

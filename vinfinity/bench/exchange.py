@@ -11,9 +11,9 @@ from vinfinity.parallel.exchange import FrameExchange, OwnFrames
 from vinfinity.parallel.launch import launch
 from vinfinity.parallel.ranks import Ranks
 from vinfinity.parallel.scopes import Scopes
-from vinfinity.planning.trace import ONE_CHUNK, TIMESTEP, CallShape, unet_call
+from vinfinity.planning.trace import ONE_CHUNK, TIMESTEP, CallShape, network_call
 from vinfinity.weights.card import read_card
-from vinfinity.weights.dtypes import pick_dtype
+from vinfinity.weights.dtypes import depends_on_shapes, pick_dtype
 
 ATTENTION = ("temporal attention 1", "temporal attention 2")
 # frames of each rank in a timed call
@@ -47,7 +47,7 @@ def count_traffic(shape: CallShape, *, branches: int = 2) -> Traffic:
     Reading a value on the host, and so any wait for the device, would raise: meta tensors have no data.
     """
     exchange = shape.traced_exchange()
-    call = unet_call(shape, replace(ONE_CHUNK, branches=branches), exchange)
+    call = network_call(shape, replace(ONE_CHUNK, branches=branches), exchange)
     with torch.inference_mode():
         call(torch.empty(shape.latents, device="meta"), TIMESTEP)
     sent = exchange.by_label
@@ -84,9 +84,10 @@ def time_exchange(model: str, *, ranks: int, scopes: Scopes, rounds: int, device
 
 def _time_on_rank(request: TimingRequest, ranks: Ranks) -> Times:
     subject = find_subject(request.model)
-    unet = subject.load(pick_dtype("auto", ranks.device), str(ranks.device))
+    dtype = pick_dtype("auto", ranks.device)
+    unet, grouped = subject.load(dtype, str(ranks.device)), depends_on_shapes(dtype, ranks.device.type)
     frames = FRAMES * ranks.size
-    team = ranks.team(frames, split=False)
+    team = ranks.team(frames, split=False, grouped=grouped)
     exchanges: dict[str, FrameExchange] = {"exchanged": team.exchange(), "local": OwnFrames()}
     calls = {
         name: timed_call(subject, unet, frames=frames, scopes=request.scopes, team=team, exchange=exchange)

@@ -12,10 +12,11 @@ import torch
 from vinfinity.denoise.execution import MIB, Execution
 from vinfinity.denoise.samplers import DPMSolverPP
 from vinfinity.denoise.schedule import SchedulerConfig
+from vinfinity.models.unet3d.family import UNET3D
 from vinfinity.models.unet3d.unet import UNet, UNetConfig
 from vinfinity.parallel.scopes import Scopes
 from vinfinity.parallel.shards import FrameShards
-from vinfinity.planning.trace import TIMESTEP, CallShape, StepMemory, trace_step, unet_call
+from vinfinity.planning.trace import TIMESTEP, CallShape, StepMemory, network_call, trace_step
 
 SMALL_CHUNKS = Execution(branches=1, skips="device", chunk_bytes=8 * MIB)
 SMALL_UNET = UNetConfig(
@@ -79,7 +80,8 @@ def check_footprint(*, frames: int, latent: tuple[int, int]) -> ProcessCheck:
 
 def _small_call(frames: int, latent: tuple[int, int]) -> CallShape:
     return CallShape(
-        unet=SMALL_UNET,
+        family=UNET3D,
+        config=SMALL_UNET,
         shards=FrameShards(frames),
         rank=0,
         latent=latent,
@@ -103,9 +105,9 @@ def process_growth(frames: int, latent: tuple[int, int]) -> int:
     warm_up, shape = _small_call(2, latent), _small_call(frames, latent)
     with torch.inference_mode():
         # everything that is created once is created here
-        call = unet_call(warm_up, SMALL_CHUNKS, warm_up.traced_exchange(), unet=unet)
+        call = network_call(warm_up, SMALL_CHUNKS, warm_up.traced_exchange(), network=unet)
         call(torch.zeros(warm_up.latents), TIMESTEP)
-        call = unet_call(shape, SMALL_CHUNKS, shape.traced_exchange(), unet=unet)
+        call = network_call(shape, SMALL_CHUNKS, shape.traced_exchange(), network=unet)
         x = torch.zeros(shape.latents)
         # resets the peak
         Path("/proc/self/clear_refs").write_text("5", encoding="ascii")

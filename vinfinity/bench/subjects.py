@@ -2,18 +2,20 @@
 
 from collections.abc import Callable
 from dataclasses import dataclass
+from pathlib import Path
+from typing import cast
 
 import torch
 
 from vinfinity.config import parse_size
 from vinfinity.models.geometry import LatentGeometry
-from vinfinity.models.unet3d.layers import channels_last
+from vinfinity.models.unet3d.family import UNET3D
 from vinfinity.models.unet3d.unet import UNet, UNetConfig
 from vinfinity.parallel.scopes import Scopes
 from vinfinity.parallel.shards import FrameShards
 from vinfinity.planning.trace import CallShape
 from vinfinity.weights.card import read_card
-from vinfinity.weights.load import load_unet
+from vinfinity.weights.load import channels_last, load_network
 
 VIDEOCRAFTER2 = UNetConfig(fps_cond=True)
 # 353 M parameters
@@ -41,7 +43,8 @@ class Subject:
     ) -> CallShape:
         """A rank's call. unet: this subject, loaded. scopes: None for plain attention, as in the base model."""
         return CallShape(
-            unet=unet.config,
+            family=UNET3D,
+            config=unet.config,
             shards=shards,
             rank=rank,
             latent=self.latent,
@@ -69,6 +72,12 @@ def find_subject(model: str, *, size: tuple[int, int] | None = None) -> Subject:
     )
 
 
+def load_unet(folder: Path, *, device: str, dtype: torch.dtype) -> UNet:
+    """The UNet in `folder`. Raises WeightsError."""
+    network = UNET3D.networks[UNET3D.denoiser]
+    return cast(UNet, load_network(network, folder, device=device, dtype=dtype))
+
+
 def _random_medium(dtype: torch.dtype, device: str) -> UNet:
     torch.manual_seed(0)
     unet = UNet(MEDIUM).to(device, dtype).eval().requires_grad_(False)
@@ -91,8 +100,9 @@ def inner_rank_call(
     frames: of each rank. size: (width, height) in pixels.
     """
     return CallShape(
-        unet=unet,
-        shards=FrameShards(frames * ranks, ranks),
+        family=UNET3D,
+        config=unet,
+        shards=FrameShards.of(frames * ranks, ranks, grouped=dtype != torch.float32),
         rank=ranks // 2,
         latent=GEOMETRY.latent_size(size)[1:],
         scopes=scopes,

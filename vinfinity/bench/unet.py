@@ -12,15 +12,15 @@ from vinfinity.models.unet3d.unet import UNet, compile_blocks
 from vinfinity.parallel.exchange import FrameExchange
 from vinfinity.parallel.scopes import Scopes
 from vinfinity.parallel.teams import Team, team_of
-from vinfinity.planning.trace import TIMESTEP, CallShape, unet_call
-from vinfinity.weights.dtypes import DTYPES
+from vinfinity.planning.trace import TIMESTEP, CallShape, network_call
+from vinfinity.weights.dtypes import DTYPES, depends_on_shapes
 
 
 def call_inputs(shape: CallShape, *, device: str) -> tuple[Tensor, Tensor]:
     """Random latents (1, c, f, h, w) and text states of both guidance branches (2, t, c), from a fixed seed."""
     generator = torch.Generator().manual_seed(0)
     x = torch.randn(shape.latents, generator=generator)
-    text = torch.randn(2, shape.text_tokens, shape.unet.cross_attention_dim, generator=generator)
+    text = torch.randn(2, shape.text_tokens, shape.traits.text_width, generator=generator)
     return x.to(device, shape.dtype), text.to(device, shape.dtype)
 
 
@@ -39,11 +39,12 @@ def timed_call(
     team: the ranks that share the video; None for one rank alone. exchange: in place of the team's own.
     """
     device = unet.conv_in.weight.device
-    team = team or team_of(0, 1, frames=frames, split=False)
+    grouped = depends_on_shapes(unet.conv_in.weight.dtype, device.type)
+    team = team or team_of(0, 1, frames=frames, split=False, grouped=grouped)
     shape = subject.call_shape(unet, shards=team.shards, rank=team.member, scopes=scopes)
     execution = Execution(branches=2, skips="device", chunk_bytes=CHUNK_BYTES[device.type][0])
     x, text = call_inputs(shape, device=str(device))
-    call = unet_call(shape, execution, exchange or team.exchange(), unet=unet, text=text)
+    call = network_call(shape, execution, exchange or team.exchange(), network=unet, text=text)
 
     def run() -> Tensor:
         with torch.inference_mode():

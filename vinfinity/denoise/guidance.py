@@ -1,9 +1,5 @@
-"""Classifier-free guidance (Ho and Salimans 2022), and the guidance input of distilled models."""
+"""Classifier-free guidance (Ho and Salimans 2022)."""
 
-import math
-
-import torch
-import torch.nn.functional as F
 from torch import Tensor
 
 
@@ -25,14 +21,3 @@ def guide(predictions: Tensor, scale: float) -> Tensor:
         return predictions
     without, with_prompt = predictions.chunk(2)
     return without + scale * (with_prompt - without)
-
-
-def guidance_features(weight: float, width: int) -> Tensor:
-    """Sines, then cosines of 1000 times the weight of guidance at width/2 geometric frequencies from 1 to 1/10000.
-
-    The input of `time_cond_proj` (Meng et al. 2023, section 3; T2V-Turbo). Returns (1, width) fp32.
-    """
-    half = width // 2
-    frequencies = torch.exp(-torch.arange(half, dtype=torch.float32) * (math.log(10000.0) / (half - 1)))
-    angles = 1000.0 * weight * frequencies[None, :]
-    return F.pad(torch.cat([angles.sin(), angles.cos()], dim=-1), (0, width % 2))

@@ -1,8 +1,7 @@
 """The denoising loop: predict, vote, guide, step."""
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
-from typing import Protocol
 
 import torch
 from torch import Tensor
@@ -10,20 +9,10 @@ from torch import Tensor
 from vinfinity.denoise.guidance import guide
 from vinfinity.denoise.samplers import Noise, Sampler, State
 from vinfinity.errors import NotFiniteError
+from vinfinity.models.network_call import NetworkCall
 from vinfinity.parallel.ranks import Ranks
 from vinfinity.parallel.teams import BranchSwap
 from vinfinity.parallel.votes import Vote, Votes
-
-
-class NetworkCall(Protocol):
-    """A family's way to call its network, such as models.unet3d.call.UNetCall."""
-
-    @property
-    def dtype(self) -> torch.dtype: ...
-
-    def __call__(self, x: Tensor, t: float, *, renew: bool = True) -> Tensor: ...
-
-    def non_finite_layers(self, x: Tensor, t: float, *, renew: bool = True) -> Sequence[str]: ...
 
 
 @dataclass(frozen=True)

@@ -27,8 +27,9 @@ def scopes_of(attention: AttentionConfig, phase: Phase, anchors: int | Sequence[
 class ScheduledContexts:
     """The temporal context of a rank at a training timestep; one is built for each phase, when it is first needed.
 
-    A video no longer than the trained clip gets plain attention, so that it is the base model's own output. Where only
-    a selection of frames is computed, the distance between two frames is their distance within the selection.
+    frames: latent frames of the video. A video no longer than the trained clip gets plain attention, so that it is the
+    base model's own output. Where only a selection of frames is computed, the distance between two frames is their
+    distance within the selection.
     """
 
     def __init__(
@@ -37,15 +38,14 @@ class ScheduledContexts:
         selection: Selection,
         *,
         frames: int,
-        trained_frames: int,
         team: Team,
         exchange: FrameExchange,
         chunk_bytes: int,
         device: torch.device,
     ) -> None:
         self._attention, self._team, self._exchange = attention, team, exchange
-        self._trained, self._chunk_bytes, self._device = trained_frames, chunk_bytes, device
-        self._plain = frames <= trained_frames
+        self._trained, self._chunk_bytes, self._device = attention.trained_frames, chunk_bytes, device
+        self._plain = frames <= self._trained
         self._anchors = tuple(
             selection.frames.index(anchor) for anchor in anchor_frames(frames, attention.anchors)
         )

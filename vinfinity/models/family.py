@@ -16,8 +16,12 @@ if TYPE_CHECKING:
     from torch import Tensor, nn
 
     from vinfinity.models.checkpoint import Checkpoint, Distillation
+    from vinfinity.models.network_call import CallOptions, NetworkCall
+    from vinfinity.parallel.context import TemporalContext
 
 Configs = Mapping[str, Any]
+# folders that models of every family have
+TEXT_ENCODER, AUTOENCODER, TOKENIZER, SCHEDULER = "text_encoder", "vae", "tokenizer", "scheduler"
 
 
 def same_name(name: str) -> str:
@@ -45,25 +49,45 @@ class Network:
 
 
 @dataclass(frozen=True)
-class Traits:
-    """What the rest of the program needs to know about a model, whichever family it belongs to.
+class DenoiserTraits:
+    """What the rest of the program needs to know about a denoising network, whichever family it belongs to.
 
-    text_length: tokens that the text encoder takes. takes_fps: whether the denoiser takes the frame rate as an input.
-    guidance_width: width of the embedding in which a distilled model takes the guidance weight; None for models that
-    are guided by a second prediction.
+    channels: of its latents. text_width: channels of the text states that it takes. takes_fps: whether it takes the
+    frame rate as an input. guidance_width: width of the embedding in which a distilled model takes the guidance weight;
+    None for models that are guided by a second prediction. levels: resolutions that it works at; features of all but
+    the finest can be reused over steps. multiple: latent positions of which height and width should be multiples.
+    hidden, widest: channels, per latent position, of its narrowest and its widest hidden states. parameters: an upper
+    bound on their number.
     """
+
+    channels: int
+    text_width: int
+    takes_fps: bool
+    guidance_width: int | None
+    levels: int
+    multiple: int
+    hidden: int
+    widest: int
+    parameters: int
+
+
+@dataclass(frozen=True)
+class Traits:
+    """The same of a whole model. text_length: tokens that the text encoder takes."""
 
     geometry: LatentGeometry
     text_length: int
-    takes_fps: bool
-    guidance_width: int | None
+    denoiser: DenoiserTraits
 
 
 @dataclass(frozen=True)
 class Tokens:
-    """ids: exactly `length` token ids of the tokenizer. cut: the part of the text that did not fit, or ""."""
+    """ids: exactly `length` token ids of the tokenizer. used: how many of them are the text's own, markers of its
+    start and end included; the others are padding. cut: the part of the text that did not fit, or "".
+    """
 
     ids: list[int]
+    used: int
     cut: str
 
 
@@ -145,8 +169,14 @@ class Family(Protocol):
     @property
     def published_files(self) -> Mapping[str, Mapping[str, object]]: ...
 
+    def __hash__(self) -> int: ...
+
     def traits(self, configs: Configs) -> Traits:
         """configs: by network, as `Network.read_config` returns them."""
+        ...
+
+    def denoiser_traits(self, config: Any) -> DenoiserTraits:
+        """config: of the denoiser, as `Network.read_config` returns it."""
         ...
 
     def defaults(self, configs: Configs, schedule: Mapping[str, Any]) -> dict[str, object]:
@@ -159,6 +189,27 @@ class Family(Protocol):
 
     def load_tokenizer(self, folder: Path, *, length: int) -> TextTokenizer:
         """The tokenizer in `folder`. length: the most tokens of a text. Raises WeightsError."""
+        ...
+
+    def encode_text(self, encoder: nn.Module, ids: Tensor, used: Sequence[int]) -> Tensor:
+        """The text states (b, t, c) of token ids (b, t). used: for each text, as in `Tokens`."""
+        ...
+
+    def network_call(
+        self,
+        denoiser: nn.Module,
+        text: Tensor,
+        context_at: Callable[[float], TemporalContext],
+        options: CallOptions,
+    ) -> NetworkCall:
+        """The way to call a loaded denoiser. text: (b, t, c), the text states of each guidance branch of this rank.
+
+        context_at: the temporal context in force at a training timestep.
+        """
+        ...
+
+    def compile(self, denoiser: nn.Module) -> None:
+        """Compile the layers of a loaded denoiser that do not wait for other ranks, each at its first call."""
         ...
 
     def read_checkpoint(self, tensors: Mapping[str, Tensor]) -> Checkpoint | None:
@@ -175,4 +226,4 @@ class Family(Protocol):
 
 def parts_of(family: Family) -> tuple[str, ...]:
     """The folders that a complete model of the family has."""
-    return (*family.networks, "tokenizer", "scheduler")
+    return (*family.networks, TOKENIZER, SCHEDULER)

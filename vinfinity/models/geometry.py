@@ -27,6 +27,12 @@ class LatentGeometry:
         """The fewest latent frames that cover `frames` frames, at least 1."""
         return 1 + -(-(frames - 1) // self.time_downscale)
 
+    def latent_span(self, frames: range) -> range:
+        """The latent frames that contribute to a span of frames."""
+        if not frames:
+            return range(0)
+        return range(self.latent_frames(frames.start + 1) - 1, self.latent_frames(frames.stop))
+
     def frames(self, latent_frames: int) -> int:
         """The frames that `latent_frames` latent frames, at least 1, decode to."""
         return 1 + (latent_frames - 1) * self.time_downscale

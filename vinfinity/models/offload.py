@@ -6,7 +6,7 @@ goes on, and brings them back a chunk of frames at a time, each while the chunk 
 """
 
 from dataclasses import dataclass, field
-from typing import Protocol
+from typing import Literal, Protocol
 
 import torch
 from torch import Tensor
@@ -132,3 +132,8 @@ class HostStore:
             arrived = torch.cuda.Event()
             arrived.record(self.stream)
         return Transfer(frames, x, arrived)
+
+
+def store_for(skips: Literal["device", "host"], device: torch.device) -> Store:
+    """The store that keeps hidden states of `device` there or in the host's memory."""
+    return HostStore(device) if skips == "host" else DeviceStore()

@@ -28,9 +28,8 @@ def nearest_settings(run: Outline, budget: Budget) -> Iterator[tuple[str, ...]]:
         return
     frames = most_frames(run, budget)
     if frames is not None:
-        if run.device == "cuda" and (
-            ranks := fewest_ranks(run, budget, frames_per_rank=frames // run.shards.ranks)
-        ):
+        each = run.card.geometry.latent_frames(frames) // run.shards.ranks
+        if run.device == "cuda" and (ranks := fewest_ranks(run, budget, frames_per_rank=each)):
             yield "--gpus", str(ranks)
         if run.config.edit.run is None:
             yield "--frames", str(frames)
@@ -42,7 +41,7 @@ def _fits(run: Outline, budget: Budget) -> bool:
     """Whether the leanest execution fits. If two hidden states alone exceed the budget, nothing is traced."""
     execution = run.executions[-1]
     have = budget.host if run.device == "cpu" else budget.device
-    narrowest = run.unet.block_out_channels[0]
+    narrowest = run.card.traits.denoiser.hidden
     if have is not None and 2 * hidden_state_bytes(run, execution, channels=narrowest) > have:
         return False
     return trace_memory(run, execution).fits(budget, run.device)
@@ -53,15 +52,16 @@ def most_frames(run: Outline, budget: Budget) -> int | None:
 
     None if not even one frame per rank fits.
     """
-    low, high = run.ranks, run.frames
+    geometry = run.card.geometry
+    low, high = geometry.frames(run.ranks), geometry.frames(run.latent_frames)
     if not _fits(run.with_changes(frames=low), budget):
         return None
-    half = max(low, high // 2)
+    half, high_end = max(low, high // 2), high
     if _fits(run.with_changes(frames=half), budget):
         low = half
     else:
         high = half
-    guess = min(_crossing(run.with_changes(frames=half), run, budget, half, run.frames), high - 1)
+    guess = min(_crossing(run.with_changes(frames=half), run, budget, half, high_end), high - 1)
     for part in (1.0, 0.97, 0.9, 0.5):
         frames = int(part * guess)
         if frames > low and _fits(run.with_changes(frames=frames), budget):
@@ -80,19 +80,19 @@ def _crossing(small: Outline, large: Outline, budget: Budget, at_small: float, a
 
 
 def fewest_ranks(run: Outline, budget: Budget, *, frames_per_rank: int) -> int | None:
-    """The fewest ranks that fit. frames_per_rank: a number of frames that is known to fit on a rank."""
+    """The fewest ranks that fit. frames_per_rank: a number of latent frames that is known to fit on a rank."""
     ranks_per_clip = 2 if run.split_branches else 1
-    clips = max(run.shards.ranks + 1, -(-run.frames // max(frames_per_rank + 1, 1)))
+    clips = max(run.shards.ranks + 1, -(-run.latent_frames // max(frames_per_rank + 1, 1)))
     for ranks in range(ranks_per_clip * clips, ranks_per_clip * (clips + 3) + 1, ranks_per_clip):
-        if ranks <= min(MAX_RANKS, run.frames) and _fits(run.with_changes(ranks=ranks), budget):
+        if ranks <= min(MAX_RANKS, run.latent_frames) and _fits(run.with_changes(ranks=ranks), budget):
             return ranks
     return None
 
 
 def largest_size(run: Outline, budget: Budget) -> str | None:
-    """About the largest size of the same shape that fits, in whole blocks of the UNet's coarsest level."""
+    """About the largest size of the same shape that fits, in whole blocks of the network's coarsest level."""
     sides = run.size
-    block = run.card.geometry.downscale * 2 ** (len(run.unet.block_out_channels) - 1)
+    block = run.card.geometry.downscale * run.card.traits.denoiser.multiple
     longest = -(-max(sides) // block) - 1
 
     def scaled(blocks: int) -> Outline:

@@ -3,6 +3,7 @@
 from dataclasses import dataclass
 
 from vinfinity.denoise.execution import Execution
+from vinfinity.models.family import TEXT_ENCODER
 from vinfinity.planning.outline import DeviceType, Outline
 from vinfinity.planning.trace import NetworkMemory, StepMemory, step_memory, trace_decode, trace_text
 from vinfinity.weights.load import MAPPED
@@ -76,7 +77,13 @@ def trace_memory(run: Outline, execution: Execution) -> RunMemory:
         execution=execution,
         step=step_memory(run.call, execution, run.sampler, branches=run.branches_per_rank),
         decoding=trace_decode(run.decoder, run.blocks, run.latent[1:]),
-        text=trace_text(run.text, run.call.dtype, texts=run.branches),
+        text=trace_text(
+            run.card.family,
+            run.card.configs[TEXT_ENCODER],
+            run.call.dtype,
+            texts=run.branches,
+            tokens=run.card.text_length,
+        ),
         # this rank's, in fp32, twice while they are written
         latents=2 * run.call.frames * c * h * w * 4,
         loading=LOADING,
@@ -92,12 +99,10 @@ def memory_bound(run: Outline, execution: Execution) -> int:
     too much for long videos, but enough to let short ones start immediately.
     """
     c, h, w = run.latent
-    widest = max(*run.unet.block_out_channels, 8 * run.unet.attention_head_dim)
-    state = hidden_state_bytes(run, execution, channels=widest)
-    layers = len(run.unet.block_out_channels) * (run.unet.layers_per_block + 1)
-    weights = 256 * widest**2 * layers * 4
-    latents = 4 * run.frames * c * h * w * 4
-    return 64 * state + 2 * run.blocks.bytes + weights + latents + PROCESS + LOADING
+    traits = run.card.traits.denoiser
+    state = hidden_state_bytes(run, execution, channels=traits.widest)
+    latents = 4 * run.latent_frames * c * h * w * 4
+    return 64 * state + 2 * run.blocks.bytes + 4 * traits.parameters + latents + PROCESS + LOADING
 
 
 def hidden_state_bytes(run: Outline, execution: Execution, *, channels: int) -> int:

@@ -1,11 +1,10 @@
 """The shapes of a run, from its settings and its model's card: enough to plan it without weights, prompt or files."""
 
+from collections.abc import Hashable
 from dataclasses import dataclass, replace
 from functools import cache
 from pathlib import Path
 from typing import Any, Literal
-
-import torch
 
 from vinfinity.config import Phase, RunConfig
 from vinfinity.denoise.execution import Execution, ladder
@@ -16,15 +15,14 @@ from vinfinity.denoise.scopes import scopes_of
 from vinfinity.errors import WeightsError
 from vinfinity.media.blocks import Blocks, plan_blocks
 from vinfinity.models.decoder import Decoder
-from vinfinity.models.unet3d.configs import TextConfig, UNetConfig, VAEConfig
-from vinfinity.models.unet3d.vae import AutoencoderKL
+from vinfinity.models.family import AUTOENCODER, SCHEDULER, Family
 from vinfinity.parallel.scopes import NEVER
 from vinfinity.parallel.shards import FrameShards
 from vinfinity.parallel.teams import team_of
 from vinfinity.planning.trace import CallShape
 from vinfinity.weights.card import ModelCard
-from vinfinity.weights.dtypes import DTYPES
-from vinfinity.weights.load import drop_encoder, empty_decoder
+from vinfinity.weights.dtypes import DTYPES, depends_on_shapes
+from vinfinity.weights.load import empty_autoencoder, empty_decoder
 
 DeviceType = Literal["cuda", "cpu"]
 
@@ -33,18 +31,16 @@ DeviceType = Literal["cuda", "cpu"]
 class Outline:
     """The shapes of a run.
 
-    frames: those that are denoised, fewer than `config.frames` in an edit.
+    latent_frames: those that are denoised, in an edit fewer than the video has.
     device: what ranks compute on. branches: guidance branches of a step. latent: (c, h, w) of one frame.
     """
 
     config: RunConfig
     card: ModelCard
-    frames: int
+    latent_frames: int
     device: DeviceType
     ranks: int
-    unet: UNetConfig
     decoder: Decoder
-    text: TextConfig
     sampler: Sampler
     branches: int
     latent: tuple[int, int, int]
@@ -61,8 +57,14 @@ class Outline:
 
     @property
     def shards(self) -> FrameShards:
-        """The frames over the ranks that share them; of two teams, over the smaller one."""
-        return FrameShards(self.frames, self.ranks // 2 if self.split_branches else self.ranks)
+        """The latent frames over the ranks that share them; of two teams, over the smaller one."""
+        ranks = self.ranks // 2 if self.split_branches else self.ranks
+        return FrameShards.of(self.latent_frames, ranks, grouped=self.grouped)
+
+    @property
+    def grouped(self) -> bool:
+        """Whether ranks compute whole groups of frames."""
+        return depends_on_shapes(DTYPES[self.dtype], self.device)
 
     @property
     def branches_per_rank(self) -> int:
@@ -71,24 +73,28 @@ class Outline:
 
     @property
     def frames_per_rank(self) -> list[int]:
-        """Frames of each rank."""
-        split = self.split_branches
-        teams = (team_of(rank, self.ranks, frames=self.frames, split=split) for rank in range(self.ranks))
+        """Latent frames of each rank."""
+        frames, split, grouped = self.latent_frames, self.split_branches, self.grouped
+        teams = (
+            team_of(rank, self.ranks, frames=frames, split=split, grouped=grouped)
+            for rank in range(self.ranks)
+        )
         return [len(team.held) for team in teams]
 
     @property
     def call(self) -> CallShape:
-        """The UNet call of the fullest rank, and of several such ranks the middle one, which exchanges the most."""
+        """The network call of the fullest rank, and of several such ranks the middle one, which exchanges the most."""
         config, shards = self.config, self.shards
         middle = shards.ranks // 2
         rank = max(range(shards.ranks), key=lambda r: (len(shards.held(r)), -abs(r - middle)))
         attention = config.attention
         scopes = None
-        if config.frames > attention.trained_frames:
+        if self.card.geometry.latent_frames(config.frames) > attention.trained_frames:
             phase = max(attention.schedule, key=_active_scopes)
             scopes = scopes_of(attention, phase, attention.anchors)
         return CallShape(
-            unet=self.unet,
+            family=self.card.family,
+            config=self.card.configs[self.card.family.denoiser],
             shards=shards,
             rank=rank,
             latent=self.latent[1:],
@@ -102,7 +108,7 @@ class Outline:
 
     @property
     def dtype(self) -> str:
-        """The type of the UNet's weights and arithmetic."""
+        """The type of the denoiser's weights and arithmetic."""
         return (
             {"cuda": "fp16", "cpu": "fp32"}[self.device] if self.config.dtype == "auto" else self.config.dtype
         )
@@ -110,8 +116,8 @@ class Outline:
     @property
     def executions(self) -> list[Execution]:
         """The executions that the settings allow, from the fastest to the leanest."""
-        most = max(self.frames_per_rank)
-        return ladder(self.config, branches=self.branches_per_rank, frames=most, device=self.device)
+        frames = self.latent_frames
+        return ladder(self.config, branches=self.branches_per_rank, frames=frames, device=self.device)
 
     @property
     def blocks(self) -> Blocks:
@@ -122,7 +128,10 @@ class Outline:
     def with_changes(
         self, *, ranks: int | None = None, frames: int | None = None, **settings: Any
     ) -> "Outline":
-        """The outline of the same run with other ranks, frames or settings."""
+        """The outline of the same run with other ranks, another number of frames, or other settings.
+
+        frames: of the whole video, all of which are denoised.
+        """
         if frames is not None:
             settings["frames"] = frames
         return outline(
@@ -130,14 +139,14 @@ class Outline:
             self.card,
             device=self.device,
             ranks=ranks or self.ranks,
-            frames=frames or self.frames,
+            latent_frames=None if frames is not None else self.latent_frames,
         )
 
 
 def outline(
-    config: RunConfig, card: ModelCard, *, device: DeviceType, ranks: int, frames: int | None = None
+    config: RunConfig, card: ModelCard, *, device: DeviceType, ranks: int, latent_frames: int | None = None
 ) -> Outline:
-    """The outline of a run. frames: those that are denoised, None for all of the video.
+    """The outline of a run. latent_frames: those that are denoised, None for all of the video.
 
     Raises InputError if sampler and steps do not go together, or if the model's architecture is not supported.
     """
@@ -145,33 +154,28 @@ def outline(
         scheduler = SchedulerConfig.from_dict(card.schedule)
     except (ValueError, TypeError) as error:
         remedy = "use a model with a supported architecture"
-        raise WeightsError("model", card.folder / "scheduler", remedy, problem=f"{error}") from None
+        raise WeightsError("model", card.folder / SCHEDULER, remedy, problem=f"{error}") from None
     if config.decoder is not None:
         decoder = empty_decoder(Path(config.decoder))
     else:
-        decoder = _empty_autoencoder(card.config(VAEConfig))
+        decoder = _own_decoder(card.family, card.configs[AUTOENCODER])
     return Outline(
         config=config,
         card=card,
-        frames=config.frames if frames is None else frames,
+        latent_frames=card.geometry.latent_frames(config.frames) if latent_frames is None else latent_frames,
         device=device,
         ranks=ranks,
-        unet=card.config(UNetConfig),
         decoder=decoder,
-        text=card.config(TextConfig),
         sampler=pick_sampler(config, scheduler),
-        branches=guidance_branches(config.guidance, distilled=card.guidance_width is not None),
+        branches=guidance_branches(config.guidance, distilled=card.distilled),
         latent=card.geometry.latent_size(config.resolution),
     )
 
 
 @cache
-def _empty_autoencoder(vae: VAEConfig) -> Decoder:
+def _own_decoder(family: Family, config: Hashable) -> Decoder:
     """The decoding half of a model's own autoencoder, on meta tensors."""
-    with torch.device("meta"):
-        decoder = AutoencoderKL(vae)
-    drop_encoder(decoder)
-    return decoder
+    return empty_autoencoder(family.networks[AUTOENCODER], config)
 
 
 def _active_scopes(phase: Phase) -> int:

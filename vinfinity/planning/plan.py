@@ -12,10 +12,11 @@ from vinfinity.errors import InputError
 from vinfinity.parallel.place import find_place
 from vinfinity.planning.estimate import Seconds, exchange_seconds, work_seconds
 from vinfinity.planning.fit import choose, refusal
-from vinfinity.planning.machines import GPUS, Gpu, find_gpu, free_on_host
+from vinfinity.planning.machines import GPUS, Gpu, find_gpu
 from vinfinity.planning.memory import Budget, RunMemory
 from vinfinity.planning.outline import Outline, outline
 from vinfinity.planning.trace import CallWork, trace_work
+from vinfinity.system.memory import free_on_host
 from vinfinity.weights.card import planned_card
 
 # bits per pixel of an MP4 at crf 18: an estimate, since filmed material lies between 0.05 and 0.5
@@ -31,7 +32,7 @@ class Plan:
     """A run on a machine.
 
     gpu: name in `GPUS`, None for this machine. memory: with the fastest execution that fits, or the leanest if none
-    does. work: of the fullest rank in one UNet call of one guidance branch.
+    does. work: of the fullest rank in one call of the denoising network, for one guidance branch.
     """
 
     run: Outline
@@ -64,7 +65,7 @@ class Plan:
     @property
     def flops(self) -> int:
         """Floating-point operations of all ranks in the whole run, decoding included."""
-        share = self.run.frames / self.run.call.frames
+        share = self.run.latent_frames / self.run.call.frames
         steps = self.work.work.flops * self.run.branches * share * self.steps
         return round(steps) + self.decoding_flops
 
@@ -81,7 +82,7 @@ class Plan:
     def latents_bytes(self) -> int:
         """Size of the file with the final latents, in fp32."""
         c, h, w = self.run.latent
-        return self.run.config.frames * c * h * w * 4
+        return self.run.card.geometry.latent_frames(self.run.config.frames) * c * h * w * 4
 
     @property
     def video_bytes(self) -> int:

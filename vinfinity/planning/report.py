@@ -39,6 +39,7 @@ def table(plan: Plan) -> list[tuple[str, ...]]:
         ", planned from its published architecture since it is not installed" if card.published else ""
     )
     c, h, w = run.latent
+    latent_frames = card.geometry.latent_frames(run.config.frames)
     parts = (
         f"weights {gigabytes(step.weights)}, skip connections {gigabytes(step.skips)}, temporaries"
         f" {gigabytes(step.temporaries)}, exchange {gigabytes(step.exchange)}, sampler {gigabytes(step.state)}"
@@ -55,7 +56,7 @@ def table(plan: Plan) -> list[tuple[str, ...]]:
     rows: list[tuple[str, ...]] = [
         (
             "video",
-            f"{run.config.frames} frames of {run.config.size}, latents 1x{c}x{run.config.frames}x{h}x{w}",
+            f"{run.config.frames} frames of {run.config.size}, latents 1x{c}x{latent_frames}x{h}x{w}",
         ),
         ("model", f"{card.name}, {run.dtype}{published}"),
         *essentials(plan),

@@ -1,47 +1,48 @@
 """Runs the real networks on meta tensors, which have shapes but no data, so that no figure can drift from the code."""
 
+from collections.abc import Hashable
 from dataclasses import asdict, dataclass, replace
 from functools import lru_cache
 from typing import Literal
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from vinfinity.denoise.execution import Execution
 from vinfinity.denoise.guidance import guide
 from vinfinity.denoise.samplers import Sampler, State
 from vinfinity.media.blocks import Blocks
 from vinfinity.models.decoder import Decoder
-from vinfinity.models.offload import DeviceStore, HostStore
-from vinfinity.models.unet3d.call import UNetCall
-from vinfinity.models.unet3d.clip import TextConfig, TextEncoder
-from vinfinity.models.unet3d.family import UNET3D
-from vinfinity.models.unet3d.unet import UNet, UNetConfig
+from vinfinity.models.family import TEXT_ENCODER, DenoiserTraits, Family
+from vinfinity.models.network_call import CallOptions, NetworkCall
+from vinfinity.models.offload import store_for
 from vinfinity.parallel.context import temporal_context
 from vinfinity.parallel.exchange import FrameExchange, TracedExchange
-from vinfinity.parallel.scopes import AttentionPlan, QueryBlock, Scopes
+from vinfinity.parallel.scopes import AttentionPlan, QueryBlock, Scopes, intersection
 from vinfinity.parallel.shards import FrameShards
 from vinfinity.planning.meter import LiveBytes, WorkCounter
 
 # number of chunks above which memory grows linearly with the frames
-LINEAR_FROM = 16
+LINEAR_FROM = 32
 # all frames in one chunk: the fewest operations
 ONE_CHUNK = Execution(branches=1, skips="device", chunk_bytes=2**62)
-# any timestep and frame rate: they change no shape
+# any timestep, frame rate and guidance: they change no shape
 TIMESTEP = 500.0
 FPS = 8.0
+GUIDANCE = 2.0
 
 
 @dataclass(frozen=True)
 class CallShape:
-    """The shapes of one rank's UNet call.
+    """The shapes of one rank's call of the denoising network.
 
-    shards: the video over the ranks that share it. latent: (h, w). scopes: None for plain attention over all frames.
-    text_tokens: length of the text states. reuse_depth: levels that run in every step while deep features are reused;
-    None without reuse. A traced call always runs the whole UNet.
+    config: of the denoiser, as its family reads it. shards: the video over the ranks that share it. latent: (h, w).
+    scopes: None for plain attention over all frames. text_tokens: length of the text states. reuse_depth: levels that
+    run in every step while deep features are reused; None without reuse. A traced call always runs the whole network.
     """
 
-    unet: UNetConfig
+    family: Family
+    config: Hashable
     shards: FrameShards
     rank: int
     latent: tuple[int, int]
@@ -53,41 +54,47 @@ class CallShape:
     reuse_depth: int | None = None
 
     @property
+    def traits(self) -> DenoiserTraits:
+        """What the family says of the denoiser."""
+        return self.family.denoiser_traits(self.config)
+
+    @property
     def frames(self) -> int:
-        """Frames of this rank."""
+        """Latent frames of this rank."""
         return len(self.shards.held(self.rank))
 
     @property
     def latents(self) -> tuple[int, int, int, int, int]:
         """The shape of this rank's latents, (1, c, f, h, w)."""
-        return (1, self.unet.in_channels, self.frames, *self.latent)
+        return (1, self.traits.channels, self.frames, *self.latent)
 
     def with_frames(self, frames: int) -> "CallShape":
-        """The same call with `frames` frames on each rank."""
-        return replace(self, shards=FrameShards(frames * self.shards.ranks, self.shards.ranks))
+        """The same call with `frames` latent frames on each rank."""
+        ranks, grouped = self.shards.ranks, self.shards.group is not None
+        return replace(self, shards=FrameShards.of(frames * ranks, ranks, grouped=grouped))
 
     def traced_exchange(self) -> TracedExchange:
         """An exchange that allocates this rank's messages and counts them."""
         return TracedExchange(self.rank, self.shards)
 
 
-def unet_call(
+def network_call(
     shape: CallShape,
     execution: Execution,
     exchange: FrameExchange,
     *,
-    unet: UNet | None = None,
+    network: nn.Module | None = None,
     text: Tensor | None = None,
     few_blocks: bool = False,
-) -> UNetCall:
-    """The UNet call that `shape` describes, with `execution.branches` guidance branches, ready to be called.
+) -> NetworkCall:
+    """The call that `shape` describes, with `execution.branches` guidance branches, ready to be called.
 
-    unet: None for one on meta tensors. text: (branches, t, c), None for zeros. few_blocks: of the query blocks of
+    network: None for one on meta tensors. text: (branches, t, c), None for zeros. few_blocks: of the query blocks of
     temporal attention, run only some of each shape. A block frees its tensors when the next one runs, so the peak of
     memory is the same, for a fraction of the operations.
     """
-    unet = empty_unet(shape.unet, shape.dtype) if unet is None else unet
-    device = unet.conv_in.weight.device
+    network = empty_denoiser(shape.family, shape.config, shape.dtype) if network is None else network
+    device = next(network.parameters()).device
     context = temporal_context(
         exchange,
         shape.shards,
@@ -100,22 +107,17 @@ def unet_call(
     )
     if few_blocks:
         context = replace(context, attention=representative_blocks(context.attention))
-    width = shape.unet.time_cond_proj_dim
-    with device:
-        if text is None:
-            states = (execution.branches, shape.text_tokens, shape.unet.cross_attention_dim)
-            text = torch.zeros(states, dtype=shape.dtype)
-        condition = None if width is None else torch.zeros(1, width)
-    return UNetCall(
-        unet,
-        text,
-        lambda t: context,
+    if text is None:
+        states = (execution.branches, shape.text_tokens, shape.traits.text_width)
+        text = torch.zeros(states, dtype=shape.dtype, device=device)
+    options = CallOptions(
         branches_at_once=execution.branches,
-        store=HostStore(device) if execution.skips == "host" else DeviceStore(),
+        store=store_for(execution.skips, device),
         fps=FPS,
-        condition=condition,
+        guidance=GUIDANCE,
         reuse_depth=shape.reuse_depth,
     )
+    return shape.family.network_call(network, text, lambda t: context, options)
 
 
 def representative_blocks(plan: AttentionPlan) -> AttentionPlan:
@@ -124,8 +126,9 @@ def representative_blocks(plan: AttentionPlan) -> AttentionPlan:
     Pairs, because the keys of a block are still alive when the next block begins.
     """
 
-    def kind(block: QueryBlock) -> tuple[int | None, ...]:
-        return len(block.queries), None if block.keys is None else len(block.keys), block.bias is None
+    def kind(block: QueryBlock) -> tuple[int, ...]:
+        own, keys = len(intersection(block.rows, plan.held)), sum(len(run.span) for run in block.keys)
+        return own, len(block.units), len(block.keys), keys, block.bias is None
 
     seen: set[object] = set()
     chosen: list[QueryBlock] = []
@@ -138,14 +141,15 @@ def representative_blocks(plan: AttentionPlan) -> AttentionPlan:
 
 
 @lru_cache(maxsize=4)
-def empty_unet(config: UNetConfig, dtype: torch.dtype) -> UNet:
-    """A UNet on meta tensors, in the types that loading gives it."""
+def empty_denoiser(family: Family, config: Hashable, dtype: torch.dtype) -> nn.Module:
+    """A denoising network on meta tensors, in the types that loading gives it."""
+    description = family.networks[family.denoiser]
     with torch.device("meta"):
-        unet = UNet(config).to(dtype)
-    for name, module in unet.named_children():
-        if f"{name}.".startswith(UNET3D.networks["unet"].keep_fp32):
-            module.float()
-    return unet.eval().requires_grad_(False)
+        network = description.build(config)
+    for name, parameter in network.named_parameters():
+        if not name.startswith(description.keep_fp32):
+            parameter.data = parameter.data.to(dtype)
+    return network.eval().requires_grad_(False)
 
 
 @dataclass(frozen=True)
@@ -183,9 +187,9 @@ def trace_step(shape: CallShape, execution: Execution, sampler: Sampler, *, bran
     exchange = shape.traced_exchange()
     # with reuse, each pass keeps features of its own; without, the last pass has the highest peak
     passes = branches // execution.branches if shape.reuse_depth is not None else 1
-    calls = [unet_call(shape, execution, exchange, few_blocks=True) for _ in range(passes)]
-    unet = calls[0].unet
-    before_mid: list[int] = []
+    calls = [network_call(shape, execution, exchange, few_blocks=True) for _ in range(passes)]
+    middle = calls[0].middle
+    before_middle: list[int] = []
 
     def noise(step: int) -> Tensor:
         return torch.empty(shape.latents, device="meta")
@@ -195,7 +199,11 @@ def trace_step(shape: CallShape, execution: Execution, sampler: Sampler, *, bran
         first = sampler.step(State(step=0, x=torch.empty(shape.latents)), torch.empty(shape.latents), noise)
     index = min(1, len(sampler.timesteps) - 1)
     live = LiveBytes()
-    hook = unet.mid_block.register_forward_pre_hook(lambda *_: before_mid.append(live.now))
+    hook = (
+        None
+        if middle is None
+        else middle.register_forward_pre_hook(lambda *_: before_middle.append(live.now))
+    )
     try:
         with live:
             history = None if first.clean is None else torch.empty(shape.latents, device="meta")
@@ -209,11 +217,12 @@ def trace_step(shape: CallShape, execution: Execution, sampler: Sampler, *, bran
             del done
             sampler.step(state, guide(predictions.float(), 2.0), noise)
     finally:
-        hook.remove()
+        if hook is not None:
+            hook.remove()
     return StepMemory(
-        weights=parameter_bytes(unet),
+        weights=parameter_bytes(calls[0].network),
         state=held,
-        skips=before_mid[-1] - held,
+        skips=before_middle[-1] - held if before_middle else 0,
         exchange=exchange.largest,
         working=live.peak,
         host=live.host_peak,
@@ -226,7 +235,7 @@ def step_memory(shape: CallShape, execution: Execution, sampler: Sampler, *, bra
     Temporaries are bounded by a chunk, so that above `LINEAR_FROM` chunks memory is linear in the frames.
     """
     h, w = shape.latent
-    state = execution.branches * h * w * shape.unet.block_out_channels[0] * shape.dtype.itemsize
+    state = execution.branches * h * w * shape.traits.hidden * shape.dtype.itemsize
     few = LINEAR_FROM * max(1, execution.chunk_bytes // state)
     if shape.frames <= 2 * few:
         return trace_step(shape, execution, sampler, branches=branches)
@@ -240,7 +249,7 @@ def step_memory(shape: CallShape, execution: Execution, sampler: Sampler, *, bra
 
 @dataclass(frozen=True)
 class CallWork:
-    """What one rank does in one UNet call of one guidance branch.
+    """What one rank does in one call of the denoising network, for one guidance branch.
 
     waits: how often it waits for other ranks. messages, bytes: sent to other ranks.
     """
@@ -256,7 +265,7 @@ class CallWork:
 def trace_work(shape: CallShape) -> CallWork:
     """Counts the operations and messages of one guidance branch; they are the same for every execution."""
     exchange = shape.traced_exchange()
-    call = unet_call(shape, ONE_CHUNK, exchange)
+    call = network_call(shape, ONE_CHUNK, exchange)
     x = torch.empty(shape.latents, device="meta")
     with WorkCounter() as work:
         call(x, TIMESTEP)
@@ -294,13 +303,15 @@ def trace_decode(decoder: Decoder, blocks: Blocks, latent: tuple[int, int]) -> N
 
 @lru_cache(maxsize=32)
 @torch.inference_mode()
-def trace_text(config: TextConfig, dtype: torch.dtype, *, texts: int) -> NetworkMemory:
-    """Encoding a batch of `texts` texts."""
+def trace_text(
+    family: Family, config: Hashable, dtype: torch.dtype, *, texts: int, tokens: int
+) -> NetworkMemory:
+    """Encoding a batch of `texts` texts of `tokens` tokens. config: of the text encoder."""
     with torch.device("meta"):
-        encoder = TextEncoder(config).to(dtype)
-        ids = torch.empty(texts, config.max_position_embeddings, dtype=torch.int64)
+        encoder = family.networks[TEXT_ENCODER].build(config).to(dtype)
+        ids = torch.empty(texts, tokens, dtype=torch.int64)
     with LiveBytes() as live, WorkCounter() as work:
-        encoder(ids)
+        family.encode_text(encoder, ids, [tokens] * texts)
     return NetworkMemory(weights=parameter_bytes(encoder), working=live.peak, work=work)
 
 

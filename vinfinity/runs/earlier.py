@@ -12,6 +12,7 @@ from vinfinity.denoise.kept_frames import KeptFrames, kept_until
 from vinfinity.denoise.samplers import Sampler
 from vinfinity.denoise.selection import Selection, select_around, spans
 from vinfinity.errors import DamagedError, InputError
+from vinfinity.models.geometry import LatentGeometry
 from vinfinity.runs.folder import RunFolder
 from vinfinity.runs.parts import Parts, read_manifest
 
@@ -32,8 +33,8 @@ def final_latents(folder: RunFolder, *, field: str = "run") -> Parts:
 class EarlierRun:
     """The run that a redo or extend starts from.
 
-    latents: its final latents. redo: the frames to regenerate. blend: frames at each end of them that leave the earlier
-    video gradually. context: frames on either side that guide the new ones.
+    latents: its final latents. redo: the latent frames to regenerate. blend: latent frames at each end of them that
+    leave the earlier video gradually. context: latent frames on either side that guide the new ones.
     """
 
     latents: Parts
@@ -42,8 +43,8 @@ class EarlierRun:
     context: int
 
     @classmethod
-    def open(cls, config: RunConfig, latent: tuple[int, int, int]) -> "EarlierRun | None":
-        """The earlier run that `config` edits; None for a new video. latent: (c, h, w) of one frame.
+    def open(cls, config: RunConfig, geometry: LatentGeometry) -> "EarlierRun | None":
+        """The earlier run that `config` edits; None for a new video. geometry: the grid of the model's latents.
 
         Raises InputError if it has no latents, or does not match `config`.
         """
@@ -51,21 +52,32 @@ class EarlierRun:
         if edit.run is None:
             return None
         latents = final_latents(RunFolder(Path(edit.run)), field="edit.run")
+        latent = geometry.latent_size(config.resolution)
         c, _, h, w = latents.read(range(1)).shape
         if (c, h, w) != latent:
             problem = f"holds latents of {c}x{h}x{w}; this video needs {'x'.join(map(str, latent))}"
             raise InputError("edit.run", edit.run, "keep its model and size", problem=problem)
-        if edit.span.stop > latents.frames:
-            problem = f"goes beyond the run's {latents.frames} frames"
+        known = geometry.frames(latents.frames)
+        if edit.span.stop > known:
+            problem = f"goes beyond the run's {known} frames"
             raise InputError("edit.redo", edit.redo, "name frames of that run", problem=problem)
-        if config.frames < latents.frames:
-            problem = f"is less than the run's {latents.frames} frames"
+        if geometry.latent_frames(config.frames) < latents.frames:
+            problem = f"is less than the run's {known} frames"
             raise InputError("frames", config.frames, "keep all of them", problem=problem)
-        return cls(latents, redo=edit.span, blend=edit.blend, context=edit.context)
+        per_latent = geometry.time_downscale
+        return cls(
+            latents,
+            redo=geometry.latent_span(edit.span),
+            blend=-(-edit.blend // per_latent),
+            context=-(-edit.context // per_latent),
+        )
 
-    def select(self, config: RunConfig, *, steps: int) -> Selection:
-        """The frames that the edit computes. Kept frames start from the noise that they were first made with."""
-        total, known = config.frames, self.latents.frames
+    def select(self, config: RunConfig, total: int, *, steps: int) -> Selection:
+        """The frames that the edit computes. total: latent frames of the new video.
+
+        Kept frames start from the noise that they were first made with.
+        """
+        known = self.latents.frames
         until = self._kept_until(range(total), steps=steps)
         seeds = [config.seed] * total
         for start, stop, seed in self.latents.seeds:

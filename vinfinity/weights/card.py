@@ -10,17 +10,15 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import cache
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import Any
 
 from vinfinity.errors import InputError, WeightsError, did_you_mean
 from vinfinity.models.families import family_of, published_family
-from vinfinity.models.family import Family, parts_of
+from vinfinity.models.family import SCHEDULER, Family, Traits, parts_of
 from vinfinity.models.geometry import LatentGeometry
 from vinfinity.system.files import user_path
 from vinfinity.system.safetensors import read_json
 from vinfinity.weights.registry import KNOWN, local_models, models_folder, published_files
-
-Config = TypeVar("Config")
 
 # Folders of the models that are part of the package.
 EMBEDDED = Path(__file__).parent.parent / "assets"
@@ -34,30 +32,36 @@ class ModelCard:
     """A model in diffusers' layout.
 
     trained_frames: length of the clips it was trained on; videos up to that length are the base model's own.
-    text_length: tokens that its text encoder takes. fps_cond: whether it takes the frame rate as an input.
-    guidance_width: width of the embedding in which a distilled model takes the guidance weight; None for models that
-    are guided by a second prediction. defaults: settings that the model supplies. configs: its networks' architectures
-    by part; see `config`. schedule: its parsed scheduler_config.json. vocabulary: the words it was taught, by group,
+    defaults: settings that the model supplies. configs: its networks' architectures
+    by part. schedule: its parsed scheduler_config.json. vocabulary: the words it was taught, by group,
     for models that know only a few; empty for the others. published: made from what was published; not fetched yet.
     """
 
     name: str
     folder: Path
     family: Family
-    geometry: LatentGeometry
+    traits: Traits
     trained_frames: int
-    text_length: int
-    fps_cond: bool
-    guidance_width: int | None
     defaults: Mapping[str, object]
     configs: Mapping[str, Any]
     schedule: Mapping[str, Any]
     vocabulary: Mapping[str, tuple[str, ...]] = field(default_factory=dict)
     published: bool = False
 
-    def config(self, kind: type[Config]) -> Config:
-        """The architecture of one of its networks, such as `card.config(UNetConfig)`."""
-        return next(config for config in self.configs.values() if isinstance(config, kind))
+    @property
+    def geometry(self) -> LatentGeometry:
+        """The grid of its latents."""
+        return self.traits.geometry
+
+    @property
+    def text_length(self) -> int:
+        """Tokens that its text encoder takes."""
+        return self.traits.text_length
+
+    @property
+    def distilled(self) -> bool:
+        """Whether it takes the guidance weight as an input, and needs no second prediction."""
+        return self.traits.denoiser.guidance_width is not None
 
     def unknown_words(self, text: str) -> list[str]:
         """The words of `text` that the model was not taught, in order; none for models with an open vocabulary."""
@@ -104,7 +108,7 @@ def read_card(model: str) -> ModelCard:
         raise InputError("model", folder, remedy, problem=f"has no {missing[0]}")
     own = read_json(folder / "card.json") if (folder / "card.json").exists() else {}
     files = {part: read_json(folder / part / "config.json") for part in family.networks}
-    files["scheduler"] = read_json(folder / "scheduler" / "scheduler_config.json")
+    files[SCHEDULER] = read_json(folder / SCHEDULER / "scheduler_config.json")
     return _card(folder, family, own, files)
 
 
@@ -136,7 +140,7 @@ def _card(
             path = folder / part / "config.json"
             raise WeightsError("model", path, "use a model of a supported kind", problem=f"{error}") from None
     traits = family.traits(configs)
-    defaults = _defaults(own, family.defaults(configs, files["scheduler"]))
+    defaults = _defaults(own, family.defaults(configs, files[SCHEDULER]))
     if defaults["sampler"] not in family.samplers:
         problem = f"names the sampler {defaults['sampler']}"
         raise WeightsError(
@@ -146,14 +150,11 @@ def _card(
         name=str(own.get("name", folder.name)),
         folder=folder,
         family=family,
-        geometry=traits.geometry,
+        traits=traits,
         trained_frames=int(own.get("trained_frames", 16)),
-        text_length=traits.text_length,
-        fps_cond=traits.takes_fps,
-        guidance_width=traits.guidance_width,
         defaults=defaults,
         configs=configs,
-        schedule=files["scheduler"],
+        schedule=files[SCHEDULER],
         vocabulary={str(group): tuple(words) for group, words in own.get("vocabulary", {}).items()},
         published=published,
     )
@@ -171,7 +172,8 @@ def model_defaults(model: str, *, planned: bool = False) -> tuple[dict[str, obje
     Raises InputError.
     """
     card = planned_card(model) if planned else read_card(model)
-    defaults = dict(card.defaults) | {"attention.trained_frames": card.trained_frames}
+    trained = card.geometry.latent_frames(card.trained_frames)
+    defaults = dict(card.defaults) | {"attention.trained_frames": trained}
     return defaults, f"model {card.name}"
 
 

@@ -16,10 +16,6 @@ from vinfinity.models.decoder import Decoder
 from vinfinity.models.families import FAMILIES, family_of
 from vinfinity.models.family import Network
 from vinfinity.models.geometry import LatentGeometry
-from vinfinity.models.unet3d.clip import TextEncoder
-from vinfinity.models.unet3d.family import UNET3D
-from vinfinity.models.unet3d.layers import channels_last
-from vinfinity.models.unet3d.unet import UNet
 from vinfinity.system.safetensors import TensorEntry, find_weights, read_json, shape_text
 
 Config = TypeVar("Config")
@@ -36,23 +32,6 @@ MAPPED = 2**25
 ENCODING = ("encoder", "quant_conv")
 
 
-def load_unet(
-    folder: Path, *, device: torch.device | str, dtype: torch.dtype, loras: Sequence[Change] = ()
-) -> UNet:
-    """The UNet in `folder` (MODEL/unet), with `loras` merged into it one tensor at a time.
-
-    Raises WeightsError, before any weight is read, if the files do not fit.
-    """
-    network = UNET3D.networks["unet"]
-    return cast(UNet, load_network(network, folder, device=device, dtype=dtype, loras=loras))
-
-
-def load_text_encoder(folder: Path, *, device: torch.device | str, dtype: torch.dtype) -> TextEncoder:
-    """The text encoder in `folder` (MODEL/text_encoder). Raises WeightsError."""
-    network = UNET3D.networks["text_encoder"]
-    return cast(TextEncoder, load_network(network, folder, device=device, dtype=dtype))
-
-
 def load_network(
     network: Network,
     folder: Path,
@@ -63,7 +42,7 @@ def load_network(
 ) -> nn.Module:
     """A network for inference: every parameter must be in the files, with its shape, and nothing else may be.
 
-    Raises WeightsError, before any weight is read, if the files do not fit.
+    loras: merged into it one tensor at a time. Raises WeightsError, before any weight is read, if the files do not fit.
     """
     module = empty_network(network, folder)
     sources = _find(module, folder, network, prefer_fp16=dtype != torch.float32)
@@ -140,6 +119,14 @@ def check_decoder(folder: Path, geometry: LatentGeometry) -> None:
 
 def _latents_text(geometry: LatentGeometry) -> str:
     return f"{geometry.channels} channels and {geometry.downscale} pixels per position"
+
+
+def empty_autoencoder(network: Network, config: Any) -> Decoder:
+    """The decoding half of the autoencoder that `config` describes, without weights."""
+    with torch.device("meta"):
+        module = network.build(config)
+    drop_encoder(module)
+    return cast(Decoder, module)
 
 
 def empty_network(network: Network, folder: Path) -> nn.Module:
@@ -266,3 +253,9 @@ def _put(module: nn.Module, name: str, tensor: torch.Tensor) -> None:
     *parents, last = name.split(".")
     owner = module.get_submodule(".".join(parents))
     setattr(owner, last, nn.Parameter(channels_last(tensor), requires_grad=False))
+
+
+def channels_last(weight: torch.Tensor) -> torch.Tensor:
+    """A weight in the memory layout of convolutions over channels-last input; otherwise every call would convert it."""
+    formats = {4: torch.channels_last, 5: torch.channels_last_3d}
+    return weight.contiguous(memory_format=formats[weight.dim()]) if weight.dim() in formats else weight

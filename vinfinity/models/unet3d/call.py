@@ -1,30 +1,25 @@
-"""One way to call the UNet: runs, the traces behind plans, and benchmarks all go through `UNetCall`.
+"""The one way to call the UNet: runs, the traces behind plans, and benchmarks all go through `UNetCall`.
 
 Dims: b guidance branches of this rank, c channels, f this rank's frames, h w latent height and width, t text tokens.
 """
 
+import math
 from collections.abc import Callable, Sequence
 
 import torch
-from torch import Tensor
+import torch.nn.functional as F
+from torch import Tensor, nn
 
 from vinfinity.models.finite import first_not_finite
-from vinfinity.models.offload import Store
+from vinfinity.models.network_call import CallOptions
 from vinfinity.models.unet3d.unet import DeepFeatures, UNet
 from vinfinity.parallel.context import TemporalContext
 
 
 class UNetCall:
-    """The UNet's predictions for the frames of one rank, for all guidance branches that the rank computes.
+    """The UNet's predictions for the frames of one rank: see `NetworkCall`, and `Family.network_call`.
 
-    unet: its weights decide the device and the type of the arithmetic.
-    text: (b, t, c), the text states of each branch.
-    context_at: the temporal context in force at a training timestep.
-    branches_at_once: branches computed in one pass; the others follow one after the other.
-    store: where skip connections wait for the decoder half of the UNet.
-    fps: frame rate that the model is conditioned on, for models that take one.
-    condition: (1, c) embedding of the guidance weight, for distilled models that take one.
-    reuse_depth: levels that run in every step while the features below them are reused; None without reuse.
+    Skip connections wait in the store for the second half of the UNet.
     """
 
     def __init__(
@@ -32,20 +27,24 @@ class UNetCall:
         unet: UNet,
         text: Tensor,
         context_at: Callable[[float], TemporalContext],
-        *,
-        branches_at_once: int,
-        store: Store,
-        fps: float | None = None,
-        condition: Tensor | None = None,
-        reuse_depth: int | None = None,
+        options: CallOptions,
     ) -> None:
-        self.unet, self.context_at, self.store, self.condition = unet, context_at, store, condition
+        self.network, self.context_at, self.store = unet, context_at, options.store
         self._device, self.dtype = text.device, unet.conv_in.weight.dtype
-        self._fps = None if fps is None or not unet.config.fps_cond else self._scalar(fps)
+        self._fps = self._scalar(options.fps) if unet.config.fps_cond else None
+        width, depth = unet.config.time_cond_proj_dim, options.reuse_depth
+        self._condition = (
+            None if width is None else guidance_features(options.guidance, width).to(text.device)
+        )
         self._passes = [
-            (chunk, None if reuse_depth is None else DeepFeatures(reuse_depth))
-            for chunk in text.split(branches_at_once)
+            (chunk, None if depth is None else DeepFeatures(depth))
+            for chunk in text.split(options.branches_at_once)
         ]
+
+    @property
+    def middle(self) -> nn.Module:
+        """All skip connections are alive when this starts."""
+        return self.network.mid_block
 
     def __call__(self, x: Tensor, t: float, *, renew: bool = True) -> Tensor:
         """The predictions (b, c, f, h, w) for latents x (1, c, f, h, w) at training timestep t.
@@ -58,13 +57,13 @@ class UNetCall:
             if deep is not None:
                 deep.renew = renew
             predictions.append(
-                self.unet(
+                self.network(
                     x.to(self.dtype).expand(len(text), *x.shape[1:]),
                     self._scalar(t),
                     text,
                     self.context_at(t),
                     fps=self._fps,
-                    condition=self.condition,
+                    condition=self._condition,
                     store=self.store,
                     deep=deep,
                 )
@@ -73,9 +72,20 @@ class UNetCall:
 
     def non_finite_layers(self, x: Tensor, t: float, *, renew: bool = True) -> Sequence[str]:
         """The layers whose output is NaN or infinite in this call, in order of execution."""
-        with first_not_finite(self.unet) as names:
+        with first_not_finite(self.network) as names:
             self(x, t, renew=renew)
         return names
 
     def _scalar(self, value: float) -> Tensor:
         return torch.full((1,), value, dtype=torch.float32, device=self._device)
+
+
+def guidance_features(weight: float, width: int) -> Tensor:
+    """Sines, then cosines of 1000 times the weight of guidance at width/2 geometric frequencies from 1 to 1/10000.
+
+    The input of `time_cond_proj` (Meng et al. 2023, section 3; T2V-Turbo). Returns (1, width) fp32.
+    """
+    half = width // 2
+    frequencies = torch.exp(-torch.arange(half, dtype=torch.float32) * (math.log(10000.0) / (half - 1)))
+    angles = 1000.0 * weight * frequencies[None, :]
+    return F.pad(torch.cat([angles.sin(), angles.cos()], dim=-1), (0, width % 2))

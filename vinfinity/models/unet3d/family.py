@@ -2,13 +2,21 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, cast
 
 from vinfinity.errors import WeightsError
-from vinfinity.models.family import Configs, Network, PublishedModel, Traits
+from vinfinity.models.family import (
+    AUTOENCODER,
+    TEXT_ENCODER,
+    Configs,
+    DenoiserTraits,
+    Network,
+    PublishedModel,
+    Traits,
+)
 from vinfinity.models.geometry import LatentGeometry
 from vinfinity.models.unet3d.configs import TextConfig, TinyConfig, UNetConfig, VAEConfig
 from vinfinity.models.unet3d.names import text_name, vae_name
@@ -18,7 +26,10 @@ if TYPE_CHECKING:
     from torch import Tensor, nn
 
     from vinfinity.models.checkpoint import Checkpoint, Distillation
+    from vinfinity.models.network_call import CallOptions, NetworkCall
     from vinfinity.models.unet3d.tokenizer import CLIPTokenizer
+    from vinfinity.models.unet3d.unet import UNet
+    from vinfinity.parallel.context import TemporalContext
 
 # Samplers of the schedulers that diffusers' folders name, and steps that suit them; others get dpmsolver++ and 25.
 SAMPLER_OF = {"DDIMScheduler": "ddim", "LCMScheduler": "lcm"}
@@ -58,7 +69,7 @@ NETWORKS: Mapping[str, Network] = {
         keep_fp32=("time_embedding.", "fps_embedding."),
         shown=("_class_name", "block_out_channels", "cross_attention_dim", "fps_cond", "time_cond_proj_dim"),
     ),
-    "vae": Network(
+    AUTOENCODER: Network(
         VAEConfig.from_dict,
         _autoencoder,
         stem="diffusion_pytorch_model",
@@ -66,7 +77,7 @@ NETWORKS: Mapping[str, Network] = {
         always_fp32=True,
         shown=("_class_name", "block_out_channels", "scaling_factor"),
     ),
-    "text_encoder": Network(
+    TEXT_ENCODER: Network(
         TextConfig.from_dict,
         _text_encoder,
         stem="model",
@@ -93,7 +104,7 @@ class UNet3DFamily:
     @property
     def decoders(self) -> Mapping[str, Network]:
         tiny = Network(TinyConfig.from_dict, _tiny_autoencoder, stem="diffusion_pytorch_model")
-        return {"AutoencoderKL": NETWORKS["vae"], "AutoencoderTiny": tiny}
+        return {"AutoencoderKL": NETWORKS[AUTOENCODER], "AutoencoderTiny": tiny}
 
     @property
     def published(self) -> Mapping[str, PublishedModel]:
@@ -105,19 +116,34 @@ class UNet3DFamily:
 
     def traits(self, configs: Configs) -> Traits:
         unet: UNetConfig = configs["unet"]
-        vae: VAEConfig = configs["vae"]
-        text: TextConfig = configs["text_encoder"]
+        vae: VAEConfig = configs[AUTOENCODER]
+        text: TextConfig = configs[TEXT_ENCODER]
         return Traits(
             geometry=LatentGeometry(channels=unet.in_channels, downscale=vae.downscale),
             text_length=text.max_position_embeddings,
-            takes_fps=unet.fps_cond,
-            guidance_width=unet.time_cond_proj_dim,
+            denoiser=self.denoiser_traits(unet),
+        )
+
+    def denoiser_traits(self, config: UNetConfig) -> DenoiserTraits:
+        widths = config.block_out_channels
+        # transformer_in has eight heads, whatever the width of the level
+        widest = max(*widths, 8 * config.attention_head_dim)
+        return DenoiserTraits(
+            channels=config.in_channels,
+            text_width=config.cross_attention_dim,
+            takes_fps=config.fps_cond,
+            guidance_width=config.time_cond_proj_dim,
+            levels=len(widths),
+            multiple=2 ** (len(widths) - 1),
+            hidden=widths[0],
+            widest=widest,
+            parameters=256 * widest**2 * len(widths) * (config.layers_per_block + 1),
         )
 
     def defaults(self, configs: Configs, schedule: Mapping[str, Any]) -> dict[str, object]:
         side = configs["unet"].sample_size or 32
         height, width = side if isinstance(side, tuple) else (side, side)
-        downscale = configs["vae"].downscale
+        downscale = configs[AUTOENCODER].downscale
         sampler = SAMPLER_OF.get(str(schedule.get("_class_name", "")), "dpmsolver++")
         if schedule.get("algorithm_type") == "sde-dpmsolver++":
             sampler = "sde-dpmsolver++"
@@ -132,11 +158,11 @@ class UNet3DFamily:
 
     def check_parts(self, configs: Configs, folder: Path) -> None:
         unet: UNetConfig = configs["unet"]
-        vae: VAEConfig = configs["vae"]
-        text: TextConfig = configs["text_encoder"]
+        vae: VAEConfig = configs[AUTOENCODER]
+        text: TextConfig = configs[TEXT_ENCODER]
         for part, makes, needs in (
-            ("text_encoder", text.hidden_size, unet.cross_attention_dim),
-            ("vae", vae.latent_channels, unet.in_channels),
+            (TEXT_ENCODER, text.hidden_size, unet.cross_attention_dim),
+            (AUTOENCODER, vae.latent_channels, unet.in_channels),
         ):
             if makes != needs:
                 remedy = "use a text encoder, an autoencoder and a UNet that belong together"
@@ -147,6 +173,27 @@ class UNet3DFamily:
         from vinfinity.models.unet3d.tokenizer import load_tokenizer
 
         return load_tokenizer(folder, length=length)
+
+    def encode_text(self, encoder: nn.Module, ids: Tensor, used: Sequence[int]) -> Tensor:
+        # these models attend to the states of padding, too
+        states: Tensor = encoder(ids)
+        return states
+
+    def network_call(
+        self,
+        denoiser: nn.Module,
+        text: Tensor,
+        context_at: Callable[[float], TemporalContext],
+        options: CallOptions,
+    ) -> NetworkCall:
+        from vinfinity.models.unet3d.call import UNetCall
+
+        return UNetCall(cast("UNet", denoiser), text, context_at, options)
+
+    def compile(self, denoiser: nn.Module) -> None:
+        from vinfinity.models.unet3d.unet import compile_blocks
+
+        compile_blocks(cast("UNet", denoiser))
 
     def read_checkpoint(self, tensors: Mapping[str, Tensor]) -> Checkpoint | None:
         from vinfinity.models.unet3d.lvdm import is_lvdm, read_lvdm

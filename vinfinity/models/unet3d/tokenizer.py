@@ -38,7 +38,7 @@ class CLIPTokenizer:
         if len(ids) > self.length:
             cut = self._tokenizer.decode(ids[self.length - 1 : -1]).replace("</w>", " ").strip()
             ids = [*ids[: self.length - 1], self.end_id]
-        return Tokens(ids=ids + [self.pad_id] * (self.length - len(ids)), cut=cut)
+        return Tokens(ids=ids + [self.pad_id] * (self.length - len(ids)), used=len(ids), cut=cut)
 
 
 def load_tokenizer(folder: Path, *, length: int) -> CLIPTokenizer:
