@@ -14,7 +14,7 @@ FILES = sorted(PACKAGE.rglob("*.py"))
 BELOW = {
     "errors": set(),
     "system": {"errors"},
-    "config": {"errors"},
+    "config": {"errors", "system"},
     "parallel": {"errors", "system"},
     "models": {"errors", "parallel", "system"},
     "denoise": {"errors", "config", "models", "parallel", "system"},

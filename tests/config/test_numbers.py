@@ -6,9 +6,10 @@ from pathlib import Path
 import pytest
 from oracles.settings import run_config
 
-from vinfinity.config import declared, load, read_number
+from vinfinity.config import declared, load
 from vinfinity.config.schema import bare, flag_of
 from vinfinity.errors import InputError
+from vinfinity.system.numbers import read_number
 from vinfinity.weights.card import model_defaults
 
 # what PyYAML, Python or other programs would take for numbers

@@ -214,8 +214,9 @@ def test_the_weight_follows_the_last_colon() -> None:
     assert split_weight("a.safetensors") == (Path("a.safetensors"), 1.0)
     assert split_weight("a:b.safetensors:-0.25") == (Path("a:b.safetensors"), -0.25)
     assert split_weight("a:b.safetensors") == (Path("a:b.safetensors"), 1.0)
-    with pytest.raises(InputError, match=r"lora: a\.safetensors:nan has a weight that is NaN or infinite"):
-        split_weight("a.safetensors:nan")
+    for weight in ("nan", "inf", "1e999", "010", "1_0", "１", " 1", "00.5"):
+        with pytest.raises(InputError, match=r"^lora: .* has a weight that is not a finite decimal number"):
+            split_weight(f"a.safetensors:{weight}")
 
 
 # ---- refused files ----

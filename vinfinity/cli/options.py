@@ -10,8 +10,9 @@ from typing import Annotated, Any, TypeVar
 import typer
 
 from vinfinity.cli.output import Debug, reported
-from vinfinity.config import Resolved, declared, load, read_number
+from vinfinity.config import Resolved, declared, load
 from vinfinity.config.settings import FILES
+from vinfinity.system.numbers import read_number
 
 T = TypeVar("T", int, float)
 # the largest number of an option that is not a setting of a run

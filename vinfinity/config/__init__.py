@@ -10,7 +10,7 @@ sources    defaults, the model's card, YAML, key=value and flags merged into a c
 text       a configuration as YAML, the digest of the latents, explanations
 """
 
-from vinfinity.config.schema import Declared, Group, Setting, plain_text, read_number
+from vinfinity.config.schema import Declared, Group, Setting, plain_text
 from vinfinity.config.settings import (
     AttentionConfig,
     CheckpointConfig,
@@ -70,7 +70,6 @@ __all__ = [
     "parse_interval",
     "parse_size",
     "plain_text",
-    "read_number",
     "require_prompt",
     "to_yaml",
 ]

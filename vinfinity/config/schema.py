@@ -19,6 +19,7 @@ from functools import cache
 from typing import Any, ClassVar, Literal
 
 from vinfinity.errors import CONTROL, InputError, did_you_mean, escaped
+from vinfinity.system.numbers import read_number
 
 # per type: its name, what is wrong with a value of another type, and the remedy
 TYPES = {
@@ -27,12 +28,8 @@ TYPES = {
     float: ("number", "is not a number", "write it as a decimal number, such as 7.5"),
     str: ("text", "is not text", "put it in quotes"),
 }
-# Numbers: without leading zeros, which other programs read as octal, and no longer than what Python converts.
-INTEGER = r"[-+]?(?:0|[1-9][0-9]{0,99})"
-FLOAT = rf"(?:{INTEGER}(?:\.[0-9]*)?|[-+]?\.[0-9]+)(?:[eE][-+]?[0-9]{{1,9}})?"
 # the largest whole number of a setting that declares none: more frames, say, than anyone can wait for
 MOST = 1_000_000
-NOT_FINITE = r"[-+]?\.(?:inf|Inf|INF)|\.(?:nan|NaN|NAN)"
 
 
 @dataclass(frozen=True)
@@ -216,15 +213,6 @@ def typed(value: Any, kind: Any, *, key: str) -> Any:
     if isinstance(number, int) or (number is not None and kind is float):
         remedy = "leave out its quotes"
     raise InputError(key, value, remedy, problem=problem)
-
-
-def read_number(text: str) -> int | float | None:
-    """The decimal number that a text is: 24, -3, 7.5, .5, 1e-3, .inf, .nan. None for all else, such as 010 or 1:30."""
-    if re.fullmatch(INTEGER, text):
-        return int(text)
-    if re.fullmatch(FLOAT, text):
-        return float(text)
-    return float(text.replace(".", "")) if re.fullmatch(NOT_FINITE, text) else None
 
 
 def _check_text(text: str, *, key: str) -> None:

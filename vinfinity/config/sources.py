@@ -16,9 +16,10 @@ from dataclasses import MISSING, dataclass
 from pathlib import Path
 from typing import Any
 
-from vinfinity.config.schema import bare, flag_of, in_range, plain, read_number, typed
+from vinfinity.config.schema import bare, flag_of, in_range, plain, typed
 from vinfinity.config.settings import RunConfig, declared
 from vinfinity.errors import InputError, did_you_mean
+from vinfinity.system.numbers import read_number
 
 # The settings of a model's card by dotted key, and the name of the card as an origin. Raises InputError.
 Card = Callable[[str], tuple[Mapping[str, object], str]]

@@ -9,8 +9,8 @@ from typing import Any, ClassVar
 
 import yaml
 
-from vinfinity.config.schema import read_number
 from vinfinity.errors import CONTROL
+from vinfinity.system.numbers import read_number
 
 TAG = "tag:yaml.org,2002:"
 # values of a file with its aliases written out; with nested aliases, a few lines could be billions

@@ -19,6 +19,7 @@ from torch import Tensor
 from vinfinity.errors import InputError, WeightsError
 from vinfinity.models.low_rank import factors_fit, low_rank_product
 from vinfinity.system.files import user_path
+from vinfinity.system.numbers import read_number
 from vinfinity.system.safetensors import TensorEntry, read_header, read_json, shape_text
 from vinfinity.weights.load import listed
 
@@ -57,22 +58,19 @@ class Lora:
 
 
 def split_weight(text: str) -> tuple[Path, float]:
-    """File and weight of `FILE[:WEIGHT]`. Raises InputError for a weight that is NaN or infinite."""
+    """File and weight of `FILE[:WEIGHT]`. Raises InputError for a weight that is no finite decimal number."""
     name, colon, number = text.rpartition(":")
     if not colon:
         return user_path(text), 1.0
     try:
-        weight = float(number)
+        float(number)
     except ValueError:
         # the colon is part of the file's name
         return user_path(text), 1.0
-    if not math.isfinite(weight):
-        raise InputError(
-            "lora",
-            text,
-            "give a finite number after the colon",
-            problem="has a weight that is NaN or infinite",
-        )
+    weight = read_number(number)
+    if weight is None or not math.isfinite(weight):
+        problem = "has a weight that is not a finite decimal number"
+        raise InputError("lora", text, "write it as in FILE:0.8", problem=problem)
     return user_path(name), weight
 
 
