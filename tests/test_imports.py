@@ -121,6 +121,10 @@ def test_refusals_come_before_torch_is_loaded() -> None:
         ("--frames", "0"),
         ("--model", "minni"),
         ("--decoder", "nowhere"),
+        ("--frames", "010"),
+        ("--lora", "nowhere.safetensors"),
+        ("--out", f"{'x' * 252}.mp4"),
+        ("--out", "a\nb.mp4"),
         ("frmes=3",),
     ):
         assert "torch" not in loaded_by("generate", "-p", "x", *wrong, code=2)

@@ -4,7 +4,9 @@ import os
 from pathlib import Path
 
 import pytest
+import torch
 from oracles.settings import run_config
+from safetensors.torch import save_file
 
 from vinfinity.config import RunConfig
 from vinfinity.errors import InputError
@@ -46,7 +48,7 @@ def test_usable_files_are_accepted_and_nothing_is_written(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.chdir(tmp_path)
-    (tmp_path / "noise.safetensors").write_bytes(b"x")
+    save_file({"noise": torch.zeros(1)}, tmp_path / "noise.safetensors")
     for config in (
         run_config(prompt="a ball"),
         run_config(out="a.mp4", noise_from="noise.safetensors"),

@@ -21,7 +21,8 @@ from vinfinity.job import prepare
 from vinfinity.run import run
 from vinfinity.weights.card import read_card
 from vinfinity.weights.convert import convert
-from vinfinity.weights.lora import check_lora, read_lora, split_weight
+from vinfinity.weights.lora import check_lora, read_lora
+from vinfinity.weights.lora_argument import split_weight
 
 CLOSE = 1e-5
 Note = Callable[[str, float], None]

@@ -11,6 +11,9 @@ from vinfinity.errors import InputError
 from vinfinity.runs.folder import LONGEST_PATH, OWN_NAMES, RECORD, RunFolder, run_folder
 from vinfinity.system.files import TEMPORARY, user_path
 from vinfinity.system.output import check_folder, check_output
+from vinfinity.system.safetensors import read_header
+from vinfinity.weights.card import check_headers, read_card
+from vinfinity.weights.lora_argument import split_weight
 
 # characters of a file name derived from a prompt
 LONGEST_SLUG = 60
@@ -92,7 +95,7 @@ def _same(one: Path, other: Path) -> bool:
 
 
 def check_inputs(config: RunConfig) -> None:
-    """Raise InputError if a file that `config` names does not exist or cannot be read."""
+    """Raise InputError if a file that `config` names does not exist, cannot be read, or has a damaged header."""
     if config.decoder is not None and not os.path.isdir(user_path(config.decoder)):
         remedy = "give the folder with its config.json and its weights"
         raise InputError("decoder", config.decoder, remedy, problem="is not a folder")
@@ -103,3 +106,9 @@ def check_inputs(config: RunConfig) -> None:
             raise InputError("noise_from", noise, "check the path", problem=problem)
         if not os.access(noise, os.R_OK):
             raise InputError("noise_from", noise, "check its permissions", problem="cannot be read")
+        read_header(noise, field="noise_from")
+    for text in config.lora:
+        path, _ = split_weight(text)
+        if not os.path.exists(path):
+            raise InputError("lora", path, "check the path", problem="does not exist")
+    check_headers(read_card(config.model))

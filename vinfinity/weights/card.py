@@ -17,7 +17,7 @@ from vinfinity.models.families import family_of, published_family
 from vinfinity.models.family import SCHEDULER, Family, Traits, parts_of
 from vinfinity.models.geometry import LatentGeometry
 from vinfinity.system.files import user_path
-from vinfinity.system.safetensors import read_json
+from vinfinity.system.safetensors import find_weights, read_json
 from vinfinity.weights.registry import KNOWN, local_models, models_folder, published_files
 
 # Folders of the models that are part of the package.
@@ -158,6 +158,19 @@ def _card(
         vocabulary={str(group): tuple(words) for group, words in own.get("vocabulary", {}).items()},
         published=published,
     )
+
+
+def check_headers(card: ModelCard) -> None:
+    """Raises WeightsError if a weight file is missing or damaged, by its header alone.
+
+    Needs no torch: what else may be wrong with weights is found by `vinfinity.weights.load`.
+    """
+    for part, network in card.family.networks.items():
+        try:
+            find_weights(card.folder / part, network.stem, prefer_fp16=False)
+        except WeightsError:
+            # a run in half precision may need the other variant
+            find_weights(card.folder / part, network.stem, prefer_fp16=True)
 
 
 def _defaults(own: Mapping[str, Any], general: Mapping[str, object]) -> dict[str, object]:

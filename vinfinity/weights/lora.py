@@ -18,10 +18,9 @@ from torch import Tensor
 
 from vinfinity.errors import InputError, WeightsError
 from vinfinity.models.low_rank import factors_fit, low_rank_product
-from vinfinity.system.files import user_path
-from vinfinity.system.numbers import read_number
 from vinfinity.system.safetensors import TensorEntry, read_header, read_json, shape_text
 from vinfinity.weights.load import listed
+from vinfinity.weights.lora_argument import split_weight
 
 PREFIXES = ("base_model.model.", "unet.")
 FACTOR = re.compile(
@@ -55,23 +54,6 @@ class Lora:
         with safe_open(self.path, framework="pt", device="cpu") as file:
             down, up = (file.get_tensor(key).float() for key in (pair.down, pair.up))
         return tensor.float() + low_rank_product(up, down, tensor.shape) * (pair.scale * self.weight)
-
-
-def split_weight(text: str) -> tuple[Path, float]:
-    """File and weight of `FILE[:WEIGHT]`. Raises InputError for a weight that is no finite decimal number."""
-    name, colon, number = text.rpartition(":")
-    if not colon:
-        return user_path(text), 1.0
-    try:
-        float(number)
-    except ValueError:
-        # the colon is part of the file's name
-        return user_path(text), 1.0
-    weight = read_number(number)
-    if weight is None or not math.isfinite(weight):
-        problem = "has a weight that is not a finite decimal number"
-        raise InputError("lora", text, "write it as in FILE:0.8", problem=problem)
-    return user_path(name), weight
 
 
 def read_lora(text: str) -> Lora:
