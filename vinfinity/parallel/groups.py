@@ -3,7 +3,7 @@
 In 16 bits, and on GPUs, the kernel that computes a frame, and so its last bits, depend on the shape of the whole batch.
 Where that matters, layers work on whole groups: spans of a fixed number of frames, at multiples of it in the video. A
 rank that holds only a part of a group pads the rest with zeros, so that every kernel sees the same shapes, with every
-frame in the same place, on any number of ranks (docs/decisions/0016-the-same-bits-in-16-bits.md).
+frame in the same place, on any number of ranks (docs/decisions/0017-the-same-bits-in-16-bits.md).
 """
 
 from dataclasses import dataclass

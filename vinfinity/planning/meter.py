@@ -168,6 +168,8 @@ class LiveBytes(Meter):
             self.host_peak = max(self.host_peak, self.host_now)
 
 
+# operations that move no data
+ALLOCATIONS = (aten.empty_like, aten.new_empty, aten.empty, aten.new_empty_strided)
 # operations that read as much of their first input as they write
 GATHERS = (aten.index_select, aten.embedding)
 
@@ -213,6 +215,8 @@ def _is_view(function: Callable[..., Any], inputs: Sequence[Tensor], outputs: Se
     schema = getattr(function, "_schema", None)
     if schema is not None and schema.is_mutable:
         return False
+    if getattr(function, "overloadpacket", None) in ALLOCATIONS:
+        return True
     return storages(outputs) <= storages(inputs)
 
 

@@ -22,7 +22,7 @@ from vinfinity.parallel.scopes import AttentionPlan, QueryBlock, Scopes, interse
 from vinfinity.parallel.shards import FrameShards
 from vinfinity.planning.meter import LiveBytes, WorkCounter
 
-# number of chunks above which memory grows linearly with the frames
+# number of pieces above which memory grows linearly with the frames
 LINEAR_FROM = 32
 # all frames in one chunk: the fewest operations
 ONE_CHUNK = Execution(branches=1, skips="device", chunk_bytes=2**62)
@@ -70,8 +70,8 @@ class CallShape:
 
     def with_frames(self, frames: int) -> "CallShape":
         """The same call with `frames` latent frames on each rank."""
-        ranks, grouped = self.shards.ranks, self.shards.group is not None
-        return replace(self, shards=FrameShards.of(frames * ranks, ranks, grouped=grouped))
+        ranks = self.shards.ranks
+        return replace(self, shards=FrameShards(frames * ranks, ranks, self.shards.group))
 
     def traced_exchange(self) -> TracedExchange:
         """An exchange that allocates this rank's messages and counts them."""
@@ -232,11 +232,12 @@ def trace_step(shape: CallShape, execution: Execution, sampler: Sampler, *, bran
 def step_memory(shape: CallShape, execution: Execution, sampler: Sampler, *, branches: int) -> StepMemory:
     """The result of `trace_step`; for a long clip, extrapolated from two shorter ones.
 
-    Temporaries are bounded by a chunk, so that above `LINEAR_FROM` chunks memory is linear in the frames.
+    Temporaries are bounded by a piece, so that above `LINEAR_FROM` pieces memory is linear in the frames.
     """
     h, w = shape.latent
     state = execution.branches * h * w * shape.traits.hidden * shape.dtype.itemsize
-    few = LINEAR_FROM * max(1, execution.chunk_bytes // state)
+    piece = max(1, execution.chunk_bytes // state)
+    few = LINEAR_FROM * (piece if shape.shards.group is None else min(piece, shape.shards.group))
     if shape.frames <= 2 * few:
         return trace_step(shape, execution, sampler, branches=branches)
     low, high = (

@@ -29,7 +29,7 @@ from vinfinity.models.unet3d.layers import (
     own,
     whole,
 )
-from vinfinity.models.unet3d.norm import apply_affine, group_affine, group_moments
+from vinfinity.models.unet3d.norm import apply_affine, channel_moments, group_affine, group_moments
 from vinfinity.parallel.context import TemporalContext
 from vinfinity.parallel.exchange import Pending
 from vinfinity.parallel.groups import UNIT, Piece
@@ -46,8 +46,11 @@ def video_sums(x: Tensor, groups: int, ctx: TemporalContext) -> Tensor:
     moments = []
     for piece in frame_pieces(x, ctx):
         rows = rearrange(whole(x[:, piece.own], piece), "b f h w c -> (b f) (h w) c")
-        moments.append(own(group_moments(rows, groups).unflatten(0, (len(x), -1)), piece))
-    mean, variance = torch.cat(moments, dim=1).double().unbind(-1)
+        each = rearrange(channel_moments(rows), "two (b f) c -> two b f c", b=len(x))
+        moments.append(each[:, :, piece.before : each.shape[2] - piece.after])
+    together = torch.cat(moments, dim=2)
+    pooled = group_moments(together.flatten(1, 2), groups, half=x.dtype.itemsize < 4)
+    mean, variance = (rearrange(y, "(b f) g -> b f g", b=len(x)).double() for y in pooled)
     square = mean.square()
     high = square.float().double()
     return torch.stack([torch.ones_like(mean), mean, variance, high, square - high], dim=-1).sum(1)
@@ -61,7 +64,7 @@ def video_affine(norm: nn.GroupNorm, sums: Tensor) -> tuple[Tensor, Tensor]:
     count, mean, variance, high, low = sums.unbind(-1)
     mean = mean / count
     variance = ((variance + high + low) / count - mean.square()).clamp(min=0)
-    scale, shift = group_affine(norm, torch.stack([mean, variance], dim=-1).float())
+    scale, shift = group_affine(norm, mean.float(), variance.float())
     return rearrange(scale, "b c -> b 1 1 1 c"), rearrange(shift, "b c -> b 1 1 1 c")
 
 
@@ -87,25 +90,33 @@ class TemporalConvStage(nn.ModuleDict):
         fetched = ctx.exchange.fetch(x, ctx.halo, sums=shared, label="temporal convolution").wait()
         scale, shift = video_affine(norm, sums if fetched.sums is None else fetched.sums)
 
-        def activate(frames: Tensor) -> Tensor:
-            return F.silu(apply_affine(frames, scale, shift), inplace=True)
+        def activate(frames: Tensor, out: Tensor | None = None) -> Tensor:
+            return F.silu(apply_affine(frames, scale, shift, out=out), inplace=True)
 
         # the model pads with zeros after the norm, at both ends of the video
         zeros = torch.zeros_like(x[:, :1])
         neighbours = activate(fetched.frames)
-        first = neighbours[:, :1] if ctx.frames_before else zeros
+        before = neighbours[:, :1] if ctx.frames_before else zeros
         last = neighbours[:, -1:] if neighbours.shape[1] > ctx.frames_before else zeros
         weight = conv.weight.squeeze(-1)
-        h = x.shape[2]
-        previous, current = first, activate(x[:, :1])
+        h, f = x.shape[2], x.shape[1]
         for piece in frame_pieces(x, ctx):
-            # out may be x: read the frame after the piece before it is overwritten, and pass on the piece's last frame
-            rest = activate(x[:, piece.own.start + 1 : piece.own.stop + 1])
-            at_end = rest.shape[1] < piece.own.stop - piece.own.start
-            padded = torch.cat([previous, current, rest, *([last] if at_end else [])], dim=1)
-            previous, current = padded[:, -2:-1], padded[:, -1:]
+            start, stop = piece.own.start, piece.own.stop
+            # the frames of the piece, one more on either side, and zeros in place of those of other ranks
+            length = stop - start + 2
+            padded = x.new_empty(len(x), piece.before + length + piece.after, *x.shape[2:])
+            padded[:, : piece.before].zero_()
+            padded[:, piece.before + length :].zero_()
+            held = padded[:, piece.before : piece.before + length]
+            held[:, :1] = before
+            # out may be x: the frame after the piece is read before it is overwritten
+            inner = min(stop + 1, f) - start
+            activate(x[:, start : start + inner], out=held[:, 1 : 1 + inner])
+            if stop == f:
+                held[:, -1:] = last
+            before = held[:, -2:-1].clone()
             # with (frames, positions) as height and width, this is a 2-D convolution without moving any memory
-            rows = rearrange(whole(padded, piece), "b f h w c -> b c f (h w)")
+            rows = rearrange(padded, "b f h w c -> b c f (h w)")
             picture = rearrange(convolve(rows, weight, conv.bias), "b c f (h w) -> b f h w c", h=h)
             out[:, piece.own] = own(picture, piece)
         return out
