@@ -1,6 +1,5 @@
 """A run that was checked against its model and its machine, before anything is computed."""
 
-import json
 from collections.abc import Iterable
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -22,6 +21,7 @@ from vinfinity.parallel.ranks import pick_device
 from vinfinity.runs.checkpoints import Piece
 from vinfinity.runs.earlier import EarlierRun
 from vinfinity.runs.paths import Destination, check_inputs
+from vinfinity.system.files import to_json
 from vinfinity.system.folders import expanded
 from vinfinity.system.safetensors import read_header
 from vinfinity.weights.card import ModelCard, files_digest, read_card, weights_digest
@@ -101,7 +101,7 @@ class Job:
 
     def tags(self) -> dict[str, str]:
         """Tags of the MP4: the prompt, and what made it, as JSON."""
-        made_by = json.dumps(self.provenance(), ensure_ascii=False)
+        made_by = to_json(self.provenance())
         return {"title": self.config.prompt, "comment": made_by}
 
     def kept_pieces(self) -> Iterable[Piece]:

@@ -13,7 +13,7 @@ import torch
 from safetensors.torch import load_file
 from torch import Tensor, nn
 
-from vinfinity.config import RunConfig, VideoConfig
+from vinfinity.config import RunConfig, VideoConfig, check_suffix
 from vinfinity.denoise.execution import Execution
 from vinfinity.denoise.loop import Denoiser, denoise, not_finite
 from vinfinity.denoise.samplers import State
@@ -34,6 +34,7 @@ from vinfinity.parallel.teams import BranchSwap, Team
 from vinfinity.planning.fit import choose_execution
 from vinfinity.resolve import load_config
 from vinfinity.system.folders import expanded, temporary_folder
+from vinfinity.system.output import check_output
 from vinfinity.weights.dtypes import pick_dtype
 from vinfinity.weights.load import load_decoder, load_network
 from vinfinity.weights.lora import open_loras
@@ -147,11 +148,8 @@ class Video:
         Raises InputError if the file exists and `overwrite` is false, OutputError if it cannot be written.
         """
         path = expanded(path, field="path")
-        if path.suffix.lower() != ".mp4":
-            raise InputError("path", path, f"name it {path.stem}.mp4", problem="does not end in .mp4")
-        if path.exists() and not overwrite:
-            remedy = "choose another name or pass overwrite=True"
-            raise InputError("path", path, remedy, problem="already exists")
+        check_suffix("path", str(path), ".mp4")
+        check_output("path", path, overwrite=overwrite, way="pass overwrite=True")
         width, height = self.size
         codec = VideoConfig(crf=crf, preset=preset)  # type: ignore[arg-type]
         with Mp4Writer(

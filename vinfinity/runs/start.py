@@ -25,8 +25,8 @@ def how_to_start(config: RunConfig, destination: Destination) -> Start:
     settings.
     """
     folder, video = destination.folder, destination.video
-    record = folder.record()
-    if not config.resume or record is None:
+    record = folder.record() if config.resume else None
+    if record is None:
         check_files(config, destination, overwrite=config.overwrite)
         if folder.holds_work() and not config.overwrite:
             remedy = f"`vinfinity resume {folder.path}` resumes it, --overwrite starts over"
@@ -35,7 +35,10 @@ def how_to_start(config: RunConfig, destination: Destination) -> Start:
     if digest(read_settings(folder)) != digest(with_absolute_paths(config, destination)):
         remedy = f"`vinfinity resume {folder.path}` uses the run's own settings, --overwrite starts over"
         raise InputError("resume", folder.path, remedy, problem="is a run with other settings")
-    return "done" if record.get("finished") and video.exists() else "resume"
+    if record.get("finished") and video.exists():
+        return "done"
+    check_files(config, destination, overwrite=True)
+    return "resume"
 
 
 def was_restarted(environment: Mapping[str, str]) -> bool:
