@@ -21,9 +21,11 @@ from oracles.command_line import Cli
 
 def pytest_configure(config: pytest.Config) -> None:
     torch.set_num_threads(1)
-    # a shell starts background jobs with Ctrl-C ignored, and the processes that tests start would inherit that
+    # shells start background jobs with Ctrl-C ignored, and nohup ignores SIGHUP: processes that tests start inherit it
     if signal.getsignal(signal.SIGINT) == signal.SIG_IGN:
         signal.signal(signal.SIGINT, signal.default_int_handler)
+    if signal.getsignal(signal.SIGHUP) == signal.SIG_IGN:
+        signal.signal(signal.SIGHUP, signal.SIG_DFL)
 
 
 @pytest.fixture(autouse=True)

@@ -5,12 +5,15 @@ happened, its `advice` what to do about it.
 """
 
 import difflib
+import re
 import traceback
 from collections.abc import Mapping, Sequence
-from pathlib import Path
+from pathlib import Path, PurePath
 from typing import Any, ClassVar, Self
 
 INTERRUPTED = 130
+# Characters that would break a line or steer a terminal, and Python's stand-ins for bytes that are not UTF-8.
+CONTROL = re.compile("[\x00-\x1f\x7f-\x9f\u2028\u2029\ud800-\udfff]")
 LONGEST_VALUE = 200
 
 
@@ -24,8 +27,8 @@ class VinfinityError(Exception):
     advice: ClassVar[str] = "Read the message; `--debug` adds the traceback of an unexpected error."
 
     def __init__(self, message: str, exit_code: int | None = None) -> None:
-        super().__init__(message)
-        self.message = message
+        self.message = one_line(message)
+        super().__init__(self.message)
         if exit_code is not None:
             self.exit_code = exit_code
 
@@ -53,7 +56,7 @@ class InputError(VinfinityError):
         self.field, self.value, self.remedy = field, value, remedy
         self.problem, self.source = problem, source
         parts = [_shown(value), f"({source})" if source else "", problem]
-        super().__init__(one_line(f"{field}: {' '.join(part for part in parts if part)}; {remedy}"))
+        super().__init__(f"{field}: {' '.join(part for part in parts if part)}; {remedy}")
 
     def from_source(self, source: str) -> Self:
         """The same error with the source of the value added (`--frames`, `run.yaml`)."""
@@ -144,8 +147,13 @@ def did_you_mean(name: str, known: Sequence[str]) -> str:
 
 
 def one_line(text: object) -> str:
-    """Any text, such as an error of another library, on a single line."""
-    return " ".join(str(text).split())
+    """Any text, such as an error of another library, on a single line without control characters."""
+    return escaped(" ".join(str(text).split()))
+
+
+def escaped(text: str) -> str:
+    """Text with each character of `CONTROL` as Python, JSON and YAML write it: `\\u2028`."""
+    return CONTROL.sub(lambda match: f"\\u{ord(match[0]):04x}", text)
 
 
 def described(error: Exception, rank: int) -> VinfinityError:
@@ -210,6 +218,6 @@ def _shown(value: object) -> str:
     if isinstance(value, bool):
         return str(value).lower()
     text = str(value)
-    if isinstance(value, str) and (not text.strip() or text != text.strip()):
+    if isinstance(value, str | PurePath) and (not text or text != text.strip() or CONTROL.search(text)):
         text = repr(text)
     return text if len(text) <= LONGEST_VALUE else f"{text[: LONGEST_VALUE - 3]}..."

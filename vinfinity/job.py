@@ -1,6 +1,5 @@
 """A run that was checked against its model and its machine, before anything is computed."""
 
-import json
 from collections.abc import Iterable
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -22,6 +21,8 @@ from vinfinity.parallel.place import Place
 from vinfinity.runs.checkpoints import Piece
 from vinfinity.runs.earlier import EarlierRun
 from vinfinity.runs.paths import Destination, check_inputs
+from vinfinity.system.files import to_json
+from vinfinity.system.folders import expanded
 from vinfinity.system.safetensors import read_header
 from vinfinity.weights.card import ModelCard, files_digest, read_card, weights_digest
 from vinfinity.weights.dtypes import depends_on_shapes, pick_dtype
@@ -100,7 +101,7 @@ class Job:
 
     def tags(self) -> dict[str, str]:
         """Tags of the MP4: the prompt, and what made it, as JSON."""
-        made_by = json.dumps(self.provenance(), ensure_ascii=False)
+        made_by = to_json(self.provenance())
         return {"title": self.config.prompt, "comment": made_by}
 
     def kept_pieces(self) -> Iterable[Piece]:
@@ -151,14 +152,14 @@ def prepare(config: RunConfig, place: Place | None = None) -> Job:
     half = pick_dtype(config.dtype, pick_device(config.device)) != torch.float32
     check_weights(card.folder, prefer_fp16=half)
     if config.decoder is not None:
-        check_decoder(Path(config.decoder).expanduser(), geometry)
+        check_decoder(decoder_folder(config, card), geometry)
     check_tile(config.decode, downscale=geometry.downscale)
     targets = lora_targets(card) if config.lora else ()
     loras = tuple(read_lora(text, targets) for text in config.lora)
     tokenizer = card.family.load_tokenizer(card.folder / TOKENIZER, length=card.text_length)
     noise_digest = ""
     if config.noise_from is not None:
-        noise = Path(config.noise_from).expanduser()
+        noise = expanded(config.noise_from, field="noise_from")
         check_noise(noise, (1, latent[0], latent_frames, *latent[1:]))
         noise_digest = files_digest([("noise", noise)], field="noise_from")
     return Job(
@@ -180,7 +181,9 @@ def prepare(config: RunConfig, place: Place | None = None) -> Job:
 
 def decoder_folder(config: RunConfig, card: ModelCard) -> Path:
     """The folder of the autoencoder that decodes the latents: `decoder`, or the model's own."""
-    return card.folder / AUTOENCODER if config.decoder is None else Path(config.decoder).expanduser()
+    if config.decoder is None:
+        return card.folder / AUTOENCODER
+    return expanded(config.decoder, field="decoder")
 
 
 def check_computing(config: RunConfig, card: ModelCard, *, ranks: int) -> None:

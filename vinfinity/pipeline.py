@@ -2,7 +2,6 @@
 
 import base64
 import itertools
-import tempfile
 from collections import deque
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
@@ -15,7 +14,7 @@ import torch
 from safetensors.torch import load_file
 from torch import Tensor, nn
 
-from vinfinity.config import RunConfig, VideoConfig
+from vinfinity.config import RunConfig, VideoConfig, check_suffix
 from vinfinity.denoise.execution import Execution
 from vinfinity.denoise.loop import Denoiser, denoise, not_finite
 from vinfinity.denoise.samplers import State
@@ -37,7 +36,9 @@ from vinfinity.parallel.teams import BranchSwap, Team
 from vinfinity.planning.fit import Fit, find_fit
 from vinfinity.planning.trace import parameter_bytes
 from vinfinity.resolve import load_config
+from vinfinity.system.folders import expanded, temporary_folder
 from vinfinity.system.out_of_memory import describe, is_out_of_memory, named_out_of_memory
+from vinfinity.system.output import check_output
 from vinfinity.system.precision import fp32_products
 from vinfinity.system.progress import note, warn
 from vinfinity.weights.dtypes import pick_dtype
@@ -93,7 +94,7 @@ def initial_state(job: Job, frames: Sequence[int]) -> State:
     """The state before the first step: noise (1, c, f, h, w) fp32 for these frames, from a file or from their seeds."""
     if job.config.noise_from is None:
         return State(step=0, x=job.selection.noise(frames, job.latent))
-    noise = load_file(Path(job.config.noise_from).expanduser())["noise"]
+    noise = load_file(expanded(job.config.noise_from, field="noise_from"))["noise"]
     return State(step=0, x=noise[:, :, frames[0] : frames[-1] + 1].float())
 
 
@@ -225,12 +226,9 @@ class Video:
 
         Raises InputError if the file exists and `overwrite` is false, OutputError if it cannot be written.
         """
-        path = Path(path).expanduser()
-        if path.suffix.lower() != ".mp4":
-            raise InputError("path", path, f"name it {path.stem}.mp4", problem="does not end in .mp4")
-        if path.exists() and not overwrite:
-            remedy = "choose another name or pass overwrite=True"
-            raise InputError("path", path, remedy, problem="already exists")
+        path = expanded(path, field="path")
+        check_suffix("path", str(path), ".mp4")
+        check_output("path", path, overwrite=overwrite, way="pass overwrite=True")
         width, height = self.size
         codec = VideoConfig(crf=crf, preset=preset)  # type: ignore[arg-type]
         with Mp4Writer(
@@ -245,8 +243,8 @@ class Video:
         return f"Video({len(self.frames)} frames of {width}x{height} at {self.fps} fps)"
 
     def _repr_html_(self) -> str:
-        with tempfile.TemporaryDirectory(prefix="vinfinity-") as folder:
-            data = self.save(Path(folder) / "video.mp4").read_bytes()
+        with temporary_folder() as folder:
+            data = self.save(folder / "video.mp4").read_bytes()
         source = f"data:video/mp4;base64,{base64.b64encode(data).decode()}"
         return f'<video controls loop width="{self.size[0]}" src="{source}"></video>'
 

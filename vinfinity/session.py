@@ -19,6 +19,7 @@ from vinfinity.errors import (
     VinfinityError,
 )
 from vinfinity.job import Job, version
+from vinfinity.machine.record import describe_rank, describe_software
 from vinfinity.parallel.exchange import FrameExchange
 from vinfinity.parallel.ranks import Ranks
 from vinfinity.parallel.teams import Team
@@ -28,6 +29,7 @@ from vinfinity.runs.folder import RunFolder
 from vinfinity.runs.paths import Destination
 from vinfinity.runs.start import Start, how_to_start, with_absolute_paths
 from vinfinity.system.progress import Progress, add_line
+from vinfinity.weights.dtypes import pick_dtype
 
 # exit codes of runs that can go on from their last checkpoint
 RESUMABLE = {kind.exit_code for kind in (OutOfMemoryError, RankError, OutputError, Stopped)}
@@ -167,15 +169,17 @@ def _start(job: Job, destination: Destination, ranks: Ranks) -> Start:
     """Decide again how to start, now that the folder is locked; rank 0 prepares the folder of a new run."""
     folder = destination.folder
     start: Start | None = None
+    machine = _machine(job, ranks)
     if ranks.first:
         start = how_to_start(job.config, destination)
         if start == "new":
             settings = dataclasses.replace(with_absolute_paths(job.config, destination), gpus=ranks.size)
             command = {"command": shlex.join(sys.argv), "ranks": ranks.size, "device": str(ranks.device)}
-            folder.begin(settings=to_yaml(settings), record=job.provenance() | command)
+            folder.begin(settings=to_yaml(settings), record=job.provenance() | command | {"machine": machine})
         elif start == "resume":
             _check_same(job, folder)
-        folder.event("started", how=start, ranks=ranks.size, version=version())
+            folder.write_record({**(folder.record() or {}), "machine": machine})
+        folder.event("started", how=start, ranks=ranks.size, version=version(), machine=machine)
     start = ranks.collect(start)[0]
     assert start is not None
     for rank, visible in enumerate(ranks.collect(folder.settings.is_file())):
@@ -183,3 +187,9 @@ def _start(job: Job, destination: Destination, ranks: Ranks) -> Start:
             remedy = "put the video on a file system that all nodes share"
             raise InputError("out", folder.path, remedy, problem=f"cannot be seen by rank {rank}")
     return start
+
+
+def _machine(job: Job, ranks: Ranks) -> dict[str, object]:
+    """Software and machines of this run, for its record."""
+    machines = ranks.collect(describe_rank(ranks.device))
+    return {**describe_software(ranks.device, pick_dtype(job.config.dtype, ranks.device)), "ranks": machines}

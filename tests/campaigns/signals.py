@@ -244,7 +244,7 @@ class Campaign:
             figures.wrong.append(f"{where}: exit code {code}: {stderr[-800:]}")
         if "Traceback" in stderr and kind.launcher != "torchrun" and code != -kind.number:
             figures.wrong.append(f"{where}: traceback: {stderr[-800:]}")
-        again = ["resume", str(folder)]
+        again = ["resume", str(folder), "--gpus", "1"]
         if kind.command == "decode":
             folder, again = self.finished, ["decode", str(self.finished), "--out", str(out), "--overwrite"]
         if not (folder / "run.json").exists():
@@ -384,8 +384,9 @@ def main() -> None:
     options = parser.parse_args()
     if options.merge:
         finish(merged(options.merge))
-    # processes that this one starts inherit the handling of Ctrl-C, which shells switch off in the background
+    # shells start background jobs with Ctrl-C ignored, and nohup ignores SIGHUP: runs would inherit it
     signal.signal(signal.SIGINT, signal.default_int_handler)
+    signal.signal(signal.SIGHUP, signal.SIG_DFL)
     os.environ.setdefault("OMP_NUM_THREADS", "1")
     part, parts = map(int, options.part.split("/"))
     found: dict[str, Figures] = {}

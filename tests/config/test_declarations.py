@@ -159,7 +159,7 @@ def test_a_setting_is_explained() -> None:
         "setting": "frames",
         "meaning": "Length of the video, in frames.",
         "type": "whole number",
-        "range": "at least 1",
+        "range": "1 to 1000000",
         "default": "96",
         "value": "20 (--frames)",
         "flag": "--frames, -n",
@@ -177,6 +177,9 @@ OTHER_TEXT = {
     "size": "32x32",
     "checkpoint.every": "10min",
     "edit.redo": "3:5",
+    "out": "x.mp4",
+    "save_latents": "x.safetensors",
+    "noise_from": "x.safetensors",
     "attention.schedule": [{"above": -1, "local": 1.0, "anchors": 0.0}],
     "lora": ["a.safetensors"],
 }

@@ -281,7 +281,7 @@ def test_only_stochastic_samplers_draw_noise_and_pass_its_step(name: str, eta: f
     ],
     ids=str,
 )
-def test_unsupported_settings_of_the_model_are_refused_by_name(changes: dict[str, Any]) -> None:
+def test_unsupported_settings_that_change_the_result_are_refused_by_name(changes: dict[str, Any]) -> None:
     [(key, value)] = changes.items()
     with pytest.raises(ValueError, match=rf"^{key}: {value!r} is not"):
         SchedulerConfig.from_dict(settings(**changes))

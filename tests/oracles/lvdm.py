@@ -181,8 +181,8 @@ class Stage(nn.Sequential):
 
 
 class UNetModel(nn.Module):
-    """attention: the downsampling rates at which there are transformers. head: width of an attention head. context: width
-    of the text states. condition: width of T2V-Turbo's guidance embedding; None without one.
+    """attention: the downsampling rates at which there are transformers. head: width of an attention head. context:
+    width of text states. condition: width of T2V-Turbo's guidance embedding; None without one.
     """
 
     def __init__(

@@ -21,7 +21,8 @@ from vinfinity.pipeline import Pipeline
 from vinfinity.run import run
 from vinfinity.weights.card import read_card
 from vinfinity.weights.convert import convert
-from vinfinity.weights.lora import lora_targets, open_loras, read_lora, split_weight
+from vinfinity.weights.lora import lora_targets, open_loras, read_lora
+from vinfinity.weights.lora_argument import split_weight
 
 CLOSE = 1e-5
 Note = Callable[[str, float], None]
@@ -168,8 +169,9 @@ def test_the_weight_follows_the_last_colon() -> None:
     assert split_weight("a.safetensors") == (Path("a.safetensors"), 1.0)
     assert split_weight("a:b.safetensors:-0.25") == (Path("a:b.safetensors"), -0.25)
     assert split_weight("a:b.safetensors") == (Path("a:b.safetensors"), 1.0)
-    with pytest.raises(InputError, match=r"lora: a\.safetensors:nan has a weight that is NaN or infinite"):
-        split_weight("a.safetensors:nan")
+    for weight in ("nan", "inf", "1e999", "010", "1_0", "１", " 1", "00.5"):
+        with pytest.raises(InputError, match=r"^lora: .* has a weight that is not a finite decimal number"):
+            split_weight(f"a.safetensors:{weight}")
 
 
 # ---- refused files ----

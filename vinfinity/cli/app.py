@@ -7,7 +7,7 @@ from typing import Annotated
 import typer
 
 from vinfinity import __version__
-from vinfinity.cli import bench, make, models, runs
+from vinfinity.cli import bench, doctor, make, models, runs
 from vinfinity.cli.output import Debug, Invocation
 from vinfinity.errors import did_you_mean, one_line
 from vinfinity.system.signals import Shutdown
@@ -26,6 +26,7 @@ app.command()(runs.resume)
 app.command()(runs.decode)
 app.command()(runs.redo)
 app.command()(runs.extend)
+app.command()(doctor.doctor)
 app.add_typer(bench.bench, name="bench")
 app.add_typer(models.models, name="models")
 

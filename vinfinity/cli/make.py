@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from vinfinity.cli.options import complete_setting, takes_options
+from vinfinity.cli.options import complete_setting, number, takes_options
 from vinfinity.cli.output import import_engine, print_columns
 from vinfinity.config import (
     Resolved,
@@ -111,7 +111,10 @@ def plan(
     device_memory: Annotated[
         float | None,
         typer.Option(
-            metavar="GB", help="Memory of each device to plan for.", show_default="that of the GPU", min=0.001
+            metavar="GB",
+            help="Memory of each device to plan for.",
+            show_default="that of the GPU",
+            parser=number(float, least=0.001),
         ),
     ] = None,
     as_json: Annotated[bool, typer.Option("--json", help="Print the figures as JSON.")] = False,

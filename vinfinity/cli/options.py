@@ -5,13 +5,18 @@ import inspect
 from collections.abc import Callable, Mapping
 from enum import StrEnum
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Annotated, Any, TypeVar
 
 import typer
 
 from vinfinity.cli.output import Debug, reported
 from vinfinity.config import Resolved, declared, load
 from vinfinity.config.settings import FILES
+from vinfinity.system.numbers import read_number
+
+T = TypeVar("T", int, float)
+# the largest number of an option that is not a setting of a run
+MOST_NUMBER = 1_000_000
 
 
 class Precision(StrEnum):
@@ -20,6 +25,21 @@ class Precision(StrEnum):
     fp32 = "fp32"
     fp16 = "fp16"
     bf16 = "bf16"
+
+
+def number(kind: type[T], *, least: float = 1, most: float = MOST_NUMBER) -> Callable[[str | T], T]:
+    """The parser of an option that takes a decimal number, for options that are not settings of a run."""
+
+    def parse(given: str | T) -> T:
+        value = read_number(given) if isinstance(given, str) else given
+        if not isinstance(value, int | kind):
+            what = "whole number" if kind is int else "number"
+            raise typer.BadParameter(f"{given} is not a {what}; write it in decimal digits, such as 24")
+        if not least <= value <= most:
+            raise typer.BadParameter(f"{given} is not between {least} and {most}")
+        return kind(value)
+
+    return parse
 
 
 def complete_model(incomplete: str) -> list[str]:

@@ -11,6 +11,7 @@ from typing import Annotated, Any
 import typer
 
 from vinfinity.errors import VinfinityError, one_line
+from vinfinity.system.folders import check_temporary_directory, check_working_directory
 from vinfinity.system.pytorch import prefer_expandable_segments, require_torch
 from vinfinity.system.signals import Shutdown
 
@@ -49,8 +50,11 @@ def print_columns(rows: Sequence[tuple[str, ...]]) -> None:
 def import_engine() -> None:
     """Imports torch and everything built on it, which takes seconds; later imports of the package are instant.
 
-    Raises InputError if torch is too old.
+    Raises InputError if torch is too old or the working directory was deleted, OutputError if there is none for
+    temporary files.
     """
+    check_working_directory()
+    check_temporary_directory()
     require_torch()
     prefer_expandable_segments(os.environ)
     import vinfinity.run  # noqa: F401

@@ -142,7 +142,7 @@ def extend(
     For example: vinfinity extend a-red-ball.run --frames +48
     """
     with reported(context, debug=debug) as shutdown:
-        if re.fullmatch(r"\+[1-9]\d{0,6}", frames) is None:
+        if re.fullmatch(r"\+[1-9][0-9]{0,6}", frames) is None:
             remedy = "give how many frames to append, as in --frames +48"
             raise InputError("--frames", frames, remedy, problem="is not a number of frames to append")
         given = {"frames": frames, "prompt": prompt}

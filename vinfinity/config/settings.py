@@ -7,6 +7,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from functools import cache
 from itertools import pairwise
+from pathlib import PurePath
 from typing import Literal
 
 from vinfinity.config.schema import Declared, Group, declarations, from_model, setting
@@ -29,7 +30,7 @@ VIDEO, SAMPLING, FILES, MACHINE = "The video", "Sampling", "Files", "The machine
 
 def parse_size(text: str) -> tuple[int, int]:
     """(width, height) in pixels of a size such as `512x320`. Raises InputError."""
-    match = re.fullmatch(r"(\d{1,6})x(\d{1,6})", text)
+    match = re.fullmatch(r"([1-9][0-9]{0,5})x([1-9][0-9]{0,5})", text)
     if match is None:
         remedy = "write it as WIDTHxHEIGHT, such as 512x320"
         raise InputError("size", text, remedy, problem="is not a size in pixels")
@@ -44,7 +45,7 @@ def parse_interval(text: str) -> tuple[Literal["steps", "seconds", "auto", "neve
     """The time between checkpoints as a unit and an amount, 0 for `auto` and `never`. Raises InputError."""
     if text in ("auto", "never"):
         return typing.cast(Literal["auto", "never"], text), 0
-    match = re.fullmatch(r"([1-9]\d{0,5}) ?(steps?|s|min|h)", text)
+    match = re.fullmatch(r"([1-9][0-9]{0,5}) ?(steps?|s|min|h)", text)
     if match is None:
         remedy = "write a number of steps, s, min or h, such as 10min; or auto, or never"
         raise InputError("checkpoint.every", text, remedy, problem="is not an interval")
@@ -55,12 +56,33 @@ def parse_interval(text: str) -> tuple[Literal["steps", "seconds", "auto", "neve
 
 def parse_span(text: str) -> range:
     """The frames of a span such as `40:60`, which leaves out frame 60. Raises InputError."""
-    match = re.fullmatch(r"(\d{1,9}):(\d{1,9})", text)
+    match = re.fullmatch(r"(0|[1-9][0-9]{0,8}):([1-9][0-9]{0,8})", text)
     span = None if match is None else range(int(match[1]), int(match[2]))
     if not span:
         problem = "is not a range of frames" if span is None else "is an empty range"
         raise InputError("edit.redo", text, "write it as FROM:TO, such as 40:60", problem=problem)
     return span
+
+
+def check_suffix(field: str, path: str, suffix: str) -> None:
+    """Raises InputError if the name of a file does not end in `suffix`, such as `.mp4`, in any case."""
+    name = PurePath(path).name
+    if PurePath(name).suffix.lower() != suffix:
+        stem = name.strip(" .")
+        stem = stem if stem.lower().endswith(suffix) else f"{PurePath(stem).stem or 'video'}{suffix}"
+        raise InputError(field, path, f"name it {stem}", problem=f"does not end in {suffix}")
+
+
+def _check_out(path: str) -> None:
+    check_suffix("out", path, ".mp4")
+
+
+def _check_latents(path: str) -> None:
+    check_suffix("save_latents", path, ".safetensors")
+
+
+def _check_noise(path: str) -> None:
+    check_suffix("noise_from", path, ".safetensors")
 
 
 def _check_model(name: str) -> None:
@@ -151,6 +173,7 @@ class ParallelConfig(Group, name="parallel", latents=False):
         120.0,
         "Time after which a rank that does not answer counts as lost, in seconds.",
         above=0,
+        most=1_000_000,
         remedy="120 is the default",
     )
     split_guidance: bool = setting(
@@ -178,7 +201,7 @@ class CheckpointConfig(Group, name="checkpoint", latents=False):
 
 @dataclass(frozen=True, kw_only=True)
 class ComputeConfig(Group, name="compute", latents=False):
-    """Parts of a UNet call that `memory` chooses unless they are set here. None of them changes the video."""
+    """Parts of a UNet call that `memory` chooses unless they are set here. The video stays the same, up to rounding."""
 
     branches: Literal[1, 2] | None = setting(
         None, "Number of guidance branches in one UNet call.", unset="chosen by memory"
@@ -401,6 +424,7 @@ class RunConfig(Group):
     noise_from: str | None = setting(
         None,
         "File to read the initial noise from, as tensor `noise` (1, channels, frames, height, width).",
+        check=_check_noise,
         unset="drawn from the seed",
         panel=SAMPLING,
         metavar="FILE.safetensors",
@@ -408,6 +432,7 @@ class RunConfig(Group):
     out: str | None = setting(
         None,
         "Path of the video.",
+        check=_check_out,
         unset="named after the prompt",
         latents=False,
         panel=FILES,
@@ -419,6 +444,7 @@ class RunConfig(Group):
     save_latents: str | None = setting(
         None,
         "File to save the final latents to, as tensor `latents` (1, channels, frames, height, width).",
+        check=_check_latents,
         latents=False,
         panel=FILES,
         metavar="FILE.safetensors",
@@ -461,11 +487,6 @@ class RunConfig(Group):
     def _check_together(self) -> None:
         if self.prompt and not self.prompt.strip():
             raise InputError("prompt", self.prompt, "describe the video", problem="is blank")
-        for key, text in (("prompt", self.prompt), ("negative", self.negative)):
-            # Python's stand-ins for bytes that are not UTF-8
-            if any("\ud800" <= character <= "\udfff" for character in text):
-                shown = text.encode("utf-8", "replace").decode()
-                raise InputError(key, shown, "write it in UTF-8", problem="is not valid UTF-8")
         if self.gpus is not None and self.gpus > self.frames:
             problem = f"is more than the {self.frames} frames of the video"
             raise InputError("gpus", self.gpus, f"ask for at most {self.frames}", problem=problem)

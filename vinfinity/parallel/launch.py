@@ -6,10 +6,8 @@ import pickle
 import signal
 import subprocess
 import sys
-import tempfile
 import time
 from collections.abc import Callable, Sequence
-from pathlib import Path
 from typing import TypeVar
 
 import torch.distributed as dist
@@ -21,6 +19,8 @@ from vinfinity.parallel.liveness import Line, last_lines
 from vinfinity.parallel.place import Place, find_place
 from vinfinity.parallel.ranks import Ranks
 from vinfinity.parallel.started import Assignment, RankFiles, start
+from vinfinity.system.files import cannot_write
+from vinfinity.system.folders import temporary_folder
 from vinfinity.system.signals import SIGNALS, Reaction, Shutdown
 
 Payload = TypeVar("Payload")
@@ -92,8 +92,8 @@ def launch(
         return carry_out(worker, payload, Ranks(device=pick_device(device), shutdown=watched))
     # from now on `_wait` looks at requests
     watched.reaction = Reaction.WAIT
-    with tempfile.TemporaryDirectory(prefix="vinfinity-") as name:
-        files = RankFiles(Path(name))
+    with temporary_folder() as folder:
+        files = RankFiles(folder)
         return _start_ranks(worker, payload, files, watched, ranks=gpus or 1, device=device, timeout=timeout)
 
 
@@ -110,7 +110,10 @@ def _start_ranks(
     """Start the ranks on this node, pass requests to end on to them, and wait for them."""
     store = dist.TCPStore("localhost", 0, is_master=True, wait_for_workers=False)
     assignment = Assignment(worker, payload, ranks, store.port, device, timeout, arguments=sys.argv)
-    files.assignment.write_bytes(pickle.dumps(assignment))
+    try:
+        files.assignment.write_bytes(pickle.dumps(assignment))
+    except OSError as error:
+        raise cannot_write(files.assignment, error) from error
     children: list[subprocess.Popen[bytes]] = []
     try:
         for rank in range(ranks):

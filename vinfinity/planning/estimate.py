@@ -3,6 +3,8 @@
 from dataclasses import dataclass
 from typing import Literal
 
+import torch
+
 from vinfinity.planning.machines import Gpu
 from vinfinity.planning.meter import WorkCounter
 
@@ -21,6 +23,11 @@ ASSUMPTIONS = (
     f"\nand its bytes at {BANDWIDTH:.0%} of the memory's bandwidth, at least {LAUNCH * 1e6:.0f} µs. Messages take"
     f" {LINK:.0%} of the link's rate\nand are not overlapped. Loading weights and encoding the MP4 are not included."
 )
+
+
+def denoiser_products(dtype: torch.dtype) -> Products:
+    """How a denoiser in `dtype` computes its products (system/precision.py)."""
+    return "fp32" if dtype == torch.float32 else "half"
 
 
 @dataclass(frozen=True)

@@ -1,5 +1,6 @@
 """A plan as rows of text and as JSON."""
 
+import os
 import shutil
 from collections.abc import Mapping
 from dataclasses import asdict
@@ -192,6 +193,6 @@ def _available(available: int | None) -> str:
 
 def _existing_parent(path: Path) -> Path:
     folder = path.absolute().parent
-    while not folder.exists():
+    while not os.path.exists(folder):
         folder = folder.parent
     return folder

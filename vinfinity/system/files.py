@@ -1,11 +1,22 @@
 """Files that appear whole or not at all, and are on disk when the call returns; folders of links to files."""
 
 import contextlib
+import hashlib
+import json
 import os
 from collections.abc import Collection
 from pathlib import Path
 
-from vinfinity.errors import OutputError
+from vinfinity.errors import OutputError, escaped
+
+# how the names of temporary files begin
+TEMPORARY = ".vinfinity-"
+
+
+def temporary(path: Path, kind: str = "part") -> Path:
+    """The hidden name beside `path` under which it is written. It is short, whatever the length of the name."""
+    digest = hashlib.blake2s(os.fsencode(path.name), digest_size=6).hexdigest()
+    return path.with_name(f"{TEMPORARY}{digest}.{kind}")
 
 
 def write_whole(path: Path, data: bytes | str) -> None:
@@ -13,7 +24,7 @@ def write_whole(path: Path, data: bytes | str) -> None:
 
     Raises OutputError.
     """
-    unfinished = path.with_name(f".{path.name}.part")
+    unfinished = temporary(path)
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
         with unfinished.open("wb") as file:
@@ -55,6 +66,13 @@ def tree_files(folder: Path, suffixes: Collection[str]) -> list[Path]:
 
     visit(folder)
     return files
+
+
+def to_json(value: object, *, indent: int | None = None) -> str:
+    """JSON in which every text is kept: readable, but with control characters and line separators escaped."""
+    # JSON's own line breaks stand between values
+    lines = json.dumps(value, indent=indent, ensure_ascii=False).split("\n")
+    return "\n".join(escaped(line) for line in lines)
 
 
 def sync_folder(folder: Path) -> None:

@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import Any, BinaryIO
 
 from vinfinity.errors import WeightsError
-from vinfinity.system.files import missing_problem
+from vinfinity.system.files import missing_problem, temporary
 
 # Bytes of an element, by the name of its type in a header.
 ELEMENT_BYTES = {
@@ -166,7 +166,7 @@ def streamed_file(
     layout: type (its name in a header) and shape by tensor. Raises OSError if the file cannot be written, ValueError if
     bytes are missing at the end of the block.
     """
-    unfinished = path.with_name(f".{path.name}.part")
+    unfinished = temporary(path)
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
         with unfinished.open("wb") as file:

@@ -4,6 +4,7 @@ Reading a card loads no torch and takes milliseconds, since settings are checked
 """
 
 import hashlib
+import os
 import re
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
@@ -16,7 +17,8 @@ from vinfinity.models.families import family_of, published_family
 from vinfinity.models.family import SCHEDULER, Family, Traits, parts_of
 from vinfinity.models.geometry import LatentGeometry
 from vinfinity.system.files import missing_problem, tree_files
-from vinfinity.system.safetensors import read_json
+from vinfinity.system.folders import expanded
+from vinfinity.system.safetensors import find_weights, read_json
 from vinfinity.weights.registry import KNOWN, local_models, models_folder, published_files
 
 # Folders of the models that are part of the package.
@@ -77,10 +79,10 @@ def find_model(model: str) -> Path:
     available = {path.name: path for path in local_models()} | embedded
     if model in available:
         return available[model]
-    folder = Path(model).expanduser()
-    if folder.is_dir():
+    folder = expanded(model, field="model")
+    if os.path.isdir(folder):
         return folder
-    if folder.exists():
+    if os.path.exists(folder):
         raise InputError("model", model, "name the folder that has model_index.json", problem="is a file")
     if folder.is_symlink():
         remedy = "restore what it leads to, or link it again"
@@ -123,7 +125,11 @@ def read_card(model: str) -> ModelCard:
 def planned_card(model: str) -> ModelCard:
     """The card of a model to plan with; a published model need not be fetched for it. Raises InputError."""
     family = published_family(model)
-    if family is None or model in {path.name for path in local_models()} or Path(model).is_dir():
+    if (
+        family is None
+        or model in {path.name for path in local_models()}
+        or os.path.isdir(expanded(model, field="model"))
+    ):
         return read_card(model)
     files = published_files(model)
     own = files.pop("card")
@@ -165,6 +171,19 @@ def _card(
         vocabulary={str(group): tuple(words) for group, words in own.get("vocabulary", {}).items()},
         published=published,
     )
+
+
+def check_headers(card: ModelCard) -> None:
+    """Raises WeightsError if a weight file is missing or damaged, by its header alone.
+
+    Needs no torch: what else may be wrong with weights is found by `vinfinity.weights.load`.
+    """
+    for part, network in card.family.networks.items():
+        try:
+            find_weights(card.folder / part, network.stem, prefer_fp16=False)
+        except WeightsError:
+            # a run in half precision may need the other variant
+            find_weights(card.folder / part, network.stem, prefer_fp16=True)
 
 
 def _defaults(own: Mapping[str, Any], general: Mapping[str, object]) -> dict[str, object]:

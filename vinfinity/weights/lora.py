@@ -6,7 +6,6 @@ Whatever a file holds is merged; a file with anything else in it is rejected.
 """
 
 import contextlib
-import math
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -21,6 +20,7 @@ from vinfinity.system.safetensors import TensorEntry, read_json, shape_text
 from vinfinity.weights.card import ModelCard
 from vinfinity.weights.dtypes import WEIGHT_TYPES
 from vinfinity.weights.load import empty_network, listed
+from vinfinity.weights.lora_argument import split_weight
 from vinfinity.weights.lora_config import AdapterConfig, read_config, read_metadata
 from vinfinity.weights.lora_names import Target, find_module, foreign_kind, make_target, read_role
 from vinfinity.weights.pickles import PICKLES
@@ -103,26 +103,6 @@ def open_loras(loras: Sequence[Lora], network: str) -> Iterator[list[OpenLora]]:
             for lora in loras
             if network in lora.changes
         ]
-
-
-def split_weight(text: str) -> tuple[Path, float]:
-    """File and weight of `FILE[:WEIGHT]`. Raises InputError for a weight that is NaN or infinite."""
-    name, colon, number = text.rpartition(":")
-    if not colon:
-        return Path(text).expanduser(), 1.0
-    try:
-        weight = float(number)
-    except ValueError:
-        # the colon is part of the file's name
-        return Path(text).expanduser(), 1.0
-    if not math.isfinite(weight):
-        raise InputError(
-            "lora",
-            text,
-            "give a finite number after the colon",
-            problem="has a weight that is NaN or infinite",
-        )
-    return Path(name).expanduser(), weight
 
 
 def lora_targets(card: ModelCard) -> tuple[Target, ...]:
