@@ -16,6 +16,7 @@ from torch import Tensor
 
 from vinfinity.errors import RankError
 from vinfinity.parallel.shards import FrameShards, Route
+from vinfinity.system.transfer import to_device
 
 
 @dataclass(frozen=True)
@@ -182,11 +183,9 @@ class RankExchange:
             raise lost_rank(sorted({operation.peer for operation in operations}), label, error) from error
 
     def _row(self, frames: tuple[int, ...], device: torch.device) -> Tensor:
-        """The positions as an index tensor on the device, created once: copying from the host would wait for the
-        device.
-        """
+        """The positions as an index tensor on the device, created once."""
         if frames not in self._rows:
-            self._rows[frames] = torch.tensor(frames, dtype=torch.int64, device=device)
+            self._rows[frames] = to_device(torch.tensor(frames, dtype=torch.int64), device)
         return self._rows[frames]
 
 

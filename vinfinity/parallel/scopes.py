@@ -8,6 +8,7 @@ import torch
 from torch import Tensor
 
 from vinfinity.parallel.shards import FrameShards, Route, anchor_frames, plan_route
+from vinfinity.system.transfer import to_device
 
 NEVER = -math.inf
 
@@ -102,7 +103,7 @@ def plan_attention(
         found = [place.get(frame, 0) for frame in attended]
         if found == list(range(len(place))):
             return None
-        return torch.tensor(found, dtype=torch.int64, device=device)
+        return to_device(torch.tensor(found, dtype=torch.int64), device)
 
     if scopes is None:
         everything = QueryBlock(range(len(held)), keys=positions(range(frames)), bias=None, scale=None)
@@ -118,8 +119,8 @@ def plan_attention(
             QueryBlock(
                 queries=range(own.start - held.start, own.stop - held.start),
                 keys=positions(attended),
-                bias=None if bias is None else bias[rows].to(device),
-                scale=None if scale is None else scale[rows].to(device),
+                bias=None if bias is None else to_device(bias[rows], device),
+                scale=None if scale is None else to_device(scale[rows], device),
             )
         )
     return AttentionPlan(route=route, blocks=tuple(blocks))

@@ -323,6 +323,8 @@ def _per_frame(
     for chunk in chunks(f, b * math.prod(rest) * inputs[0].dtype.itemsize, chunk_bytes):
         parts = [x.read(chunk) for x in inputs]
         frames = frames_first(torch.cat(parts, dim=-1) if len(parts) > 1 else parts[0])
+        # of stored states, only the chunk that is read next and the one after it are on the device
+        del parts
         computed = frames_last(layer(frames, *args), b)
         if computed.shape[1] == f:
             return computed
