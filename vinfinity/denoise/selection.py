@@ -8,6 +8,7 @@ from torch import Tensor
 
 from vinfinity.denoise.noise import INITIAL, frame_noise
 from vinfinity.parallel.shards import anchor_frames
+from vinfinity.system.transfer import to_device
 
 
 @dataclass(frozen=True)
@@ -41,7 +42,7 @@ class StepNoise:
     device: torch.device
 
     def __call__(self, step: int) -> Tensor:
-        return self.selection.noise(self.frames, self.shape, draw=step + 1).to(self.device)
+        return to_device(self.selection.noise(self.frames, self.shape, draw=step + 1), self.device)
 
 
 def select_all(total: int, *, seed: int) -> Selection:

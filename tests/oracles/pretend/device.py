@@ -3,11 +3,11 @@
 The package runs on them unchanged. They find what would go wrong on real devices, though not on a CPU:
 
 - operations on tensors of different devices, and pickled device tensors: these raise `PretendError`;
-- each time that the host waits for a device (`PretendCuda.waits`);
+- each time that the host waits for a device (`Findings.waits`);
 - each copy between host and device that is not from or to pinned memory with non_blocking=True, or that torch would
-  make through memory that is not pinned, since type or layout differ (`PretendCuda.slow_copies`);
-- two streams, or a stream and the host, that use the same memory unordered (`PretendCuda.races`);
-- memory that is freed while a stream other than its own may still use it (`PretendCuda.early_frees`).
+  make through memory that is not pinned, since type or layout differ (`Findings.slow_copies`);
+- two streams, or a stream and the host, that use the same memory unordered (`Findings.races`);
+- memory that is freed while a stream other than its own may still use it (`Findings.early_frees`).
 
 Operations run at once, in the order in which the host starts them. So results are right even where streams race: races
 are found by vector clocks (clocks.py), not by wrong results. What cannot be tested this way: numerics of CUDA kernels,
@@ -18,6 +18,7 @@ import contextlib
 import types
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from functools import cache
 from typing import Any
 from unittest import mock
 
@@ -26,7 +27,6 @@ from oracles.pretend.clocks import HOST, Clock, Clocks
 from oracles.pretend.memory import Memory, call_site, call_stack, key_of
 from torch import Tensor
 from torch.utils._python_dispatch import TorchDispatchMode
-from torch.utils._pytree import tree_leaves, tree_map
 
 GIB = 2**30
 # operations whose result the host must know before it goes on
@@ -60,21 +60,38 @@ class SlowCopy:
     stack: tuple[str, ...]
 
 
+@dataclass(frozen=True)
+class Findings:
+    """What pretend devices have found. races, early_frees: see `Memory`."""
+
+    races: Sequence[str]
+    early_frees: Sequence[str]
+    waits: Sequence[Wait]
+    slow_copies: Sequence[SlowCopy]
+
+    def waits_in(self, function: str) -> list[Wait]:
+        """The waits inside a function, such as `denoise/loop.py:denoise`."""
+        return [wait for wait in self.waits if function in wait.stack]
+
+    def slow_copies_in(self, function: str) -> list[SlowCopy]:
+        """The copies inside a function that are not asynchronous."""
+        return [copy for copy in self.slow_copies if function in copy.stack]
+
+
 class PretendTensor(torch.Tensor):
     """A tensor on a pretend device. elem: its data, on the CPU."""
 
     elem: Tensor
     place: torch.device
 
-    @staticmethod
     def __new__(cls, elem: Tensor, place: torch.device) -> "PretendTensor":
-        made: PretendTensor = torch.Tensor._make_wrapper_subclass(  # type: ignore[attr-defined]
+        made: PretendTensor = torch.Tensor._make_wrapper_subclass(
             cls,
             elem.size(),
             strides=elem.stride(),
             storage_offset=elem.storage_offset(),
             dtype=elem.dtype,
-            device="meta",
+            device=torch.device("meta"),
             requires_grad=False,
         )
         made.elem, made.place = elem, place
@@ -84,14 +101,14 @@ class PretendTensor(torch.Tensor):
     def device(self) -> torch.device:  # type: ignore[override]
         return self.place
 
-    is_cuda = property(lambda self: True)  # type: ignore[assignment]
-    is_cpu = property(lambda self: False)  # type: ignore[assignment]
-    is_meta = property(lambda self: False)  # type: ignore[assignment]
+    is_cuda = property(lambda self: True)
+    is_cpu = property(lambda self: False)
+    is_meta = property(lambda self: False)
 
     def get_device(self) -> int:
         return self.place.index
 
-    def __repr__(self, *, tensor_contents: object = None) -> str:
+    def __repr__(self, *, tensor_contents: Any = None) -> str:  # type: ignore[override]
         return f"PretendTensor({tuple(self.shape)}, {self.dtype}, {self.place})"
 
     def __reduce_ex__(self, protocol: object) -> Any:
@@ -116,7 +133,7 @@ class PretendTensor(torch.Tensor):
             return func(*args, **(kwargs or {}))
 
     @classmethod
-    def __torch_dispatch__(
+    def __torch_dispatch__(  # type: ignore[override]
         cls,
         func: Any,
         types: Sequence[type],
@@ -220,13 +237,12 @@ class PretendCuda:
         self._streams: list[tuple[Stream, int]] = []
         self._open = contextlib.ExitStack()
 
-    @property
-    def races(self) -> Mapping[str, int]:
-        return dict(self.memory.races)
-
-    @property
-    def early_frees(self) -> Mapping[str, int]:
-        return dict(self.memory.early_frees)
+    def findings(self) -> Findings:
+        """All that was found until now."""
+        memory = self.memory
+        return Findings(
+            list(memory.races), list(memory.early_frees), list(self.waits), list(self.slow_copies)
+        )
 
     @staticmethod
     def active() -> "PretendCuda":
@@ -279,19 +295,20 @@ class PretendCuda:
 
     def run(self, func: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
         """An operation, on pretend devices or on the CPU."""
-        given = _bind(func, args, kwargs)
-        tensors = [leaf for leaf in tree_leaves((args, kwargs)) if isinstance(leaf, Tensor)]
+        name, names, changed = _signature(func)
+        given = {**dict(zip(names, args, strict=False)), **kwargs}
+        written = _tensors(*[given[argument] for argument in changed if argument in given])
+        tensors = _tensors(args, kwargs)
         here = [tensor for tensor in tensors if isinstance(tensor, PretendTensor)]
-        name = func._schema.name.partition("::")[2]
         wanted = given.get("device")
         if here and wanted is not None and torch.device(wanted).type == "meta":
             # what torch takes for the device of pretend tensors
             wanted = given["device"] = here[0].place
         to_cuda = wanted is not None and torch.device(wanted).type == "cuda"
         if not here and not to_cuda:
-            return self._on_host(func, args, kwargs, given, tensors)
+            return self._on_host(func, name, args, kwargs, tensors, written)
         if name == "copy_":
-            return self._copy_into(func, given)
+            return self._copy_into(given)
         if name in CONVERSIONS:
             source = given["self"]
             target = given["other"].device if "other" in given else wanted
@@ -299,7 +316,7 @@ class PretendCuda:
                 return self._moved(source, target, given)
         if name == "pin_memory":
             raise PretendError("only memory of the host can be pinned")
-        return self._compute(func, name, args, kwargs, given, tensors)
+        return self._compute(func, name, args, kwargs, given, tensors, written)
 
     def _same_place(self, source: Tensor, target: torch.device) -> bool:
         if torch.device(target).type != "cuda":
@@ -309,22 +326,22 @@ class PretendCuda:
     def _on_host(
         self,
         func: Any,
+        name: str,
         args: tuple[Any, ...],
         kwargs: dict[str, Any],
-        given: Mapping[str, Any],
         tensors: Sequence[Tensor],
+        written: Sequence[Tensor],
     ) -> Any:
         """An operation without device tensors, which may use pinned memory."""
         pin = kwargs.pop("pin_memory", None)
         known = [tensor for tensor in tensors if tensor.device.type == "cpu" and self.memory.known(tensor)]
         out = func(*args, **kwargs)
         if known:
-            made = [leaf for leaf in tree_leaves(out) if isinstance(leaf, Tensor)]
-            written = _written(func, given)
+            made = _tensors(out)
             if written or not _is_view(made, tensors):
                 for tensor in known:
                     write = any(tensor is other for other in written)
-                    self.memory.use(tensor, HOST, write=write, operation=func._schema.name)
+                    self.memory.use(tensor, HOST, write=write, operation=name)
             for tensor in made:
                 if self.memory.known(tensor) and not any(tensor is other for other in tensors):
                     self.memory.watch(tensor, home=HOST, device=None)
@@ -340,6 +357,7 @@ class PretendCuda:
         kwargs: dict[str, Any],
         given: Mapping[str, Any],
         tensors: Sequence[Tensor],
+        written: Sequence[Tensor],
     ) -> Any:
         """An operation on a device."""
         place = self._common_place(name, given, tensors)
@@ -348,14 +366,10 @@ class PretendCuda:
         for index in indices:
             if not isinstance(index, PretendTensor) and index.dim():
                 self._slow("indices that are not on the device", index, stream)
-        plain_args, plain_kwargs = tree_map(_plain, (args, kwargs))
-        plain_args = tuple(torch.device("cpu") if isinstance(arg, torch.device) else arg for arg in plain_args)
-        if plain_kwargs.get("device") is not None:
-            plain_kwargs["device"] = torch.device("cpu")
+        plain_args, plain_kwargs = _mapped(_on_cpu, args), _mapped(_on_cpu, kwargs)
         plain_kwargs.pop("pin_memory", None)
         out = func(*plain_args, **plain_kwargs)
-        made = [leaf for leaf in tree_leaves(out) if isinstance(leaf, Tensor)]
-        written = _written(func, given)
+        made = _tensors(out)
         if written or not _is_view(made, [_plain(tensor) for tensor in tensors]):
             for tensor in tensors:
                 actor = stream if isinstance(tensor, PretendTensor) else HOST
@@ -372,7 +386,7 @@ class PretendCuda:
                     return tensor
             return self._wrap(value, place, stream)
 
-        return tree_map(wrapped, out)
+        return _mapped(wrapped, out)
 
     def _common_place(self, name: str, given: Mapping[str, Any], tensors: Sequence[Tensor]) -> torch.device:
         """The device on which an operation runs. Raises PretendError for tensors of different devices."""
@@ -413,7 +427,7 @@ class PretendCuda:
         self._transfer(moved, source, non_blocking=bool(given.get("non_blocking")))
         return moved
 
-    def _copy_into(self, func: Any, given: Mapping[str, Any]) -> Tensor:
+    def _copy_into(self, given: Mapping[str, Any]) -> Tensor:
         """`target.copy_(source)`."""
         target, source = given["self"], given["src"]
         if source.device.type == "meta" or target.device.type == "meta":
@@ -448,7 +462,9 @@ class PretendCuda:
         direct &= data.dtype == to.dtype or isinstance(source, PretendTensor)
         if not (self.memory.is_pinned(on_host) and direct):
             kind = "memory that is not pinned" if direct else "another type or layout"
-            self._slow(kind, source, streams[0], waits=not (non_blocking and isinstance(target, PretendTensor)))
+            self._slow(
+                kind, source, streams[0], waits=not (non_blocking and isinstance(target, PretendTensor))
+            )
         elif not non_blocking:
             self._slow("a copy with non_blocking=False", source, streams[0])
 
@@ -495,7 +511,7 @@ class PretendCuda:
             self.memory.record_stream(x.elem, stream.name)
 
         def set_sync_debug_mode(mode: int | str) -> None:
-            self._sync_debug = {"default": 0, "warn": 1, "error": 2}.get(str(mode), mode)  # type: ignore[assignment]
+            self._sync_debug = mode if isinstance(mode, int) else ("default", "warn", "error").index(mode)
 
         def set_device(device: Any) -> None:
             self._device = self.place(device).index
@@ -567,26 +583,44 @@ def _plain(value: Any) -> Any:
     return value.elem if isinstance(value, PretendTensor) else value
 
 
-def _bind(func: Any, args: Sequence[Any], kwargs: Mapping[str, Any]) -> dict[str, Any]:
-    """The arguments of an operation by name."""
-    names = [argument.name for argument in func._schema.arguments]
-    return {**dict(zip(names, args, strict=False)), **kwargs}
+def _on_cpu(value: Any) -> Any:
+    """An argument of an operation as the CPU needs it."""
+    return torch.device("cpu") if isinstance(value, torch.device) else _plain(value)
+
+
+def _mapped(function: Callable[[Any], Any], value: Any) -> Any:
+    """A value with `function` applied to what is inside of its lists, tuples and dictionaries."""
+    if isinstance(value, tuple | list):
+        return type(value)(_mapped(function, part) for part in value)
+    if isinstance(value, dict):
+        return {name: _mapped(function, part) for name, part in value.items()}
+    return function(value)
+
+
+def _tensors(*values: Any) -> list[Tensor]:
+    """The tensors in lists, tuples and dictionaries."""
+    found: list[Tensor] = []
+    for value in values:
+        if isinstance(value, Tensor):
+            found.append(value)
+        elif isinstance(value, tuple | list):
+            found += _tensors(*value)
+        elif isinstance(value, dict):
+            found += _tensors(*value.values())
+    return found
+
+
+@cache
+def _signature(func: Any) -> tuple[str, tuple[str, ...], tuple[str, ...]]:
+    """The name of an operation, of its arguments, and of those that it changes in place."""
+    arguments = func._schema.arguments
+    written = [a.name for a in arguments if a.alias_info is not None and a.alias_info.is_write]
+    return func._schema.name.partition("::")[2], tuple(a.name for a in arguments), tuple(written)
 
 
 def _indices(name: str, given: Mapping[str, Any]) -> list[Tensor]:
     """The tensors by which an operation indexes another one."""
-    found = tree_leaves(given["indices"]) if name in INDEXING else []
-    return [leaf for leaf in found if isinstance(leaf, Tensor)]
-
-
-def _written(func: Any, given: Mapping[str, Any]) -> list[Tensor]:
-    """The tensors that an operation changes in place."""
-    values = [
-        given[argument.name]
-        for argument in func._schema.arguments
-        if argument.alias_info is not None and argument.alias_info.is_write and argument.name in given
-    ]
-    return [leaf for leaf in tree_leaves(values) if isinstance(leaf, Tensor)]
+    return _tensors(given["indices"]) if name in INDEXING else []
 
 
 def _is_view(made: Sequence[Tensor], tensors: Sequence[Tensor]) -> bool:
@@ -596,6 +630,7 @@ def _is_view(made: Sequence[Tensor], tensors: Sequence[Tensor]) -> bool:
 
 def _is_dense(x: Tensor) -> bool:
     """Whether the elements of a tensor fill its memory without gaps."""
-    return x.numel() == 0 or sum(
-        (size - 1) * stride for size, stride in zip(x.shape, x.stride(), strict=True)
-    ) + 1 == x.numel()
+    return (
+        x.numel() == 0
+        or sum((size - 1) * stride for size, stride in zip(x.shape, x.stride(), strict=True)) + 1 == x.numel()
+    )

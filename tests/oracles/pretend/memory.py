@@ -42,7 +42,7 @@ def key_of(tensor: Tensor) -> int:
 
 def extent_of(tensor: Tensor) -> tuple[int, int]:
     """The bytes of its memory, from the first up to the last, between which a tensor lies."""
-    start = tensor.storage_offset() * tensor.itemsize
+    start = int(tensor.storage_offset()) * tensor.itemsize
     span = sum((size - 1) * stride for size, stride in zip(tensor.shape, tensor.stride(), strict=True))
     return start, start + (span + 1) * tensor.itemsize
 
@@ -165,9 +165,7 @@ class Memory:
     def record_stream(self, tensor: Tensor, stream: str) -> None:
         self._blocks[key_of(tensor)].recorded.add(stream)
 
-    def _record(
-        self, block: Block, actor: str, extent: tuple[int, int], *, write: bool, what: str
-    ) -> None:
+    def _record(self, block: Block, actor: str, extent: tuple[int, int], *, write: bool, what: str) -> None:
         number = self._clocks.tick(actor)
         verb = "writes" if write else "reads"
         access = Access(actor, number, write, extent, f"{what} {verb} on {actor} ({call_site()})")

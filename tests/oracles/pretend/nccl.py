@@ -3,15 +3,14 @@
 - The communicator of a group is made by all its ranks together: when the group is made, if `init_process_group` gets a
   `device_id`, else in the first batch of messages. A rank that does not come keeps all others waiting.
 - `batch_isend_irecv` takes device tensors only, and returns one handle for all messages.
-- Waiting for a handle orders the current stream behind the messages. On a GPU the host goes on; here it has to wait for
-  the data, but does not know more about the device for that.
-- A peer that is late or gone is no error: NCCL waits for ever. Here that raises `NeverEnds`, which no part of the package
-  catches.
+- Waiting for a handle orders the current stream behind the messages. On a GPU the host goes on. Here it has to wait for
+  the data, but learns nothing about the device from that.
+- NCCL waits for a late or lost peer without end. Here that raises `NeverEnds`, which no part of the package catches.
 """
 
 import contextlib
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 from unittest import mock
@@ -21,11 +20,19 @@ import torch.distributed as dist
 from oracles.pretend.device import PretendCuda, PretendError, PretendTensor
 from torch import Tensor
 from torch.utils._python_dispatch import _disable_current_modes
-from torch.utils._pytree import tree_leaves
 
 # what NCCL can do with device tensors, and the package does not ask for
-UNUSED = ("all_reduce", "all_gather", "all_gather_into_tensor", "broadcast", "reduce", "all_to_all")
-UNUSED += ("gather", "scatter", "send", "recv")
+UNUSED = (
+    "all_reduce",
+    "all_gather",
+    "all_to_all",
+    "broadcast",
+    "reduce",
+    "gather",
+    "scatter",
+    "send",
+    "recv",
+)
 
 
 class NeverEnds(BaseException):
@@ -83,7 +90,9 @@ class PretendNccl:
     def __exit__(self, *_: object) -> None:
         self._open.close()
 
-    def _init(self, backend: str | None = None, *, device_id: torch.device | None = None, **options: Any) -> None:
+    def _init(
+        self, backend: str | None = None, *, device_id: torch.device | None = None, **options: Any
+    ) -> None:
         assert "nccl" in (backend or ""), "ranks on GPUs need NCCL"
         self._store = dist.PrefixStore("pretend-nccl", options["store"])
         self._rank, self._size = options["rank"], options["world_size"]
@@ -102,7 +111,7 @@ class PretendNccl:
 
     def _on_host_only(self, real: Any) -> Any:
         def guarded(*args: Any, **options: Any) -> Any:
-            if any(isinstance(leaf, PretendTensor) for leaf in tree_leaves((args, options))):
+            if any(isinstance(value, PretendTensor) for value in (*args, *options.values())):
                 raise PretendError(f"{real.__name__} of a device tensor is not a part of this")
             return real(*args, **options)
 
@@ -115,7 +124,9 @@ class PretendNccl:
         self._store.add(group, 1)
         while (here := self._store.add(group, 0)) < self._size:
             if time.monotonic() > until:
-                raise NeverEnds(f"rank {self._rank}: {here} of {self._size} ranks came to make a communicator")
+                raise NeverEnds(
+                    f"rank {self._rank}: {here} of {self._size} ranks came to make a communicator"
+                )
             time.sleep(0.002)
         self._communicators.add(group)
 
@@ -132,7 +143,9 @@ class PretendNccl:
             if not isinstance(tensor, PretendTensor):
                 raise PretendError("a tensor of the CPU in a batch of NCCL's")
             receives = operation.op is dist.irecv
-            self._cuda.memory.use(tensor.elem, stream, write=receives, operation="irecv" if receives else "isend")
+            self._cuda.memory.use(
+                tensor.elem, stream, write=receives, operation="irecv" if receives else "isend"
+            )
             with _disable_current_modes():
                 works.append(operation.op(tensor.elem, operation.peer))
             tensors.append(tensor.elem)

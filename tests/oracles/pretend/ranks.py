@@ -1,18 +1,18 @@
-"""Several ranks on pretend devices, as processes that are forked: that takes no time, where starting one takes seconds."""
+"""Several ranks on pretend devices, as forked processes, which need not import torch again."""
 
 import contextlib
 import multiprocessing
 import os
 import pickle
 import traceback
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from dataclasses import dataclass
 from multiprocessing.connection import Connection, wait
 from typing import Any
 
 import torch
 import torch.distributed as dist
-from oracles.pretend.device import PretendCuda, SlowCopy, Wait
+from oracles.pretend.device import Findings, PretendCuda
 from oracles.pretend.nccl import PretendNccl
 
 from vinfinity.parallel.place import Place
@@ -21,14 +21,11 @@ from vinfinity.parallel.ranks import Ranks, joined, pick_device
 
 @dataclass(frozen=True)
 class Outcome:
-    """What a rank did. result: of its work; error: what it raised instead. The others: see `PretendCuda`."""
+    """What a rank did. result: of its work. error: what it raised instead. batches: of messages that it started."""
 
     result: Any
     error: str | None
-    races: Sequence[str]
-    early_frees: Sequence[str]
-    waits: Sequence[Wait]
-    slow_copies: Sequence[SlowCopy]
+    findings: Findings
     batches: int
 
 
@@ -58,9 +55,9 @@ def on_pretend_ranks(
             if not ready:
                 errors = {rank: outcome.error for rank, outcome in outcomes.items()}
                 raise TimeoutError(f"ranks that never ended; others: {errors}")
-            for receiver in ready:
-                assert isinstance(receiver, Connection)
-                outcomes[receivers.index(receiver)] = pickle.loads(receiver.recv_bytes())
+            for rank, receiver in enumerate(receivers):
+                if receiver in ready:
+                    outcomes[rank] = pickle.loads(receiver.recv_bytes())
     finally:
         for child in children:
             child.kill()
@@ -81,14 +78,5 @@ def _rank_main(work: Callable[[Ranks], Any], place: Place, timeout: float, sende
                 result = work(ranks)
         except BaseException as raised:
             error = "".join(traceback.format_exception(raised))
-    outcome = Outcome(
-        result,
-        error,
-        races=list(cuda.races),
-        early_frees=list(cuda.early_frees),
-        waits=cuda.waits,
-        slow_copies=cuda.slow_copies,
-        batches=nccl.batches,
-    )
-    sender.send_bytes(pickle.dumps(outcome))
+    sender.send_bytes(pickle.dumps(Outcome(result, error, cuda.findings(), nccl.batches)))
     os._exit(0)
