@@ -26,7 +26,7 @@ import torch
 from oracles.pretend.clocks import HOST, Clock, Clocks
 from oracles.pretend.memory import Memory, call_site, call_stack, key_of
 from torch import Tensor
-from torch.utils._python_dispatch import TorchDispatchMode
+from torch.utils._python_dispatch import TorchDispatchMode, _disable_current_modes
 
 GIB = 2**30
 # operations whose result the host must know before it goes on
@@ -105,6 +105,11 @@ class PretendTensor(torch.Tensor):
     is_cpu = property(lambda self: False)
     is_meta = property(lambda self: False)
 
+    def values(self) -> Tensor:
+        """A copy of the data, behind the device's back: it has been computed already."""
+        with _disable_current_modes():
+            return self.elem.clone()
+
     def get_device(self) -> int:
         return self.place.index
 
@@ -122,8 +127,14 @@ class PretendTensor(torch.Tensor):
         args: Sequence[Any] = (),
         kwargs: Mapping[str, Any] | None = None,
     ) -> Any:
-        # without autograd, composite operations arrive whole; their parts would see a meta tensor
-        with torch._C.DisableTorchFunctionSubclass(), torch._C._AutoDispatchBelowAutograd():
+        # without autograd, composite operations arrive whole; their parts would see a meta tensor. Inference tensors
+        # of other classes than torch's have no views.
+        with (
+            torch._C.DisableTorchFunctionSubclass(),
+            torch.inference_mode(False),
+            torch.no_grad(),
+            torch._C._AutoDispatchBelowAutograd(),
+        ):
             if func is torch._has_compatible_shallow_copy_type:
                 # a module that is moved gets new parameters
                 return False

@@ -2,7 +2,7 @@
 
 import sys
 import weakref
-from collections import Counter, defaultdict
+from collections import Counter
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -91,7 +91,7 @@ class Memory:
 
     races: pairs of accesses, at least one of which writes, that no event or wait orders. early_frees: memory that was
     given back while another stream might still use it. allocated, peak: bytes on each device. pinned: bytes of pinned
-    memory ever taken; like torch's, it is never given back, but used again.
+    memory in use, as torch's allocator rounds them.
     """
 
     def __init__(self, clocks: Clocks) -> None:
@@ -102,7 +102,6 @@ class Memory:
         self.allocated: Counter[int] = Counter()
         self.peak: Counter[int] = Counter()
         self.pinned = 0
-        self._unused_pinned: defaultdict[int, int] = defaultdict(int)
 
     # ---- allocating and freeing ----
 
@@ -120,15 +119,11 @@ class Memory:
         weakref.finalize(tensor, self._release, key).atexit = False
 
     def _take(self, block: Block) -> None:
-        if block.device is not None:
-            self.allocated[block.device] += block.size
-            self.peak[block.device] = max(self.peak[block.device], self.allocated[block.device])
+        if block.device is None:
+            self.pinned += power_of_two(block.size)
             return
-        size = power_of_two(block.size)
-        if self._unused_pinned[size]:
-            self._unused_pinned[size] -= 1
-        else:
-            self.pinned += size
+        self.allocated[block.device] += block.size
+        self.peak[block.device] = max(self.peak[block.device], self.allocated[block.device])
 
     def _release(self, key: int) -> None:
         block = self._blocks[key]
@@ -138,7 +133,7 @@ class Memory:
         del self._blocks[key]
         if block.device is None:
             # torch's allocator of pinned memory waits for copies by itself
-            self._unused_pinned[power_of_two(block.size)] += 1
+            self.pinned -= power_of_two(block.size)
             return
         self.allocated[block.device] -= block.size
         for access in block.accesses:
