@@ -85,15 +85,17 @@ class PretendTensor(torch.Tensor):
     place: torch.device
 
     def __new__(cls, elem: Tensor, place: torch.device) -> "PretendTensor":
-        made: PretendTensor = torch.Tensor._make_wrapper_subclass(
-            cls,
-            elem.size(),
-            strides=elem.stride(),
-            storage_offset=elem.storage_offset(),
-            dtype=elem.dtype,
-            device=torch.device("meta"),
-            requires_grad=False,
-        )
+        # torch makes no views of inference tensors of other classes than its own
+        with torch.inference_mode(False):
+            made: PretendTensor = torch.Tensor._make_wrapper_subclass(
+                cls,
+                elem.size(),
+                strides=elem.stride(),
+                storage_offset=elem.storage_offset(),
+                dtype=elem.dtype,
+                device=torch.device("meta"),
+                requires_grad=False,
+            )
         made.elem, made.place = elem, place
         return made
 
@@ -127,14 +129,8 @@ class PretendTensor(torch.Tensor):
         args: Sequence[Any] = (),
         kwargs: Mapping[str, Any] | None = None,
     ) -> Any:
-        # without autograd, composite operations arrive whole; their parts would see a meta tensor. Inference tensors
-        # of other classes than torch's have no views.
-        with (
-            torch._C.DisableTorchFunctionSubclass(),
-            torch.inference_mode(False),
-            torch.no_grad(),
-            torch._C._AutoDispatchBelowAutograd(),
-        ):
+        # without autograd, composite operations arrive whole; their parts would see a meta tensor
+        with torch._C.DisableTorchFunctionSubclass(), torch._C._AutoDispatchBelowAutograd():
             if func is torch._has_compatible_shallow_copy_type:
                 # a module that is moved gets new parameters
                 return False

@@ -66,6 +66,8 @@ class PretendNccl:
     batches: how many batches of messages this rank has started.
     """
 
+    _active: "PretendNccl | None" = None
+
     def __init__(self, cuda: PretendCuda) -> None:
         self._cuda = cuda
         self._communicators: set[str] = set()
@@ -75,7 +77,14 @@ class PretendNccl:
         self.batches = 0
         self._open = contextlib.ExitStack()
 
+    @staticmethod
+    def active() -> "PretendNccl":
+        """The one whose context is open."""
+        assert PretendNccl._active is not None
+        return PretendNccl._active
+
     def __enter__(self) -> "PretendNccl":
+        PretendNccl._active = self
         # whether torch was built with NCCL does not matter
         for name, value in {
             "init_process_group": self._init,
@@ -89,6 +98,7 @@ class PretendNccl:
 
     def __exit__(self, *_: object) -> None:
         self._open.close()
+        PretendNccl._active = None
 
     def _init(
         self, backend: str | None = None, *, device_id: torch.device | None = None, **options: Any
@@ -99,7 +109,7 @@ class PretendNccl:
         self._limit = options["timeout"].total_seconds()
         dist.distributed_c10d.init_process_group("gloo", **options)
         if device_id is not None:
-            self._make_communicator()
+            self.make_communicator()
 
     def _new_group(self, real: Any) -> Any:
         def new_group(*args: Any, backend: str | None = None, **options: Any) -> Any:
@@ -117,7 +127,7 @@ class PretendNccl:
 
         return guarded
 
-    def _make_communicator(self, group: str = "all") -> None:
+    def make_communicator(self, group: str = "all") -> None:
         """Waits until all ranks are here. Raises NeverEnds after the group's timeout."""
         assert self._store is not None
         until = time.monotonic() + self._limit
@@ -133,7 +143,7 @@ class PretendNccl:
     def _batch(self, operations: Sequence[dist.P2POp]) -> list[Handle]:
         self.batches += 1
         if "all" not in self._communicators:
-            self._make_communicator()
+            self.make_communicator()
         clocks, current = self._cuda.clocks, self._cuda.stream()
         stream = f"NCCL's stream of {current.device}"
         clocks.join(stream, clocks.now(current.name))
