@@ -270,6 +270,11 @@ class PretendCuda:
             raise PretendError(f"there is no device {index}")
         return torch.device("cuda", index)
 
+    def _with_index(self, value: Any) -> Any:
+        """A CUDA device without an index as the current device; anything else as it is."""
+        named = isinstance(value, str) or (isinstance(value, torch.device) and value.index is None)
+        return self.place(value) if named and torch.device(value).type == "cuda" else value
+
     def stream(self, device: Any = None) -> Stream:
         """The current stream of a device."""
         place = self.place(device)
@@ -496,11 +501,16 @@ class PretendCuda:
         PretendCuda._active = None
 
     def _replacements(self) -> Mapping[Any, Mapping[str, Any]]:
-        real_tensor, real_numpy = torch.tensor, torch.Tensor.numpy
+        real_tensor, real_numpy, real_to = torch.tensor, torch.Tensor.numpy, torch.Tensor.to
 
         def tensor(data: Any, *, device: Any = None, **options: Any) -> Tensor:
             made = real_tensor(data, **options)
             return made if device is None else made.to(device)
+
+        def to(x: Tensor, *args: Any, **options: Any) -> Tensor:
+            # torch would ask the driver for the index of the current device
+            options = {name: self._with_index(value) for name, value in options.items()}
+            return real_to(x, *map(self._with_index, args), **options)
 
         def numpy(x: Tensor, **options: Any) -> Any:
             if isinstance(x, PretendTensor):
@@ -553,6 +563,7 @@ class PretendCuda:
         return {
             torch: {"tensor": tensor},
             torch.Tensor: {
+                "to": to,
                 "numpy": numpy,
                 "pin_memory": pin_memory,
                 "is_pinned": lambda x, device=None: self.memory.is_pinned(x),
