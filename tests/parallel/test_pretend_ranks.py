@@ -1,6 +1,7 @@
 """Several ranks on pretend GPUs, with NCCL's rules: whole runs give one CPU's latents, and nothing else is found."""
 
 from collections.abc import Sequence
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -14,12 +15,16 @@ from oracles.runs import latents
 from torch import Tensor
 
 from vinfinity.denoise import execution
+from vinfinity.media.blocks import Blocks
+from vinfinity.media.decode import decode_frames
+from vinfinity.media.latents import TensorLatents
 from vinfinity.media.mp4 import read_video
 from vinfinity.models import offload
 from vinfinity.parallel.ranks import Ranks
 from vinfinity.parallel.shards import FrameShards, halo_route
 from vinfinity.run import Task, on_rank, run
 from vinfinity.runs.paths import Destination
+from vinfinity.weights.load import load_decoder
 
 # as for one rank: tests/test_pretend_gpu.py
 CLOSE = 1e-5
@@ -101,6 +106,43 @@ def test_three_ranks_with_skips_on_the_host_give_one_ranks_latents(
     assert [len(outcome.findings.waits_in(DECODING)) for outcome in outcomes] == [3, 2, 2]
     assert len(read_video(tmp_path / "a.mp4")) == 20
     assert latents(tmp_path / "b.run").isfinite().all()
+
+
+@dataclass(frozen=True)
+class LoggedRanks(Ranks):
+    """A rank that notes its messages of tensors."""
+
+    log: list[str] = field(default_factory=list)
+
+    def send(self, x: Tensor, to: int, *, label: str) -> None:
+        self.log.append("send")
+        super().send(x, to, label=label)
+
+    def receive(self, into: Tensor, source: int, *, label: str) -> Tensor:
+        self.log.append("receive")
+        return super().receive(into, source, label=label)
+
+
+def test_every_rank_starts_to_decode_its_next_block_before_it_waits_for_one(model_folder: Path) -> None:
+    x, size = torch.randn(1, 4, 11, 6, 8), (64, 48)
+
+    def decode(own: Ranks) -> tuple[list[str], list[int]]:
+        ranks = LoggedRanks(own.device, own.rank, own.size)
+        decoder = load_decoder(model_folder / "vae", device=own.device, dtype=torch.float32)
+        source = TensorLatents(x) if own.first else None
+        blocks = Blocks(frames=2, tile=None, bytes=0)
+        pictures = decode_frames(
+            decoder, source, frames=range(11), latent=(4, 6, 8), size=size, blocks=blocks, ranks=ranks
+        )
+        return ranks.log, [int(picture.sum()) for picture in pictures]
+
+    # 6 blocks
+    outcomes = on_pretend_ranks(decode, ranks=2)
+    log, pictures = outcomes[0].result
+    assert log == ["send", "send", "receive", "send", "receive", "receive"]
+    assert outcomes[1].result[0] == ["receive", "receive", "send", "receive", "send", "send"]
+    (alone,) = on_pretend_ranks(decode, ranks=1)
+    assert alone.result == ([], pictures)
 
 
 def fetch_neighbours(ranks: Ranks) -> list[float]:
