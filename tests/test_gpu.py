@@ -16,6 +16,7 @@ from oracles.reference import configure, relative_error, tiny_unet, tiny_vae
 from safetensors.torch import load_file
 from torch import Tensor
 
+from vinfinity.bench.timing import time_in_turn
 from vinfinity.media.decode import decode_block
 from vinfinity.models.offload import DeviceStore, HostStore
 from vinfinity.models.unet3d.unet import DeepFeatures, UNet
@@ -140,6 +141,18 @@ def test_a_run_starts_from_the_cpus_noise_and_ends_near_its_latents(
         run(resolved.config)
         latents[device] = load_file(file)["latents"]
     assert relative_error(latents["cuda"], latents["cpu"]) <= 1e-2
+
+
+def test_a_measured_call_includes_the_work_of_the_device(gpu: str) -> None:
+    x, ends = torch.ones(1000, device="cuda"), []
+    calls = {"a": lambda: ends.append((x.mul_(2), torch.cuda.current_stream().record_event())[1])}
+
+    def barrier() -> None:
+        # pretend events say that they have happened only when asked again, or after a wait
+        assert all(event.query() for event in ends)
+
+    time_in_turn(calls, rounds=2, barrier=barrier)
+    assert len(ends) == 3
 
 
 def exact(cases: list[Case], ranks: Ranks) -> list[Tensor]:

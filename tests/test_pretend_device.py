@@ -94,6 +94,7 @@ def test_reading_back_is_a_wait(cuda: PretendCuda) -> None:
         before = len(cuda.waits)
         read()
         assert len(cuda.waits) == before + 1
+    x.add_(1)
     event = torch.cuda.current_stream().record_event()
     assert [event.query(), event.query()] == [False, True]
 

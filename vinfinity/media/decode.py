@@ -79,7 +79,7 @@ def _decode_blocks(
 
     own = one_ahead(decode_block(decoder, source.read(spans[0]), size=size, tile=tile) for spans in rounds)
     hand_out(rounds[0] if rounds else [])
-    for current, following in itertools.zip_longest(rounds, rounds[1:], fillvalue=[]):
+    for current, following in zip(rounds, [*rounds[1:], []], strict=True):
         # the other ranks send the pictures of a round after they have the latents of the next one
         hand_out(following)
         yield from next(own).wait().numpy()
