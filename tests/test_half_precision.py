@@ -2,6 +2,7 @@
 
 import math
 from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -9,13 +10,17 @@ import numpy as np
 import pytest
 import torch
 from oracles.networks import load_unet
-from oracles.reference import configure, copy_model, decoded
+from oracles.reference import configure, copy_model, decoded, on_ranks
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 
 from vinfinity.errors import VinfinityError
 from vinfinity.models.finite import first_not_finite
 from vinfinity.models.unet3d.unet import UNet
+from vinfinity.parallel.context import temporal_context
+from vinfinity.parallel.exchange import FrameExchange, LocalExchange
+from vinfinity.parallel.scopes import Scopes
+from vinfinity.parallel.shards import FrameShards
 from vinfinity.run import run
 from vinfinity.weights.card import EMBEDDED
 
@@ -52,6 +57,40 @@ def test_half_precision_gives_nearly_the_pictures_of_full_precision(
     value = psnr(*frames)
     record_worst(f"PSNR of {dtype} against fp32, dB", value)
     assert value >= least
+
+
+@pytest.mark.parametrize("scopes", [None, Scopes(8, 16, 0.0, 10.0), Scopes(2, 3, -math.inf, 0.0)], ids=str)
+@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16])
+def test_the_number_of_ranks_changes_no_bit(dtype: torch.dtype, scopes: Scopes | None) -> None:
+    """The UNet of `mini` for both guidance branches. On 5 ranks of 37 frames, each holds a whole group of frames; 13
+    frames are one group, of which ranks hold parts.
+    """
+    unet = load_unet(EMBEDDED / "mini" / "unet", device="cpu", dtype=dtype)
+    text, t = torch.randn(2, 16, 96).to(dtype), torch.tensor([500.0])
+    for frames in (13, 37):
+        x = torch.randn(1, 4, frames, 4, 6).to(dtype).expand(2, -1, -1, -1, -1)
+
+        def call(shards: FrameShards, rank: int, exchange: FrameExchange, x: Tensor = x) -> Tensor:
+            held = shards.held(rank)
+            context = temporal_context(exchange, shards, rank, scopes, chunk_bytes=2**16)
+            return unet(x[:, :, held.start : held.stop], t, text, context)
+
+        one = FrameShards.of(frames, 1, grouped=True)
+        with torch.inference_mode():
+            alone = call(one, 0, LocalExchange())
+        for ranks in (2, 3, 5):
+            shards = FrameShards.of(frames, ranks, grouped=True)
+            assert torch.equal(torch.cat(on_ranks(shards, partial(call, shards)), dim=2), alone), ranks
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("frames", [37, 96])
+@pytest.mark.parametrize("dtype", ["fp16", "bf16"])
+def test_runs_on_several_ranks_give_the_same_latents(dtype: str, frames: int, tmp_path: Path) -> None:
+    flags = {"frames": frames, "size": "96x64", "steps": 2, "prompt": "a red ball", "dtype": dtype}
+    alone = latents_of(EMBEDDED / "mini", tmp_path, **flags)
+    for ranks in (2, 3, 5):
+        assert torch.equal(latents_of(EMBEDDED / "mini", tmp_path, gpus=ranks, **flags), alone), ranks
 
 
 @pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16])

@@ -24,7 +24,7 @@ from vinfinity.runs.earlier import EarlierRun
 from vinfinity.runs.paths import Destination, check_inputs
 from vinfinity.system.safetensors import read_header
 from vinfinity.weights.card import ModelCard, read_card, weights_digest
-from vinfinity.weights.dtypes import pick_dtype
+from vinfinity.weights.dtypes import depends_on_shapes, pick_dtype
 from vinfinity.weights.load import check_decoder, check_weights, empty_network, load_scheduler
 from vinfinity.weights.lora import Lora, check_lora, read_lora
 
@@ -67,6 +67,10 @@ class Job:
     def splits_branches(self) -> bool:
         """Whether each guidance branch has ranks of its own."""
         return self.config.parallel.split_guidance and len(self.texts) == 2
+
+    def grouped(self, device: torch.device) -> bool:
+        """Whether ranks compute whole groups of frames, so that their number does not change the video."""
+        return depends_on_shapes(pick_dtype(self.config.dtype, device), device.type)
 
     @property
     def facts(self) -> dict[str, str]:

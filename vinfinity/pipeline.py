@@ -252,7 +252,7 @@ class Pipeline:
 
     def _denoise(self, job: Job) -> Iterator[State]:
         frames = job.selection.frames
-        team = self._ranks.team(len(frames), split=False)
+        team = self._ranks.team(len(frames), split=False, grouped=job.grouped(self.device))
         text = encode_text(job, device=self.device, dtype=self._dtype, encoder=self._encoder)
         execution = choose_execution(job, self._ranks)
         denoiser = make_denoiser(job, self._network, text, team, team.exchange(), execution)

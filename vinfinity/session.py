@@ -55,7 +55,9 @@ class Session:
         ):
             start = _start(job, destination, ranks)
             with Progress(enabled=ranks.first, log=folder.log) as progress:
-                team = ranks.team(len(job.selection.frames), split=job.splits_branches)
+                team = ranks.team(
+                    len(job.selection.frames), split=job.splits_branches, grouped=job.grouped(ranks.device)
+                )
                 yield cls(
                     start=start,
                     folder=folder,

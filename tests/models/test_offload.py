@@ -52,10 +52,15 @@ def values(x: Tensor) -> Tensor:
     return x.values()
 
 
+def chunks_of(frames: int, size: int) -> list[tuple[slice, slice | None]]:
+    """Chunks of some frames, each with the next one."""
+    chunks = [slice(start, min(start + size, frames)) for start in range(0, frames, size)]
+    return list(zip(chunks, [*chunks[1:], None], strict=True))
+
+
 def read_in_chunks(states: Frames, size: int) -> Iterator[Tensor]:
-    frames = states.shape[1]
-    for start in range(0, frames, size):
-        yield states.read(slice(start, min(start + size, frames)))
+    for chunk, following in chunks_of(states.shape[1], size):
+        yield states.read(chunk, then=following)
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float16])
@@ -85,9 +90,14 @@ def test_memory_of_states_may_be_overwritten_as_soon_as_they_are_dropped(cuda: P
 def test_chunks_may_be_read_in_any_order_and_left_unread(cuda: PretendCuda) -> None:
     x, store = torch.randn(SHAPE), HostStore(GPU)
     states = store.keep(on_gpu(x))
-    for frames in (slice(0, 2), slice(4, 9), slice(9, 11), slice(3, 4)):
-        assert torch.equal(values(states.read(frames)), x[:, frames])
-    # the chunk after the last one that was read is on its way
+    for frames, expected in (
+        (slice(0, 2), slice(2, 4)),
+        (slice(4, 9), slice(9, 11)),
+        (slice(9, 11), None),
+        (slice(3, 4), slice(4, 10)),
+    ):
+        assert torch.equal(values(states.read(frames, then=expected)), x[:, frames])
+    # the last of these chunks is on its way
     del states
     other = store.keep(on_gpu(x.flip(1)))
     assert torch.equal(values(other.read(slice(0, 11))), x.flip(1))
@@ -112,8 +122,8 @@ def test_at_most_two_chunks_of_each_states_are_on_the_device(readers: int, cuda:
     chunk = 4 * SHAPE[0] * 3 * 5 * 8 * 4
     torch.cuda.reset_peak_memory_stats(GPU)
     assert torch.cuda.memory_allocated(GPU) == 0
-    for start in range(0, SHAPE[1], 4):
-        parts = [states.read(slice(start, min(start + 4, SHAPE[1]))) for states in kept]
+    for current, following in chunks_of(SHAPE[1], 4):
+        parts = [states.read(current, then=following) for states in kept]
         del parts
     assert torch.cuda.max_memory_allocated(GPU) == 2 * readers * chunk
     kept.clear()

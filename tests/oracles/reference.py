@@ -134,15 +134,21 @@ class ThreadExchange:
         return _Waiting(self, x, route, sums, label)
 
 
-@dataclass(frozen=True)
+@dataclass
 class _Waiting:
     exchange: ThreadExchange
     x: Tensor
     route: Route
     sums: Tensor | None
     label: str
+    fetched: Fetched | None = None
 
     def wait(self) -> Fetched:
+        if self.fetched is None:
+            self.fetched = self._receive()
+        return self.fetched
+
+    def _receive(self) -> Fetched:
         exchange, shards, rank = self.exchange, self.exchange.shards, self.exchange.rank
         parts: dict[int, Tensor] = {}
         statistics: list[Tensor | None] = []

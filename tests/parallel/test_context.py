@@ -13,15 +13,17 @@ from torch import Tensor, nn
 
 from vinfinity.models.unet3d.layers import Attention
 from vinfinity.models.unet3d.temporal import (
+    Remote,
     TemporalConvLayer,
     TemporalTransformer,
+    anchors_of,
     dual_scope_attention,
     video_affine,
     video_sums,
 )
 from vinfinity.parallel.context import temporal_context
 from vinfinity.parallel.exchange import FrameExchange, LocalExchange
-from vinfinity.parallel.scopes import AttentionPlan, Scopes, plan_attention
+from vinfinity.parallel.scopes import AttentionPlan, Scopes, intersection, plan_attention
 from vinfinity.parallel.shards import FrameShards
 
 CLOSE = 1e-5
@@ -77,9 +79,15 @@ def expected(layer: Attention, x: Tensor, scopes: DenseScopes | None) -> Tensor:
 
 def computed(layer: Attention, x: Tensor, plan: AttentionPlan, own: range) -> Tensor:
     """Our attention on one rank, given the frames that its route fetches. own: the rank's frames."""
-    return dual_scope_attention(
-        layer, x[:, own.start : own.stop], lambda: x[:, list(plan.route.wanted)], plan
-    )
+    mine = x[:, own.start : own.stop]
+
+    def fetch() -> Remote:
+        return Remote.of(anchors_of(mine, plan), x[:, list(plan.route.wanted)], plan)
+
+    out = torch.full_like(mine, math.nan)
+    for rows, part in dual_scope_attention(layer, nn.Identity(), mine, fetch, plan):
+        out[:, rows] = part
+    return out
 
 
 @pytest.mark.parametrize("values", SCOPES, ids=str)
@@ -108,6 +116,22 @@ def test_the_block_size_does_not_change_the_result(block: int) -> None:
             assert len(plan.blocks) == math.ceil(frames / block)
             torch.testing.assert_close(
                 computed(layer, x, plan, range(frames)), expected(layer, x, dense(values)), rtol=0, atol=CLOSE
+            )
+
+
+@pytest.mark.parametrize("ranks", [1, 2, 3, 5])
+def test_whole_groups_give_the_same_results(ranks: int) -> None:
+    """Of every rank, also where it holds a part of a unit and of a block only."""
+    layer = attention()
+    for values in SCOPES:
+        for frames in (5, 37, 83):
+            x, shards = torch.randn(1, frames, 2, WIDTH), FrameShards(frames, ranks, group=1000)
+            parts = []
+            for rank in range(ranks):
+                plan = plan_attention(shards, rank, engine(values), trained_frames=values[4] or 16)
+                parts.append(computed(layer, x, plan, shards.held(rank)))
+            torch.testing.assert_close(
+                torch.cat(parts, 1), expected(layer, x, dense(values)), rtol=0, atol=CLOSE
             )
 
 
@@ -167,7 +191,7 @@ def test_cost_grows_linearly_with_the_frames(ranks: int) -> None:
         shards = FrameShards(frames, ranks)
         plans = [plan_attention(shards, rank, Scopes(8, 16, local_bias=1.0)) for rank in range(ranks)]
         return sum(
-            len(block.queries) * (block.bias.shape[1] if block.bias is not None else frames)
+            len(intersection(block.rows, plan.held)) * (0 if block.bias is None else block.bias.shape[1])
             for plan in plans
             for block in plan.blocks
         )
@@ -216,9 +240,16 @@ def test_large_logits_do_not_overflow() -> None:
 def test_statistics_of_parts_are_bitwise_those_of_the_whole() -> None:
     norm = torch.nn.GroupNorm(4, 16)
     x = torch.randn(2, 24, 3, 5, 16) * torch.linspace(0.1, 10.0, 24)[:, None, None, None] + 5.0
-    whole = video_affine(norm, video_sums(x, 4, chunk_bytes=2**30))
+
+    def sums_of(part: Tensor, chunk_bytes: int) -> Tensor:
+        shards = FrameShards(part.shape[1])
+        return video_sums(
+            part, 4, temporal_context(LocalExchange(), shards, 0, None, chunk_bytes=chunk_bytes)
+        )
+
+    whole = video_affine(norm, sums_of(x, 2**30))
     for sizes in ((1, 23), (8, 8, 8), (5, 12, 7), (1,) * 24):
-        parts = sum(video_sums(part, 4, chunk_bytes=3000) for part in x.split(sizes, dim=1))
+        parts = sum(sums_of(part, 3000) for part in x.split(sizes, dim=1))
         assert isinstance(parts, torch.Tensor)
         assert all(
             torch.equal(one, other) for one, other in zip(video_affine(norm, parts), whole, strict=True)

@@ -13,7 +13,7 @@ from vinfinity.parallel.ranks import Ranks
 from vinfinity.parallel.scopes import Scopes
 from vinfinity.planning.trace import ONE_CHUNK, TIMESTEP, CallShape, network_call
 from vinfinity.weights.card import read_card
-from vinfinity.weights.dtypes import pick_dtype
+from vinfinity.weights.dtypes import depends_on_shapes, pick_dtype
 
 ATTENTION = ("temporal attention 1", "temporal attention 2")
 # frames of each rank in a timed call
@@ -84,9 +84,10 @@ def time_exchange(model: str, *, ranks: int, scopes: Scopes, rounds: int, device
 
 def _time_on_rank(request: TimingRequest, ranks: Ranks) -> Times:
     subject = find_subject(request.model)
-    unet = subject.load(pick_dtype("auto", ranks.device), str(ranks.device))
+    dtype = pick_dtype("auto", ranks.device)
+    unet, grouped = subject.load(dtype, str(ranks.device)), depends_on_shapes(dtype, ranks.device.type)
     frames = FRAMES * ranks.size
-    team = ranks.team(frames, split=False)
+    team = ranks.team(frames, split=False, grouped=grouped)
     exchanges: dict[str, FrameExchange] = {"exchanged": team.exchange(), "local": OwnFrames()}
     calls = {
         name: timed_call(subject, unet, frames=frames, scopes=request.scopes, team=team, exchange=exchange)

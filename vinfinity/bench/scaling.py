@@ -12,7 +12,7 @@ from vinfinity.parallel.launch import launch
 from vinfinity.parallel.ranks import Ranks
 from vinfinity.parallel.scopes import Scopes
 from vinfinity.weights.card import read_card
-from vinfinity.weights.dtypes import pick_dtype
+from vinfinity.weights.dtypes import depends_on_shapes, pick_dtype
 
 
 @dataclass(frozen=True)
@@ -37,8 +37,9 @@ def measure_scaling(model: str, *, ranks: int, frames: int, rounds: int, device:
 def _measure_on_rank(request: ScalingRequest, ranks: Ranks) -> Times:
     torch.set_num_threads(1)
     subject, scopes = find_subject(request.model), Scopes(anchor_bias=10.0)
-    unet = subject.load(pick_dtype("auto", ranks.device), str(ranks.device))
-    team = ranks.team(request.frames, split=False)
+    dtype = pick_dtype("auto", ranks.device)
+    unet, grouped = subject.load(dtype, str(ranks.device)), depends_on_shapes(dtype, ranks.device.type)
+    team = ranks.team(request.frames, split=False, grouped=grouped)
     together = timed_call(subject, unet, frames=request.frames, scopes=scopes, team=team)
     alone: Callable[[], object] = (
         timed_call(subject, unet, frames=request.frames, scopes=scopes) if ranks.first else lambda: None

@@ -102,7 +102,7 @@ def inner_rank_call(
     return CallShape(
         family=UNET3D,
         config=unet,
-        shards=FrameShards(frames * ranks, ranks),
+        shards=FrameShards.of(frames * ranks, ranks, grouped=dtype != torch.float32),
         rank=ranks // 2,
         latent=GEOMETRY.latent_size(size)[1:],
         scopes=scopes,

@@ -13,7 +13,7 @@ from vinfinity.parallel.exchange import FrameExchange
 from vinfinity.parallel.scopes import Scopes
 from vinfinity.parallel.teams import Team, team_of
 from vinfinity.planning.trace import TIMESTEP, CallShape, network_call
-from vinfinity.weights.dtypes import DTYPES
+from vinfinity.weights.dtypes import DTYPES, depends_on_shapes
 
 
 def call_inputs(shape: CallShape, *, device: str) -> tuple[Tensor, Tensor]:
@@ -39,7 +39,8 @@ def timed_call(
     team: the ranks that share the video; None for one rank alone. exchange: in place of the team's own.
     """
     device = unet.conv_in.weight.device
-    team = team or team_of(0, 1, frames=frames, split=False)
+    grouped = depends_on_shapes(unet.conv_in.weight.dtype, device.type)
+    team = team or team_of(0, 1, frames=frames, split=False, grouped=grouped)
     shape = subject.call_shape(unet, shards=team.shards, rank=team.member, scopes=scopes)
     execution = Execution(branches=2, skips="device", chunk_bytes=CHUNK_BYTES[device.type][0])
     x, text = call_inputs(shape, device=str(device))

@@ -6,8 +6,8 @@ from typing import Literal
 from vinfinity.config import RunConfig
 
 MIB = 2**20
-# up to this many frames on a rank, computing both guidance branches in one pass keeps a device busier
-FEW_FRAMES = 32
+# up to this many frames, computing both guidance branches in one pass keeps a device busier
+FEW_FRAMES = 64
 # bytes of hidden states in a chunk; those of a CPU fit its caches
 CHUNK_BYTES = {"cuda": (256 * MIB, 64 * MIB), "cpu": (4 * MIB, 2 * MIB)}
 
@@ -26,7 +26,8 @@ class Execution:
 def ladder(config: RunConfig, *, branches: int, frames: int, device: str) -> list[Execution]:
     """The executions that `config` allows, from the fastest to the leanest; `memory: auto` takes the first that fits.
 
-    branches: guidance branches that a rank computes. frames: the most that any rank holds. device: its type.
+    branches: guidance branches that a rank computes. frames: that all ranks together denoise; what suits a single
+    rank must not decide, or the number of ranks would change last bits. device: its type.
     """
     large, small = CHUNK_BYTES["cuda" if device == "cuda" else "cpu"]
     rungs = [

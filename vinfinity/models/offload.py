@@ -29,8 +29,8 @@ class Frames(Protocol):
     @property
     def dtype(self) -> torch.dtype: ...
 
-    def read(self, frames: slice) -> Tensor:
-        """These frames, (b, f', h, w, c), on the device."""
+    def read(self, frames: slice, *, then: slice | None = None) -> Tensor:
+        """These frames, (b, f', h, w, c), on the device. then: those that are read next, to fetch them meanwhile."""
         ...
 
 
@@ -56,7 +56,7 @@ class OnDevice:
     def dtype(self) -> torch.dtype:
         return self.x.dtype
 
-    def read(self, frames: slice) -> Tensor:
+    def read(self, frames: slice, *, then: slice | None = None) -> Tensor:
         return self.x if frames == slice(None) else self.x[:, frames]
 
 
@@ -122,16 +122,13 @@ class _OnHost:
     dtype: torch.dtype
     next: tuple[slice, Arrivals] | None = None
 
-    def read(self, frames: slice) -> Tensor:
+    def read(self, frames: slice, *, then: slice | None = None) -> Tensor:
         expected, arrivals = self.next or (frames, None)
         if arrivals is not None and expected != frames:
             arrivals.reader = None
             arrivals = None
         x = self.store.take(self, frames, arrivals or self.store.fetch(self, frames))
-        following = slice(frames.stop, min(2 * frames.stop - frames.start, self.shape[1]))
-        self.next = None
-        if following.start < following.stop:
-            self.next = following, self.store.fetch(self, following)
+        self.next = None if then is None else (then, self.store.fetch(self, then))
         return x
 
 

@@ -6,6 +6,7 @@ from typing import Literal
 import torch
 
 from vinfinity.parallel.exchange import FrameExchange
+from vinfinity.parallel.groups import Grouping
 from vinfinity.parallel.scopes import AttentionPlan, Scopes, plan_attention
 from vinfinity.parallel.shards import FrameShards, Route, halo_route
 
@@ -19,13 +20,15 @@ class TemporalContext:
     exchange: fetches frames from other ranks. attention: keys of temporal attention. halo: the neighbouring frames that
     a temporal convolution needs, `frames_before` of them before this rank's own. norm: "video" takes the statistics of
     temporal GroupNorm over all frames (paper, section 3.2), "rank" over this rank's frames (the released code).
-    chunk_bytes: bytes of hidden states that layers work on at once, which bounds their temporaries.
+    grouping: how layers divide this rank's frames. chunk_bytes: bytes of hidden states that layers work on at once,
+    which bounds their temporaries.
     """
 
     exchange: FrameExchange
     attention: AttentionPlan
     halo: Route
     frames_before: int
+    grouping: Grouping
     norm: Literal["video", "rank"] = "video"
     chunk_bytes: int = CHUNK_BYTES
 
@@ -49,6 +52,7 @@ def temporal_context(
         attention=attention,
         halo=halo,
         frames_before=sum(frame < shards.held(rank).start for frame in halo.wanted),
+        grouping=Grouping(shards.held(rank), shards.frames, shards.group),
         norm=norm,
         chunk_bytes=chunk_bytes,
     )

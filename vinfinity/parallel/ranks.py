@@ -55,9 +55,9 @@ class Ranks:
         """Whether this rank writes the files and shows messages."""
         return self.rank == 0
 
-    def team(self, frames: int, *, split: bool) -> Team:
+    def team(self, frames: int, *, split: bool, grouped: bool = False) -> Team:
         """The ranks that share a video with this one; see `team_of`."""
-        return team_of(self.rank, self.size, frames=frames, split=split)
+        return team_of(self.rank, self.size, frames=frames, split=split, grouped=grouped)
 
     def agree(self, facts: Mapping[str, str]) -> None:
         """Raise RankError, on every rank, if the facts of a rank differ from those of rank 0."""

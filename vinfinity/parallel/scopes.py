@@ -2,15 +2,20 @@
 
 import math
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
+from typing import NamedTuple
 
 import torch
 from torch import Tensor
 
+from vinfinity.parallel.groups import UNIT
 from vinfinity.parallel.shards import FrameShards, Route, anchor_frames, plan_route
 from vinfinity.system.transfer import to_device
 
 NEVER = -math.inf
+
+# queries in a block
+QUERY_BLOCK = 32
 
 
 @dataclass(frozen=True)
@@ -41,27 +46,62 @@ class Scopes:
         return self.anchors if isinstance(self.anchors, tuple) else anchor_frames(frames, self.anchors)
 
 
+class KeyRun(NamedTuple):
+    """Consecutive keys of a block: anchors, by their number among the anchors, or other frames of the video."""
+
+    anchors: bool
+    span: range
+
+
 @dataclass(frozen=True)
 class QueryBlock:
-    """Consecutive queries of this rank and the keys that they attend to.
+    """Consecutive queries and the keys that they attend to.
 
-    queries: positions among this rank's own frames. keys: (k,) int64, positions among the rank's own frames followed by
-    the fetched frames; None for all of them in order. bias: (queries, k) fp32, added to the logits; None if zero.
-    scale: (queries,) fp32, the factor of entropy scaling on q; None without it.
+    rows: the frames of the queries, of which a rank may hold only a part. units: spans of frames, to be projected at
+    once, that cover the queries and the local scopes of all of them. keys: these scopes, which make up one span, and
+    the anchors, in video order, each once. bias: (rows, keys) fp32, added to the logits; None if zero. scale: (rows,)
+    fp32, the factor of entropy scaling on q; None without it. next_key: the first frame of the next block's span.
     """
 
-    queries: range
-    keys: Tensor | None
+    rows: range
+    units: tuple[range, ...]
+    keys: tuple[KeyRun, ...]
     bias: Tensor | None
     scale: Tensor | None
+    next_key: int
+    _cast: dict[object, tuple[Tensor | None, Tensor | None]] = field(
+        default_factory=dict, compare=False, repr=False
+    )
+
+    def part(self, rows: range, dtype: torch.dtype) -> tuple[Tensor | None, Tensor | None]:
+        """Bias and scale of some of the rows, in a type; made once and kept."""
+        key = (rows, dtype)
+        if key not in self._cast:
+            some = slice(rows.start - self.rows.start, rows.stop - self.rows.start)
+            self._cast[key] = (
+                None if self.bias is None else self.bias[some].to(dtype),
+                None if self.scale is None else self.scale[some].to(dtype),
+            )
+        return self._cast[key]
 
 
 @dataclass(frozen=True)
 class AttentionPlan:
-    """Temporal attention of one rank under one set of scopes: the frames to fetch, and the keys of each query block."""
+    """Temporal attention of one rank under one set of scopes. All frames are absolute.
+
+    route: the frames to fetch. held: this rank's frames. line: the frames around them, its own included, that local
+    scopes reach; empty if none is on. anchors: ascending. blocks: those of which this rank holds queries.
+    grouped: whether queries and units are computed as a whole, see groups.py. window: the most frames that a block of
+    this video attends to.
+    """
 
     route: Route
+    held: range
+    line: range
+    anchors: tuple[int, ...]
     blocks: tuple[QueryBlock, ...]
+    grouped: bool
+    window: int
 
 
 def plan_attention(
@@ -70,7 +110,7 @@ def plan_attention(
     scopes: Scopes | None,
     *,
     trained_frames: int = 16,
-    block: int = 32,
+    block: int = QUERY_BLOCK,
     device: torch.device | str = "cpu",
 ) -> AttentionPlan:
     """Dual-scope attention in blocks of queries; plain attention over all frames if `scopes` is None.
@@ -79,51 +119,77 @@ def plan_attention(
     key in neither scope of a query. Cost and temporaries are linear in the frames of the rank.
 
     Blocks begin at multiples of `block` in the video, and their keys are in video order. Where a rank border cuts a
-    block, both ranks use the block's full number of keys; other frames stand in for keys that only the other rank's
-    queries attend to, since a masked key adds nothing. So the sums of a query are the same on any number of ranks, to
-    the last bit (docs/decisions/0011-the-same-bits-on-any-number-of-ranks.md).
+    block, both ranks use the block's full number of keys; zeros stand in for keys that only the other rank's queries
+    attend to, since a masked key adds nothing. So the sums of a query are the same on any number of ranks, to the last
+    bit (docs/decisions/0011-the-same-bits-on-any-number-of-ranks.md).
 
     Raises ValueError if a query would have no key.
     """
     frames = shards.frames
+    anchors = () if scopes is None else scopes.global_frames(frames)
 
-    def keys_of(queries: Sequence[int]) -> list[int]:
+    def near(queries: range) -> range:
         if scopes is None:
-            return list(range(frames))
-        near = {key for query in (queries[0], queries[-1]) for key in scopes.frames_near(query, frames)}
-        if near:
-            near = set(range(min(near), max(near) + 1))
-        return sorted(near | set(scopes.global_frames(frames)))
+            return range(frames)
+        first, last = (scopes.frames_near(query, frames) for query in (queries[0], queries[-1]))
+        return range(min(first.start, last.start), max(first.stop, last.stop))
 
     held = shards.held(rank)
-    route = plan_route(shards, rank, lambda peer: keys_of(shards.held(peer)))
-    place = {frame: index for index, frame in enumerate([*held, *route.wanted])}
+    route = plan_route(shards, rank, lambda peer: {*near(shards.held(peer)), *anchors})
+    line, grouped = near(held), shards.group is not None
 
-    def positions(attended: Sequence[int]) -> Tensor | None:
-        found = [place.get(frame, 0) for frame in attended]
-        if found == list(range(len(place))):
-            return None
-        return to_device(torch.tensor(found, dtype=torch.int64), device)
+    def units_of(*spans: range) -> tuple[range, ...]:
+        """The units of this rank's line that overlap one of the spans; whole ones if grouped."""
+        reach, size = line or held, UNIT if grouped else QUERY_BLOCK
+        units = []
+        for start in range(reach.start // size * size, reach.stop, size):
+            unit = range(start, min(start + size, frames))
+            if any(intersection(intersection(unit, reach), span) for span in spans):
+                units.append(unit if grouped else intersection(unit, reach))
+        return tuple(units)
 
-    if scopes is None:
-        everything = QueryBlock(range(len(held)), keys=positions(range(frames)), bias=None, scale=None)
-        return AttentionPlan(route=route, blocks=(everything,))
     blocks = []
-    for start in range(held.start // block * block, held.stop, block):
-        whole = range(start, min(start + block, frames))
-        own = range(max(whole.start, held.start), min(whole.stop, held.stop))
-        attended = keys_of(whole)
-        bias, scale = _bias(scopes, whole, attended, frames, trained_frames)
-        rows = slice(own.start - whole.start, own.stop - whole.start)
+    size = frames if scopes is None else block
+    for start in range(held.start // size * size, held.stop, size):
+        rows = range(start, min(start + size, frames))
+        span = near(rows)
+        keys = sorted({*span, *anchors})
+        bias = scale = None
+        if scopes is not None:
+            bias, scale = _bias(scopes, rows, keys, frames, trained_frames)
+        following = near(range(rows.stop, rows.stop + 1)) if rows.stop < frames else range(0)
         blocks.append(
             QueryBlock(
-                queries=range(own.start - held.start, own.stop - held.start),
-                keys=positions(attended),
-                bias=None if bias is None else to_device(bias[rows], device),
-                scale=None if scale is None else to_device(scale[rows], device),
+                rows=rows,
+                units=units_of(rows, span),
+                keys=_runs(keys, anchors),
+                bias=None if bias is None else to_device(bias, device),
+                scale=None if scale is None else to_device(scale, device),
+                next_key=following.start if following else frames,
             )
         )
-    return AttentionPlan(route=route, blocks=tuple(blocks))
+    local = 0 if scopes is None or scopes.local_bias == NEVER else scopes.local
+    window = min(frames, size + 2 * local + len(anchors))
+    return AttentionPlan(route, held, line, anchors, tuple(blocks), grouped, window)
+
+
+def _runs(keys: Sequence[int], anchors: Sequence[int]) -> tuple[KeyRun, ...]:
+    """Ascending frames as runs of anchors and of other frames."""
+    number = {anchor: index for index, anchor in enumerate(anchors)}
+    runs: list[KeyRun] = []
+    for key in keys:
+        anchor, place = key in number, number.get(key, key)
+        if runs and runs[-1].anchors == anchor and runs[-1].span.stop == place:
+            runs[-1] = KeyRun(anchor, range(runs[-1].span.start, place + 1))
+        else:
+            runs.append(KeyRun(anchor, range(place, place + 1)))
+    return tuple(runs)
+
+
+def intersection(one: range, other: range) -> range:
+    """The frames of both spans."""
+    start = max(one.start, other.start)
+    return range(start, max(start, min(one.stop, other.stop)))
 
 
 def _bias(

@@ -6,6 +6,8 @@ Every rank computes the routes of all ranks from (frames, ranks) alone, so nothi
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 
+from vinfinity.parallel.groups import group_size
+
 
 def anchor_frames(frames: int, anchors: int) -> tuple[int, ...]:
     """The anchor frames: the midpoints of min(anchors, frames) equal spans of the video (paper, section 3.3)."""
@@ -15,25 +17,42 @@ def anchor_frames(frames: int, anchors: int) -> tuple[int, ...]:
 
 @dataclass(frozen=True)
 class FrameShards:
-    """A video's frames split over ranks: contiguous, in order, with counts that differ by at most one.
+    """A video's frames split over ranks: contiguous, in order, with counts that differ by at most one, or one group.
 
-    Raises ValueError if a rank would hold no frame.
+    group: frames that layers compute together (see groups.py); a rank holds whole groups unless there are more ranks
+    than groups. None where layers may divide frames as they like. Raises ValueError if a rank would hold no frame.
     """
 
     frames: int
     ranks: int = 1
+    group: int | None = None
 
     def __post_init__(self) -> None:
         if not 1 <= self.ranks <= self.frames:
             raise ValueError(f"{self.frames} frames cannot be split over {self.ranks} ranks")
 
+    @classmethod
+    def of(cls, frames: int, ranks: int = 1, *, grouped: bool) -> "FrameShards":
+        """grouped: whether layers work on whole groups."""
+        return cls(frames, ranks, group_size(frames) if grouped else None)
+
+    @property
+    def _unit(self) -> int:
+        """Frames that stay together."""
+        return self.group if self.group and self.ranks * self.group < self.frames + self.group else 1
+
     def held(self, rank: int) -> range:
         """The absolute indices of the frames that `rank` holds."""
-        return range(rank * self.frames // self.ranks, (rank + 1) * self.frames // self.ranks)
+        unit, units = self._unit, -(-self.frames // self._unit)
+        return range(
+            unit * (rank * units // self.ranks),
+            min(unit * ((rank + 1) * units // self.ranks), self.frames),
+        )
 
     def owner(self, frame: int) -> int:
         """The rank that holds `frame`."""
-        return ((frame + 1) * self.ranks - 1) // self.frames
+        unit, units = self._unit, -(-self.frames // self._unit)
+        return ((frame // unit + 1) * self.ranks - 1) // units
 
     def around(self, rank: int, width: int) -> list[int]:
         """Frames of other ranks within `width` of this rank's, ascending, clipped to the video."""

@@ -45,19 +45,27 @@ class Team:
         return self.first == 0
 
 
-def team_of(rank: int, ranks: int, *, frames: int, split: bool) -> Team:
+def team_of(rank: int, ranks: int, *, frames: int, split: bool, grouped: bool = False) -> Team:
     """The team of a rank.
 
     split: whether each of two guidance branches gets half of the ranks; of an odd number, the first gets one more.
+    grouped: see FrameShards.
     Raises ValueError if there are too few ranks to split, or more ranks than frames.
     """
     if not split:
-        return Team(rank=rank, ranks=ranks, branch=None, first=0, shards=FrameShards(frames, ranks))
+        return Team(
+            rank=rank,
+            ranks=ranks,
+            branch=None,
+            first=0,
+            shards=FrameShards.of(frames, ranks, grouped=grouped),
+        )
     if ranks < 2:
         raise ValueError("two guidance branches need two ranks")
     half = ranks - ranks // 2
     branch, first, size = (0, 0, half) if rank < half else (1, half, ranks - half)
-    return Team(rank=rank, ranks=ranks, branch=branch, first=first, shards=FrameShards(frames, size))
+    shards = FrameShards.of(frames, size, grouped=grouped)
+    return Team(rank=rank, ranks=ranks, branch=branch, first=first, shards=shards)
 
 
 def opposite(team: Team) -> tuple[range, Route]:
@@ -66,7 +74,7 @@ def opposite(team: Team) -> tuple[range, Route]:
     """
     start = team.first + team.shards.ranks if team.first == 0 else 0
     ranks = range(start, start + team.ranks - team.shards.ranks)
-    others = FrameShards(team.shards.frames, len(ranks))
+    others = FrameShards(team.shards.frames, len(ranks), team.shards.group)
     sends, receives = [], []
     for peer in range(others.ranks):
         held = others.held(peer)

@@ -9,9 +9,10 @@ from vinfinity.job import Job
 from vinfinity.parallel.place import find_place
 from vinfinity.parallel.ranks import Ranks, pick_device
 from vinfinity.planning.alternatives import nearest_settings
-from vinfinity.planning.machines import free_on_device, free_on_host
+from vinfinity.planning.machines import free_on_device
 from vinfinity.planning.memory import Budget, RunMemory, gigabytes, memory_bound, trace_memory
 from vinfinity.planning.outline import DeviceType, Outline, outline
+from vinfinity.system.memory import free_on_host
 
 
 def choose_execution(job: Job, ranks: Ranks) -> Execution:

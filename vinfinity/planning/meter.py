@@ -168,6 +168,12 @@ class LiveBytes(Meter):
             self.host_peak = max(self.host_peak, self.host_now)
 
 
+# operations that move no data
+ALLOCATIONS = (aten.empty_like, aten.new_empty, aten.empty, aten.new_empty_strided)
+# operations that read as much of their first input as they write
+GATHERS = (aten.index_select, aten.embedding)
+
+
 class WorkCounter(Meter):
     """Counts the arithmetic of operations and the bytes that they move.
 
@@ -193,6 +199,11 @@ class WorkCounter(Meter):
             return
         packet = getattr(function, "overloadpacket", None)
         flops = flops_of(packet, args, kwargs, outputs[0])
+        if packet in GATHERS:
+            # only the rows that are taken are read
+            inputs = outputs
+        elif "out" in kwargs:
+            inputs = list(_tensors((args, {name: value for name, value in kwargs.items() if name != "out"})))
         if packet is aten.scaled_dot_product_attention:
             self.attention_flops += flops
         moved = sum(tensor.numel() * tensor.element_size() for tensor in (*inputs, *outputs))
@@ -204,6 +215,8 @@ def _is_view(function: Callable[..., Any], inputs: Sequence[Tensor], outputs: Se
     schema = getattr(function, "_schema", None)
     if schema is not None and schema.is_mutable:
         return False
+    if getattr(function, "overloadpacket", None) in ALLOCATIONS:
+        return True
     return storages(outputs) <= storages(inputs)
 
 

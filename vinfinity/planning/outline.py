@@ -21,7 +21,7 @@ from vinfinity.parallel.shards import FrameShards
 from vinfinity.parallel.teams import team_of
 from vinfinity.planning.trace import CallShape
 from vinfinity.weights.card import ModelCard
-from vinfinity.weights.dtypes import DTYPES
+from vinfinity.weights.dtypes import DTYPES, depends_on_shapes
 from vinfinity.weights.load import empty_autoencoder, empty_decoder
 
 DeviceType = Literal["cuda", "cpu"]
@@ -58,7 +58,13 @@ class Outline:
     @property
     def shards(self) -> FrameShards:
         """The latent frames over the ranks that share them; of two teams, over the smaller one."""
-        return FrameShards(self.latent_frames, self.ranks // 2 if self.split_branches else self.ranks)
+        ranks = self.ranks // 2 if self.split_branches else self.ranks
+        return FrameShards.of(self.latent_frames, ranks, grouped=self.grouped)
+
+    @property
+    def grouped(self) -> bool:
+        """Whether ranks compute whole groups of frames."""
+        return depends_on_shapes(DTYPES[self.dtype], self.device)
 
     @property
     def branches_per_rank(self) -> int:
@@ -68,8 +74,11 @@ class Outline:
     @property
     def frames_per_rank(self) -> list[int]:
         """Latent frames of each rank."""
-        split, frames = self.split_branches, self.latent_frames
-        teams = (team_of(rank, self.ranks, frames=frames, split=split) for rank in range(self.ranks))
+        frames, split, grouped = self.latent_frames, self.split_branches, self.grouped
+        teams = (
+            team_of(rank, self.ranks, frames=frames, split=split, grouped=grouped)
+            for rank in range(self.ranks)
+        )
         return [len(team.held) for team in teams]
 
     @property
@@ -107,8 +116,8 @@ class Outline:
     @property
     def executions(self) -> list[Execution]:
         """The executions that the settings allow, from the fastest to the leanest."""
-        most = max(self.frames_per_rank)
-        return ladder(self.config, branches=self.branches_per_rank, frames=most, device=self.device)
+        frames = self.latent_frames
+        return ladder(self.config, branches=self.branches_per_rank, frames=frames, device=self.device)
 
     @property
     def blocks(self) -> Blocks:

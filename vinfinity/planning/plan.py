@@ -12,10 +12,11 @@ from vinfinity.errors import InputError
 from vinfinity.parallel.place import find_place
 from vinfinity.planning.estimate import Seconds, exchange_seconds, work_seconds
 from vinfinity.planning.fit import choose, refusal
-from vinfinity.planning.machines import GPUS, Gpu, find_gpu, free_on_host
+from vinfinity.planning.machines import GPUS, Gpu, find_gpu
 from vinfinity.planning.memory import Budget, RunMemory
 from vinfinity.planning.outline import Outline, outline
 from vinfinity.planning.trace import CallWork, trace_work
+from vinfinity.system.memory import free_on_host
 from vinfinity.weights.card import planned_card
 
 # bits per pixel of an MP4 at crf 18: an estimate, since filmed material lies between 0.05 and 0.5

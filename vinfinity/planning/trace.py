@@ -18,12 +18,12 @@ from vinfinity.models.network_call import CallOptions, NetworkCall
 from vinfinity.models.offload import store_for
 from vinfinity.parallel.context import temporal_context
 from vinfinity.parallel.exchange import FrameExchange, TracedExchange
-from vinfinity.parallel.scopes import AttentionPlan, QueryBlock, Scopes
+from vinfinity.parallel.scopes import AttentionPlan, QueryBlock, Scopes, intersection
 from vinfinity.parallel.shards import FrameShards
 from vinfinity.planning.meter import LiveBytes, WorkCounter
 
-# number of chunks above which memory grows linearly with the frames
-LINEAR_FROM = 16
+# number of pieces above which memory grows linearly with the frames
+LINEAR_FROM = 32
 # all frames in one chunk: the fewest operations
 ONE_CHUNK = Execution(branches=1, skips="device", chunk_bytes=2**62)
 # any timestep, frame rate and guidance: they change no shape
@@ -70,7 +70,8 @@ class CallShape:
 
     def with_frames(self, frames: int) -> "CallShape":
         """The same call with `frames` latent frames on each rank."""
-        return replace(self, shards=FrameShards(frames * self.shards.ranks, self.shards.ranks))
+        ranks = self.shards.ranks
+        return replace(self, shards=FrameShards(frames * ranks, ranks, self.shards.group))
 
     def traced_exchange(self) -> TracedExchange:
         """An exchange that allocates this rank's messages and counts them."""
@@ -125,8 +126,9 @@ def representative_blocks(plan: AttentionPlan) -> AttentionPlan:
     Pairs, because the keys of a block are still alive when the next block begins.
     """
 
-    def kind(block: QueryBlock) -> tuple[int | None, ...]:
-        return len(block.queries), None if block.keys is None else len(block.keys), block.bias is None
+    def kind(block: QueryBlock) -> tuple[int, ...]:
+        own, keys = len(intersection(block.rows, plan.held)), sum(len(run.span) for run in block.keys)
+        return own, len(block.units), len(block.keys), keys, block.bias is None
 
     seen: set[object] = set()
     chosen: list[QueryBlock] = []
@@ -230,11 +232,12 @@ def trace_step(shape: CallShape, execution: Execution, sampler: Sampler, *, bran
 def step_memory(shape: CallShape, execution: Execution, sampler: Sampler, *, branches: int) -> StepMemory:
     """The result of `trace_step`; for a long clip, extrapolated from two shorter ones.
 
-    Temporaries are bounded by a chunk, so that above `LINEAR_FROM` chunks memory is linear in the frames.
+    Temporaries are bounded by a piece, so that above `LINEAR_FROM` pieces memory is linear in the frames.
     """
     h, w = shape.latent
     state = execution.branches * h * w * shape.traits.hidden * shape.dtype.itemsize
-    few = LINEAR_FROM * max(1, execution.chunk_bytes // state)
+    piece = max(1, execution.chunk_bytes // state)
+    few = LINEAR_FROM * (piece if shape.shards.group is None else min(piece, shape.shards.group))
     if shape.frames <= 2 * few:
         return trace_step(shape, execution, sampler, branches=branches)
     low, high = (

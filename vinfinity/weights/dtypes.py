@@ -24,6 +24,14 @@ WEIGHT_TYPES = ("F64", "F32", "F16", "BF16")
 DTYPES: dict[str, torch.dtype] = {"fp32": torch.float32, "fp16": torch.float16, "bf16": torch.bfloat16}
 
 
+def depends_on_shapes(dtype: torch.dtype, device_type: str) -> bool:
+    """Whether the last bits of a frame depend on the batch that it is computed in (see parallel/groups.py).
+
+    Not in fp32 on the CPU, where every layer uses kernels for which they do not (docs/decisions/0011).
+    """
+    return device_type == "cuda" or dtype != torch.float32
+
+
 def pick_dtype(setting: str, device: torch.device) -> torch.dtype:
     """The type of the weights and of the UNet's arithmetic; "auto" is fp16 on a GPU and fp32 on the CPU."""
     return DTYPES[("fp16" if device.type == "cuda" else "fp32") if setting == "auto" else setting]

@@ -7,6 +7,7 @@ linear layers change axes without a copy, and convolutions see the same memory a
 Parameter names are those of diffusers' files.
 """
 
+import math
 from collections.abc import Callable
 from functools import cache
 from typing import Any
@@ -16,7 +17,10 @@ import torch.nn.functional as F
 from einops import rearrange
 from torch import Tensor, nn
 
+from vinfinity.models.offload import Frames
 from vinfinity.models.unet3d.norm import GroupNorm
+from vinfinity.parallel.context import TemporalContext
+from vinfinity.parallel.groups import Piece
 
 ACTIVATIONS: dict[str, Callable[[Tensor], Tensor]] = {
     "silu": F.silu,
@@ -46,9 +50,22 @@ def chunks(count: int, item_bytes: int, chunk_bytes: int) -> list[slice]:
     return [slice(start, min(start + size, count)) for start in range(0, count, size)]
 
 
-def frame_chunks(x: Tensor, chunk_bytes: int) -> list[slice]:
-    """The frames of x (b, f, ...) in chunks of about `chunk_bytes` bytes."""
-    return chunks(x.shape[1], x.shape[0] * x[:1, :1].numel() * x.element_size(), chunk_bytes)
+def frame_pieces(x: Frames | Tensor, ctx: TemporalContext, *, share: int = 1) -> list[Piece]:
+    """The frames of x (b, f, ...) in pieces of about ctx.chunk_bytes / share bytes."""
+    item = x.shape[0] * math.prod(x.shape[2:]) * x.dtype.itemsize
+    return ctx.grouping.pieces(ctx.chunk_bytes // share // max(item, 1))
+
+
+def whole(frames: Tensor, piece: Piece) -> Tensor:
+    """The frames of a piece that this rank holds, (b, f, ...), with zeros in place of those of other ranks."""
+    if not piece.before and not piece.after:
+        return frames
+    return F.pad(frames, (0, 0) * (frames.dim() - 2) + (piece.before, piece.after))
+
+
+def own(frames: Tensor, piece: Piece) -> Tensor:
+    """The reverse of `whole`: a view."""
+    return frames[:, piece.before : frames.shape[1] - piece.after]
 
 
 def frames_first(x: Tensor) -> Tensor:
@@ -77,9 +94,10 @@ def linear(x: Tensor, weight: Tensor, bias: Tensor | None = None) -> Tensor:
 
     x: (..., c). weight: (c', c). bias: (c',). Returns (..., c').
     """
-    if not uses_onednn(x) or not x.numel():
-        return F.linear(x, weight, bias)
     vectors = x.reshape(-1, x.shape[-1])
+    if not uses_onednn(x) or not x.numel():
+        # as a matrix: for other inputs, the kernel depends on their strides
+        return F.linear(vectors, weight, bias).view(*x.shape[:-1], len(weight))
     count = len(vectors)
     rows = picture_rows(count)
     if rows is None:

@@ -4,7 +4,6 @@ Dims: b batch (guidance branches), f this rank's frames, h w latent height and w
 Latents are (b, c, f, h, w); hidden states inside are (b, f, h, w, c), see layers.py.
 """
 
-import math
 from collections.abc import Callable
 from dataclasses import dataclass
 
@@ -22,11 +21,12 @@ from vinfinity.models.unet3d.layers import (
     ResnetBlock,
     TimestepEmbedding,
     Upsample,
-    chunks,
-    frame_chunks,
+    frame_pieces,
     frames_first,
     frames_last,
+    own,
     sinusoids,
+    whole,
 )
 from vinfinity.models.unet3d.norm import GroupNorm
 from vinfinity.models.unet3d.spatial import SpatialTransformer
@@ -92,13 +92,16 @@ class UNetBlock(nn.Module):
 
         Returns (b, f, h, w, channels): the resnet's output is a new tensor, which the other layers change in place.
         """
-        x = _per_frame(self.resnets[index], inputs, time, chunk_bytes=ctx.chunk_bytes)
+        x = _per_frame(self.resnets[index], inputs, time, ctx=ctx)
         del inputs
         x = self.temp_convs[index](x, ctx)
         if self.has_attention:
-            for frames in frame_chunks(x, ctx.chunk_bytes // FEED_FORWARD_MEMORY):
-                # changes x in place
-                self.attentions[index](x[:, frames], text)
+            for piece in frame_pieces(x, ctx, share=FEED_FORWARD_MEMORY):
+                frames = x[:, piece.own]
+                # in place, but for padded copies
+                attended = self.attentions[index](whole(frames, piece), text)
+                if piece.before or piece.after:
+                    frames.copy_(own(attended, piece))
             x = self.temp_attentions[index](x, ctx)
         return x
 
@@ -129,9 +132,7 @@ class DownBlock(UNetBlock):
         for index in range(len(self.resnets)):
             _advance(states, self.layer(index, (states.pop(),), time, text, ctx), store)
         if self.downsamplers is not None and descend:
-            _advance(
-                states, _per_frame(self.downsamplers[0], (states.pop(),), chunk_bytes=ctx.chunk_bytes), store
-            )
+            _advance(states, _per_frame(self.downsamplers[0], (states.pop(),), ctx=ctx), store)
 
 
 class UpBlock(UNetBlock):
@@ -154,9 +155,7 @@ class UpBlock(UNetBlock):
             states.append(OnDevice(self.layer(index, (states.pop(), states.pop()), time, text, ctx)))
         if self.upsamplers is not None:
             size = tuple(states[-2].shape[2:4])
-            states.append(
-                OnDevice(_per_frame(self.upsamplers[0], (states.pop(),), size, chunk_bytes=ctx.chunk_bytes))
-            )
+            states.append(OnDevice(_per_frame(self.upsamplers[0], (states.pop(),), size, ctx=ctx)))
 
 
 class MidBlock(UNetBlock):
@@ -172,7 +171,7 @@ class MidBlock(UNetBlock):
     def forward(self, x: Tensor, time: Tensor, text: Tensor, ctx: TemporalContext) -> Tensor:
         """x: (b, f, h, w, c). Returns the same shape."""
         x = self.layer(0, (OnDevice(x),), time, text, ctx)
-        x = _per_frame(self.resnets[1], (OnDevice(x),), time, chunk_bytes=ctx.chunk_bytes)
+        x = _per_frame(self.resnets[1], (OnDevice(x),), time, ctx=ctx)
         return self.temp_convs[1](x, ctx)
 
 
@@ -238,9 +237,7 @@ class UNet(nn.Module):
         """
         time = self._time(t, fps, condition).to(x.dtype)
         frames = rearrange(x, "b c f h w -> b f h w c").contiguous()
-        hidden = self.transformer_in(
-            _per_frame(self.conv_in, (OnDevice(frames),), chunk_bytes=ctx.chunk_bytes), ctx
-        )
+        hidden = self.transformer_in(_per_frame(self.conv_in, (OnDevice(frames),), ctx=ctx), ctx)
         shallow = deep is not None and not deep.renew
         if deep is not None and deep.renew:
             # frees the memory of the old features before the new ones are computed
@@ -259,7 +256,7 @@ class UNet(nn.Module):
             if deep is not None and level == deep.depth:
                 deep.store_or_reuse(states, store)
             up(states, time, text, ctx)
-        frames = _per_frame(self.project_out, (states.pop(),), chunk_bytes=ctx.chunk_bytes)
+        frames = _per_frame(self.project_out, (states.pop(),), ctx=ctx)
         return rearrange(frames, "b f h w c -> b c f h w")
 
     def project_out(self, x: Tensor) -> Tensor:
@@ -311,25 +308,25 @@ def _advance(states: list[Frames], x: Tensor, store: Store) -> None:
 
 
 def _per_frame(
-    layer: Callable[..., Tensor], inputs: tuple[Frames, ...], *args: object, chunk_bytes: int
+    layer: Callable[..., Tensor], inputs: tuple[Frames, ...], *args: object, ctx: TemporalContext
 ) -> Tensor:
-    """A layer that works within a frame, in chunks of frames.
+    """A layer that works within a frame, in pieces of the frames.
 
-    inputs: (b, f, h, w, c) each, concatenated along the channels one chunk at a time.
-    chunk_bytes: of the first input. Returns (b, f, h', w', c').
+    inputs: (b, f, h, w, c) each, concatenated along the channels one piece at a time. Returns (b, f, h', w', c').
     """
-    b, f, *rest = inputs[0].shape
+    b, f = inputs[0].shape[:2]
     out: Tensor | None = None
-    for chunk in chunks(f, b * math.prod(rest) * inputs[0].dtype.itemsize, chunk_bytes):
-        parts = [x.read(chunk) for x in inputs]
-        frames = frames_first(torch.cat(parts, dim=-1) if len(parts) > 1 else parts[0])
+    pieces = frame_pieces(inputs[0], ctx)
+    for piece, following in zip(pieces, [*pieces[1:], None], strict=True):
+        parts = [x.read(piece.own, then=None if following is None else following.own) for x in inputs]
+        joined = torch.cat(parts, dim=-1) if len(parts) > 1 else parts[0]
         # of stored states, only the chunk that is read next and the one after it are on the device
         del parts
-        computed = frames_last(layer(frames, *args), b)
-        if computed.shape[1] == f:
+        computed = own(frames_last(layer(frames_first(whole(joined, piece)), *args), b), piece)
+        if computed.shape[1] == f and computed.is_contiguous():
             return computed
         if out is None:
             out = computed.new_empty(b, f, *computed.shape[2:])
-        out[:, chunk] = computed
+        out[:, piece.own] = computed
     assert out is not None
     return out

@@ -1,0 +1,70 @@
+"""Groups of frames that are computed together: pure arithmetic, the same on every rank.
+
+In 16 bits, and on GPUs, the kernel that computes a frame, and so its last bits, depend on the shape of the whole batch.
+Where that matters, layers work on whole groups: spans of a fixed number of frames, at multiples of it in the video. A
+rank that holds only a part of a group pads the rest with zeros, so that every kernel sees the same shapes, with every
+frame in the same place, on any number of ranks (docs/decisions/0017-the-same-bits-in-16-bits.md).
+"""
+
+from dataclasses import dataclass
+
+# frames of the smallest group; larger ones are multiples of it
+UNIT = 8
+# up to this many frames, the video is one group
+ONE_GROUP = 32
+# groups of a long video: enough to share evenly, few enough to launch
+GROUPS = 48
+
+
+def group_size(frames: int) -> int:
+    """Frames in a group of a video of `frames` frames."""
+    return frames if frames <= ONE_GROUP else UNIT * -(-frames // (GROUPS * UNIT))
+
+
+@dataclass(frozen=True)
+class Piece:
+    """A span of frames to compute at once, of which a rank holds those in `own`, as positions among its own frames.
+
+    before, after: frames of the span that other ranks hold, at either end.
+    """
+
+    own: slice
+    before: int = 0
+    after: int = 0
+
+
+@dataclass(frozen=True)
+class Grouping:
+    """How a rank's frames are divided into pieces. held: this rank's frames. frames: of the whole video.
+
+    group: frames in a group; None where the shape of a batch does not matter: then pieces begin at this rank's first
+    frame, and none has frames of others.
+    """
+
+    held: range
+    frames: int
+    group: int | None = None
+
+    def pieces(self, most: int, *, group: int | None = None) -> list[Piece]:
+        """Pieces of at most `most` frames, but at least one, which cover this rank's frames in order.
+
+        group: in place of the grouping's own, where that has one.
+        """
+        return self.of(self.held, most, group=group)
+
+    def of(self, span: range, most: int, *, group: int | None = None) -> list[Piece]:
+        """The same for another span of frames; positions count from its first frame."""
+        most = max(1, most)
+        if self.group is None:
+            return [Piece(slice(start, min(start + most, len(span)))) for start in range(0, len(span), most)]
+        group = group or self.group
+        pieces = []
+        for start in range(span.start // group * group, span.stop, group):
+            whole = range(start, min(start + group, self.frames))
+            for first in range(whole.start, whole.stop, most):
+                part = range(first, min(first + most, whole.stop))
+                own = range(max(part.start, span.start), min(part.stop, span.stop))
+                if own:
+                    positions = slice(own.start - span.start, own.stop - span.start)
+                    pieces.append(Piece(positions, own.start - part.start, part.stop - own.stop))
+        return pieces

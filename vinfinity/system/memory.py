@@ -1,0 +1,64 @@
+"""The memory of the host: what there is, and what this process may still allocate."""
+
+import os
+from pathlib import Path
+
+
+def free_on_host(*, sharing: int = 1) -> int:
+    """Bytes of this node's memory that each of `sharing` ranks can allocate, within the limits of control groups."""
+    return min(_available(), free_in_group()) // max(sharing, 1)
+
+
+def host_memory() -> int:
+    """Bytes of memory that the host has."""
+    return os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
+
+
+def _available() -> int:
+    try:
+        for line in Path("/proc/meminfo").read_text(encoding="ascii").splitlines():
+            if line.startswith("MemAvailable:"):
+                return int(line.split()[1]) * 1024
+    except OSError:
+        # not Linux
+        pass
+    return host_memory()
+
+
+def free_in_group(cgroups: Path = Path("/proc/self/cgroup"), root: Path = Path("/sys/fs/cgroup")) -> int:
+    """Bytes that the control groups of this process, such as a SLURM job's, still allow; 2^63 without a limit."""
+    free = 2**63
+    try:
+        lines = [line.split(":", 2) for line in cgroups.read_text(encoding="ascii").splitlines()]
+    except (OSError, ValueError):
+        return free
+    for _, controllers, path in lines:
+        if controllers not in ("", "memory"):
+            continue
+        version, top = (GROUP_V1, root / "memory") if controllers else (GROUP_V2, root)
+        own = top / path.strip("/")
+        for group in (own, *own.parents):
+            if group == root.parent:
+                break
+            try:
+                limit, used = ((group / name).read_text(encoding="ascii").strip() for name in version[:2])
+                if limit != "max":
+                    free = min(free, int(limit) - int(used) + _reclaimable(group, version[2]))
+            except (OSError, ValueError):
+                # folders above the groups have no such files
+                continue
+    return max(free, 0)
+
+
+# files with the limit and the usage of a group's memory, and the entry of memory.stat for cached files
+GROUP_V1 = ("memory.limit_in_bytes", "memory.usage_in_bytes", "total_inactive_file")
+GROUP_V2 = ("memory.max", "memory.current", "inactive_file")
+
+
+def _reclaimable(group: Path, entry: str) -> int:
+    """Bytes of cached files, which count towards the group's usage but are freed on demand."""
+    for line in (group / "memory.stat").read_text(encoding="ascii").splitlines():
+        name, _, size = line.partition(" ")
+        if name == entry:
+            return int(size)
+    return 0
