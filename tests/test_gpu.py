@@ -133,6 +133,7 @@ def test_a_run_starts_from_the_cpus_noise_and_ends_near_its_latents(
         resolved = configure(
             model_folder,
             frames=20,
+            steps=4,
             device=device,
             dtype="fp32",
             out=str(tmp_path / f"{device}.mp4"),

@@ -134,7 +134,7 @@ def test_at_most_two_chunks_of_each_states_are_on_the_device(readers: int, cuda:
 @pytest.mark.parametrize("reuse_depth", [None, 1])
 def test_a_plan_counts_what_a_call_takes(reuse_depth: int | None, cuda: PretendCuda) -> None:
     """Pinned memory to the byte, with what its allocator adds; on the device, a fifth more at most."""
-    network = our_unet(tiny_unet(**levels("AA"), layers_per_block=2))
+    network = our_unet(tiny_unet(**levels("AA")))
     for module in network.modules():
         for name, parameter in list(module.named_parameters(recurse=False)):
             setattr(module, name, torch.nn.Parameter(on_gpu(parameter), requires_grad=False))
