@@ -7,8 +7,8 @@ BIN   := .venv/bin
 READY := .venv/.ready
 
 .DEFAULT_GOAL := help
-.PHONY: help setup demo test test-slow test-faults test-multinode test-slurm bench-unet bench-exchange bench-memory \
-	bench-scaling bench-decode bench-e2e bench-all mini reference docs lint format clean
+.PHONY: help setup demo test test-slow test-faults test-signals test-multinode test-slurm test-gpu bench-unet bench-exchange \
+	bench-memory bench-scaling bench-decode bench-e2e bench-gpu bench-all mini reference docs lint format clean
 
 help: ## show this list
 	@awk -F ':.*## ' '/^[a-z0-9-]+:.*## / { printf "  %-15s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
@@ -28,11 +28,17 @@ test-slow: $(READY) ## run the slow tests
 test-faults: $(READY) ## kill runs in every phase, 60 times, and resume them (ARGS="--kills 100 --seed 1")
 	$(BIN)/python tests/campaigns/faults.py $(ARGS)
 
+test-signals: $(READY) ## send runs signals at all moments, and look for lost ones: 40 minutes (ARGS="--kinds SIGINT/2")
+	$(BIN)/python tests/campaigns/signals.py $(ARGS)
+
 test-multinode: $(READY) ## run on two nodes, as network namespaces, and compare with one (root, iproute2)
 	tests/campaigns/multinode.sh
 
 test-slurm: $(READY) ## preempt, requeue and compare on a real SLURM, installed if missing (root, Debian)
 	tests/campaigns/slurm.sh
+
+test-gpu: $(READY) ## try this machine's GPUs: ten minutes on one, fifteen on several (ARGS="--device cpu --quick")
+	PYTHONPATH=tests $(BIN)/python tests/campaigns/gpu.py $(ARGS)
 
 bench-unet: $(READY) ## time a UNet call by precision, and against diffusers (ARGS="--compile")
 	$(BIN)/vinfinity bench unet $(ARGS)
@@ -54,6 +60,9 @@ bench-decode: $(READY) ## time decoding and encoding, apart and together (ARGS="
 
 bench-e2e: $(READY) ## time whole runs of several lengths (ARGS="--frames 500 --frames 5000 steps=4")
 	$(BIN)/vinfinity bench e2e $(ARGS)
+
+bench-gpu: $(READY) ## measure this machine's GPUs against the plan (ARGS="--keep-going")
+	$(BIN)/python benchmarks/gpu.py $(ARGS)
 
 bench-all: bench-unet bench-memory bench-exchange bench-scaling bench-decode bench-e2e ## run all benchmarks
 

@@ -104,7 +104,8 @@ def settings_page() -> list[str]:
         "",
         "A setting is given as `KEY=VALUE` on the command line, as `KEY: VALUE` in a YAML file, or by its flag if it "
         "has one. `vinfinity config` shows all values of a run and their origins, `vinfinity config --explain KEY` "
-        "one of them. A run can be resumed only with the same values of all settings that change the latents.",
+        "one of them. Numbers are decimal: `010`, `1:30` and `1_000` are refused. "
+        "A run can be resumed only with the same values of all settings that change the latents.",
         "",
     ]
     groups = get_type_hints(RunConfig)

@@ -8,6 +8,8 @@ os.environ.setdefault("HF_HUB_DISABLE_TELEMETRY", "1")
 os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
 # processes that tests start inherit this: with several threads each, they would slow each other down
 os.environ.setdefault("OMP_NUM_THREADS", "1")
+# plans depend on it; the command line switches it on, and tests call its functions, too
+os.environ.setdefault("PYTORCH_CUDA_ALLOC_CONF", "expandable_segments:True")
 
 from collections.abc import Callable
 from pathlib import Path
@@ -19,9 +21,11 @@ from oracles.command_line import Cli
 
 def pytest_configure(config: pytest.Config) -> None:
     torch.set_num_threads(1)
-    # a shell starts background jobs with Ctrl-C ignored, and the processes that tests start would inherit that
+    # shells start background jobs with Ctrl-C ignored, and nohup ignores SIGHUP: processes that tests start inherit it
     if signal.getsignal(signal.SIGINT) == signal.SIG_IGN:
         signal.signal(signal.SIGINT, signal.default_int_handler)
+    if signal.getsignal(signal.SIGHUP) == signal.SIG_IGN:
+        signal.signal(signal.SIGHUP, signal.SIG_DFL)
 
 
 @pytest.fixture(autouse=True)

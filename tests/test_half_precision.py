@@ -1,4 +1,4 @@
-"""Half precision: what stays in fp32, how close it is, and how a run stops at NaN or infinite values."""
+"""Half precision: what stays in fp32, how close frames are to fp32, and how NaN or infinite values stop a run."""
 
 import math
 from collections.abc import Callable
@@ -26,10 +26,11 @@ from vinfinity.weights.card import EMBEDDED
 
 UNET = Path("unet", "diffusion_pytorch_model.safetensors")
 NORM = "up_blocks.0.resnets.0.norm2"
-Note = Callable[[str, float], None]
+Record = Callable[[str, float], None]
 
 
 def latents_of(model: Path, folder: Path, **flags: Any) -> Tensor:
+    """The final latents of a short run on the CPU."""
     path = folder / "latents.safetensors"
     settings = {"frames": 3, "size": "16x16", "save_latents": str(path), "overwrite": True, "device": "cpu"}
     resolved = configure(model, out=str(folder / "a.mp4"), **{**settings, **flags})
@@ -38,16 +39,17 @@ def latents_of(model: Path, folder: Path, **flags: Any) -> Tensor:
 
 
 def psnr(one: np.ndarray, other: np.ndarray) -> float:
+    """Peak signal-to-noise ratio of 8-bit frames, in dB."""
     error = np.square(one.astype(float) - other.astype(float)).mean()
     return math.inf if error == 0 else 10 * math.log10(255**2 / error)
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize(("dtype", "least"), [("bf16", 35.0), ("fp16", 50.0)])
-def test_half_precision_gives_nearly_the_pictures_of_full_precision(
-    dtype: str, least: float, tmp_path: Path, record_worst: Note
+@pytest.mark.parametrize(("dtype", "minimum"), [("bf16", 35.0), ("fp16", 50.0)])
+def test_frames_in_half_precision_are_close_to_those_in_fp32(
+    dtype: str, minimum: float, tmp_path: Path, record_worst: Record
 ) -> None:
-    """The embedded model's own clip, decoded: PSNR in dB over all frames."""
+    """A clip of the trained length by the embedded model, decoded: PSNR over all frames."""
     model = EMBEDDED / "mini"
     flags = {"frames": 16, "size": "96x64", "steps": 10, "prompt": "a red ball bouncing over green grass"}
     frames = [
@@ -56,7 +58,7 @@ def test_half_precision_gives_nearly_the_pictures_of_full_precision(
     ]
     value = psnr(*frames)
     record_worst(f"PSNR of {dtype} against fp32, dB", value)
-    assert value >= least
+    assert value >= minimum
 
 
 @pytest.mark.parametrize("scopes", [None, Scopes(8, 16, 0.0, 10.0), Scopes(2, 3, -math.inf, 0.0)], ids=str)
@@ -94,27 +96,29 @@ def test_runs_on_several_ranks_give_the_same_latents(dtype: str, frames: int, tm
 
 
 @pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16])
-def test_time_embedding_stays_in_full_precision(dtype: torch.dtype, model_folder: Path) -> None:
+def test_the_time_embedding_stays_in_fp32(dtype: torch.dtype, model_folder: Path) -> None:
     unet = load_unet(model_folder / "unet", device="cpu", dtype=dtype)
     types = {name: parameter.dtype for name, parameter in unet.named_parameters()}
     for name, kind in types.items():
         assert kind == (torch.float32 if name.startswith("time_embedding.") else dtype), name
 
 
-def test_the_sampler_runs_in_full_precision(model_folder: Path, tmp_path: Path) -> None:
+def test_the_sampler_runs_in_fp32(model_folder: Path, tmp_path: Path) -> None:
     assert latents_of(model_folder, tmp_path, dtype="bf16").dtype == torch.float32
 
 
 # ---- NaN and infinite values ----
 
 
-def spoil(model: Path, name: str, value: float) -> None:
+def set_weight(model: Path, name: str, value: float) -> None:
+    """Set the first entry of a weight of the UNet."""
     tensors = load_file(model / UNET)
     tensors[name][0] = value
     save_file(tensors, model / UNET)
 
 
-def failure(model: Path, folder: Path, **flags: Any) -> str:
+def error_line(model: Path, folder: Path, **flags: Any) -> str:
+    """The message of a run that stops with exit code 5: one line."""
     with pytest.raises(VinfinityError) as raised:
         latents_of(model, folder, **flags)
     assert raised.value.exit_code == 5
@@ -124,9 +128,9 @@ def failure(model: Path, folder: Path, **flags: Any) -> str:
 
 
 @pytest.mark.parametrize("value", [math.nan, math.inf, -math.inf])
-def test_a_run_stops_and_names_step_and_layer(value: float, own_model: Path, tmp_path: Path) -> None:
-    spoil(own_model, f"{NORM}.bias", value)
-    line = failure(own_model, tmp_path, dtype="fp32", sampler="ddim", steps=2)
+def test_a_run_stops_and_names_the_step_and_the_layer(value: float, own_model: Path, tmp_path: Path) -> None:
+    set_weight(own_model, f"{NORM}.bias", value)
+    line = error_line(own_model, tmp_path, dtype="fp32", sampler="ddim", steps=2)
     assert line.startswith(
         "step 1 (timestep 501): the network's layer up_blocks.0.resnets.0.norm2 produced NaN or infinite values"
     )
@@ -135,13 +139,13 @@ def test_a_run_stops_and_names_step_and_layer(value: float, own_model: Path, tmp
 
 
 def test_a_model_that_overflows_in_fp16_runs_in_bf16(own_model: Path, tmp_path: Path) -> None:
-    spoil(own_model, f"{NORM}.bias", 1e5)
-    assert "float16; try dtype=bf16" in failure(own_model, tmp_path, dtype="fp16")
+    set_weight(own_model, f"{NORM}.bias", 1e5)
+    assert "float16; try dtype=bf16" in error_line(own_model, tmp_path, dtype="fp16")
     assert latents_of(own_model, tmp_path, dtype="bf16").isfinite().all()
 
 
 def test_a_later_step_is_named(own_model: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """An input that is infinite from the second step on, which bad weights would not cause."""
+    """The input is infinite from the second step on; bad weights would stop the run in the first."""
     forward, calls = UNet.forward, []
 
     def overflowing(self: UNet, x: Tensor, t: Tensor, *args: Any, **kwargs: Any) -> Tensor:
@@ -149,7 +153,7 @@ def test_a_later_step_is_named(own_model: Path, tmp_path: Path, monkeypatch: pyt
         return forward(self, x * (math.inf if t < 400 else 1.0), t, *args, **kwargs)
 
     monkeypatch.setattr(UNet, "forward", overflowing)
-    line = failure(own_model, tmp_path, dtype="fp32", sampler="ddim", steps=3)
+    line = error_line(own_model, tmp_path, dtype="fp32", sampler="ddim", steps=3)
     assert line.startswith("step 2 (timestep 334): the network's layer conv_in ")
 
 
@@ -159,23 +163,23 @@ def test_nan_text_states_stop_the_run(own_model: Path, tmp_path: Path) -> None:
     name = next(name for name in tensors if name.endswith("final_layer_norm.bias"))
     tensors[name][0] = math.nan
     save_file(tensors, path)
-    assert failure(own_model, tmp_path, dtype="fp32").startswith("text encoder: its output produced")
+    assert error_line(own_model, tmp_path, dtype="fp32").startswith("text encoder: its output produced")
 
 
-def test_nan_pictures_stop_the_run(own_model: Path, tmp_path: Path) -> None:
+def test_nan_frames_stop_the_run(own_model: Path, tmp_path: Path) -> None:
     path = own_model / "vae" / UNET.name
     tensors = load_file(path)
     tensors["decoder.conv_out.bias"][0] = math.nan
     save_file(tensors, path)
-    assert failure(own_model, tmp_path, dtype="fp32").startswith(
+    assert error_line(own_model, tmp_path, dtype="fp32").startswith(
         "decoding: finite latents decoded to NaN or infinite frames"
     )
 
 
 @pytest.mark.slow
 def test_all_ranks_stop_with_one_line(own_model: Path, tmp_path: Path) -> None:
-    spoil(own_model, "conv_out.bias", math.nan)
-    line = failure(own_model, tmp_path, dtype="fp32", frames=4, gpus=2)
+    set_weight(own_model, "conv_out.bias", math.nan)
+    line = error_line(own_model, tmp_path, dtype="fp32", frames=4, gpus=2)
     assert "the network's layer conv_out produced NaN or infinite values" in line
 
 

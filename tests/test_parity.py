@@ -1,4 +1,4 @@
-"""The whole pipeline against diffusers' TextToVideoSDPipeline, from the same noise and files."""
+"""The whole pipeline compared with diffusers' TextToVideoSDPipeline, from the same model files and noise."""
 
 from collections.abc import Callable
 from pathlib import Path
@@ -14,7 +14,7 @@ from torch import Tensor
 
 from vinfinity.run import run
 
-CLOSE = 1e-4
+TOLERANCE = 1e-4
 PROMPT, NEGATIVE = "a red ball bouncing over green grass", "a blue boat, blurry"
 BETAS = {"beta_schedule": "scaled_linear", "beta_start": 0.00085, "beta_end": 0.012}
 SCHEDULERS: dict[str, Callable[[], Any]] = {
@@ -35,6 +35,7 @@ SCHEDULERS: dict[str, Callable[[], Any]] = {
 
 @pytest.fixture(scope="module")
 def models(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
+    """The folder of a tiny model for each scheduler."""
     root = tmp_path_factory.mktemp("pipelines")
     return {
         name: save_model(root / name.replace(", ", "-"), tiny_pipeline(make()))
@@ -42,10 +43,10 @@ def models(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
     }
 
 
-def both(
+def latents_of_both(
     model: Path, folder: Path, *, frames: int, size: tuple[int, int], guidance: float, steps: int = 6
 ) -> tuple[Tensor, Tensor]:
-    """Our latents and diffusers', from the same noise. size: (width, height) in pixels."""
+    """The latents by vinfinity and those by diffusers, from the same noise. size: (width, height) in pixels."""
     width, height = size
     noise = torch.randn(1, 4, frames, height // 8, width // 8)
     save_file({"noise": noise}, folder / "noise.safetensors")
@@ -82,16 +83,16 @@ def both(
 
 @pytest.mark.parametrize("guidance", [9.0, 1.0])
 @pytest.mark.parametrize("scheduler", SCHEDULERS)
-def test_latents_match_the_diffusers_pipeline(
+def test_latents_match_those_of_diffusers(
     scheduler: str,
     guidance: float,
     models: dict[str, Path],
     tmp_path: Path,
     record_worst: Callable[[str, float], None],
 ) -> None:
-    ours, reference = both(models[scheduler], tmp_path, frames=5, size=(40, 56), guidance=guidance)
+    ours, reference = latents_of_both(models[scheduler], tmp_path, frames=5, size=(40, 56), guidance=guidance)
     error = relative_error(ours, reference)
-    assert error <= CLOSE
+    assert error <= TOLERANCE
     record_worst(f"pipeline, {scheduler}, guidance {guidance:g}", error)
 
 
@@ -104,37 +105,37 @@ def test_clips_up_to_the_trained_length_match_the_base_model(
     tmp_path: Path,
     record_worst: Callable[[str, float], None],
 ) -> None:
-    ours, reference = both(
+    ours, reference = latents_of_both(
         models["dpmsolver++"], tmp_path, frames=frames, size=(32, 24), guidance=7.5, steps=steps
     )
     error = relative_error(ours, reference)
-    assert error <= CLOSE
+    assert error <= TOLERANCE
     record_worst(f"pipeline, {frames} frames, {steps} steps", error)
 
 
 def test_the_negative_prompt_has_an_effect(models: dict[str, Path], tmp_path: Path) -> None:
-    """So the comparison above would fail if the negative prompt were ignored."""
-    with_it, _ = both(models["ddim"], tmp_path, frames=2, size=(32, 24), guidance=9.0)
+    """If the negative prompt were ignored, the comparisons above would fail."""
+    with_negative, _ = latents_of_both(models["ddim"], tmp_path, frames=2, size=(32, 24), guidance=9.0)
     noise = load_file(tmp_path / "noise.safetensors")["noise"]
     pipeline = TextToVideoSDPipeline.from_pretrained(models["ddim"])
     pipeline.set_progress_bar_config(disable=True)
     options = {"num_frames": 2, "width": 32, "height": 24, "num_inference_steps": 6, "output_type": "latent"}
-    without = pipeline(PROMPT, guidance_scale=9.0, latents=noise, **options).frames
-    assert relative_error(with_it, without) > 1e-3
+    without_negative = pipeline(PROMPT, guidance_scale=9.0, latents=noise, **options).frames
+    assert relative_error(with_negative, without_negative) > 1e-3
 
 
-def test_decoded_frames_match_the_diffusers_pipeline(models: dict[str, Path], tmp_path: Path) -> None:
-    ours, reference = both(models["ddim"], tmp_path, frames=3, size=(40, 56), guidance=9.0)
+def test_decoded_frames_match_those_of_diffusers(models: dict[str, Path], tmp_path: Path) -> None:
+    ours, reference = latents_of_both(models["ddim"], tmp_path, frames=3, size=(40, 56), guidance=9.0)
     pipeline = TextToVideoSDPipeline.from_pretrained(models["ddim"])
     with torch.no_grad():
         video = pipeline.decode_latents(reference)
     expected = pipeline.video_processor.postprocess_video(video=video, output_type="np")[0]
-    got = decoded(models["ddim"], ours, size=(40, 56))
-    assert got.shape == expected.shape == (3, 56, 40, 3)
+    frames = decoded(models["ddim"], ours, size=(40, 56))
+    assert frames.shape == expected.shape == (3, 56, 40, 3)
     assert expected.std() > 0.01
-    assert np.abs(got / 255 - expected).max() <= 1 / 255
+    assert np.abs(frames / 255 - expected).max() <= 1 / 255
 
 
 def test_longer_videos_differ_from_the_base_model(models: dict[str, Path], tmp_path: Path) -> None:
-    ours, reference = both(models["ddim"], tmp_path, frames=17, size=(24, 24), guidance=1.0)
+    ours, reference = latents_of_both(models["ddim"], tmp_path, frames=17, size=(24, 24), guidance=1.0)
     assert relative_error(ours, reference) > 1e-3

@@ -96,6 +96,8 @@ def test_reading_back_is_a_wait(cuda: PretendCuda) -> None:
         assert len(cuda.waits) == before + 1
     x.add_(1)
     event = torch.cuda.current_stream().record_event()
+    assert not event.query()
+    x.add_(1)
     assert [event.query(), event.query()] == [False, True]
 
 

@@ -18,27 +18,26 @@ from vinfinity.parallel.votes import Vote, Votes
 from vinfinity.runs.folder import MANIFEST, RunFolder
 from vinfinity.runs.paths import Destination
 from vinfinity.session import Session, resumable
+from vinfinity.system.signals import Reaction, Shutdown
 
 
 @contextlib.contextmanager
-def open_session(model: Path, out: Path, *overrides: str, handle_signals: bool = True) -> Iterator[Session]:
+def open_session(model: Path, out: Path, *overrides: str) -> Iterator[Session]:
     config = config_of(model, out, *overrides)
-    ranks = Ranks(device=torch.device("cpu"), handle_signals=handle_signals)
-    with Session.open(prepare(config), Destination.of(config), ranks) as session:
-        yield session
+    with Shutdown().handled() as shutdown:
+        ranks = Ranks(device=torch.device("cpu"), shutdown=shutdown)
+        with Session.open(prepare(config), Destination.of(config), ranks) as session:
+            yield session
 
 
 def state(step: int) -> State:
     return State(step=step, x=torch.zeros(1, 4, 3, 4, 4))
 
 
-def test_a_request_swallowed_by_other_code_stops_the_run_at_the_next_phase(
-    model_folder: Path, tmp_path: Path
-) -> None:
+def test_a_request_stops_the_run_at_the_next_phase(model_folder: Path, tmp_path: Path) -> None:
     with open_session(model_folder, tmp_path / "a.mp4") as session:
         session.enter("before anything was computed")
-        with contextlib.suppress(Exception):
-            signal.raise_signal(signal.SIGTERM)
+        signal.raise_signal(signal.SIGTERM)
         with pytest.raises(Stopped, match=r"stopped before decoding; `vinfinity resume .*a\.run` resumes"):
             session.enter("before decoding")
 
@@ -52,15 +51,12 @@ def test_a_requested_stop_waits_for_its_checkpoint(model_folder: Path, tmp_path:
         assert session.folder.holds_work()
 
 
-def test_a_session_leaves_handlers_alone_unless_it_may_handle_signals(
-    model_folder: Path, tmp_path: Path
-) -> None:
-    before = signal.getsignal(signal.SIGTERM)
-    with open_session(model_folder, tmp_path / "a.mp4", handle_signals=False):
-        assert signal.getsignal(signal.SIGTERM) is before
-    with open_session(model_folder, tmp_path / "b.mp4"):
-        assert signal.getsignal(signal.SIGTERM) is not before
-    assert signal.getsignal(signal.SIGTERM) is before
+def test_a_request_after_the_end_of_a_session_changes_nothing(model_folder: Path, tmp_path: Path) -> None:
+    reactions = []
+    with open_session(model_folder, tmp_path / "a.mp4") as session:
+        reactions.append(session.ranks.shutdown.reaction)
+    reactions.append(session.ranks.shutdown.reaction)
+    assert reactions == [Reaction.CHECK, Reaction.WAIT]
 
 
 def test_a_session_locks_its_folder_until_it_ends(model_folder: Path, tmp_path: Path) -> None:

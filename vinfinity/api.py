@@ -1,7 +1,5 @@
 """One call from a prompt to a video: in memory, or as files that a later call resumes."""
 
-import tempfile
-from pathlib import Path
 from typing import Any
 
 from vinfinity.config import RunConfig
@@ -10,6 +8,7 @@ from vinfinity.resolve import load_config
 from vinfinity.run import Summary, Task, launch_run, run
 from vinfinity.runs.parts import read_manifest
 from vinfinity.runs.paths import Destination
+from vinfinity.system.folders import temporary_folder
 
 
 def generate(prompt: str, *, gpus: int | None = None, **settings: Any) -> Video:
@@ -24,8 +23,8 @@ def generate(prompt: str, *, gpus: int | None = None, **settings: Any) -> Video:
     if gpus is None or gpus == 1:
         loaded = {name: settings.pop(name) for name in LOADED if name in settings}
         return Pipeline.from_pretrained(**loaded)(prompt, **settings)
-    with tempfile.TemporaryDirectory(prefix="vinfinity-") as folder:
-        out = Path(folder) / "video.mp4"
+    with temporary_folder() as folder:
+        out = folder / "video.mp4"
         config = load_config(prompt=prompt, gpus=gpus, out=out, **settings)
         task = Task.of(config, Destination.of(config), decode=False)
         launch_run(task)

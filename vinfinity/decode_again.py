@@ -15,7 +15,7 @@ from vinfinity.system.signals import Shutdown
 
 
 def decode_again(
-    config: RunConfig, folder: RunFolder, destination: Destination, *, handle_signals: bool = False
+    config: RunConfig, folder: RunFolder, destination: Destination, *, shutdown: Shutdown | None = None
 ) -> Summary | None:
     """Decode the final latents of a run into the files of `destination`, on one rank or several.
 
@@ -29,7 +29,7 @@ def decode_again(
         gpus=config.gpus,
         device=config.device,
         timeout=config.parallel.timeout,
-        handle_signals=handle_signals,
+        shutdown=shutdown,
     )
 
 
@@ -39,12 +39,12 @@ def decode_on_rank(payload: tuple[Task, RunFolder], ranks: Ranks) -> Summary | N
     facts = {name: task.job.facts[name] for name in ("decoder", "version")}
     with (
         shown_messages(task),
-        Shutdown().handled(enabled=ranks.handle_signals) as shutdown,
+        ranks.shutdown.checked(),
         locked(folder, ranks, facts=facts),
         Progress(enabled=ranks.first, log=folder.log) as progress,
     ):
-        shutdown.message = "stopped while decoding; the run and its latents are unchanged"
-        shutdown.check()
+        ranks.shutdown.message = "stopped while decoding; the run and its latents are unchanged"
+        ranks.check_shutdown()
         latents = final_latents(folder)
         latents.verify()
         write_files(task.job, latents, task.destination, folder, ranks, progress)

@@ -5,10 +5,15 @@ happened, its `advice` what to do about it.
 """
 
 import difflib
+import re
+import traceback
 from collections.abc import Mapping, Sequence
+from pathlib import Path, PurePath
 from typing import Any, ClassVar, Self
 
 INTERRUPTED = 130
+# Characters that would break a line or steer a terminal, and Python's stand-ins for bytes that are not UTF-8.
+CONTROL = re.compile("[\x00-\x1f\x7f-\x9f\u2028\u2029\ud800-\udfff]")
 LONGEST_VALUE = 200
 
 
@@ -22,8 +27,8 @@ class VinfinityError(Exception):
     advice: ClassVar[str] = "Read the message; `--debug` adds the traceback of an unexpected error."
 
     def __init__(self, message: str, exit_code: int | None = None) -> None:
-        super().__init__(message)
-        self.message = message
+        self.message = one_line(message)
+        super().__init__(self.message)
         if exit_code is not None:
             self.exit_code = exit_code
 
@@ -51,7 +56,7 @@ class InputError(VinfinityError):
         self.field, self.value, self.remedy = field, value, remedy
         self.problem, self.source = problem, source
         parts = [_shown(value), f"({source})" if source else "", problem]
-        super().__init__(one_line(f"{field}: {' '.join(part for part in parts if part)}; {remedy}"))
+        super().__init__(f"{field}: {' '.join(part for part in parts if part)}; {remedy}")
 
     def from_source(self, source: str) -> Self:
         """The same error with the source of the value added (`--frames`, `run.yaml`)."""
@@ -66,6 +71,13 @@ class WeightsError(InputError):
     """Weights are missing, truncated, or do not fit the network they are loaded into."""
 
     advice = "Check the model with `vinfinity models show`, or fetch it again."
+
+
+class OutOfMemoryError(VinfinityError):
+    """A GPU or the host ran out of memory."""
+
+    exit_code = InputError.exit_code
+    advice = "Do one of the things that the line proposes."
 
 
 class RankError(VinfinityError):
@@ -135,8 +147,30 @@ def did_you_mean(name: str, known: Sequence[str]) -> str:
 
 
 def one_line(text: object) -> str:
-    """Any text, such as an error of another library, on a single line."""
-    return " ".join(str(text).split())
+    """Any text, such as an error of another library, on a single line without control characters."""
+    return escaped(" ".join(str(text).split()))
+
+
+def escaped(text: str) -> str:
+    """Text with each character of `CONTROL` as Python, JSON and YAML write it: `\\u2028`."""
+    return CONTROL.sub(lambda match: f"\\u{ord(match[0]):04x}", text)
+
+
+def described(error: Exception, rank: int) -> VinfinityError:
+    """Any error of a rank, as others see it."""
+    if isinstance(error, VinfinityError):
+        return error
+    call = traceback.extract_tb(error.__traceback__)[-1]
+    where = f"{Path(call.filename).name}:{call.lineno}"
+    return VinfinityError(f"rank {rank}: {type(error).__name__}: {one_line(error)} ({where})")
+
+
+def error_of(exit_code: int, message: str) -> VinfinityError:
+    """The error that another rank has described by its exit code and its message."""
+    # of exit code 2 there are several kinds, which need more than a message
+    kinds: list[type[VinfinityError]] = [RankError, OutputError, NotFiniteError, BusyError, Stopped]
+    kind = next((kind for kind in kinds if kind.exit_code == exit_code), VinfinityError)
+    return kind(message, exit_code)
 
 
 def exit_codes() -> list[tuple[int, str, str]]:
@@ -145,6 +179,7 @@ def exit_codes() -> list[tuple[int, str, str]]:
         VinfinityError,
         InputError,
         WeightsError,
+        OutOfMemoryError,
         RankError,
         OutputError,
         DamagedError,
@@ -154,7 +189,11 @@ def exit_codes() -> list[tuple[int, str, str]]:
     rows += [
         (0, "The command has done its work.", "Nothing."),
         (1, "An unexpected error occurred: a bug.", "Run the command again with `--debug` and report it."),
-        (INTERRUPTED, "The run was interrupted by Ctrl-C.", "Run `vinfinity resume`."),
+        (
+            INTERRUPTED,
+            "Ctrl-C interrupted the command before a run had begun, or a run for the second time.",
+            "Run the command again, or `vinfinity resume`.",
+        ),
     ]
     return sorted(rows, key=lambda row: row[0])
 
@@ -179,6 +218,6 @@ def _shown(value: object) -> str:
     if isinstance(value, bool):
         return str(value).lower()
     text = str(value)
-    if isinstance(value, str) and (not text.strip() or text != text.strip()):
+    if isinstance(value, str | PurePath) and (not text or text != text.strip() or CONTROL.search(text)):
         text = repr(text)
     return text if len(text) <= LONGEST_VALUE else f"{text[: LONGEST_VALUE - 3]}..."

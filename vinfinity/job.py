@@ -1,9 +1,7 @@
 """A run that was checked against its model and its machine, before anything is computed."""
 
-import json
-import os
 from collections.abc import Iterable
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 
 import torch
@@ -12,31 +10,35 @@ from vinfinity import __version__
 from vinfinity.config import RunConfig, digest, leaves
 from vinfinity.denoise.guidance import guidance_branches
 from vinfinity.denoise.samplers import Sampler, pick_sampler
+from vinfinity.denoise.schedule import SchedulerConfig
 from vinfinity.denoise.selection import Selection, select_all
 from vinfinity.errors import InputError
 from vinfinity.media.blocks import check_tile
 from vinfinity.models.family import AUTOENCODER, SCHEDULER, TOKENIZER, TextTokenizer
+from vinfinity.parallel.devices import fallen_back, pick_device
 from vinfinity.parallel.launch import check_ranks
-from vinfinity.parallel.place import find_place
-from vinfinity.parallel.ranks import pick_device
+from vinfinity.parallel.place import Place
 from vinfinity.runs.checkpoints import Piece
 from vinfinity.runs.earlier import EarlierRun
 from vinfinity.runs.paths import Destination, check_inputs
+from vinfinity.system.files import to_json
+from vinfinity.system.folders import expanded
 from vinfinity.system.safetensors import read_header
-from vinfinity.weights.card import ModelCard, read_card, weights_digest
+from vinfinity.weights.card import ModelCard, files_digest, read_card, weights_digest
 from vinfinity.weights.dtypes import depends_on_shapes, pick_dtype
-from vinfinity.weights.load import check_decoder, check_weights, empty_network, load_scheduler
-from vinfinity.weights.lora import Lora, check_lora, read_lora
+from vinfinity.weights.load import check_decoder, check_weights, load_scheduler
+from vinfinity.weights.lora import Lora, lora_targets, read_lora
 
 
 @dataclass(frozen=True)
 class Job:
     """A run that was checked against its model; no weight was read yet. It travels to all ranks.
 
+    schedule: of the model's training, as its scheduler_config.json has it.
     selection: the latent frames to compute. earlier: the run that is edited, None for a new video.
     latent: (c, h, w) of one latent frame. latent_frames: of the whole video.
     weights_digest, decoder_digest: SHA-256 (hex) that tell versions of the weights (LoRAs included) and of the decoder
-    apart.
+    apart. noise_digest: the same for the file of the initial noise, "" without one.
     """
 
     config: RunConfig
@@ -50,6 +52,8 @@ class Job:
     weights_digest: str
     decoder_digest: str
     loras: tuple[Lora, ...] = ()
+    schedule: SchedulerConfig = field(default_factory=SchedulerConfig)
+    noise_digest: str = ""
 
     @property
     def decoder(self) -> Path:
@@ -79,6 +83,7 @@ class Job:
             "settings": digest(self.config),
             "weights": self.weights_digest,
             "decoder": self.decoder_digest,
+            "noise": self.noise_digest,
             "version": version(),
         }
 
@@ -91,11 +96,12 @@ class Job:
             "config": values,
             "weights": self.weights_digest,
             "decoder": self.decoder_digest,
+            "noise": self.noise_digest,
         }
 
     def tags(self) -> dict[str, str]:
         """Tags of the MP4: the prompt, and what made it, as JSON."""
-        made_by = json.dumps(self.provenance(), ensure_ascii=False)
+        made_by = to_json(self.provenance())
         return {"title": self.config.prompt, "comment": made_by}
 
     def kept_pieces(self) -> Iterable[Piece]:
@@ -104,7 +110,9 @@ class Job:
 
     def concerns(self) -> list[str]:
         """What users should know before they wait: settings without effect, text that the model cannot use."""
-        concerns = []
+        concerns = [ignored] if (ignored := self.schedule.ignored_by(self.config.sampler)) else []
+        if fallback := fallen_back(self.config.device):
+            concerns.append(fallback)
         if self.card.distilled and self.config.negative:
             concerns.append(f"negative: has no effect: {self.card.name} takes guidance as an input")
         if self.config.parallel.split_guidance and not self.splits_branches:
@@ -122,38 +130,38 @@ class Job:
         return concerns
 
 
-def prepare(config: RunConfig) -> Job:
+def prepare(config: RunConfig, place: Place | None = None) -> Job:
     """Check a configuration against the model and the machine; reads no weight.
 
+    place: this process's place among the ranks of a launcher, for runs that are shared with them.
     Raises InputError (or its subclass WeightsError) naming field, value and remedy.
     """
     check_inputs(config)
     card = read_card(config.model)
-    check_computing(config, card)
+    check_computing(config, card, ranks=config.gpus or 1 if place is None else place.size)
     geometry = card.geometry
     latent, latent_frames = geometry.latent_size(config.resolution), geometry.latent_frames(config.frames)
-    sampler = pick_sampler(config, load_scheduler(card.folder / SCHEDULER))
+    schedule = load_scheduler(card.folder / SCHEDULER)
+    sampler = pick_sampler(config, schedule)
     earlier = EarlierRun.open(config, geometry)
     if earlier is None:
         selection = select_all(latent_frames, seed=config.seed)
     else:
         selection = earlier.select(config, latent_frames, steps=len(sampler.timesteps))
-    check_ranks(gpus=config.gpus, device=config.device, frames=len(selection.frames))
+    check_ranks(gpus=config.gpus, device=config.device, frames=len(selection.frames), place=place)
     half = pick_dtype(config.dtype, pick_device(config.device)) != torch.float32
     check_weights(card.folder, prefer_fp16=half)
     if config.decoder is not None:
-        check_decoder(Path(config.decoder).expanduser(), geometry)
+        check_decoder(decoder_folder(config, card), geometry)
     check_tile(config.decode, downscale=geometry.downscale)
-    loras = tuple(read_lora(text) for text in config.lora)
-    if loras:
-        part = card.family.denoiser
-        network = empty_network(card.family.networks[part], card.folder / part)
-        shapes = {name: tuple(tensor.shape) for name, tensor in network.state_dict().items()}
-        for lora in loras:
-            check_lora(lora, shapes)
+    targets = lora_targets(card) if config.lora else ()
+    loras = tuple(read_lora(text, targets) for text in config.lora)
     tokenizer = card.family.load_tokenizer(card.folder / TOKENIZER, length=card.text_length)
+    noise_digest = ""
     if config.noise_from is not None:
-        check_noise(Path(config.noise_from).expanduser(), (1, latent[0], latent_frames, *latent[1:]))
+        noise = expanded(config.noise_from, field="noise_from")
+        check_noise(noise, (1, latent[0], latent_frames, *latent[1:]))
+        noise_digest = files_digest([("noise", noise)], field="noise_from")
     return Job(
         config=config,
         card=card,
@@ -163,21 +171,23 @@ def prepare(config: RunConfig) -> Job:
         earlier=earlier,
         latent=latent,
         latent_frames=latent_frames,
-        weights_digest=weights_digest(card.folder, loras=[lora.path for lora in loras]),
+        weights_digest=weights_digest(card.folder, loras=[path for lora in loras for path in lora.files]),
         decoder_digest=weights_digest(decoder_folder(config, card)),
         loras=loras,
+        schedule=schedule,
+        noise_digest=noise_digest,
     )
 
 
 def decoder_folder(config: RunConfig, card: ModelCard) -> Path:
     """The folder of the autoencoder that decodes the latents: `decoder`, or the model's own."""
-    return card.folder / AUTOENCODER if config.decoder is None else Path(config.decoder).expanduser()
+    if config.decoder is None:
+        return card.folder / AUTOENCODER
+    return expanded(config.decoder, field="decoder")
 
 
-def check_computing(config: RunConfig, card: ModelCard) -> None:
+def check_computing(config: RunConfig, card: ModelCard, *, ranks: int) -> None:
     """Raise InputError if there are too few ranks for both guidance branches, or too few levels for `reuse`."""
-    place = find_place(os.environ)
-    ranks = place.size if place is not None else config.gpus or 1
     if config.parallel.split_guidance and branches(config, card) == 2 and ranks < 2:
         problem = "gives each guidance branch ranks of its own, but there is one rank"
         remedy = "use --gpus 2 or more, or leave it out"
@@ -205,9 +215,9 @@ def check_noise(path: Path, shape: tuple[int, ...]) -> None:
         )
 
 
-def describe(config: RunConfig) -> list[tuple[str, str]]:
+def describe(config: RunConfig, place: Place | None = None) -> list[tuple[str, str]]:
     """What a run would do, as rows of a table; reads no weight. Raises InputError like `prepare`."""
-    job = prepare(config)
+    job = prepare(config, place)
     device = pick_device(config.device)
     channels, height, width = job.latent
     trained = config.attention.trained_frames
@@ -221,7 +231,7 @@ def describe(config: RunConfig) -> list[tuple[str, str]]:
         ("video", f"{config.frames} frames of {config.size} at {config.fps} fps"),
         ("latents", f"1x{channels}x{job.latent_frames}x{height}x{width}"),
         ("model", f"{job.card.name} ({job.card.folder})"),
-        *(("lora", f"{lora.path} at {lora.weight:g}, {len(lora.pairs)} layers") for lora in job.loras),
+        *(("lora", f"{lora.path} at {lora.weight:g}, {lora.layers()}") for lora in job.loras),
         *([("decoder", str(job.decoder))] if config.decoder is not None else []),
         ("device", f"{device}, {str(pick_dtype(config.dtype, device)).removeprefix('torch.')}"),
         ("sampler", f"{config.sampler}, {len(job.sampler.timesteps)} steps, guidance {config.guidance:g}"),

@@ -4,6 +4,7 @@ from pathlib import Path
 from typing import Any
 
 from vinfinity.config import RunConfig, load
+from vinfinity.system.folders import expanded
 from vinfinity.weights.card import model_defaults
 
 
@@ -13,5 +14,5 @@ def load_config(path: str | Path | None = None, /, **settings: Any) -> RunConfig
     settings: any setting by name, groups as mappings or dotted keys: `frames=96`, `attention={"local": 4}` or
     `**{"attention.local": 4}`. Raises InputError, with the same message as the command line.
     """
-    file = None if path is None else Path(path).expanduser()
+    file = None if path is None else expanded(path, field="config")
     return load(file, settings=settings, card=model_defaults).config

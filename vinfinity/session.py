@@ -9,8 +9,17 @@ from dataclasses import dataclass
 
 from vinfinity.config import to_yaml
 from vinfinity.denoise.samplers import State
-from vinfinity.errors import BusyError, InputError, OutputError, RankError, Stopped, VinfinityError
+from vinfinity.errors import (
+    BusyError,
+    InputError,
+    OutOfMemoryError,
+    OutputError,
+    RankError,
+    Stopped,
+    VinfinityError,
+)
 from vinfinity.job import Job, version
+from vinfinity.machine.record import describe_rank, describe_software
 from vinfinity.parallel.exchange import FrameExchange
 from vinfinity.parallel.ranks import Ranks
 from vinfinity.parallel.teams import Team
@@ -20,7 +29,10 @@ from vinfinity.runs.folder import RunFolder
 from vinfinity.runs.paths import Destination
 from vinfinity.runs.start import Start, how_to_start, with_absolute_paths
 from vinfinity.system.progress import Progress, add_line
-from vinfinity.system.signals import Shutdown
+from vinfinity.weights.dtypes import pick_dtype
+
+# exit codes of runs that can go on from their last checkpoint
+RESUMABLE = {kind.exit_code for kind in (OutOfMemoryError, RankError, OutputError, Stopped)}
 
 
 @dataclass(frozen=True)
@@ -28,7 +40,7 @@ class Session:
     """What accompanies a rank through a run.
 
     start: whether the run is new, resumes, or is done already. team, exchange: the ranks that share the video with this
-    one. shutdown: requests to end.
+    one.
     """
 
     start: Start
@@ -38,7 +50,6 @@ class Session:
     exchange: FrameExchange
     checkpoints: Checkpoints
     progress: Progress
-    shutdown: Shutdown
 
     @classmethod
     @contextlib.contextmanager
@@ -49,10 +60,7 @@ class Session:
         the folder holds a run of other settings or weights, or if a rank cannot see it.
         """
         folder = destination.folder
-        with (
-            Shutdown().handled(enabled=ranks.handle_signals) as shutdown,
-            locked(folder, ranks, facts=job.facts),
-        ):
+        with ranks.shutdown.checked(), locked(folder, ranks, facts=job.facts):
             start = _start(job, destination, ranks)
             with Progress(enabled=ranks.first, log=folder.log) as progress:
                 team = ranks.team(
@@ -71,13 +79,11 @@ class Session:
                         selection=job.selection,
                         steps=len(job.sampler.timesteps),
                         config=job.config.checkpoint,
-                        shutdown=shutdown,
                         progress=progress,
                         kept=job.kept_pieces,
                         reuse_interval=job.config.reuse.interval,
                     ),
                     progress=progress,
-                    shutdown=shutdown,
                 )
 
     def announce(self, job: Job) -> None:
@@ -93,19 +99,21 @@ class Session:
             )
 
     def enter(self, phase: str) -> None:
-        """Begin a phase in which a request to end loses nothing. Raises Stopped if one came before."""
+        """Begin a phase in which a request to end loses nothing. Raises Stopped if one came to any rank before."""
         self._saved(phase)
-        self.shutdown.check()
+        self.ranks.check_shutdown()
 
     def after_step(self, state: State, votes: Votes, *, steps: int) -> None:
         """Write a checkpoint if one is due. Raises Stopped after writing it if any rank was asked to end."""
         if self.checkpoints.after(state, votes):
             self._saved(f"after step {state.step} of {steps}")
             if votes.stop:
-                raise Stopped(self.shutdown.message)
+                self.ranks.shutdown.stop()
 
     def _saved(self, where: str) -> None:
-        self.shutdown.message = f"stopped {where}; `vinfinity resume {self.folder.path}` resumes the run"
+        self.ranks.shutdown.message = (
+            f"stopped {where}; `vinfinity resume {self.folder.path}` resumes the run"
+        )
 
 
 @contextlib.contextmanager
@@ -114,14 +122,21 @@ def resumable(folder: RunFolder) -> Iterator[None]:
     try:
         yield
     except VinfinityError as error:
-        # these leave the folder as it was
-        if error.exit_code in (InputError.exit_code, BusyError.exit_code):
-            raise
-        if error.exit_code in (RankError.exit_code, OutputError.exit_code) and folder.holds_work():
-            error.message += f"; `vinfinity resume {folder.path}` resumes from the last checkpoint"
-        folder.event("ended", message=error.message, exit_code=error.exit_code)
-        add_line(folder.log, error.message)
+        record_end(folder, error)
         raise
+
+
+def record_end(folder: RunFolder, error: VinfinityError) -> None:
+    """Record an error in the run folder, and add how to resume to its message."""
+    # these leave the folder as it was
+    if isinstance(error, InputError | BusyError):
+        return
+    resumes = f"`vinfinity resume {folder.path}` resumes"
+    interrupted = error.exit_code in RESUMABLE
+    if interrupted and folder.holds_work() and resumes not in error.message:
+        error.message += f"; {resumes} from the last checkpoint"
+    folder.event("ended", message=error.message, exit_code=error.exit_code)
+    add_line(folder.log, error.message)
 
 
 @contextlib.contextmanager
@@ -137,20 +152,34 @@ def locked(folder: RunFolder, ranks: Ranks, *, facts: Mapping[str, str]) -> Iter
         yield
 
 
+def _check_same(job: Job, folder: RunFolder) -> None:
+    """Raise InputError if the run in `folder` was started with other weights, or with other noise."""
+    record = folder.record() or {}
+    for field, what, now in (
+        ("model", "weights", job.weights_digest),
+        ("noise_from", "noise", job.noise_digest),
+    ):
+        # records of older versions say nothing of the noise
+        if record.get(what, now) != now:
+            remedy = f"restore the former {what}, or start over with --overwrite"
+            raise InputError(field, folder.path, remedy, problem=f"was started with other {what}")
+
+
 def _start(job: Job, destination: Destination, ranks: Ranks) -> Start:
     """Decide again how to start, now that the folder is locked; rank 0 prepares the folder of a new run."""
     folder = destination.folder
     start: Start | None = None
+    machine = _machine(job, ranks)
     if ranks.first:
         start = how_to_start(job.config, destination)
         if start == "new":
             settings = dataclasses.replace(with_absolute_paths(job.config, destination), gpus=ranks.size)
             command = {"command": shlex.join(sys.argv), "ranks": ranks.size, "device": str(ranks.device)}
-            folder.begin(settings=to_yaml(settings), record=job.provenance() | command)
-        elif start == "resume" and (folder.record() or {}).get("weights") != job.weights_digest:
-            remedy = "restore the former weights, or start over with --overwrite"
-            raise InputError("model", folder.path, remedy, problem="was started with other weights")
-        folder.event("started", how=start, ranks=ranks.size, version=version())
+            folder.begin(settings=to_yaml(settings), record=job.provenance() | command | {"machine": machine})
+        elif start == "resume":
+            _check_same(job, folder)
+            folder.write_record({**(folder.record() or {}), "machine": machine})
+        folder.event("started", how=start, ranks=ranks.size, version=version(), machine=machine)
     start = ranks.collect(start)[0]
     assert start is not None
     for rank, visible in enumerate(ranks.collect(folder.settings.is_file())):
@@ -158,3 +187,9 @@ def _start(job: Job, destination: Destination, ranks: Ranks) -> Start:
             remedy = "put the video on a file system that all nodes share"
             raise InputError("out", folder.path, remedy, problem=f"cannot be seen by rank {rank}")
     return start
+
+
+def _machine(job: Job, ranks: Ranks) -> dict[str, object]:
+    """Software and machines of this run, for its record."""
+    machines = ranks.collect(describe_rank(ranks.device))
+    return {**describe_software(ranks.device, pick_dtype(job.config.dtype, ranks.device)), "ranks": machines}

@@ -70,7 +70,7 @@ def unet_time() -> str:
     ]
     return chart(
         "Time of a UNet call, relative to diffusers",
-        "one CPU thread, median and range; the dashed line is diffusers (make bench-unet)",
+        "one thread of an AMD EPYC with AVX-512, median and range; the dashed line is diffusers (make bench-unet)",
         bars,
         most=1.05,
         mark=1.0,
@@ -100,7 +100,7 @@ def scaling() -> str:
     ]
     return chart(
         "Efficiency of two ranks",
-        "mini on two CPU cores, one thread per rank; 1 is twice as fast as one rank (make bench-scaling)",
+        "mini on two cores of an AMD EPYC, one thread per rank; 1 is twice as fast as one rank (make bench-scaling)",
         bars,
         most=1.05,
         mark=1.0,

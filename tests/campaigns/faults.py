@@ -26,6 +26,7 @@ from pathlib import Path
 from vinfinity.cli import main as vinfinity
 from vinfinity.media.mp4 import read_video
 from vinfinity.runs.parts import DamagedError, read_manifest
+from vinfinity.system.files import TEMPORARY
 
 PHASES = ("start", "denoising", "checkpoint", "denoising", "gather", "decode", "mux", "mux")
 SIGNALS = [signal.SIGKILL] * 5 + [signal.SIGTERM, signal.SIGUSR1, signal.SIGINT]
@@ -89,14 +90,14 @@ def reached(phase: str, folder: Path, since: int) -> bool:
         path = folder / "events.jsonl"
         events = path.read_text()[since:] if path.exists() else ""
         return '"event": "latents"' in events or f'"event": "resumed", "step": {STEPS}' in events
-    return any(folder.parent.glob(f".{folder.stem}.mp4.*.part"))
+    return any(folder.parent.glob(f"{TEMPORARY}*.*.part"))
 
 
 def killed_in(folder: Path, planned: str) -> str:
     """The phase in which a run was killed, by the files it left."""
     if folder.with_suffix(".mp4").exists():
         return "end"
-    if any(folder.parent.glob(f".{folder.stem}.mp4.*.part")):
+    if any(folder.parent.glob(f"{TEMPORARY}*.*.part")):
         return "mux"
     if unfinished(folder, "latents"):
         return "gather"
@@ -112,7 +113,9 @@ def processes(parent: int) -> list[int]:
     try:
         children = Path(f"/proc/{parent}/task/{parent}/children").read_text().split()
         ranks = [
-            int(child) for child in children if b"spawn_main" in Path(f"/proc/{child}/cmdline").read_bytes()
+            int(child)
+            for child in children
+            if b"vinfinity.parallel.started" in Path(f"/proc/{child}/cmdline").read_bytes()
         ]
     except OSError:
         ranks = []

@@ -19,11 +19,10 @@ from oracles.reference import configure, copy_model
 
 from vinfinity.cli import main
 from vinfinity.config import declared
+from vinfinity.config.schema import bare
 from vinfinity.run import run
 
-CASES = 240
-# seconds; a refusal takes a few hundredths
-SLOW = 2.0
+CASES = 330
 
 Draw = random.Random
 Arguments = list[str]
@@ -282,6 +281,177 @@ def edits(draw: Draw, place: Place) -> Arguments:
     return [*GENERATE, draw.choice([*bad, f"edit.redo={word(draw)}", f"edit.run={own_run(draw, place)}"])]
 
 
+def other_notation(draw: Draw) -> str:
+    """A number as YAML 1.1, Python or other scripts write it, and nothing that is read as decimal."""
+    digits = "".join(draw.choices("1234567", k=draw.randint(1, 4)))
+    wide = digits.translate({ord(digit): ord(digit) - ord("0") + ord("０") for digit in digits})
+    forms = [f"0{digits}", f"0x{digits}", f"0o{digits}", f"0b{digits}", f"{digits}:30", f"{digits}_000", wide]
+    return draw.choice([*forms, f"{digits},5", f"{digits}e", f"-0{digits}", f"{digits} ", f"'{digits}'"])
+
+
+def notations(draw: Draw, place: Place) -> Arguments:
+    """Settings that are numbers, as a flag, as KEY=VALUE and in a file."""
+    kinds = {key: setting for key, setting in declared().items() if bare(setting.kind) in (int, float)}
+    key, text = draw.choice(list(kinds)), other_notation(draw)
+    flag = kinds[key].flag
+    if flag is not None and draw.random() < 0.5:
+        return [*GENERATE, flag, text]
+    if draw.random() < 0.5:
+        return [*GENERATE, f"{key}={text}"]
+    path = place.folder / f"{word(draw)}.yaml"
+    path.write_text(f"{key}: {draw.choice(['', '!!int ', '!!float '])}{text.strip()}a\n", encoding="utf-8")
+    return [*GENERATE, "--config", str(path)]
+
+
+def other_numbers(draw: Draw, place: Place) -> Arguments:
+    """Options that are numbers, but not settings of a run."""
+    command, flag = draw.choice(
+        [
+            (["bench", "unet"], "--frames"),
+            (["bench", "unet"], "--rounds"),
+            (["bench", "unet"], "--threads"),
+            (["bench", "scaling"], "--ranks"),
+            (["bench", "e2e"], "--frames"),
+            (["bench", "exchange"], "--local"),
+            (["bench", "memory"], "--chunk"),
+            (["bench", "decode"], "--tile"),
+            (["plan", "-p", "x"], "--device-memory"),
+        ]
+    )
+    return [*command, flag, draw.choice([other_notation(draw), not_a_number(draw), "0" * 9 + "1", "9" * 40])]
+
+
+def limits_of_all(draw: Draw, place: Place) -> Arguments:
+    """Whole numbers that no machine could count to."""
+    keys = [key for key, setting in declared().items() if bare(setting.kind) is int]
+    return [*GENERATE, f"{draw.choice(keys)}={10 ** draw.randint(20, 90)}"]
+
+
+def long_name(draw: Draw, suffix: str) -> str:
+    character = draw.choice(["x", "é", "球", "🎈"])
+    return character * -(-(256 - len(suffix)) // len(character.encode())) + suffix
+
+
+def output_names(draw: Draw, place: Place) -> Arguments:
+    """Names that a video or its latents cannot have."""
+    flag, suffix = draw.choice([("--out", ".mp4"), ("--save-latents", ".safetensors")])
+    folders = ["", f"{word(draw)}/"]
+    (place.folder / "mine.run").mkdir(exist_ok=True)
+    (place.folder / "mine.run" / "thesis.tex").touch()
+    (place.folder / "file.run").touch()
+    other = [
+        "",
+        ".",
+        "..",
+        "/",
+        " ",
+        suffix,
+        f"a{suffix}.",
+        f"a{suffix} ",
+        f"a{suffix}/..",
+        "~nobody-at-all/a",
+    ]
+    taken = ["mine.mp4", "file.mp4", "mine.run/a.safetensors"]
+    control = draw.choice(
+        ["\n", "\r", "\t", "\x1b[2J", "\x7f", "\x85", "\u2028", "\u2029", "\0", "\udcff", "\ud800"]
+    )
+    long = [f"{draw.choice(folders)}{long_name(draw, suffix)}", f"{'new/' * 1100}a{suffix}"]
+    bad = [
+        *draw.sample(other, 3),
+        *long,
+        f"{draw.choice(folders)}a{control}b{suffix}",
+        f"{long_name(draw, '')}/a{suffix}",
+    ]
+    if draw.random() < 0.2:
+        name = draw.choice(taken)
+        return [
+            *GENERATE,
+            "--out",
+            "mine.mp4" if name.endswith("tensors") else name,
+            "--save-latents",
+            "mine.run/a.safetensors",
+        ]
+    return [*GENERATE, flag, draw.choice(bad)]
+
+
+def other_outputs(draw: Draw, place: Place) -> Arguments:
+    """Files of measurements, and folders of converted models."""
+    names = ["a\nb.json", long_name(draw, ".json"), "/dev/null/a.json", str(place.folder), "a\udcff.json"]
+    if draw.random() < 0.4:
+        return ["models", "convert", str(place.model), draw.choice([*names, str(place.model)])]
+    command = draw.choice([["unet"], ["scaling"], ["e2e"], ["exchange"], ["memory"], ["decode"]])
+    return ["bench", *command, "--out", draw.choice(names)]
+
+
+def input_names(draw: Draw, place: Place) -> Arguments:
+    """Inputs with names that no file can have, and folders in place of files."""
+    folder = place.folder / f"{word(draw)}.safetensors"
+    folder.mkdir()
+    (place.folder / "loop.safetensors").unlink(missing_ok=True)
+    (place.folder / "loop.safetensors").symlink_to("loop.safetensors")
+    flag = draw.choice(["--noise-from", "--lora", "--decoder", "--model", "--config"])
+    names = [
+        long_name(draw, ".safetensors"),
+        "~nobody-at-all/a.safetensors",
+        "a\nb.safetensors",
+        "a\udcff.safetensors",
+    ]
+    names += [
+        "loop.safetensors",
+        "/dev/null/a.safetensors",
+        "\0.safetensors",
+        f"{'a/' * 2500}b.safetensors",
+        "",
+    ]
+    if draw.random() < 0.3:
+        command = draw.choice(
+            [["resume"], ["decode"], ["redo", "--frames", "1:2"], ["extend", "--frames", "+2"]]
+        )
+        return [*command, draw.choice([*names, "..", "/", "a/.."])]
+    return [*GENERATE, flag, draw.choice([*names, str(folder)])]
+
+
+def texts(draw: Draw, place: Place) -> Arguments:
+    """Text that no file of settings could keep, and files that were meant to hold other text."""
+    bad = draw.choice(["\udcff", "\ud83d", "a\udc80b", "\0", "a\0"])
+    key = draw.choice(["prompt", "negative", "model", "lora", "decoder", "out", "noise_from", "edit.run"])
+    if draw.random() < 0.5:
+        return ["generate", "--device", "cpu", f"{key}={f'[{bad}]' if key == 'lora' else bad}"]
+    path = place.folder / f"{word(draw)}.yaml"
+    forms = [
+        'prompt: "a\\0b"',
+        'prompt: "\\ud83d"',
+        "prompt: a\x07b",
+        "prompt: a\x85b: c",
+        "prompt: 'a",
+        "prompt: !!binary YQ==",
+    ]
+    forms += [
+        "prompt: &a [*a]",
+        "prompt: !!set {a}",
+        "prompt: |a",
+        "prompt: >\n\ta",
+        "prompt: @a",
+        "prompt: `a",
+        "prompt: %a: b",
+    ]
+    path.write_text(draw.choice(forms) + "\n", encoding="utf-8")
+    return ["generate", "--device", "cpu", "--config", str(path)]
+
+
+def outputs_of_edits(draw: Draw, place: Place) -> Arguments:
+    """Edits that would replace the run they start from, and runs under names that are none."""
+    run = own_run(draw, place)
+    if draw.random() < 0.4:
+        other = run.rename(run.with_suffix(draw.choice([".running", ".RUN", ""])))
+        return [draw.choice(["resume", "decode"]), str(other)]
+    command = draw.choice([["redo", "--frames", "1:2"], ["extend", "--frames", "+2"]])
+    out = draw.choice(
+        [str(run.with_suffix(".mp4")), f"{place.folder}/./{run.stem}.mp4", long_name(draw, ".mp4"), "a.run"]
+    )
+    return [*command, str(run), "--overwrite", "--out", out]
+
+
 KINDS: list[Callable[[Draw, Place], Arguments]] = [
     *(
         numbers,
@@ -297,6 +467,8 @@ KINDS: list[Callable[[Draw, Place], Arguments]] = [
         prompts,
     ),
     *(commands, model_names, models, models, models, tensors, runs, runs, spans, other_video, edits),
+    *(notations, notations, other_numbers, limits_of_all, output_names, output_names, other_outputs),
+    *(input_names, input_names, texts, outputs_of_edits),
 ]
 
 
@@ -316,24 +488,26 @@ def place(finished: Path, model_folder: Path, tmp_path: Path, monkeypatch: pytes
 
 @pytest.mark.parametrize("kind", range(len(KINDS)), ids=lambda index: f"{index}-{KINDS[index].__name__}")
 def test_bad_input_is_refused_in_one_line_at_once(
-    kind: int, place: Place, capsys: pytest.CaptureFixture[str]
+    kind: int,
+    place: Place,
+    capsys: pytest.CaptureFixture[str],
+    record_worst: Callable[[str, float], None],
 ) -> None:
-    draw = Draw(kind)
+    draw, slowest = Draw(kind), 0.0
     for _ in range(-(-CASES // len(KINDS))):
         arguments = KINDS[kind](draw, place)
         before = sorted(place.folder.rglob("*"))
         started = time.monotonic()
         with pytest.raises(SystemExit) as ended:
             main(arguments)
-        seconds = time.monotonic() - started
+        slowest = max(slowest, time.monotonic() - started)
         printed = capsys.readouterr()
         assert ended.value.code == 2, (arguments, printed.err)
         assert printed.err.startswith("error: "), arguments
         assert printed.err.count("\n") == 1, (arguments, printed.err)
         assert "Traceback" not in printed.err
-        # other processes may be using the machine
-        assert seconds < 10 * SLOW, arguments
         assert sorted(place.folder.rglob("*")) == before, arguments
+    record_worst("slowest refusal in seconds", slowest)
 
 
 def test_the_installed_command_refuses_in_one_line_too(place: Place) -> None:
@@ -361,6 +535,17 @@ def test_the_installed_command_refuses_in_one_line_too(place: Place) -> None:
         (("decode", "RUN", "--out", "a.avi"), "out: a.avi (--out) does not end in .mp4"),
         (("decode", "RUN", "seed=5"), "seed: 5 (command line) would change the video"),
         (("generate", "-p", "x", "--model", "minni"), "model: minni (--model) is "),
+        (
+            ("generate", "-p", "x", "--frames", "010"),
+            "frames: 010 (--frames) is not a whole number; write it in",
+        ),
+        (("generate", "-p", "x", "-n", "1:30"), "frames: 1:30 (--frames) is not a whole number; write it in"),
+        (("redo", "RUN", "--frames", "1:3", "--seed", "010"), "seed: 010 (--seed) is not a whole number"),
+        (("redo", "RUN", "--frames", "01:3"), "--frames: 01:3 is not a range of frames; write it as FROM:TO"),
+        (("extend", "RUN", "--frames", "+010"), "--frames: +010 is not a number of frames to append"),
+        (("bench", "unet", "--frames", "010"), "--frames: 010 is not a whole number; write it in decimal"),
+        (("plan", "-p", "x", "--device-memory", "1_0"), "--device-memory: 1_0 is not a number; write it in"),
+        (("bench", "unet", "--out", "a\nb.json"), r"--out: 'a\nb.json' has a line break or another control"),
         (("bench", "unet", "--dtype", "fp61"), "--dtype: 'fp61' is not one of 'fp32', 'fp16', 'bf16'; see"),
         (("models", "convert", "a", "b", "--dtype", "fp61"), "--dtype: 'fp61' is not one of 'fp32'"),
         (("redo", "RUN"), "Missing option '--frames'; see `vinfinity redo --help`"),

@@ -23,6 +23,26 @@ def commands() -> dict[str, Any]:
 COMMANDS = commands()
 
 
+# what `--help` shows in place of a number
+NUMBERS = ("N", "X", "GB", "MiB")
+
+
+def test_every_option_that_is_a_number_is_decimal(cli: Cli) -> None:
+    # without the commands that look for a run first
+    asked = [
+        (name, option)
+        for name, command in COMMANDS.items()
+        for option in command.params
+        if getattr(option, "metavar", None) in NUMBERS and command.params[0].name != "run"
+    ]
+    assert len(asked) >= 30
+    for name, option in asked:
+        for number in ("010", "1:30", "1_000", "１２"):
+            message = cli.refused(*name.split(), option.opts[0], number)
+            assert number in message
+            assert option.opts[0] in message
+
+
 @pytest.fixture
 def wide(monkeypatch: pytest.MonkeyPatch) -> None:
     """A terminal on which no line is wrapped."""

@@ -281,7 +281,7 @@ def test_an_unknown_key_names_the_nearest(argument: str, meant: str) -> None:
         ("video.crf=52", "between 0 and 51"),
         ("video.preset=slowest", "did you mean slow"),
         ("video.pixel_format=rgb24", "choose from yuv420p"),
-        ("seed=[1", "not valid YAML"),
+        ("lora=[1", "not valid YAML"),
         ("steps=${nothing}", "cannot be resolved"),
         ("steps=${steps}", "cannot be resolved"),
         ("frames=???", "not a whole number"),
@@ -320,7 +320,7 @@ def test_errors_name_the_source_of_a_value(tmp_path: Path) -> None:
         ("frames: [1\n", "not valid YAML at line"),
         ("frames: 1\nframes: 2\n", "not valid YAML"),
         ("- frames\n", "not a mapping"),
-        ("frames\n", "frames: null"),
+        ("frames\n", "not a mapping"),
         ("5\n", "not a mapping"),
         ("a: 1\n---\nb: 2\n", "not valid YAML"),
         ("seed: !!python/object:os.system x\n", "not valid YAML"),
@@ -472,3 +472,11 @@ def test_nearest() -> None:
 
 def test_one_line() -> None:
     assert one_line(ValueError("first\n  second\t third ")) == "first second third"
+    assert one_line("a\u2028b\x85c\x1b[1md\udcff\0") == r"a b c\u001b[1md\udcff\u0000"
+
+
+def test_every_message_is_one_line_that_shows_what_is_invisible() -> None:
+    error = InputError("out", Path("a\nb\u2028.mp4"), "choose another name", problem="is odd")
+    assert error.message == r"out: 'a\nb\u2028.mp4' is odd; choose another name"
+    assert InputError("prompt", "\udcff", "mend it").message == r"prompt: '\udcff'; mend it"
+    assert OutputError("a\nb: cannot be written").message == "a b: cannot be written"

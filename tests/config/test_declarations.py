@@ -106,6 +106,14 @@ def test_settings_given_by_python() -> None:
             run_config(**settings)
 
 
+def test_all_ranks_decode_on_gpus_unless_the_setting_says_otherwise() -> None:
+    assert DecodeConfig().on_all_ranks("cuda")
+    assert not DecodeConfig().on_all_ranks("cpu")
+    for device in ("cuda", "cpu"):
+        assert DecodeConfig(where="ranks").on_all_ranks(device)
+        assert not DecodeConfig(where="rank0").on_all_ranks(device)
+
+
 def test_without_a_card_every_setting_of_a_model_is_needed() -> None:
     with pytest.raises(InputError, match=r"^size: none given; give it, as in size=VALUE"):
         load(None)
@@ -151,7 +159,7 @@ def test_a_setting_is_explained() -> None:
         "setting": "frames",
         "meaning": "Length of the video, in frames.",
         "type": "whole number",
-        "range": "at least 1",
+        "range": "1 to 1000000",
         "default": "96",
         "value": "20 (--frames)",
         "flag": "--frames, -n",
@@ -169,6 +177,9 @@ OTHER_TEXT = {
     "size": "32x32",
     "checkpoint.every": "10min",
     "edit.redo": "3:5",
+    "out": "x.mp4",
+    "save_latents": "x.safetensors",
+    "noise_from": "x.safetensors",
     "attention.schedule": [{"above": -1, "local": 1.0, "anchors": 0.0}],
     "lora": ["a.safetensors"],
 }

@@ -1,4 +1,4 @@
-"""Commands, settings and files that the documentation names exist."""
+"""The commands of the README run; commands, settings and files that the documentation names exist."""
 
 import re
 import shlex
@@ -7,9 +7,11 @@ from pathlib import Path
 
 import pytest
 import typer.main
+from oracles.command_line import Cli
 
 from vinfinity.cli.app import app
 from vinfinity.config import declared
+from vinfinity.media.mp4 import read_video
 
 ROOT = Path(__file__).parents[2]
 # the changelog and the log name things as they were
@@ -21,15 +23,29 @@ PAGES = [
 FOLDERS = ("benchmarks", "configs", "docs", "examples", "scripts", "tests", "training", "vinfinity")
 
 
-def commands(page: Path) -> Iterator[list[str]]:
-    """The words after `vinfinity` of each command in the shell blocks of a page."""
+# settings that make the videos of `generate` small: an option would be given twice
+SMALL = ["steps=1", "size=32x32"]
+
+
+def lines(page: Path) -> Iterator[list[str]]:
+    """The words of each line in the shell blocks of a page, without comments."""
     for block in re.findall(
         r"^```sh\n(.*?)^```", page.read_text(encoding="utf-8"), flags=re.MULTILINE | re.DOTALL
     ):
         for line in block.splitlines():
-            words = shlex.split(line, comments=True)
-            if "vinfinity" in words:
-                yield words[words.index("vinfinity") + 1 :]
+            yield shlex.split(line, comments=True)
+
+
+def commands(page: Path) -> Iterator[list[str]]:
+    """The words after `vinfinity` of each command in the shell blocks of a page."""
+    for words in lines(page):
+        if "vinfinity" in words:
+            yield words[words.index("vinfinity") + 1 :]
+
+
+def runs_here(words: list[str]) -> bool:
+    """Whether a line can be run by anyone: it needs no download, no weights and no launcher."""
+    return words[:1] == ["vinfinity"] and "fetch" not in words and "--model" not in words
 
 
 def unknown_words(words: list[str]) -> list[str]:
@@ -54,8 +70,19 @@ def test_commands_of_a_page_use_known_options_and_settings(page: Path) -> None:
     assert [(words, unknown_words(words)) for words in commands(page) if unknown_words(words)] == []
 
 
-def test_the_readme_shows_commands() -> None:
-    assert len(list(commands(ROOT / "README.md"))) >= 6
+def test_the_commands_of_the_readme_run_in_their_order(
+    cli: Cli, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "configs").symlink_to(ROOT / "configs")
+    names = []
+    for _, name, *arguments in filter(runs_here, lines(ROOT / "README.md")):
+        code, _, err = cli(name, *arguments, *(SMALL if name == "generate" else []))
+        assert code == 0, f"vinfinity {name} {shlex.join(arguments)}: {err}"
+        names.append(name)
+    assert names == ["generate", "generate", "plan", "resume", "redo", "extend"]
+    frames = {path.name: len(read_video(path)) for path in tmp_path.glob("ball*.mp4")}
+    assert frames == {"ball.mp4": 64, "ball-redo.mp4": 64, "ball-extend.mp4": 64 + 48}
 
 
 @pytest.mark.parametrize("page", PAGES, ids=lambda page: str(page.relative_to(ROOT)))

@@ -125,6 +125,23 @@ def test_metadata_is_written_unless_switched_off(tmp_path: Path) -> None:
     assert "réd".encode() not in (tmp_path / "b.mp4").read_bytes()
 
 
+def test_metadata_keeps_every_character(tmp_path: Path) -> None:
+    codes = [code for code in range(1, 0x11000) if not 0xD800 <= code < 0xE000]
+    for title in ("".join(map(chr, codes)), "a\nb\u2028c\r\n", "\ufeffx ", "é✨ x" * 25_000):
+        save(tmp_path / "a.mp4", patches(16, 16), size=(16, 16), config=VideoConfig(), title=title)
+        assert read_metadata(tmp_path / "a.mp4")["title"] == title
+
+
+@pytest.mark.parametrize(
+    "name", ["12:30.mp4", "file:x.mp4", "pipe:1.mp4", "-a.mp4", "%03d.mp4", "a?b#c.mp4", "x" * 251 + ".mp4"]
+)
+def test_a_file_may_have_any_name(name: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    save(Path(name), patches(16, 16), size=(16, 16), config=VideoConfig())
+    assert len(read_video(Path(name))) == len(COLOURS)
+    assert [path.name for path in tmp_path.iterdir()] == [name]
+
+
 def test_quality_follows_crf(tmp_path: Path) -> None:
     frames = np.random.default_rng(0).integers(0, 256, size=(4, 64, 64, 3), dtype=np.uint8)
     save(tmp_path / "good.mp4", frames, size=(64, 64), config=VideoConfig(crf=10))

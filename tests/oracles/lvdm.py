@@ -1,8 +1,8 @@
-"""VideoCrafter2 in the layout and arithmetic of its authors' code, at any width: the oracle of `convert`.
+"""VideoCrafter2 with the layout and arithmetic of its authors' code, at any width: the reference for `convert`.
 
 Written from the published definitions (AILab-CVC/VideoCrafter: lvdm/modules/networks/openaimodel3d.py and
-ae_modules.py, lvdm/modules/attention.py), for the options of configs/inference_t2v_512_v2.0.yaml only: parameter names,
-the order of modules and the axes that each of them sees are those of the original. Videos are (b, c, f, h, w).
+ae_modules.py, lvdm/modules/attention.py), and only for the options in configs/inference_t2v_512_v2.0.yaml. Parameter
+names, the order of modules and the axes that they work on are those of the original. Videos are (b, c, f, h, w).
 """
 
 import math
@@ -14,6 +14,7 @@ from torch import Tensor, nn
 
 
 def timestep_features(t: Tensor, width: int) -> Tensor:
+    """Sinusoidal features of timesteps, (b, width)."""
     frequencies = torch.exp(-math.log(10000) * torch.arange(width // 2) / (width // 2))
     angles = t[:, None].float() * frequencies
     return torch.cat([angles.cos(), angles.sin()], dim=-1)
@@ -88,7 +89,7 @@ class SpatialTransformer(nn.Module):
 
 
 class TemporalTransformer(nn.Module):
-    """linear: False for the first one only, whose projections are convolutions over time."""
+    """linear: whether the projections are linear layers; in the first transformer they are convolutions of size 1."""
 
     def __init__(self, channels: int, heads: int, head: int, *, linear: bool) -> None:
         super().__init__()
@@ -135,6 +136,7 @@ class ResBlock(nn.Module):
             nn.GroupNorm(32, out), nn.SiLU(), nn.Dropout(0.0), nn.Conv2d(out, out, 3, padding=1)
         )
         self.skip_connection = nn.Identity() if out == channels else nn.Conv2d(channels, out, 1)
+        # spelled as in the published files
         self.temopral_conv = TemporalConvBlock(out)
 
     def forward(self, x: Tensor, emb: Tensor, batch: int) -> Tensor:
@@ -163,7 +165,7 @@ class Upsample(nn.Module):
 
 
 class Stage(nn.Sequential):
-    """TimestepEmbedSequential: gives each layer what it takes."""
+    """The original's TimestepEmbedSequential: calls each layer with the inputs that it needs."""
 
     def forward(self, x: Tensor, emb: Tensor, context: Tensor, batch: int) -> Tensor:  # type: ignore[override]
         for layer in self:
@@ -179,7 +181,9 @@ class Stage(nn.Sequential):
 
 
 class UNetModel(nn.Module):
-    """attention: the downsampling rates with attention. condition: width of T2V-Turbo's guidance embedding."""
+    """attention: the downsampling rates at which there are transformers. head: width of an attention head. context:
+    width of text states. condition: width of T2V-Turbo's guidance embedding; None without one.
+    """
 
     def __init__(
         self,
@@ -305,8 +309,11 @@ class PaddedDownsample(nn.Module):
         return self.conv(F.pad(x, (0, 1, 0, 1)))
 
 
-class Half(nn.Module):
-    """Encoder or decoder: one level after another, with the middle at the lowest resolution."""
+class Coder(nn.Module):
+    """The encoder, or the decoder: its levels in order, and the middle blocks at the lowest resolution.
+
+    ends: number of channels that go in and come out.
+    """
 
     def __init__(
         self, *, ch: int, mult: Sequence[int], layers: int, ends: tuple[int, int], decodes: bool
@@ -358,8 +365,8 @@ class Half(nn.Module):
 class Autoencoder(nn.Module):
     def __init__(self, *, ch: int = 32, mult: Sequence[int] = (1, 1, 2, 2), layers: int = 1) -> None:
         super().__init__()
-        self.encoder = Half(ch=ch, mult=mult, layers=layers, ends=(3, 8), decodes=False)
-        self.decoder = Half(ch=ch, mult=mult, layers=layers + 1, ends=(4, 3), decodes=True)
+        self.encoder = Coder(ch=ch, mult=mult, layers=layers, ends=(3, 8), decodes=False)
+        self.decoder = Coder(ch=ch, mult=mult, layers=layers + 1, ends=(4, 3), decodes=True)
         self.quant_conv = nn.Conv2d(8, 8, 1)
         self.post_quant_conv = nn.Conv2d(4, 4, 1)
 
@@ -375,7 +382,7 @@ class Autoencoder(nn.Module):
 
 
 def schedule_buffers() -> dict[str, Tensor]:
-    """What LVDM's training stores beside the weights (lvdm/models/ddpm3d.py)."""
+    """The buffers that LVDM's training saves with the weights (lvdm/models/ddpm3d.py)."""
     betas = torch.linspace(0.00085**0.5, 0.012**0.5, 1000, dtype=torch.float64) ** 2
     products = torch.cumprod(1 - betas, 0)
     names = (
@@ -397,7 +404,7 @@ def schedule_buffers() -> dict[str, Tensor]:
 
 
 def checkpoint(unet: nn.Module, vae: nn.Module, text: nn.Module) -> dict[str, Tensor]:
-    """The state in VideoCrafter2's model.ckpt. text: an OpenCLIP model without its picture tower."""
+    """The state dict in VideoCrafter2's model.ckpt. text: an OpenCLIP model without its image encoder."""
     prefixes = {"model.diffusion_model.": unet, "first_stage_model.": vae, "cond_stage_model.model.": text}
     state = {
         f"{prefix}{name}": x for prefix, part in prefixes.items() for name, x in part.state_dict().items()

@@ -1,5 +1,7 @@
 """Our networks with the weights of diffusers' networks, and the shapes that are tested."""
 
+import dataclasses
+import json
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, cast
@@ -7,12 +9,16 @@ from typing import Any, cast
 import torch
 from diffusers import AutoencoderKL as TheirVAE
 from diffusers import UNet3DConditionModel
+from oracles import lvdm
+from oracles.reference import fill, save_model, tiny_pipeline
+from safetensors.torch import save_file
 
 from vinfinity.models.checkpoint import Change
 from vinfinity.models.family import TEXT_ENCODER
 from vinfinity.models.unet3d.clip import TextEncoder
 from vinfinity.models.unet3d.configs import UNetConfig, VAEConfig
 from vinfinity.models.unet3d.family import UNET3D
+from vinfinity.models.unet3d.lvdm import UNET, unet_config, unet_table
 from vinfinity.models.unet3d.unet import UNet
 from vinfinity.models.unet3d.vae import AutoencoderKL
 from vinfinity.parallel.context import TemporalContext, temporal_context
@@ -124,12 +130,35 @@ def load_vae(folder: Path, *, device: torch.device | str, dtype: torch.dtype) ->
     return cast(AutoencoderKL, load_network(UNET3D.networks["vae"], folder, device=device, dtype=dtype))
 
 
-def load_unet(folder: Path, *, device: str, dtype: torch.dtype, loras: Sequence[Change] = ()) -> UNet:
+def lvdm_folder(folder: Path) -> tuple[Path, lvdm.UNetModel]:
+    """A VideoCrafter2-like UNet in LVDM's layout, and a model's folder that has it in diffusers' layout.
+
+    Only the UNet's layout matters; the other parts come from the tiny pipeline.
+    """
+    reference = fill(lvdm.UNetModel(context=16, mult=(1, 2, 2), attention=(1, 2)), seed=9)
+    whole = save_model(folder / "whole", tiny_pipeline())
+    state = {f"{UNET}{name}": x for name, x in reference.state_dict().items()}
+    config = unet_config({name: tuple(x.shape) for name, x in state.items()})
+    ours = UNet(config)
+    table = unet_table(config, list(ours.state_dict()))
+    tensors = {
+        name: state[table[name].name].reshape(x.shape).clone() for name, x in ours.state_dict().items()
+    }
+    save_file(tensors, whole / "unet" / "diffusion_pytorch_model.safetensors")
+    values = {"_class_name": "UNet3DConditionModel", **dataclasses.asdict(config)}
+    (whole / "unet" / "config.json").write_text(json.dumps(values))
+    return whole, reference
+
+
+def load_unet(folder: Path, *, device: str, dtype: torch.dtype, changes: Sequence[Change] = ()) -> UNet:
     """Our UNet with the weights in `folder`."""
     network = UNET3D.networks[UNET3D.denoiser]
-    return cast(UNet, load_network(network, folder, device=device, dtype=dtype, loras=loras))
+    return cast(UNet, load_network(network, folder, device=device, dtype=dtype, changes=changes))
 
 
-def load_text_encoder(folder: Path, *, device: str, dtype: torch.dtype) -> TextEncoder:
+def load_text_encoder(
+    folder: Path, *, device: str, dtype: torch.dtype, changes: Sequence[Change] = ()
+) -> TextEncoder:
     """Our text encoder with the weights in `folder`."""
-    return cast(TextEncoder, load_network(UNET3D.networks[TEXT_ENCODER], folder, device=device, dtype=dtype))
+    network = UNET3D.networks[TEXT_ENCODER]
+    return cast(TextEncoder, load_network(network, folder, device=device, dtype=dtype, changes=changes))

@@ -75,3 +75,13 @@ def die(number: int, ranks: Ranks) -> None:
         os.kill(os.getpid(), signal.Signals(number))
     time.sleep(0.5)
     ranks.collect(1)
+
+
+def exhaust_memory(_: None, ranks: Ranks) -> None:
+    """Rank 1 asks for more memory of its device than there is, while the others wait for it."""
+    if ranks.rank == 1:
+        if ranks.device.type == "cuda":
+            torch.empty(2**50, device=ranks.device)
+        # CPUs have an error of their own
+        raise torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 1024.00 TiB.")
+    ranks.collect(1)

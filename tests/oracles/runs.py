@@ -22,6 +22,7 @@ from vinfinity.runs.folder import find_run
 from vinfinity.runs.parts import read_manifest
 from vinfinity.runs.paths import Destination
 from vinfinity.runs.start import how_to_start, load_run
+from vinfinity.system.signals import Shutdown
 
 # enough for a signal to arrive before the last step
 STEPS = 12
@@ -93,10 +94,11 @@ def stop_after_step(
 ) -> str:
     """Run until the checkpoint after a step exists, then stop with a signal; the message of the run."""
     with (
+        Shutdown().handled() as shutdown,
         signal_when_exists(manifest_of_step(folder, step), number),
         pytest.raises(Stopped) as raised,
     ):
-        run(config, handle_signals=True)
+        run(config, shutdown=shutdown)
     assert raised.value.exit_code == 75
     return raised.value.message
 

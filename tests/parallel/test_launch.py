@@ -1,33 +1,41 @@
 """Starting ranks: which numbers are possible, and how all of them end if one fails or a signal arrives."""
 
+import dataclasses
 import os
 import re
 import signal
 import subprocess
-import sys
 import time
 from pathlib import Path
 
 import pytest
 import torch
 from oracles.launchers import TORCHRUN
+from oracles.processes import vinfinity, wait_for_ranks, wait_until_gone
 from oracles.rank_work import crash, die, differ
 
 from vinfinity.errors import InputError, RankError, VinfinityError
+from vinfinity.parallel.devices import pick_device
 from vinfinity.parallel.launch import check_ranks, launch
-from vinfinity.parallel.ranks import pick_device
+from vinfinity.parallel.place import find_place
 from vinfinity.runs.parts import read_manifest
 
 TIMEOUT = 60.0
 
 
-def test_a_number_of_ranks_other_than_the_launchers_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
-    for name, value in TORCHRUN.items():
-        monkeypatch.setenv(name, value)
-    with pytest.raises(InputError, match=r"gpus: 4 is not the 8 ranks that torchrun started"):
-        check_ranks(gpus=4, device="cpu", frames=96)
-    with pytest.raises(InputError, match=r"more than the 7 frames"):
-        check_ranks(gpus=None, device="cpu", frames=7)
+def test_ranks_that_do_not_fit_their_launcher_are_refused() -> None:
+    place = find_place(TORCHRUN)
+    assert place is not None
+    way_out = "; if torchrun did not start this process, unset RANK WORLD_SIZE"
+    with pytest.raises(
+        InputError, match=f"gpus: 4 is not the 8 ranks that torchrun started; leave .*{way_out}"
+    ):
+        check_ranks(gpus=4, device="cpu", frames=96, place=place)
+    with pytest.raises(InputError, match=f"gpus: 8 is more than the 7 frames; .*{way_out}"):
+        check_ranks(gpus=None, device="cpu", frames=7, place=place)
+    many = dataclasses.replace(place, local_size=99)
+    with pytest.raises(InputError, match=f"finds .* for 99; add --device cpu .*{way_out}"):
+        check_ranks(gpus=None, device="cuda", frames=96, place=many)
 
 
 @pytest.mark.skipif(torch.cuda.is_available(), reason="there are GPUs here")
@@ -64,45 +72,19 @@ def command(model: Path, folder: Path, *more: str) -> list[str]:
     """The command of a run that takes longer than any test."""
     options = ["--model", str(model), "--prompt", "a red ball", "--frames", "20", "--size", "64x64"]
     options += ["--steps", "1000", "--device", "cpu", "--out", str(folder / "video.mp4")]
-    return [sys.executable, "-m", "vinfinity", "generate", *options, *more]
+    return vinfinity("generate", *options, *more)
 
 
-def start(arguments: list[str]) -> tuple[subprocess.Popen[str], list[int]]:
-    """Start a run on several ranks and wait until it denoises: the launcher, and its ranks' process ids in order."""
-    environment = {**os.environ, "OMP_NUM_THREADS": "1"}
-    process = subprocess.Popen(
-        arguments, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, env=environment
-    )
-    deadline = time.monotonic() + 60
-    ranks: list[int] = []
-    while time.monotonic() < deadline and process.poll() is None:
-        ranks = [child for child in children(process.pid) if b"spawn_main" in command_line(child)]
-        # after some seconds of processor time, a rank is past the start and in the loop
-        if len(ranks) >= 2 and all(processor_seconds(rank) > 6 for rank in ranks):
-            return process, ranks
-        time.sleep(0.2)
-    process.kill()
-    raise AssertionError(f"the run did not start: {process.communicate()[1]}")
-
-
-def children(pid: int) -> list[int]:
-    return [int(child) for child in Path(f"/proc/{pid}/task/{pid}/children").read_text().split()]
-
-
-def command_line(pid: int) -> bytes:
-    try:
-        return Path(f"/proc/{pid}/cmdline").read_bytes()
-    except OSError:
-        return b""
-
-
-def processor_seconds(pid: int) -> float:
-    fields = Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()
-    return (int(fields[11]) + int(fields[12])) / os.sysconf("SC_CLK_TCK")
-
-
-def gone(pids: list[int]) -> bool:
-    return not any(b"spawn_main" in command_line(pid) for pid in pids)
+def start(arguments: list[str], folder: Path, *, count: int = 2) -> tuple[subprocess.Popen[str], list[int]]:
+    """Start a run on `count` ranks and wait for its next step: the launcher, and its ranks' process ids in order."""
+    events = folder / "video.run" / "events.jsonl"
+    before = events.read_text().count('"step"') if events.exists() else 0
+    process = subprocess.Popen(arguments, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
+    ranks = wait_for_ranks(process, count)
+    while not events.exists() or events.read_text().count('"step"') <= before:
+        assert process.poll() is None, "the run ended"
+        time.sleep(0.05)
+    return process, ranks
 
 
 @pytest.mark.slow
@@ -110,31 +92,33 @@ def gone(pids: list[int]) -> bool:
 def test_all_ranks_end_with_exit_code_3_if_one_is_killed_or_suspended(
     number: signal.Signals, model_folder: Path, tmp_path: Path
 ) -> None:
-    process, ranks = start(command(model_folder, tmp_path, "--gpus", "3", "parallel.timeout=5"))
+    process, ranks = start(
+        command(model_folder, tmp_path, "--gpus", "3", "parallel.timeout=5"), tmp_path, count=3
+    )
     os.kill(ranks[1], number)
     _, stderr = process.communicate(timeout=30)
     assert process.returncode == 3
     assert "rank 1 " in stderr.splitlines()[-1]
-    assert gone(ranks)
+    wait_until_gone(ranks)
 
 
 @pytest.mark.slow
 def test_ctrl_c_stops_all_ranks_after_a_checkpoint_and_a_second_one_at_once(
     model_folder: Path, tmp_path: Path
 ) -> None:
-    process, ranks = start(command(model_folder, tmp_path, "--gpus", "2"))
+    process, ranks = start(command(model_folder, tmp_path, "--gpus", "2"), tmp_path)
     process.send_signal(signal.SIGINT)
     _, stderr = process.communicate(timeout=30)
     assert process.returncode == 75
     assert re.search(
         r"stopped after step \d+ of 1000; `vinfinity resume .*video\.run` resumes the run", stderr
     )
-    assert gone(ranks)
+    wait_until_gone(ranks)
     [checkpoint] = (tmp_path / "video.run" / "checkpoints").iterdir()
     assert len(read_manifest(checkpoint).parts) == 2
 
-    resume = [sys.executable, "-m", "vinfinity", "resume", str(tmp_path / "video.run")]
-    process, ranks = start(resume)
+    resume = vinfinity("resume", str(tmp_path / "video.run"))
+    process, ranks = start(resume, tmp_path)
     # a suspended rank never reaches the end of its step
     os.kill(ranks[0], signal.SIGSTOP)
     process.send_signal(signal.SIGINT)
@@ -142,15 +126,12 @@ def test_ctrl_c_stops_all_ranks_after_a_checkpoint_and_a_second_one_at_once(
     process.send_signal(signal.SIGINT)
     process.communicate(timeout=10)
     assert process.returncode == 130
-    assert gone(ranks)
+    wait_until_gone(ranks)
 
 
 @pytest.mark.slow
 def test_ranks_end_if_their_launcher_is_killed(model_folder: Path, tmp_path: Path) -> None:
-    process, ranks = start(command(model_folder, tmp_path, "--gpus", "2"))
+    process, ranks = start(command(model_folder, tmp_path, "--gpus", "2"), tmp_path)
     process.kill()
     process.wait()
-    deadline = time.monotonic() + 10
-    while not gone(ranks) and time.monotonic() < deadline:
-        time.sleep(0.1)
-    assert gone(ranks)
+    wait_until_gone(ranks)

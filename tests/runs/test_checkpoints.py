@@ -28,7 +28,7 @@ def checkpoints_in(
     reuse_interval: int = 1,
 ) -> Checkpoints:
     """The checkpoints of a run of 6 frames and 50 steps on one rank."""
-    ranks = Ranks(device=torch.device("cpu"))
+    ranks = Ranks(device=torch.device("cpu"), shutdown=shutdown or Shutdown())
     return Checkpoints(
         RunFolder(folder),
         ranks=ranks,
@@ -36,7 +36,6 @@ def checkpoints_in(
         selection=select_all(6, seed=0),
         steps=50,
         config=CheckpointConfig(every=every, keep=keep),
-        shutdown=shutdown or Shutdown(),
         progress=Progress(enabled=False),
         reuse_interval=reuse_interval,
     )

@@ -13,6 +13,7 @@ from oracles.runs import (
     signal_when_exists,
     when_exists,
 )
+from oracles.video import assert_exact_times
 
 from vinfinity.denoise.selection import Selection
 from vinfinity.errors import VinfinityError
@@ -68,6 +69,14 @@ def test_extend_adds_frames_and_leaves_the_existing_ones_unchanged(
     redone = latents(tmp_path / "a-extend-redo.run")
     assert torch.equal(redone[:, :18], extended[:, :18])
     assert torch.equal(redone[:, 22:], extended[:, 22:])
+
+
+def test_the_frames_of_an_edited_video_have_their_times(model_folder: Path, tmp_path: Path) -> None:
+    run(config_of(model_folder, tmp_path / "a.mp4", frames=9, steps=1, fps=8))
+    edit("redo", str(tmp_path / "a.run"), "--frames", "2:5")
+    edit("extend", str(tmp_path / "a-redo.run"), "--frames", "+8")
+    for name, frames in (("a", 9), ("a-redo", 9), ("a-redo-extend", 17)):
+        assert_exact_times(tmp_path / f"{name}.mp4", frames=frames, fps=8)
 
 
 def test_an_edit_computes_only_nearby_frames_and_anchors(model_folder: Path, tmp_path: Path) -> None:

@@ -4,11 +4,14 @@ import os
 from pathlib import Path
 
 import pytest
+import torch
 from oracles.settings import run_config
+from safetensors.torch import save_file
 
 from vinfinity.config import RunConfig
 from vinfinity.errors import InputError
 from vinfinity.runs.paths import Destination, check_files, slug
+from vinfinity.system.files import temporary
 
 
 def check(config: RunConfig) -> None:
@@ -45,7 +48,7 @@ def test_usable_files_are_accepted_and_nothing_is_written(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.chdir(tmp_path)
-    (tmp_path / "noise.safetensors").write_bytes(b"x")
+    save_file({"noise": torch.zeros(1)}, tmp_path / "noise.safetensors")
     for config in (
         run_config(prompt="a ball"),
         run_config(out="a.mp4", noise_from="noise.safetensors"),
@@ -58,13 +61,36 @@ def test_usable_files_are_accepted_and_nothing_is_written(
 @pytest.mark.parametrize(
     ("given", "message"),
     [
-        ({"out": "a.avi"}, r"out: a\.avi does not end in \.mp4; name it a\.mp4"),
+        ({"out": "a.avi"}, r"out: a\.avi \(argument\) does not end in \.mp4; name it a\.mp4"),
         ({"out": "a"}, r"name it a\.mp4"),
+        ({"out": "a.mp4 "}, r"name it a\.mp4"),
+        ({"out": "a.mp4. "}, r"name it a\.mp4"),
+        ({"out": "a.mp4/.."}, r"name it video\.mp4"),
+        ({"out": ""}, r"out: '' \(argument\) does not end in \.mp4; name it video\.mp4"),
+        ({"out": "/"}, r"name it video\.mp4"),
+        ({"out": ".mp4"}, r"does not end in \.mp4"),
         ({"out": "folder.mp4"}, "is a folder"),
         ({"out": "old.mp4"}, "already exists; choose another name or add --overwrite"),
         ({"out": "sheet.mp4"}, r"out: sheet\.png already exists"),
         ({"out": "old.mp4/a.mp4"}, "which is a file"),
-        ({"out": "a" * 300 + ".mp4"}, "cannot be used"),
+        ({"out": "a" * 252 + ".mp4"}, "has a name of 256 bytes, and its file system takes 255"),
+        ({"out": "é" * 126 + ".mp4"}, "has a name of 256 bytes"),
+        ({"out": f"new/{'a' * 256}/a.mp4"}, "has a name of 256 bytes"),
+        ({"out": "new/" * 1100 + "a.mp4"}, "needs paths of up to .* bytes, and its file system takes 4095"),
+        ({"out": "a\nb.mp4"}, r"out: 'a\\nb\.mp4' has a line break or another control character"),
+        ({"out": "a\x1b[1m.mp4"}, "control character"),
+        ({"out": "a\u2028b.mp4"}, "control character"),
+        ({"out": "new\x07/a.mp4"}, "control character"),
+        ({"out": "run.mp4"}, r"out: run\.run has to be a folder, but is a file"),
+        ({"out": "mine.mp4"}, r"the folder mine\.run, which holds other files, such as thesis\.tex"),
+        ({"out": "mine.mp4", "overwrite": True}, "which holds other files"),
+        ({"out": "earlier.mp4", "overwrite": True, "edit.run": "link.run"}, "of the run that is edited"),
+        ({"out": "a.mp4", "save_latents": "a.run/x.safetensors"}, "lies in the run folder"),
+        ({"save_latents": "a" * 244 + ".safetensors"}, "has a name of 256 bytes"),
+        ({"noise_from": "a" * 300 + ".safetensors"}, "does not exist"),
+        ({"noise_from": "folder.safetensors"}, "is not a file"),
+        ({"decoder": "a" * 300}, "is not a folder"),
+        ({"decoder": "~nobody-at-all/taesd"}, "is not a folder"),
         ({"noise_from": "nowhere.safetensors"}, "noise_from: nowhere.safetensors does not exist"),
         ({"noise_from": "old.mp4"}, r"does not end in \.safetensors"),
         ({"save_latents": "old.safetensors"}, "save_latents: old.safetensors already exists"),
@@ -81,9 +107,45 @@ def test_unusable_files_are_refused(
     monkeypatch.chdir(tmp_path)
     for name in ("old.mp4", "old.safetensors", "sheet.png"):
         (tmp_path / name).write_bytes(b"x")
-    (tmp_path / "folder.mp4").mkdir()
+    for folder in ("folder.mp4", "folder.safetensors", "mine.run", "earlier.run"):
+        (tmp_path / folder).mkdir()
+    for file in ("run.run", "mine.run/thesis.tex", "mine.run/log.txt", "earlier.run/run.json"):
+        (tmp_path / file).touch()
+    (tmp_path / "link.run").symlink_to("earlier.run")
     with pytest.raises(InputError, match=message):
         check(run_config(prompt="a ball", **given))
+
+
+def test_unusual_names_are_accepted(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    names = [
+        "-a.mp4",
+        "12:30.mp4",
+        "a b .mp4",
+        "...mp4",
+        "a%20b?c#d.mp4",
+        "~nobody-at-all/a.mp4",
+        "ball \u200f✨.mp4",
+    ]
+    for name in [*names, "x" * 251 + ".mp4", "é" * 125 + "x.mp4", "new/" * 900 + "a.mp4"]:
+        check(run_config(prompt="a ball", out=name))
+
+
+def test_a_run_folder_that_was_never_finished_is_used_again(tmp_path: Path) -> None:
+    folder = tmp_path / "a.run"
+    folder.mkdir()
+    for name in ("lock", "config.yaml", temporary(folder / "config.yaml").name):
+        (folder / name).touch()
+    check(run_config(out=str(tmp_path / "a.mp4")))
+
+
+def test_a_folder_whose_name_is_not_utf_8_is_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Settings are kept as text, with absolute paths."""
+    folder = tmp_path / os.fsdecode(b"caf\xe9")
+    folder.mkdir()
+    monkeypatch.chdir(folder)
+    with pytest.raises(InputError, match="is not valid UTF-8; choose another"):
+        check(run_config(out="a.mp4"))
 
 
 def test_overwrite_allows_existing_files(tmp_path: Path) -> None:

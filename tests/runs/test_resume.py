@@ -1,6 +1,5 @@
 """Stopped and restarted runs: a resumed run makes the same video as an uninterrupted one."""
 
-import contextlib
 import os
 import shutil
 import signal
@@ -23,12 +22,14 @@ from oracles.runs import (
     start_of,
     stop_after_step,
 )
+from safetensors.torch import save_file
 
-from vinfinity.errors import VinfinityError
+from vinfinity.errors import InputError, VinfinityError
 from vinfinity.media.mp4 import read_video
 from vinfinity.run import run
 from vinfinity.runs.parts import read_manifest
 from vinfinity.runs.start import was_restarted
+from vinfinity.system.signals import Shutdown
 
 
 @pytest.mark.parametrize(
@@ -89,45 +90,22 @@ def test_a_run_resumed_on_other_numbers_of_ranks_matches_one_rank(tmp_path: Path
     config = config_of("mini", tmp_path / "a.mp4", "checkpoint.every=3 steps", gpus=2, **flags)
     folder = tmp_path / "a.run"
     with (
+        Shutdown().handled() as shutdown,
         pytest.raises(VinfinityError, match="stopped after step"),
         signal_when_exists(manifest_of_step(folder, 3)),
     ):
-        run(config, handle_signals=True)
+        run(config, shutdown=shutdown)
     shutil.copytree(folder / "checkpoints", tmp_path / "copy")
     ends = {part.stop for part in read_manifest(next((tmp_path / "copy").iterdir())).parts}
     assert ends == {11, 23}
     with (
+        Shutdown().handled() as shutdown,
         pytest.raises(VinfinityError, match="stopped after step"),
         signal_when_exists(manifest_of_step(folder, 6)),
     ):
-        run(resumed_config(folder, gpus=3), handle_signals=True)
+        run(resumed_config(folder, gpus=3), shutdown=shutdown)
     run(resumed_config(folder, gpus=1))
     assert (latents(folder) - latents(tmp_path / "one.run")).abs().max() <= 1e-4
-
-
-@pytest.mark.skipif(sys.platform != "linux", reason="reads /proc")
-def test_ranks_end_if_the_launcher_is_killed_while_they_start(model_folder: Path, tmp_path: Path) -> None:
-    options = ["--model", str(model_folder), "--prompt", "a", "--device", "cpu", "--gpus", "2"]
-    command = [sys.executable, "-m", "vinfinity", "generate", *options, "--out", str(tmp_path / "a.mp4")]
-    launcher = subprocess.Popen(command, stderr=subprocess.DEVNULL)
-
-    def command_line(process: int) -> str:
-        with contextlib.suppress(OSError):
-            return Path(f"/proc/{process}/cmdline").read_text()
-        return ""
-
-    ranks: list[int] = []
-    while len(ranks) < 2:
-        assert launcher.poll() is None
-        children = Path(f"/proc/{launcher.pid}/task/{launcher.pid}/children").read_text().split()
-        ranks = [int(child) for child in children if "spawn_main" in command_line(int(child))]
-        time.sleep(0.001)
-    launcher.kill()
-    launcher.wait()
-    deadline = time.monotonic() + 60
-    while any(command_line(rank) for rank in ranks) and time.monotonic() < deadline:
-        time.sleep(0.1)
-    assert not any(command_line(rank) for rank in ranks)
 
 
 @pytest.mark.slow
@@ -161,6 +139,18 @@ def test_ranks_restarted_by_torchrun_resume_their_run(tmp_path: Path) -> None:
     assert events(folder, "resumed")[0]["step"] >= 10
     exit_code("generate", *flags, "--out", str(tmp_path / "uninterrupted.mp4"))
     assert (latents(folder) - latents(tmp_path / "uninterrupted.run")).abs().max() <= 1e-4
+
+
+def test_a_run_does_not_resume_with_other_noise(model_folder: Path, tmp_path: Path) -> None:
+    noise = tmp_path / "noise.safetensors"
+    save_file({"noise": torch.randn(1, 4, 3, 4, 4)}, noise)
+    run(config_of(model_folder, tmp_path / "a.mp4", noise_from=str(noise)))
+    (tmp_path / "a.mp4").unlink()
+    save_file({"noise": torch.randn(1, 4, 3, 4, 4)}, noise)
+    with pytest.raises(
+        InputError, match=r"noise_from: .* was started with other noise; restore the former noise"
+    ):
+        run(resumed_config(tmp_path / "a.run"))
 
 
 def test_restarts_by_launchers_are_detected() -> None:

@@ -168,13 +168,14 @@ class Command:
     def models(self) -> Path:
         return self.home / "data" / "vinfinity" / "models"
 
-    def __call__(self, *arguments: str) -> subprocess.CompletedProcess[str]:
+    def __call__(self, *arguments: str, **variables: str) -> subprocess.CompletedProcess[str]:
         environment = {
             **os.environ,
             "XDG_DATA_HOME": str(self.home / "data"),
             "HF_HOME": str(self.home / "hf"),
             "HF_HUB_OFFLINE": "0",
             "HF_HUB_DISABLE_PROGRESS_BARS": "1",
+            **variables,
         }
         for name in ("http_proxy", "HTTP_PROXY", "all_proxy", "ALL_PROXY"):
             environment.pop(name, None)
@@ -222,6 +223,24 @@ def test_a_model_is_fetched_verified_and_used_offline(hub: Hub, command: Command
     shown = command("models", "show", "zeroscope")
     assert shown.returncode == 0
     assert REVISION in shown.stdout
+
+
+def test_a_model_is_fetched_without_a_token_that_cannot_be_read(hub: Hub, command: Command) -> None:
+    token = command.home / "hf" / "token"
+    token.mkdir(parents=True)
+    done = command("models", "fetch", "zeroscope", "--endpoint", hub.url)
+    assert done.returncode == 0, done.stderr
+
+
+def test_a_folder_that_models_cannot_be_written_to_is_named_before_anything_is_fetched(
+    hub: Hub, command: Command
+) -> None:
+    done = command("models", "fetch", "zeroscope", "--endpoint", hub.url, XDG_DATA_HOME="/proc/nowhere")
+    assert done.returncode == 4
+    [line] = done.stderr.splitlines()
+    assert line.startswith("error: /proc/nowhere/vinfinity/models: cannot be written (")
+    assert line.endswith("; set XDG_DATA_HOME to another folder")
+    assert hub.asked == []
 
 
 def test_a_unet_alone_is_completed_with_the_parts_it_needs(hub: Hub, command: Command) -> None:

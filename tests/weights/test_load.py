@@ -304,8 +304,8 @@ def test_unsupported_configurations_are_refused_naming_the_key(
 
 def test_unsupported_schedulers_are_refused_naming_the_key(own_model: Path) -> None:
     path = own_model / "scheduler" / "scheduler_config.json"
-    path.write_text('{"use_karras_sigmas": true}', encoding="utf-8")
-    with pytest.raises(WeightsError, match="use_karras_sigmas: True is not supported"):
+    path.write_text('{"use_flow_sigmas": true}', encoding="utf-8")
+    with pytest.raises(WeightsError, match="use_flow_sigmas: True is not supported"):
         load_scheduler(own_model / "scheduler")
 
 

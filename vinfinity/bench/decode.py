@@ -4,7 +4,6 @@ import itertools
 import os
 import resource
 import statistics
-import tempfile
 import time
 from collections import deque
 from collections.abc import Callable, Iterator, Sequence
@@ -23,7 +22,9 @@ from vinfinity.media.decode import decode_frames
 from vinfinity.media.mp4 import Mp4Writer
 from vinfinity.media.video import write_video
 from vinfinity.models.decoder import Decoder
-from vinfinity.parallel.ranks import Ranks, pick_device
+from vinfinity.parallel.devices import pick_device
+from vinfinity.parallel.ranks import Ranks
+from vinfinity.system.folders import temporary_folder
 from vinfinity.system.progress import Progress
 from vinfinity.weights.card import read_card
 from vinfinity.weights.load import check_decoder, load_decoder
@@ -141,8 +142,8 @@ def measure_decoding(
     latent = card.geometry.latent_size((width, height))
     ranks = Ranks(device=pick_device(device))
     network = load_decoder(folder, device=ranks.device, dtype=torch.float32)
-    with tempfile.TemporaryDirectory(prefix="vinfinity-") as scratch:
-        path = Path(scratch) / "latents.safetensors"
+    with temporary_folder() as scratch:
+        path = scratch / "latents.safetensors"
         generator = torch.Generator().manual_seed(0)
         save_file({"latents": torch.randn(1, latent[0], frames, *latent[1:], generator=generator)}, path)
         bench = _Bench(network, path, frames, latent, (width, height), decode, ranks)

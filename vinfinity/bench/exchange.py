@@ -12,7 +12,6 @@ from vinfinity.parallel.launch import launch
 from vinfinity.parallel.ranks import Ranks
 from vinfinity.parallel.scopes import Scopes
 from vinfinity.planning.trace import ONE_CHUNK, TIMESTEP, CallShape, network_call
-from vinfinity.weights.card import read_card
 from vinfinity.weights.dtypes import depends_on_shapes, pick_dtype
 
 ATTENTION = ("temporal attention 1", "temporal attention 2")
@@ -77,7 +76,7 @@ def time_exchange(model: str, *, ranks: int, scopes: Scopes, rounds: int, device
 
     Raises InputError if `model` does not exist, before ranks start.
     """
-    read_card(model)
+    find_subject(model)
     request = TimingRequest(model=model, scopes=scopes, rounds=rounds)
     return launch(_time_on_rank, request, gpus=ranks, device=device, timeout=120.0)
 

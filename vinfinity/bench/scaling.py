@@ -11,7 +11,6 @@ from vinfinity.bench.unet import timed_call
 from vinfinity.parallel.launch import launch
 from vinfinity.parallel.ranks import Ranks
 from vinfinity.parallel.scopes import Scopes
-from vinfinity.weights.card import read_card
 from vinfinity.weights.dtypes import depends_on_shapes, pick_dtype
 
 
@@ -29,7 +28,7 @@ def measure_scaling(model: str, *, ranks: int, frames: int, rounds: int, device:
 
     On CPUs each rank has one thread. Raises InputError if `model` does not exist, before ranks start.
     """
-    read_card(model)
+    find_subject(model)
     request = ScalingRequest(model=model, frames=frames, rounds=rounds)
     return launch(_measure_on_rank, request, gpus=ranks, device=device, timeout=600.0)
 

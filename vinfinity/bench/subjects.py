@@ -2,6 +2,7 @@
 
 from collections.abc import Callable
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import cast
 
@@ -21,7 +22,12 @@ VIDEOCRAFTER2 = UNetConfig(fps_cond=True)
 # 353 M parameters
 MEDIUM = UNetConfig(block_out_channels=(160, 320, 640, 640), attention_head_dim=32, cross_attention_dim=512)
 MEDIUM_SIZE = (256, 160)
-# of VideoCrafter2 and `medium`
+# of VideoCrafter2
+LARGE_SIZE = (512, 320)
+# UNets with random weights, and the sizes of their frames
+RANDOM = {"medium": (MEDIUM, MEDIUM_SIZE), "large": (VIDEOCRAFTER2, LARGE_SIZE)}
+TITLES = {"medium": "353 M parameters", "large": "VideoCrafter2 with random weights"}
+# of all of these
 GEOMETRY = LatentGeometry(channels=4, downscale=8)
 
 
@@ -55,13 +61,14 @@ class Subject:
 
 
 def find_subject(model: str, *, size: tuple[int, int] | None = None) -> Subject:
-    """The UNet of a model given by name or folder, or `medium`, which has random weights and needs no files.
+    """The UNet of a model given by name or folder, or `medium` or `large`, which have random weights and need no files.
 
     size: (width, height) in pixels, None for the model's own. Raises InputError.
     """
-    if model == "medium":
-        latent = GEOMETRY.latent_size(size or MEDIUM_SIZE)[1:]
-        return Subject("353 M parameters", latent, 77, _random_medium)
+    if model in RANDOM:
+        config, own_size = RANDOM[model]
+        latent = GEOMETRY.latent_size(size or own_size)[1:]
+        return Subject(TITLES[model], latent, 77, partial(_random_unet, config))
     card = read_card(model)
     latent = card.geometry.latent_size(size or parse_size(str(card.defaults["size"])))[1:]
     return Subject(
@@ -78,11 +85,15 @@ def load_unet(folder: Path, *, device: str, dtype: torch.dtype) -> UNet:
     return cast(UNet, load_network(network, folder, device=device, dtype=dtype))
 
 
-def _random_medium(dtype: torch.dtype, device: str) -> UNet:
+def _random_unet(config: UNetConfig, dtype: torch.dtype, device: str) -> UNet:
+    """A UNet with random weights, in the types that loading gives it."""
+    keep_fp32 = UNET3D.networks[UNET3D.denoiser].keep_fp32
     torch.manual_seed(0)
-    unet = UNet(MEDIUM).to(device, dtype).eval().requires_grad_(False)
-    for parameter in unet.parameters():
-        parameter.data = channels_last(parameter.data)
+    with torch.device(device):
+        unet = UNet(config).eval().requires_grad_(False)
+    for name, parameter in unet.named_parameters():
+        kept = parameter.data if name.startswith(keep_fp32) else parameter.data.to(dtype)
+        parameter.data = channels_last(kept)
     return unet
 
 

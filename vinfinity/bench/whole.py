@@ -3,12 +3,11 @@
 import json
 import subprocess
 import sys
-import tempfile
 from collections.abc import Sequence
 from dataclasses import dataclass
-from pathlib import Path
 
 from vinfinity.errors import VinfinityError
+from vinfinity.system.folders import temporary_folder
 
 PROMPT = "a red ball bouncing over green grass"
 
@@ -40,9 +39,9 @@ def measure_runs(
     Raises VinfinityError with the error line of a run that fails.
     """
     runs = []
-    with tempfile.TemporaryDirectory(prefix="vinfinity-") as folder:
+    with temporary_folder() as folder:
         for count in frames:
-            video = Path(folder) / f"{count}.mp4"
+            video = folder / f"{count}.mp4"
             command = [sys.executable, "-m", "vinfinity", "generate", "--prompt", prompt, "--model", model]
             command += ["--frames", str(count), "--out", str(video), *options]
             done = subprocess.run(command, capture_output=True, text=True)

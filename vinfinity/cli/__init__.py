@@ -3,7 +3,8 @@
 No module here imports torch or OmegaConf at the top, which keeps `--help` and completion instant; a command imports
 what it needs when it runs. An error is one line on stderr and an exit code (see vinfinity/errors.py).
 
-app       the program, and its messages about unknown options and commands
+process   the process: signals, the command, its exit code
+app       the command line, and its messages about unknown options and commands
 make      generate, plan, config
 runs      resume, decode, redo, extend
 models    list, show, fetch, convert
@@ -12,6 +13,6 @@ options   the options of a run, generated from the declarations of its settings
 output    what is printed, and how errors are reported
 """
 
-from vinfinity.cli.app import main, program
+from vinfinity.cli.process import main, program
 
 __all__ = ["main", "program"]

@@ -1,19 +1,16 @@
-"""The program: its groups of commands, and its messages about unknown options and commands."""
+"""The command line: its groups of commands, and its messages about unknown options and commands."""
 
-import os
 import re
-import signal
-import sys
 from collections.abc import Sequence
 from typing import Annotated
 
 import typer
 
 from vinfinity import __version__
-from vinfinity.cli import bench, make, models, runs
-from vinfinity.cli.output import Debug
-from vinfinity.errors import INTERRUPTED, did_you_mean, one_line
-from vinfinity.parallel.place import is_rank
+from vinfinity.cli import bench, doctor, make, models, runs
+from vinfinity.cli.output import Debug, Invocation
+from vinfinity.errors import did_you_mean, one_line
+from vinfinity.system.signals import Shutdown
 
 app = typer.Typer(
     name="vinfinity",
@@ -29,39 +26,25 @@ app.command()(runs.resume)
 app.command()(runs.decode)
 app.command()(runs.redo)
 app.command()(runs.extend)
+app.command()(doctor.doctor)
 app.add_typer(bench.bench, name="bench")
 app.add_typer(models.models, name="models")
 
 
-def program() -> None:
-    """The `vinfinity` command as a process of its own."""
-    try:
-        main()
-    except SystemExit as ended:
-        # the command is over: another Ctrl-C would only change the exit code
-        signal.signal(signal.SIGINT, signal.SIG_IGN)
-        if is_rank(os.environ):
-            # threads of torch.distributed may abort the process while the interpreter shuts down (seen once)
-            sys.stdout.flush()
-            sys.stderr.flush()
-            os._exit(ended.code if isinstance(ended.code, int) else 0)
-        raise
-
-
-def main(arguments: Sequence[str] | None = None) -> None:
-    """Runs the command line (`sys.argv` unless given) and exits the process with its exit code."""
+def run_command(arguments: Sequence[str] | None, shutdown: Shutdown) -> int:
+    """Run the command line (`sys.argv` if None) and return its exit code. shutdown: requests to end the process."""
     from vinfinity.system.progress import fail, messages_shown
 
     try:
         with messages_shown():
-            code = app(args=arguments, prog_name="vinfinity", standalone_mode=False)
+            code = app(args=arguments, prog_name="vinfinity", standalone_mode=False, obj=Invocation(shutdown))
     except typer.Abort:
-        fail("interrupted")
-        code = INTERRUPTED
+        code, message = shutdown.outcome()
+        fail(message)
     except typer.TyperException as error:
         fail(_usage_line(error))
         code = error.exit_code
-    sys.exit(code if isinstance(code, int) else 0)
+    return code if isinstance(code, int) else 0
 
 
 def _show_version(asked: bool) -> None:
@@ -78,7 +61,7 @@ def _vinfinity(
     ] = False,
     debug: Debug = False,
 ) -> None:
-    context.obj = debug
+    context.obj.debug = debug
     if context.invoked_subcommand is None:
         typer.echo(context.get_help())
 

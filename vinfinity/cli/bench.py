@@ -5,10 +5,12 @@ from typing import Annotated, Literal
 
 import typer
 
-from vinfinity.cli.options import Precision
+from vinfinity.cli.options import Precision, number
 from vinfinity.cli.output import Debug, import_engine, print_columns, reported
 from vinfinity.config import DecodeConfig, Device, parse_size
 from vinfinity.errors import InputError
+from vinfinity.system.output import check_output
+from vinfinity.system.signals import Reaction
 
 bench = typer.Typer(help="Measure the time and memory that runs take.", no_args_is_help=True)
 
@@ -19,7 +21,13 @@ Out = Annotated[
         "--out", "-o", metavar="FILE.json", help="File to write the figures to.", show_default="none"
     ),
 ]
-Model = Annotated[str, typer.Option(metavar="mini|FOLDER", help="Model to time.")]
+Model = Annotated[
+    str,
+    typer.Option(
+        metavar="mini|medium|large|FOLDER",
+        help="Model to time; medium and large have random weights, and the shapes of large are VideoCrafter2's.",
+    ),
+]
 AnyModel = Annotated[str, typer.Option(metavar="mini|FOLDER|NAME", help="Model to run.")]
 OnDevice = Annotated[Device, typer.Option(metavar="auto|cuda|cpu", help="Device to measure on.")]
 Size = Annotated[str, typer.Option(metavar="WxH", help="Width and height of a frame, in pixels.")]
@@ -27,18 +35,32 @@ ModelSize = Annotated[
     str | None,
     typer.Option(metavar="WxH", help="Width and height of a frame, in pixels.", show_default="the model's"),
 ]
-Frames = Annotated[int, typer.Option(metavar="N", help="Length of the video, in frames.", min=2)]
-Ranks = Annotated[int, typer.Option(metavar="N", help="Number of ranks that share the video.", min=1)]
-Rounds = Annotated[int, typer.Option(metavar="N", help="Number of timings of each variant.", min=1)]
+Frames = Annotated[
+    int, typer.Option(metavar="N", help="Length of the video, in frames.", parser=number(int, least=2))
+]
+Ranks = Annotated[
+    int, typer.Option(metavar="N", help="Number of ranks that share the video.", parser=number(int))
+]
+Rounds = Annotated[
+    int, typer.Option(metavar="N", help="Number of timings of each variant.", parser=number(int))
+]
+
+
+def check_out(out: Path | None) -> None:
+    """Raises InputError if the figures cannot be written, before they are measured. An older file is replaced."""
+    if out is not None:
+        check_output("--out", out, overwrite=True)
 
 
 @bench.command()
 def unet(
+    context: typer.Context,
     model: Annotated[
         list[str] | None,
         typer.Option(
-            metavar="mini|medium|FOLDER",
-            help="Model whose UNet is timed; medium has 353 M random parameters. May be repeated.",
+            metavar="mini|medium|large|FOLDER",
+            help="Model whose UNet is timed; medium has 353 M random parameters, large the shapes of VideoCrafter2 "
+            "(1,413 M). May be repeated.",
             show_default="mini and medium",
         ),
     ] = None,
@@ -46,8 +68,9 @@ def unet(
         list[int] | None,
         typer.Option(
             metavar="N",
+            parser=number(int),
             help="Number of frames in a call; may be repeated.",
-            show_default="16 and 96; 16 for medium",
+            show_default="16 and 96; 16 for medium and large",
         ),
     ] = None,
     size: ModelSize = None,
@@ -59,7 +82,7 @@ def unet(
     ] = None,
     compile: Annotated[bool, typer.Option("--compile", help="Time the compiled UNet, too.")] = False,
     rounds: Rounds = 5,
-    threads: Annotated[int, typer.Option(metavar="N", help="Number of CPU threads.", min=1)] = 1,
+    threads: Annotated[int, typer.Option(metavar="N", help="Number of CPU threads.", parser=number(int))] = 1,
     device: Annotated[
         Literal["cpu", "cuda"], typer.Option(metavar="cpu|cuda", help="Device to measure on.")
     ] = "cpu",
@@ -70,22 +93,24 @@ def unet(
 
     benchmarks/rivals/unet.py compares it with diffusers' UNet.
     """
-    with reported(debug=debug):
+    with reported(context, debug=debug) as shutdown:
+        check_out(out)
         pixels = None if size is None else parse_size(size)
         import_engine()
+        shutdown.reaction = Reaction.UNWIND
         import torch
 
         from vinfinity.bench import report
         from vinfinity.bench.subjects import find_subject
         from vinfinity.bench.unet import time_unet
-        from vinfinity.parallel.ranks import pick_device
+        from vinfinity.parallel.devices import pick_device
 
         kind = pick_device(device).type
         torch.set_num_threads(threads)
         measured = []
         for name in model or ("mini", "medium"):
             subject = find_subject(name, size=pixels)
-            for count in frames or ((16,) if name == "medium" else (16, 96)):
+            for count in frames or ((16,) if name in ("medium", "large") else (16, 96)):
                 times = time_unet(
                     subject,
                     frames=count,
@@ -102,7 +127,11 @@ def unet(
 
 @bench.command()
 def scaling(
-    ranks: Annotated[int, typer.Option(metavar="N", help="Number of ranks that share the video.", min=2)] = 2,
+    context: typer.Context,
+    ranks: Annotated[
+        int,
+        typer.Option(metavar="N", help="Number of ranks that share the video.", parser=number(int, least=2)),
+    ] = 2,
     frames: Frames = 192,
     model: Model = "mini",
     rounds: Rounds = 9,
@@ -111,11 +140,13 @@ def scaling(
     debug: Debug = False,
 ) -> None:
     """Time a UNet call on one rank and on several that share it, in turn; on CPUs each rank has one thread."""
-    with reported(debug=debug):
+    with reported(context, debug=debug) as shutdown:
+        check_out(out)
         if frames < ranks:
             problem = "is more than the number of frames"
             raise InputError("--ranks", ranks, f"give at most {frames}", problem=problem)
         import_engine()
+        shutdown.reaction = Reaction.UNWIND
         from vinfinity.bench import report
         from vinfinity.bench.scaling import measure_scaling
 
@@ -127,6 +158,7 @@ def scaling(
 
 @bench.command()
 def e2e(
+    context: typer.Context,
     settings: Annotated[
         list[str] | None,
         typer.Argument(
@@ -138,7 +170,10 @@ def e2e(
     frames: Annotated[
         list[int] | None,
         typer.Option(
-            metavar="N", help="Length of a video, in frames; may be repeated.", show_default="96, 192 and 384"
+            metavar="N",
+            parser=number(int),
+            help="Length of a video, in frames; may be repeated.",
+            show_default="96, 192 and 384",
         ),
     ] = None,
     model: AnyModel = "mini",
@@ -146,7 +181,9 @@ def e2e(
     debug: Debug = False,
 ) -> None:
     """Measure whole runs from prompt to MP4: time of each phase and memory, by length of the video."""
-    with reported(debug=debug):
+    with reported(context, debug=debug) as shutdown:
+        check_out(out)
+        shutdown.reaction = Reaction.UNWIND
         from vinfinity.bench import report
         from vinfinity.bench.whole import measure_runs
 
@@ -158,22 +195,35 @@ def e2e(
 
 @bench.command()
 def exchange(
-    ranks: Annotated[int, typer.Option(metavar="N", help="Number of ranks to count for.", min=2)] = 8,
+    context: typer.Context,
+    ranks: Annotated[
+        int, typer.Option(metavar="N", help="Number of ranks to count for.", parser=number(int, least=2))
+    ] = 8,
     frames: Annotated[
         list[int] | None,
         typer.Option(
-            metavar="N", help="Number of frames on each rank; may be repeated.", show_default="24 and 288"
+            metavar="N",
+            parser=number(int),
+            help="Number of frames on each rank; may be repeated.",
+            show_default="24 and 288",
         ),
     ] = None,
     size: Size = PAPERS_SIZE,
     local: Annotated[
-        int, typer.Option(metavar="N", help="Frames of the local scope on either side.", min=0)
+        int,
+        typer.Option(
+            metavar="N", help="Frames of the local scope on either side.", parser=number(int, least=0)
+        ),
     ] = 8,
-    anchors: Annotated[int, typer.Option(metavar="N", help="Number of anchors.", min=0)] = 16,
+    anchors: Annotated[
+        int, typer.Option(metavar="N", help="Number of anchors.", parser=number(int, least=0))
+    ] = 16,
     timed: Annotated[
         int,
         typer.Option(
-            metavar="N", help="Number of real ranks on which calls of the model are timed, too.", min=0
+            metavar="N",
+            help="Number of real ranks on which calls of the model are timed, too.",
+            parser=number(int, least=0),
         ),
     ] = 0,
     model: Model = "mini",
@@ -187,9 +237,11 @@ def exchange(
     Counting needs neither weights nor GPUs. With --timed, UNet calls that exchange frames alternate with calls that use
     the rank's own frames instead; the ratio of their times is the cost of synchronisation.
     """
-    with reported(debug=debug):
+    with reported(context, debug=debug) as shutdown:
+        check_out(out)
         pixels = parse_size(size)
         import_engine()
+        shutdown.reaction = Reaction.UNWIND
         from vinfinity.bench import report
         from vinfinity.bench.exchange import count_traffic, time_exchange
         from vinfinity.bench.subjects import inner_rank_call
@@ -213,23 +265,30 @@ def exchange(
 
 @bench.command()
 def memory(
+    context: typer.Context,
     ranks: Ranks = 1,
     frames: Annotated[
         list[int] | None,
         typer.Option(
             metavar="N",
+            parser=number(int),
             help="Number of frames on each rank; may be repeated.",
             show_default="64, 288, 576 and 2300",
         ),
     ] = None,
     size: Size = PAPERS_SIZE,
     branches: Annotated[
-        int, typer.Option(metavar="N", help="Number of guidance branches in one UNet call.", min=1, max=2)
+        int,
+        typer.Option(
+            metavar="N", help="Number of guidance branches in one UNet call.", parser=number(int, most=2)
+        ),
     ] = 1,
     chunk: Annotated[
         int,
         typer.Option(
-            metavar="MiB", help="Size of the chunks in which a layer processes hidden states.", min=1
+            metavar="MiB",
+            help="Size of the chunks in which a layer processes hidden states.",
+            parser=number(int),
         ),
     ] = 32,
     check: Annotated[
@@ -243,9 +302,11 @@ def memory(
 
     Once with skip connections on the device, and once with them in host memory.
     """
-    with reported(debug=debug):
+    with reported(context, debug=debug) as shutdown:
+        check_out(out)
         pixels = parse_size(size)
         import_engine()
+        shutdown.reaction = Reaction.UNWIND
         from vinfinity.bench import report
         from vinfinity.bench.memory import check_footprint, trace_footprint
         from vinfinity.bench.subjects import inner_rank_call
@@ -272,7 +333,10 @@ def memory(
 
 @bench.command()
 def decode(
-    frames: Annotated[int, typer.Option(metavar="N", help="Length of the video, in frames.", min=1)] = 2000,
+    context: typer.Context,
+    frames: Annotated[
+        int, typer.Option(metavar="N", help="Length of the video, in frames.", parser=number(int))
+    ] = 2000,
     model: AnyModel = "mini",
     decoder: Annotated[
         Path | None,
@@ -285,13 +349,16 @@ def decode(
             metavar="N",
             help="Number of frames that are decoded at once, as in decode.frames.",
             show_default="by the size of a frame",
-            min=1,
+            parser=number(int),
         ),
     ] = None,
     tile: Annotated[
         int | None,
         typer.Option(
-            metavar="N", help="Side of a tile in pixels, as in decode.tile.", show_default="whole frames"
+            metavar="N",
+            parser=number(int),
+            help="Side of a tile in pixels, as in decode.tile.",
+            show_default="whole frames",
         ),
     ] = None,
     rounds: Rounds = 1,
@@ -303,10 +370,12 @@ def decode(
 
     Both at once is what a run does: the encoder works in a thread while the next frames are decoded.
     """
-    with reported(debug=debug):
+    with reported(context, debug=debug) as shutdown:
+        check_out(out)
         pixels = None if size is None else parse_size(size)
         decoding = DecodeConfig(frames=block, tile=tile)
         import_engine()
+        shutdown.reaction = Reaction.UNWIND
         from vinfinity.bench import report
         from vinfinity.bench.decode import measure_decoding
 

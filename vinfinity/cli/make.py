@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from vinfinity.cli.options import complete_setting, takes_options
+from vinfinity.cli.options import complete_setting, number, takes_options
 from vinfinity.cli.output import import_engine, print_columns
 from vinfinity.config import (
     Resolved,
@@ -20,6 +20,7 @@ from vinfinity.config import (
     require_prompt,
     to_yaml,
 )
+from vinfinity.parallel.place import find_place
 from vinfinity.system.signals import Shutdown
 
 if TYPE_CHECKING:
@@ -28,6 +29,7 @@ if TYPE_CHECKING:
 
 @takes_options
 def generate(
+    shutdown: Shutdown,
     resolved: Resolved,
     dry_run: Annotated[
         bool, typer.Option("--dry-run", help="Check everything and show the plan, without loading weights.")
@@ -50,7 +52,7 @@ def generate(
         if dry_run:
             show_plan(resolved)
         else:
-            start(resolved)
+            start(resolved, shutdown)
 
 
 def show_plan(resolved: Resolved) -> None:
@@ -64,14 +66,15 @@ def show_plan(resolved: Resolved) -> None:
     from vinfinity.planning.plan import make_plan
     from vinfinity.planning.report import essentials
 
-    rows = describe(resolved.config)
-    plan = make_plan(resolved.config)
+    place = find_place(os.environ)
+    rows = describe(config, place)
+    plan = make_plan(config, place=place)
     print_columns([*rows, *essentials(plan)])
     if plan.refusal is not None:
         raise plan.refusal
 
 
-def start(resolved: Resolved) -> None:
+def start(resolved: Resolved, shutdown: Shutdown) -> None:
     """Starts the run that a command asked for, unless it is finished. Raises VinfinityError."""
     from vinfinity.runs.paths import Destination
     from vinfinity.runs.start import how_to_start
@@ -84,12 +87,10 @@ def start(resolved: Resolved) -> None:
         if how_to_start(config, destination) == "done":
             note(f"{destination.video} is finished; nothing to do")
             return
-        with Shutdown().handled() as shutdown:
-            import_engine()
-            from vinfinity.run import run
+        import_engine()
+        from vinfinity.run import run
 
-            shutdown.check()
-            summary = run(config, destination, handle_signals=True)
+        summary = run(config, destination, shutdown=shutdown)
     if summary is not None:
         # rank 0 alone has one
         print_summary(summary)
@@ -97,6 +98,7 @@ def start(resolved: Resolved) -> None:
 
 @functools.partial(takes_options, planned=True)
 def plan(
+    _: Shutdown,
     resolved: Resolved,
     gpu: Annotated[
         str | None,
@@ -109,7 +111,10 @@ def plan(
     device_memory: Annotated[
         float | None,
         typer.Option(
-            metavar="GB", help="Memory of each device to plan for.", show_default="that of the GPU", min=0.001
+            metavar="GB",
+            help="Memory of each device to plan for.",
+            show_default="that of the GPU",
+            parser=number(float, least=0.001),
         ),
     ] = None,
     as_json: Annotated[bool, typer.Option("--json", help="Print the figures as JSON.")] = False,
@@ -140,6 +145,7 @@ def plan(
 
 @takes_options
 def config(
+    _: Shutdown,
     resolved: Resolved,
     yaml: Annotated[
         bool, typer.Option("--yaml", help="Print the settings as YAML, for a file that --config reads.")

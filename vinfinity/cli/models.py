@@ -8,17 +8,18 @@ import typer
 from vinfinity.cli.options import Precision
 from vinfinity.cli.output import Debug, import_engine, print_columns, reported
 from vinfinity.errors import InputError
+from vinfinity.system.signals import Reaction
 
 models = typer.Typer(help="List, fetch, inspect and convert models.", no_args_is_help=True)
 
 
 @models.command("list")
-def list_models(debug: Debug = False) -> None:
+def list_models(context: typer.Context, debug: Debug = False) -> None:
     """List the embedded model, fetched models, and models that can be fetched."""
     from vinfinity.weights.card import EMBEDDED
     from vinfinity.weights.registry import KNOWN, local_models
 
-    with reported(debug=debug):
+    with reported(context, debug=debug):
         rows = [(path.name, "embedded", str(path)) for path in sorted(EMBEDDED.iterdir()) if path.is_dir()]
         fetched = {path.name: path for path in local_models()}
         rows += [(name, "fetched", str(path)) for name, path in fetched.items()]
@@ -31,6 +32,7 @@ def list_models(debug: Debug = False) -> None:
 
 @models.command("show")
 def show_model(
+    context: typer.Context,
     model: Annotated[str, typer.Argument(metavar="NAME|FOLDER", help="Name of the model, or its folder.")],
     debug: Debug = False,
 ) -> None:
@@ -38,7 +40,7 @@ def show_model(
 
     No weights are loaded. Exits with code 2 if there is a problem.
     """
-    with reported(debug=debug):
+    with reported(context, debug=debug):
         from vinfinity.system.progress import fail
         from vinfinity.weights.card import find_model
 
@@ -56,6 +58,7 @@ def show_model(
 
 @models.command("fetch")
 def fetch_model(
+    context: typer.Context,
     name: Annotated[
         str, typer.Argument(metavar="NAME", help="Name of the model, as `vinfinity models list` shows it.")
     ],
@@ -69,8 +72,9 @@ def fetch_model(
 
     Fetches only the needed files and checks each by its hash. An interrupted download is resumed.
     """
-    with reported(debug=debug):
+    with reported(context, debug=debug) as shutdown:
         import_engine()
+        shutdown.reaction = Reaction.UNWIND
         from vinfinity.weights.hub import fetch
 
         typer.echo(str(fetch(name, endpoint=endpoint, say=lambda line: typer.echo(line, err=True))))
@@ -78,6 +82,7 @@ def fetch_model(
 
 @models.command("convert")
 def convert_model(
+    context: typer.Context,
     source: Annotated[
         Path,
         typer.Argument(
@@ -105,8 +110,9 @@ def convert_model(
 
     Pickled files are read without executing any code in them.
     """
-    with reported(debug=debug):
+    with reported(context, debug=debug) as shutdown:
         import_engine()
+        shutdown.reaction = Reaction.UNWIND
         from vinfinity.weights.convert import convert
         from vinfinity.weights.dtypes import DTYPES
 

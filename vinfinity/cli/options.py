@@ -5,13 +5,18 @@ import inspect
 from collections.abc import Callable, Mapping
 from enum import StrEnum
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Annotated, Any, TypeVar
 
 import typer
 
 from vinfinity.cli.output import Debug, reported
 from vinfinity.config import Resolved, declared, load
 from vinfinity.config.settings import FILES
+from vinfinity.system.numbers import read_number
+
+T = TypeVar("T", int, float)
+# the largest number of an option that is not a setting of a run
+MOST_NUMBER = 1_000_000
 
 
 class Precision(StrEnum):
@@ -20,6 +25,21 @@ class Precision(StrEnum):
     fp32 = "fp32"
     fp16 = "fp16"
     bf16 = "bf16"
+
+
+def number(kind: type[T], *, least: float = 1, most: float = MOST_NUMBER) -> Callable[[str | T], T]:
+    """The parser of an option that takes a decimal number, for options that are not settings of a run."""
+
+    def parse(given: str | T) -> T:
+        value = read_number(given) if isinstance(given, str) else given
+        if not isinstance(value, int | kind):
+            what = "whole number" if kind is int else "number"
+            raise typer.BadParameter(f"{given} is not a {what}; write it in decimal digits, such as 24")
+        if not least <= value <= most:
+            raise typer.BadParameter(f"{given} is not between {least} and {most}")
+        return kind(value)
+
+    return parse
 
 
 def complete_model(incomplete: str) -> list[str]:
@@ -85,19 +105,20 @@ ConfigFile = Annotated[
 
 
 def takes_options(command: Callable[..., None], *, planned: bool = False) -> Callable[..., None]:
-    """Gives a command the options of a run: it is called with the configuration that they resolve to.
+    """Gives a command the options of a run: it is called with the requests to end the process, and the configuration
+    that the options resolve to.
 
-    The command's own parameters after the first follow them in `--help`. planned: published models that have not been
+    The command's own parameters after these two follow them in `--help`. planned: published models that have not been
     fetched are accepted, see `planned_card`.
     """
-    own = list(inspect.signature(command).parameters.values())[1:]
+    own = list(inspect.signature(command).parameters.values())[2:]
 
     def with_options(
         *, context: typer.Context, debug: bool, settings: list[str] | None, config: Path | None, **given: Any
     ) -> None:
         extra = {parameter.name: given.pop(parameter.name) for parameter in own}
-        with reported(debug=debug or bool(context.obj)):
-            command(_resolve(settings, config, given, planned=planned), **extra)
+        with reported(context, debug=debug) as shutdown:
+            command(shutdown, _resolve(settings, config, given, planned=planned), **extra)
 
     functools.update_wrapper(with_options, command, assigned=("__module__", "__name__", "__doc__"))
     # Typer reads a command's parameters from its signature.

@@ -1,20 +1,32 @@
 """What commands print, and how errors are reported."""
 
 import contextlib
-import signal
+import os
 import traceback
 from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Annotated, Any
 
 import typer
 
-from vinfinity.errors import INTERRUPTED, VinfinityError, one_line
-from vinfinity.system.signals import SIGNALS
+from vinfinity.errors import VinfinityError, one_line
+from vinfinity.system.folders import check_temporary_directory, check_working_directory
+from vinfinity.system.pytorch import prefer_expandable_segments, require_torch
+from vinfinity.system.signals import Shutdown
 
 # characters; longer cells stick out of their column
 WIDEST_CELL = 44
 PACKAGE = Path(__file__).parent.parent
+
+
+@dataclass
+class Invocation:
+    """What accompanies a command, as `obj` of Typer's context. debug: whether --debug stands before the command."""
+
+    shutdown: Shutdown
+    debug: bool = False
+
 
 Debug = Annotated[bool, typer.Option("--debug", help="Show the traceback of an error.")]
 
@@ -38,28 +50,35 @@ def print_columns(rows: Sequence[tuple[str, ...]]) -> None:
 def import_engine() -> None:
     """Imports torch and everything built on it, which takes seconds; later imports of the package are instant.
 
-    Shutdown signals wait until it is done: while torch is being imported, Ctrl-C may get lost or crash the process.
+    Raises InputError if torch is too old or the working directory was deleted, OutputError if there is none for
+    temporary files.
     """
-    before = signal.pthread_sigmask(signal.SIG_BLOCK, SIGNALS)
-    try:
-        import vinfinity.run  # noqa: F401
-    finally:
-        signal.pthread_sigmask(signal.SIG_SETMASK, before)
+    check_working_directory()
+    check_temporary_directory()
+    require_torch()
+    prefer_expandable_segments(os.environ)
+    import vinfinity.run  # noqa: F401
 
 
 @contextlib.contextmanager
-def reported(*, debug: bool) -> Iterator[None]:
-    """Turns errors into one line on stderr and an exit code. debug: with the traceback above it."""
+def reported(context: typer.Context, *, debug: bool) -> Iterator[Shutdown]:
+    """Turns errors into one line on stderr and an exit code; yields the requests to end this process.
+
+    debug: whether to show the traceback of an error above its line.
+    """
     from vinfinity.system.progress import fail
 
+    invocation: Invocation = context.obj
+    debug = debug or invocation.debug
     try:
-        yield
+        yield invocation.shutdown
     except (typer.Exit, typer.Abort, BrokenPipeError):
         # not errors; Typer handles them
         raise
     except KeyboardInterrupt:
-        fail("interrupted")
-        raise typer.Exit(INTERRUPTED) from None
+        code, message = invocation.shutdown.outcome()
+        fail(message)
+        raise typer.Exit(code) from None
     except VinfinityError as error:
         if debug:
             traceback.print_exc()

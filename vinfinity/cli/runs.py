@@ -13,6 +13,7 @@ from vinfinity.cli.output import Debug, import_engine, reported
 from vinfinity.config import name_sources
 from vinfinity.errors import InputError
 from vinfinity.parallel.place import is_rank
+from vinfinity.system.signals import Shutdown
 
 AS_BEFORE = "as before"
 Run = Annotated[Path, typer.Argument(metavar="RUN", help="Folder NAME.run, or the video NAME.mp4.")]
@@ -43,7 +44,12 @@ Prompt = Annotated[
 
 
 def resume(
-    run: Run, settings: Settings = None, gpus: Gpus = None, device: Device = None, debug: Debug = False
+    context: typer.Context,
+    run: Run,
+    settings: Settings = None,
+    gpus: Gpus = None,
+    device: Device = None,
+    debug: Debug = False,
 ) -> None:
     """Resume an interrupted run from its last checkpoint, on any number of GPUs.
 
@@ -52,12 +58,13 @@ def resume(
     from vinfinity.runs.folder import find_run
     from vinfinity.runs.start import load_run
 
-    with reported(debug=debug):
+    with reported(context, debug=debug) as shutdown:
         flags = {"resume": True, "device": device, **_gpus(gpus)}
-        start(load_run(find_run(run), overrides=settings or [], flags=flags))
+        start(load_run(find_run(run), overrides=settings or [], flags=flags), shutdown)
 
 
 def decode(
+    context: typer.Context,
     run: Run,
     settings: Settings = None,
     out: Annotated[str | None, option("out", default="NAME.mp4")] = None,
@@ -75,7 +82,7 @@ def decode(
     from vinfinity.runs.paths import Destination, check_files
     from vinfinity.runs.start import load_run
 
-    with reported(debug=debug):
+    with reported(context, debug=debug) as shutdown:
         folder = find_run(run)
         given = {"resume": False, "overwrite": overwrite, "save_latents": "null"}
         flags = given | {"out": out, "decoder": decoder, "device": device, **_gpus(gpus, default="1")}
@@ -89,12 +96,13 @@ def decode(
             import_engine()
             from vinfinity.decode_again import decode_again
 
-            summary = decode_again(resolved.config, folder, destination, handle_signals=True)
+            summary = decode_again(resolved.config, folder, destination, shutdown=shutdown)
         if summary is not None:
             print_summary(summary)
 
 
 def redo(
+    context: typer.Context,
     run: Run,
     frames: Annotated[str, typer.Option(metavar="FROM:TO", help="Frames to regenerate, without frame TO.")],
     settings: NewSettings = None,
@@ -112,12 +120,13 @@ def redo(
 
     For example: vinfinity redo a-red-ball.run --frames 40:60 --seed 7
     """
-    with reported(debug=debug):
+    with reported(context, debug=debug) as shutdown:
         given = {"edit.redo": frames, "seed": seed, "prompt": prompt}
-        _edit(run, "redo", settings, given, out=out, overwrite=overwrite, gpus=gpus, device=device)
+        _edit(run, "redo", shutdown, settings, given, out=out, overwrite=overwrite, gpus=gpus, device=device)
 
 
 def extend(
+    context: typer.Context,
     run: Run,
     frames: Annotated[str, typer.Option(metavar="+N", help="Number of frames to append.")],
     settings: NewSettings = None,
@@ -132,17 +141,20 @@ def extend(
 
     For example: vinfinity extend a-red-ball.run --frames +48
     """
-    with reported(debug=debug):
-        if re.fullmatch(r"\+[1-9]\d{0,6}", frames) is None:
+    with reported(context, debug=debug) as shutdown:
+        if re.fullmatch(r"\+[1-9][0-9]{0,6}", frames) is None:
             remedy = "give how many frames to append, as in --frames +48"
             raise InputError("--frames", frames, remedy, problem="is not a number of frames to append")
         given = {"frames": frames, "prompt": prompt}
-        _edit(run, "extend", settings, given, out=out, overwrite=overwrite, gpus=gpus, device=device)
+        _edit(
+            run, "extend", shutdown, settings, given, out=out, overwrite=overwrite, gpus=gpus, device=device
+        )
 
 
 def _edit(
     run: Path,
     kind: str,
+    shutdown: Shutdown,
     settings: list[str] | None,
     given: dict[str, str | None],
     *,
@@ -157,7 +169,7 @@ def _edit(
 
     folder = find_run(run)
     flags = {"overwrite": overwrite, "out": out, "device": device, **_gpus(gpus)}
-    start(edited(folder, kind, overrides=settings or [], given=given, flags=flags))
+    start(edited(folder, kind, overrides=settings or [], given=given, flags=flags), shutdown)
 
 
 def _gpus(given: str | None, *, default: str | None = None) -> dict[str, str | None]:

@@ -5,8 +5,9 @@ one line that names the setting, its value, where that came from, and the remedy
 
 schema     what a setting declares, and the checks that follow from it
 settings   every setting, declared once
+yaml       YAML with decimal numbers, in which every text is kept
 sources    defaults, the model's card, YAML, key=value and flags merged into a configuration
-text       YAML, the digest of the latents, explanations
+text       a configuration as YAML, the digest of the latents, explanations
 """
 
 from vinfinity.config.schema import Declared, Group, Setting, plain_text
@@ -27,6 +28,7 @@ from vinfinity.config.settings import (
     RunConfig,
     Sampler,
     VideoConfig,
+    check_suffix,
     declared,
     parse_interval,
     parse_size,
@@ -57,6 +59,7 @@ __all__ = [
     "Setting",
     "VideoConfig",
     "changes_latents",
+    "check_suffix",
     "declared",
     "digest",
     "explain",

@@ -7,6 +7,7 @@ and `vinfinity config --explain`, the reference pages and the digest of the late
 """
 
 import dataclasses
+import json
 import math
 import os
 import re
@@ -17,15 +18,18 @@ from dataclasses import MISSING, dataclass
 from functools import cache
 from typing import Any, ClassVar, Literal
 
-from vinfinity.errors import InputError, did_you_mean
+from vinfinity.errors import CONTROL, InputError, did_you_mean, escaped
+from vinfinity.system.numbers import read_number
 
 # per type: its name, what is wrong with a value of another type, and the remedy
 TYPES = {
     bool: ("true or false", "is not true or false", "write true or false"),
-    int: ("whole number", "is not a whole number", "give a whole number"),
-    float: ("number", "is not a number", "give a number"),
+    int: ("whole number", "is not a whole number", "write it in decimal digits, such as 24"),
+    float: ("number", "is not a number", "write it as a decimal number, such as 7.5"),
     str: ("text", "is not text", "put it in quotes"),
 }
+# the largest whole number of a setting that declares none: more frames, say, than anyone can wait for
+MOST = 1_000_000
 
 
 @dataclass(frozen=True)
@@ -142,12 +146,13 @@ class Declared:
     def range(self) -> str:
         """The accepted values in words, empty where all values of its type are accepted."""
         declared = self.setting
-        if declared.least is not None and declared.most is not None:
-            return f"{declared.least} to {_bound(declared.most)}"
+        most = MOST if declared.most is None and bare(self.kind) is int else declared.most
+        if declared.least is not None and most is not None:
+            return f"{declared.least} to {_bound(most)}"
         if declared.least is not None:
             return f"at least {declared.least}"
         if declared.above is not None:
-            return f"more than {declared.above}"
+            return f"more than {declared.above}" + (f", at most {most}" if most is not None else "")
         return declared.form or ""
 
     @property
@@ -195,6 +200,8 @@ def typed(value: Any, kind: Any, *, key: str) -> Any:
         meant, known = did_you_mean(str(value), names), f"choose from {', '.join(names)}"
         raise InputError(key, value, f"{meant} ({known})" if meant else known, problem="is not a choice")
     if isinstance(value, kind) and (kind is bool or not isinstance(value, bool)):
+        if kind is str:
+            _check_text(value, key=key)
         return value
     if kind is float and isinstance(value, int) and not isinstance(value, bool):
         return float(value)
@@ -202,7 +209,20 @@ def typed(value: Any, kind: Any, *, key: str) -> Any:
         # YAML writes infinity as `.inf`, everybody else as `inf`
         return float(value.lower().replace(".", ""))
     _, problem, remedy = TYPES[kind]
+    number = read_number(value) if kind in (int, float) and isinstance(value, str) else None
+    if isinstance(number, int) or (number is not None and kind is float):
+        remedy = "leave out its quotes"
     raise InputError(key, value, remedy, problem=problem)
+
+
+def _check_text(text: str, *, key: str) -> None:
+    """Raises InputError for what files of settings and tags of videos cannot hold."""
+    if "\0" in text:
+        raise InputError(key, text, "leave it out", problem="has a zero character")
+    try:
+        text.encode()
+    except UnicodeEncodeError:
+        raise InputError(key, text, "write it in UTF-8", problem="is not valid UTF-8") from None
 
 
 def in_range(value: Any, declared: Setting, *, key: str) -> None:
@@ -210,6 +230,7 @@ def in_range(value: Any, declared: Setting, *, key: str) -> None:
     if value is None:
         return
     problem, least, most = "", declared.least, declared.most
+    limit = MOST if most is None and isinstance(value, int) else most
     if isinstance(value, float) and not math.isfinite(value):
         problem = "is not a finite number"
     elif declared.above is not None and value <= declared.above:
@@ -218,6 +239,8 @@ def in_range(value: Any, declared: Setting, *, key: str) -> None:
         problem = f"is not between {least} and {_bound(most)}"
     elif least is not None and value < least:
         problem = "is negative" if least == 0 else f"is less than {least}"
+    elif limit is not None and value > limit:
+        raise InputError(key, value, f"give at most {limit}", problem=f"is more than {limit}")
     if problem:
         raise InputError(key, value, declared.remedy, problem=problem)
     if declared.check is not None:
@@ -243,7 +266,8 @@ def plain_text(value: object) -> str:
         return f"[{', '.join(plain_text(entry) for entry in value)}]"
     if isinstance(value, dict):
         return "{" + ", ".join(f"{key}: {plain_text(entry)}" for key, entry in value.items()) + "}"
-    return str(value) or "(none)"
+    text = str(value) or "(none)"
+    return escaped(json.dumps(text, ensure_ascii=False)) if CONTROL.search(text) else text
 
 
 def type_in_words(kind: Any) -> str:

@@ -7,6 +7,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from functools import cache
 from itertools import pairwise
+from pathlib import PurePath
 from typing import Literal
 
 from vinfinity.config.schema import Declared, Group, declarations, from_model, setting
@@ -29,7 +30,7 @@ VIDEO, SAMPLING, FILES, MACHINE = "The video", "Sampling", "Files", "The machine
 
 def parse_size(text: str) -> tuple[int, int]:
     """(width, height) in pixels of a size such as `512x320`. Raises InputError."""
-    match = re.fullmatch(r"(\d{1,6})x(\d{1,6})", text)
+    match = re.fullmatch(r"([1-9][0-9]{0,5})x([1-9][0-9]{0,5})", text)
     if match is None:
         remedy = "write it as WIDTHxHEIGHT, such as 512x320"
         raise InputError("size", text, remedy, problem="is not a size in pixels")
@@ -44,7 +45,7 @@ def parse_interval(text: str) -> tuple[Literal["steps", "seconds", "auto", "neve
     """The time between checkpoints as a unit and an amount, 0 for `auto` and `never`. Raises InputError."""
     if text in ("auto", "never"):
         return typing.cast(Literal["auto", "never"], text), 0
-    match = re.fullmatch(r"([1-9]\d{0,5}) ?(steps?|s|min|h)", text)
+    match = re.fullmatch(r"([1-9][0-9]{0,5}) ?(steps?|s|min|h)", text)
     if match is None:
         remedy = "write a number of steps, s, min or h, such as 10min; or auto, or never"
         raise InputError("checkpoint.every", text, remedy, problem="is not an interval")
@@ -55,12 +56,33 @@ def parse_interval(text: str) -> tuple[Literal["steps", "seconds", "auto", "neve
 
 def parse_span(text: str) -> range:
     """The frames of a span such as `40:60`, which leaves out frame 60. Raises InputError."""
-    match = re.fullmatch(r"(\d{1,9}):(\d{1,9})", text)
+    match = re.fullmatch(r"(0|[1-9][0-9]{0,8}):([1-9][0-9]{0,8})", text)
     span = None if match is None else range(int(match[1]), int(match[2]))
     if not span:
         problem = "is not a range of frames" if span is None else "is an empty range"
         raise InputError("edit.redo", text, "write it as FROM:TO, such as 40:60", problem=problem)
     return span
+
+
+def check_suffix(field: str, path: str, suffix: str) -> None:
+    """Raises InputError if the name of a file does not end in `suffix`, such as `.mp4`, in any case."""
+    name = PurePath(path).name
+    if PurePath(name).suffix.lower() != suffix:
+        stem = name.strip(" .")
+        stem = stem if stem.lower().endswith(suffix) else f"{PurePath(stem).stem or 'video'}{suffix}"
+        raise InputError(field, path, f"name it {stem}", problem=f"does not end in {suffix}")
+
+
+def _check_out(path: str) -> None:
+    check_suffix("out", path, ".mp4")
+
+
+def _check_latents(path: str) -> None:
+    check_suffix("save_latents", path, ".safetensors")
+
+
+def _check_noise(path: str) -> None:
+    check_suffix("noise_from", path, ".safetensors")
 
 
 def _check_model(name: str) -> None:
@@ -151,6 +173,7 @@ class ParallelConfig(Group, name="parallel", latents=False):
         120.0,
         "Time after which a rank that does not answer counts as lost, in seconds.",
         above=0,
+        most=1_000_000,
         remedy="120 is the default",
     )
     split_guidance: bool = setting(
@@ -178,7 +201,7 @@ class CheckpointConfig(Group, name="checkpoint", latents=False):
 
 @dataclass(frozen=True, kw_only=True)
 class ComputeConfig(Group, name="compute", latents=False):
-    """Parts of a UNet call that `memory` chooses unless they are set here. None of them changes the video."""
+    """Parts of a UNet call that `memory` chooses unless they are set here. The video stays the same, up to rounding."""
 
     branches: Literal[1, 2] | None = setting(
         None, "Number of guidance branches in one UNet call.", unset="chosen by memory"
@@ -190,7 +213,8 @@ class ComputeConfig(Group, name="compute", latents=False):
         None,
         "Size of the chunks in which a layer processes hidden states, in MiB; it bounds temporary memory.",
         least=1,
-        most=65536,
+        # above that, an upsampled chunk in 16 bits has more elements than kernels can index
+        most=512,
         remedy="4 suits a CPU, 256 a GPU, and null leaves it to `memory`",
         unset="chosen by memory",
     )
@@ -256,8 +280,10 @@ class EditConfig(Group, name="edit"):
 class DecodeConfig(Group, name="decode", latents=False):
     """From latents to frames."""
 
-    where: Literal["rank0", "ranks"] = setting(
-        "rank0", "Ranks that decode: rank 0, or all of them. The file is the same."
+    where: Literal["rank0", "ranks"] | None = setting(
+        None,
+        "Ranks that decode: rank 0, or all of them. The file is the same.",
+        unset="ranks on GPUs, rank0 on the CPU",
     )
     frames: int | None = setting(
         None,
@@ -274,6 +300,10 @@ class DecodeConfig(Group, name="decode", latents=False):
         remedy="512 is usual, and null decodes whole frames",
         unset="whole frames",
     )
+
+    def on_all_ranks(self, device: str) -> bool:
+        """Whether all ranks decode. device: the type of theirs. On a CPU, rank 0 shares its cores with the others."""
+        return device != "cpu" if self.where is None else self.where == "ranks"
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -353,7 +383,7 @@ class RunConfig(Group):
     )
     lora: tuple[str, ...] = setting(
         (),
-        "LoRA in safetensors format, with its weight if that is not 1; may be repeated.",
+        "LoRA, LoHa or LoKr, a file or PEFT's folder, with its weight if that is not 1; may be repeated.",
         form="FILE or FILE:WEIGHT each",
         panel=VIDEO,
         metavar="FILE[:WEIGHT]",
@@ -394,6 +424,7 @@ class RunConfig(Group):
     noise_from: str | None = setting(
         None,
         "File to read the initial noise from, as tensor `noise` (1, channels, frames, height, width).",
+        check=_check_noise,
         unset="drawn from the seed",
         panel=SAMPLING,
         metavar="FILE.safetensors",
@@ -401,6 +432,7 @@ class RunConfig(Group):
     out: str | None = setting(
         None,
         "Path of the video.",
+        check=_check_out,
         unset="named after the prompt",
         latents=False,
         panel=FILES,
@@ -412,6 +444,7 @@ class RunConfig(Group):
     save_latents: str | None = setting(
         None,
         "File to save the final latents to, as tensor `latents` (1, channels, frames, height, width).",
+        check=_check_latents,
         latents=False,
         panel=FILES,
         metavar="FILE.safetensors",
@@ -454,11 +487,6 @@ class RunConfig(Group):
     def _check_together(self) -> None:
         if self.prompt and not self.prompt.strip():
             raise InputError("prompt", self.prompt, "describe the video", problem="is blank")
-        for key, text in (("prompt", self.prompt), ("negative", self.negative)):
-            # Python's stand-ins for bytes that are not UTF-8
-            if any("\ud800" <= character <= "\udfff" for character in text):
-                shown = text.encode("utf-8", "replace").decode()
-                raise InputError(key, shown, "write it in UTF-8", problem="is not valid UTF-8")
         if self.gpus is not None and self.gpus > self.frames:
             problem = f"is more than the {self.frames} frames of the video"
             raise InputError("gpus", self.gpus, f"ask for at most {self.frames}", problem=problem)

@@ -8,7 +8,7 @@ Only this package knows OmegaConf, and imports it where it is used, which keeps 
 """
 
 import contextlib
-import io
+import os
 import re
 import typing
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -18,7 +18,8 @@ from typing import Any
 
 from vinfinity.config.schema import bare, flag_of, in_range, plain, typed
 from vinfinity.config.settings import RunConfig, declared
-from vinfinity.errors import InputError, did_you_mean, one_line
+from vinfinity.errors import InputError, did_you_mean
+from vinfinity.system.numbers import read_number
 
 # The settings of a model's card by dotted key, and the name of the card as an origin. Raises InputError.
 Card = Callable[[str], tuple[Mapping[str, object], str]]
@@ -57,7 +58,7 @@ def load(
     for key, value in (flags or {}).items():
         if value is not None:
             flag = declared()[key].flag or flag_of(key)
-            read = _read_text(key, value, origin=flag) if isinstance(value, str) else value
+            read = _read_text(key, value, origin=flag) if isinstance(value, str) else literal(value)
             layers.append(_Layer(flag, {key: read}))
     layers.append(_Layer("argument", _python_values(settings or {})))
     layers = _given_back(layers)
@@ -113,9 +114,11 @@ def nested(values: Mapping[str, object]) -> dict[str, Any]:
 
 def literal(value: object) -> object:
     """`value` such that OmegaConf takes it as it stands, without references."""
+    if isinstance(value, list):
+        return [literal(entry) for entry in value]
     if not isinstance(value, str):
         return value
-    return re.sub(r"(\\*)\$\{", lambda match: match[1] * 2 + r"\${", value)
+    return re.sub(r"(?<!\\)(\\*)\$\{", lambda match: match[1] * 2 + r"\${", value)
 
 
 # ---- layers: dotted keys and plain values ----
@@ -208,14 +211,15 @@ def _merge(layers: Sequence[_Layer], *, only: str | None = None) -> dict[str, An
 
 def _read_yaml(path: Path, *, above: tuple[Path, ...] = ()) -> list[_Layer]:
     """The layers of a YAML file: first those of its base, then its own. Raises InputError."""
-    resolved = path.resolve()
+    resolved = Path(os.path.realpath(path))
     field = "base" if above else "--config"
     if resolved in above:
         chain = " -> ".join(file.name for file in (*above, resolved))
         raise InputError("base", path, "remove one of the `base` lines", problem=f"is circular ({chain})")
-    if not path.is_file():
+    if not os.path.isfile(path):
         remedy = "check the path" + (f" (it is relative to {above[-1]})" if above else "")
-        raise InputError(field, path, remedy, problem="does not exist")
+        problem = "is not a file" if os.path.exists(path) else "does not exist"
+        raise InputError(field, path, remedy, problem=problem)
     values = _parse_yaml(path, field=field)
     base = values.pop("base", None)
     layers: list[_Layer] = []
@@ -231,7 +235,7 @@ def _read_yaml(path: Path, *, above: tuple[Path, ...] = ()) -> list[_Layer]:
 
 def _parse_yaml(path: Path, *, field: str) -> dict[Any, Any]:
     """The mapping in a YAML file, references left as they are. Raises InputError."""
-    from omegaconf import OmegaConf
+    from vinfinity.config.yaml import read_yaml
 
     try:
         text = path.read_text(encoding="utf-8")
@@ -239,17 +243,16 @@ def _parse_yaml(path: Path, *, field: str) -> dict[Any, Any]:
         remedy = "check its permissions and encoding (UTF-8)"
         raise InputError(field, path, remedy, problem="cannot be read") from error
     try:
-        values = OmegaConf.to_container(OmegaConf.load(io.StringIO(text)), resolve=False)
-    except OSError:
-        # what OmegaConf raises for a file that holds a single value
-        values = None
+        values = read_yaml(text)
     except Exception as error:
-        # the errors of PyYAML and OmegaConf have no common base
+        # the errors of PyYAML have no common base
         mark = getattr(error, "problem_mark", None)
         where = f" at line {mark.line + 1}" if mark is not None else ""
-        what = one_line(getattr(error, "problem", None) or type(error).__name__)
+        what = getattr(error, "problem", None) or getattr(error, "reason", None) or type(error).__name__
         problem = f"is not valid YAML{where} ({what})"
         raise InputError(field, path, "correct the file", problem=problem) from error
+    # an empty file
+    values = {} if values is None else values
     if not isinstance(values, dict):
         remedy = "write it as lines of `key: value`"
         raise InputError(field, path, remedy, problem="is not a mapping of keys to values")
@@ -273,20 +276,24 @@ def _parse_overrides(overrides: Sequence[str]) -> dict[str, object]:
 
 
 def _read_text(key: str, text: str, *, origin: str) -> object:
-    """The value that was written for `key`: text as it stands if the setting takes text, otherwise YAML."""
-    from omegaconf import OmegaConf
-
+    """The value that was written for `key`: text as it stands if the setting takes text, a decimal number, or YAML."""
     setting = declared()[key]
+    kind = bare(setting.kind)
     if text == "null" and setting.accepts_null:
         return None
-    if bare(setting.kind) is str or any(isinstance(choice, str) for choice in setting.choices):
+    if kind is str or any(isinstance(choice, str) for choice in setting.choices):
         # a prompt may hold colons, braces or a lone `no`
         return literal(text)
+    if kind in (int, float) or setting.choices:
+        number = read_number(text)
+        # what is not a number of the right type is shown as it was written
+        return number if isinstance(number, int) or (kind is float and number is not None) else text
+    from vinfinity.config.yaml import read_yaml
+
     try:
-        parsed = OmegaConf.to_container(OmegaConf.create(f"value: {text}"))
-        return typing.cast(dict[str, object], parsed)["value"]
+        return read_yaml(text)
     except Exception as error:
-        # the errors of PyYAML and OmegaConf have no common base
+        # the errors of PyYAML have no common base
         remedy = "check its brackets, and quote it for the shell"
         raise InputError(key, text, remedy, problem="is not valid YAML", source=origin) from error
 

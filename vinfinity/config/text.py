@@ -2,13 +2,12 @@
 
 import hashlib
 import json
-import re
 from collections.abc import Mapping
 
 from vinfinity.config.schema import plain_text
 from vinfinity.config.settings import RunConfig, declared
-from vinfinity.config.sources import Resolved, check_key, leaves, literal, nested
-from vinfinity.errors import InputError
+from vinfinity.config.sources import Resolved, check_key, leaves, literal
+from vinfinity.errors import InputError, one_line
 
 
 def to_yaml(config: RunConfig, *, origins: Mapping[str, str] | None = None) -> str:
@@ -16,18 +15,19 @@ def to_yaml(config: RunConfig, *, origins: Mapping[str, str] | None = None) -> s
 
     With `origins`, a comment above each value that is not the default names its origin.
     """
-    from omegaconf import OmegaConf
+    from vinfinity.config.yaml import write_yaml
 
-    values = nested({key: literal(value) for key, value in leaves(config).items()})
     lines: list[str] = []
-    group = ""
-    for line in OmegaConf.to_yaml(OmegaConf.create(values)).splitlines():
-        if match := re.match(r"(  )?(\w+):", line):
-            indent, name = match[1] or "", match[2]
-            group = group if indent else f"{name}."
-            origin = (origins or {}).get(f"{group}{name}" if indent else name, "default")
-            lines += [f"{indent}# {origin}"] if origin != "default" else []
-        lines.append(line)
+    open_group = ""
+    for key, value in leaves(config).items():
+        group, _, name = key.rpartition(".")
+        if group != open_group:
+            lines.append(f"{group}:")
+            open_group = group
+        origin = (origins or {}).get(key, "default")
+        own = [f"# {one_line(origin)}"] if origin != "default" else []
+        own += write_yaml({name: literal(value)}).rstrip("\n").split("\n")
+        lines += [f"{'  ' if group else ''}{line}" for line in own]
     return "\n".join(lines) + "\n"
 
 

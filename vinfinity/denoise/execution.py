@@ -1,4 +1,4 @@
-"""Memory and speed trade-offs of a network call. None of them changes the video."""
+"""Memory and speed trade-offs of a network call. None of them changes the video, up to rounding."""
 
 from dataclasses import dataclass, replace
 from typing import Literal

@@ -13,7 +13,12 @@ import torch
 from torch import Tensor
 
 from vinfinity.config import RunConfig
-from vinfinity.denoise.schedule import SchedulerConfig, alphas_cumprod, spaced_timesteps
+from vinfinity.denoise.schedule import (
+    SchedulerConfig,
+    alphas_cumprod,
+    respaced_sigmas,
+    spaced_timesteps,
+)
 from vinfinity.errors import InputError
 
 Noise = Callable[[int], Tensor]
@@ -134,9 +139,12 @@ class DPMSolverPP:
             endpoint=False,
         )
         times = [min(t, trained - 1) for t in times]
-        visited = [float(sigmas[t]) for t in times] + [
-            float(sigmas[0]) if c.final_sigmas_type == "sigma_min" else 0.0
-        ]
+        visited = [float(sigmas[t]) for t in times]
+        if (respaced := respaced_sigmas(c, alphas, self.steps)) is not None:
+            visited, times = respaced
+        # not above the last level, which the rounding of a respaced schedule could lead to
+        end = min(float(sigmas[0]), visited[-1]) if c.final_sigmas_type == "sigma_min" else 0.0
+        visited.append(end)
         object.__setattr__(self, "timesteps", tuple(times))
         # (alpha, sigma) of each visited timestep and of the end, alpha² + sigma² = 1
         levels = tuple((1 / math.hypot(1, sigma), sigma / math.hypot(1, sigma)) for sigma in visited)
@@ -161,7 +169,8 @@ class DPMSolverPP:
         # (1 - e^-h), or (1 - e^-2h) for the SDE: how far the step moves towards the clean latents
         towards = -math.expm1(-2 * h if self.stochastic else -h)
         x = (sigma_t / sigma_s * (math.exp(-h) if self.stochastic else 1.0)) * x + (alpha_t * towards) * clean
-        if not self._first_order(i) and state.clean is not None:
+        # h is 0 where a respaced schedule has already reached the level at which it is to end
+        if not self._first_order(i) and state.clean is not None and h > 0:
             r = (self._lambda(i) - self._lambda(i - 1)) / h
             slope = (clean - state.clean) / r
             x = x + (alpha_t * self._slope_weight(h, towards)) * slope

@@ -1,13 +1,97 @@
 """The noise schedule that a model was trained with, and the timesteps at which a sampler visits it."""
 
+import json
 import math
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 import numpy as np
 import torch
 
 from vinfinity.system.fields import known_fields
+
+# The schedulers of diffusers whose models are trained with betas, and what these assume of settings that a file lacks,
+# as far as it differs from `SchedulerConfig`. All others belong to models that take other timesteps or predict
+# something else: flow matching, EDM, consistency models, discrete tokens.
+_UNCLIPPED: Mapping[str, object] = {"clip_sample": False}
+_LATER: Mapping[str, object] = {"beta_start": 0.00085, "beta_end": 0.012, **_UNCLIPPED}
+SCHEDULERS: Mapping[str, Mapping[str, object]] = {
+    "DDIMScheduler": {},
+    "DDIMParallelScheduler": {},
+    "DDIMInverseScheduler": {},
+    "DDPMScheduler": {},
+    "DDPMParallelScheduler": {},
+    "PNDMScheduler": {"set_alpha_to_one": False, **_UNCLIPPED},
+    "LMSDiscreteScheduler": _UNCLIPPED,
+    "EulerDiscreteScheduler": _UNCLIPPED,
+    "EulerAncestralDiscreteScheduler": _UNCLIPPED,
+    "HeunDiscreteScheduler": _LATER,
+    "KDPM2DiscreteScheduler": _LATER,
+    "KDPM2AncestralDiscreteScheduler": _LATER,
+    "DPMSolverMultistepScheduler": _UNCLIPPED,
+    "DPMSolverMultistepInverseScheduler": _UNCLIPPED,
+    "DPMSolverSinglestepScheduler": _UNCLIPPED,
+    "DPMSolverSDEScheduler": _LATER,
+    "DEISMultistepScheduler": _UNCLIPPED,
+    "UniPCMultistepScheduler": _UNCLIPPED,
+    "SASolverScheduler": _UNCLIPPED,
+    "LCMScheduler": {"beta_schedule": "scaled_linear", **_LATER},
+    "TCDScheduler": {"beta_schedule": "scaled_linear", **_LATER},
+}
+# The schedulers that are samplers here, too.
+OURS: Mapping[str, tuple[str, ...]] = {
+    "DDIMScheduler": ("ddim",),
+    "DDIMParallelScheduler": ("ddim",),
+    "DPMSolverMultistepScheduler": ("dpmsolver++", "sde-dpmsolver++"),
+    "LCMScheduler": ("lcm",),
+}
+
+# The exponent of Karras et al. 2022, eq. 5.
+RHO = 7.0
+
+# Settings of DPM-Solver++. Schedulers of other methods use the same names for steps of their own.
+SOLVER = (
+    "final_sigmas_type",
+    "lower_order_final",
+    "euler_at_final",
+    "lambda_min_clipped",
+    "solver_order",
+    "solver_type",
+    "use_karras_sigmas",
+    "use_exponential_sigmas",
+    "use_lu_lambdas",
+)
+# Which values of them are supported; others are ignored, with a warning.
+SOLVER_VALUES: Mapping[str, tuple[object, ...]] = {
+    "final_sigmas_type": ("zero", "sigma_min"),
+    "solver_order": (1, 2),
+    "solver_type": ("midpoint", "heun"),
+}
+# What diffusers' DPM-Solver++ takes for midpoint.
+MIDPOINT = ("logrho", "bh1", "bh2")
+
+# Settings of sampling that a user would miss, and the values that mean nothing special.
+NOTEWORTHY: Mapping[str, tuple[object, ...]] = {
+    "algorithm_type": ("dpmsolver++", "sde-dpmsolver++", "deis", "data_prediction"),
+    "final_sigmas_type": ("zero",),
+    "interpolation_type": ("linear",),
+    "lambda_min_clipped": (-math.inf,),
+    "sigma_max": (),
+    "sigma_min": (),
+    "solver_order": (2,),
+    "solver_type": ("midpoint", *MIDPOINT),
+    "thresholding": (False,),
+    "use_beta_sigmas": (False,),
+    "use_exponential_sigmas": (False,),
+    "use_karras_sigmas": (False,),
+    "use_lu_lambdas": (False,),
+}
+# Settings that say how the model was trained, and the only values that are supported.
+OF_THE_MODEL: Mapping[str, tuple[object, ...]] = {
+    "use_flow_sigmas": (False,),
+    "timestep_type": ("discrete",),
+    "variance_type": ("fixed_small", "fixed_small_log", "fixed_large", "fixed_large_log"),
+}
 
 
 @dataclass(frozen=True)
@@ -16,6 +100,7 @@ class SchedulerConfig:
 
     latent_scale, latent_scale_steps: of VideoCrafter2's training, which diffusers does not know: the clean latents are
     multiplied by a factor that falls linearly from 1 to latent_scale over that many timesteps, and stays there.
+    scheduler: the class that the file names. noteworthy: its settings of sampling that a user would miss.
 
     Raises ValueError for a setting that would change the result and is not supported.
     """
@@ -38,19 +123,22 @@ class SchedulerConfig:
     lambda_min_clipped: float = -math.inf
     solver_order: int = 2
     solver_type: str = "midpoint"
+    use_karras_sigmas: bool = False
+    use_exponential_sigmas: bool = False
+    use_lu_lambdas: bool = False
     original_inference_steps: int = 50
     timestep_scaling: float = 10.0
     latent_scale: float = 0.7
     latent_scale_steps: int = 400
+    scheduler: str | None = field(default=None, compare=False)
+    noteworthy: Mapping[str, object] = field(default_factory=dict, compare=False)
 
     def __post_init__(self) -> None:
-        choices = {
+        choices: Mapping[str, tuple[object, ...]] = {
             "beta_schedule": ("linear", "scaled_linear", "squaredcos_cap_v2"),
             "prediction_type": ("epsilon", "v_prediction"),
             "timestep_spacing": ("leading", "trailing", "linspace", None),
-            "final_sigmas_type": ("zero", "sigma_min"),
-            "solver_order": (1, 2),
-            "solver_type": ("midpoint", "heun"),
+            **SOLVER_VALUES,
         }
         for name, allowed in choices.items():
             if getattr(self, name) not in allowed:
@@ -59,19 +147,53 @@ class SchedulerConfig:
 
     @classmethod
     def from_dict(cls, values: Mapping[str, object]) -> "SchedulerConfig":
-        """From a parsed scheduler_config.json of any diffusers scheduler."""
-        unsupported = (
-            "thresholding",
-            "use_karras_sigmas",
-            "use_exponential_sigmas",
-            "use_beta_sigmas",
-            "use_lu_lambdas",
-            "use_flow_sigmas",
+        """From a parsed scheduler_config.json of any diffusers scheduler whose models are trained with betas.
+
+        What concerns the training is taken or refused; what concerns only the scheduler's own steps is taken if the
+        scheduler is one of ours and has such steps here, too. See `ignored_by` for the rest.
+        """
+        name = values.get("_class_name")
+        if name is not None and name not in SCHEDULERS:
+            raise ValueError(
+                f"_class_name: {name} is not a known scheduler of models that predict noise or v and are trained with "
+                "betas, such as DDIMScheduler"
+            )
+        for key, allowed in OF_THE_MODEL.items():
+            if values.get(key) is not None and values[key] not in allowed:
+                raise ValueError(f"{key}: {values[key]!r} is not supported")
+        given = {**SCHEDULERS.get(str(name), {}), **known_fields(cls, values, ignore=None)}
+        given["solver_type"] = (
+            "midpoint" if given.get("solver_type") in MIDPOINT else given.get("solver_type")
         )
-        for name in unsupported:
-            if values.get(name):
-                raise ValueError(f"{name}: {values[name]!r} is not supported")
-        return cls(**known_fields(cls, values, ignore=None))
+        followed = name in (None, "DPMSolverMultistepScheduler")
+        for key in SOLVER:
+            value = given.get(key)
+            if value is None or not followed or value not in SOLVER_VALUES.get(key, (value,)):
+                given.pop(key, None)
+        noteworthy = {
+            key: values[key]
+            for key, usual in NOTEWORTHY.items()
+            if values.get(key) is not None and values[key] not in usual
+        }
+        return cls(**given | {"scheduler": name, "noteworthy": noteworthy})
+
+    def ignored_by(self, sampler: str) -> str:
+        """What a sampler does not follow of the scheduler that the model's file names, as a warning; or ""."""
+        solver = sampler in OURS["DPMSolverMultistepScheduler"]
+        ignored = ", ".join(
+            f"{key}: {json.dumps(value)}"
+            for key, value in self.noteworthy.items()
+            if not (solver and getattr(self, key, None) == value)
+        )
+        if self.scheduler is not None and self.scheduler not in OURS:
+            also = f", but not {ignored}" if ignored else ""
+            return (
+                f"scheduler: the model's own, {self.scheduler}, is not available; {sampler} follows its betas, "
+                f"prediction type and spacing{also}"
+            )
+        return (
+            f"scheduler: {sampler} ignores {ignored} of the model's scheduler_config.json" if ignored else ""
+        )
 
 
 def alphas_cumprod(config: SchedulerConfig) -> torch.Tensor:
@@ -123,3 +245,36 @@ def spaced_timesteps(
         even = last - np.arange(steps) * (trained / steps)
         times = (even[even > 0].round() - 1).clip(0)
     return [int(t) for t in times]
+
+
+def respaced_sigmas(
+    config: SchedulerConfig, alphas: torch.Tensor, steps: int
+) -> tuple[list[float], list[int]] | None:
+    """The noise levels of a schedule that does not follow the timesteps, and the timestep of each; None if `config` has
+    no such schedule.
+
+    alphas: (num_train_timesteps,) the products of (1 - beta). Karras et al. 2022, eq. 5; evenly spaced logarithms (Lu
+    et al. 2022) with `use_lu_lambdas` and `use_exponential_sigmas`, of which only the first rounds the timesteps.
+    """
+    # in fp32, as diffusers: timesteps are cut to integers, and must fall to the same side
+    sigmas = (((1 - alphas) / alphas).float() ** 0.5).numpy()
+    logarithms = np.log(sigmas)
+    low, high = float(sigmas[0]), float(sigmas[-1])
+    ramp = np.linspace(0, 1, steps)
+    if config.use_karras_sigmas:
+        levels = (high ** (1 / RHO) + ramp * (low ** (1 / RHO) - high ** (1 / RHO))) ** RHO
+    elif config.use_lu_lambdas:
+        first, last = float(logarithms[-1]), float(logarithms[0])
+        levels = np.exp(first + ramp * (last - first))
+    elif config.use_exponential_sigmas:
+        levels = np.exp(np.linspace(math.log(high), math.log(low), steps))
+    else:
+        return None
+    wanted = np.log(levels)
+    before = (np.searchsorted(logarithms, wanted, side="right") - 1).clip(0, len(sigmas) - 2)
+    share = (logarithms[before] - wanted) / (logarithms[before] - logarithms[before + 1])
+    share = share.clip(0, 1)
+    times = (1 - share) * before + share * (before + 1)
+    if not config.use_exponential_sigmas and config.beta_schedule != "squaredcos_cap_v2":
+        times = times.round()
+    return levels.tolist(), [int(t) for t in times]

@@ -17,6 +17,7 @@ from vinfinity.media.blocks import OVERLAP, Blocks
 from vinfinity.media.latents import LatentSource
 from vinfinity.models.decoder import Decoder
 from vinfinity.parallel.ranks import Ranks
+from vinfinity.system.precision import fp32_products
 
 T = TypeVar("T")
 LABEL = "decoding"
@@ -38,6 +39,8 @@ def decode_frames(
     of the video. latent: (c, h, w). size: (width, height) of the frames in pixels, cut from the middle of the decoded
     pictures. Several ranks take turns: each has two blocks in memory, whatever the length of the video. The blocks, and
     with them the pictures, are the same on any number of ranks. Yields (height, width, 3) uint8.
+
+    Raises Stopped between two pictures if this rank was asked to end.
     """
     # the last bits of a picture may depend on its block: start with the whole block that contains the first frame
     surplus = frames.start % blocks.frames
@@ -46,7 +49,9 @@ def decode_frames(
         for start in range(frames.start - surplus, frames.stop, blocks.frames)
     ]
     pictures = _decode_blocks(decoder, source, spans, latent=latent, size=size, tile=blocks.tile, ranks=ranks)
-    return itertools.islice(pictures, surplus, None)
+    for picture in itertools.islice(pictures, surplus, None):
+        ranks.shutdown.check()
+        yield picture
 
 
 def _decode_blocks(
@@ -64,11 +69,13 @@ def _decode_blocks(
     rounds = [spans[first : first + ranks.size] for first in range(0, len(spans), ranks.size)]
     # on all ranks, the device decodes the next block while the pictures of this one are copied, and sent or written
     if not ranks.first:
-        received = (
-            ranks.receive(torch.empty(latent[0], len(span), *latent[1:]), 0, label=LABEL)
-            for span in spans[ranks.rank :: ranks.size]
-        )
-        for block in one_ahead(decode_block(decoder, latents, size=size, tile=tile) for latents in received):
+
+        def received() -> Iterator[Tensor]:
+            for span in spans[ranks.rank :: ranks.size]:
+                ranks.shutdown.check()
+                yield ranks.receive(torch.empty(latent[0], len(span), *latent[1:]), 0, label=LABEL)
+
+        for block in one_ahead(decode_block(decoder, x, size=size, tile=tile) for x in received()):
             ranks.send(block.wait(), 0, label=LABEL)
         return
     assert source is not None
@@ -145,10 +152,11 @@ def decode_block(
     factor = decoder.config.downscale
     whole = x.new_empty(len(x), factor * x.shape[2], factor * x.shape[3], 3, dtype=torch.uint8)
     finite = torch.ones((), dtype=torch.bool, device=weight.device)
-    for top, left, piece in decode_tiles(decoder, x, tile=tile):
-        finite &= piece.isfinite().all()
-        pixels = piece.float().mul(127.5).add_(127.5).round_().clamp_(0, 255).permute(0, 2, 3, 1)
-        whole[:, top : top + pixels.shape[1], left : left + pixels.shape[2]] = pixels
+    with fp32_products(tf32=True):
+        for top, left, piece in decode_tiles(decoder, x, tile=tile):
+            finite &= piece.isfinite().all()
+            pixels = piece.float().mul(127.5).add_(127.5).round_().clamp_(0, 255).permute(0, 2, 3, 1)
+            whole[:, top : top + pixels.shape[1], left : left + pixels.shape[2]] = pixels
     top, left = (whole.shape[1] - height) // 2, (whole.shape[2] - width) // 2
     pictures = whole[:, top : top + height, left : left + width].contiguous()
     if not on_gpu:

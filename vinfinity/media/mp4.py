@@ -9,7 +9,8 @@ import hashlib
 import io
 import json
 import os
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
+from fractions import Fraction
 from pathlib import Path
 from types import TracebackType
 from typing import Self
@@ -21,7 +22,7 @@ from av.video.reformatter import ColorRange, Colorspace
 from vinfinity.config import VideoConfig
 from vinfinity.errors import OutputError, one_line
 from vinfinity.media.fragments import Fragments
-from vinfinity.system.files import cannot_write
+from vinfinity.system.files import cannot_write, temporary
 
 # The code of BT.709 in H.264's tags for primaries, transfer and matrix (ITU-T H.264, annex E).
 BT709 = 1
@@ -31,6 +32,12 @@ THREADS = 4
 
 # (columns, rows) of pixels that share a colour sample; the sides of an H.264 frame must be multiples of them.
 CHROMA_BLOCK = {"yuv420p": (2, 2), "yuv422p": (2, 1), "yuv444p": (1, 1)}
+
+# x264 shows a frame at most so many frames after decoding it, unless it reorders none.
+REORDERED = 2
+
+# Ticks per second of an MP4, at least, as FFmpeg has it.
+LEAST_TIMESCALE = 10_000
 
 # Each second is a file of its own; its fragments (moof and mdat) are appended to those of the seconds before. Their
 # times count from the start of the video.
@@ -50,6 +57,8 @@ class Mp4Writer:
     `unfinished`, the fragments are in the same folder and are deleted if anything fails. An older file at `path` stays
     unchanged until the end.
 
+    fps: an exact rate, such as 24 or Fraction(30000, 1001). Frame number n is shown at n / fps seconds, exactly.
+
     Sides that the pixel format does not allow (odd ones in yuv420p) are extended by repeating a row or column.
     `metadata` is stored in the MP4 unless `config.metadata` is off; players and `ffprobe` show `title` and `comment`.
 
@@ -65,23 +74,25 @@ class Mp4Writer:
         *,
         width: int,
         height: int,
-        fps: int,
+        fps: Fraction | int,
         config: VideoConfig,
         metadata: Mapping[str, str] | None = None,
         unfinished: Path | None = None,
         identity: str = "",
     ) -> None:
         self.path = path
-        self._shape, self._fps, self._config = (height, width, 3), fps, config
+        self._shape, self._fps, self._config = (height, width, 3), Fraction(fps), config
+        # 30 at 30000/1001 fps
+        self._frames_per_second = max(1, round(self._fps))
         columns, rows = CHROMA_BLOCK[config.pixel_format]
         self._padding = ((0, -height % rows), (0, -width % columns), (0, 0))
         self._metadata = metadata if config.metadata and metadata else {}
-        self._copy = path.with_name(f".{path.name}.{os.getpid()}.part")
+        self._copy = temporary(path, f"{os.getpid()}.part")
         self._resumable = unfinished is not None
         encoding = [config.crf, config.preset, config.pixel_format, av.__version__]
-        depends_on = json.dumps([identity, self._shape, fps, *encoding])
+        depends_on = json.dumps([identity, self._shape, str(self._fps), *encoding])
         self._fragments = Fragments(
-            unfinished or path.with_name(f".{path.name}.{os.getpid()}.fragments"),
+            unfinished or temporary(path, f"{os.getpid()}.fragments"),
             identity=hashlib.sha256(depends_on.encode()).hexdigest(),
         )
         # the number of frames written so far
@@ -132,7 +143,7 @@ class Mp4Writer:
         except (OSError, av.error.FFmpegError) as error:
             raise cannot_write(self.path, error) from error
         self.frames += 1
-        if self.frames % self._fps == 0:
+        if self.frames % self._frames_per_second == 0:
             self._end_second()
 
     def _begin_second(self) -> "_Second":
@@ -140,7 +151,13 @@ class Mp4Writer:
         (_, rows), (_, columns), _ = self._padding
         try:
             return _Second(
-                width + columns, height + rows, fps=self._fps, config=self._config, metadata=self._metadata
+                width + columns,
+                height + rows,
+                first=self.frames,
+                frames=self._frames_per_second,
+                fps=self._fps,
+                config=self._config,
+                metadata=self._metadata,
             )
         except (ValueError, av.error.FFmpegError) as error:
             raise OutputError(
@@ -162,8 +179,8 @@ class Mp4Writer:
 
     def _copy_seekable(self) -> None:
         with (
-            av.open(str(self._fragments.path)) as source,
-            av.open(str(self._copy), "w", format="mp4", options={"movflags": "+faststart"}) as target,
+            av.open(_url(self._fragments.path)) as source,
+            av.open(_url(self._copy), "w", format="mp4", options=_options("+faststart", self._fps)) as target,
         ):
             target.metadata.update(self._metadata)
             [stream] = source.streams.video
@@ -183,19 +200,32 @@ class Mp4Writer:
 
 
 class _Second:
-    """One second of video as an MP4 in memory; its first frame is a key frame."""
+    """One second of video as an MP4 in memory; its first frame is a key frame.
+
+    first: the number of that frame. frames: in a whole second.
+    """
 
     def __init__(
-        self, width: int, height: int, *, fps: int, config: VideoConfig, metadata: Mapping[str, str]
+        self,
+        width: int,
+        height: int,
+        *,
+        first: int,
+        frames: int,
+        fps: Fraction,
+        config: VideoConfig,
+        metadata: Mapping[str, str],
     ) -> None:
+        # the number of the next packet: that of a frame, but in the order of decoding
+        self._packet = first
         self._file = io.BytesIO()
-        self._container = av.open(self._file, "w", format="mp4", options={"movflags": MOVFLAGS})
+        self._container = av.open(self._file, "w", format="mp4", options=_options(MOVFLAGS, fps))
         # no key frames at scene changes: with groups of one length, seeking is fast
         options = {"crf": str(config.crf), "preset": config.preset, "sc_threshold": "0"}
         self._stream = self._container.add_stream("libx264", rate=fps, options=options)
         self._stream.width, self._stream.height = width, height
         self._stream.pix_fmt = config.pixel_format
-        self._stream.gop_size = fps
+        self._stream.gop_size = frames
         self._stream.codec_context.thread_count = THREADS
         codec = self._stream.codec_context
         codec.color_primaries = codec.color_trc = codec.colorspace = BT709
@@ -203,13 +233,31 @@ class _Second:
         self._container.metadata.update(metadata)
 
     def write(self, picture: av.VideoFrame) -> None:
-        self._container.mux(self._stream.encode(picture))
+        self._mux(self._stream.encode(picture))
 
     def end(self) -> list[tuple[bytes, bytes]]:
         """Ends the encoding. Returns the boxes of the MP4: (type, the whole box)."""
-        self._container.mux(self._stream.encode())
+        self._mux(self._stream.encode())
         self._container.close()
         return list(_boxes(self._file.getvalue()))
+
+    def _mux(self, packets: Iterable[av.Packet]) -> None:
+        """Packets are decoded ahead of their time, by as many frames as may be reordered, the same in all seconds.
+
+        x264 leaves this delay out of a second that is shorter than it. But all seconds share the head of the first one,
+        whose edit list takes the delay off again: such a second would be shown too early.
+        """
+        for packet in packets:
+            packet.dts = self._packet - REORDERED * self._stream.codec_context.has_b_frames
+            packet.duration = 1
+            self._packet += 1
+            self._container.mux(packet)
+
+
+def _options(flags: str, fps: Fraction) -> dict[str, str]:
+    """The options of an MP4 whose clocks, of the file and of its track, count frames of this rate exactly."""
+    timescale = fps.numerator * -(-LEAST_TIMESCALE // fps.numerator)
+    return {"movflags": flags, "movie_timescale": str(timescale), "video_track_timescale": str(timescale)}
 
 
 def _boxes(data: bytes) -> Iterator[tuple[bytes, bytes]]:
@@ -221,9 +269,14 @@ def _boxes(data: bytes) -> Iterator[tuple[bytes, bytes]]:
         start += length
 
 
+def _url(path: Path) -> str:
+    """A path as FFmpeg takes it: it would read `12:30.mp4` as the protocol `12`."""
+    return f"file:{path}"
+
+
 def read_video(path: Path) -> np.ndarray:
     """All frames of a video file at once, (f, h, w, 3) uint8 full-range RGB."""
-    with av.open(str(path)) as container:
+    with av.open(_url(path)) as container:
         # via yuv444p: from subsampled formats, swscale takes a shortcut that shifts colours by up to 2
         planes = (
             frame.reformat(format="yuv444p", interpolation="BICUBIC") for frame in container.decode(video=0)
@@ -236,5 +289,5 @@ def read_video(path: Path) -> np.ndarray:
 
 def read_metadata(path: Path) -> dict[str, str]:
     """The metadata of a video file, such as `title` and `comment`."""
-    with av.open(str(path)) as container:
+    with av.open(_url(path)) as container:
         return dict(container.metadata)

@@ -3,7 +3,7 @@
 A family reads such a file into these types; weights/convert.py writes the model's folder from them.
 """
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any, Protocol
 
@@ -61,9 +61,15 @@ class Checkpoint:
 class Change(Protocol):
     """Something that changes parameters while they are loaded."""
 
-    def add_to(self, name: str, tensor: Tensor) -> Tensor:
-        """The changed parameter, in fp32; the parameter itself where there is no change."""
+    def addition(self, name: str, tensor: Tensor) -> Tensor | None:
+        """What is added to a parameter, in fp32; None if nothing is. tensor: the parameter before any change."""
         ...
+
+
+def changed(name: str, tensor: Tensor, changes: Sequence[Change]) -> Tensor:
+    """A parameter with all changes, in fp32; the parameter itself if there are none. Their order does not matter."""
+    additions = [addition for change in changes if (addition := change.addition(name, tensor)) is not None]
+    return sum(additions, start=tensor.float()) if additions else tensor
 
 
 @dataclass(frozen=True)

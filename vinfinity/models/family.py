@@ -5,7 +5,7 @@ Importing this module or reading a model's card loads no torch; building a netwo
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Protocol
@@ -29,6 +29,11 @@ def same_name(name: str) -> str:
     return name
 
 
+def no_aliases(config: Any, modules: Collection[str]) -> Mapping[str, str]:
+    """For networks that have one layout only."""
+    return {}
+
+
 @dataclass(frozen=True)
 class Network:
     """One network of a family.
@@ -37,6 +42,8 @@ class Network:
     stem: the name of its weight files up to the first dot. rename: the name of a tensor in a file to the parameter it
     fills, None for a tensor that is skipped. keep_fp32: prefixes of parameters that stay in fp32 in every run.
     always_fp32: whether the whole network does. shown: config entries that describe it to users.
+    lora_prefixes: what LoRA files put before the names of its modules; empty for a network that takes no LoRA.
+    aliases: the config and the names of all modules to further names of modules, those of other layouts.
     """
 
     read_config: Callable[[Mapping[str, Any]], Any]
@@ -46,6 +53,8 @@ class Network:
     keep_fp32: tuple[str, ...] = ()
     always_fp32: bool = False
     shown: tuple[str, ...] = ()
+    lora_prefixes: tuple[str, ...] = ()
+    aliases: Callable[[Any, Collection[str]], Mapping[str, str]] = no_aliases
 
 
 @dataclass(frozen=True)

@@ -1,29 +1,27 @@
 """Where the ranks of a run come from: this process alone, a launcher (torchrun, srun), or processes started here."""
 
-import contextlib
-import ctypes
 import math
-import multiprocessing
 import os
 import pickle
 import signal
+import subprocess
 import sys
-import tempfile
 import time
-import traceback
-import types
-from collections.abc import Callable, Iterator, Sequence
-from multiprocessing.connection import Connection, wait
-from multiprocessing.context import SpawnProcess
-from pathlib import Path
-from typing import Any, TypeVar
+from collections.abc import Callable, Sequence
+from typing import TypeVar
 
 import torch.distributed as dist
 
-from vinfinity.errors import InputError, RankError, Stopped, VinfinityError, one_line
+from vinfinity.errors import InputError, RankError, Stopped, VinfinityError
+from vinfinity.parallel.devices import check_nccl, pick_device, rank_device
+from vinfinity.parallel.join import carry_out, entries, joined
+from vinfinity.parallel.liveness import Line, last_lines
 from vinfinity.parallel.place import Place, find_place
-from vinfinity.parallel.ranks import Ranks, joined, pick_device
-from vinfinity.system.signals import SIGNALS, Shutdown
+from vinfinity.parallel.ranks import Ranks
+from vinfinity.parallel.started import Assignment, RankFiles, start
+from vinfinity.system.files import cannot_write
+from vinfinity.system.folders import temporary_folder
+from vinfinity.system.signals import SIGNALS, Reaction, Shutdown
 
 Payload = TypeVar("Payload")
 Result = TypeVar("Result")
@@ -31,24 +29,32 @@ Worker = Callable[[Payload, Ranks], Result]
 
 # seconds that ranks have to end after one of them failed
 SHUTDOWN_SECONDS = 2
-# of Linux's prctl
-PR_SET_PDEATHSIG = 1
+# seconds between two looks at them
+POLL_SECONDS = 0.02
 
 
-def check_ranks(*, gpus: int | None, device: str, frames: int) -> None:
-    """Raise InputError if the requested ranks are not available; starts nothing."""
-    place = find_place(os.environ)
-    if place is None:
-        size = local_size = gpus or 1
-    else:
-        size, local_size = place.size, place.local_size
-        if gpus is not None and gpus != size:
-            problem = f"is not the {size} rank{'s' * (size > 1)} that {place.launcher} started"
-            raise InputError("gpus", gpus, "leave --gpus out: the launcher decides", problem=problem)
+def check_ranks(*, gpus: int | None, device: str, frames: int, place: Place | None = None) -> None:
+    """Raise InputError if the requested ranks are not available; starts nothing.
+
+    place: this process's place among the ranks of a launcher; None if it is alone.
+    """
+    size, local_size = (gpus or 1, gpus or 1) if place is None else (place.size, place.local_size)
+    way_out = "" if place is None else f"; {place.way_out}"
+    if gpus is not None and gpus != size:
+        problem = f"is not the {size} ranks that {place.launcher if place else ''} started"
+        raise InputError("gpus", gpus, f"leave --gpus out{way_out}", problem=problem)
     if size > frames:
         problem = f"is more than the {frames} frames"
-        raise InputError("gpus", size, f"use {frames} ranks at most", problem=problem)
-    pick_device(device, local_size=local_size)
+        raise InputError("gpus", size, f"use {frames} ranks at most{way_out}", problem=problem)
+    try:
+        picked = pick_device(
+            device, local_size=local_size, launcher=None if place is None else place.launcher
+        )
+        check_nccl(size, picked)
+    except InputError as error:
+        raise InputError(
+            error.field, error.value, f"{error.remedy}{way_out}", problem=error.problem
+        ) from None
 
 
 def launch(
@@ -58,193 +64,123 @@ def launch(
     gpus: int | None,
     device: str,
     timeout: float,
-    handle_signals: bool = False,
+    shutdown: Shutdown | None = None,
+    on_error: Callable[[VinfinityError], object] = lambda error: None,
 ) -> Result:
     """Run `worker(payload, ranks)` on every rank; return the result of rank 0, or of this process under a launcher.
 
     worker must be a function of an importable module, and payload picklable. gpus: ranks to start; None for one, or for
-    those of the launcher. handle_signals: whether this process may take over shutdown signals; processes that are
-    started here always do. Raises what a rank raised, and RankError if a rank was killed, is late or gone.
+    those of the launcher. shutdown: requests to end this process, which is passed on to the ranks; None if the caller
+    handles none, as a library. on_error: called before a thread ends this process, which a launcher started, because
+    another rank is lost and the main thread cannot raise. Raises what a rank raised, and RankError if a rank was
+    killed, is late or gone.
     """
+    watched, lasting = shutdown or Shutdown(), shutdown is None
     place = find_place(os.environ)
     if place is not None and place.size > 1:
-        picked = pick_device(device, local_rank=place.local_rank, local_size=place.local_size)
-        with joined(place, device=picked, timeout=timeout, handle_signals=handle_signals) as ranks:
-            return worker(payload, ranks)
+        picked = rank_device(place, device)
+
+        def end(error: VinfinityError) -> None:
+            on_error(error)
+            watched.end(error.exit_code, error.message)
+
+        with joined(
+            place, device=picked, timeout=timeout, shutdown=watched, lasting=lasting, end=end
+        ) as ranks:
+            return carry_out(worker, payload, ranks)
     if (gpus or 1) == 1:
-        return worker(payload, Ranks(device=pick_device(device), handle_signals=handle_signals))
-    shutdown = Shutdown()
-    with shutdown.handled(enabled=handle_signals), shutdown.deferred():
-        return _spawn(worker, payload, shutdown, ranks=gpus or 1, device=device, timeout=timeout)
+        return carry_out(worker, payload, Ranks(device=pick_device(device), shutdown=watched))
+    # from now on `_wait` looks at requests
+    watched.reaction = Reaction.WAIT
+    with temporary_folder() as folder:
+        files = RankFiles(folder)
+        return _start_ranks(worker, payload, files, watched, ranks=gpus or 1, device=device, timeout=timeout)
 
 
-def _spawn(
+def _start_ranks(
     worker: Worker[Payload, Result],
     payload: Payload,
+    files: RankFiles,
     shutdown: Shutdown,
     *,
     ranks: int,
     device: str,
     timeout: float,
 ) -> Result:
-    """Start the ranks on this node, pass shutdown requests on to them, and wait for them."""
-    # a forked process could not use CUDA
-    context = multiprocessing.get_context("spawn")
+    """Start the ranks on this node, pass requests to end on to them, and wait for them."""
     store = dist.TCPStore("localhost", 0, is_master=True, wait_for_workers=False)
-    with tempfile.TemporaryDirectory(prefix="vinfinity-") as name:
-        folder = Path(name)
-        receiver, sender = context.Pipe(duplex=False)
-        children: list[SpawnProcess] = []
-        try:
-            for rank in range(ranks):
-                place = Place(rank, ranks, rank, ranks, "localhost", store.port, launcher="vinfinity")
-                arguments = (worker, payload, place, device, timeout, folder, sender if rank == 0 else None)
-                children.append(context.Process(target=_rank_main, args=arguments))
-                with _without_main_module():
-                    children[-1].start()
-            sender.close()
-            return _wait(children, receiver, folder, shutdown)
-        finally:
-            for child in children:
-                child.kill()
-                child.join()
-
-
-@contextlib.contextmanager
-def _without_main_module() -> Iterator[None]:
-    """Hide the caller's script from a process that is started: it would run the script again, and start more processes,
-    unless the script is guarded by `if __name__ == "__main__"`. Ranks need only modules that can be imported.
-    """
-    main = sys.modules["__main__"]
-    sys.modules["__main__"] = types.ModuleType("__main__")
+    assignment = Assignment(worker, payload, ranks, store.port, device, timeout, arguments=sys.argv)
     try:
-        yield
+        files.assignment.write_bytes(pickle.dumps(assignment))
+    except OSError as error:
+        raise cannot_write(files.assignment, error) from error
+    children: list[subprocess.Popen[bytes]] = []
+    try:
+        for rank in range(ranks):
+            children.append(start(rank, files.path))
+        codes = _wait(children, shutdown)
+        if any(codes):
+            lines = last_lines(entries(store), ranks)
+            raise _fault(files, codes, lines, shutdown)
+        return pickle.loads(files.result.read_bytes())
     finally:
-        sys.modules["__main__"] = main
+        for child in children:
+            child.kill()
+            child.wait()
 
 
-def _wait(children: Sequence[SpawnProcess], receiver: Connection, folder: Path, shutdown: Shutdown) -> Any:
-    """The result of rank 0 when all ranks have ended. Raises the first error of any rank."""
-    result, passed_on = None, False
-    late: list[SpawnProcess] = []
+def _wait(children: Sequence["subprocess.Popen[bytes]"], shutdown: Shutdown) -> list[int | None]:
+    """The exit codes of all ranks, once they have ended: the negative signal number of a rank that a signal killed, and
+    None for one that had to be ended here after others had failed.
+    """
+    passed_on = False
+    late: list[subprocess.Popen[bytes]] = []
     deadline = math.inf
-    while running := [child for child in children if child.is_alive()]:
-        if shutdown.interrupted_again:
-            raise KeyboardInterrupt
+    while running := [child for child in children if child.poll() is None]:
         if shutdown.requested and not passed_on:
             passed_on = True
             for child in running:
                 # SIGTERM: ranks end where the run can resume
                 child.terminate()
-        wait([child.sentinel for child in running], timeout=0.1)
-        if receiver.poll():
-            with contextlib.suppress(EOFError):
-                result = pickle.loads(receiver.recv_bytes())
-        if any(child.exitcode for child in children):
+        if any(child.returncode for child in children):
             deadline = min(deadline, time.monotonic() + SHUTDOWN_SECONDS)
         if time.monotonic() > deadline:
-            late += [child for child in running if child.is_alive()]
-            for child in late:
+            late += running
+            for child in running:
                 child.kill()
-                child.join()
-    if receiver.poll():
-        with contextlib.suppress(EOFError):
-            result = pickle.loads(receiver.recv_bytes())
-    codes = [0 if child in late else child.exitcode or 0 for child in children]
-    if any(codes):
-        fault = _fault(folder, codes)
-        if passed_on and fault.exit_code == RankError.exit_code and any(-code in SIGNALS for code in codes):
-            # the request came before a rank could handle signals
-            raise Stopped(shutdown.message)
-        raise fault
-    return result
+                child.wait()
+        time.sleep(POLL_SECONDS)
+    return [None if child in late else child.returncode for child in children]
 
 
-def _rank_main(
-    worker: Worker[Payload, Result],
-    payload: Payload,
-    place: Place,
-    device: str,
-    timeout: float,
-    folder: Path,
-    sender: Connection | None,
-) -> None:
-    """A started rank: does its part, or reports its error in `folder` and ends with that error's exit code."""
-    # Ctrl-C also reaches the launcher, which passes it on
-    signal.signal(signal.SIGINT, signal.SIG_IGN)
-    _end_with_parent()
-    (folder / f"{place.rank}.pid").write_text(str(os.getpid()))
-    code = 0
-    try:
-        picked = pick_device(device, local_rank=place.local_rank, local_size=place.local_size)
-        with joined(place, device=picked, timeout=timeout, handle_signals=True) as ranks:
-            try:
-                result = worker(payload, ranks)
-            except RankError:
-                raise
-            except Exception as error:
-                # before the other ranks notice that this one is gone
-                _report(folder, place, error)
-                raise
-        if sender is not None:
-            # as bytes: multiprocessing would fetch tensors from this process later, when it is gone
-            sender.send_bytes(pickle.dumps(result))
-    except Exception as error:
-        code = _report(folder, place, error)
-        if not isinstance(error, VinfinityError):
-            traceback.print_exc()
-    sys.stdout.flush()
-    sys.stderr.flush()
-    # while the interpreter shuts down, running threads of torch.distributed may abort the process (seen once)
-    os._exit(code)
-
-
-def _end_with_parent() -> None:
-    """Have the kernel end this process when the launcher is gone: ranks must not outlive it."""
-    if sys.platform == "linux":
-        ctypes.CDLL(None).prctl(PR_SET_PDEATHSIG, signal.SIGKILL)
-    launcher = multiprocessing.parent_process()
-    if launcher is not None and os.getppid() != launcher.pid:
-        # the launcher ended while this rank was starting, before the kernel knew
-        os._exit(RankError.exit_code)
-
-
-def _report(folder: Path, place: Place, error: Exception) -> int:
-    """Write an error for the launcher, unless this rank reported one before. Returns its exit code."""
-    if not isinstance(error, VinfinityError):
-        call = traceback.extract_tb(error.__traceback__)[-1]
-        where = f"{Path(call.filename).name}:{call.lineno}"
-        reason = one_line(error)
-        error = VinfinityError(f"rank {place.rank}: {type(error).__name__}: {reason} ({where})")
-    report = folder / f"rank-{place.rank}.pickle"
-    if not report.exists():
-        unfinished = report.with_suffix(".part")
-        unfinished.write_bytes(pickle.dumps((time.monotonic(), error)))
-        unfinished.rename(report)
-    for file in folder.glob("*.pid"):
-        # a suspended rank would delay the end of all; once continued, it receives the launcher's signal
-        with contextlib.suppress(OSError, ValueError):
-            os.kill(int(file.read_text()), signal.SIGCONT)
-    return error.exit_code
-
-
-def _fault(folder: Path, codes: Sequence[int]) -> VinfinityError:
+def _fault(
+    files: RankFiles, codes: Sequence[int | None], lines: Sequence[Line], shutdown: Shutdown
+) -> VinfinityError:
     """The first error of any rank. A rank's own error comes before what other ranks noticed of it.
 
-    codes: exit codes of the ranks; for a rank that a signal killed, the negative signal number.
+    codes: as `_wait` returns them. lines: the last sign of life of each rank.
     """
-    reports = [pickle.loads(file.read_bytes()) for file in folder.glob("rank-*.pickle")]
-    errors: list[VinfinityError] = [error for _, error in sorted(reports, key=lambda report: report[0])]
-    if errors and not isinstance(errors[0], RankError):
-        return errors[0]
-    silent = [
-        rank for rank, code in enumerate(codes) if code and not (folder / f"rank-{rank}.pickle").exists()
-    ]
-    killed = [rank for rank in silent if codes[rank] < 0]
+    errors = files.errors()
+    first = next(iter(errors.values()), None)
+    if first is not None and not isinstance(first, RankError):
+        return first
+    silent = {rank: code for rank, code in enumerate(codes) if code and rank not in errors}
+    if shutdown.requested and any(-code in SIGNALS for code in silent.values()):
+        # the request came before a rank could handle signals
+        return Stopped(shutdown.message)
+    killed = [rank for rank, code in silent.items() if code < 0]
+    # NCCL's watchdog aborts ranks that have waited too long: not they are at fault, but the one they waited for
+    gave_up = [rank for rank in killed if codes[rank] == -signal.SIGABRT and lines[rank].waits_for]
+    late = [rank for rank, code in enumerate(codes) if code is None and rank not in errors]
+    if gave_up and killed == gave_up and late:
+        waited = lines[gave_up[0]].waits_for
+        return RankError(f"rank {late[0]} did not answer in time (waited for it in: {waited})")
+    killed = [rank for rank in killed if rank not in gave_up] + gave_up
     if killed:
-        name = signal.Signals(-codes[killed[0]]).name
+        name = signal.Signals(-silent[killed[0]]).name
         hint = ": the machine may have run out of memory" if name == "SIGKILL" else ""
         return RankError(f"rank {killed[0]} was killed by {name}{hint}")
-    if errors:
-        return errors[0]
-    return RankError(f"rank {silent[0]} exited with code {codes[silent[0]]} without reporting an error")
+    if first is not None:
+        return first
+    [(rank, code), *_] = silent.items()
+    return RankError(f"rank {rank} exited with code {code} without reporting an error")

@@ -1,10 +1,20 @@
-"""This process's place among the ranks of a launcher, from environment variables. Imports no torch."""
+"""This process's place among the ranks of a launcher, from environment variables. Imports no torch.
 
+Launchers leave variables behind: in shells and notebooks that they started, in images, in job scripts. A process is
+taken for a rank only if its variables say that several processes were started; one process alone needs no launcher.
+"""
+
+import os
 import re
 from collections.abc import Mapping
 from dataclasses import dataclass
 
 from vinfinity.errors import InputError
+
+# the variables by which a process is taken for one of several ranks
+DECIDING = {"torchrun": ("RANK", "WORLD_SIZE"), "srun": ("SLURM_STEP_NUM_TASKS",)}
+# the number of processes that MPI's launchers say they started
+MPI_SIZES = ("OMPI_COMM_WORLD_SIZE", "PMI_SIZE", "MV2_COMM_WORLD_SIZE")
 
 
 @dataclass(frozen=True)
@@ -23,57 +33,127 @@ class Place:
     launcher: str
     attempt: int = 0
 
+    @property
+    def way_out(self) -> str:
+        """What to do if the launcher's variables are left over, as the end of a message."""
+        return way_out(self.launcher)
+
+
+def way_out(launcher: str) -> str:
+    """What to do if a launcher's variables are left over, as the end of a message."""
+    return f"if {launcher} did not start this process, unset {' '.join(DECIDING[launcher])}"
+
 
 def is_rank(environment: Mapping[str, str]) -> bool:
-    """Whether torchrun, or srun with several tasks, started this process."""
-    tasks = environment.get("SLURM_STEP_NUM_TASKS", "")
-    return _by_torchrun(environment) or (tasks.isdecimal() and int(tasks) > 1)
-
-
-def _by_torchrun(environment: Mapping[str, str]) -> bool:
-    return "TORCHELASTIC_RUN_ID" in environment or {"RANK", "WORLD_SIZE"} <= environment.keys()
+    """Whether torchrun or srun started this process as one of several ranks. Never raises."""
+    return _launcher(environment) is not None
 
 
 def find_place(environment: Mapping[str, str]) -> Place | None:
-    """This process's place under torchrun or srun; None if neither started it.
+    """This process's place among the ranks that torchrun or srun started; None if it is alone.
 
-    Raises InputError if the variables are incomplete or not numbers.
+    Raises InputError if variables are missing or wrong, or if a launcher that vinfinity does not support started
+    several processes.
     """
-    if not is_rank(environment):
+    launcher = _launcher(environment)
+    if launcher is None:
+        _refuse_mpi(environment)
         return None
-    if _by_torchrun(environment):
-        launcher = "torchrun"
-        names = {
-            "rank": "RANK",
-            "size": "WORLD_SIZE",
-            "local_rank": "LOCAL_RANK",
-            "local_size": "LOCAL_WORLD_SIZE",
-        }
-        address, port = environment.get("MASTER_ADDR", "127.0.0.1"), environment.get("MASTER_PORT", "29500")
-    else:
-        launcher = "srun"
-        names = {"rank": "SLURM_PROCID", "size": "SLURM_STEP_NUM_TASKS", "local_rank": "SLURM_LOCALID"}
-        nodes = environment.get("SLURM_STEP_NODELIST") or environment.get("SLURM_JOB_NODELIST", "127.0.0.1")
-        address = environment.get("MASTER_ADDR") or first_host(nodes)
-        job, step = environment.get("SLURM_JOB_ID", "0"), environment.get("SLURM_STEP_ID", "0")
-        # the ranks of a job step must agree on a port without a message; two steps on a node should not share one
-        port = environment.get("MASTER_PORT") or str(20000 + (int(job) * 7 + int(step)) % 40000)
-    try:
-        numbers = {field: int(environment[name]) for field, name in names.items()}
-        if launcher == "srun":
-            counts = tasks_per_node(environment["SLURM_STEP_TASKS_PER_NODE"])
-            numbers["local_size"] = counts[int(environment.get("SLURM_NODEID", "0"))]
-        attempt = int(environment.get("TORCHELASTIC_RESTART_COUNT") or 0)
-        place = Place(**numbers, address=address, port=int(port), launcher=launcher, attempt=attempt)
-    except (KeyError, ValueError, IndexError) as error:
-        problem = f"is missing or wrong among {launcher}'s variables"
-        raise InputError(
-            "ranks", error, f"start the ranks with {launcher}, or with --gpus", problem=problem
-        ) from None
+    read = _torchrun if launcher == "torchrun" else _srun
+    place = read(_Variables(environment, launcher))
     if not (0 <= place.rank < place.size and 0 <= place.local_rank < place.local_size <= place.size):
         shown = f"rank {place.rank} of {place.size}, local {place.local_rank} of {place.local_size}"
-        raise InputError("ranks", shown, f"check the sizes given to {launcher}", problem="is inconsistent")
+        remedy = f"check the sizes given to {launcher}; {place.way_out}"
+        raise InputError("ranks", shown, remedy, problem="is inconsistent", source="environment")
     return place
+
+
+def _launcher(environment: Mapping[str, str]) -> str | None:
+    """The launcher that started this process as one of several ranks; None if it is alone."""
+    if environment.get("RANK") and environment.get("WORLD_SIZE"):
+        return None if environment["WORLD_SIZE"] == "1" else "torchrun"
+    tasks = environment.get("SLURM_STEP_NUM_TASKS", "")
+    several = tasks.isdecimal() and int(tasks) > 1
+    return "srun" if several and not _in_terminal_of_srun(environment) else None
+
+
+def _in_terminal_of_srun(environment: Mapping[str, str]) -> bool:
+    """Whether this process runs in the terminal of `srun --pty`; the step's other tasks have none, and have ended."""
+    return "SLURM_PTY_PORT" in environment and os.isatty(0)
+
+
+def _refuse_mpi(environment: Mapping[str, str]) -> None:
+    for name in MPI_SIZES:
+        count = environment.get(name, "")
+        if count.isdecimal() and int(count) > 1:
+            remedy = f"use --gpus, torchrun or srun; if mpirun did not start this process, unset {name}"
+            problem = "says that mpirun started several processes, which is not supported"
+            raise InputError(name, count, remedy, problem=problem, source="environment")
+
+
+@dataclass(frozen=True)
+class _Variables:
+    """The variables of a launcher. Raises InputError for those that are missing or wrong."""
+
+    environment: Mapping[str, str]
+    launcher: str
+
+    def text(self, name: str) -> str:
+        value = self.environment.get(name)
+        if not value:
+            remedy = f"start the ranks with {self.launcher}; {way_out(self.launcher)}"
+            shown = " ".join(f"{key}={self.environment[key]}" for key in DECIDING[self.launcher])
+            problem = f"say that there are several ranks, but {name} is missing"
+            raise InputError("ranks", shown, remedy, problem=problem, source="environment")
+        return value
+
+    def number(self, name: str, default: str | None = None) -> int:
+        value = self.text(name) if default is None else self.environment.get(name) or default
+        try:
+            return int(value)
+        except ValueError:
+            remedy = f"start the ranks with {self.launcher}; {way_out(self.launcher)}"
+            raise InputError(
+                name, value, remedy, problem="is not a whole number", source="environment"
+            ) from None
+
+
+def _torchrun(variables: _Variables) -> Place:
+    return Place(
+        rank=variables.number("RANK"),
+        size=variables.number("WORLD_SIZE"),
+        local_rank=variables.number("LOCAL_RANK"),
+        local_size=variables.number("LOCAL_WORLD_SIZE"),
+        address=variables.text("MASTER_ADDR"),
+        port=variables.number("MASTER_PORT"),
+        launcher="torchrun",
+        attempt=variables.number("TORCHELASTIC_RESTART_COUNT", "0"),
+    )
+
+
+def _srun(variables: _Variables) -> Place:
+    environment = variables.environment
+    nodes = environment.get("SLURM_STEP_NODELIST") or environment.get("SLURM_JOB_NODELIST", "127.0.0.1")
+    job, step = variables.number("SLURM_JOB_ID", "0"), variables.number("SLURM_STEP_ID", "0")
+    counts, node = variables.text("SLURM_STEP_TASKS_PER_NODE"), variables.number("SLURM_NODEID", "0")
+    try:
+        local_size = tasks_per_node(counts)[node]
+    except (ValueError, IndexError):
+        remedy = f"start the ranks with srun; {way_out('srun')}"
+        problem = f"has no count for node {node}"
+        raise InputError(
+            "SLURM_STEP_TASKS_PER_NODE", counts, remedy, problem=problem, source="environment"
+        ) from None
+    return Place(
+        rank=variables.number("SLURM_PROCID"),
+        size=variables.number("SLURM_STEP_NUM_TASKS"),
+        local_rank=variables.number("SLURM_LOCALID"),
+        local_size=local_size,
+        address=environment.get("MASTER_ADDR") or first_host(nodes),
+        # ranks must agree on a port without a message; two steps on a node should not share one
+        port=variables.number("MASTER_PORT", str(20000 + (job * 7 + step) % 40000)),
+        launcher="srun",
+    )
 
 
 def first_host(nodes: str) -> str:

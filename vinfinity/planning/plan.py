@@ -1,6 +1,5 @@
 """The plan of a run: its memory, disk space, messages, arithmetic and time on a machine."""
 
-import os
 from dataclasses import dataclass
 from functools import cached_property
 
@@ -9,8 +8,8 @@ import torch
 from vinfinity.config import RunConfig
 from vinfinity.denoise.samplers import State
 from vinfinity.errors import InputError
-from vinfinity.parallel.place import find_place
-from vinfinity.planning.estimate import Seconds, exchange_seconds, work_seconds
+from vinfinity.parallel.place import Place
+from vinfinity.planning.estimate import Seconds, denoiser_products, exchange_seconds, work_seconds
 from vinfinity.planning.fit import choose, refusal
 from vinfinity.planning.machines import GPUS, Gpu, find_gpu
 from vinfinity.planning.memory import Budget, RunMemory
@@ -114,10 +113,11 @@ class Plan:
         """The time on GPUs of one kind. distilled: in four steps, without the second guidance branch."""
         branches, steps = (1, FEW_STEPS) if distilled else (self.run.branches_per_rank, self.steps)
         at_once = min(self.memory.execution.branches, branches)
-        half = self.run.dtype != "fp32"
-        call = work_seconds(self.work.work, gpu, batch=at_once, half=half)
-        block = work_seconds(self.memory.decoding.work, gpu, half=False)
-        decoders = self.run.ranks if self.run.config.decode.where == "ranks" else 1
+        products = denoiser_products(self.run.call.dtype)
+        call = work_seconds(self.work.work, gpu, batch=at_once, products=products)
+        # see system/precision.py
+        block = work_seconds(self.memory.decoding.work, gpu, products="tf32")
+        decoders = self.run.ranks if self.run.config.decode.on_all_ranks(self.run.device) else 1
         return Seconds(
             denoising=steps * (branches // at_once) * call,
             exchange=steps * exchange_seconds(self.work.bytes * branches, gpu),
@@ -130,13 +130,19 @@ class Plan:
         return None if self.fits else refusal(self.run, self.memory, self.budget)
 
 
-def make_plan(config: RunConfig, *, gpu: str | None = None, device_memory: float | None = None) -> Plan:
+def make_plan(
+    config: RunConfig,
+    *,
+    gpu: str | None = None,
+    device_memory: float | None = None,
+    place: Place | None = None,
+) -> Plan:
     """The plan of a run on this machine, or on another one.
 
-    gpu: a name in `GPUS`. device_memory: of each device, in GB. Raises InputError if settings contradict each other.
+    gpu: a name in `GPUS`. device_memory: of each device, in GB. place: this process's place among the ranks of a
+    launcher, for a run that is shared with them. Raises InputError if settings contradict each other.
     """
-    place = find_place(os.environ)
-    ranks = config.gpus or (place.size if place is not None else 1)
+    ranks = config.gpus or 1 if place is None else place.size
     if ranks > config.frames:
         problem = f"is more than the {config.frames} frames"
         raise InputError("gpus", ranks, f"use {config.frames} ranks at most", problem=problem)

@@ -18,7 +18,6 @@ from vinfinity.parallel.votes import Vote, Votes
 from vinfinity.runs.folder import MANIFEST, RunFolder
 from vinfinity.runs.parts import Part, Parts, read_manifest, write_manifest, write_part
 from vinfinity.system.progress import Progress
-from vinfinity.system.signals import Shutdown
 
 T = TypeVar("T")
 # frames, and their tensors (1, c, f, h, w)
@@ -45,7 +44,6 @@ class Checkpoints:
         selection: Selection,
         steps: int,
         config: CheckpointConfig,
-        shutdown: Shutdown,
         progress: Progress,
         kept: Callable[[], Iterable[Piece]] = tuple,
         reuse_interval: int = 1,
@@ -53,7 +51,7 @@ class Checkpoints:
         self._folder, self._ranks, self._team, self._selection = folder, ranks, team, selection
         self._steps, self._reuse_interval, self._kept = steps, reuse_interval, kept
         self._identity = folder.identity()
-        self._shutdown, self._progress, self._keep = shutdown, progress, config.keep
+        self._progress, self._keep = progress, config.keep
         self._unit, self._every = parse_interval(config.every)
         self._last, self._cost = time.monotonic(), 0.0
         self._wanted = False
@@ -63,7 +61,7 @@ class Checkpoints:
 
     def vote(self, finite: bool) -> Vote:
         """This rank's vote in a step. finite: whether its prediction has no NaN or infinite values."""
-        return Vote(finite, checkpoint_due=self._due(), stop=self._shutdown.requested is not None)
+        return Vote(finite, checkpoint_due=self._due(), stop=self._ranks.shutdown.requested is not None)
 
     def after(self, state: State, votes: Votes) -> bool:
         """Write a checkpoint after a step if one is due, or if a rank was asked to stop; return whether it was written.

@@ -15,10 +15,19 @@ from pathlib import Path
 from typing import Any
 
 from vinfinity.errors import BusyError, InputError
-from vinfinity.system.files import cannot_write, write_whole
+from vinfinity.system.files import cannot_write, to_json, write_whole
+from vinfinity.system.folders import expanded
 
 # the contents of a folder of parts; written last
 MANIFEST = "manifest.json"
+# how the names of run folders end
+SUFFIX = ".run"
+# versions, weights, command, figures
+RECORD = "run.json"
+# what a run writes into its folder, apart from temporary files, and the longest path in it
+OWN_NAMES = frozenset({RECORD, "config.yaml", "events.jsonl", "log.txt", "lock", "checkpoints", "latents"})
+OWN_NAMES |= {"decoded.mp4", "decoded.json"}
+LONGEST_PATH = "checkpoints/step-1000/frames-999999-1000000.safetensors"
 # seconds that the ranks of a killed run may take to exit
 EXIT_SECONDS = 4.0
 
@@ -61,12 +70,12 @@ class RunFolder:
 
     def record(self) -> dict[str, Any] | None:
         """The contents of run.json, or None if it does not exist. Raises InputError if it cannot be read."""
-        path = self.path / "run.json"
+        path = self.path / RECORD
         try:
             values = json.loads(path.read_text(encoding="utf-8"))
             if not isinstance(values, dict):
                 raise ValueError("not a JSON object")
-        except FileNotFoundError:
+        except (FileNotFoundError, NotADirectoryError):
             return None
         except (OSError, ValueError) as error:
             remedy = "start over with --overwrite"
@@ -75,7 +84,7 @@ class RunFolder:
 
     def write_record(self, record: Mapping[str, object]) -> None:
         """Write run.json. Raises OutputError."""
-        write_whole(self.path / "run.json", json.dumps(record, indent=2, ensure_ascii=False) + "\n")
+        write_whole(self.path / RECORD, to_json(record, indent=2) + "\n")
 
     def identity(self) -> str:
         """Identifies this run: SHA-256 (hex) of the bytes of config.yaml, "" without one.
@@ -103,7 +112,7 @@ class RunFolder:
     def event(self, kind: str, **facts: object) -> None:
         """Append a line to events.jsonl. An event that cannot be written never ends a run."""
         now = datetime.datetime.now(datetime.UTC).isoformat(timespec="milliseconds")
-        line = json.dumps({"time": now, "event": kind, **facts}, ensure_ascii=False)
+        line = to_json({"time": now, "event": kind, **facts})
         with contextlib.suppress(OSError), (self.path / "events.jsonl").open("a", encoding="utf-8") as file:
             file.write(line + "\n")
 
@@ -149,17 +158,23 @@ class RunFolder:
 
 def run_folder(video: Path) -> RunFolder:
     """The folder of the run that makes `video`: NAME.run beside NAME.mp4."""
-    return RunFolder(video.with_suffix(".run"))
+    return RunFolder(video.with_suffix(SUFFIX))
 
 
 def find_run(named: Path) -> RunFolder:
     """The folder of a run, given the folder or its video. Raises InputError if there is none."""
-    path = named.expanduser()
-    folder = RunFolder(path.with_suffix(".run") if path.suffix.lower() == ".mp4" else path)
-    if not folder.path.is_dir():
+    path = expanded(named, field="run")
+    if path.name in ("", ".."):
+        path = Path(os.path.realpath(path))
+    folder = RunFolder(path.with_suffix(SUFFIX) if path.suffix.lower() == ".mp4" else path)
+    if not os.path.isdir(folder.path):
         raise InputError("run", named, "name a folder NAME.run, or its video", problem="is not a run folder")
+    if folder.path.suffix != SUFFIX:
+        # its video, which is named after it, would belong to another folder
+        remedy = f"rename it to {folder.path.name}{SUFFIX}"
+        raise InputError("run", named, remedy, problem=f"does not end in {SUFFIX}")
     if folder.record() is None or not folder.settings.is_file():
-        missing = "run.json" if folder.settings.is_file() else "config.yaml"
+        missing = RECORD if folder.settings.is_file() else "config.yaml"
         raise InputError(
             "run", named, "name a folder that `vinfinity generate` created", problem=f"has no {missing}"
         )

@@ -8,7 +8,13 @@ from pathlib import Path
 
 from vinfinity.config import RunConfig
 from vinfinity.errors import InputError
-from vinfinity.runs.folder import RunFolder, run_folder
+from vinfinity.runs.folder import LONGEST_PATH, OWN_NAMES, RECORD, RunFolder, run_folder
+from vinfinity.system.files import TEMPORARY, missing_problem
+from vinfinity.system.folders import expanded
+from vinfinity.system.output import check_folder, check_output
+from vinfinity.system.safetensors import read_header
+from vinfinity.weights.card import check_headers, read_card
+from vinfinity.weights.lora_argument import split_weight
 
 # characters of a file name derived from a prompt
 LONGEST_SLUG = 60
@@ -25,8 +31,11 @@ class Destination:
     @classmethod
     def of(cls, config: RunConfig) -> "Destination":
         """The MP4 is `out`, or is named after the prompt, in the working directory; the sheet lies beside it."""
-        video = Path(f"{slug(config.prompt)}.mp4") if config.out is None else Path(config.out).expanduser()
-        latents = None if config.save_latents is None else Path(config.save_latents).expanduser()
+        video, latents = Path(f"{slug(config.prompt)}.mp4"), None
+        if config.out is not None:
+            video = expanded(config.out, field="out")
+        if config.save_latents is not None:
+            latents = expanded(config.save_latents, field="save_latents")
         return cls(video, video.with_suffix(".png") if config.video.sheet else None, latents)
 
     @property
@@ -53,57 +62,59 @@ def check_files(config: RunConfig, destination: Destination, *, overwrite: bool)
 
     overwrite: accept output files that exist.
     """
-    video, latents = destination.video, destination.latents
-    if video.suffix.lower() != ".mp4":
-        remedy = f"name it {video.with_suffix('.mp4').name}"
-        raise InputError("out", video, remedy, problem="does not end in .mp4")
-    _check_writable("out", video, overwrite=overwrite)
+    check_output("out", destination.video, overwrite=overwrite)
     if destination.sheet is not None:
-        _check_writable("out", destination.sheet, overwrite=overwrite)
-    if latents is not None:
-        _check_safetensors("save_latents", latents)
-        _check_writable("save_latents", latents, overwrite=overwrite)
+        check_output("out", destination.sheet, overwrite=overwrite)
+    _check_run_folder(config, destination)
+    if destination.latents is not None:
+        check_output("save_latents", destination.latents, overwrite=overwrite)
+        _check_latents(config, destination, destination.latents)
     check_inputs(config)
-    noise = config.noise_from
-    if latents is not None and noise is not None and Path(noise).expanduser().resolve() == latents.resolve():
-        remedy = "give the latents another name"
-        raise InputError("save_latents", latents, remedy, problem="is the file that noise is read from")
+
+
+def _check_run_folder(config: RunConfig, destination: Destination) -> None:
+    """Raise InputError if the run folder cannot be created, or holds what a new run must not delete."""
+    folder, video = destination.folder, destination.video
+    check_folder("out", folder.path, inside=LONGEST_PATH)
+    if config.edit.run is not None and _same(expanded(config.edit.run, field="edit.run"), folder.path):
+        problem = "is the video of the run that is edited"
+        raise InputError("out", video, "choose another name", problem=problem)
+    names = sorted(os.listdir(folder.path)) if os.path.isdir(folder.path) else []
+    foreign = [name for name in names if name not in OWN_NAMES and not name.startswith(TEMPORARY)]
+    if foreign and RECORD not in names:
+        problem = f"needs the folder {folder.path}, which holds other files, such as {foreign[0]}"
+        raise InputError("out", video, "choose another name", problem=problem)
+
+
+def _check_latents(config: RunConfig, destination: Destination, latents: Path) -> None:
+    other = "give the latents another name"
+    if config.noise_from is not None and _same(expanded(config.noise_from, field="noise_from"), latents):
+        raise InputError("save_latents", latents, other, problem="is the file that noise is read from")
+    if any(_same(parent, destination.folder.path) for parent in latents.parents):
+        raise InputError("save_latents", latents, other, problem="lies in the run folder")
+
+
+def _same(one: Path, other: Path) -> bool:
+    return os.path.realpath(one) == os.path.realpath(other)
 
 
 def check_inputs(config: RunConfig) -> None:
-    """Raise InputError if a file that `config` names does not exist or cannot be read."""
-    if config.decoder is not None and not Path(config.decoder).expanduser().is_dir():
+    """Raise InputError if a file that `config` names does not exist, cannot be read, or has a damaged header."""
+    decoder = None if config.decoder is None else expanded(config.decoder, field="decoder")
+    if decoder is not None and not os.path.isdir(decoder):
         remedy = "give the folder with its config.json and its weights"
-        raise InputError("decoder", config.decoder, remedy, problem="is not a folder")
+        problem = missing_problem(decoder, "is not a folder")
+        raise InputError("decoder", config.decoder, remedy, problem=problem)
     if config.noise_from is not None:
-        noise = Path(config.noise_from).expanduser()
-        _check_safetensors("noise_from", noise)
-        if not noise.is_file():
-            raise InputError("noise_from", noise, "check the path", problem="does not exist")
+        noise = expanded(config.noise_from, field="noise_from")
+        if not os.path.isfile(noise):
+            problem = "is not a file" if os.path.exists(noise) else missing_problem(noise)
+            raise InputError("noise_from", noise, "check the path", problem=problem)
         if not os.access(noise, os.R_OK):
             raise InputError("noise_from", noise, "check its permissions", problem="cannot be read")
-
-
-def _check_safetensors(field: str, path: Path) -> None:
-    if path.suffix != ".safetensors":
-        remedy = "name a file in safetensors format"
-        raise InputError(field, path, remedy, problem="does not end in .safetensors")
-
-
-def _check_writable(field: str, path: Path, *, overwrite: bool) -> None:
-    try:
-        if path.is_dir():
-            raise InputError(field, path, "name a file inside it", problem="is a folder")
-        if path.exists() and not overwrite:
-            raise InputError(field, path, "choose another name or add --overwrite", problem="already exists")
-        folder = path.absolute().parent
-        while not folder.exists():
-            folder = folder.parent
-    except OSError as error:
-        problem = f"cannot be used ({error.strerror})"
-        raise InputError(field, path, "choose another name", problem=problem) from error
-    if not folder.is_dir():
-        raise InputError(field, path, "choose another folder", problem=f"lies in {folder}, which is a file")
-    if not os.access(folder, os.W_OK | os.X_OK):
-        remedy = "choose another folder or change its permissions"
-        raise InputError(field, path, remedy, problem=f"lies in {folder}, which is not writable")
+        read_header(noise, field="noise_from")
+    for text in config.lora:
+        path, _ = split_weight(text)
+        if not os.path.exists(path):
+            raise InputError("lora", path, "check the path", problem=missing_problem(path))
+    check_headers(read_card(config.model))

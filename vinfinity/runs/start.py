@@ -9,6 +9,7 @@ from vinfinity.config import Resolved, RunConfig, changes_latents, digest, leave
 from vinfinity.errors import InputError
 from vinfinity.runs.folder import RunFolder
 from vinfinity.runs.paths import Destination, check_files
+from vinfinity.system.folders import expanded
 from vinfinity.weights.card import find_model, model_defaults
 
 Start = Literal["new", "resume", "done"]
@@ -24,8 +25,8 @@ def how_to_start(config: RunConfig, destination: Destination) -> Start:
     settings.
     """
     folder, video = destination.folder, destination.video
-    record = folder.record()
-    if not config.resume or record is None:
+    record = folder.record() if config.resume else None
+    if record is None:
         check_files(config, destination, overwrite=config.overwrite)
         if folder.holds_work() and not config.overwrite:
             remedy = f"`vinfinity resume {folder.path}` resumes it, --overwrite starts over"
@@ -34,7 +35,10 @@ def how_to_start(config: RunConfig, destination: Destination) -> Start:
     if digest(read_settings(folder)) != digest(with_absolute_paths(config, destination)):
         remedy = f"`vinfinity resume {folder.path}` uses the run's own settings, --overwrite starts over"
         raise InputError("resume", folder.path, remedy, problem="is a run with other settings")
-    return "done" if record.get("finished") and video.exists() else "resume"
+    if record.get("finished") and video.exists():
+        return "done"
+    check_files(config, destination, overwrite=True)
+    return "resume"
 
 
 def was_restarted(environment: Mapping[str, str]) -> bool:
@@ -46,12 +50,12 @@ def with_absolute_paths(config: RunConfig, destination: Destination) -> RunConfi
     """The configuration with absolute paths, which mean the same in any working directory."""
 
     def absolute(path: str) -> str:
-        return str(Path(path).expanduser().absolute())
+        return str(expanded(path, field="path").absolute())
 
     def absolute_or_none(path: str | None) -> str | None:
         return None if path is None else absolute(path)
 
-    given_as_folder = find_model(config.model) == Path(config.model).expanduser()
+    given_as_folder = find_model(config.model) == expanded(config.model, field="model")
     return dataclasses.replace(
         config,
         model=absolute(config.model) if given_as_folder else config.model,

@@ -1,10 +1,22 @@
-"""Files that appear whole or not at all, and are on disk when the call returns."""
+"""Files that appear whole or not at all, and are on disk when the call returns; folders of links to files."""
 
 import contextlib
+import hashlib
+import json
 import os
+from collections.abc import Collection
 from pathlib import Path
 
-from vinfinity.errors import OutputError
+from vinfinity.errors import OutputError, escaped
+
+# how the names of temporary files begin
+TEMPORARY = ".vinfinity-"
+
+
+def temporary(path: Path, kind: str = "part") -> Path:
+    """The hidden name beside `path` under which it is written. It is short, whatever the length of the name."""
+    digest = hashlib.blake2s(os.fsencode(path.name), digest_size=6).hexdigest()
+    return path.with_name(f"{TEMPORARY}{digest}.{kind}")
 
 
 def write_whole(path: Path, data: bytes | str) -> None:
@@ -12,7 +24,7 @@ def write_whole(path: Path, data: bytes | str) -> None:
 
     Raises OutputError.
     """
-    unfinished = path.with_name(f".{path.name}.part")
+    unfinished = temporary(path)
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
         with unfinished.open("wb") as file:
@@ -25,6 +37,42 @@ def write_whole(path: Path, data: bytes | str) -> None:
         with contextlib.suppress(OSError):
             unfinished.unlink()
         raise cannot_write(path, error) from error
+
+
+def missing_problem(path: Path, otherwise: str = "does not exist") -> str:
+    """What to say of a path at which there is nothing: that it is a broken link, or `otherwise`."""
+    return f"is a broken link to {path.readlink()}" if path.is_symlink() else otherwise
+
+
+def tree_files(folder: Path, suffixes: Collection[str]) -> list[Path]:
+    """The files in a folder and all folders inside it that have one of the suffixes, in order.
+
+    Links to folders are followed. A folder that is reached twice is listed once, under the first of its names, so that
+    links that form a loop end. Broken links are left out. Raises OSError for a folder that cannot be read.
+    """
+    files: list[Path] = []
+    visited: set[tuple[int, int]] = set()
+
+    def visit(folder: Path) -> None:
+        status = folder.stat()
+        if (status.st_dev, status.st_ino) in visited:
+            return
+        visited.add((status.st_dev, status.st_ino))
+        for path in sorted(folder.iterdir()):
+            if path.is_dir():
+                visit(path)
+            elif path.suffix in suffixes and path.is_file():
+                files.append(path)
+
+    visit(folder)
+    return files
+
+
+def to_json(value: object, *, indent: int | None = None) -> str:
+    """JSON in which every text is kept: readable, but with control characters and line separators escaped."""
+    # JSON's own line breaks stand between values
+    lines = json.dumps(value, indent=indent, ensure_ascii=False).split("\n")
+    return "\n".join(escaped(line) for line in lines)
 
 
 def sync_folder(folder: Path) -> None:

@@ -16,6 +16,8 @@ from rich.progress import BarColumn, MofNCompleteColumn, ProgressColumn, Spinner
 from rich.progress import Progress as RichProgress
 from rich.text import Text
 
+from vinfinity.errors import one_line
+
 T = TypeVar("T")
 
 # seconds between two lines of progress where there is no terminal
@@ -190,7 +192,7 @@ def add_line(log: Path, text: str) -> None:
     """Append a line with the time of day to a log file. A line that cannot be written never ends a run."""
     now = datetime.datetime.now().astimezone().isoformat(timespec="seconds")
     with contextlib.suppress(OSError), log.open("a", encoding="utf-8") as file:
-        file.write(f"{now} {text}\n")
+        file.write(f"{now} {one_line(text)}\n")
 
 
 def note(message: str) -> None:

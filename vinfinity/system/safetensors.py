@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import Any, BinaryIO
 
 from vinfinity.errors import WeightsError
+from vinfinity.system.files import missing_problem, temporary
 
 # Bytes of an element, by the name of its type in a header.
 ELEMENT_BYTES = {
@@ -45,18 +46,17 @@ def shape_text(shape: tuple[int, ...]) -> str:
     return "x".join(map(str, shape)) or "scalar"
 
 
-def read_json(path: Path) -> dict[str, Any]:
-    """The JSON object in a file of a model. Raises WeightsError naming the file."""
+def read_json(path: Path, *, field: str = "model") -> dict[str, Any]:
+    """The JSON object in a file of a model, or of what `field` names. Raises WeightsError naming the file."""
     try:
         values = json.loads(path.read_text(encoding="utf-8"))
     except FileNotFoundError:
-        raise WeightsError("model", path, "the model's folder is incomplete", problem="is missing") from None
+        remedy = "the model's folder is incomplete" if field == "model" else "check the path"
+        raise WeightsError(field, path, remedy, problem=missing_problem(path, "is missing")) from None
     except (OSError, UnicodeDecodeError, json.JSONDecodeError) as error:
-        raise WeightsError(
-            "model", path, "fetch the file again", problem=f"cannot be read ({error})"
-        ) from None
+        raise WeightsError(field, path, "fetch the file again", problem=f"cannot be read ({error})") from None
     if not isinstance(values, dict):
-        raise WeightsError("model", path, "fetch the file again", problem="is not a JSON object")
+        raise WeightsError(field, path, "fetch the file again", problem="is not a JSON object")
     return values
 
 
@@ -86,7 +86,8 @@ def read_header(path: Path, *, field: str = "model") -> dict[str, TensorEntry]:
         whole = 8 + length + max(ends, default=0)
     except OSError as error:
         remedy = "the model's folder is incomplete" if field == "model" else "check the path"
-        raise WeightsError(field, path, remedy, problem=str(error.strerror)) from None
+        problem = missing_problem(path, str(error.strerror))
+        raise WeightsError(field, path, remedy, problem=problem) from None
     except (ValueError, KeyError, TypeError, AttributeError, IndexError):
         raise WeightsError(field, path, again, problem="has a damaged header") from None
     if size != whole:
@@ -165,7 +166,7 @@ def streamed_file(
     layout: type (its name in a header) and shape by tensor. Raises OSError if the file cannot be written, ValueError if
     bytes are missing at the end of the block.
     """
-    unfinished = path.with_name(f".{path.name}.part")
+    unfinished = temporary(path)
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
         with unfinished.open("wb") as file:
@@ -191,7 +192,7 @@ def find_weights(folder: Path, stem: str, *, prefer_fp16: bool) -> dict[str, Ten
     for variant in variants:
         dot = f".{variant}" if variant else ""
         single = folder / f"{stem}{dot}.safetensors"
-        if single.exists():
+        if single.exists() or single.is_symlink():
             return read_header(single)
         for index in (
             folder / f"{stem}.safetensors.index{dot}.json",

@@ -1,72 +1,203 @@
-"""Shutdown signals, acted on only where no work is lost."""
+"""Shutdown signals: requests to end, which no library code can swallow."""
 
 import contextlib
+import enum
+import math
+import os
+import select
 import signal
 import threading
-from collections.abc import Iterator
+import time
+from collections.abc import Callable, Iterator
 from types import FrameType
-from typing import Any, Self
+from typing import Any, NoReturn, Self
 
-from vinfinity.errors import Stopped
+from vinfinity.errors import INTERRUPTED, Stopped
 
-# SLURM's warning before a time limit, the usual request to end, and Ctrl-C.
-SIGNALS = (signal.SIGUSR1, signal.SIGTERM, signal.SIGINT)
+# the usual request to end, SLURM's warning before a time limit, Ctrl-C, a terminal that was closed
+SIGNALS = (signal.SIGTERM, signal.SIGUSR1, signal.SIGINT, signal.SIGHUP)
+# seconds after which a process that does not act on a request is ended
+GRACE = 3.0
+# seconds between two looks at a request that has not been acted on
+POLL = 0.02
+# ends a line of progress and shows the cursor, which progress bars hide
+RESTORE_TERMINAL = "\x1b[?25h\n"
+
+
+class Reaction(enum.Enum):
+    """What a process does when it is asked to end. With UNWIND and CHECK, it is ended if it takes longer than GRACE.
+
+    EXIT: end at once, whatever the main thread is doing; nothing would be lost or left behind.
+    UNWIND: raise KeyboardInterrupt, so that files and other processes are cleaned up.
+    CHECK: raise Stopped in `check`.
+    WAIT: the same, however long that takes; ending it would lose work.
+    """
+
+    EXIT = enum.auto()
+    UNWIND = enum.auto()
+    CHECK = enum.auto()
+    WAIT = enum.auto()
 
 
 class Shutdown:
     """Whether this process was asked to end, and what happens then.
 
-    A request is a state: `requested` holds the first signal and stays set. While signals are handled, a signal also
-    raises Stopped at once, unless handling is deferred. Since library code may swallow an exception raised from a
-    signal handler, `check` raises Stopped again at the start of each phase. Ctrl-C after any other request raises
-    KeyboardInterrupt.
+    A request is a state: `requested` holds the first signal and stays set. An exception from a signal handler may be
+    lost in a library, or leave its locks behind; so work asks with `check` where it can end. A thread ends the process
+    if the main thread does not act on a request, for instance because it waits for other ranks inside a library.
 
-    message: what Stopped tells the user; it changes as work is saved.
+    A second Ctrl-C raises KeyboardInterrupt, whatever the reaction.
+
+    message: what Stopped tells the user; it changes as work is saved. repeatable: whether a second Ctrl-C means more
+    than the first; not in ranks of torchrun or srun, which may send a signal twice. report: called with exit code and
+    message before the process is ended; by default it prints an error line.
     """
 
-    def __init__(self) -> None:
+    def __init__(
+        self, *, repeatable: bool = True, report: Callable[[int, str], object] | None = None
+    ) -> None:
         self.requested: signal.Signals | None = None
         self.interrupted_again = False
         self.message = "stopped before anything was computed"
-        self._deferred = 0
+        self._repeatable, self._report = repeatable, report or _print_error
+        self._requested_at, self._handled = 0.0, 0
+        self._ending = threading.Lock()
+        self.reaction = Reaction.EXIT
+
+    @property
+    def reaction(self) -> Reaction:
+        """What a request leads to from now on."""
+        return self._reaction
+
+    @reaction.setter
+    def reaction(self, reaction: Reaction) -> None:
+        self._reaction, self._reacts_since = reaction, time.monotonic()
 
     @contextlib.contextmanager
-    def handled(self, *, enabled: bool = True) -> Iterator[Self]:
+    def handled(self, *, enabled: bool = True, afterwards: signal.Handlers | None = None) -> Iterator[Self]:
         """Take over the shutdown signals until the block ends, except those that the process ignores.
 
-        enabled: False leaves all signals as they are, as a library must.
+        enabled: False leaves all signals as they are, as a library must. afterwards: what the signals do then; None
+        for what they did before.
         """
-        before: dict[int, Any] = {}
         # Python can take signals over in the main thread only
-        if enabled and threading.current_thread() is threading.main_thread():
-            for name in SIGNALS:
-                if signal.getsignal(name) is not signal.SIG_IGN:
-                    before[name] = signal.signal(name, self._receive)
+        if not enabled or threading.current_thread() is not threading.main_thread():
+            yield self
+            return
+        before: dict[int, Any] = {
+            name: handler for name in SIGNALS if (handler := signal.getsignal(name)) is not signal.SIG_IGN
+        }
+        reading, writing = os.pipe()
+        os.set_blocking(writing, False)
+        watcher = threading.Thread(target=self._watch, args=(reading, set(before)), daemon=True)
+        watcher.start()
+        # each signal is written there at once, even while the main thread is inside a library
+        other = signal.set_wakeup_fd(writing, warn_on_full_buffer=False)
+        for name in before:
+            signal.signal(name, self._receive)
         try:
             yield self
         finally:
-            for number, handler in before.items():
-                signal.signal(number, handler)
+            for name, handler in before.items():
+                signal.signal(name, handler if afterwards is None else afterwards)
+            signal.set_wakeup_fd(other)
+            os.close(writing)
+            watcher.join()
+            os.close(reading)
 
     @contextlib.contextmanager
-    def deferred(self) -> Iterator[None]:
-        """Until the block ends, a signal only sets `requested`."""
-        self._deferred += 1
-        try:
-            yield
-        finally:
-            self._deferred -= 1
+    def reacting(self, reaction: Reaction) -> Iterator[None]:
+        """React in another way until the block ends; if it raises, also afterwards."""
+        before, self.reaction = self.reaction, reaction
+        yield
+        self.reaction = before
+
+    @contextlib.contextmanager
+    def checked(self) -> Iterator[None]:
+        """The block calls `check` where it can end. When it is done, a request changes nothing any more."""
+        self.reaction = Reaction.CHECK
+        yield
+        self.reaction = Reaction.WAIT
 
     def check(self) -> None:
         """Raise Stopped if the process was asked to end."""
         if self.requested is not None:
-            raise Stopped(self.message)
+            self.stop()
+
+    def stop(self) -> NoReturn:
+        """Raise Stopped: from here on the process ends by itself."""
+        self.reaction = Reaction.WAIT
+        raise Stopped(self.message)
+
+    def outcome(self) -> tuple[int, str]:
+        """Exit code and message of a process that a request ends other than by `check`."""
+        working = self.reaction in (Reaction.CHECK, Reaction.WAIT)
+        if self.interrupted_again or (self.requested in (None, signal.SIGINT) and not working):
+            return INTERRUPTED, "interrupted"
+        return Stopped.exit_code, "stopped" if self.reaction is Reaction.UNWIND else self.message
 
     def _receive(self, number: int, _: FrameType | None) -> None:
-        again = self.requested is not None
-        self.requested = self.requested or signal.Signals(number)
-        if again and number == signal.SIGINT:
+        """The signal handler: runs in the main thread, between two of its instructions."""
+        self._handled += 1
+        self._request(number)
+        if self._is_again(number, self._handled):
             self.interrupted_again = True
             raise KeyboardInterrupt
-        if not self._deferred:
-            raise Stopped(self.message)
+        if self.reaction is Reaction.EXIT:
+            self._end()
+        if self._handled == 1 and self.reaction is Reaction.UNWIND:
+            raise KeyboardInterrupt
+
+    def _watch(self, reading: int, numbers: set[int]) -> None:
+        """The thread: notes requests, and ends the process if the main thread does not; until the pipe is closed."""
+        seen, again_at = 0, math.inf
+        while True:
+            ready, _, _ = select.select([reading], [], [], None if self.requested is None else POLL)
+            if ready:
+                received = os.read(reading, 64)
+                if not received:
+                    return
+                for number in received:
+                    if number in numbers:
+                        seen += 1
+                        self._request(number)
+                        if self._is_again(number, seen):
+                            again_at = min(again_at, time.monotonic())
+            if time.monotonic() - again_at > GRACE:
+                self.interrupted_again = True
+                self._end()
+            if self.requested is not None and self._overdue():
+                self._end()
+
+    def _request(self, number: int) -> None:
+        if self.requested is None:
+            self._requested_at = time.monotonic()
+            self.requested = signal.Signals(number)
+
+    def _is_again(self, number: int, count: int) -> bool:
+        """Whether a signal, one of `count` so far, is a second Ctrl-C."""
+        return self._repeatable and count > 1 and number == signal.SIGINT
+
+    def _overdue(self) -> bool:
+        """Whether the main thread has had its time to act on a request."""
+        if self.reaction is Reaction.WAIT:
+            return False
+        since = max(self._requested_at, self._reacts_since)
+        return self.reaction is Reaction.EXIT or time.monotonic() - since > GRACE
+
+    def _end(self) -> NoReturn:
+        self.end(*self.outcome())
+
+    def end(self, code: int, message: str) -> NoReturn:
+        """End the process at once, from a handler or a thread, whatever the main thread is doing."""
+        # several may come here at the same time: only the first goes on
+        self._ending.acquire()
+        with contextlib.suppress(OSError):
+            self._report(code, message)
+        os._exit(code)
+
+
+def _print_error(_: int, message: str) -> None:
+    # not through sys.stderr, which the main thread may be using
+    restore = RESTORE_TERMINAL if os.isatty(2) else ""
+    os.write(2, f"{restore}error: {message}\n".encode())

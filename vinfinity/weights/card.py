@@ -4,8 +4,9 @@ Reading a card loads no torch and takes milliseconds, since settings are checked
 """
 
 import hashlib
+import os
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import cache
 from pathlib import Path
@@ -15,7 +16,9 @@ from vinfinity.errors import InputError, WeightsError, did_you_mean
 from vinfinity.models.families import family_of, published_family
 from vinfinity.models.family import SCHEDULER, Family, Traits, parts_of
 from vinfinity.models.geometry import LatentGeometry
-from vinfinity.system.safetensors import read_json
+from vinfinity.system.files import missing_problem, tree_files
+from vinfinity.system.folders import expanded
+from vinfinity.system.safetensors import find_weights, read_json
 from vinfinity.weights.registry import KNOWN, local_models, models_folder, published_files
 
 # Folders of the models that are part of the package.
@@ -76,11 +79,14 @@ def find_model(model: str) -> Path:
     available = {path.name: path for path in local_models()} | embedded
     if model in available:
         return available[model]
-    folder = Path(model).expanduser()
-    if folder.is_dir():
+    folder = expanded(model, field="model")
+    if os.path.isdir(folder):
         return folder
-    if folder.exists():
+    if os.path.exists(folder):
         raise InputError("model", model, "name the folder that has model_index.json", problem="is a file")
+    if folder.is_symlink():
+        remedy = "restore what it leads to, or link it again"
+        raise InputError("model", model, remedy, problem=missing_problem(folder))
     if model in KNOWN:
         remedy = f"run vinfinity models fetch {model}"
         raise InputError("model", model, remedy, problem="has not been fetched yet")
@@ -100,11 +106,16 @@ def read_card(model: str) -> ModelCard:
     parts = parts_of(family)
     missing = [part for part in parts if not (folder / part).is_dir()]
     if missing:
+        if (folder / missing[0]).is_symlink():
+            problem = missing_problem(folder / missing[0])
+            remedy = "restore what it leads to, or link it again"
+            raise WeightsError("model", folder / missing[0], remedy, problem=problem)
         remedy = (
             f"a model's folder has {', '.join(parts)}; vinfinity models convert adds parts of another model"
         )
         raise InputError("model", folder, remedy, problem=f"has no {missing[0]}")
-    own = read_json(folder / "card.json") if (folder / "card.json").exists() else {}
+    own_card = folder / "card.json"
+    own = read_json(own_card) if own_card.exists() or own_card.is_symlink() else {}
     files = {part: read_json(folder / part / "config.json") for part in family.networks}
     files[SCHEDULER] = read_json(folder / SCHEDULER / "scheduler_config.json")
     return _card(folder, family, own, files)
@@ -114,7 +125,11 @@ def read_card(model: str) -> ModelCard:
 def planned_card(model: str) -> ModelCard:
     """The card of a model to plan with; a published model need not be fetched for it. Raises InputError."""
     family = published_family(model)
-    if family is None or model in {path.name for path in local_models()} or Path(model).is_dir():
+    if (
+        family is None
+        or model in {path.name for path in local_models()}
+        or os.path.isdir(expanded(model, field="model"))
+    ):
         return read_card(model)
     files = published_files(model)
     own = files.pop("card")
@@ -158,6 +173,19 @@ def _card(
     )
 
 
+def check_headers(card: ModelCard) -> None:
+    """Raises WeightsError if a weight file is missing or damaged, by its header alone.
+
+    Needs no torch: what else may be wrong with weights is found by `vinfinity.weights.load`.
+    """
+    for part, network in card.family.networks.items():
+        try:
+            find_weights(card.folder / part, network.stem, prefer_fp16=False)
+        except WeightsError:
+            # a run in half precision may need the other variant
+            find_weights(card.folder / part, network.stem, prefer_fp16=True)
+
+
 def _defaults(own: Mapping[str, Any], general: Mapping[str, object]) -> dict[str, object]:
     """The settings that a model supplies: those of its card.json, else those that follow from its files."""
     renamed = {"negative": own.get("negative_prompt")} | dict(own)
@@ -179,16 +207,36 @@ def weights_digest(folder: Path, *, loras: Sequence[Path] = ()) -> str:
     """SHA-256 (hex) that tells versions of a model, or of one of its parts, and of its LoRAs apart.
 
     It covers every small file in full, and of each weight file the length, the header and samples of the contents:
-    reading gigabytes on every rank would take longer than loading them.
+    reading gigabytes on every rank would take longer than loading them. Links are followed, as by whatever reads the
+    model. loras: all files of the LoRAs. Raises WeightsError if a file cannot be read.
+    """
+    try:
+        files = tree_files(folder, (".json", ".txt", ".safetensors"))
+    except OSError as error:
+        raise _unreadable("model", folder, error) from None
+    named = [(str(path.relative_to(folder)), path) for path in files]
+    return files_digest([*named, *((path.name, path) for path in loras)], field="model")
+
+
+def files_digest(files: Iterable[tuple[str, Path]], *, field: str) -> str:
+    """SHA-256 (hex) of names, lengths and contents of files, of large files only samples; see `weights_digest`.
+
+    field: the setting that names the files. Raises WeightsError if one cannot be read.
     """
     total = hashlib.sha256()
-    files = sorted(path for path in folder.rglob("*") if path.suffix in (".json", ".txt", ".safetensors"))
-    names = [str(path.relative_to(folder)) for path in files] + [path.name for path in loras]
-    for name, path in zip(names, [*files, *loras], strict=True):
-        size = path.stat().st_size
-        total.update(f"{name} {size}\n".encode())
-        with path.open("rb") as file:
-            for start in range(0, size, max(SAMPLE_BYTES, size // SAMPLES)):
-                file.seek(start)
-                total.update(file.read(SAMPLE_BYTES))
+    for name, path in files:
+        try:
+            size = path.stat().st_size
+            total.update(f"{name} {size}\n".encode())
+            with path.open("rb") as file:
+                for start in range(0, size, max(SAMPLE_BYTES, size // SAMPLES)):
+                    file.seek(start)
+                    total.update(file.read(SAMPLE_BYTES))
+        except OSError as error:
+            raise _unreadable(field, path, error) from None
     return total.hexdigest()
+
+
+def _unreadable(field: str, path: Path, error: OSError) -> WeightsError:
+    problem = f"cannot be read ({error.strerror})"
+    return WeightsError(field, error.filename or path, "check its permissions", problem=problem)

@@ -6,7 +6,7 @@ model it was trained on. The folder appears complete or not at all.
 """
 
 import itertools
-import json
+import os
 import shutil
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
@@ -18,10 +18,11 @@ from safetensors import safe_open
 from torch import Tensor
 
 from vinfinity.errors import InputError, WeightsError
-from vinfinity.models.checkpoint import Checkpoint, CheckpointPart
+from vinfinity.models.checkpoint import Checkpoint, CheckpointPart, changed
 from vinfinity.models.families import FAMILIES, family_of
 from vinfinity.models.family import Family, Network, parts_of
-from vinfinity.system.files import cannot_write
+from vinfinity.system.files import cannot_write, temporary, to_json
+from vinfinity.system.output import check_folder
 from vinfinity.system.safetensors import find_pickles, find_weights, read_json
 from vinfinity.weights.card import find_model
 from vinfinity.weights.dtypes import TORCH_TYPES, WEIGHT_TYPES
@@ -33,6 +34,9 @@ Layout = dict[str, tuple[torch.dtype, tuple[int, ...]]]
 
 # The files of the parts that are not networks.
 FILES_OF = {"tokenizer": "*.*", "scheduler": "scheduler_config.json"}
+
+# The longest of the paths in a model's folder.
+LONGEST_NAME = "text_encoder/diffusion_pytorch_model.safetensors"
 
 # Tokens of CLIP's text encoders; a tokenizer is only checked here, a run uses the model's own length.
 TEXT_LENGTH = 77
@@ -74,12 +78,15 @@ def convert(
     were trained on. dtype: of the weights; None keeps that of the source. extra: more JSON files, by name.
     Raises InputError if the source cannot be used, OutputError if writing fails.
     """
-    if target.exists():
+    if os.path.lexists(target):
         raise InputError("target", target, "name a folder that does not exist yet", problem="exists already")
-    if not source.exists():
+    check_folder("target", target, inside=LONGEST_NAME)
+    if not os.path.exists(source):
         raise InputError("source", source, "check the path", problem="does not exist")
     donor = None if complete_from is None else find_model(complete_from)
-    plan = _plan_folder(source, donor) if source.is_dir() else _plan_file(source, donor, name=target.name)
+    plan = (
+        _plan_folder(source, donor) if os.path.isdir(source) else _plan_file(source, donor, name=target.name)
+    )
     plan.jsons.update(extra or {})
     for name in extra or {}:
         plan.copies.pop(name, None)
@@ -196,7 +203,7 @@ def _plan_distillation(
 
     def merged() -> Iterator[tuple[str, Tensor]]:
         for key, tensor in itertools.chain(original.tensors(), distilled.new.items()):
-            yield key, distilled.change.add_to(key, tensor)
+            yield key, changed(key, tensor, [distilled.change])
 
     plan.weights[weight_file] = Weights(layout, merged)
     plan.jsons[config_file] = distilled.config
@@ -298,14 +305,14 @@ def _check_plan(plan: FolderPlan, source: Path, folders: Mapping[str, Path]) -> 
 
 def _write(plan: FolderPlan, target: Path, dtype: torch.dtype | None) -> None:
     """Writes into a folder beside the target, which is renamed at the end. Raises OutputError."""
-    unfinished = target.with_name(f".{target.name}.part")
+    unfinished = temporary(target)
     index = {"_class_name": plan.family.pipeline_class}
     try:
         if unfinished.exists():
             shutil.rmtree(unfinished)
         for name, values in (plan.jsons | {"model_index.json": index}).items():
             path = _with_folder(unfinished / name)
-            path.write_text(json.dumps(values, indent=2, ensure_ascii=False) + "\n", encoding="utf-8")
+            path.write_text(to_json(values, indent=2) + "\n", encoding="utf-8")
         for name, origin in plan.copies.items():
             shutil.copyfile(origin, _with_folder(unfinished / name))
         for name, weights in plan.weights.items():

@@ -1,13 +1,15 @@
 """Fetching published models: only the files that are needed, interrupted transfers resumed, hashes checked."""
 
+import errno
 import hashlib
 import json
+import os
 import shutil
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path, PurePosixPath
 from typing import Any
 
-from vinfinity.errors import InputError, VinfinityError, did_you_mean
+from vinfinity.errors import InputError, OutputError, VinfinityError, did_you_mean
 from vinfinity.models.families import FAMILIES, published_family
 from vinfinity.models.family import Family, PublishedModel, Source, parts_of
 from vinfinity.weights.convert import convert
@@ -31,6 +33,7 @@ def fetch(name: str, *, endpoint: str | None, say: Callable[[str], None]) -> Pat
     if target.is_dir():
         say(f"{name} is already in {target}")
         return target
+    _check_writable(models_folder())
     if known.complete_from is not None:
         fetch(known.complete_from, endpoint=endpoint, say=say)
     arrived = models_folder() / ".fetching" / known.source.repo.replace("/", "--")
@@ -45,6 +48,18 @@ def fetch(name: str, *, endpoint: str | None, say: Callable[[str], None]) -> Pat
     )
     shutil.rmtree(arrived)
     return target
+
+
+def _check_writable(folder: Path) -> None:
+    """Raise OutputError if models cannot be kept in the folder; creates it."""
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        writable = os.access(folder, os.W_OK | os.X_OK)
+        reason = "" if writable else os.strerror(errno.EACCES)
+    except OSError as error:
+        reason = error.strerror or str(error)
+    if reason:
+        raise OutputError(f"{folder}: cannot be written ({reason}); set XDG_DATA_HOME to another folder")
 
 
 def _own_files(name: str, known: PublishedModel, record: Mapping[str, Any]) -> dict[str, Mapping[str, Any]]:
@@ -110,7 +125,8 @@ def _download(
         return VinfinityError(f"{source.repo}: cannot be fetched ({first}); try again to resume the transfer")
 
     try:
-        api = huggingface_hub.HfApi(endpoint=endpoint)
+        token = _token()
+        api = huggingface_hub.HfApi(endpoint=endpoint, token=token)
         info = api.model_info(source.repo, revision=source.revision, files_metadata=True)
     except Exception as error:
         # the hub's client raises errors of its HTTP library, which differ between versions
@@ -130,7 +146,7 @@ def _download(
         try:
             path = Path(
                 huggingface_hub.hf_hub_download(
-                    source.repo, name, revision=info.sha, local_dir=folder, endpoint=endpoint
+                    source.repo, name, revision=info.sha, local_dir=folder, endpoint=endpoint, token=token
                 )
             )
         except Exception as error:
@@ -144,6 +160,17 @@ def _download(
             )
         hashes[name] = _hash(path, git=False)
     return {"repo": source.repo, "revision": info.sha, "files": hashes}
+
+
+def _token() -> bool | None:
+    """None: the hub's client looks for the user's token. False: it does not, since the token cannot be read."""
+    import huggingface_hub
+
+    try:
+        huggingface_hub.get_token()
+    except OSError:
+        return False
+    return None
 
 
 def _hash(path: Path, *, git: bool) -> str:

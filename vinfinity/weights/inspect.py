@@ -37,11 +37,13 @@ def describe_model(folder: Path) -> tuple[list[tuple[str, str]], list[str]]:
     try:
         card = read_card(str(folder))
         family.check_parts(card.configs, folder)
-        load_scheduler(folder / "scheduler")
+        schedule = load_scheduler(folder / "scheduler")
         tokenizer = family.load_tokenizer(folder / "tokenizer", length=card.text_length)
     except InputError as error:
         return rows, [error.message]
     rows.append(("tokenizer", f"{tokenizer.vocabulary_size:,} tokens, {tokenizer.length} per text"))
+    ignored = schedule.ignored_by(str(card.defaults["sampler"]))
+    rows.append(("scheduler", ignored.removeprefix("scheduler: ") or schedule.scheduler or "of no class"))
     rows.append(("trained on", f"clips of {card.trained_frames} frames"))
     rows.append(
         ("defaults", ", ".join(f"{key} {value}" for key, value in card.defaults.items() if value != ""))

@@ -11,7 +11,7 @@ from torch import nn
 
 from vinfinity.denoise.schedule import SchedulerConfig
 from vinfinity.errors import WeightsError
-from vinfinity.models.checkpoint import Change
+from vinfinity.models.checkpoint import Change, changed
 from vinfinity.models.decoder import Decoder
 from vinfinity.models.families import FAMILIES, family_of
 from vinfinity.models.family import Network
@@ -38,7 +38,7 @@ def load_network(
     *,
     device: torch.device | str,
     dtype: torch.dtype,
-    loras: Sequence[Change] = (),
+    changes: Sequence[Change] = (),
 ) -> nn.Module:
     """A network for inference: every parameter must be in the files, with its shape, and nothing else may be.
 
@@ -46,7 +46,7 @@ def load_network(
     """
     module = empty_network(network, folder)
     sources = _find(module, folder, network, prefer_fp16=dtype != torch.float32)
-    _fill(module, sources, device=device, dtype=dtype, keep_fp32=network.keep_fp32, loras=loras)
+    _fill(module, sources, device=device, dtype=dtype, keep_fp32=network.keep_fp32, changes=changes)
     return module.eval().requires_grad_(False)
 
 
@@ -171,7 +171,7 @@ def _fill(
     device: torch.device | str,
     dtype: torch.dtype,
     keep_fp32: tuple[str, ...] = (),
-    loras: Sequence[Change] = (),
+    changes: Sequence[Change] = (),
 ) -> None:
     """Reads the parameters of a module, one at a time. keep_fp32: prefixes of those that stay in fp32."""
     for path, names in _chunks(sources):
@@ -179,9 +179,7 @@ def _fill(
             with safe_open(path, framework="pt", device="cpu") as file:
                 for name in names:
                     own = torch.float32 if name.startswith(keep_fp32) else dtype
-                    tensor = file.get_tensor(sources[name][0])
-                    for lora in loras:
-                        tensor = lora.add_to(name, tensor)
+                    tensor = changed(name, file.get_tensor(sources[name][0]), changes)
                     _put(module, name, tensor.to(device=device, dtype=own))
                     # a reference to the last tensor would keep the whole chunk mapped
                     del tensor

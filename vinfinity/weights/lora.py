@@ -1,164 +1,317 @@
-"""Low-rank additions to a UNet's weights (Hu et al. 2021), merged into them while they are loaded.
+"""LoRA files and their relatives, merged into the weights of a model while these are loaded.
 
-Files are named as PEFT and diffusers (old and new versions) name them: the name of a module, with or without a prefix
-`unet.` or `base_model.model.`, then `lora_A` and `lora_B` (or `lora.down` and `lora.up`), and sometimes `alpha`.
+A file is read in two steps, before any weight: its tensors are assigned to modules by their names (lora_names.py), and
+the factors of each module to a formula (models/low_rank.py) whose result must have the shape of the parameter.
+Whatever a file holds is merged; a file with anything else in it is rejected.
 """
 
-import json
-import math
-import re
-from collections.abc import Mapping
+import contextlib
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
 
-from safetensors import safe_open
+import torch
 from torch import Tensor
 
 from vinfinity.errors import InputError, WeightsError
-from vinfinity.models.low_rank import factors_fit, low_rank_product
-from vinfinity.system.safetensors import TensorEntry, read_header, read_json, shape_text
-from vinfinity.weights.load import listed
+from vinfinity.models.low_rank import DORA, FORMULAS, Shape, parameter_change
+from vinfinity.system.files import missing_problem
+from vinfinity.system.safetensors import TensorEntry, read_json, shape_text
+from vinfinity.weights.card import ModelCard
+from vinfinity.weights.dtypes import WEIGHT_TYPES
+from vinfinity.weights.load import empty_network, listed
+from vinfinity.weights.lora_argument import split_weight
+from vinfinity.weights.lora_config import AdapterConfig, read_config, read_metadata
+from vinfinity.weights.lora_names import Target, find_module, foreign_kind, make_target, read_role
+from vinfinity.weights.pickles import PICKLES
+from vinfinity.weights.tensor_files import TensorFile, read_tensor_file
 
-PREFIXES = ("base_model.model.", "unet.")
-FACTOR = re.compile(
-    r"(?P<module>.+?)\.(?:(?P<down>lora_A|lora\.down|lora_down)|(?P<up>lora_B|lora\.up|lora_up))"
+# The file of a LoRA's folder, as PEFT and diffusers name it.
+FILES = tuple(
+    f"{stem}.{suffix}"
+    for suffix in ("safetensors", "bin")
+    for stem in ("adapter_model", "pytorch_lora_weights")
 )
+CONFIG = "adapter_config.json"
+METADATA = "lora_adapter_metadata"
 
 
 @dataclass(frozen=True)
-class Pair:
-    """One addition, up @ down * scale: the names of the factors in the file, and the scale (alpha / rank)."""
+class Change:
+    """What a file does to one parameter. keys: its tensors by their role in the formula. scale: alpha / rank."""
 
-    down: str
-    up: str
+    formula: str
+    keys: Mapping[str, str]
     scale: float
 
 
 @dataclass(frozen=True)
 class Lora:
-    """A file of additions. weight: a factor for all of them. pairs: by the parameter that they are added to."""
+    """A file of changes. weight: a factor for all of them. changes: by network and parameter.
 
-    path: Path
+    config: the adapter_config.json that scales it, if there is one.
+    """
+
+    file: TensorFile
     weight: float
-    pairs: Mapping[str, Pair]
-    entries: Mapping[str, TensorEntry] = field(repr=False)
+    changes: Mapping[str, Mapping[str, tuple[Change, ...]]] = field(repr=False)
+    config: Path | None = None
 
-    def add_to(self, name: str, tensor: Tensor) -> Tensor:
-        """A parameter with its addition, in fp32; the parameter itself if there is none."""
-        if name not in self.pairs:
-            return tensor
-        pair = self.pairs[name]
-        with safe_open(self.path, framework="pt", device="cpu") as file:
-            down, up = (file.get_tensor(key).float() for key in (pair.down, pair.up))
-        return tensor.float() + low_rank_product(up, down, tensor.shape) * (pair.scale * self.weight)
+    @property
+    def path(self) -> Path:
+        """The file of the factors."""
+        return self.file.path
 
+    @property
+    def files(self) -> list[Path]:
+        """All files that it is read from."""
+        return [self.path] if self.config is None else [self.path, self.config]
 
-def split_weight(text: str) -> tuple[Path, float]:
-    """File and weight of `FILE[:WEIGHT]`. Raises InputError for a weight that is NaN or infinite."""
-    name, colon, number = text.rpartition(":")
-    if not colon:
-        return Path(text).expanduser(), 1.0
-    try:
-        weight = float(number)
-    except ValueError:
-        # the colon is part of the file's name
-        return Path(text).expanduser(), 1.0
-    if not math.isfinite(weight):
-        raise InputError(
-            "lora",
-            text,
-            "give a finite number after the colon",
-            problem="has a weight that is NaN or infinite",
-        )
-    return Path(name).expanduser(), weight
+    def layers(self) -> str:
+        """The number of layers that it changes, by network."""
+        counts = {
+            network: len({parameter.rpartition(".")[0] for parameter in changes})
+            for network, changes in self.changes.items()
+        }
+        return ", ".join(f"{count} layers of {network}" for network, count in counts.items())
 
 
-def read_lora(text: str) -> Lora:
-    """The additions in `FILE[:WEIGHT]`, from the file's header alone.
+@dataclass(frozen=True)
+class OpenLora:
+    """The part of a LoRA that changes one network, with its file open."""
 
-    Raises InputError if the file does not exist, or has anything but complete pairs of factors.
+    lora: Lora
+    network: str
+    read: Callable[[str], Tensor]
+
+    def addition(self, name: str, tensor: Tensor) -> Tensor | None:
+        """What is added to a parameter, in fp32; None if nothing is."""
+        total = None
+        for change in self.lora.changes.get(self.network, {}).get(name, ()):
+            factors = {role: self.read(key).float() for role, key in change.keys.items()}
+            one = parameter_change(change.formula, factors, tensor.float(), change.scale)
+            total = one if total is None else total + one
+        return None if total is None else total * self.lora.weight
+
+
+@contextlib.contextmanager
+def open_loras(loras: Sequence[Lora], network: str) -> Iterator[list[OpenLora]]:
+    """The LoRAs that change a network, open inside the block. Raises WeightsError if a file cannot be read."""
+    with contextlib.ExitStack() as files:
+        yield [
+            OpenLora(lora, network, files.enter_context(lora.file.open()))
+            for lora in loras
+            if network in lora.changes
+        ]
+
+
+def lora_targets(card: ModelCard) -> tuple[Target, ...]:
+    """The networks of a model that LoRAs can change."""
+    targets = []
+    for name, network in card.family.networks.items():
+        if network.lora_prefixes:
+            module = empty_network(network, card.folder / name)
+            shapes = {key: tuple(tensor.shape) for key, tensor in module.state_dict().items()}
+            targets.append(make_target(name, network, module.config, shapes))
+    return tuple(targets)
+
+
+def read_lora(text: str, targets: Sequence[Target]) -> Lora:
+    """The changes in `FILE[:WEIGHT]` for the networks of a model, without reading the factors.
+
+    Raises InputError if the file does not exist, or WeightsError if it holds anything that cannot be merged.
     """
-    path, weight = split_weight(text)
-    if path.suffix != ".safetensors":
-        remedy = "use a safetensors file; vinfinity models convert turns T2V-Turbo's into a model"
-        raise InputError("lora", path, remedy, problem="does not end in .safetensors")
+    named, weight = split_weight(text)
+    path = _find_file(named)
+    file = read_tensor_file(path, field="lora")
+    settings, config = _settings(file)
+    modules = _modules(file, targets)
+    changes = _changes(file, modules, settings)
+    _check_shapes(file, changes, {target.network: target.shapes for target in targets})
+    return Lora(file, weight, changes, config)
+
+
+def _find_file(path: Path) -> Path:
+    """The file of factors that `path`, a file or a folder, names. Raises InputError."""
+    if path.is_dir():
+        found = next((path / name for name in FILES if (path / name).is_file()), None)
+        if found is None:
+            problem = f"is a folder without {' or '.join(FILES[:2])}"
+            raise InputError("lora", path, "name the file", problem=problem)
+        return found
+    if path.suffix not in (".safetensors", *PICKLES):
+        problem = f"does not end in .safetensors, {', '.join(PICKLES)}"
+        raise InputError("lora", path, "use a LoRA file, or a folder that has one", problem=problem)
     if not path.is_file():
-        raise InputError("lora", path, "check the path", problem="does not exist")
-    entries = read_header(path, field="lora")
-    factors: dict[str, dict[str, str]] = {}
-    alphas: dict[str, str] = {}
-    faults = []
-    for key in entries:
-        name = _bare(key)
-        if name.endswith(".alpha"):
-            alphas[name.removesuffix(".alpha").removesuffix(".lora")] = key
-        elif match := FACTOR.match(name):
-            factors.setdefault(match["module"], {})["down" if match["down"] else "up"] = key
+        raise InputError("lora", path, "check the path", problem=missing_problem(path))
+    return path
+
+
+@dataclass(frozen=True)
+class Factors:
+    """The tensors of a file for one module. name: of the module in the file. keys: by role."""
+
+    name: str
+    keys: dict[str, str]
+
+
+# By network and module of the model.
+Modules = dict[tuple[str, str], Factors]
+
+
+def _modules(file: TensorFile, targets: Sequence[Target]) -> Modules:
+    """The tensors of a file by the module that they change. Raises WeightsError if one changes none."""
+    modules: Modules = {}
+    unknown: list[str] = []
+    elsewhere: dict[str, str] = {}
+    twice: list[str] = []
+    for key in file.entries:
+        role = read_role(key, targets)
+        if role is None:
+            unknown.append(key)
+        elif (found := find_module(role, targets)) is None:
+            elsewhere[key] = role.module
         else:
-            faults.append(f"unexpected {key}")
-    faults += [f"missing the other factor of {module}" for module, pair in factors.items() if len(pair) < 2]
-    faults += [f"unexpected {key}" for module, key in alphas.items() if module not in factors]
-    if faults or not factors:
-        problem = f"is not a LoRA of diffusers or PEFT: {listed(faults) or 'it has no factors'}"
-        raise WeightsError("lora", path, "use a file with their names", problem=problem)
-    scales = _scales(
-        path, {module: entries[pair["down"]].shape[0] for module, pair in factors.items()}, alphas
-    )
-    pairs = {
-        f"{module}.weight": Pair(down=pair["down"], up=pair["up"], scale=scales[module])
-        for module, pair in factors.items()
-    }
-    return Lora(path=path, weight=weight, pairs=pairs, entries=entries)
-
-
-def check_lora(lora: Lora, shapes: Mapping[str, tuple[int, ...]]) -> None:
-    """Raises WeightsError if a LoRA adds to parameters that a network with these shapes does not have."""
-    faults = []
-    for name, pair in lora.pairs.items():
-        down, up = lora.entries[pair.down].shape, lora.entries[pair.up].shape
-        shape = shapes.get(name)
-        if shape is None:
-            faults.append(f"no {name.removesuffix('.weight')} in this model")
-        elif not factors_fit(up, down, shape):
-            faults.append(
-                f"{name} is {shape_text(shape)}, the factors {shape_text(up)} and {shape_text(down)}"
-            )
-    if faults:
-        problem = f"is for another model: {listed(faults)}"
-        raise WeightsError("lora", lora.path, "use one that was trained on this model", problem=problem)
-
-
-def _bare(key: str) -> str:
-    """A key without the prefixes that name the network."""
-    for prefix in PREFIXES:
-        key = key.removeprefix(prefix)
-    return key
-
-
-def _scales(path: Path, ranks: Mapping[str, int], alphas: Mapping[str, str]) -> dict[str, float]:
-    """alpha / rank of each module, 1 if no alpha is given.
-
-    alpha is a tensor beside the factors, in the metadata that diffusers writes, or in PEFT's adapter_config.json.
-    """
-    with safe_open(path, framework="pt", device="cpu") as file:
-        given = {module: float(file.get_tensor(key)) for module, key in alphas.items()}
-        metadata = file.metadata() or {}
-    config: dict[str, Any] = {}
-    beside = path.with_name("adapter_config.json")
-    if "lora_adapter_metadata" in metadata:
-        values = json.loads(metadata["lora_adapter_metadata"])
-        config = {key.removeprefix("unet."): value for key, value in values.items()}
-    elif beside.exists():
-        config = read_json(beside)
-    if config.get("use_dora"):
-        raise WeightsError("lora", path, "use a plain LoRA", problem="is a DoRA, which is not supported")
-    patterns = {_bare(key): float(value) for key, value in (config.get("alpha_pattern") or {}).items()}
-    scales = {}
-    for module, rank in ranks.items():
-        pattern = next(
-            (patterns[key] for key in patterns if module == key or module.endswith(f".{key}")), None
+            keys = modules.setdefault(found, Factors(role.module, {})).keys
+            if role.name in keys:
+                twice.append(f"{keys[role.name]} and {key} are the same factor")
+            keys[role.name] = key
+    if foreign := foreign_kind([*unknown, *elsewhere]):
+        key, kind = foreign
+        problem = f"holds {kind} ({key}), which cannot be merged into this model"
+        raise WeightsError(
+            "lora", file.path, "use a LoRA, LoHa or LoKr trained on this model", problem=problem
         )
-        alpha = given.get(module, pattern if pattern is not None else config.get("lora_alpha", rank))
-        scales[module] = alpha / (math.sqrt(rank) if config.get("use_rslora") else rank)
-    return scales
+    kinds = {role for factors in modules.values() for role in factors.keys}
+    if unknown or twice or (not elsewhere and kinds <= {"alpha", "weight", "bias"}):
+        faults = [*(f"unexpected {key}" for key in unknown), *twice]
+        problem = f"is not a LoRA of a known kind: {listed(faults) or 'it has no factors'}"
+        raise WeightsError("lora", file.path, "use a LoRA, LoHa or LoKr", problem=problem)
+    if elsewhere:
+        faults = [f"no {module} in this model" for module in dict.fromkeys(elsewhere.values())]
+        raise _for_another_model(file.path, faults)
+    types = [
+        f"{key} is {file.entries[key].dtype}"
+        for factors in modules.values()
+        for role, key in factors.keys.items()
+        if role != "alpha" and file.entries[key].dtype not in WEIGHT_TYPES
+    ]
+    if types:
+        remedy = f"use one in {', '.join(WEIGHT_TYPES)}"
+        raise WeightsError("lora", file.path, remedy, problem=f"has factors of another type: {listed(types)}")
+    return modules
+
+
+def _for_another_model(path: Path, faults: Sequence[str]) -> WeightsError:
+    remedy = "use one that was trained on this model"
+    return WeightsError("lora", path, remedy, problem=f"is for another model: {listed(faults)}")
+
+
+def _changes(
+    file: TensorFile, modules: Modules, settings: Mapping[str, AdapterConfig]
+) -> dict[str, dict[str, tuple[Change, ...]]]:
+    """The changes by network and parameter. settings: by network, or "" for all. Raises WeightsError."""
+    alphas = _alphas(file, modules)
+    changes: dict[str, dict[str, tuple[Change, ...]]] = {}
+    faults = []
+    for (network, module), factors in modules.items():
+        left = set(factors.keys) - {"alpha"}
+        config = settings.get(network, settings.get("", AdapterConfig()))
+        rank = None
+        for name, formula in FORMULAS.items():
+            used = formula.complete(left)
+            if used is None:
+                continue
+            left -= set(used)
+            shown = next(
+                (file.entries[factors.keys[role]].shape for role in formula.ranks if role in used), None
+            )
+            rank = shown[0] if shown else rank
+            alpha = alphas.get((network, module))
+            scale = config.scale(factors.name, rank=rank, alpha=alpha) if formula.scaled else 1.0
+            change = Change(name, {role: factors.keys[role] for role in used}, scale)
+            parameter = f"{module}.{formula.parameter}"
+            parameters = changes.setdefault(network, {})
+            parameters[parameter] = (*parameters.get(parameter, ()), change)
+        if config.dora and "up" in factors.keys and not {*DORA} & {*factors.keys}:
+            faults.append(f"missing the magnitudes of {factors.name} (use_dora)")
+        if left:
+            faults.append(f"missing the other factor of {factors.name} ({factors.keys[sorted(left)[0]]})")
+        elif set(factors.keys) == {"alpha"}:
+            faults.append(f"unexpected {factors.keys['alpha']}")
+    if faults:
+        problem = f"is not a complete LoRA: {listed(faults)}"
+        raise WeightsError("lora", file.path, "fetch or save the file again", problem=problem)
+    return changes
+
+
+def _settings(file: TensorFile) -> tuple[dict[str, AdapterConfig], Path | None]:
+    """The settings that a file comes with, by network or "" for all, and the file beside it that they are in.
+
+    They are in its metadata if diffusers wrote it, in an adapter_config.json beside it if PEFT did. Raises
+    WeightsError.
+    """
+    beside = file.path.with_name(CONFIG)
+    source = file.path
+    try:
+        if METADATA in file.metadata:
+            return read_metadata(file.metadata[METADATA]), None
+        # kohya's files have all they need inside, and may lie beside those of another LoRA
+        if not (beside.is_file() or beside.is_symlink()) or any(
+            key.startswith("lora_") for key in file.entries
+        ):
+            return {}, None
+        source = beside
+        return {"": read_config(read_json(beside, field="lora"))}, beside
+    except ValueError as error:
+        remedy = "use a plain LoRA, or merge it into the model with the library that made it"
+        raise WeightsError("lora", source, remedy, problem=f"{error}") from None
+
+
+def _alphas(file: TensorFile, modules: Modules) -> dict[tuple[str, str], float]:
+    """The alphas that are tensors of the file. Raises WeightsError if one is not a finite number."""
+    alphas = {}
+    with file.open() as read:
+        for module, factors in modules.items():
+            if (key := factors.keys.get("alpha")) is None:
+                continue
+            value = read(key)
+            if value.numel() != 1 or not value.isfinite().all():
+                remedy = "fetch or save the file again"
+                raise WeightsError("lora", file.path, remedy, problem=f"has {key}, which is not a number")
+            alphas[module] = float(value)
+    return alphas
+
+
+def _check_shapes(
+    file: TensorFile,
+    changes: Mapping[str, Mapping[str, tuple[Change, ...]]],
+    shapes: Mapping[str, Mapping[str, Shape]],
+) -> None:
+    """Raises WeightsError if a change does not fit the parameter of the model."""
+    faults = []
+    for network, parameters in changes.items():
+        for name, own in parameters.items():
+            shape = shapes[network].get(name)
+            if shape is None:
+                faults.append(f"no {name} in this model")
+                continue
+            for change in own:
+                factors = {role: file.entries[key] for role, key in change.keys.items()}
+                if not _fits(change, factors, shape):
+                    listing = " and ".join(shape_text(entry.shape) for entry in factors.values())
+                    faults.append(f"{name} is {shape_text(shape)}, the factors {listing}")
+    if faults:
+        raise _for_another_model(file.path, faults)
+
+
+def _fits(change: Change, factors: Mapping[str, TensorEntry], shape: Shape) -> bool:
+    """Whether a change has the shape of its parameter."""
+    if any(0 in entry.shape for entry in factors.values()):
+        return False
+    tensors = {role: torch.empty(entry.shape, device="meta") for role, entry in factors.items()}
+    try:
+        parameter_change(change.formula, tensors, torch.empty(shape, device="meta"), change.scale)
+    except (ValueError, RuntimeError, IndexError):
+        return False
+    return True

@@ -1,4 +1,4 @@
-"""PyTorch's pickled files. They are read for conversion only, and no code in them runs."""
+"""PyTorch's pickled files. They are read for conversion and as LoRAs, and no code in them runs."""
 
 import pickle
 import re
@@ -10,13 +10,15 @@ from torch import Tensor
 from vinfinity.errors import WeightsError, one_line
 
 PICKLES = (".ckpt", ".bin", ".pth", ".pt")
+NAMED_ONLY = "use a file of named tensors"
 
 
-def read_pickle(path: Path) -> dict[str, Tensor] | list[Tensor]:
+def read_pickle(path: Path, *, field: str = "model") -> dict[str, Tensor] | list[Tensor]:
     """The tensors of a file that torch.save wrote: by name, or in order if it has a list.
 
     The file is memory-mapped; legacy files that cannot be mapped are read into memory. Only tensors and plain
-    containers are unpickled. Raises WeightsError if the file has anything else in it, or is damaged.
+    containers are unpickled. field: the setting that names the file. Raises WeightsError if the file has anything else
+    in it, or is damaged.
     """
     try:
         try:
@@ -26,40 +28,35 @@ def read_pickle(path: Path) -> dict[str, Tensor] | list[Tensor]:
                 raise
             values = torch.load(path, map_location="cpu", weights_only=True)
     except pickle.UnpicklingError as error:
-        raise _refused(path, error) from None
+        raise _refused(path, error, field) from None
     except (RuntimeError, ValueError, EOFError, KeyError, AttributeError, IndexError, TypeError) as error:
         problem = f"is damaged or not a PyTorch file ({str(error).split('. ')[0] or 'empty'})"
-        raise WeightsError("model", path, "fetch the file again", problem=problem) from None
+        raise WeightsError(field, path, "fetch the file again", problem=problem) from None
     except OSError as error:
-        raise WeightsError("model", path, "check the path", problem=f"{error.strerror}") from None
-    return _tensors(path, values)
+        raise WeightsError(field, path, "check the path", problem=f"{error.strerror}") from None
+    return _tensors(path, values, field)
 
 
-def _tensors(path: Path, values: object) -> dict[str, Tensor] | list[Tensor]:
+def _tensors(path: Path, values: object, field: str) -> dict[str, Tensor] | list[Tensor]:
     if isinstance(values, list) and values and all(isinstance(value, Tensor) for value in values):
         return values
     if isinstance(values, dict) and isinstance(values.get("state_dict"), dict):
         values = values["state_dict"]
     if not isinstance(values, dict) or not values:
         kind = type(values).__name__
-        raise WeightsError(
-            "model",
-            path,
-            "only files of named tensors can be converted",
-            problem=f"has a {kind}, not weights",
-        )
+        raise WeightsError(field, path, NAMED_ONLY, problem=f"has a {kind}, not weights")
     for name, value in values.items():
         if not isinstance(name, str) or not isinstance(value, Tensor):
             problem = f"has {name!r} of type {type(value).__name__}, which is not a tensor"
-            raise WeightsError("model", path, "only files of named tensors can be converted", problem=problem)
+            raise WeightsError(field, path, NAMED_ONLY, problem=problem)
     return values
 
 
-def _refused(path: Path, error: pickle.UnpicklingError) -> WeightsError:
+def _refused(path: Path, error: pickle.UnpicklingError, field: str) -> WeightsError:
     """The error for a file with more in it than tensors, naming the object."""
     text = one_line(error)
     named = re.search(r"GLOBAL (\S+)", text) or re.search(r"class (\S+)", text)
     if named is None:
-        return WeightsError("model", path, "fetch the file again", problem="is damaged or not a PyTorch file")
+        return WeightsError(field, path, "fetch the file again", problem="is damaged or not a PyTorch file")
     problem = f"has more than weights in it: {named[1]}, which could run code"
-    return WeightsError("model", path, "use a file that has only tensors", problem=problem)
+    return WeightsError(field, path, "use a file that has only tensors", problem=problem)

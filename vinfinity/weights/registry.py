@@ -6,6 +6,7 @@ from pathlib import Path
 
 from vinfinity.models.families import FAMILIES, published_family
 from vinfinity.models.family import PublishedModel
+from vinfinity.system.folders import data_folder
 
 KNOWN: Mapping[str, PublishedModel] = {
     name: model for family in FAMILIES for name, model in family.published.items()
@@ -22,13 +23,12 @@ def published_files(name: str) -> dict[str, dict[str, object]]:
 
 def models_folder() -> Path:
     """The folder of fetched models: vinfinity/models in the user's data folder."""
-    home = os.environ.get("XDG_DATA_HOME") or "~/.local/share"
-    return Path(home).expanduser() / "vinfinity" / "models"
+    return data_folder() / "models"
 
 
 def local_models() -> list[Path]:
     """The folders of the fetched models, in order."""
     folder = models_folder()
-    if not folder.is_dir():
+    if not folder.is_dir() or not os.access(folder, os.R_OK | os.X_OK):
         return []
     return sorted(path for path in folder.iterdir() if path.is_dir() and not path.name.startswith("."))

@@ -15,6 +15,7 @@ time, and the driver.
 """
 
 import contextlib
+import threading
 import types
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
@@ -207,7 +208,7 @@ class Event:
     def __init__(self, *_: object, **__: object) -> None:
         self._cuda = PretendCuda.active()
         self.seen: Clock = {}
-        self._asked = False
+        self._asked_at: int | None = None
 
     def record(self, stream: Stream | None = None) -> None:
         name = (stream or self._cuda.stream()).name
@@ -221,14 +222,18 @@ class Event:
         self._cuda.wait("event.synchronize", self.seen)
 
     def query(self) -> bool:
-        """Whether the host has waited for it. Where it has not, the second time it asks is a wait."""
-        clocks = self._cuda.clocks
-        if all(clocks.knows(HOST, actor, number) for actor, number in self.seen.items()):
+        """Whether the host has waited for the event. Where it has not, asking again and again is a wait: the answer is
+        True if nothing else was done since it was last asked for.
+        """
+        cuda = self._cuda
+        if all(cuda.clocks.knows(HOST, actor, number) for actor, number in self.seen.items()):
             return True
-        first, self._asked = not self._asked, True
-        if not first:
-            self._cuda.wait("event.query", self.seen)
-        return not first
+        if threading.current_thread() is not threading.main_thread():
+            return False
+        again, self._asked_at = self._asked_at == cuda.operations, cuda.operations
+        if again:
+            cuda.wait("event.query", self.seen)
+        return again
 
 
 class PretendCuda:
@@ -240,6 +245,7 @@ class PretendCuda:
         self.devices, self.total = devices, memory
         self.clocks = Clocks()
         self.memory = Memory(self.clocks)
+        self.operations = 0
         self.waits: list[Wait] = []
         self.slow_copies: list[SlowCopy] = []
         self._sync_debug = 0
@@ -310,6 +316,7 @@ class PretendCuda:
 
     def run(self, func: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
         """An operation, on pretend devices or on the CPU."""
+        self.operations += 1
         name, names, changed = _signature(func)
         given = {**dict(zip(names, args, strict=False)), **kwargs}
         written = _tensors(*[given[argument] for argument in changed if argument in given])
@@ -580,6 +587,8 @@ class PretendCuda:
                 "current_stream": self.stream,
                 "device_count": lambda: self.devices,
                 "is_available": lambda: True,
+                "is_initialized": lambda: True,
+                "memory_stats": lambda device=None: {},
                 "current_device": lambda: self._device,
                 "set_device": set_device,
                 "device": device_guard,

@@ -15,8 +15,11 @@ import torch.distributed as dist
 from oracles.pretend.device import Findings, PretendCuda
 from oracles.pretend.nccl import PretendNccl
 
+from vinfinity.parallel.devices import rank_device
+from vinfinity.parallel.join import joined
 from vinfinity.parallel.place import Place
-from vinfinity.parallel.ranks import Ranks, joined, pick_device
+from vinfinity.parallel.ranks import Ranks
+from vinfinity.system.signals import Shutdown
 
 
 @dataclass(frozen=True)
@@ -57,12 +60,20 @@ def on_pretend_ranks(
                 raise TimeoutError(f"ranks that never ended; others: {errors}")
             for rank, receiver in enumerate(receivers):
                 if receiver in ready:
-                    outcomes[rank] = pickle.loads(receiver.recv_bytes())
+                    outcomes[rank] = _received(receiver)
     finally:
         for child in children:
             child.kill()
             child.join()
     return [outcomes[rank] for rank in range(ranks)]
+
+
+def _received(receiver: Connection) -> Outcome:
+    try:
+        outcome: Outcome = pickle.loads(receiver.recv_bytes())
+        return outcome
+    except EOFError:
+        return Outcome(None, "the process ended", Findings([], [], [], []), 0)
 
 
 def _rank_main(work: Callable[[Ranks], Any], place: Place, timeout: float, sender: Connection) -> None:
@@ -73,8 +84,8 @@ def _rank_main(work: Callable[[Ranks], Any], place: Place, timeout: float, sende
     nccl = PretendNccl(cuda)
     with contextlib.suppress(BaseException), cuda, nccl:
         try:
-            device = pick_device("cuda", local_rank=place.local_rank, local_size=place.local_size)
-            with joined(place, device=device, timeout=timeout, handle_signals=True) as ranks:
+            device = rank_device(place, "cuda")
+            with joined(place, device=device, timeout=timeout, shutdown=Shutdown()) as ranks:
                 result = work(ranks)
         except BaseException as raised:
             error = "".join(traceback.format_exception(raised))

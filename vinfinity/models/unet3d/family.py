@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, cast
@@ -19,7 +19,7 @@ from vinfinity.models.family import (
 )
 from vinfinity.models.geometry import LatentGeometry
 from vinfinity.models.unet3d.configs import TextConfig, TinyConfig, UNetConfig, VAEConfig
-from vinfinity.models.unet3d.names import text_name, vae_name
+from vinfinity.models.unet3d.names import text_module_aliases, text_name, vae_name
 from vinfinity.models.unet3d.published import COMMON_FILES, PUBLISHED
 
 if TYPE_CHECKING:
@@ -32,7 +32,7 @@ if TYPE_CHECKING:
     from vinfinity.parallel.context import TemporalContext
 
 # Samplers of the schedulers that diffusers' folders name, and steps that suit them; others get dpmsolver++ and 25.
-SAMPLER_OF = {"DDIMScheduler": "ddim", "LCMScheduler": "lcm"}
+SAMPLER_OF = {"DDIMScheduler": "ddim", "DDIMParallelScheduler": "ddim", "LCMScheduler": "lcm"}
 STEPS_OF = {"ddim": 50, "lcm": 4}
 
 
@@ -60,6 +60,18 @@ def _text_encoder(config: TextConfig) -> nn.Module:
     return TextEncoder(config)
 
 
+def _unet_aliases(config: UNetConfig, modules: Collection[str]) -> Mapping[str, str]:
+    from vinfinity.models.unet3d.lvdm import unet_aliases
+
+    return unet_aliases(config, modules)
+
+
+def _text_aliases(config: TextConfig, modules: Collection[str]) -> Mapping[str, str]:
+    from vinfinity.models.unet3d.lvdm import text_aliases
+
+    return text_aliases(config, modules) | text_module_aliases(modules)
+
+
 NETWORKS: Mapping[str, Network] = {
     "unet": Network(
         UNetConfig.from_dict,
@@ -68,6 +80,8 @@ NETWORKS: Mapping[str, Network] = {
         # half precision would round timesteps to the same value
         keep_fp32=("time_embedding.", "fps_embedding."),
         shown=("_class_name", "block_out_channels", "cross_attention_dim", "fps_cond", "time_cond_proj_dim"),
+        lora_prefixes=("unet.", "lora_unet_", "model.diffusion_model.", "diffusion_model."),
+        aliases=_unet_aliases,
     ),
     AUTOENCODER: Network(
         VAEConfig.from_dict,
@@ -83,6 +97,8 @@ NETWORKS: Mapping[str, Network] = {
         stem="model",
         rename=text_name,
         shown=("model_type", "hidden_size", "num_hidden_layers"),
+        lora_prefixes=("text_encoder.", "lora_te_", "lora_te1_", "cond_stage_model.model."),
+        aliases=_text_aliases,
     ),
 }
 

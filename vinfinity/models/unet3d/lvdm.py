@@ -6,7 +6,7 @@ AILab-CVC/VideoCrafter (lvdm/modules/networks/openaimodel3d.py, ae_modules.py, e
 """
 
 import dataclasses
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from typing import Any
 
 import numpy as np
@@ -324,6 +324,28 @@ def unet_table(config: UNetConfig, names: list[str]) -> dict[str, TensorSource]:
     layer("mid_block", 0, "middle_block")
     layer("mid_block", 1, "middle_block", first=3)
     return {name: TensorSource(UNET + _renamed(name, modules)) for name in names}
+
+
+def unet_aliases(config: UNetConfig, modules: Collection[str]) -> dict[str, str]:
+    """Further names of a UNet's modules in LoRA files: LVDM's, and those of ModelScope's own code, which differ in two
+    places. Without the name of the UNet itself.
+    """
+    table = unet_table(config, list(modules))
+    aliases = {source.name.removeprefix(UNET): module for module, source in table.items()}
+    for name, module in list(aliases.items()):
+        if name.startswith("init_attn.0"):
+            aliases[name.replace("init_attn.0", "input_blocks.0.1", 1)] = module
+        elif name.endswith(".0.op"):
+            aliases[f"{name.removesuffix('.0.op')}.op"] = module
+    return aliases
+
+
+def text_aliases(config: TextConfig, modules: Collection[str]) -> dict[str, str]:
+    """Further names of a text encoder's modules in LoRA files: OpenCLIP's, but for those that it has no modules for."""
+    table = text_table(
+        config, [name for name in modules if not name.endswith((*FUSED, "position_embedding"))]
+    )
+    return {source.name.removeprefix(TEXT): name for name, source in table.items()}
 
 
 def vae_table(config: VAEConfig, names: list[str]) -> dict[str, TensorSource]:

@@ -1,5 +1,7 @@
 """Tensor names of older and newer files, and the parameters of ours that they fill."""
 
+from collections.abc import Collection
+
 # The autoencoder's attention in files written before diffusers 0.15.
 OLD_ATTENTION = {"query": "to_q", "key": "to_k", "value": "to_v", "proj_attn": "to_out.0"}
 
@@ -20,3 +22,19 @@ def text_name(name: str) -> str | None:
     if name.endswith("embeddings.position_ids"):
         return None
     return name if name.startswith("text_model.") else f"text_model.{name}"
+
+
+# The text encoder's attention in LoRA files of diffusers before 0.17.
+OLD_TEXT_ATTENTION = {"q_proj": "to_q", "k_proj": "to_k", "v_proj": "to_v", "out_proj": "to_out"}
+
+
+def text_module_aliases(modules: Collection[str]) -> dict[str, str]:
+    """Further names of a text encoder's modules in LoRA files: without the leading "text_model", and with the
+    attention's layers named as in the UNet.
+    """
+    aliases = {}
+    for module in modules:
+        parent, _, layer = module.rpartition(".")
+        own = {module, f"{parent}.{OLD_TEXT_ATTENTION[layer]}" if layer in OLD_TEXT_ATTENTION else module}
+        aliases.update(dict.fromkeys(own | {name.removeprefix("text_model.") for name in own}, module))
+    return aliases

@@ -60,12 +60,12 @@ class TurboFactors:
 
     pairs: Mapping[str, tuple[Tensor, Tensor]]
 
-    def add_to(self, name: str, tensor: Tensor) -> Tensor:
-        """A parameter with its addition, in fp32; the parameter itself where there is none."""
+    def addition(self, name: str, tensor: Tensor) -> Tensor | None:
+        """What is added to a parameter, in fp32; None if nothing is."""
         if name not in self.pairs:
-            return tensor
+            return None
         up, down = self.pairs[name]
-        return tensor.float() + low_rank_product(up.float(), down.float(), tensor.shape)
+        return low_rank_product(up.float(), down.float(), tensor.shape)
 
 
 def read_turbo(factors: Sequence[Tensor], config: Mapping[str, Any]) -> Distillation:

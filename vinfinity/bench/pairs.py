@@ -1,0 +1,99 @@
+"""Messages between each two ranks: whether they arrive as they were sent, and how fast."""
+
+import statistics
+import time
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import torch
+
+from vinfinity.parallel.exchange import RankExchange
+from vinfinity.parallel.launch import launch
+from vinfinity.parallel.ranks import Ranks
+from vinfinity.parallel.shards import FrameShards, Route
+
+
+@dataclass(frozen=True)
+class PairRequest:
+    """sizes: of a message, in bytes. rounds: messages of each size that are timed."""
+
+    sizes: tuple[int, ...]
+    rounds: int
+
+
+@dataclass(frozen=True)
+class PairFigures:
+    """Two ranks that send each other a message of `size` bytes at the same time. rate: bytes per second in each
+    direction, of the median round. intact: whether all messages arrived as they were sent.
+    """
+
+    first: int
+    second: int
+    size: int
+    rate: float
+    intact: bool
+
+
+def measure_pairs(*, ranks: int, sizes: Sequence[int], rounds: int, device: str) -> list[PairFigures]:
+    """Each pair of ranks in turn, while the others wait. Raises RankError if ranks cannot reach each other."""
+    request = PairRequest(tuple(sizes), rounds)
+    return launch(_measure_on_rank, request, gpus=ranks, device=device, timeout=120.0)
+
+
+def _measure_on_rank(request: PairRequest, ranks: Ranks) -> list[PairFigures]:
+    exchange = RankExchange(ranks.rank, FrameShards(ranks.size, ranks.size))
+    others = [rank for rank in range(ranks.size) if rank != ranks.rank]
+    # NCCL connects ranks at their first message, and all of them must take part in that
+    _Swap(exchange, others, 8, ranks).seconds()
+    return [
+        _measure_pair(exchange, first, second, size, request.rounds, ranks)
+        for first in range(ranks.size)
+        for second in range(first + 1, ranks.size)
+        for size in request.sizes
+    ]
+
+
+def _measure_pair(
+    exchange: RankExchange, first: int, second: int, size: int, rounds: int, ranks: Ranks
+) -> PairFigures:
+    peers = {first: [second], second: [first]}.get(ranks.rank, [])
+    swap = _Swap(exchange, peers, size, ranks) if peers else None
+    seconds = []
+    # the first round warms up
+    for _ in range(1 + rounds):
+        ranks.collect(None)
+        seconds.append(0.0 if swap is None else swap.seconds())
+    found = ranks.collect((statistics.median(seconds[1:]), swap is None or swap.intact()))
+    slowest = max(time for time, _ in found)
+    return PairFigures(first, second, size, rate=size / slowest, intact=all(right for _, right in found))
+
+
+class _Swap:
+    """Sends `size` bytes to each peer, and receives as many from each."""
+
+    def __init__(self, exchange: RankExchange, peers: Sequence[int], size: int, ranks: Ranks) -> None:
+        self._exchange, self._peers, self._device = exchange, peers, ranks.device
+        self._message = torch.full((1, 1, size), ranks.rank + 1, dtype=torch.uint8, device=ranks.device)
+        self._frames = self._message[:, :0]
+        self._route = Route(
+            wanted=tuple(peers),
+            sends=tuple((peer, (0,)) for peer in peers),
+            receives=tuple((peer, place, place + 1) for place, peer in enumerate(peers)),
+        )
+
+    def seconds(self) -> float:
+        """The time until all messages have arrived."""
+        self._wait()
+        started = time.perf_counter()
+        self._frames = self._exchange.fetch(self._message, self._route, label="pairs of ranks").wait().frames
+        self._wait()
+        return time.perf_counter() - started
+
+    def intact(self) -> bool:
+        """Whether the last messages arrived as they were sent."""
+        wanted = torch.tensor([peer + 1 for peer in self._peers], dtype=torch.uint8, device=self._device)
+        return bool((self._frames == wanted[None, :, None]).all())
+
+    def _wait(self) -> None:
+        if self._device.type == "cuda":
+            torch.cuda.synchronize(self._device)

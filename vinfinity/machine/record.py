@@ -1,0 +1,45 @@
+"""What a run writes about the machines that its ranks run on, so that its figures can be compared with others."""
+
+import os
+import platform
+from typing import Any
+
+import torch
+
+from vinfinity.machine.engine import attention_backends, find_versions
+from vinfinity.machine.host import find_processor
+from vinfinity.machine.nvidia import driver_version
+from vinfinity.machine.probe import attempt, known, plain
+from vinfinity.system.pytorch import allocator_variable
+
+
+def describe_rank(device: torch.device) -> dict[str, Any]:
+    """The machine of this rank: its host, its processor, and its GPU with the driver if it has one."""
+    processor = known(attempt(find_processor))
+    rank: dict[str, Any] = {
+        "host": platform.node(),
+        "processor": None if processor is None else processor.name,
+        "device": str(device),
+    }
+    if device.type != "cuda":
+        return rank
+    return {**rank, **plain(attempt(_describe_gpu, device)), "driver": known(attempt(driver_version))}
+
+
+def _describe_gpu(device: torch.device) -> dict[str, Any]:
+    properties = torch.cuda.get_device_properties(device)
+    return {
+        "gpu": properties.name,
+        "uuid": str(getattr(properties, "uuid", "")),
+        "memory": properties.total_memory,
+    }
+
+
+def describe_software(device: torch.device, dtype: torch.dtype) -> dict[str, Any]:
+    """Versions and settings that speed, memory and rounding depend on. dtype: of the denoiser."""
+    return {
+        "python": platform.python_version(),
+        **plain(find_versions()),
+        "attention": plain(attempt(attention_backends, device, dtype)),
+        "allocator": os.environ.get(allocator_variable(os.environ) or "", ""),
+    }

@@ -1,0 +1,162 @@
+"""A rank that the launcher started: its process from the first line to the exit code.
+
+The module itself imports no torch: signals are handled, and the process is bound to its launcher, before that begins.
+"""
+
+import contextlib
+import ctypes
+import json
+import os
+import pickle
+import signal
+import subprocess
+import sys
+import time
+import traceback
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from vinfinity.errors import RankError, VinfinityError, described, error_of
+from vinfinity.parallel.place import Place
+from vinfinity.system.signals import Shutdown
+
+# of Linux's prctl
+PR_SET_PDEATHSIG = 1
+# the launcher's sys.path, from which this module is imported, is the first argument
+PROGRAM = """
+import json, sys
+sys.path[:] = json.loads(sys.argv.pop(1))
+from vinfinity.parallel.started import main
+main()
+"""
+
+
+@dataclass(frozen=True)
+class RankFiles:
+    """The folder through which the launcher and its ranks talk.
+
+    assignment.pickle   what all ranks do                   RANK.pid     the process of each rank
+    result.pickle       what the worker of rank 0 returned  RANK.error   the first error of a rank, and when it came
+    """
+
+    path: Path
+
+    @property
+    def assignment(self) -> Path:
+        return self.path / "assignment.pickle"
+
+    @property
+    def result(self) -> Path:
+        return self.path / "result.pickle"
+
+    def pid(self, rank: int) -> Path:
+        return self.path / f"{rank}.pid"
+
+    def error(self, rank: int) -> Path:
+        return self.path / f"{rank}.error"
+
+    def errors(self) -> dict[int, VinfinityError]:
+        """The error of each rank that reported one, in the order in which they came."""
+        reports = [(*pickle.loads(path.read_bytes()), int(path.stem)) for path in self.path.glob("*.error")]
+        return {rank: error for _, error, rank in sorted(reports, key=lambda report: report[0])}
+
+
+@dataclass(frozen=True)
+class Assignment:
+    """What the launcher tells all ranks.
+
+    ranks: their number. port: of the launcher's store. arguments: the launcher's sys.argv.
+    """
+
+    worker: Callable[..., Any]
+    payload: Any
+    ranks: int
+    port: int
+    device: str
+    timeout: float
+    arguments: list[str]
+
+
+def start(rank: int, folder: Path) -> "subprocess.Popen[bytes]":
+    """Start the process of a rank, which finds its `Assignment` in the folder."""
+    path = json.dumps([str(entry) for entry in sys.path])
+    command = [sys.executable, "-P", "-c", PROGRAM, path, str(folder), str(rank), str(os.getpid())]
+    # a terminal's Ctrl-C also reaches the ranks; the launcher passes it on. They ignore it from their first moment on:
+    # blocked signals stay blocked in a new process
+    before = signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGINT})
+    try:
+        return subprocess.Popen(command, stdin=subprocess.DEVNULL)
+    finally:
+        signal.pthread_sigmask(signal.SIG_SETMASK, before)
+
+
+def main() -> None:
+    """The process of a rank."""
+    signal.signal(signal.SIGINT, signal.SIG_IGN)
+    signal.pthread_sigmask(signal.SIG_UNBLOCK, {signal.SIGINT})
+    folder, rank, launcher = Path(sys.argv[1]), int(sys.argv[2]), int(sys.argv[3])
+    _end_with(launcher)
+    files = RankFiles(folder)
+    shutdown = Shutdown(report=lambda code, message: report(files, rank, error_of(code, message)))
+    with shutdown.handled(afterwards=signal.SIG_IGN):
+        code = _work(files, rank, shutdown)
+    sys.stdout.flush()
+    sys.stderr.flush()
+    # while the interpreter shuts down, running threads of torch.distributed may abort the process (seen once)
+    os._exit(code)
+
+
+def _end_with(launcher: int) -> None:
+    """Have the kernel end this process when the launcher is gone: ranks must not outlive it."""
+    if sys.platform == "linux":
+        ctypes.CDLL(None).prctl(PR_SET_PDEATHSIG, signal.SIGKILL)
+    if os.getppid() != launcher:
+        # the launcher ended before the kernel knew
+        os._exit(RankError.exit_code)
+
+
+def _work(files: RankFiles, rank: int, shutdown: Shutdown) -> int:
+    """Do this rank's part, or report its error. Returns the exit code."""
+    try:
+        files.pid(rank).write_text(str(os.getpid()))
+        from vinfinity.parallel.devices import rank_device
+        from vinfinity.parallel.join import carry_out, joined
+
+        job: Assignment = pickle.loads(files.assignment.read_bytes())
+        sys.argv[:] = job.arguments
+        place = Place(rank, job.ranks, rank, job.ranks, "localhost", job.port, launcher="vinfinity")
+        with joined(
+            place, device=rank_device(place, job.device), timeout=job.timeout, shutdown=shutdown
+        ) as ranks:
+            try:
+                result = carry_out(job.worker, job.payload, ranks)
+            except RankError:
+                raise
+            except Exception as error:
+                # before the other ranks notice that this one is gone
+                report(files, rank, error)
+                raise
+        if ranks.first:
+            files.result.write_bytes(pickle.dumps(result))
+    except Exception as error:
+        if not isinstance(error, VinfinityError):
+            traceback.print_exc()
+        return report(files, rank, error)
+    return 0
+
+
+def report(files: RankFiles, rank: int, error: Exception) -> int:
+    """Write an error for the launcher, unless this rank reported one before. Returns its exit code."""
+    error = described(error, rank)
+    path = files.error(rank)
+    if not path.exists():
+        unfinished = path.with_suffix(".part")
+        unfinished.write_bytes(pickle.dumps((time.monotonic(), error)))
+        unfinished.rename(path)
+    for file in files.path.glob("*.pid"):
+        # a suspended rank would delay the end of all; once continued, it receives the launcher's signal
+        with contextlib.suppress(OSError, ValueError):
+            os.kill(int(file.read_text()), signal.SIGCONT)
+    return error.exit_code

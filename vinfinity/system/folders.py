@@ -1,0 +1,73 @@
+"""Folders of the user, which need not exist: in a container, a process may run as a user without a home directory."""
+
+import contextlib
+import os
+import tempfile
+from collections.abc import Iterator
+from pathlib import Path
+
+from vinfinity.errors import InputError, OutputError
+
+
+def expanded(path: str | Path, *, field: str) -> Path:
+    """A path with `~` replaced by the home directory. field: the setting that named it. Raises InputError."""
+    try:
+        return Path(path).expanduser()
+    except RuntimeError:
+        problem = "needs a home directory, and there is none"
+        raise InputError(field, path, "write the path without ~, or set HOME", problem=problem) from None
+
+
+def data_folder() -> Path:
+    """The folder of what vinfinity keeps for the user: in XDG_DATA_HOME, or else in ~/.local/share.
+
+    Where neither can be looked into, as without a home directory or with that of another user, it is a folder in the
+    temporary directory.
+    """
+    for name in (os.environ.get("XDG_DATA_HOME", ""), "~/.local/share"):
+        try:
+            folder = Path(name).expanduser() / "vinfinity"
+            # relative paths are ignored, as the XDG specification demands
+            if folder.is_absolute():
+                with contextlib.suppress(FileNotFoundError, NotADirectoryError):
+                    folder.stat()
+                return folder
+        except (RuntimeError, OSError):
+            continue
+    return Path(os.environ.get("TMPDIR") or "/tmp") / f"vinfinity-{os.getuid()}"
+
+
+def check_working_directory() -> None:
+    """Raise InputError if the working directory was deleted: relative paths have no meaning, and torch cannot load."""
+    try:
+        os.getcwd()
+    except FileNotFoundError:
+        problem = "does not exist any more"
+        raise InputError(
+            "working directory", os.environ.get("PWD", "."), "change to another one", problem=problem
+        ) from None
+
+
+def check_temporary_directory() -> None:
+    """Raise OutputError if there is no directory for temporary files, which torch needs."""
+    try:
+        tempfile.gettempdir()
+    except OSError as error:
+        raise _no_temporary_files(error) from None
+
+
+@contextlib.contextmanager
+def temporary_folder() -> Iterator[Path]:
+    """A new folder for the block. Raises OutputError if there is no place for one."""
+    try:
+        folder = tempfile.TemporaryDirectory(prefix="vinfinity-", ignore_cleanup_errors=True)
+    except OSError as error:
+        raise _no_temporary_files(error) from None
+    with folder as name:
+        yield Path(name)
+
+
+def _no_temporary_files(error: OSError) -> OutputError:
+    where = os.environ.get("TMPDIR") or "/tmp"
+    reason = error.strerror or str(error)
+    return OutputError(f"{where}: temporary files cannot be written ({reason}); set TMPDIR to another folder")

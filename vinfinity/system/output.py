@@ -1,0 +1,66 @@
+"""Output files, checked before anything is computed: a bad name must not cost an hour of computing."""
+
+import os
+from pathlib import Path
+
+from vinfinity.errors import CONTROL, InputError
+from vinfinity.system.folders import check_working_directory
+
+
+def check_output(field: str, path: Path, *, overwrite: bool, way: str = "add --overwrite") -> None:
+    """Raise InputError if no file can be written to `path`. Creates nothing.
+
+    field: what named it. overwrite: accept a file that exists; way: how to ask for that.
+    """
+    _check_place(field, path)
+    if os.path.isdir(path):
+        raise InputError(field, path, "name a file inside it", problem="is a folder")
+    if os.path.exists(path) and not overwrite:
+        raise InputError(field, path, f"choose another name or {way}", problem="already exists")
+
+
+def check_folder(field: str, path: Path, *, inside: str) -> None:
+    """Raise InputError if `path` cannot become a folder that holds the path `inside`. Creates nothing."""
+    _check_place(field, path, inside=inside)
+    if os.path.lexists(path) and not os.path.isdir(path):
+        raise InputError(field, path, "choose another name", problem="has to be a folder, but is a file")
+
+
+def _check_place(field: str, path: Path, *, inside: str = "") -> None:
+    """Raise InputError if the name of a path cannot be used or kept, or if nothing can be created in its folder."""
+    check_working_directory()
+    whole = path.absolute()
+    other = "choose another name"
+    try:
+        str(whole).encode()
+    except UnicodeEncodeError:
+        raise InputError(field, path, other, problem="is not valid UTF-8") from None
+    if CONTROL.search(str(whole)):
+        raise InputError(
+            field, path, other, problem="has a line break or another control character in its name"
+        )
+    folder = whole.parent
+    # names that are too long do not exist either
+    while not os.path.lexists(folder):
+        folder = folder.parent
+    if not os.path.isdir(folder):
+        raise InputError(field, path, "choose another folder", problem=f"lies in {folder}, which is a file")
+    _check_length(field, path, whole, limits=folder, inside=inside)
+    if not os.access(folder, os.W_OK | os.X_OK):
+        remedy = "choose another folder or change its permissions"
+        raise InputError(field, path, remedy, problem=f"lies in {folder}, which is not writable")
+
+
+def _check_length(field: str, path: Path, whole: Path, *, limits: Path, inside: str) -> None:
+    """Raise InputError if an absolute path, or one of its names, is too long for the file system of `limits`."""
+    name = max((len(os.fsencode(part)) for part in whole.parts), default=0)
+    most = os.pathconf(limits, "PC_NAME_MAX")
+    if name > most:
+        problem = f"has a name of {name} bytes, and its file system takes {most}"
+        raise InputError(field, path, "choose a shorter name", problem=problem)
+    total = len(os.fsencode(whole / inside))
+    # less the zero byte at the end
+    most = os.pathconf(limits, "PC_PATH_MAX") - 1
+    if total > most:
+        problem = f"needs paths of up to {total} bytes, and its file system takes {most}"
+        raise InputError(field, path, "choose a shorter path", problem=problem)

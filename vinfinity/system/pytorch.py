@@ -1,0 +1,50 @@
+"""What is settled before torch is imported: its version, and how it allocates memory on GPUs. Imports no torch."""
+
+import importlib.metadata
+import re
+from collections.abc import Mapping, MutableMapping
+
+from vinfinity.errors import InputError
+
+OLDEST = (2, 4)
+
+# The first is read by all versions of torch. The second is its newer name, which torch 2.9 and 2.10 ignore in part
+# (pytorch#183387); where both are set, the first counts.
+VARIABLES = ("PYTORCH_CUDA_ALLOC_CONF", "PYTORCH_ALLOC_CONF")
+EXPANDABLE = "expandable_segments:True"
+
+
+def require_torch(version: str | None = None) -> None:
+    """Raise InputError if torch is older than vinfinity supports. version: the installed one's if None."""
+    if version is None:
+        try:
+            version = importlib.metadata.version("torch")
+        except importlib.metadata.PackageNotFoundError:
+            # built from source; if it is missing, importing it says so
+            return
+    match = re.match(r"(\d+)\.(\d+)", version)
+    if match is not None and (int(match[1]), int(match[2])) < OLDEST:
+        oldest = ".".join(map(str, OLDEST))
+        raise InputError("torch", version, f"install torch {oldest} or newer", problem="is too old")
+
+
+def prefer_expandable_segments(environment: MutableMapping[str, str]) -> None:
+    """Switch expandable segments on, unless the user has configured the allocator. Must come before torch uses a GPU.
+
+    Without them, blocks of many sizes leave gaps that the allocator cannot use again: a network call then takes up to
+    1.35 times the memory of its tensors (docs/decisions/0015-the-gpu-path.md).
+    """
+    if not any(environment.get(name) for name in VARIABLES):
+        environment[VARIABLES[0]] = EXPANDABLE
+
+
+def allocator_variable(environment: Mapping[str, str]) -> str | None:
+    """The name of the variable that configures the allocator; None where none does."""
+    return next((name for name in VARIABLES if environment.get(name)), None)
+
+
+def uses_expandable_segments(environment: Mapping[str, str]) -> bool:
+    """Whether the allocator is configured to use expandable segments."""
+    name = allocator_variable(environment)
+    settings = "" if name is None else environment[name]
+    return re.search(r"\bexpandable_segments\s*:\s*True\b", settings) is not None
