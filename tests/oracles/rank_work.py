@@ -31,7 +31,7 @@ class Case:
 
 
 def call_unets(cases: list[Case], ranks: Ranks) -> list[Tensor]:
-    """The predictions for all frames."""
+    """The predictions for all frames, on the CPU."""
     torch.set_num_threads(1)
     outputs = []
     for case in cases:
@@ -52,7 +52,8 @@ def call_unets(cases: list[Case], ranks: Ranks) -> list[Tensor]:
         x, text = (y.to(ranks.device) for y in (case.x[:, :, own.start : own.stop], case.text))
         with torch.inference_mode():
             prediction = unet(x, torch.full((1,), 500.0, device=ranks.device), text, ctx)
-        outputs.append(torch.cat(ranks.collect(prediction), dim=2))
+        # a tensor of a GPU would arrive on the sender's
+        outputs.append(torch.cat(ranks.collect(prediction.cpu()), dim=2))
     return outputs
 
 
