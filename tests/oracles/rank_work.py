@@ -32,7 +32,7 @@ class Case:
 
 
 def call_unets(cases: list[Case], ranks: Ranks) -> list[Tensor]:
-    """The predictions for all frames."""
+    """The predictions for all frames, on the CPU."""
     torch.set_num_threads(1)
     outputs = []
     for case in cases:
@@ -53,7 +53,7 @@ def call_unets(cases: list[Case], ranks: Ranks) -> list[Tensor]:
         x, text = (y.to(ranks.device) for y in (case.x[:, :, own.start : own.stop], case.text))
         with torch.inference_mode(), fp32_products(tf32=False):
             prediction = unet(x, torch.full((1,), 500.0, device=ranks.device), text, ctx)
-        # on the CPU: a tensor on another rank's GPU would arrive on that GPU
+        # a tensor of a GPU would arrive on the sender's
         outputs.append(torch.cat(ranks.collect(prediction.cpu()), dim=2))
     return outputs
 

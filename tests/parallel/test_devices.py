@@ -47,7 +47,7 @@ def test_ranks_without_a_gpu_each_are_refused_with_the_remedy_of_their_launcher(
         with pytest.raises(InputError, match=r"finds 1 CUDA GPU .* for 2; add --device cpu to run 2 ranks"):
             pick_device("auto", local_size=2, launcher=launcher)
     gpus.setattr(torch.cuda, "device_count", lambda: 3)
-    with pytest.raises(InputError, match=r"finds 3 CUDA GPUs for 4; .*--gpus-per-node 4"):
+    with pytest.raises(InputError, match=r"finds 3 CUDA GPUs.* for 4; .*--gpus-per-node 4"):
         pick_device("auto", local_rank=1, local_size=4, launcher="srun")
 
 
