@@ -21,7 +21,8 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from oracles.disturbed_runs import Ended, disturb, finish, ranks_of, start
+from oracles.disturbed_runs import Ended, disturb, finish, start
+from oracles.processes import ranks_of
 from oracles.rank_work import exhaust_memory
 from torch import Tensor
 from torch.nn.attention import SDPBackend, sdpa_kernel

@@ -5,6 +5,7 @@ from typing import Annotated
 
 import typer
 
+from vinfinity.cli.options import number
 from vinfinity.cli.output import Debug, print_columns, reported
 from vinfinity.config import Device
 from vinfinity.errors import VinfinityError
@@ -18,7 +19,7 @@ def doctor(
             metavar="N",
             help="Number of ranks of the run to answer for.",
             show_default="1, or the ranks of the launcher",
-            min=1,
+            parser=number(int),
         ),
     ] = None,
     device: Annotated[

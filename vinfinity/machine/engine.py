@@ -193,11 +193,12 @@ def _find_use(device: str, ranks: int | None) -> Use:
     from vinfinity.parallel.ranks import pick_device
     from vinfinity.weights.dtypes import DTYPES, pick_dtype
 
-    place = find_place(os.environ)
-    local = place.local_size if place is not None else ranks or 1
     try:
-        check_ranks(gpus=ranks, device=device, frames=MANY_FRAMES)
-        picked = pick_device(device, local_rank=0 if place is None else place.local_rank, local_size=local)
+        place = find_place(os.environ)
+        check_ranks(gpus=ranks, device=device, frames=MANY_FRAMES, place=place)
+        local = ranks or 1 if place is None else place.local_size
+        local_rank = 0 if place is None else place.local_rank
+        picked = pick_device(device, local_rank=local_rank, local_size=local)
     except InputError as error:
         return Use(device="", dtype="", attention=None, threads=0, refused=error.message)
     dtype = pick_dtype("auto", picked)
