@@ -8,6 +8,8 @@ os.environ.setdefault("HF_HUB_DISABLE_TELEMETRY", "1")
 os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
 # processes that tests start inherit this: with several threads each, they would slow each other down
 os.environ.setdefault("OMP_NUM_THREADS", "1")
+# plans depend on it; the command line switches it on, and tests call its functions, too
+os.environ.setdefault("PYTORCH_CUDA_ALLOC_CONF", "expandable_segments:True")
 
 from collections.abc import Callable
 from pathlib import Path

@@ -115,6 +115,13 @@ def test_the_metadata_of_a_video_has_its_settings_and_version(model_folder: Path
     assert "comment" not in read_metadata(tmp_path / "b.mp4")
 
 
+def test_the_record_has_the_peak_memory_of_every_rank(model_folder: Path, tmp_path: Path) -> None:
+    make(model_folder, tmp_path / "a.mp4", frames=4, gpus=2)
+    record = json.loads((tmp_path / "a.run" / "run.json").read_text())
+    assert [rank["reserved"] > 10**7 for rank in record["memory"]] == [True, True]
+    assert record["peak_memory"] >= record["memory"][0]["reserved"]
+
+
 def test_no_other_files_are_left_in_the_folder(model_folder: Path, tmp_path: Path) -> None:
     latents_of(model_folder, tmp_path, frames=1)
     left = sorted(path.name for path in tmp_path.rglob("*"))

@@ -18,6 +18,7 @@ if TYPE_CHECKING:
         BusyError,
         InputError,
         NotFiniteError,
+        OutOfMemoryError,
         OutputError,
         RankError,
         Stopped,
@@ -34,6 +35,7 @@ __all__ = [
     "BusyError",
     "InputError",
     "NotFiniteError",
+    "OutOfMemoryError",
     "OutputError",
     "Pipeline",
     "RankError",
@@ -62,7 +64,11 @@ _HOMES = {
 def __getattr__(name: str) -> object:
     if name not in __all__:
         raise AttributeError(f"module 'vinfinity' has no attribute {name!r}")
-    return getattr(importlib.import_module(f"vinfinity.{_HOMES.get(name, 'errors')}"), name)
+    home = _HOMES.get(name, "errors")
+    if home in ("api", "pipeline", "run"):
+        # before torch is imported, of which an older one lacks much
+        importlib.import_module("vinfinity.system.pytorch").require_torch()
+    return getattr(importlib.import_module(f"vinfinity.{home}"), name)
 
 
 def __dir__() -> list[str]:

@@ -6,8 +6,9 @@ happened, its `advice` what to do about it.
 
 import difflib
 import re
+import traceback
 from collections.abc import Mapping, Sequence
-from pathlib import PurePath
+from pathlib import Path, PurePath
 from typing import Any, ClassVar, Self
 
 INTERRUPTED = 130
@@ -70,6 +71,13 @@ class WeightsError(InputError):
     """Weights are missing, truncated, or do not fit the network they are loaded into."""
 
     advice = "Check the model with `vinfinity models show`, or fetch it again."
+
+
+class OutOfMemoryError(VinfinityError):
+    """A GPU or the host ran out of memory."""
+
+    exit_code = InputError.exit_code
+    advice = "Do one of the things that the line proposes."
 
 
 class RankError(VinfinityError):
@@ -148,12 +156,30 @@ def escaped(text: str) -> str:
     return CONTROL.sub(lambda match: f"\\u{ord(match[0]):04x}", text)
 
 
+def described(error: Exception, rank: int) -> VinfinityError:
+    """Any error of a rank, as others see it."""
+    if isinstance(error, VinfinityError):
+        return error
+    call = traceback.extract_tb(error.__traceback__)[-1]
+    where = f"{Path(call.filename).name}:{call.lineno}"
+    return VinfinityError(f"rank {rank}: {type(error).__name__}: {one_line(error)} ({where})")
+
+
+def error_of(exit_code: int, message: str) -> VinfinityError:
+    """The error that another rank has described by its exit code and its message."""
+    # of exit code 2 there are several kinds, which need more than a message
+    kinds: list[type[VinfinityError]] = [RankError, OutputError, NotFiniteError, BusyError, Stopped]
+    kind = next((kind for kind in kinds if kind.exit_code == exit_code), VinfinityError)
+    return kind(message, exit_code)
+
+
 def exit_codes() -> list[tuple[int, str, str]]:
     """(exit code, what happened, what to do), in ascending order of the codes."""
     kinds: list[type[VinfinityError]] = [
         VinfinityError,
         InputError,
         WeightsError,
+        OutOfMemoryError,
         RankError,
         OutputError,
         DamagedError,

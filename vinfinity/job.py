@@ -15,9 +15,9 @@ from vinfinity.denoise.selection import Selection, select_all
 from vinfinity.errors import InputError
 from vinfinity.media.blocks import check_tile
 from vinfinity.models.family import AUTOENCODER, SCHEDULER, TOKENIZER, TextTokenizer
+from vinfinity.parallel.devices import fallen_back, pick_device
 from vinfinity.parallel.launch import check_ranks
 from vinfinity.parallel.place import Place
-from vinfinity.parallel.ranks import pick_device
 from vinfinity.runs.checkpoints import Piece
 from vinfinity.runs.earlier import EarlierRun
 from vinfinity.runs.paths import Destination, check_inputs
@@ -111,6 +111,8 @@ class Job:
     def concerns(self) -> list[str]:
         """What users should know before they wait: settings without effect, text that the model cannot use."""
         concerns = [ignored] if (ignored := self.schedule.ignored_by(self.config.sampler)) else []
+        if fallback := fallen_back(self.config.device):
+            concerns.append(fallback)
         if self.card.distilled and self.config.negative:
             concerns.append(f"negative: has no effect: {self.card.name} takes guidance as an input")
         if self.config.parallel.split_guidance and not self.splits_branches:

@@ -3,8 +3,9 @@
 import base64
 import itertools
 from collections import deque
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -19,7 +20,7 @@ from vinfinity.denoise.loop import Denoiser, denoise, not_finite
 from vinfinity.denoise.samplers import State
 from vinfinity.denoise.scopes import ScheduledContexts
 from vinfinity.denoise.selection import StepNoise
-from vinfinity.errors import InputError
+from vinfinity.errors import InputError, OutOfMemoryError
 from vinfinity.job import Job, prepare
 from vinfinity.media.blocks import plan_blocks
 from vinfinity.media.decode import decode_frames
@@ -28,13 +29,18 @@ from vinfinity.media.mp4 import Mp4Writer
 from vinfinity.models.family import TEXT_ENCODER
 from vinfinity.models.network_call import CallOptions
 from vinfinity.models.offload import store_for
+from vinfinity.parallel.devices import fallen_back, pick_device
 from vinfinity.parallel.exchange import FrameExchange
-from vinfinity.parallel.ranks import Ranks, pick_device
+from vinfinity.parallel.ranks import Ranks
 from vinfinity.parallel.teams import BranchSwap, Team
-from vinfinity.planning.fit import choose_execution
+from vinfinity.planning.fit import Fit, find_fit
+from vinfinity.planning.trace import parameter_bytes
 from vinfinity.resolve import load_config
 from vinfinity.system.folders import expanded, temporary_folder
+from vinfinity.system.out_of_memory import describe, is_out_of_memory, named_out_of_memory
 from vinfinity.system.output import check_output
+from vinfinity.system.precision import fp32_products
+from vinfinity.system.progress import note, warn
 from vinfinity.weights.dtypes import pick_dtype
 from vinfinity.weights.load import load_decoder, load_network
 from vinfinity.weights.lora import open_loras
@@ -59,7 +65,8 @@ def encode_text(
         encoder = load_part(job, TEXT_ENCODER, device=device, dtype=dtype)
     tokens = [job.tokenizer(text) for text in job.texts]
     ids = torch.tensor([prompt.ids for prompt in tokens], device=device)
-    text = job.card.family.encode_text(encoder, ids, [prompt.used for prompt in tokens])
+    with fp32_products(tf32=False):
+        text = job.card.family.encode_text(encoder, ids, [prompt.used for prompt in tokens])
     if not text.isfinite().all():
         raise not_finite("text encoder", "its output", dtype)
     return text
@@ -117,6 +124,78 @@ def make_denoiser(
     )
     call = job.card.family.network_call(network, text, contexts, options)
     return Denoiser(call, config.guidance, swap, config.reuse.interval)
+
+
+def fitting_denoiser(
+    job: Job,
+    network: nn.Module,
+    text: Tensor,
+    team: Team,
+    exchange: FrameExchange,
+    ranks: Ranks,
+    *,
+    fit: Fit,
+    t: float,
+    rehearsed: bool | None = None,
+) -> tuple[Denoiser, Execution]:
+    """The denoiser with the first execution of `fit` in which it runs, and that execution.
+
+    t: the training timestep of the next step. rehearsed: whether to try executions before ranks need each other; by
+    default on GPUs whose memory is scarce, and to compile. Raises OutOfMemoryError, on every rank, if none fits.
+    """
+    execution = fit.first
+    if rehearsed is None:
+        rehearsed = job.config.compile or (ranks.device.type != "cpu" and not fit.ample)
+    if rehearsed:
+        silent = team.rehearsal_exchange()
+        c, h, w = job.latent
+        x = torch.zeros(1, c, len(team.held), h, w, device=ranks.device)
+
+        def rehearsal(execution: Execution) -> None:
+            denoiser = make_denoiser(job, network, text, team, silent, execution)
+            ranks.read(denoiser.call(x, t).isfinite().all())
+
+        execution = rehearse(fit.executions, rehearsal, ranks)
+    return make_denoiser(job, network, text, team, exchange, execution), execution
+
+
+@torch.no_grad()
+def rehearse(
+    executions: Sequence[Execution], rehearsal: Callable[[Execution], object], ranks: Ranks
+) -> Execution:
+    """The first of the executions, from the fastest to the leanest, in which all ranks have enough memory.
+
+    Plans know tensors, but not other programs on a GPU or the workspaces of its libraries. In a rehearsal no rank waits
+    for another one, so a lack of memory leaves nobody waiting; and what runs once (setting up libraries, compiling) is
+    done before ranks wait for each other. rehearsal: a step that sends nothing. Raises OutOfMemoryError, on every rank,
+    if none fits.
+    """
+    problems: list[str] = []
+    for execution in executions:
+        problem = _lack_of_memory(partial(rehearsal, execution), ranks)
+        ranks.gather()
+        problems = [found for found in ranks.collect(problem) if found is not None]
+        if not problems:
+            return execution
+        if ranks.first:
+            note(f"{problems[0].partition(';')[0]}; trying with less")
+    raise OutOfMemoryError(problems[0])
+
+
+def _lack_of_memory(work: Callable[[], object], ranks: Ranks) -> str | None:
+    """What `work` says if memory does not suffice for it; None if it does."""
+    try:
+        work()
+    except (RuntimeError, MemoryError) as error:
+        if not is_out_of_memory(error):
+            raise
+        problem = describe(error, where=str(ranks))
+    else:
+        return None
+    # tensors of the step are held by the error until here
+    if ranks.device.type == "cuda":
+        torch.cuda.empty_cache()
+    return problem
 
 
 # ---- as a library, in this process ----
@@ -184,11 +263,14 @@ class Pipeline:
     def __init__(self, config: RunConfig) -> None:
         self._job = prepare(config)
         self._ranks = Ranks(device=pick_device(config.device))
+        if fallback := fallen_back(config.device):
+            warn(fallback)
         self._dtype = pick_dtype(config.dtype, self._ranks.device)
         device = self._ranks.device
-        self._encoder = load_part(self._job, TEXT_ENCODER, device=device, dtype=self._dtype)
-        self._network = load_denoiser(self._job, device=device, dtype=self._dtype)
-        self._decoder = load_decoder(self._job.decoder, device=device, dtype=torch.float32)
+        with named_out_of_memory(str(self._ranks)):
+            self._encoder = load_part(self._job, TEXT_ENCODER, device=device, dtype=self._dtype)
+            self._network = load_denoiser(self._job, device=device, dtype=self._dtype)
+            self._decoder = load_decoder(self._job.decoder, device=device, dtype=torch.float32)
 
     @classmethod
     def from_pretrained(cls, model: str | Path = "mini", **settings: Any) -> "Pipeline":
@@ -210,7 +292,7 @@ class Pipeline:
     def __call__(self, prompt: str, **settings: Any) -> Video:
         """Generate a video. settings: any setting of a video, such as frames, seed, steps or `attention={"local": 4}`.
 
-        Raises InputError for unusable settings, NotFiniteError for NaN or infinite values.
+        Raises InputError for unusable settings, NotFiniteError for NaN or infinite values, OutOfMemoryError.
         """
         job = self._prepared(prompt, settings)
         [final] = deque(self._denoise(job), maxlen=1)
@@ -250,15 +332,20 @@ class Pipeline:
     def _denoise(self, job: Job) -> Iterator[State]:
         frames = job.selection.frames
         team = self._ranks.team(len(frames), split=False, grouped=job.grouped(self.device))
-        text = encode_text(job, device=self.device, dtype=self._dtype, encoder=self._encoder)
-        execution = choose_execution(job, self._ranks)
-        denoiser = make_denoiser(job, self._network, text, team, team.exchange(), execution)
-        state, sampler = initial_state(job, frames).to(self.device), job.sampler
-        if job.earlier is not None:
-            sampler = job.earlier.sampler(sampler, frames, job.latent, device=self.device)
-        noise = StepNoise(job.selection, frames, job.latent, self.device)
-        for after, _ in denoise(denoiser, sampler, state, noise=noise, ranks=self._ranks):
-            yield after
+        with named_out_of_memory(str(self._ranks)):
+            text = encode_text(job, device=self.device, dtype=self._dtype, encoder=self._encoder)
+            fit = find_fit(job, self._ranks, loaded=parameter_bytes(self._network))
+            t = job.sampler.timesteps[0]
+            denoiser, _ = fitting_denoiser(
+                job, self._network, text, team, team.exchange(), self._ranks, fit=fit, t=t
+            )
+            state, sampler = initial_state(job, frames).to(self.device), job.sampler
+            if job.earlier is not None:
+                sampler = job.earlier.sampler(sampler, frames, job.latent, device=self.device)
+            steps = len(sampler.timesteps)
+            noise = StepNoise(job.selection, frames, job.latent, self.device, steps=steps)
+            for after, _ in denoise(denoiser, sampler, state, noise=noise, ranks=self._ranks):
+                yield after
 
     def decode_job(self, job: Job, latents: Tensor) -> Video:
         """Decode the latents (1, c, f, h, w) of a job that was checked already."""
@@ -274,6 +361,7 @@ class Pipeline:
         )
         width, height = job.config.resolution
         frames = np.empty((job.config.frames, height, width, 3), dtype=np.uint8)
-        for index, picture in enumerate(itertools.islice(pictures, len(frames))):
-            frames[index] = picture
+        with named_out_of_memory(str(self._ranks)):
+            for index, picture in enumerate(itertools.islice(pictures, len(frames))):
+                frames[index] = picture
         return Video(frames, latents, job.config.fps, metadata=job.tags())

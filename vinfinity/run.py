@@ -5,6 +5,7 @@ import os
 import time
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass
+from functools import partial
 from pathlib import Path
 
 import torch
@@ -15,16 +16,17 @@ from vinfinity.denoise.loop import denoise
 from vinfinity.denoise.selection import StepNoise
 from vinfinity.job import Job, prepare
 from vinfinity.media.video import write_video
+from vinfinity.parallel.devices import peak_memory
 from vinfinity.parallel.launch import launch
 from vinfinity.parallel.place import find_place
-from vinfinity.parallel.ranks import Ranks, peak_memory
-from vinfinity.pipeline import encode_text, initial_state, load_denoiser, make_denoiser
-from vinfinity.planning.fit import choose_execution, refuse_early
+from vinfinity.parallel.ranks import Ranks
+from vinfinity.pipeline import encode_text, fitting_denoiser, initial_state, load_denoiser
+from vinfinity.planning.fit import find_fit, refuse_early
 from vinfinity.runs.folder import RunFolder
 from vinfinity.runs.parts import Parts, save_whole
 from vinfinity.runs.paths import Destination
 from vinfinity.runs.start import how_to_start
-from vinfinity.session import Session, resumable
+from vinfinity.session import Session, record_end, resumable
 from vinfinity.system.progress import Progress, messages_shown, terminal_console
 from vinfinity.system.signals import Reaction, Shutdown
 from vinfinity.weights.dtypes import pick_dtype
@@ -33,7 +35,10 @@ from vinfinity.weights.load import load_decoder
 
 @dataclass(frozen=True)
 class Summary:
-    """What a run made. seconds: wall time. peak_memory: bytes, of the GPU if there is one, else of the process."""
+    """What a run made.
+
+    seconds: wall time. peak_memory: the most bytes that rank 0 has held, of its GPU if it has one, else of the process.
+    """
 
     out: Path
     sheet: Path | None
@@ -92,6 +97,7 @@ def launch_run(task: Task, *, shutdown: Shutdown | None = None) -> Summary | Non
             device=config.device,
             timeout=config.parallel.timeout,
             shutdown=shutdown,
+            on_error=partial(record_end, task.destination.folder),
         )
 
 
@@ -111,7 +117,11 @@ def on_rank(task: Task, ranks: Ranks) -> Summary | None:
         if not ranks.first:
             return None
         seconds = {"denoising": denoised - started, "decoding": time.monotonic() - denoised}
-        finished = {"ranks": ranks.size, "seconds": seconds, "peak_memory": peak_memory(ranks.device)}
+        finished = {
+            "ranks": ranks.size,
+            "seconds": seconds,
+            "peak_memory": peak_memory(ranks.device).reserved,
+        }
         record = session.folder.record() or {}
         session.folder.write_record({**record, **finished, **figures, "finished": True})
         session.folder.event("finished", video=str(task.destination.video))
@@ -124,7 +134,8 @@ def denoise_video(job: Job, session: Session) -> tuple[Parts, Mapping[str, objec
     Raises Stopped, with a checkpoint written, if the run was asked to end.
     """
     ranks, team, checkpoints = session.ranks, session.team, session.checkpoints
-    execution = choose_execution(job, ranks)
+    fit = find_fit(job, ranks)
+    execution = fit.first
     own, steps = job.selection.of(team.held), len(job.sampler.timesteps)
     state = checkpoints.restore() or initial_state(job, own)
     session.enter(f"after step {state.step} of {steps}" if state.step else "before anything was computed")
@@ -133,11 +144,13 @@ def denoise_video(job: Job, session: Session) -> tuple[Parts, Mapping[str, objec
         device, dtype = ranks.device, pick_dtype(job.config.dtype, ranks.device)
         text = encode_text(job, device=device, dtype=dtype)
         network = load_denoiser(job, device=device, dtype=dtype)
-        denoiser = make_denoiser(job, network, text, team, session.exchange, execution)
+        denoiser, execution = fitting_denoiser(
+            job, network, text, team, session.exchange, ranks, fit=fit, t=job.sampler.timesteps[state.step]
+        )
         sampler = job.sampler
         if job.earlier is not None:
             sampler = job.earlier.sampler(sampler, own, job.latent, device=device)
-        noise = StepNoise(job.selection, own, job.latent, device)
+        noise = StepNoise(job.selection, own, job.latent, device, steps=steps)
         ranks.check_shutdown()
     with ranks.shutdown.reacting(Reaction.WAIT):
         if remaining:
@@ -156,7 +169,7 @@ def write_files(
     config = job.config
     if ranks.first and destination.latents is not None:
         save_whole(latents, destination.latents, source="x", name="latents")
-    if not ranks.first and config.decode.where == "rank0":
+    if not ranks.first and not config.decode.on_all_ranks(ranks.device.type):
         return
     write_video(
         load_decoder(job.decoder, device=ranks.device, dtype=torch.float32),
@@ -191,11 +204,13 @@ def summary(task: Task, ranks: Ranks, *, seconds: float) -> Summary:
         size=task.job.config.resolution,
         fps=task.job.config.fps,
         seconds=seconds,
-        peak_memory=peak_memory(ranks.device),
+        peak_memory=peak_memory(ranks.device).reserved,
     )
 
 
 def _figures(execution: Execution, session: Session, steps: int) -> Mapping[str, object]:
-    """How the denoising steps were carried out, and what each rank sent per step."""
-    sent = session.ranks.collect(session.exchange.counters.per(steps)) if steps else []
-    return {"execution": asdict(execution), "communication_per_step": sent}
+    """How the denoising steps were carried out, with what each rank sent per step, and the memory that it took."""
+    ranks = session.ranks
+    sent = ranks.collect(session.exchange.counters.per(steps)) if steps else []
+    memory = ranks.collect(asdict(peak_memory(ranks.device)))
+    return {"execution": asdict(execution), "communication_per_step": sent, "memory": memory}

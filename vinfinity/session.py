@@ -9,7 +9,15 @@ from dataclasses import dataclass
 
 from vinfinity.config import to_yaml
 from vinfinity.denoise.samplers import State
-from vinfinity.errors import BusyError, InputError, OutputError, RankError, Stopped, VinfinityError
+from vinfinity.errors import (
+    BusyError,
+    InputError,
+    OutOfMemoryError,
+    OutputError,
+    RankError,
+    Stopped,
+    VinfinityError,
+)
 from vinfinity.job import Job, version
 from vinfinity.machine.record import describe_rank, describe_software
 from vinfinity.parallel.exchange import FrameExchange
@@ -22,6 +30,9 @@ from vinfinity.runs.paths import Destination
 from vinfinity.runs.start import Start, how_to_start, with_absolute_paths
 from vinfinity.system.progress import Progress, add_line
 from vinfinity.weights.dtypes import pick_dtype
+
+# exit codes of runs that can go on from their last checkpoint
+RESUMABLE = {kind.exit_code for kind in (OutOfMemoryError, RankError, OutputError, Stopped)}
 
 
 @dataclass(frozen=True)
@@ -111,16 +122,21 @@ def resumable(folder: RunFolder) -> Iterator[None]:
     try:
         yield
     except VinfinityError as error:
-        # these leave the folder as it was
-        if error.exit_code in (InputError.exit_code, BusyError.exit_code):
-            raise
-        resumes = f"`vinfinity resume {folder.path}` resumes"
-        interrupted = error.exit_code in (RankError.exit_code, OutputError.exit_code, Stopped.exit_code)
-        if interrupted and folder.holds_work() and resumes not in error.message:
-            error.message += f"; {resumes} from the last checkpoint"
-        folder.event("ended", message=error.message, exit_code=error.exit_code)
-        add_line(folder.log, error.message)
+        record_end(folder, error)
         raise
+
+
+def record_end(folder: RunFolder, error: VinfinityError) -> None:
+    """Record an error in the run folder, and add how to resume to its message."""
+    # these leave the folder as it was
+    if isinstance(error, InputError | BusyError):
+        return
+    resumes = f"`vinfinity resume {folder.path}` resumes"
+    interrupted = error.exit_code in RESUMABLE
+    if interrupted and folder.holds_work() and resumes not in error.message:
+        error.message += f"; {resumes} from the last checkpoint"
+    folder.event("ended", message=error.message, exit_code=error.exit_code)
+    add_line(folder.log, error.message)
 
 
 @contextlib.contextmanager

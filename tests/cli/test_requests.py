@@ -120,5 +120,5 @@ def test_a_request_while_a_launcher_starts_its_ranks_ends_all_of_them(
 
 def test_converting_a_model_cleans_up_when_it_is_interrupted(model_folder: Path, tmp_path: Path) -> None:
     convert = ["models", "convert", str(model_folder), str(tmp_path / "new")]
-    assert interrupted("open", r"\.new\.part/unet", signal.SIGTERM, *convert) == (75, "stopped")
+    assert interrupted("open", r"\.vinfinity-\w+\.part/unet", signal.SIGTERM, *convert) == (75, "stopped")
     assert list(tmp_path.iterdir()) == []

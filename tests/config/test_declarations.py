@@ -106,6 +106,14 @@ def test_settings_given_by_python() -> None:
             run_config(**settings)
 
 
+def test_all_ranks_decode_on_gpus_unless_the_setting_says_otherwise() -> None:
+    assert DecodeConfig().on_all_ranks("cuda")
+    assert not DecodeConfig().on_all_ranks("cpu")
+    for device in ("cuda", "cpu"):
+        assert DecodeConfig(where="ranks").on_all_ranks(device)
+        assert not DecodeConfig(where="rank0").on_all_ranks(device)
+
+
 def test_without_a_card_every_setting_of_a_model_is_needed() -> None:
     with pytest.raises(InputError, match=r"^size: none given; give it, as in size=VALUE"):
         load(None)

@@ -1,5 +1,7 @@
 """Which frames an edit computes, and the seeds of their noise."""
 
+from collections.abc import Sequence
+
 import pytest
 import torch
 
@@ -63,8 +65,26 @@ def test_the_noise_of_a_selected_frame_is_that_of_the_whole_video() -> None:
 
 def test_a_sampler_draws_new_noise_in_every_step() -> None:
     selection, shape = select_all(3, seed=0), (4, 2, 2)
-    noise = StepNoise(selection, range(3), shape, torch.device("cpu"))
+    noise = StepNoise(selection, range(3), shape, torch.device("cpu"), steps=5)
     draws = [selection.noise(range(3), shape), *(noise(step) for step in range(3))]
     for index, draw in enumerate(draws):
         assert all(not torch.equal(draw, other) for other in draws[:index])
     assert torch.equal(noise(1), draws[2])
+
+
+@pytest.mark.parametrize("order", [(0, 1, 2, 3, 4), (2, 3, 4), (3, 1, 1)], ids=str)
+def test_noise_drawn_ahead_of_its_step_is_the_same(order: tuple[int, ...]) -> None:
+    drawn: list[int] = []
+
+    class Watched(Selection):
+        def noise(self, frames: Sequence[int], shape: tuple[int, int, int], *, draw: int = 0) -> torch.Tensor:
+            drawn.append(draw - 1)
+            return super().noise(frames, shape, draw=draw)
+
+    selection, shape = Watched(range(3), range(3), (0, 0, 0)), (4, 2, 2)
+    ahead = StepNoise(selection, range(3), shape, torch.device("cpu"), steps=5, ahead=True)
+    plain = StepNoise(select_all(3, seed=0), range(3), shape, torch.device("cpu"), steps=5)
+    for step in order:
+        assert torch.equal(ahead(step), plain(step))
+    # none beyond the last step
+    assert max(drawn) <= 4

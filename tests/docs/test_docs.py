@@ -95,7 +95,7 @@ def test_the_site_needs_no_network() -> None:
 @pytest.mark.parametrize("page", sorted((ROOT / "docs" / "log").glob("2*.md")), ids=lambda page: page.stem)
 def test_every_experiment_of_the_log_has_a_result(page: Path) -> None:
     entries = re.split(r"^### ", page.read_text(encoding="utf-8"), flags=re.MULTILINE)[1:]
-    assert len(entries) > 10
+    assert entries
     assert [
         entry.partition("\n")[0]
         for entry in entries

@@ -37,7 +37,7 @@ from vinfinity.models.unet3d.configs import TinyConfig, VAEConfig
 from vinfinity.models.unet3d.taesd import AutoencoderTiny
 from vinfinity.models.unet3d.vae import AutoencoderKL
 from vinfinity.parallel.ranks import Ranks
-from vinfinity.planning.meter import LiveBytes
+from vinfinity.planning.meter import LiveBytes, Meter
 from vinfinity.run import run
 from vinfinity.system.progress import Progress
 
@@ -168,6 +168,45 @@ def test_the_bytes_of_a_block_match_a_trace(
         decode_block(decoder, latents, size=size, tile=blocks.tile)
     record_worst("bytes of a block, of those traced", blocks.bytes / live.peak)
     assert 0.95 <= blocks.bytes / live.peak <= 1.1
+
+
+class LargestTensor(Meter):
+    """elements: of the largest tensor that an operation returns."""
+
+    elements = 0
+
+    def record(self, function: object, args: object, kwargs: object, out: Any) -> None:
+        self.elements = max(self.elements, out.numel() if isinstance(out, torch.Tensor) else 0)
+
+
+@pytest.mark.parametrize(
+    "config",
+    [VAEConfig(), VAEConfig(block_out_channels=(32, 32)), TinyConfig()],
+    ids=lambda c: str(c.downscale),
+)
+def test_the_largest_tensor_of_a_decoder_is_known(config: VAEConfig | TinyConfig) -> None:
+    with torch.device("meta"):
+        decoder = AutoencoderKL(config) if isinstance(config, VAEConfig) else AutoencoderTiny(config)
+    with torch.inference_mode(), LargestTensor() as largest:
+        decoder.decode(torch.empty(2, 4, 10, 8, device="meta"))
+    assert largest.elements == 2 * config.widest_channels * 80 * config.downscale**2
+
+
+def test_tensors_beyond_31_bits_are_refused_with_a_remedy() -> None:
+    latent = (2304 // 8, 4096 // 8)
+    with pytest.raises(
+        InputError, match=r"decode\.tile: null decodes pieces of 4096x2304 pixels.*decode\.tile=1024"
+    ):
+        plan_blocks(DecodeConfig(), VAEConfig(), latent)
+    with pytest.raises(InputError, match=r"decode\.tile: 8192 decodes pieces of 8192x8192"):
+        plan_blocks(DecodeConfig(tile=8192), VAEConfig(), (1100, 1100))
+    assert plan_blocks(DecodeConfig(tile=1024), VAEConfig(), latent).frames == 1
+    with pytest.raises(
+        InputError, match=r"decode\.frames: 60 decodes so many frames at once.*use at most 51"
+    ):
+        plan_blocks(DecodeConfig(frames=60), VAEConfig(), (40, 64))
+    # TAESD's tensors are smaller
+    assert plan_blocks(DecodeConfig(), TinyConfig(), latent).frames == 1
 
 
 def test_memory_does_not_grow_with_the_video(tmp_path: Path) -> None:

@@ -15,9 +15,9 @@ from oracles.processes import vinfinity, wait_for_ranks, wait_until_gone
 from oracles.rank_work import crash, die, differ
 
 from vinfinity.errors import InputError, RankError, VinfinityError
+from vinfinity.parallel.devices import pick_device
 from vinfinity.parallel.launch import check_ranks, launch
 from vinfinity.parallel.place import find_place
-from vinfinity.parallel.ranks import pick_device
 from vinfinity.runs.parts import read_manifest
 
 TIMEOUT = 60.0

@@ -17,7 +17,7 @@ from vinfinity.models.unet3d.unet import UNet
 from vinfinity.parallel.exchange import LocalExchange
 from vinfinity.parallel.scopes import Scopes
 from vinfinity.parallel.shards import FrameShards
-from vinfinity.planning.estimate import work_seconds
+from vinfinity.planning.estimate import denoiser_products, work_seconds
 from vinfinity.planning.machines import GPUS, Gpu
 from vinfinity.planning.meter import LiveBytes
 from vinfinity.planning.trace import TIMESTEP, CallShape, network_call, parameter_bytes, trace_work
@@ -116,8 +116,8 @@ def measure_call(
         )
     planned = None
     if gpu is not None:
-        half = shape.dtype != torch.float32
-        planned = work_seconds(trace_work(shape).work, gpu, batch=execution.branches, half=half)
+        work, products = trace_work(shape).work, denoiser_products(shape.dtype)
+        planned = work_seconds(work, gpu, batch=execution.branches, products=products)
     traced, traced_host = trace_call(shape, execution)
     return CallFigures(
         frames=frames,

@@ -22,7 +22,8 @@ from vinfinity.media.decode import decode_frames
 from vinfinity.media.mp4 import Mp4Writer
 from vinfinity.media.video import write_video
 from vinfinity.models.decoder import Decoder
-from vinfinity.parallel.ranks import Ranks, pick_device
+from vinfinity.parallel.devices import pick_device
+from vinfinity.parallel.ranks import Ranks
 from vinfinity.system.folders import temporary_folder
 from vinfinity.system.progress import Progress
 from vinfinity.weights.card import read_card

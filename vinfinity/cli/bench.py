@@ -103,7 +103,7 @@ def unet(
         from vinfinity.bench import report
         from vinfinity.bench.subjects import find_subject
         from vinfinity.bench.unet import time_unet
-        from vinfinity.parallel.ranks import pick_device
+        from vinfinity.parallel.devices import pick_device
 
         kind = pick_device(device).type
         torch.set_num_threads(threads)

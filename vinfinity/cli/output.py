@@ -1,6 +1,7 @@
 """What commands print, and how errors are reported."""
 
 import contextlib
+import os
 import traceback
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
@@ -11,6 +12,7 @@ import typer
 
 from vinfinity.errors import VinfinityError, one_line
 from vinfinity.system.folders import check_temporary_directory, check_working_directory
+from vinfinity.system.pytorch import prefer_expandable_segments, require_torch
 from vinfinity.system.signals import Shutdown
 
 # characters; longer cells stick out of their column
@@ -48,10 +50,13 @@ def print_columns(rows: Sequence[tuple[str, ...]]) -> None:
 def import_engine() -> None:
     """Imports torch and everything built on it, which takes seconds; later imports of the package are instant.
 
-    Raises InputError if the working directory was deleted, OutputError if there is none for temporary files.
+    Raises InputError if torch is too old or the working directory was deleted, OutputError if there is none for
+    temporary files.
     """
     check_working_directory()
     check_temporary_directory()
+    require_torch()
+    prefer_expandable_segments(os.environ)
     import vinfinity.run  # noqa: F401
 
 

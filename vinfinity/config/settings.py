@@ -213,7 +213,8 @@ class ComputeConfig(Group, name="compute", latents=False):
         None,
         "Size of the chunks in which a layer processes hidden states, in MiB; it bounds temporary memory.",
         least=1,
-        most=65536,
+        # above that, an upsampled chunk in 16 bits has more elements than kernels can index
+        most=512,
         remedy="4 suits a CPU, 256 a GPU, and null leaves it to `memory`",
         unset="chosen by memory",
     )
@@ -279,8 +280,10 @@ class EditConfig(Group, name="edit"):
 class DecodeConfig(Group, name="decode", latents=False):
     """From latents to frames."""
 
-    where: Literal["rank0", "ranks"] = setting(
-        "rank0", "Ranks that decode: rank 0, or all of them. The file is the same."
+    where: Literal["rank0", "ranks"] | None = setting(
+        None,
+        "Ranks that decode: rank 0, or all of them. The file is the same.",
+        unset="ranks on GPUs, rank0 on the CPU",
     )
     frames: int | None = setting(
         None,
@@ -297,6 +300,10 @@ class DecodeConfig(Group, name="decode", latents=False):
         remedy="512 is usual, and null decodes whole frames",
         unset="whole frames",
     )
+
+    def on_all_ranks(self, device: str) -> bool:
+        """Whether all ranks decode. device: the type of theirs. On a CPU, rank 0 shares its cores with the others."""
+        return device != "cpu" if self.where is None else self.where == "ranks"
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -57,7 +57,7 @@ def denoise(
     while state.step < len(sampler.timesteps):
         t, renew = sampler.timesteps[state.step], denoiser.renews(state.step)
         predictions = denoiser.call(state.x, t, renew=renew)
-        votes = Votes(ranks.collect(vote(bool(predictions.isfinite().all()))))
+        votes = Votes(ranks.collect(vote(ranks.read(predictions.isfinite().all()))))
         if not votes.finite:
             layers = ranks.collect(denoiser.call.non_finite_layers(state.x, t, renew=renew))
             layer = next((names[0] for names in layers if names), "output")

@@ -1,6 +1,8 @@
 """Which frames of a video a run computes, and the noise of each."""
 
-from collections.abc import Collection, Iterable, Sequence
+import threading
+from collections.abc import Callable, Collection, Iterable, Sequence
+from concurrent.futures import Future
 from dataclasses import dataclass
 
 import torch
@@ -31,17 +33,56 @@ class Selection:
         return frame_noise([self.seeds[frame] for frame in frames], frames, shape, draw=draw)
 
 
-@dataclass(frozen=True)
 class StepNoise:
-    """The noise that a sampler adds in its steps, for a rank's frames. shape: (c, h, w) of one frame."""
+    """The noise that a sampler adds in its steps, for a rank's frames.
 
-    selection: Selection
-    frames: Sequence[int]
-    shape: tuple[int, int, int]
-    device: torch.device
+    shape: (c, h, w) of one frame. steps: of the sampler. ahead: draw the noise of the next step in a thread, while the
+    network runs; by default on GPUs, which would wait for it.
+    """
+
+    def __init__(
+        self,
+        selection: Selection,
+        frames: Sequence[int],
+        shape: tuple[int, int, int],
+        device: torch.device,
+        *,
+        steps: int,
+        ahead: bool | None = None,
+    ) -> None:
+        self._selection, self._frames, self._shape = selection, frames, shape
+        self._device, self._steps = device, steps
+        self._ahead = device.type == "cuda" if ahead is None else ahead
+        self._next: tuple[int, Future[Tensor]] | None = None
 
     def __call__(self, step: int) -> Tensor:
-        return self.selection.noise(self.frames, self.shape, draw=step + 1).to(self.device)
+        drawn = (
+            self._next[1].result() if self._next is not None and self._next[0] == step else self._draw(step)
+        )
+        self._next = None
+        if self._ahead and step + 1 < self._steps:
+            self._next = step + 1, in_thread(self._draw, step + 1)
+        if self._device.type == "cuda":
+            # the host need not wait for a copy from pinned memory
+            drawn = drawn.pin_memory()
+        return drawn.to(self._device, non_blocking=True)
+
+    def _draw(self, step: int) -> Tensor:
+        return self._selection.noise(self._frames, self._shape, draw=step + 1)
+
+
+def in_thread(function: Callable[[int], Tensor], argument: int) -> "Future[Tensor]":
+    """The result of a call in a thread, which does not keep the process alive."""
+    future: Future[Tensor] = Future()
+
+    def run() -> None:
+        try:
+            future.set_result(function(argument))
+        except BaseException as error:
+            future.set_exception(error)
+
+    threading.Thread(target=run, daemon=True).start()
+    return future
 
 
 def select_all(total: int, *, seed: int) -> Selection:

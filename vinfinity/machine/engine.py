@@ -188,17 +188,16 @@ def _compute(device: torch.device) -> str:
 def _find_use(device: str, ranks: int | None) -> Use:
     import torch
 
+    from vinfinity.parallel.devices import pick_device, rank_device
     from vinfinity.parallel.launch import check_ranks
     from vinfinity.parallel.place import find_place
-    from vinfinity.parallel.ranks import pick_device
     from vinfinity.weights.dtypes import DTYPES, pick_dtype
 
     try:
         place = find_place(os.environ)
         check_ranks(gpus=ranks, device=device, frames=MANY_FRAMES, place=place)
         local = ranks or 1 if place is None else place.local_size
-        local_rank = 0 if place is None else place.local_rank
-        picked = pick_device(device, local_rank=local_rank, local_size=local)
+        picked = pick_device(device, local_size=local) if place is None else rank_device(place, device)
     except InputError as error:
         return Use(device="", dtype="", attention=None, threads=0, refused=error.message)
     dtype = pick_dtype("auto", picked)

@@ -11,6 +11,9 @@ from vinfinity.models.decoder import DecoderConfig
 BLOCK_BYTES = 512 * 2**20
 BLOCK_FRAMES = 8
 
+# Kernels of convolutions and upsampling index the elements of a tensor with 31 bits.
+MOST_ELEMENTS = 2**31 - 1
+
 # Tiles overlap by one part in this many.
 OVERLAP = 4
 
@@ -45,7 +48,8 @@ def check_tile(config: DecodeConfig, *, downscale: int) -> None:
 def plan_blocks(config: DecodeConfig, decoder: DecoderConfig, latent: tuple[int, int]) -> Blocks:
     """The blocks and tiles that `config` asks for. latent: (h, w).
 
-    Without `decode.frames`, a block has as many frames as fit into 512 MiB, at least 1 and at most 8.
+    Without `decode.frames`, a block has as many frames as fit into 512 MiB, at least 1 and at most 8. Raises InputError
+    if a tensor would have more elements than kernels can index.
     """
     height, width = latent
     side = None if config.tile is None else config.tile // decoder.downscale
@@ -61,4 +65,13 @@ def plan_blocks(config: DecodeConfig, decoder: DecoderConfig, latent: tuple[int,
     if side is not None:
         edges = 4 * 3 * (side // OVERLAP) * (3 * width + side) * area
     frames = config.frames or max(1, min(BLOCK_FRAMES, BLOCK_BYTES // hidden))
+    most = MOST_ELEMENTS // (decoder.widest_channels * rows * columns * area)
+    if most == 0:
+        pixels = f"{columns * decoder.downscale}x{rows * decoder.downscale}"
+        problem = f"decodes pieces of {pixels} pixels, in which tensors have more than 2^31 elements"
+        raise InputError("decode.tile", config.tile, "add decode.tile=1024", problem=problem)
+    if frames > most:
+        problem = "decodes so many frames at once that tensors have more than 2^31 elements"
+        remedy = f"use at most {most}, or leave it out"
+        raise InputError("decode.frames", config.frames, remedy, problem=problem)
     return Blocks(frames=frames, tile=side, bytes=frames * (hidden + pictures + edges))

@@ -17,6 +17,7 @@ from vinfinity.media.blocks import OVERLAP, Blocks
 from vinfinity.media.latents import LatentSource
 from vinfinity.models.decoder import Decoder
 from vinfinity.parallel.ranks import Ranks
+from vinfinity.system.precision import fp32_products
 
 T = TypeVar("T")
 LABEL = "decoding"
@@ -143,10 +144,11 @@ def decode_block(
     factor = decoder.config.downscale
     whole = x.new_empty(len(x), factor * x.shape[2], factor * x.shape[3], 3, dtype=torch.uint8)
     finite = torch.ones((), dtype=torch.bool, device=weight.device)
-    for top, left, piece in decode_tiles(decoder, x, tile=tile):
-        finite &= piece.isfinite().all()
-        pixels = piece.float().mul(127.5).add_(127.5).round_().clamp_(0, 255).permute(0, 2, 3, 1)
-        whole[:, top : top + pixels.shape[1], left : left + pixels.shape[2]] = pixels
+    with fp32_products(tf32=True):
+        for top, left, piece in decode_tiles(decoder, x, tile=tile):
+            finite &= piece.isfinite().all()
+            pixels = piece.float().mul(127.5).add_(127.5).round_().clamp_(0, 255).permute(0, 2, 3, 1)
+            whole[:, top : top + pixels.shape[1], left : left + pixels.shape[2]] = pixels
     top, left = (whole.shape[1] - height) // 2, (whole.shape[2] - width) // 2
     pictures = whole[:, top : top + height, left : left + width].contiguous()
     if not on_gpu:

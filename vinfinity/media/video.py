@@ -46,7 +46,8 @@ def write_video(
     `unfinished` are not decoded again. Raises OutputError if a file cannot be written.
     """
     blocks = plan_blocks(decode, decoder.config, latent[1:])
-    together = ranks if decode.where == "ranks" else Ranks(device=ranks.device, shutdown=ranks.shutdown)
+    everyone = decode.on_all_ranks(ranks.device.type)
+    together = ranks if everyone else Ranks(device=ranks.device, shutdown=ranks.shutdown)
     width, height = size
     writer = None
     if ranks.first:

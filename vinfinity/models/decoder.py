@@ -14,6 +14,7 @@ class DecoderConfig(Protocol):
 
     latent_channels: of the latents it decodes. downscale: pixels per latent position, along each side.
     peak_channels: the most channels, counted at the picture's resolution, that are alive at once while decoding.
+    widest_channels: the same of a single tensor.
     """
 
     @property
@@ -22,6 +23,8 @@ class DecoderConfig(Protocol):
     def downscale(self) -> int: ...
     @property
     def peak_channels(self) -> int: ...
+    @property
+    def widest_channels(self) -> int: ...
 
 
 class Decoder(Protocol):

@@ -5,9 +5,11 @@ then waits. All that a layer needs at one moment (neighbours, anchors, statistic
 per peer.
 """
 
+import contextlib
 import dataclasses
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from datetime import timedelta
 from typing import Protocol
 
 import torch
@@ -16,6 +18,8 @@ from torch import Tensor
 
 from vinfinity.errors import RankError
 from vinfinity.parallel.shards import FrameShards, Route
+from vinfinity.parallel.waits import Waits
+from vinfinity.system.out_of_memory import is_out_of_memory
 
 
 @dataclass(frozen=True)
@@ -51,7 +55,7 @@ class Counters:
 class Work(Protocol):
     """Messages in flight, as in torch.distributed."""
 
-    def wait(self) -> object: ...
+    def wait(self, timeout: timedelta = ..., /) -> object: ...
 
 
 class Pending(Protocol):
@@ -131,8 +135,8 @@ class RankExchange:
     """The exchange of one rank among several: one message to each peer that needs one, by batched point-to-point.
 
     rank, shards: this rank, and the frames of each rank. peers: the process of each rank of a route, if the team is
-    only a part of all processes. counters: traffic counters to add to. The process group must exist; its timeout
-    bounds each wait.
+    only a part of all processes. counters: traffic counters to add to. waits: notes what is waited for. The process
+    group must exist; its timeout bounds each wait on a CPU.
     """
 
     def __init__(
@@ -142,9 +146,11 @@ class RankExchange:
         *,
         peers: Sequence[int] | None = None,
         counters: Counters | None = None,
+        waits: Waits | None = None,
     ) -> None:
         self.rank = rank
         self.counters = counters or Counters()
+        self.waits = waits or Waits()
         self.peers = peers or range(shards.ranks)
         self._others = [peer for peer in range(shards.ranks) if peer != rank]
         self._rows: dict[tuple[int, ...], Tensor] = {}
@@ -176,10 +182,8 @@ class RankExchange:
         operations += [
             dist.P2POp(dist.irecv, message, self.peers[peer]) for peer, message in arriving.items()
         ]
-        try:
+        with named_peers(label, *sorted({operation.peer for operation in operations})):
             return dist.batch_isend_irecv(operations), operations
-        except RuntimeError as error:
-            raise lost_rank(sorted({operation.peer for operation in operations}), label, error) from error
 
     def _row(self, frames: tuple[int, ...], device: torch.device) -> Tensor:
         """The positions as an index tensor on the device, created once: copying from the host would wait for the
@@ -191,8 +195,8 @@ class RankExchange:
 
 
 class TracedExchange(RankExchange):
-    """The exchange of one rank among imaginary ones, for meta tensors: it creates and counts the messages of
-    RankExchange, but sends nothing.
+    """The exchange of one rank among imaginary ones, for plans and rehearsals: it creates and counts the messages of
+    RankExchange, but sends nothing. What arrives is undefined.
 
     by_label: bytes sent, by kind of layer. largest: the most bytes of messages, to and from all peers, at once.
     """
@@ -222,7 +226,7 @@ class _Traced:
 
     messages: Sequence[Tensor]
 
-    def wait(self) -> None:
+    def wait(self, timeout: timedelta = timedelta(0), /) -> None:
         """Nothing is in flight."""
 
 
@@ -266,21 +270,30 @@ class _Arriving:
         """Wait for each message. On a GPU, the stream waits instead of the host."""
         # gloo returns one handle per message, NCCL one for all of them
         single = len(self.works) == len(self.operations)
-        for index, work in enumerate(self.works):
-            try:
-                work.wait()
-            except RuntimeError as error:
-                peers = (
-                    [self.operations[index].peer] if single else sorted({op.peer for op in self.operations})
-                )
-                raise lost_rank(peers, self.label, error) from error
+        everyone = sorted({operation.peer for operation in self.operations})
+        waits = self.exchange.waits
+        on_gpu = self.x.device.type == "cuda"
+        with waits.on_device(self.label) if on_gpu else waits.on_host(self.label):
+            for index, work in enumerate(self.works):
+                with named_peers(self.label, *([self.operations[index].peer] if single else everyone)):
+                    work.wait()
 
 
-def lost_rank(peers: Sequence[int], label: str, error: Exception) -> RankError:
-    """The error for ranks that are late or gone, from an error of the process group."""
-    names = f"rank {peers[0]}" if len(peers) == 1 else f"one of the ranks {', '.join(map(str, peers))}"
-    late = "timed out" in str(error).lower() or "timeout" in str(error).lower()
-    return RankError(f"{names} {'did not answer in time' if late else 'is gone'} (waited for it in: {label})")
+@contextlib.contextmanager
+def named_peers(label: str, *peers: int) -> Iterator[None]:
+    """Turn errors of the process group inside the block into RankError. label: the operation that waits for `peers`.
+
+    Errors of this rank itself, such as a lack of memory, stay what they are.
+    """
+    try:
+        yield
+    except RuntimeError as error:
+        if is_out_of_memory(error) or not (isinstance(error, dist.DistError) or "gloo" in str(error).lower()):
+            raise
+        names = f"rank {peers[0]}" if len(peers) == 1 else f"one of the ranks {', '.join(map(str, peers))}"
+        late = "timed out" in str(error).lower() or "timeout" in str(error).lower()
+        ended = "did not answer in time" if late else "is gone"
+        raise RankError(f"{names} {ended} (waited for it in: {label})") from error
 
 
 def _pack(parts: Sequence[Tensor]) -> Tensor:

@@ -8,13 +8,16 @@ import subprocess
 import sys
 import time
 from collections.abc import Callable, Sequence
-from typing import Any, TypeVar
+from typing import TypeVar
 
 import torch.distributed as dist
 
 from vinfinity.errors import InputError, RankError, Stopped, VinfinityError
+from vinfinity.parallel.devices import check_nccl, pick_device, rank_device
+from vinfinity.parallel.join import carry_out, entries, joined
+from vinfinity.parallel.liveness import Line, last_lines
 from vinfinity.parallel.place import Place, find_place
-from vinfinity.parallel.ranks import Ranks, joined, pick_device
+from vinfinity.parallel.ranks import Ranks
 from vinfinity.parallel.started import Assignment, RankFiles, start
 from vinfinity.system.files import cannot_write
 from vinfinity.system.folders import temporary_folder
@@ -44,7 +47,10 @@ def check_ranks(*, gpus: int | None, device: str, frames: int, place: Place | No
         problem = f"is more than the {frames} frames"
         raise InputError("gpus", size, f"use {frames} ranks at most{way_out}", problem=problem)
     try:
-        pick_device(device, local_size=local_size)
+        picked = pick_device(
+            device, local_size=local_size, launcher=None if place is None else place.launcher
+        )
+        check_nccl(size, picked)
     except InputError as error:
         raise InputError(
             error.field, error.value, f"{error.remedy}{way_out}", problem=error.problem
@@ -59,26 +65,36 @@ def launch(
     device: str,
     timeout: float,
     shutdown: Shutdown | None = None,
+    on_error: Callable[[VinfinityError], object] = lambda error: None,
 ) -> Result:
     """Run `worker(payload, ranks)` on every rank; return the result of rank 0, or of this process under a launcher.
 
     worker must be a function of an importable module, and payload picklable. gpus: ranks to start; None for one, or for
     those of the launcher. shutdown: requests to end this process, which is passed on to the ranks; None if the caller
-    handles none, as a library. Raises what a rank raised, and RankError if a rank was killed, is late or gone.
+    handles none, as a library. on_error: called before a thread ends this process, which a launcher started, because
+    another rank is lost and the main thread cannot raise. Raises what a rank raised, and RankError if a rank was
+    killed, is late or gone.
     """
-    shutdown = shutdown or Shutdown()
+    watched, lasting = shutdown or Shutdown(), shutdown is None
     place = find_place(os.environ)
     if place is not None and place.size > 1:
-        picked = pick_device(device, local_rank=place.local_rank, local_size=place.local_size)
-        with joined(place, device=picked, timeout=timeout, shutdown=shutdown) as ranks:
-            return worker(payload, ranks)
+        picked = rank_device(place, device)
+
+        def end(error: VinfinityError) -> None:
+            on_error(error)
+            watched.end(error.exit_code, error.message)
+
+        with joined(
+            place, device=picked, timeout=timeout, shutdown=watched, lasting=lasting, end=end
+        ) as ranks:
+            return carry_out(worker, payload, ranks)
     if (gpus or 1) == 1:
-        return worker(payload, Ranks(device=pick_device(device), shutdown=shutdown))
+        return carry_out(worker, payload, Ranks(device=pick_device(device), shutdown=watched))
     # from now on `_wait` looks at requests
-    shutdown.reaction = Reaction.WAIT
+    watched.reaction = Reaction.WAIT
     with temporary_folder() as folder:
         files = RankFiles(folder)
-        return _start_ranks(worker, payload, files, shutdown, ranks=gpus or 1, device=device, timeout=timeout)
+        return _start_ranks(worker, payload, files, watched, ranks=gpus or 1, device=device, timeout=timeout)
 
 
 def _start_ranks(
@@ -102,15 +118,21 @@ def _start_ranks(
     try:
         for rank in range(ranks):
             children.append(start(rank, files.path))
-        return _wait(children, files, shutdown)
+        codes = _wait(children, shutdown)
+        if any(codes):
+            lines = last_lines(entries(store), ranks)
+            raise _fault(files, codes, lines, shutdown)
+        return pickle.loads(files.result.read_bytes())
     finally:
         for child in children:
             child.kill()
             child.wait()
 
 
-def _wait(children: Sequence["subprocess.Popen[bytes]"], files: RankFiles, shutdown: Shutdown) -> Any:
-    """The result of rank 0 when all ranks have ended. Raises the first error of any rank."""
+def _wait(children: Sequence["subprocess.Popen[bytes]"], shutdown: Shutdown) -> list[int | None]:
+    """The exit codes of all ranks, once they have ended: the negative signal number of a rank that a signal killed, and
+    None for one that had to be ended here after others had failed.
+    """
     passed_on = False
     late: list[subprocess.Popen[bytes]] = []
     deadline = math.inf
@@ -128,16 +150,15 @@ def _wait(children: Sequence["subprocess.Popen[bytes]"], files: RankFiles, shutd
                 child.kill()
                 child.wait()
         time.sleep(POLL_SECONDS)
-    codes = [0 if child in late else child.returncode for child in children]
-    if not any(codes):
-        return pickle.loads(files.result.read_bytes())
-    raise _fault(files, codes, shutdown)
+    return [None if child in late else child.returncode for child in children]
 
 
-def _fault(files: RankFiles, codes: Sequence[int], shutdown: Shutdown) -> VinfinityError:
+def _fault(
+    files: RankFiles, codes: Sequence[int | None], lines: Sequence[Line], shutdown: Shutdown
+) -> VinfinityError:
     """The first error of any rank. A rank's own error comes before what other ranks noticed of it.
 
-    codes: exit codes of the ranks; for a rank that a signal killed, the negative signal number.
+    codes: as `_wait` returns them. lines: the last sign of life of each rank.
     """
     errors = files.errors()
     first = next(iter(errors.values()), None)
@@ -148,8 +169,15 @@ def _fault(files: RankFiles, codes: Sequence[int], shutdown: Shutdown) -> Vinfin
         # the request came before a rank could handle signals
         return Stopped(shutdown.message)
     killed = [rank for rank, code in silent.items() if code < 0]
+    # NCCL's watchdog aborts ranks that have waited too long: not they are at fault, but the one they waited for
+    gave_up = [rank for rank in killed if codes[rank] == -signal.SIGABRT and lines[rank].waits_for]
+    late = [rank for rank, code in enumerate(codes) if code is None and rank not in errors]
+    if gave_up and killed == gave_up and late:
+        waited = lines[gave_up[0]].waits_for
+        return RankError(f"rank {late[0]} did not answer in time (waited for it in: {waited})")
+    killed = [rank for rank in killed if rank not in gave_up] + gave_up
     if killed:
-        name = signal.Signals(-codes[killed[0]]).name
+        name = signal.Signals(-silent[killed[0]]).name
         hint = ": the machine may have run out of memory" if name == "SIGKILL" else ""
         return RankError(f"rank {killed[0]} was killed by {name}{hint}")
     if first is not None:

@@ -18,7 +18,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from vinfinity.errors import RankError, Stopped, VinfinityError, one_line
+from vinfinity.errors import RankError, VinfinityError, described, error_of
 from vinfinity.parallel.place import Place
 from vinfinity.system.signals import Shutdown
 
@@ -99,7 +99,7 @@ def main() -> None:
     folder, rank, launcher = Path(sys.argv[1]), int(sys.argv[2]), int(sys.argv[3])
     _end_with(launcher)
     files = RankFiles(folder)
-    shutdown = Shutdown(report=lambda _, message: report(files, rank, Stopped(message)))
+    shutdown = Shutdown(report=lambda code, message: report(files, rank, error_of(code, message)))
     with shutdown.handled(afterwards=signal.SIG_IGN):
         code = _work(files, rank, shutdown)
     sys.stdout.flush()
@@ -121,15 +121,17 @@ def _work(files: RankFiles, rank: int, shutdown: Shutdown) -> int:
     """Do this rank's part, or report its error. Returns the exit code."""
     try:
         files.pid(rank).write_text(str(os.getpid()))
-        from vinfinity.parallel.ranks import joined, pick_device
+        from vinfinity.parallel.devices import rank_device
+        from vinfinity.parallel.join import carry_out, joined
 
         job: Assignment = pickle.loads(files.assignment.read_bytes())
         sys.argv[:] = job.arguments
         place = Place(rank, job.ranks, rank, job.ranks, "localhost", job.port, launcher="vinfinity")
-        picked = pick_device(job.device, local_rank=rank, local_size=job.ranks)
-        with joined(place, device=picked, timeout=job.timeout, shutdown=shutdown) as ranks:
+        with joined(
+            place, device=rank_device(place, job.device), timeout=job.timeout, shutdown=shutdown
+        ) as ranks:
             try:
-                result = job.worker(job.payload, ranks)
+                result = carry_out(job.worker, job.payload, ranks)
             except RankError:
                 raise
             except Exception as error:
@@ -147,11 +149,7 @@ def _work(files: RankFiles, rank: int, shutdown: Shutdown) -> int:
 
 def report(files: RankFiles, rank: int, error: Exception) -> int:
     """Write an error for the launcher, unless this rank reported one before. Returns its exit code."""
-    if not isinstance(error, VinfinityError):
-        call = traceback.extract_tb(error.__traceback__)[-1]
-        where = f"{Path(call.filename).name}:{call.lineno}"
-        reason = one_line(error)
-        error = VinfinityError(f"rank {rank}: {type(error).__name__}: {reason} ({where})")
+    error = described(error, rank)
     path = files.error(rank)
     if not path.exists():
         unfinished = path.with_suffix(".part")

@@ -1,20 +1,22 @@
 """Ranks split over guidance branches: each team holds the whole video and computes one branch of it."""
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 import torch
 from einops import rearrange
 from torch import Tensor
 
-from vinfinity.parallel.exchange import Counters, FrameExchange, LocalExchange, RankExchange
+from vinfinity.parallel.exchange import Counters, FrameExchange, LocalExchange, RankExchange, TracedExchange
 from vinfinity.parallel.shards import FrameShards, Route
+from vinfinity.parallel.waits import Waits
 
 
 @dataclass(frozen=True)
 class Team:
     """The team of `rank`, one of `ranks`: ranks `first` to `first + shards.ranks - 1` share the video among them.
 
-    branch: the guidance branch that the team computes, or None if every rank computes all branches.
+    branch: the guidance branch that the team computes, or None if every rank computes all branches. waits: notes what
+    this rank waits for.
     """
 
     rank: int
@@ -22,6 +24,7 @@ class Team:
     branch: int | None
     first: int
     shards: FrameShards
+    waits: Waits = field(default_factory=Waits, compare=False, repr=False)
 
     @property
     def member(self) -> int:
@@ -37,7 +40,12 @@ class Team:
         """The exchange through which this rank's temporal layers reach the rest of its team."""
         if self.shards.ranks == 1:
             return LocalExchange()
-        return RankExchange(self.member, self.shards, peers=range(self.first, self.first + self.shards.ranks))
+        peers = range(self.first, self.first + self.shards.ranks)
+        return RankExchange(self.member, self.shards, peers=peers, waits=self.waits)
+
+    def rehearsal_exchange(self) -> FrameExchange:
+        """An exchange with the messages of `exchange`, none of which is sent; what arrives is undefined."""
+        return LocalExchange() if self.shards.ranks == 1 else TracedExchange(self.member, self.shards)
 
     @property
     def writes(self) -> bool:
@@ -92,7 +100,9 @@ class BranchSwap:
     def __init__(self, team: Team, counters: Counters) -> None:
         peers, self._route = opposite(team)
         self._branch = team.branch
-        self._exchange = RankExchange(team.member, team.shards, peers=peers, counters=counters)
+        self._exchange = RankExchange(
+            team.member, team.shards, peers=peers, counters=counters, waits=team.waits
+        )
 
     def __call__(self, prediction: Tensor) -> Tensor:
         """Both branches' predictions (2, c, f, h, w), from this team's (1, c, f, h, w).

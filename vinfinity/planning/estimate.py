@@ -1,6 +1,9 @@
 """An estimate of a run's time on GPUs that are not here, from published figures and traced operations."""
 
 from dataclasses import dataclass
+from typing import Literal
+
+import torch
 
 from vinfinity.planning.machines import Gpu
 from vinfinity.planning.meter import WorkCounter
@@ -12,14 +15,19 @@ TENSOR, BANDWIDTH = 0.4, 0.4
 LINK = 0.5
 # least time of a kernel, in seconds
 LAUNCH = 5e-6
-# fp32 runs on tensor cores as tf32, at half the rate of fp16
-FP32 = 0.5
+# how products are computed: in 16 bits, in fp32 on tensor cores as TF32, or exactly
+Products = Literal["half", "tf32", "fp32"]
 
 ASSUMPTIONS = (
     f"An estimate. Each operation takes the longer of its arithmetic at {TENSOR:.0%} of the published dense tensor rate"
     f"\nand its bytes at {BANDWIDTH:.0%} of the memory's bandwidth, at least {LAUNCH * 1e6:.0f} µs. Messages take"
     f" {LINK:.0%} of the link's rate\nand are not overlapped. Loading weights and encoding the MP4 are not included."
 )
+
+
+def denoiser_products(dtype: torch.dtype) -> Products:
+    """How a denoiser in `dtype` computes its products (system/precision.py)."""
+    return "fp32" if dtype == torch.float32 else "half"
 
 
 @dataclass(frozen=True)
@@ -35,9 +43,9 @@ class Seconds:
         return self.denoising + self.exchange + self.decoding
 
 
-def work_seconds(work: WorkCounter, gpu: Gpu, *, batch: int = 1, half: bool = True) -> float:
-    """Seconds that the operations of `work` take, each on a batch `batch` times as large. half: whether in 16 bits."""
-    tensor = gpu.tensor * TENSOR * (1.0 if half else FP32)
+def work_seconds(work: WorkCounter, gpu: Gpu, *, batch: int = 1, products: Products = "half") -> float:
+    """Seconds that the operations of `work` take, each on a batch `batch` times as large."""
+    tensor = TENSOR * {"half": gpu.tensor, "tf32": gpu.tensor / 2, "fp32": gpu.fp32}[products]
     bandwidth = gpu.bandwidth * BANDWIDTH
     return sum(
         count * max(batch * flops / tensor, batch * moved / bandwidth, LAUNCH)

@@ -1,31 +1,51 @@
 """Chooses the execution of a run that fits the machine's memory, or refuses the run."""
 
 import os
-from dataclasses import replace
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
 
 from vinfinity.denoise.execution import Execution
 from vinfinity.errors import InputError
 from vinfinity.job import Job
+from vinfinity.parallel.devices import pick_device
 from vinfinity.parallel.place import find_place
-from vinfinity.parallel.ranks import Ranks, pick_device
+from vinfinity.parallel.ranks import Ranks
 from vinfinity.planning.alternatives import nearest_settings
 from vinfinity.planning.machines import free_on_device
 from vinfinity.planning.memory import Budget, RunMemory, gigabytes, memory_bound, trace_memory
 from vinfinity.planning.outline import DeviceType, Outline, outline
 from vinfinity.system.memory import free_on_host
 
+# a run that takes less than this part of a GPU's free memory need not be rehearsed
+AMPLE = 0.6
 
-def choose_execution(job: Job, ranks: Ranks) -> Execution:
-    """The fastest execution that `job` allows and that fits the rank with the least memory.
 
-    Rank 0 decides for all, since every rank must do the same. Raises InputError, on every rank, if none fits.
+@dataclass(frozen=True)
+class Fit:
+    """executions: those of a run that should fit, from the fastest to the leanest. ample: whether the first takes so
+    little of the memory that it surely fits.
+    """
+
+    executions: Sequence[Execution]
+    ample: bool
+
+    @property
+    def first(self) -> Execution:
+        return self.executions[0]
+
+
+def find_fit(job: Job, ranks: Ranks, *, loaded: int = 0) -> Fit:
+    """The executions that `job` allows, from the fastest that fits the rank with the least memory.
+
+    Rank 0 decides for all, since every rank must do the same. loaded: bytes of the denoiser's weights if they are on
+    the device already. Raises InputError, on every rank, if none fits.
     """
     device_type: DeviceType = "cuda" if ranks.device.type == "cuda" else "cpu"
     run = outline_of(job, device=device_type, ranks=ranks.size)
     host = free_on_host(sharing=ranks.local_size)
-    device = free_on_device(ranks.device) if run.device == "cuda" else None
+    device = free_on_device(ranks.device) + loaded if run.device == "cuda" else None
     budgets = ranks.collect(Budget(device=device, host=host, where=str(ranks.device)))
-    decision: Execution | InputError | None = None
+    decision: Fit | InputError | None = None
     if ranks.first:
         decision = decide(run, smallest(budgets))
     decision = ranks.collect(decision)[0]
@@ -63,13 +83,19 @@ def choose(run: Outline, budget: Budget) -> tuple[RunMemory, bool]:
     return memory, False
 
 
-def decide(run: Outline, budget: Budget) -> Execution | InputError:
-    """The execution for a run, or the error that refuses it."""
-    first = run.executions[0]
-    if run.device == "cpu" and budget.host is not None and memory_bound(run, first) < budget.host / 2:
-        return first
+def decide(run: Outline, budget: Budget) -> Fit | InputError:
+    """The executions for a run, or the error that refuses it."""
+    executions = run.executions
+    if run.device == "cpu" and budget.host is not None and memory_bound(run, executions[0]) < budget.host / 2:
+        return Fit(executions, ample=True)
     memory, fits = choose(run, budget)
-    return memory.execution if fits else refusal(run, memory, budget)
+    if not fits:
+        return refusal(run, memory, budget)
+    ample = all(
+        have is None or need < AMPLE * have
+        for need, have in zip(memory.needs(run.device), (budget.device, budget.host), strict=True)
+    )
+    return Fit(executions[executions.index(memory.execution) :], ample)
 
 
 def smallest(budgets: list[Budget]) -> Budget:

@@ -14,45 +14,51 @@ GIB = 2**30
 class Gpu:
     """A GPU by its maker's figures.
 
-    tensor: dense fp16 and bf16 products accumulated in fp32, in operations per second. memory: in bytes, as the driver
+    tensor: dense fp16 and bf16 products accumulated in fp32, in operations per second; TF32 runs at half of it. fp32:
+    products without tensor cores. memory: in bytes, as the driver
     reports it with the default setting of error correction. bandwidth: of its memory, in bytes per second. link: to its
     neighbours in one direction, in bytes per second; PCIe if NVLink is optional.
     """
 
     tensor: float
+    fp32: float
     memory: int
     bandwidth: float
     link: float
 
 
-def _gpu(*, teraflops: float, gigabytes: float, bandwidth: float, link: float) -> Gpu:
+def _gpu(*, teraflops: float, fp32: float, gigabytes: float, bandwidth: float, link: float) -> Gpu:
     return Gpu(
-        tensor=teraflops * 1e12, memory=round(gigabytes * GIB), bandwidth=bandwidth * 1e9, link=link * 1e9
+        tensor=teraflops * 1e12,
+        fp32=fp32 * 1e12,
+        memory=round(gigabytes * GIB),
+        bandwidth=bandwidth * 1e9,
+        link=link * 1e9,
     )
 
 
 # If a data sheet gives a tensor rate "with sparsity", half of it is the dense rate.
 GPUS: Mapping[str, Gpu] = {
     # NVIDIA Ampere GA102 GPU Architecture whitepaper, appendix A (GeForce accumulates in fp32 at half rate)
-    "RTX 3090": _gpu(teraflops=71.0, gigabytes=24, bandwidth=936, link=32),
+    "RTX 3090": _gpu(teraflops=71.0, fp32=35.6, gigabytes=24, bandwidth=936, link=32),
     # NVIDIA Ada GPU Architecture whitepaper, appendix A
-    "RTX 4090": _gpu(teraflops=165.2, gigabytes=24, bandwidth=1008, link=32),
+    "RTX 4090": _gpu(teraflops=165.2, fp32=82.6, gigabytes=24, bandwidth=1008, link=32),
     # NVIDIA RTX A5000 data sheet: 222.2 with sparsity
-    "RTX A5000": _gpu(teraflops=111.1, gigabytes=24, bandwidth=768, link=32),
+    "RTX A5000": _gpu(teraflops=111.1, fp32=27.8, gigabytes=24, bandwidth=768, link=32),
     # NVIDIA RTX A6000 data sheet: 309.7 with sparsity
-    "RTX A6000": _gpu(teraflops=154.8, gigabytes=48, bandwidth=768, link=32),
+    "RTX A6000": _gpu(teraflops=154.8, fp32=38.7, gigabytes=48, bandwidth=768, link=32),
     # NVIDIA RTX 6000 Ada Generation data sheet (1457 for fp8 with sparsity) and Ada whitepaper, appendix
-    "RTX 6000 Ada": _gpu(teraflops=364.2, gigabytes=48, bandwidth=960, link=32),
+    "RTX 6000 Ada": _gpu(teraflops=364.2, fp32=91.1, gigabytes=48, bandwidth=960, link=32),
     # NVIDIA L40S data sheet: 733 with sparsity; 48 GB, 45 of them with error correction
-    "L40S": _gpu(teraflops=362.1, gigabytes=45, bandwidth=864, link=32),
+    "L40S": _gpu(teraflops=362.1, fp32=91.6, gigabytes=45, bandwidth=864, link=32),
     # NVIDIA A100 Tensor Core GPU data sheet, the SXM boards: NVLink 600 GB/s, both directions together
-    "A100 40GB": _gpu(teraflops=312, gigabytes=39.5, bandwidth=1555, link=300),
-    "A100 80GB": _gpu(teraflops=312, gigabytes=79.1, bandwidth=2039, link=300),
+    "A100 40GB": _gpu(teraflops=312, fp32=19.5, gigabytes=39.5, bandwidth=1555, link=300),
+    "A100 80GB": _gpu(teraflops=312, fp32=19.5, gigabytes=79.1, bandwidth=2039, link=300),
     # NVIDIA H100 Tensor Core GPU data sheet: 1,979 and 1,513 with sparsity; NVLink 900 GB/s on SXM, PCIe 5 on PCIe
-    "H100 PCIe": _gpu(teraflops=756, gigabytes=79.1, bandwidth=2000, link=64),
-    "H100 SXM": _gpu(teraflops=989, gigabytes=79.1, bandwidth=3350, link=450),
+    "H100 PCIe": _gpu(teraflops=756, fp32=51, gigabytes=79.1, bandwidth=2000, link=64),
+    "H100 SXM": _gpu(teraflops=989, fp32=67, gigabytes=79.1, bandwidth=3350, link=450),
     # NVIDIA H200 Tensor Core GPU data sheet
-    "H200": _gpu(teraflops=989, gigabytes=139.8, bandwidth=4800, link=450),
+    "H200": _gpu(teraflops=989, fp32=67, gigabytes=139.8, bandwidth=4800, link=450),
 }
 
 

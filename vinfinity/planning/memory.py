@@ -1,15 +1,20 @@
 """How much memory a run needs, and how much a rank may use."""
 
+import os
 from dataclasses import dataclass
 
 from vinfinity.denoise.execution import Execution
 from vinfinity.models.family import TEXT_ENCODER
 from vinfinity.planning.outline import DeviceType, Outline
 from vinfinity.planning.trace import NetworkMemory, StepMemory, step_memory, trace_decode, trace_text
+from vinfinity.system.pytorch import uses_expandable_segments
 from vinfinity.weights.load import MAPPED
 
-# What allocators take beyond the tensors; glibc's keeps many freed blocks (`vinfinity bench memory --check`).
-ALLOCATOR_OVERHEAD = {"cuda": 1.05, "cpu": 1.6}
+# What allocators take for the tensors. glibc's keeps many freed blocks (`vinfinity bench memory --check`); the figures
+# for GPUs, with expandable segments and without, come from a model of torch's allocator (docs/decisions/0015).
+CPU_OVERHEAD, EXPANDABLE_OVERHEAD, SEGMENT_OVERHEAD = 1.6, 1.10, 1.35
+# What each rank leaves free on its GPU: CUDA's context, the workspaces of cuBLAS and cuDNN, NCCL's buffers.
+GPU_RESERVE = 1_500_000_000
 # Python and torch on the host, without and with CUDA's libraries
 PROCESS = 400 * 2**20
 CUDA_PROCESS = 2 * 2**30
@@ -58,14 +63,23 @@ class RunMemory:
         return self.process + self.step.host + max(self.loading, self.latents + self.pictures)
 
     def needs(self, device: DeviceType) -> tuple[int, int]:
-        """Bytes needed on the device and on the host, allocator overhead included; on the CPU all on the host."""
-        on_device = round(ALLOCATOR_OVERHEAD[device] * self.device)
-        return (0, on_device + self.host) if device == "cpu" else (on_device, self.host)
+        """Bytes needed on the device and on the host, with what allocators and libraries take; on the CPU all on the
+        host.
+        """
+        tensors = round(allocator_overhead(device) * self.device)
+        return (0, tensors + self.host) if device == "cpu" else (tensors + GPU_RESERVE, self.host)
 
     def fits(self, budget: Budget, device: DeviceType) -> bool:
         """Whether each rank has that much. An unknown budget counts as enough."""
         needs, available = self.needs(device), (budget.device, budget.host)
         return all(have is None or need <= have for need, have in zip(needs, available, strict=True))
+
+
+def allocator_overhead(device: DeviceType) -> float:
+    """The memory that the device's allocator takes for one byte of tensors, as it is configured in this process."""
+    if device == "cpu":
+        return CPU_OVERHEAD
+    return EXPANDABLE_OVERHEAD if uses_expandable_segments(os.environ) else SEGMENT_OVERHEAD
 
 
 def trace_memory(run: Outline, execution: Execution) -> RunMemory:

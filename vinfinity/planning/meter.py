@@ -149,7 +149,7 @@ class LiveBytes(Meter):
         key, size, on_device = storage._cdata, storage.nbytes(), tensor.device.type == self.device
         if key not in self._references:
             self._references[key] = 0
-            self._add(size, on_device)
+            self.allocated(key, size, on_device=on_device)
         self._references[key] += 1
         weakref.finalize(tensor, self._release, key, size, on_device)
 
@@ -157,7 +157,15 @@ class LiveBytes(Meter):
         self._references[key] -= 1
         if self._references[key] == 0:
             del self._references[key]
-            self._add(-size, on_device)
+            self.freed(key, size, on_device=on_device)
+
+    def allocated(self, key: int, size: int, *, on_device: bool) -> None:
+        """Called for each new block of memory. key: identifies it until it is freed."""
+        self._add(size, on_device)
+
+    def freed(self, key: int, size: int, *, on_device: bool) -> None:
+        """Called when the last tensor in a block is gone."""
+        self._add(-size, on_device)
 
     def _add(self, size: int, on_device: bool) -> None:
         if on_device:

@@ -9,7 +9,7 @@ from vinfinity.config import RunConfig
 from vinfinity.denoise.samplers import State
 from vinfinity.errors import InputError
 from vinfinity.parallel.place import Place
-from vinfinity.planning.estimate import Seconds, exchange_seconds, work_seconds
+from vinfinity.planning.estimate import Seconds, denoiser_products, exchange_seconds, work_seconds
 from vinfinity.planning.fit import choose, refusal
 from vinfinity.planning.machines import GPUS, Gpu, find_gpu
 from vinfinity.planning.memory import Budget, RunMemory
@@ -113,10 +113,11 @@ class Plan:
         """The time on GPUs of one kind. distilled: in four steps, without the second guidance branch."""
         branches, steps = (1, FEW_STEPS) if distilled else (self.run.branches_per_rank, self.steps)
         at_once = min(self.memory.execution.branches, branches)
-        half = self.run.dtype != "fp32"
-        call = work_seconds(self.work.work, gpu, batch=at_once, half=half)
-        block = work_seconds(self.memory.decoding.work, gpu, half=False)
-        decoders = self.run.ranks if self.run.config.decode.where == "ranks" else 1
+        products = denoiser_products(self.run.call.dtype)
+        call = work_seconds(self.work.work, gpu, batch=at_once, products=products)
+        # see system/precision.py
+        block = work_seconds(self.memory.decoding.work, gpu, products="tf32")
+        decoders = self.run.ranks if self.run.config.decode.on_all_ranks(self.run.device) else 1
         return Seconds(
             denoising=steps * (branches // at_once) * call,
             exchange=steps * exchange_seconds(self.work.bytes * branches, gpu),

@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from vinfinity.planning.estimate import ASSUMPTIONS, Seconds
-from vinfinity.planning.memory import gigabytes
+from vinfinity.planning.memory import GPU_RESERVE, allocator_overhead, gigabytes
 from vinfinity.planning.plan import FEW_STEPS, Plan, seconds_by_gpu
 from vinfinity.runs.paths import Destination
 from vinfinity.system.progress import duration
@@ -44,6 +44,10 @@ def table(plan: Plan) -> list[tuple[str, ...]]:
         f"weights {gigabytes(step.weights)}, skip connections {gigabytes(step.skips)}, temporaries"
         f" {gigabytes(step.temporaries)}, exchange {gigabytes(step.exchange)}, sampler {gigabytes(step.state)}"
     )
+    besides = (
+        f"the largest of these, {allocator_overhead(run.device) - 1:.0%} more for the allocator, and"
+        f" {gigabytes(GPU_RESERVE)} for CUDA's libraries"
+    )
     host = (
         f"latents {gigabytes(memory.latents)}, loading {gigabytes(memory.loading)}, pictures"
         f" {gigabytes(memory.pictures)}, skip connections {gigabytes(step.host)}"
@@ -62,6 +66,7 @@ def table(plan: Plan) -> list[tuple[str, ...]]:
         *essentials(plan),
         ("", f"denoising: {parts}"),
         ("", f"text encoder: {gigabytes(memory.text.device)}, decoding: {gigabytes(memory.decoding.device)}"),
+        *([("", besides)] if run.device == "cuda" else []),
         ("", f"host: {host}"),
         ("disk", disk),
         ("messages", f"{plan.messages_per_step:,} per step and rank, {gigabytes(plan.bytes_per_step)}"),
@@ -121,6 +126,8 @@ def as_json(plan: Plan) -> dict[str, Any]:
             "needed": on_device,
             "available": plan.budget.device,
             "peak": memory.device,
+            "allocator": allocator_overhead("cuda"),
+            "reserve": GPU_RESERVE,
             **asdict(memory.step),
             "temporaries": memory.step.temporaries,
             "text": memory.text.device,

@@ -41,7 +41,7 @@ def write_whole(path: Path, data: bytes | str) -> None:
 
 def missing_problem(path: Path, otherwise: str = "does not exist") -> str:
     """What to say of a path at which there is nothing: that it is a broken link, or `otherwise`."""
-    return f"is a broken link to {path.readlink()}" if path.is_symlink() else otherwise
+    return f"is a broken link to {path.readlink()}" if os.path.islink(path) else otherwise
 
 
 def tree_files(folder: Path, suffixes: Collection[str]) -> list[Path]:

@@ -10,12 +10,16 @@ from vinfinity.errors import InputError, OutputError
 
 
 def expanded(path: str | Path, *, field: str) -> Path:
-    """A path with `~` replaced by the home directory. field: the setting that named it. Raises InputError."""
-    try:
-        return Path(path).expanduser()
-    except RuntimeError:
+    """A path as users write it: `~` is the home directory. An unknown `~name` stays as it is, as in a shell.
+
+    field: the setting that named it. Raises InputError if there is no home directory.
+    """
+    written = os.fspath(path)
+    meant = os.path.expanduser(written)
+    if meant == written and (written == "~" or written.startswith("~/")):
         problem = "needs a home directory, and there is none"
-        raise InputError(field, path, "write the path without ~, or set HOME", problem=problem) from None
+        raise InputError(field, path, "write the path without ~, or set HOME", problem=problem)
+    return Path(meant)
 
 
 def data_folder() -> Path:

@@ -186,9 +186,12 @@ class Shutdown:
         return self.reaction is Reaction.EXIT or time.monotonic() - since > GRACE
 
     def _end(self) -> NoReturn:
-        # handler and thread may come here at the same time: only the first goes on
+        self.end(*self.outcome())
+
+    def end(self, code: int, message: str) -> NoReturn:
+        """End the process at once, from a handler or a thread, whatever the main thread is doing."""
+        # several may come here at the same time: only the first goes on
         self._ending.acquire()
-        code, message = self.outcome()
         with contextlib.suppress(OSError):
             self._report(code, message)
         os._exit(code)

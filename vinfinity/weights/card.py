@@ -84,7 +84,7 @@ def find_model(model: str) -> Path:
         return folder
     if os.path.exists(folder):
         raise InputError("model", model, "name the folder that has model_index.json", problem="is a file")
-    if folder.is_symlink():
+    if os.path.islink(folder):
         remedy = "restore what it leads to, or link it again"
         raise InputError("model", model, remedy, problem=missing_problem(folder))
     if model in KNOWN:

@@ -6,6 +6,7 @@ Whatever a file holds is merged; a file with anything else in it is rejected.
 """
 
 import contextlib
+import os
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -133,7 +134,7 @@ def read_lora(text: str, targets: Sequence[Target]) -> Lora:
 
 def _find_file(path: Path) -> Path:
     """The file of factors that `path`, a file or a folder, names. Raises InputError."""
-    if path.is_dir():
+    if os.path.isdir(path):
         found = next((path / name for name in FILES if (path / name).is_file()), None)
         if found is None:
             problem = f"is a folder without {' or '.join(FILES[:2])}"
@@ -142,7 +143,8 @@ def _find_file(path: Path) -> Path:
     if path.suffix not in (".safetensors", *PICKLES):
         problem = f"does not end in .safetensors, {', '.join(PICKLES)}"
         raise InputError("lora", path, "use a LoRA file, or a folder that has one", problem=problem)
-    if not path.is_file():
+    # names that are too long do not exist either
+    if not os.path.isfile(path):
         raise InputError("lora", path, "check the path", problem=missing_problem(path))
     return path
 

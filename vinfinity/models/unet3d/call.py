@@ -14,6 +14,7 @@ from vinfinity.models.finite import first_not_finite
 from vinfinity.models.network_call import CallOptions
 from vinfinity.models.unet3d.unet import DeepFeatures, UNet
 from vinfinity.parallel.context import TemporalContext
+from vinfinity.system.precision import fp32_products
 
 
 class UNetCall:
@@ -56,18 +57,19 @@ class UNetCall:
         for text, deep in self._passes:
             if deep is not None:
                 deep.renew = renew
-            predictions.append(
-                self.network(
-                    x.to(self.dtype).expand(len(text), *x.shape[1:]),
-                    self._scalar(t),
-                    text,
-                    self.context_at(t),
-                    fps=self._fps,
-                    condition=self._condition,
-                    store=self.store,
-                    deep=deep,
+            with fp32_products(tf32=False):
+                predictions.append(
+                    self.network(
+                        x.to(self.dtype).expand(len(text), *x.shape[1:]),
+                        self._scalar(t),
+                        text,
+                        self.context_at(t),
+                        fps=self._fps,
+                        condition=self._condition,
+                        store=self.store,
+                        deep=deep,
+                    )
                 )
-            )
         return predictions[0] if len(predictions) == 1 else torch.cat(predictions)
 
     def non_finite_layers(self, x: Tensor, t: float, *, renew: bool = True) -> Sequence[str]:

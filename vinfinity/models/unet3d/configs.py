@@ -130,6 +130,19 @@ class VAEConfig:
         ]
         return math.ceil(max(peaks))
 
+    @property
+    def widest_channels(self) -> int:
+        """The most channels, counted at the picture's resolution, of one tensor while decoding: a level takes what the
+        level before it has upsampled.
+        """
+        widths = self.block_out_channels[::-1]
+        return math.ceil(
+            max(
+                max(p, w) / 4 ** (len(widths) - 1 - i)
+                for i, (p, w) in enumerate(zip((widths[0], *widths), widths, strict=False))
+            )
+        )
+
     @classmethod
     def from_dict(cls, values: Mapping[str, object]) -> "VAEConfig":
         """From a parsed config.json. Raises ValueError for features that this autoencoder does not have."""
@@ -185,6 +198,13 @@ class TinyConfig:
         The input of a block and two steps inside it.
         """
         return 3 * self.decoder_block_out_channels[-1]
+
+    @property
+    def widest_channels(self) -> int:
+        """The most channels, counted at the picture's resolution, of one tensor while decoding: the last block takes
+        what the block before it has upsampled.
+        """
+        return max(self.decoder_block_out_channels[-2:])
 
     @classmethod
     def from_dict(cls, values: Mapping[str, object]) -> "TinyConfig":

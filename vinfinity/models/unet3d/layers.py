@@ -43,6 +43,9 @@ QUERY_GROUP = 4
 # The temporaries of a feed-forward layer, as a multiple of its input.
 FEED_FORWARD_MEMORY = 8
 
+# The largest batch that attention's kernels on GPUs take (pytorch#146704).
+ATTENTION_BATCH = 65535
+
 
 def chunks(count: int, item_bytes: int, chunk_bytes: int) -> list[slice]:
     """Splits `count` items of `item_bytes` bytes into chunks of about `chunk_bytes` bytes, which bounds temporaries."""
@@ -146,7 +149,15 @@ def attend(q: Tensor, k: Tensor, v: Tensor, *, bias: Tensor | None = None) -> Te
     if uses_onednn(q) and count % QUERY_GROUP:
         q = F.pad(q, (0, 0, 0, -count % QUERY_GROUP))
         bias = None if bias is None else F.pad(bias, (0, 0, 0, -count % QUERY_GROUP))
-    return F.scaled_dot_product_attention(q, k, v, attn_mask=bias)[:, :, :count]
+    if len(q) <= ATTENTION_BATCH:
+        return F.scaled_dot_product_attention(q, k, v, attn_mask=bias)[:, :, :count]
+    parts = zip(*(x.split(ATTENTION_BATCH) for x in (q, k, v)), strict=True)
+    return torch.cat(
+        [
+            F.scaled_dot_product_attention(queries, keys, values, attn_mask=bias)
+            for queries, keys, values in parts
+        ]
+    )[:, :, :count]
 
 
 class Linear(nn.Linear):

@@ -284,7 +284,9 @@ def compile_blocks(unet: UNet) -> None:
     """Compiles the layers that work within a frame, each at its first call. Temporal layers wait for other ranks and
     are not compiled.
     """
-    torch._dynamo.config.recompile_limit = COMPILED_VARIANTS
+    # the older name is that of torch before 2.6
+    limit = "recompile_limit" if hasattr(torch._dynamo.config, "recompile_limit") else "cache_size_limit"
+    setattr(torch._dynamo.config, limit, COMPILED_VARIANTS)
     for module in unet.modules():
         if isinstance(module, ResnetBlock | SpatialTransformer | Downsample | Upsample):
             module.compile(dynamic=True)

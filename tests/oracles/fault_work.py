@@ -1,0 +1,219 @@
+"""Faults of GPUs and of what connects them, as workers of ranks on the CPU. Each rank is a process."""
+
+import os
+import signal
+import time
+from collections.abc import Mapping, Sequence
+
+import torch
+import torch.distributed as dist
+from oracles.reference import configure
+from torch import Tensor
+
+from vinfinity.denoise.execution import Execution
+from vinfinity.job import prepare
+from vinfinity.parallel.exchange import RankExchange, Work
+from vinfinity.parallel.meeting import meet
+from vinfinity.parallel.ranks import Ranks
+from vinfinity.parallel.shards import FrameShards, halo_route
+from vinfinity.parallel.waits import DeviceWait
+from vinfinity.pipeline import encode_text, fitting_denoiser, initial_state, load_denoiser
+from vinfinity.planning.fit import Fit
+
+# far longer than any limit of a test
+FOREVER = 600.0
+CUDA_OUT_OF_MEMORY = (
+    "CUDA out of memory. Tried to allocate 944.00 MiB. GPU 1 has a total capacity of 23.65 GiB of which 61.00 MiB is"
+    " free. Including non-PyTorch memory, this process has 23.58 GiB memory in use."
+)
+
+
+class Point:
+    """A point in the work of a pretended GPU."""
+
+    def __init__(self, *, passed: bool) -> None:
+        self.passed = passed
+
+    def record(self) -> None:
+        """Nothing runs."""
+
+    def query(self) -> bool:
+        return self.passed
+
+
+def wait_on_gpu(ranks: Ranks, label: str) -> None:
+    """Have the GPU wait for messages, as NCCL does: nothing raises on the host."""
+    ranks.waits._device.append(DeviceWait(label, Point(passed=True), Point(passed=False)))
+
+
+def hurry(ranks: Ranks) -> None:
+    """From here on, ranks need not load anything, and can be missed sooner."""
+    assert ranks.liveness is not None
+    ranks.collect(1)
+    ranks.liveness.judge.timeout = 4.0
+
+
+def suspend(_: None, ranks: Ranks) -> None:
+    """Rank 1 is suspended while the others wait for it on their GPUs, and their hosts are inside a library."""
+    hurry(ranks)
+    if ranks.rank == 1:
+        os.kill(os.getpid(), signal.SIGSTOP)
+    wait_on_gpu(ranks, "temporal attention 1")
+    time.sleep(FOREVER)
+
+
+def hang(_: None, ranks: Ranks) -> None:
+    """Rank 1 hangs, though its threads live; the GPUs of the others wait for it."""
+    hurry(ranks)
+    if ranks.rank != 1:
+        wait_on_gpu(ranks, "temporal attention 1")
+    time.sleep(FOREVER)
+
+
+def hang_in_transport(_: None, ranks: Ranks) -> None:
+    """The GPUs of all ranks wait for each other; the hosts look at them."""
+    hurry(ranks)
+    wait_on_gpu(ranks, "temporal convolution")
+    while True:
+        time.sleep(0.01)
+        assert ranks.liveness is not None
+        ranks.liveness.check()
+
+
+def hang_until_aborted(_: None, ranks: Ranks) -> None:
+    """Rank 1 hangs, and NCCL's watchdog aborts the ranks that wait for it."""
+    ranks.collect(1)
+    if ranks.rank == 1:
+        time.sleep(FOREVER)
+    with ranks.waits.on_host("temporal attention 1"):
+        # until the sign of life says so
+        time.sleep(1.5)
+        os.abort()
+
+
+def abort(_: None, ranks: Ranks) -> None:
+    """Rank 1 aborts, for a reason of its own."""
+    ranks.collect(1)
+    if ranks.rank == 1:
+        os.abort()
+    time.sleep(FOREVER)
+
+
+def raise_while_others_wait(_: None, ranks: Ranks) -> None:
+    """Rank 1 fails while the GPUs of the others wait for it; the cleanup of NCCL would block for a minute."""
+    dist.destroy_process_group = lambda *_: time.sleep(60)
+    ranks.collect(1)
+    if ranks.rank == 1:
+        raise KeyError("missing")
+    wait_on_gpu(ranks, "temporal attention 1")
+    time.sleep(FOREVER)
+
+
+def finish_with_a_slow_cleanup(_: None, ranks: Ranks) -> int:
+    """All is well, but the cleanup of NCCL would block for a minute."""
+    dist.destroy_process_group = lambda *_: time.sleep(60)
+    return sum(ranks.collect(ranks.rank))
+
+
+def run_out_of_memory(_: None, ranks: Ranks) -> None:
+    """Rank 1 runs out of memory in its network, while the GPUs of the others wait for it."""
+    ranks.collect(1)
+    if ranks.rank == 1:
+        raise torch.cuda.OutOfMemoryError(CUDA_OUT_OF_MEMORY)
+    wait_on_gpu(ranks, "temporal attention 1")
+    time.sleep(FOREVER)
+
+
+def run_out_of_memory_in_an_exchange(where: str, ranks: Ranks) -> None:
+    """Rank 1 runs out of memory when messages start, or when they are waited for."""
+    shards = FrameShards(2 * ranks.size, ranks.size)
+    x, route = torch.zeros(1, 2, 2, 2, 4), halo_route(shards, ranks.rank, 1)
+    if ranks.rank == 1:
+        original = dist.batch_isend_irecv
+
+        class Failing:
+            def wait(self) -> None:
+                raise torch.cuda.OutOfMemoryError(CUDA_OUT_OF_MEMORY)
+
+        def fail(operations: list[dist.P2POp]) -> Sequence[object]:
+            if where == "start":
+                raise torch.cuda.OutOfMemoryError(CUDA_OUT_OF_MEMORY)
+            original(operations)
+            return [Failing()]
+
+        dist.batch_isend_irecv = fail  # type: ignore[assignment]
+    RankExchange(ranks.rank, shards, waits=ranks.waits).fetch(x, route, label="temporal convolution").wait()
+    ranks.collect(1)
+
+
+def meet_again(seconds: float, ranks: Ranks) -> None:
+    """The first exchange, in which rank 1 does not take part in time."""
+    assert ranks.liveness is not None
+    if ranks.rank == 1:
+        time.sleep(3 * seconds)
+    store = dist.PrefixStore("again", ranks.liveness._store)
+    meet(ranks.rank, ranks.size, device=ranks.device, store=store, seconds=seconds)
+
+
+class _Deaf(RankExchange):
+    """Loses the messages from rank 0 to rank 2."""
+
+    def _start(
+        self, leaving: Mapping[int, Tensor], arriving: Mapping[int, Tensor], label: str
+    ) -> tuple[Sequence[Work], Sequence[dist.P2POp]]:
+        if self.rank == 0:
+            leaving = {peer: message for peer, message in leaving.items() if peer != 2}
+        return super()._start(leaving, arriving, label)
+
+
+def lose_messages(seconds: float, ranks: Ranks) -> None:
+    """The first exchange over a network on which messages from rank 0 to rank 2 are lost."""
+    from vinfinity.parallel import meeting
+
+    assert ranks.liveness is not None
+    meeting._FirstExchange.__bases__ = (_Deaf,)
+    store = dist.PrefixStore("again", ranks.liveness._store)
+    meet(ranks.rank, ranks.size, device=ranks.device, store=store, seconds=seconds)
+
+
+def rehearse_with_too_little_memory(rungs: int, ranks: Ranks) -> list[tuple[int, Execution, Tensor]]:
+    """A call of a tiny network on all ranks, of which rank 1 lacks memory for the first `rungs` executions.
+
+    Returns, for each rank, the calls it needed, the execution and the prediction.
+    """
+    config = configure("mini", prompt="a red ball", frames=12, size="32x32", device="cpu").config
+    job = prepare(config)
+    device = ranks.device
+    network = load_denoiser(job, device=device, dtype=torch.float32)
+    text = encode_text(job, device=device, dtype=torch.float32)
+    team = ranks.team(12, split=False)
+    calls = 0
+
+    def lack_memory(*_: object) -> None:
+        nonlocal calls
+        calls += 1
+        if ranks.rank == 1 and calls <= rungs:
+            raise torch.cuda.OutOfMemoryError(CUDA_OUT_OF_MEMORY)
+
+    network.register_forward_pre_hook(lack_memory)
+    executions = [Execution(branches=1, skips="device", chunk_bytes=2**20 * size) for size in (3, 2, 1)]
+    denoiser, execution = fitting_denoiser(
+        job,
+        network,
+        text,
+        team,
+        team.exchange(),
+        ranks,
+        fit=Fit(executions, ample=False),
+        t=999.0,
+        rehearsed=True,
+    )
+    x = initial_state(job, job.selection.of(team.held)).x
+    with torch.no_grad():
+        prediction = denoiser.call(x, 999.0)
+    return ranks.collect((calls, execution, prediction))
+
+
+def allocator_settings(_: None, ranks: Ranks) -> list[str]:
+    """How the allocator of each rank is configured."""
+    return ranks.collect(os.environ.get("PYTORCH_CUDA_ALLOC_CONF", ""))

@@ -1,0 +1,131 @@
+"""The device of a rank: which GPU it takes, and what is said where that does not work."""
+
+import warnings
+from pathlib import Path
+
+import pytest
+import torch
+
+from vinfinity.errors import InputError
+from vinfinity.parallel import devices
+from vinfinity.parallel.devices import (
+    GpuFacts,
+    PeakMemory,
+    check_gpus,
+    check_nccl,
+    fallen_back,
+    peak_memory,
+    pick_device,
+)
+
+GIB = 2**30
+
+
+@pytest.fixture
+def gpus(monkeypatch: pytest.MonkeyPatch) -> pytest.MonkeyPatch:
+    """A torch that finds one GPU."""
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+    monkeypatch.setattr(torch.cuda, "device_count", lambda: 1)
+    monkeypatch.delenv("CUDA_VISIBLE_DEVICES", raising=False)
+    return monkeypatch
+
+
+def test_tasks_of_srun_that_see_one_gpu_each_take_it(gpus: pytest.MonkeyPatch) -> None:
+    gpus.setenv("CUDA_VISIBLE_DEVICES", "3")
+    for wanted in ("auto", "cuda"):
+        picked = pick_device(wanted, local_rank=3, local_size=8, launcher="srun")
+        assert picked == torch.device("cuda", 0)
+
+
+def test_ranks_without_a_gpu_each_are_refused_with_the_remedy_of_their_launcher(
+    gpus: pytest.MonkeyPatch,
+) -> None:
+    with pytest.raises(InputError, match=r"finds 1 CUDA GPU for 8; .*--gpus-per-node 8 --gpu-bind=none"):
+        pick_device("cuda", local_rank=3, local_size=8, launcher="srun")
+    gpus.setenv("CUDA_VISIBLE_DEVICES", "0")
+    for launcher in ("vinfinity", "torchrun"):
+        with pytest.raises(InputError, match=r"finds 1 CUDA GPU .* for 2; add --device cpu to run 2 ranks"):
+            pick_device("auto", local_size=2, launcher=launcher)
+    gpus.setattr(torch.cuda, "device_count", lambda: 3)
+    with pytest.raises(InputError, match=r"finds 3 CUDA GPUs.* for 4; .*--gpus-per-node 4"):
+        pick_device("auto", local_rank=1, local_size=4, launcher="srun")
+
+
+def test_two_ranks_on_one_gpu_are_named() -> None:
+    card = GpuFacts("node1", "GPU-0a", "NVIDIA L40S", 45 * GIB)
+    elsewhere = GpuFacts("node2", "GPU-0a", "NVIDIA L40S", 45 * GIB)
+    assert check_gpus([card, elsewhere]) is None
+    with pytest.raises(
+        InputError, match=r"gives ranks 0 and 2 the same GPU \(NVIDIA L40S on node1, GPU-0a\)"
+    ):
+        check_gpus([card, elsewhere, card])
+
+
+def test_gpus_of_unequal_memory_are_named() -> None:
+    small, large = (
+        GpuFacts("n", "a", "RTX 4090", 24 * GIB),
+        GpuFacts("n", "b", "RTX 6000 Ada", 48 * GIB),
+    )
+    warning = check_gpus([large, small])
+    assert warning == (
+        "the GPUs differ: rank 1 has 26 GB (RTX 4090), rank 0 52 GB (RTX 6000 Ada); every rank does what fits the"
+        " smallest"
+    )
+
+
+@pytest.mark.skipif(torch.cuda.is_available(), reason="this torch has NCCL")
+def test_several_ranks_on_gpus_need_nccl() -> None:
+    with pytest.raises(InputError, match=r"needs NCCL for 2 ranks, which torch .* lacks; install torch from"):
+        check_nccl(2, torch.device("cuda", 0))
+    check_nccl(1, torch.device("cuda", 0))
+    check_nccl(2, torch.device("cpu"))
+
+
+def broken_driver() -> bool:
+    """What torch.cuda.is_available does where the driver is too old."""
+    warnings.warn(
+        "CUDA initialization: The NVIDIA driver on your system is too old (found version 11040). "
+        "(Triggered internally at CUDAFunctions.cpp:109.)",
+        stacklevel=2,
+    )
+    return False
+
+
+def test_the_cpu_is_taken_with_a_warning_where_the_driver_is_broken(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    (tmp_path / "nvidia0").touch()
+    monkeypatch.setattr(torch.cuda, "is_available", broken_driver)
+    # the management library still counts the GPU
+    monkeypatch.setattr(torch.cuda, "device_count", lambda: 1)
+    monkeypatch.setattr(devices, "DEVICE_FILES", str(tmp_path / "nvidia[0-9]*"))
+    monkeypatch.setattr(torch.version, "cuda", "12.8")
+    assert pick_device("auto") == torch.device("cpu")
+    reason = r"The NVIDIA driver on your system is too old \(found version 11040\)\."
+    warning = fallen_back("auto")
+    assert warning is not None
+    assert "auto takes the CPU" in warning
+    with pytest.raises(InputError, match=rf"finds 0 CUDA GPUs for 1 \({reason}\); add --device cpu"):
+        pick_device("cuda")
+    monkeypatch.setattr(torch.version, "cuda", None)
+    assert "torch was installed without CUDA" in str(fallen_back("auto"))
+    assert fallen_back("cpu") is None
+
+
+def test_nothing_is_said_on_machines_without_a_gpu(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    monkeypatch.setattr(devices, "DEVICE_FILES", str(tmp_path / "nvidia[0-9]*"))
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
+    assert fallen_back("auto") is None
+
+
+def test_peak_memory_says_what_ran_out(monkeypatch: pytest.MonkeyPatch) -> None:
+    resident = peak_memory(torch.device("cpu"))
+    assert resident.reserved > 10**7
+    assert resident.allocated is None
+    figures = {"num_alloc_retries": 2, "num_ooms": 1}
+    monkeypatch.setattr(torch.cuda, "memory_stats", lambda device: figures)
+    monkeypatch.setattr(torch.cuda, "mem_get_info", lambda device: (3 * GIB, 24 * GIB))
+    monkeypatch.setattr(torch.cuda, "max_memory_reserved", lambda device: 20 * GIB)
+    monkeypatch.setattr(torch.cuda, "max_memory_allocated", lambda device: 19 * GIB)
+    found = peak_memory(torch.device("cuda", 0))
+    assert found == PeakMemory(20 * GIB, allocated=19 * GIB, retries=2, failures=1, driver=21 * GIB)

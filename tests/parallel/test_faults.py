@@ -1,0 +1,109 @@
+"""What happens to all ranks when one hangs, fails or runs out of memory, whatever the transport does about it.
+
+GPUs are pretended: their waits for messages are seen in events, and never raise.
+"""
+
+from collections.abc import Callable
+
+import pytest
+import torch
+from oracles import fault_work
+
+from vinfinity.errors import OutOfMemoryError, RankError, VinfinityError
+from vinfinity.parallel.launch import launch
+from vinfinity.parallel.ranks import Ranks
+
+# enough for ranks to start under load; what is tested here ends long before
+TIMEOUT = 120.0
+
+
+def failure(worker: Callable[..., object], payload: object = None, *, ranks: int = 3) -> VinfinityError:
+    with pytest.raises(VinfinityError) as caught:
+        launch(worker, payload, gpus=ranks, device="cpu", timeout=TIMEOUT)
+    return caught.value
+
+
+@pytest.mark.parametrize(
+    ("worker", "message"),
+    [
+        (fault_work.suspend, "rank 1 did not answer in time ("),
+        (fault_work.hang, "rank 1 did not answer in time (waited for it in: temporal attention 1)"),
+        (fault_work.hang_in_transport, "no messages arrive between the ranks"),
+        (
+            fault_work.hang_until_aborted,
+            "rank 1 did not answer in time (waited for it in: temporal attention 1)",
+        ),
+        (fault_work.abort, "rank 1 was killed by SIGABRT"),
+    ],
+    ids=lambda value: getattr(value, "__name__", ""),
+)
+def test_the_rank_that_does_not_answer_is_named(worker: Callable[..., object], message: str) -> None:
+    error = failure(worker)
+    assert isinstance(error, RankError)
+    assert error.exit_code == 3
+    assert error.message.startswith(message)
+
+
+def test_an_error_ends_all_ranks_although_nccls_cleanup_would_block() -> None:
+    error = failure(fault_work.raise_while_others_wait)
+    assert error.exit_code == 1
+    assert error.message.startswith("rank 1: KeyError: 'missing' (fault_work.py:")
+
+
+def test_ranks_end_although_nccls_cleanup_would_block() -> None:
+    assert launch(fault_work.finish_with_a_slow_cleanup, None, gpus=3, device="cpu", timeout=TIMEOUT) == 3
+
+
+@pytest.mark.parametrize(
+    ("worker", "payload"),
+    [
+        (fault_work.run_out_of_memory, None),
+        (fault_work.run_out_of_memory_in_an_exchange, "start"),
+        (fault_work.run_out_of_memory_in_an_exchange, "wait"),
+    ],
+)
+def test_a_lack_of_memory_is_named_with_a_remedy(worker: Callable[..., object], payload: object) -> None:
+    error = failure(worker, payload)
+    assert isinstance(error, OutOfMemoryError)
+    assert error.exit_code == 2
+    assert error.message == (
+        "rank 1 on cpu: out of memory: 944.00 MiB more needed, 61.00 MiB of 23.65 GiB free; try memory=low, a smaller"
+        " --size, fewer --frames, or more --gpus"
+    )
+
+
+def test_a_rank_that_misses_the_first_exchange_is_named() -> None:
+    error = failure(fault_work.meet_again, 1.0)
+    assert isinstance(error, RankError)
+    assert "no message got from rank 1 to 0" in error.message
+
+
+def test_pairs_of_ranks_that_cannot_reach_each_other_are_named_with_remedies() -> None:
+    error = failure(fault_work.lose_messages, 2.0)
+    assert isinstance(error, RankError)
+    assert error.message == (
+        "in the first exchange, no message got from rank 0 to 2 within 2 s; set GLOO_SOCKET_IFNAME to the interface of"
+        " the network between the nodes"
+    )
+
+
+# ---- the rehearsal ----
+
+
+def test_all_ranks_take_the_next_execution_if_one_rank_lacks_memory() -> None:
+    found = launch(fault_work.rehearse_with_too_little_memory, 1, gpus=3, device="cpu", timeout=TIMEOUT)
+    assert {execution.chunk_bytes for _, execution, _ in found} == {2 * 2**20}
+    # the first two executions, in which both branches of guidance are computed, and the call itself
+    calls = [calls for calls, _, _ in found]
+    assert calls[0] == calls[2] == 6
+    assert calls[1] == 5
+    predictions = torch.cat([prediction for _, _, prediction in found], dim=2)
+    alone = Ranks(device=torch.device("cpu"))
+    [(_, _, expected)] = fault_work.rehearse_with_too_little_memory(0, alone)
+    assert torch.equal(predictions, expected)
+
+
+def test_a_run_that_fits_in_no_execution_ends_on_all_ranks_with_a_remedy() -> None:
+    error = failure(fault_work.rehearse_with_too_little_memory, 99)
+    assert isinstance(error, OutOfMemoryError)
+    assert error.message.startswith("rank 1 on cpu: out of memory: 944.00 MiB more needed")

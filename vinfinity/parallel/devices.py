@@ -1,0 +1,169 @@
+"""The device that a rank computes on, and whether the GPUs of all ranks go together."""
+
+import glob
+import os
+import resource
+import socket
+import sys
+import warnings
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import torch
+import torch.distributed as dist
+
+from vinfinity.errors import InputError, one_line
+from vinfinity.parallel.place import Place
+from vinfinity.system.pytorch import prefer_expandable_segments
+
+# what the driver creates for each GPU
+DEVICE_FILES = "/dev/nvidia[0-9]*"
+# GPUs whose memory differs by less than this share count as equal
+UNEQUAL = 0.05
+
+
+def pick_device(
+    wanted: str, *, local_rank: int = 0, local_size: int = 1, launcher: str | None = None
+) -> torch.device:
+    """The device of a rank for "auto", "cuda" or "cpu": the GPU with the rank's number on the node.
+
+    launcher: what started the ranks. Of srun's tasks each may see a single GPU, which then is its own.
+    With "auto", a single rank falls back to the CPU. Raises InputError if the node has fewer GPUs than ranks.
+    """
+    if wanted == "cpu":
+        return torch.device("cpu")
+    if not torch.cuda.is_initialized():
+        # for processes in which vinfinity is a library; the command line has done it already
+        prefer_expandable_segments(os.environ)
+    found, reason = usable_gpus()
+    if wanted == "auto" and local_size == 1 and found == 0:
+        return torch.device("cpu")
+    if local_size <= found:
+        return torch.device("cuda", local_rank)
+    if launcher == "srun" and found == 1 and os.environ.get("CUDA_VISIBLE_DEVICES"):
+        return torch.device("cuda", 0)
+    ranks = f"{local_size} rank{'s' * (local_size > 1)}"
+    visible = os.environ.get("CUDA_VISIBLE_DEVICES")
+    because = "" if visible is None else f" (CUDA_VISIBLE_DEVICES={visible!r})"
+    problem = f"finds {found} CUDA GPU{'s' * (found != 1)}{because} for {local_size}"
+    if found == 0 and reason:
+        problem += f" ({reason})"
+    remedy = f"add --device cpu to run {ranks} on the CPU"
+    if launcher == "srun" and found:
+        remedy = (
+            f"start one task per GPU, and let each see all GPUs: --gpus-per-node {local_size} --gpu-bind=none"
+        )
+    raise InputError("device", wanted, remedy, problem=problem)
+
+
+def rank_device(place: Place, wanted: str) -> torch.device:
+    """The device of the rank at `place`. Raises InputError."""
+    return pick_device(
+        wanted, local_rank=place.local_rank, local_size=place.local_size, launcher=place.launcher
+    )
+
+
+def usable_gpus() -> tuple[int, str]:
+    """How many GPUs torch can use; if none, why it cannot use those that the machine seems to have, or ""."""
+    with warnings.catch_warnings(record=True) as caught:
+        warnings.simplefilter("always")
+        # device_count alone asks the driver's management library, which also counts GPUs that torch cannot use
+        if torch.cuda.is_available():
+            return torch.cuda.device_count(), ""
+    if not glob.glob(DEVICE_FILES):
+        return 0, ""
+    if torch.version.cuda is None:
+        return 0, "torch was installed without CUDA"
+    said = one_line(caught[-1].message) if caught else "its driver does not answer"
+    return 0, said.partition(" (Triggered internally")[0].removeprefix("CUDA initialization: ")
+
+
+def fallen_back(wanted: str) -> str | None:
+    """A warning if the CPU is taken although the machine has a GPU."""
+    reason = usable_gpus()[1] if wanted == "auto" else ""
+    if not reason:
+        return None
+    return (
+        f"device: auto takes the CPU, because torch cannot use this machine's GPU: {reason}; see `nvidia-smi`"
+    )
+
+
+def check_nccl(size: int, device: torch.device) -> None:
+    """Raise InputError if ranks on GPUs cannot reach each other because torch lacks NCCL."""
+    if size > 1 and device.type == "cuda" and not dist.is_nccl_available():
+        remedy = "install torch from its official packages, or use one GPU"
+        problem = f"needs NCCL for {size} ranks, which torch {torch.__version__} lacks"
+        raise InputError("device", "cuda", remedy, problem=problem)
+
+
+@dataclass(frozen=True)
+class GpuFacts:
+    """One rank's GPU. host: of its node. identity: what tells it from the other GPUs there. memory: in bytes."""
+
+    host: str
+    identity: str
+    name: str
+    memory: int
+
+
+def gpu_facts(device: torch.device) -> GpuFacts:
+    """The facts of a GPU in use."""
+    properties = torch.cuda.get_device_properties(device)
+    # torch 2.4 knows no uuid of some builds
+    identity = str(getattr(properties, "uuid", None) or f"GPU {device.index}")
+    return GpuFacts(socket.gethostname(), identity, properties.name, properties.total_memory)
+
+
+def check_gpus(gpus: Sequence[GpuFacts]) -> str | None:
+    """A warning if the ranks' GPUs have unequal memory, else None. Raises InputError if two ranks share a GPU."""
+    owners: dict[tuple[str, str], int] = {}
+    for rank, gpu in enumerate(gpus):
+        owner = owners.setdefault((gpu.host, gpu.identity), rank)
+        if owner != rank:
+            problem = (
+                f"gives ranks {owner} and {rank} the same GPU ({gpu.name} on {gpu.host}, {gpu.identity})"
+            )
+            remedy = "start one rank per GPU; under srun, use --gpus-per-node with --gpu-bind=none"
+            raise InputError("device", "cuda", remedy, problem=problem)
+    smallest = min(range(len(gpus)), key=lambda rank: gpus[rank].memory)
+    largest = max(range(len(gpus)), key=lambda rank: gpus[rank].memory)
+    least, most = gpus[smallest], gpus[largest]
+    if least.memory >= (1 - UNEQUAL) * most.memory:
+        return None
+    return (
+        f"the GPUs differ: rank {smallest} has {least.memory / 1e9:.0f} GB ({least.name}), rank {largest}"
+        f" {most.memory / 1e9:.0f} GB ({most.name}); every rank does what fits the smallest"
+    )
+
+
+@dataclass(frozen=True)
+class PeakMemory:
+    """The most memory that a rank has held so far, in bytes.
+
+    reserved: by the allocator on its GPU, which is what runs out; on the CPU, by the process. allocated: the part of it
+    in tensors. retries: how often the allocator was out of memory until it gave back its cache. failures: how often it
+    was out of memory even so. driver: used on the GPU at the end, by all processes and libraries. The last four are
+    None on a CPU.
+    """
+
+    reserved: int
+    allocated: int | None = None
+    retries: int | None = None
+    failures: int | None = None
+    driver: int | None = None
+
+
+def peak_memory(device: torch.device) -> PeakMemory:
+    """The peak memory of this process on its device."""
+    if device.type != "cuda":
+        unit = 1 if sys.platform == "darwin" else 1024
+        return PeakMemory(reserved=resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * unit)
+    counts = torch.cuda.memory_stats(device)
+    free, total = torch.cuda.mem_get_info(device)
+    return PeakMemory(
+        reserved=torch.cuda.max_memory_reserved(device),
+        allocated=torch.cuda.max_memory_allocated(device),
+        retries=counts.get("num_alloc_retries", 0),
+        failures=counts.get("num_ooms", 0),
+        driver=total - free,
+    )

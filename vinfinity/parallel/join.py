@@ -1,0 +1,215 @@
+"""How a rank joins the others and leaves them."""
+
+import contextlib
+import json
+import os
+import re
+import threading
+import time
+from collections.abc import Callable, Iterator
+from dataclasses import asdict
+from datetime import timedelta
+from typing import TypeVar
+
+import torch
+import torch.distributed as dist
+
+from vinfinity.errors import RankError, Stopped, VinfinityError, described, one_line
+from vinfinity.parallel.devices import GpuFacts, check_gpus, gpu_facts
+from vinfinity.parallel.liveness import Liveness
+from vinfinity.parallel.meeting import MEETING, REMEDIES, meet
+from vinfinity.parallel.place import Place
+from vinfinity.parallel.ranks import Ranks
+from vinfinity.parallel.waits import Waits
+from vinfinity.system.out_of_memory import named_out_of_memory
+from vinfinity.system.progress import logger, warn
+from vinfinity.system.signals import Shutdown
+
+Payload = TypeVar("Payload")
+Result = TypeVar("Result")
+
+# seconds that a rank waits for the others before it says so
+NOTED_WAIT = 10.0
+# the entry of the store with the number of ranks that have left
+LEFT = "left"
+# seconds in which the store must answer ranks that leave, and the last of them must have left
+FAREWELL_SECONDS = 2
+# seconds after which NCCL ends a process by itself, far beyond those after which vinfinity does
+NCCL_SECONDS = 3600.0
+
+
+def carry_out(worker: Callable[[Payload, Ranks], Result], payload: Payload, ranks: Ranks) -> Result:
+    """The result of a rank's part of the work. Raises OutOfMemoryError if its memory does not suffice."""
+    with named_out_of_memory(str(ranks)):
+        return worker(payload, ranks)
+
+
+@contextlib.contextmanager
+def joined(
+    place: Place,
+    *,
+    device: torch.device,
+    timeout: float,
+    shutdown: Shutdown,
+    lasting: bool = False,
+    end: Callable[[VinfinityError], object] | None = None,
+) -> Iterator[Ranks]:
+    """Join the other ranks, and leave at the end. timeout: seconds to wait for any of them.
+
+    The first rank that fails or is asked to end decides how all others end: a RankError raised inside, which only says
+    that another rank is gone, is replaced by the first error of any rank.
+
+    lasting: whether the process goes on afterwards, as that of a library does. If all went well, it then leaves the
+    process group; the cleanup of NCCL waits for the other ranks, so that a process which ends anyway had better not
+    begin it, and one that has failed must not. end: ends this process with an error if its main thread cannot; by
+    default with a line on stderr.
+    """
+    _choose_threads(place, device)
+    if device.type == "cuda":
+        torch.cuda.set_device(device)
+        # messages should not wait behind large kernels
+        os.environ.setdefault("TORCH_NCCL_HIGH_PRIORITY", "1")
+    waiting = threading.Timer(NOTED_WAIT, _note_waiting, [place])
+    waiting.daemon = True
+    waits = Waits()
+    waiting.start()
+    with contextlib.ExitStack() as watched:
+        try:
+            store = _connect(place, timeout, host=_hosts_store(place))
+            liveness = Liveness(
+                place.rank,
+                place.size,
+                store=_connect(place, timeout),
+                timeout=timeout,
+                waits=waits,
+                end=end or (lambda error: shutdown.end(error.exit_code, error.message)),
+                host=0 if place.launcher == "srun" else None,
+            )
+            gpus = _gather_gpus(place, store, device, timeout)
+            watched.enter_context(liveness.watching())
+            if gpus and (warning := check_gpus(gpus)) and place.rank == 0:
+                warn(warning)
+            _init_process_group(place, store, liveness, device, timeout)
+        except (RuntimeError, ValueError) as error:
+            reason = f"{one_line(error)}{_way_out(place)}"
+            raise RankError(
+                f"not all of the {place.size} ranks joined within {timeout:g} s: {reason}"
+            ) from error
+        finally:
+            waiting.cancel()
+        try:
+            meet(place.rank, place.size, device=device, store=store, seconds=min(MEETING, timeout))
+            yield Ranks(
+                device=device,
+                rank=place.rank,
+                size=place.size,
+                local_size=place.local_size,
+                shutdown=shutdown,
+                waits=waits,
+                liveness=liveness,
+            )
+        except (RankError, Stopped) as error:
+            first = liveness.first_error(error)
+            raise Stopped(shutdown.message) if shutdown.requested else first from error
+        except Exception as error:
+            liveness.first_error(described(error, place.rank))
+            raise
+        else:
+            if lasting:
+                dist.destroy_process_group()
+        finally:
+            if place.launcher == "srun":
+                _leave(store, hosts_store=_hosts_store(place), others=place.size - 1)
+
+
+def _choose_threads(place: Place, device: torch.device) -> None:
+    """Share the cores of a node among its ranks on the CPU, unless the user has chosen a number of threads."""
+    chosen = re.match(r"[1-9]", os.environ.get("OMP_NUM_THREADS", "").strip())
+    if place.local_size > 1 and device.type == "cpu" and not chosen:
+        torch.set_num_threads(max(1, len(os.sched_getaffinity(0)) // place.local_size))
+
+
+def _hosts_store(place: Place) -> bool:
+    """Whether this rank hosts the store; torchrun and vinfinity's launcher do it themselves."""
+    return place.launcher == "srun" and place.rank == 0
+
+
+def _connect(place: Place, timeout: float, *, host: bool = False) -> dist.Store:
+    """A new connection to the store. host: start the store first."""
+    limit = timedelta(seconds=timeout)
+    if place.launcher == "torchrun":
+        store, _, _ = next(dist.rendezvous("env://", place.rank, place.size, timeout=limit))
+    else:
+        store = dist.TCPStore(place.address, place.port, is_master=host, timeout=limit)
+    store = entries(store, place.attempt)
+    store.set_timeout(limit)
+    return store
+
+
+def entries(store: dist.Store, attempt: int = 0) -> dist.Store:
+    """The entries of the ranks that were started together. attempt: of the launcher; torchrun's store outlives its
+    ranks, and those of a later attempt must not find earlier entries.
+    """
+    return dist.PrefixStore(f"vinfinity/{attempt}", store)
+
+
+def _gather_gpus(place: Place, store: dist.Store, device: torch.device, timeout: float) -> list[GpuFacts]:
+    """The GPUs of all ranks; none if they compute on CPUs. Raises RankError if a rank does not come."""
+    own = asdict(gpu_facts(device)) if device.type == "cuda" else None
+    store.set(f"gpu/{place.rank}", json.dumps(own))
+    keys = [f"gpu/{rank}" for rank in range(place.size)]
+    try:
+        store.wait(keys, timedelta(seconds=timeout))
+    except RuntimeError:
+        missing = [str(rank) for rank, key in enumerate(keys) if not store.check([key])]
+        names = f"rank{'s' * (len(missing) > 1)} {', '.join(missing)}"
+        raise RankError(
+            f"not all of the {place.size} ranks joined within {timeout:g} s: {names} did not{_way_out(place)}"
+        ) from None
+    found = [json.loads(store.get(key)) for key in keys]
+    return [GpuFacts(**facts) for facts in found if facts is not None]
+
+
+def _init_process_group(
+    place: Place, store: dist.Store, liveness: Liveness, device: torch.device, timeout: float
+) -> None:
+    limit = timedelta(seconds=timeout)
+    if device.type != "cuda":
+        dist.init_process_group("gloo", store=store, rank=place.rank, world_size=place.size, timeout=limit)
+        return
+    problem = RankError(f"NCCL did not connect the ranks within {timeout:g} s; {REMEDIES['cuda']}")
+    with liveness.within(timeout, problem):
+        # with device_id NCCL connects all ranks here; without, at the first message, in which all must take part
+        dist.init_process_group(
+            "cpu:gloo,cuda:nccl",
+            store=store,
+            rank=place.rank,
+            world_size=place.size,
+            timeout=limit,
+            device_id=device,
+        )
+    assert dist.group.WORLD is not None
+    # its watchdog aborts the process, and names nobody: leave time for what does
+    dist.group.WORLD._get_backend(device)._set_default_timeout(timedelta(seconds=NCCL_SECONDS))
+
+
+def _note_waiting(place: Place) -> None:
+    if place.local_rank == 0:
+        logger.info("rank %d waits for the other ranks%s", place.rank, _way_out(place))
+
+
+def _way_out(place: Place) -> str:
+    return "" if place.launcher == "vinfinity" else f"; {place.way_out}"
+
+
+def _leave(store: dist.Store, *, hosts_store: bool, others: int) -> None:
+    """Leave the store, which ends with the rank that hosts it: that one waits until the others have left, at most
+    FAREWELL_SECONDS.
+    """
+    deadline = time.monotonic() + FAREWELL_SECONDS
+    store.set_timeout(timedelta(seconds=FAREWELL_SECONDS))
+    with contextlib.suppress(RuntimeError):
+        if not hosts_store:
+            store.add(LEFT, 1)
+        while hosts_store and store.add(LEFT, 0) < others and time.monotonic() < deadline:
+            time.sleep(0.02)

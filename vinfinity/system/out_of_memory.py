@@ -1,0 +1,42 @@
+"""Lack of memory, as torch reports it: recognised in all its forms, and turned into one line."""
+
+import contextlib
+import re
+from collections.abc import Iterator
+
+import torch
+
+from vinfinity.errors import OutOfMemoryError, one_line
+
+# how torch's allocators, CUDA and NCCL say it; the first are of CPUs
+TEXTS = ("can't allocate memory", "not enough memory", "out of memory")
+REMEDY = "try memory=low, a smaller --size, fewer --frames, or more --gpus"
+
+
+def is_out_of_memory(error: BaseException) -> bool:
+    """Whether an error says that there is not enough memory."""
+    if isinstance(error, torch.cuda.OutOfMemoryError | MemoryError):
+        return True
+    return isinstance(error, RuntimeError) and any(text in str(error).lower() for text in TEXTS)
+
+
+def describe(error: BaseException, *, where: str) -> str:
+    """One line: what was needed, what was free, what to do. where: such as `rank 1 on cuda:1`."""
+    text = one_line(error)
+    needed = re.search(r"[Tt]ried to allocate ([\d.,]+ (?:bytes|[KMGT]iB))", text)
+    free = re.search(r"total capacity of ([\d.]+ [KMGT]iB) of which ([\d.]+ [KMGT]iB) is free", text)
+    parts = [f"{needed[1]} more needed"] if needed else []
+    parts += [f"{free[2]} of {free[1]} free"] if free else []
+    detail = f": {', '.join(parts)}" if parts else ""
+    return f"{where}: out of memory{detail}; {REMEDY}"
+
+
+@contextlib.contextmanager
+def named_out_of_memory(where: str) -> Iterator[None]:
+    """Turn a lack of memory inside the block into OutOfMemoryError. where: see `describe`."""
+    try:
+        yield
+    except (RuntimeError, MemoryError) as error:
+        if not is_out_of_memory(error):
+            raise
+        raise OutOfMemoryError(describe(error, where=where)) from error
