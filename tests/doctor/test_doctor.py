@@ -10,6 +10,7 @@ from typing import Any
 import pytest
 import torch
 from oracles.command_line import Cli
+from oracles.launchers import TORCHRUN
 from oracles.machines import card_line, install_broken, install_nvidia_smi
 
 # lines of a terminal
@@ -38,7 +39,7 @@ def test_leftovers_of_a_launcher_and_gpus_without_a_fitting_torch_are_errors(
     cli: Cli, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setenv("PATH", install_nvidia_smi(tmp_path, card_line(0), card_line(1)))
-    for name, value in {"RANK": "0", "WORLD_SIZE": "2", "LOCAL_RANK": "0", "LOCAL_WORLD_SIZE": "2"}.items():
+    for name, value in TORCHRUN.items():
         monkeypatch.setenv(name, value)
     code, out, err = cli("doctor", "--json")
     assert code == 1
@@ -46,8 +47,8 @@ def test_leftovers_of_a_launcher_and_gpus_without_a_fitting_torch_are_errors(
     assert names(out)[:3] == ["launcher", "refused", "cpu-torch"]
     found = json.loads(out)["here"]
     assert [card["name"] for card in found["nvidia"]["cards"]] == ["NVIDIA A100-SXM4-80GB"] * 2
-    assert found["variables"]["WORLD_SIZE"] == "2"
-    assert found["place"]["size"] == 2
+    assert found["variables"]["WORLD_SIZE"] == "8"
+    assert found["place"]["size"] == 8
 
 
 def test_a_broken_torch_and_driver_are_named_and_all_else_is_shown(

@@ -151,14 +151,13 @@ FAULTS: list[tuple[str, bool, dict[str, Any], str]] = [
         "launcher",
         True,
         {"place": torchrun(8, 8), **variables(**LEFT)},
-        "a run waits for 7 other ranks; unset RANK",
+        "waits for 7 other ranks; if torchrun did not",
     ),
-    ("launcher", False, {"place": torchrun(1, 1), **variables(**LEFT)}, "--gpus above 1 is refused"),
     (
         "launcher",
         True,
-        {"place": Failed("ranks: 'LOCAL_RANK' is missing"), **variables(RANK="0")},
-        "; unset RANK",
+        {"place": Failed("RANK: x (environment) is not a whole number; start the ranks with torchrun")},
+        "RANK: x (environment) is not a whole number; start the ranks with torchrun",
     ),
     ("srun", False, variables(SLURM_JOB_ID="7", SLURM_NTASKS="4"), "one process of a SLURM job of 4 tasks"),
     (

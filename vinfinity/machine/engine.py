@@ -193,10 +193,10 @@ def _find_use(device: str, ranks: int | None) -> Use:
     from vinfinity.parallel.place import find_place
     from vinfinity.weights.dtypes import DTYPES, pick_dtype
 
-    place = find_place(os.environ)
-    local = place.local_size if place is not None else ranks or 1
     try:
-        check_ranks(gpus=ranks, device=device, frames=MANY_FRAMES)
+        place = find_place(os.environ)
+        check_ranks(gpus=ranks, device=device, frames=MANY_FRAMES, place=place)
+        local = ranks or 1 if place is None else place.local_size
         picked = pick_device(device, local_size=local) if place is None else rank_device(place, device)
     except InputError as error:
         return Use(device="", dtype="", attention=None, threads=0, refused=error.message)
