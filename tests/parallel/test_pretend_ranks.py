@@ -73,7 +73,7 @@ def run_on(ranks: int, tasks: Sequence[Task]) -> list[Outcome]:
 
 
 def task_for(model: Path, out: Path, *overrides: str, ranks: int) -> Task:
-    with PretendCuda(devices=ranks):
+    with PretendCuda(devices=ranks) as cuda, PretendNccl(cuda):
         flags = {**SETTINGS, "device": "cuda", "gpus": ranks, "out": str(out)}
         config = configure(model, *overrides, **flags).config
         return Task.of(config, Destination.of(config), decode="decode.where=ranks" in overrides)
