@@ -17,6 +17,7 @@ from pathlib import Path
 from typing import Literal
 
 import torch
+from torch import Tensor
 
 from vinfinity.bench.calls import (
     CallFigures,
@@ -33,10 +34,11 @@ from vinfinity.bench.scaling import measure_scaling
 from vinfinity.bench.stages import Figure, Stage, at_least, at_most, equals, figure
 from vinfinity.bench.subjects import LARGE_SIZE, Subject, find_subject
 from vinfinity.denoise.execution import CHUNK_BYTES, FEW_FRAMES, Execution
-from vinfinity.media.decode import decode_block
+from vinfinity.media.decode import decode_block, decode_tiles
 from vinfinity.models.unet3d.configs import VAEConfig
 from vinfinity.models.unet3d.unet import UNet
 from vinfinity.models.unet3d.vae import AutoencoderKL
+from vinfinity.system.precision import fp32_products
 from vinfinity.weights.load import channels_last
 
 ROOT = Path(__file__).parents[1]
@@ -162,35 +164,31 @@ def decoding(trial: Trial) -> Iterator[Figure]:
     for (width, height), (tile, frames) in sizes.items():
         latents = torch.randn(4, frames, height // 8, width // 8)
         title = f"{width}x{height}{'' if tile is None else ', in tiles'}"
-        pictures = {}
+        pieces = {}
         for tf32 in (True, False):
-            with _tf32(tf32):
-                # the first call may set things up
-                decode_block(decoder, latents, size=(width, height), tile=tile).wait()
-                with _no_waits(trial):
-                    block = decode_block(decoder, latents, size=(width, height), tile=tile)
-                pictures[tf32] = block.wait().clone()
-
-                def decode(latents: torch.Tensor = latents, tile: int | None = tile) -> None:
-                    size = (8 * latents.shape[3], 8 * latents.shape[2])
-                    decode_block(decoder, latents, size=size, tile=tile).wait()
-
-                seconds = statistics.median(timed(decode, device) for _ in range(3))
-                yield figure(
-                    f"{title}, TF32 {'on' if tf32 else 'off'}", 1000 * seconds / frames, "ms a frame"
-                )
-        difference = (pictures[True].int() - pictures[False].int()).abs().max().item()
+            work = functools.partial(_decoded, decoder, latents.to(device), tile=tile, tf32=tf32)
+            pieces[tf32] = work()
+            seconds = statistics.median(timed(work, device) for _ in range(3))
+            yield figure(f"{title}, TF32 {'on' if tf32 else 'off'}", 1000 * seconds / frames, "ms a frame")
+        both = zip(pieces[True], pieces[False], strict=True)
+        difference = max((with_ - without).abs().max().item() for with_, without in both)
         yield at_most(f"{title}, TF32 on to off", difference, 2, "levels")
+        # the first call may set things up
+        decode_block(decoder, latents, size=(width, height), tile=tile).wait()
+        with _no_waits(trial):
+            block = decode_block(decoder, latents, size=(width, height), tile=tile)
+        yield equals(f"{title}, frames of a block", len(block.wait()), frames)
 
 
-@contextlib.contextmanager
-def _tf32(enabled: bool) -> Iterator[None]:
-    before = torch.backends.cudnn.allow_tf32, torch.backends.cuda.matmul.allow_tf32
-    torch.backends.cudnn.allow_tf32 = torch.backends.cuda.matmul.allow_tf32 = enabled
-    try:
-        yield
-    finally:
-        torch.backends.cudnn.allow_tf32, torch.backends.cuda.matmul.allow_tf32 = before
+@torch.inference_mode()
+def _decoded(decoder: AutoencoderKL, latents: Tensor, *, tile: int | None, tf32: bool) -> list[Tensor]:
+    """The pieces of decoded pictures, in levels from 0 to 255. latents: (c, f, h, w)."""
+    x = latents.transpose(0, 1).contiguous(memory_format=torch.channels_last)
+    with fp32_products(tf32=tf32):
+        return [
+            piece.float().mul(127.5).add_(127.5).round_().clamp_(0, 255)
+            for _, _, piece in decode_tiles(decoder, x, tile=tile)
+        ]
 
 
 @contextlib.contextmanager

@@ -64,14 +64,3 @@ def disturb(
         time.sleep(0.001)
     action()
     return finish(process, seconds=seconds)
-
-
-def ranks_of(launcher: int) -> list[int]:
-    """The process ids of the ranks that a process started, in order."""
-    try:
-        children = Path(f"/proc/{launcher}/task/{launcher}/children").read_text().split()
-        return sorted(
-            int(child) for child in children if b"spawn_main" in Path(f"/proc/{child}/cmdline").read_bytes()
-        )
-    except OSError:
-        return []

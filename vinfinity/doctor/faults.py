@@ -37,7 +37,6 @@ SLOW_TRANSPORTS = {
     "NCCL_P2P_DISABLE": "GPUs send through host memory",
     "NCCL_SHM_DISABLE": "GPUs that cannot reach each other send through the network",
 }
-LAUNCHER_VARIABLES = ("RANK", "WORLD_SIZE", "LOCAL_RANK", "LOCAL_WORLD_SIZE", "MASTER_ADDR", "MASTER_PORT")
 
 
 @dataclass(frozen=True)
@@ -274,19 +273,13 @@ def _several_nodes(facts: Facts) -> bool:
 def check_launcher(facts: Facts) -> Iterator[Fault]:
     """Variables of launchers: left over from other programs, or of a job whose other tasks do not run vinfinity."""
     variables, place = facts.variables, facts.place
-    left = [name for name in LAUNCHER_VARIABLES if name in variables]
-    unset = f"unset {' '.join(left)}"
     if isinstance(place, Failed):
-        yield Fault("launcher", True, place.reason, unset if left else "start the ranks again")
+        yield Fault("launcher", True, *_problem_and_remedy(place.reason))
     elif place is not None and place.launcher == "torchrun" and "TORCHELASTIC_RUN_ID" not in variables:
-        shown = ", ".join(f"{name}={variables[name]}" for name in ("RANK", "WORLD_SIZE") if name in variables)
-        if place.size > 1:
-            others = place.size - 1
-            problem = f"{shown} without torchrun: a run waits for {others} other rank{'s' * (others > 1)}"
-            yield Fault("launcher", True, problem, f"{unset}, unless a launcher of your own set them")
-        else:
-            problem = f"{shown} without torchrun: --gpus above 1 is refused"
-            yield Fault("launcher", False, problem, unset)
+        others = place.size - 1
+        waits = f"a run waits for {others} other rank{'s' * (others > 1)}"
+        problem = f"RANK and WORLD_SIZE={place.size} are set, but not by torchrun: {waits}"
+        yield Fault("launcher", True, problem, place.way_out)
     elif place is None:
         tasks = variables.get("SLURM_NTASKS", "1")
         if "SLURM_JOB_ID" in variables and tasks.isdecimal() and int(tasks) > 1:

@@ -9,7 +9,8 @@ import torch
 from vinfinity.machine.engine import attention_backends, find_versions
 from vinfinity.machine.host import find_processor
 from vinfinity.machine.nvidia import driver_version
-from vinfinity.machine.probe import attempt, known, plain
+from vinfinity.machine.probe import Failed, attempt, known, plain
+from vinfinity.parallel.devices import gpu_facts
 from vinfinity.system.pytorch import allocator_variable
 
 
@@ -23,16 +24,11 @@ def describe_rank(device: torch.device) -> dict[str, Any]:
     }
     if device.type != "cuda":
         return rank
-    return {**rank, **plain(attempt(_describe_gpu, device)), "driver": known(attempt(driver_version))}
-
-
-def _describe_gpu(device: torch.device) -> dict[str, Any]:
-    properties = torch.cuda.get_device_properties(device)
-    return {
-        "gpu": properties.name,
-        "uuid": str(getattr(properties, "uuid", "")),
-        "memory": properties.total_memory,
-    }
+    gpu = attempt(gpu_facts, device)
+    if isinstance(gpu, Failed):
+        return {**rank, "gpu": plain(gpu)}
+    driver = known(attempt(driver_version))
+    return {**rank, "gpu": gpu.name, "uuid": gpu.identity, "memory": gpu.memory, "driver": driver}
 
 
 def describe_software(device: torch.device, dtype: torch.dtype) -> dict[str, Any]:
