@@ -84,7 +84,7 @@ def fallen_back(wanted: str) -> str | None:
     if not reason:
         return None
     return (
-        f"device: auto takes the CPU, because torch cannot use this machine's GPU: {reason}; see `nvidia-smi`"
+        f"device: auto takes the CPU, because torch cannot use this machine's GPU: {reason}; see `vinfinity doctor`"
     )
 
 
