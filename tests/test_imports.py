@@ -27,7 +27,7 @@ BELOW = {
 JOB = {*BELOW} - {"resolve", "machine"}
 ABOVE = {
     "job": JOB,
-    "planning": {*JOB, "job"},
+    "planning": {*JOB, "job", "machine"},
     "session": {"errors", "config", "denoise", "job", "machine", "parallel", "runs", "system", "weights"},
     "pipeline": {*BELOW, "job", "planning"},
     "run": {*BELOW, "job", "planning", "session", "pipeline"},

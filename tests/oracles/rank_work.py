@@ -16,6 +16,7 @@ from vinfinity.parallel.context import temporal_context
 from vinfinity.parallel.ranks import Ranks
 from vinfinity.parallel.scopes import Scopes
 from vinfinity.parallel.shards import FrameShards
+from vinfinity.system.precision import fp32_products
 
 
 @dataclass(frozen=True)
@@ -31,7 +32,7 @@ class Case:
 
 
 def call_unets(cases: list[Case], ranks: Ranks) -> list[Tensor]:
-    """The predictions for all frames."""
+    """The predictions for all frames, on the CPU."""
     torch.set_num_threads(1)
     outputs = []
     for case in cases:
@@ -50,9 +51,10 @@ def call_unets(cases: list[Case], ranks: Ranks) -> list[Tensor]:
             device=ranks.device,
         )
         x, text = (y.to(ranks.device) for y in (case.x[:, :, own.start : own.stop], case.text))
-        with torch.inference_mode():
+        with torch.inference_mode(), fp32_products(tf32=False):
             prediction = unet(x, torch.full((1,), 500.0, device=ranks.device), text, ctx)
-        outputs.append(torch.cat(ranks.collect(prediction), dim=2))
+        # a tensor of a GPU would arrive on the sender's
+        outputs.append(torch.cat(ranks.collect(prediction.cpu()), dim=2))
     return outputs
 
 

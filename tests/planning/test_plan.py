@@ -12,6 +12,7 @@ import torch
 import torch.nn.functional as F
 from diffusers import AutoencoderTiny
 from oracles.command_line import Cli
+from oracles.machines import card_line, install_nvidia_smi
 from oracles.networks import load_unet
 from oracles.reference import configure, fill
 from torch import nn
@@ -561,6 +562,28 @@ def test_a_plan_that_does_not_fit_exits_with_2_and_names_settings_that_do(cli: C
     assert "fits " in out
     assert err.startswith("error: frames: 3000 (--frames) need ")
     assert "; try --gpus " in err
+
+
+def test_a_plan_asks_the_driver_for_free_memory_and_makes_no_context(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    lines = [card_line(index, free=70000 - 10000 * index) for index in range(3)]
+    monkeypatch.setenv("PATH", install_nvidia_smi(tmp_path, *lines))
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+    monkeypatch.setattr(torch.cuda, "device_count", lambda: 3)
+
+    def make_a_context(*_: object) -> None:
+        raise AssertionError("a context was made")
+
+    for name in ("mem_get_info", "get_device_name", "init", "memory_reserved"):
+        monkeypatch.setattr(torch.cuda, name, make_a_context)
+    for visible, ranks, free in ((None, 1, 70000), (None, 3, 50000), ("1,0", 2, 60000), ("GPU-22", 1, 50000)):
+        monkeypatch.delenv("CUDA_VISIBLE_DEVICES", raising=False)
+        if visible is not None:
+            monkeypatch.setenv("CUDA_VISIBLE_DEVICES", visible)
+        plan = make_plan(config_of("mini", frames=96, device="cuda", gpus=ranks))
+        assert plan.budget.device == free * 2**20
+        assert plan.budget.where == "NVIDIA A100-SXM4-80GB"
 
 
 def test_dry_run_shows_memory(cli: Cli, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -10,6 +10,7 @@ from torch import Tensor
 
 from vinfinity.denoise.noise import INITIAL, frame_noise
 from vinfinity.parallel.shards import anchor_frames
+from vinfinity.system.transfer import to_device
 
 
 @dataclass(frozen=True)
@@ -62,10 +63,7 @@ class StepNoise:
         self._next = None
         if self._ahead and step + 1 < self._steps:
             self._next = step + 1, in_thread(self._draw, step + 1)
-        if self._device.type == "cuda":
-            # the host need not wait for a copy from pinned memory
-            drawn = drawn.pin_memory()
-        return drawn.to(self._device, non_blocking=True)
+        return to_device(drawn, self._device)
 
     def _draw(self, step: int) -> Tensor:
         return self._selection.noise(self._frames, self._shape, draw=step + 1)

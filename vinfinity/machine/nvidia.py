@@ -2,6 +2,7 @@
 
 import re
 import shutil
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 
@@ -89,13 +90,10 @@ def find_nvidia() -> Nvidia | None:
     if tool is None:
         found = Nvidia(driver=kernel_module(), nodes=device_nodes(), on_bus=pci_gpus())
         return found if found.driver or found.nodes or found.on_bus else None
-    query = [tool, f"--query-gpu={','.join(FIELDS)}", "--format=csv,noheader,nounits"]
-    out = run_tool(query)
-    if not any(line.count(",") >= len(FIELDS) - 1 for line in out.splitlines()):
-        if "no devices" in out.lower():
-            return None
-        raise ProbeError(f"nvidia-smi: {' '.join(out.split()) or 'printed nothing'}")
-    cards, drivers = zip(*(parse_card(line) for line in out.splitlines() if line.strip()), strict=True)
+    listed = list_cards(tool)
+    if not listed:
+        return None
+    cards, drivers = zip(*listed, strict=True)
     holders = known(attempt(find_holders, tool)) or {}
     cards = tuple(replace(card, holders=tuple(holders.get(card.uuid, ()))) for card in cards)
     banner = known(attempt(run_tool, [tool])) or ""
@@ -109,6 +107,33 @@ def find_nvidia() -> Nvidia | None:
         nodes=device_nodes(),
         on_bus=pci_gpus(),
     )
+
+
+def list_cards(tool: str) -> list[tuple[Card, str]]:
+    """The GPUs and the version of their driver, without anything that makes a context on them. Raises ProbeError."""
+    out = run_tool([tool, f"--query-gpu={','.join(FIELDS)}", "--format=csv,noheader,nounits"])
+    if not any(line.count(",") >= len(FIELDS) - 1 for line in out.splitlines()):
+        if "no devices" in out.lower():
+            return []
+        raise ProbeError(f"nvidia-smi: {' '.join(out.split()) or 'printed nothing'}")
+    return [parse_card(line) for line in out.splitlines() if line.strip()]
+
+
+def visible_cards(cards: Sequence[Card], variable: str | None) -> list[Card]:
+    """Those of the GPUs that CUDA_VISIBLE_DEVICES names, in its order; all of them if it is not set.
+
+    Numbers count in the order of nvidia-smi. CUDA's own differs from it only among GPUs of several kinds.
+    """
+    if variable is None:
+        return list(cards)
+    found = []
+    for name in (entry.strip() for entry in variable.split(",")):
+        card = next((card for card in cards if name == str(card.index) or card.uuid.startswith(name)), None)
+        if card is None or not name:
+            # CUDA ignores everything from the first name on that it does not know
+            break
+        found.append(card)
+    return found
 
 
 def parse_card(line: str) -> tuple[Card, str]:

@@ -37,7 +37,7 @@ def decode_frames(
 
     source: the latents as the sampler left them, on rank 0; read a block at a time. frames: contiguous, up to the end
     of the video. latent: (c, h, w). size: (width, height) of the frames in pixels, cut from the middle of the decoded
-    pictures. Several ranks take turns: each has one block in memory, whatever the length of the video. The blocks, and
+    pictures. Several ranks take turns: each has two blocks in memory, whatever the length of the video. The blocks, and
     with them the pictures, are the same on any number of ranks. Yields (height, width, 3) uint8.
 
     Raises Stopped between two pictures if this rank was asked to end.
@@ -66,23 +66,31 @@ def _decode_blocks(
 ) -> Iterator[np.ndarray]:
     """The pictures of blocks of frames, in order, on rank 0. spans: the frames of each block."""
     width, height = size
+    rounds = [spans[first : first + ranks.size] for first in range(0, len(spans), ranks.size)]
+    # on all ranks, the device decodes the next block while the pictures of this one are copied, and sent or written
     if not ranks.first:
-        for span in spans[ranks.rank :: ranks.size]:
-            ranks.shutdown.check()
-            latents = ranks.receive(torch.empty(latent[0], len(span), *latent[1:]), 0, label=LABEL)
-            ranks.send(decode_block(decoder, latents, size=size, tile=tile).wait(), 0, label=LABEL)
+
+        def received() -> Iterator[Tensor]:
+            for span in spans[ranks.rank :: ranks.size]:
+                ranks.shutdown.check()
+                yield ranks.receive(torch.empty(latent[0], len(span), *latent[1:]), 0, label=LABEL)
+
+        for block in one_ahead(decode_block(decoder, x, size=size, tile=tile) for x in received()):
+            ranks.send(block.wait(), 0, label=LABEL)
         return
     assert source is not None
-    # the device decodes the next block while the pictures of this one are copied and written
-    own = one_ahead(
-        decode_block(decoder, source.read(span), size=size, tile=tile) for span in spans[:: ranks.size]
-    )
-    for first in range(0, len(spans), ranks.size):
-        others = list(enumerate(spans[first + 1 : first + ranks.size], start=1))
-        for rank, span in others:
+
+    def hand_out(spans: list[range]) -> None:
+        for rank, span in enumerate(spans[1:], start=1):
             ranks.send(source.read(span).contiguous(), rank, label=LABEL)
+
+    own = one_ahead(decode_block(decoder, source.read(spans[0]), size=size, tile=tile) for spans in rounds)
+    hand_out(rounds[0] if rounds else [])
+    for current, following in zip(rounds, [*rounds[1:], []], strict=True):
+        # the other ranks send the pictures of a round after they have the latents of the next one
+        hand_out(following)
         yield from next(own).wait().numpy()
-        for rank, span in others:
+        for rank, span in enumerate(current[1:], start=1):
             pictures = torch.empty(len(span), height, width, 3, dtype=torch.uint8)
             yield from ranks.receive(pictures, rank, label=LABEL).numpy()
 

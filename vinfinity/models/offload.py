@@ -5,11 +5,19 @@ A store on the device keeps references. A store in host memory copies states awa
 goes on, and brings them back a chunk of frames at a time, each while the chunk before it is being used.
 """
 
-from dataclasses import dataclass, field
-from typing import Literal, Protocol
+import contextlib
+import math
+import weakref
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from typing import Any, Literal, Protocol, cast
 
 import torch
 from torch import Tensor
+
+# Host memory is taken in pieces of a power of two, to which torch rounds pinned memory up, and used in blocks.
+PINNED_BYTES = 16 * 2**20
+BLOCK_BYTES = 2 * 2**20
 
 
 class Frames(Protocol):
@@ -21,8 +29,8 @@ class Frames(Protocol):
     @property
     def dtype(self) -> torch.dtype: ...
 
-    def read(self, frames: slice) -> Tensor:
-        """These frames, (b, f', h, w, c), on the device."""
+    def read(self, frames: slice, *, then: slice | None = None) -> Tensor:
+        """These frames, (b, f', h, w, c), on the device. then: those that are read next, to fetch them meanwhile."""
         ...
 
 
@@ -48,8 +56,8 @@ class OnDevice:
     def dtype(self) -> torch.dtype:
         return self.x.dtype
 
-    def read(self, frames: slice) -> Tensor:
-        return self.x[:, frames]
+    def read(self, frames: slice, *, then: slice | None = None) -> Tensor:
+        return self.x if frames == slice(None) else self.x[:, frames]
 
 
 class DeviceStore:
@@ -59,79 +67,176 @@ class DeviceStore:
         return OnDevice(x)
 
 
-@dataclass(frozen=True)
-class Transfer:
-    """A chunk of frames on its way to the device. arrived: the event after which it is there; None: it is there."""
+class Stream(Protocol):
+    """The part of torch.cuda.Stream that a store uses."""
 
-    frames: slice
-    x: Tensor
-    arrived: "torch.cuda.Event | None"
+    def wait_event(self, event: Any) -> None: ...
+
+    def wait_stream(self, stream: Any) -> None: ...
+
+    def record_event(self) -> Any: ...
+
+
+class NoStream:
+    """Stands for all streams of a device whose operations are done when they return."""
+
+    def wait_event(self, event: Any) -> None:
+        """The event has happened."""
+
+    def wait_stream(self, stream: Any) -> None:
+        """The stream is done."""
+
+    def record_event(self) -> Any:
+        return None
+
+
+NO_STREAM = NoStream()
 
 
 @dataclass
+class Arrivals:
+    """A buffer on the device in which one chunk at a time arrives.
+
+    buffer: bytes. free: the event after which it may be overwritten. arrived: the event after which the chunk is there.
+    reader: the states that the chunk is of; None once it was taken.
+    """
+
+    buffer: Tensor
+    free: Any
+    arrived: Any = None
+    reader: "weakref.ref[_OnHost] | None" = None
+
+    @property
+    def idle(self) -> bool:
+        """Whether nothing waits for the chunk."""
+        return self.reader is None or self.reader() is None
+
+
+@dataclass(eq=False)
 class _OnHost:
-    """States in host memory. next: the chunk that is fetched before it is asked for."""
+    """States in blocks of host memory. next: the chunk that is fetched before it is asked for, and where it arrives."""
 
-    host: Tensor
     store: "HostStore"
-    next: Transfer | None = field(default=None, repr=False)
+    blocks: list[Tensor]
+    shape: torch.Size
+    dtype: torch.dtype
+    next: tuple[slice, Arrivals] | None = None
 
-    @property
-    def shape(self) -> torch.Size:
-        return self.host.shape
-
-    @property
-    def dtype(self) -> torch.dtype:
-        return self.host.dtype
-
-    def read(self, frames: slice) -> Tensor:
-        transfer = self.next
-        if transfer is None or transfer.frames != frames:
-            transfer = self.store.fetch(self.host, frames)
-        following = slice(frames.stop, min(2 * frames.stop - frames.start, self.shape[1]))
-        self.next = self.store.fetch(self.host, following) if following.start < following.stop else None
-        if transfer.arrived is not None:
-            stream = torch.cuda.current_stream(transfer.x.device)
-            stream.wait_event(transfer.arrived)
-            transfer.x.record_stream(stream)
-        return transfer.x
+    def read(self, frames: slice, *, then: slice | None = None) -> Tensor:
+        expected, arrivals = self.next or (frames, None)
+        if arrivals is not None and expected != frames:
+            arrivals.reader = None
+            arrivals = None
+        x = self.store.take(self, frames, arrivals or self.store.fetch(self, frames))
+        self.next = None if then is None else (then, self.store.fetch(self, then))
+        return x
 
 
 class HostStore:
     """Stores states in host memory, pinned if the device is a GPU.
 
-    Copies run on a CUDA stream of their own; the host waits for none of them.
+    Copies run on a CUDA stream of their own; the host waits for none of them. Each stream waits for the other wherever
+    it would overwrite what the other still needs. So memory is used again at once, and how much the store takes does
+    not depend on how far the host is ahead of the device. (With `Tensor.record_stream`, the allocator would hold memory
+    back until the host sees that the device is done with it.)
     """
 
     def __init__(self, device: torch.device) -> None:
         self.device = device
-        self.stream = torch.cuda.Stream(device) if device.type == "cuda" else None
+        self._copying: Stream = torch.cuda.Stream(device) if device.type == "cuda" else NO_STREAM
+        self._free_blocks: list[Tensor] = []
+        self._arrivals: list[Arrivals] = []
 
     def keep(self, x: Tensor) -> Frames:
-        host = torch.empty(x.shape, dtype=x.dtype, device="cpu", pin_memory=self.stream is not None)
-        if self.stream is None:
-            host.copy_(x)
-        else:
-            self.stream.wait_stream(torch.cuda.current_stream(self.device))
-            with torch.cuda.stream(self.stream):
-                host.copy_(x, non_blocking=True)
-            # the memory of x must not be reused before the copy has ended
-            x.record_stream(self.stream)
-        return _OnHost(host, self)
+        x, computing = x.contiguous(), self._computing()
+        # a trace of one call counts these buffers from the first chunk on
+        self._drop_idle_arrivals()
+        parts = _bytes(x).split(BLOCK_BYTES)
+        blocks = [self._free_block() for _ in parts]
+        self._copying.wait_stream(computing)
+        with self._copies():
+            for block, part in zip(blocks, parts, strict=True):
+                block[: len(part)].copy_(part, non_blocking=True)
+            copied = self._copying.record_event()
+        # once x is dropped, the next operation may overwrite its memory: it must wait for the copy
+        weakref.finalize(x, computing.wait_event, copied).atexit = False
+        states = _OnHost(self, blocks, x.shape, x.dtype)
+        weakref.finalize(states, self._free_blocks.extend, blocks).atexit = False
+        return states
 
-    def fetch(self, host: Tensor, frames: slice) -> Transfer:
-        """Starts to copy frames of (b, f, h, w, c) in host memory to the device."""
-        if self.stream is None:
-            return Transfer(frames, host[:, frames].to(self.device), None)
-        with torch.cuda.stream(self.stream):
-            shape = (host.shape[0], frames.stop - frames.start, *host.shape[2:])
-            x = torch.empty(shape, dtype=host.dtype, device=self.device)
-            # one piece of contiguous pinned memory per branch: no intermediate copy
-            for target, source in zip(x, host, strict=True):
-                target.copy_(source[frames], non_blocking=True)
-            arrived = torch.cuda.Event()
-            arrived.record(self.stream)
-        return Transfer(frames, x, arrived)
+    def fetch(self, states: _OnHost, frames: slice) -> Arrivals:
+        """Starts to copy frames to the device; returns where they arrive."""
+        b, f, *rest = states.shape
+        frame = math.prod(rest) * states.dtype.itemsize
+        size = (frames.stop - frames.start) * frame
+        arrivals = self._free_arrivals(b * size)
+        arrivals.reader = weakref.ref(states)
+        self._copying.wait_event(arrivals.free)
+        with self._copies():
+            for branch, target in enumerate(arrivals.buffer[: b * size].split(size)):
+                for part, source in _pieces(target, states.blocks, start=(branch * f + frames.start) * frame):
+                    part.copy_(source, non_blocking=True)
+            arrivals.arrived = self._copying.record_event()
+        return arrivals
+
+    def take(self, states: _OnHost, frames: slice, arrivals: Arrivals) -> Tensor:
+        """The frames that were fetched, in memory of their own, so that the next chunk can arrive."""
+        computing = self._computing()
+        shape = (states.shape[0], frames.stop - frames.start, *states.shape[2:])
+        computing.wait_event(arrivals.arrived)
+        x = arrivals.buffer[: math.prod(shape) * states.dtype.itemsize].view(states.dtype).view(shape).clone()
+        arrivals.free, arrivals.reader = computing.record_event(), None
+        return x
+
+    def _computing(self) -> Stream:
+        """The stream on which the network computes."""
+        return NO_STREAM if self._copying is NO_STREAM else torch.cuda.current_stream(self.device)
+
+    def _copies(self) -> contextlib.AbstractContextManager[object]:
+        """Makes the stream of copies the current one."""
+        if self._copying is NO_STREAM:
+            return contextlib.nullcontext()
+        return torch.cuda.stream(cast(torch.cuda.Stream, self._copying))
+
+    def _free_block(self) -> Tensor:
+        """A block of host memory. Its last use may be in flight, but the next one is on the same stream."""
+        if not self._free_blocks:
+            pinned = torch.empty(PINNED_BYTES, dtype=torch.uint8, pin_memory=self.device.type == "cuda")
+            self._free_blocks.extend(pinned.split(BLOCK_BYTES))
+        return self._free_blocks.pop()
+
+    def _free_arrivals(self, size: int) -> Arrivals:
+        """A buffer on the device that nothing waits for, of at least `size` bytes."""
+        for arrivals in self._arrivals:
+            if arrivals.idle and len(arrivals.buffer) >= size:
+                return arrivals
+        self._drop_idle_arrivals()
+        buffer = torch.empty(size, dtype=torch.uint8, device=self.device)
+        # its memory may be that of a tensor that the network was using until now
+        self._arrivals.append(Arrivals(buffer, free=self._computing().record_event()))
+        return self._arrivals[-1]
+
+    def _drop_idle_arrivals(self) -> None:
+        """Gives back the buffers that nothing waits for."""
+        for arrivals in [arrivals for arrivals in self._arrivals if arrivals.idle]:
+            # a chunk that nothing took may still be on its way
+            self._computing().wait_event(arrivals.arrived)
+            self._arrivals.remove(arrivals)
+
+
+def _bytes(x: Tensor) -> Tensor:
+    """The memory of a contiguous tensor as bytes."""
+    return x.view(-1).view(torch.uint8)
+
+
+def _pieces(target: Tensor, blocks: Sequence[Tensor], *, start: int) -> Iterator[tuple[Tensor, Tensor]]:
+    """Consecutive parts of `target` (bytes), and the parts of blocks that belong there, from byte `start` on."""
+    done = 0
+    while done < len(target):
+        block, offset = divmod(start + done, BLOCK_BYTES)
+        size = min(BLOCK_BYTES - offset, len(target) - done)
+        yield target[done : done + size], blocks[block][offset : offset + size]
+        done += size
 
 
 def store_for(skips: Literal["device", "host"], device: torch.device) -> Store:

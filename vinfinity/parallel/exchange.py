@@ -20,6 +20,7 @@ from vinfinity.errors import RankError
 from vinfinity.parallel.shards import FrameShards, Route
 from vinfinity.parallel.waits import Waits
 from vinfinity.system.out_of_memory import is_out_of_memory
+from vinfinity.system.transfer import to_device
 
 
 @dataclass(frozen=True)
@@ -186,11 +187,9 @@ class RankExchange:
             return dist.batch_isend_irecv(operations), operations
 
     def _row(self, frames: tuple[int, ...], device: torch.device) -> Tensor:
-        """The positions as an index tensor on the device, created once: copying from the host would wait for the
-        device.
-        """
+        """The positions as an index tensor on the device, created once."""
         if frames not in self._rows:
-            self._rows[frames] = torch.tensor(frames, dtype=torch.int64, device=device)
+            self._rows[frames] = to_device(torch.tensor(frames, dtype=torch.int64), device)
         return self._rows[frames]
 
 

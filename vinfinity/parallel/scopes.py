@@ -10,6 +10,7 @@ from torch import Tensor
 
 from vinfinity.parallel.groups import UNIT
 from vinfinity.parallel.shards import FrameShards, Route, anchor_frames, plan_route
+from vinfinity.system.transfer import to_device
 
 NEVER = -math.inf
 
@@ -162,8 +163,8 @@ def plan_attention(
                 rows=rows,
                 units=units_of(rows, span),
                 keys=_runs(keys, anchors),
-                bias=None if bias is None else bias.to(device),
-                scale=None if scale is None else scale.to(device),
+                bias=None if bias is None else to_device(bias, device),
+                scale=None if scale is None else to_device(scale, device),
                 next_key=following.start if following else frames,
             )
         )

@@ -1,11 +1,15 @@
 """Published figures of GPUs, and the free memory of those that are here."""
 
+import os
+import shutil
 from collections.abc import Mapping
 from dataclasses import dataclass
 
 import torch
 
 from vinfinity.errors import InputError, nearest
+from vinfinity.machine.nvidia import list_cards, visible_cards
+from vinfinity.machine.probe import attempt, known
 
 GIB = 2**30
 
@@ -74,6 +78,22 @@ def find_gpu(name: str) -> str:
 
 def _plain(name: str) -> str:
     return "".join(sign for sign in name.lower() if sign.isalnum()).removeprefix("nvidia")
+
+
+def free_on_gpus(count: int) -> tuple[int, str]:
+    """Bytes that are free on each of this machine's first `count` GPUs, and the name of the fullest of them.
+
+    Asks the driver: asking torch would create a context on every GPU, which takes some 0.5 GB of each.
+    """
+    tool = shutil.which("nvidia-smi")
+    cards = [] if tool is None else (known(attempt(list_cards, tool)) or [])
+    visible = visible_cards([card for card, _ in cards], os.environ.get("CUDA_VISIBLE_DEVICES"))[:count]
+    fullest = min(visible, key=lambda card: card.free or 0, default=None)
+    if fullest is not None and fullest.free is not None:
+        return fullest.free, fullest.name
+    # without the driver's tool, as in many containers, or on a part of a GPU (MIG)
+    device = torch.device("cuda", 0)
+    return free_on_device(device), torch.cuda.get_device_name(device)
 
 
 def free_on_device(device: torch.device) -> int:

@@ -11,7 +11,7 @@ from vinfinity.errors import InputError
 from vinfinity.parallel.place import Place
 from vinfinity.planning.estimate import Seconds, denoiser_products, exchange_seconds, work_seconds
 from vinfinity.planning.fit import choose, refusal
-from vinfinity.planning.machines import GPUS, Gpu, find_gpu
+from vinfinity.planning.machines import GPUS, Gpu, find_gpu, free_on_gpus
 from vinfinity.planning.memory import Budget, RunMemory
 from vinfinity.planning.outline import Outline, outline
 from vinfinity.planning.trace import CallWork, trace_work
@@ -175,9 +175,8 @@ def find_budget(run: Outline, *, gpu: str | None, device_memory: float | None, l
         return Budget(device=None, host=host, where="cpu")
     if not torch.cuda.is_available():
         return Budget(device=None, host=None, where="GPUs that this machine does not have")
-    devices = range(min(local_ranks, torch.cuda.device_count()))
-    free = min(torch.cuda.mem_get_info(index)[0] for index in devices)
-    return Budget(device=free, host=host, where=torch.cuda.get_device_name(0))
+    free, where = free_on_gpus(local_ranks)
+    return Budget(device=free, host=host, where=where)
 
 
 def seconds_by_gpu(plan: Plan) -> dict[str, tuple[Seconds, Seconds, bool]]:

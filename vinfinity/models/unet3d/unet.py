@@ -318,9 +318,12 @@ def _per_frame(
     """
     b, f = inputs[0].shape[:2]
     out: Tensor | None = None
-    for piece in frame_pieces(inputs[0], ctx):
-        parts = [x.read(piece.own) for x in inputs]
+    pieces = frame_pieces(inputs[0], ctx)
+    for piece, following in zip(pieces, [*pieces[1:], None], strict=True):
+        parts = [x.read(piece.own, then=None if following is None else following.own) for x in inputs]
         joined = torch.cat(parts, dim=-1) if len(parts) > 1 else parts[0]
+        # of stored states, only the chunk that is read next and the one after it are on the device
+        del parts
         computed = own(frames_last(layer(frames_first(whole(joined, piece)), *args), b), piece)
         if computed.shape[1] == f and computed.is_contiguous():
             return computed

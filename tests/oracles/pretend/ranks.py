@@ -1,0 +1,93 @@
+"""Several ranks on pretend devices, as forked processes, which need not import torch again."""
+
+import contextlib
+import multiprocessing
+import os
+import pickle
+import traceback
+from collections.abc import Callable
+from dataclasses import dataclass
+from multiprocessing.connection import Connection, wait
+from typing import Any
+
+import torch
+import torch.distributed as dist
+from oracles.pretend.device import Findings, PretendCuda
+from oracles.pretend.nccl import PretendNccl
+
+from vinfinity.parallel.devices import rank_device
+from vinfinity.parallel.join import joined
+from vinfinity.parallel.place import Place
+from vinfinity.parallel.ranks import Ranks
+from vinfinity.system.signals import Shutdown
+
+
+@dataclass(frozen=True)
+class Outcome:
+    """What a rank did. result: of its work. error: what it raised instead. batches: of messages that it started."""
+
+    result: Any
+    error: str | None
+    findings: Findings
+    batches: int
+
+
+def on_pretend_ranks(
+    work: Callable[[Ranks], Any], *, ranks: int, timeout: float = 30.0, patience: float = 120.0
+) -> list[Outcome]:
+    """Runs `work` on every rank, each with a pretend device of its own.
+
+    timeout: seconds that ranks wait for each other. patience: seconds after which ranks that still run are ended.
+    Raises TimeoutError with what the others reported.
+    """
+    context = multiprocessing.get_context("fork")
+    store = dist.TCPStore("localhost", 0, is_master=True, wait_for_workers=False)
+    children, receivers = [], []
+    for rank in range(ranks):
+        receiver, sender = context.Pipe(duplex=False)
+        place = Place(rank, ranks, rank, ranks, "localhost", store.port, launcher="vinfinity")
+        children.append(context.Process(target=_rank_main, args=(work, place, timeout, sender)))
+        children[-1].start()
+        sender.close()
+        receivers.append(receiver)
+    outcomes: dict[int, Outcome] = {}
+    try:
+        while len(outcomes) < ranks:
+            open_receivers = [receivers[rank] for rank in range(ranks) if rank not in outcomes]
+            ready = wait(open_receivers, timeout=patience)
+            if not ready:
+                errors = {rank: outcome.error for rank, outcome in outcomes.items()}
+                raise TimeoutError(f"ranks that never ended; others: {errors}")
+            for rank, receiver in enumerate(receivers):
+                if receiver in ready:
+                    outcomes[rank] = _received(receiver)
+    finally:
+        for child in children:
+            child.kill()
+            child.join()
+    return [outcomes[rank] for rank in range(ranks)]
+
+
+def _received(receiver: Connection) -> Outcome:
+    try:
+        outcome: Outcome = pickle.loads(receiver.recv_bytes())
+        return outcome
+    except EOFError:
+        return Outcome(None, "the process ended", Findings([], [], [], []), 0)
+
+
+def _rank_main(work: Callable[[Ranks], Any], place: Place, timeout: float, sender: Connection) -> None:
+    """One rank: does its work, sends its outcome, and is gone."""
+    torch.set_num_threads(1)
+    result, error = None, None
+    cuda = PretendCuda(devices=place.local_size)
+    nccl = PretendNccl(cuda)
+    with contextlib.suppress(BaseException), cuda, nccl:
+        try:
+            device = rank_device(place, "cuda")
+            with joined(place, device=device, timeout=timeout, shutdown=Shutdown()) as ranks:
+                result = work(ranks)
+        except BaseException as raised:
+            error = "".join(traceback.format_exception(raised))
+    sender.send_bytes(pickle.dumps(Outcome(result, error, cuda.findings(), nccl.batches)))
+    os._exit(0)

@@ -1,0 +1,164 @@
+"""Whole runs on a pretend GPU: the latents are the CPU's, and nothing is found that would go wrong on a real one."""
+
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+from oracles.pretend.device import Findings, PretendCuda
+from oracles.reference import configure, relative_error, save_model, tiny_pipeline
+from oracles.runs import exit_code, latents, stop_after_step
+from safetensors.torch import load_file, save_file
+from torch import Tensor
+
+from vinfinity import Pipeline
+from vinfinity.config import RunConfig
+from vinfinity.denoise import execution
+from vinfinity.errors import NotFiniteError
+from vinfinity.models import offload
+from vinfinity.run import run
+
+# Both compute in fp32 on a CPU, but a GPU's linear layers do not go through oneDNN (`uses_onednn`), so that sums are
+# rounded in another order. The largest difference seen is 3e-6.
+CLOSE = 1e-5
+LOOP = "denoise/loop.py:denoise"
+DECODING = "media/decode.py:_decode_blocks"
+CHECKPOINT = "runs/checkpoints.py:after"
+HOST = ("compute.skips=host", "compute.chunk=24")
+
+# frames, steps and other settings of runs
+RUNS: dict[str, tuple[tuple[str, ...], dict[str, Any]]] = {
+    "both branches at once": (("compute.branches=2",), {"sampler": "ddim"}),
+    "skips on the host, noise in each step": (
+        (*HOST, "attention.entropy_scaling=true"),
+        {"sampler": "sde-dpmsolver++"},
+    ),
+    "reused features on the host": (
+        (*HOST, "reuse.interval=2", "reuse.depth=1"),
+        {"sampler": "dpmsolver++", "steps": 3},
+    ),
+    "checkpoints after each step, tiles": (
+        ("checkpoint.every=1 steps", "decode.tile=32", "decode.frames=7"),
+        {"sampler": "dpmsolver++"},
+    ),
+    "no longer than the trained clip": ((), {"sampler": "ddim", "frames": 9}),
+}
+
+
+@pytest.fixture(autouse=True)
+def _small_chunks(monkeypatch: pytest.MonkeyPatch) -> None:
+    """`compute.chunk` in KiB, and small blocks of host memory: so a tiny model has several of each."""
+    monkeypatch.setattr(execution, "MIB", 2**10)
+    monkeypatch.setattr(offload, "BLOCK_BYTES", 2**12)
+    monkeypatch.setattr(offload, "PINNED_BYTES", 2**14)
+
+
+def configured(model: Path, out: Path, *overrides: str, device: str, **flags: Any) -> RunConfig:
+    settings = {"frames": 24, "steps": 2, "size": "64x48", "guidance": 4.0, "seed": 3, "dtype": "fp32"}
+    return configure(model, *overrides, **{**settings, "out": str(out), "device": device, **flags}).config
+
+
+def on_both(model: Path, folder: Path, *overrides: str, **flags: Any) -> tuple[Tensor, Tensor, Findings]:
+    """The latents of a run on the CPU and on the pretend GPU, and what was found there."""
+    run(configured(model, folder / "cpu.mp4", *overrides, device="cpu", **flags))
+    with PretendCuda() as cuda:
+        run(configured(model, folder / "gpu.mp4", *overrides, device="cuda", **flags))
+        found = cuda.findings()
+    return latents(folder / "cpu.run"), latents(folder / "gpu.run"), found
+
+
+def assert_sound(found: Findings, *, steps: int) -> None:
+    """Nothing would go wrong on a GPU, and the host waits for it once in each step, for the vote."""
+    assert found.races == []
+    assert found.early_frees == []
+    assert found.slow_copies_in(LOOP) == []
+    assert found.slow_copies_in(DECODING) == []
+    assert len(found.waits_in(LOOP)) == steps
+
+
+@pytest.mark.parametrize("name", RUNS)
+def test_a_run_gives_the_cpus_latents_and_is_sound(
+    name: str, model_folder: Path, tmp_path: Path, record_worst: Callable[[str, float], None]
+) -> None:
+    overrides, flags = RUNS[name]
+    expected, ours, found = on_both(model_folder, tmp_path, *overrides, **flags)
+    worst = relative_error(ours, expected)
+    record_worst(f"{name}: pretend GPU against the CPU", worst)
+    assert worst <= CLOSE
+    steps = flags.get("steps", 2)
+    assert_sound(found, steps=steps)
+    blocks = -(-24 // 7) if "tile" in name else 1
+    if "tile" in name:
+        # x and the last estimate of the clean latents, after all steps but the last
+        assert len(found.waits_in(CHECKPOINT)) == 2 * (steps - 1)
+        assert len(found.waits_in(DECODING)) == blocks
+
+
+def test_a_distilled_model_with_lcm_is_sound(tmp_path: Path) -> None:
+    model = save_model(tmp_path / "model", tiny_pipeline(time_cond_proj_dim=12))
+    expected, ours, found = on_both(model, tmp_path, sampler="lcm", frames=20)
+    assert relative_error(ours, expected) <= CLOSE
+    assert_sound(found, steps=2)
+
+
+@pytest.mark.parametrize("dtype", ["fp16", "bf16"])
+def test_half_precision_is_sound(dtype: str, model_folder: Path, tmp_path: Path) -> None:
+    with PretendCuda() as cuda:
+        config = configured(model_folder, tmp_path / "a.mp4", *HOST, device="cuda", dtype=dtype, frames=18)
+        run(config)
+        assert_sound(cuda.findings(), steps=2)
+    assert latents(tmp_path / "a.run").isfinite().all()
+
+
+def test_a_resumed_run_is_sound(model_folder: Path, tmp_path: Path) -> None:
+    settings: dict[str, Any] = {"frames": 18, "steps": 4, "sampler": "sde-dpmsolver++"}
+    every = "checkpoint.every=1 steps"
+    run(configured(model_folder, tmp_path / "cpu.mp4", device="cpu", **settings))
+    with PretendCuda() as cuda:
+        config = configured(model_folder, tmp_path / "gpu.mp4", every, device="cuda", **settings)
+        stop_after_step(config, tmp_path / "gpu.run", step=1)
+        before = len(cuda.findings().waits_in(LOOP))
+        assert 1 <= before < 4
+        assert exit_code("resume", str(tmp_path / "gpu.run")) == 0
+        assert_sound(cuda.findings(), steps=4)
+    assert relative_error(latents(tmp_path / "gpu.run"), latents(tmp_path / "cpu.run")) <= CLOSE
+
+
+def test_edits_and_decoding_again_are_sound(model_folder: Path, tmp_path: Path) -> None:
+    def edit(name: str) -> None:
+        device = ("--device", name)
+        assert exit_code("redo", str(tmp_path / f"{name}.run"), "--frames", "6:11", *device) == 0
+        assert exit_code("extend", str(tmp_path / f"{name}-redo.run"), "--frames", "+3", *device) == 0
+        options = ("--out", str(tmp_path / f"{name}-again.mp4"), *device)
+        assert exit_code("decode", str(tmp_path / f"{name}-redo-extend.run"), *options) == 0
+
+    for name in ("cpu", "cuda"):
+        run(configured(model_folder, tmp_path / f"{name}.mp4", device="cpu", frames=20))
+    edit("cpu")
+    with PretendCuda() as cuda:
+        edit("cuda")
+        assert_sound(cuda.findings(), steps=4)
+    for name in ("redo", "redo-extend"):
+        ours, expected = (latents(tmp_path / f"{device}-{name}.run") for device in ("cuda", "cpu"))
+        assert relative_error(ours, expected) <= CLOSE
+
+
+def test_the_search_for_the_layer_of_a_nan_is_sound(own_model: Path, tmp_path: Path) -> None:
+    path = own_model / "unet" / "diffusion_pytorch_model.safetensors"
+    tensors = load_file(path)
+    tensors["mid_block.resnets.1.conv1.bias"][0] = float("nan")
+    save_file(tensors, path)
+    with PretendCuda() as cuda:
+        with pytest.raises(NotFiniteError, match=r"layer mid_block\.resnets\.1\.conv1 produced NaN"):
+            run(configured(own_model, tmp_path / "a.mp4", *HOST, device="cuda", dtype="fp16"))
+        found = cuda.findings()
+    assert (found.races, found.early_frees) == ([], [])
+
+
+def test_the_pipeline_of_the_library_is_sound(model_folder: Path) -> None:
+    with PretendCuda() as cuda:
+        pipe = Pipeline.from_pretrained(model_folder, device="cuda", dtype="fp32")
+        assert pipe.device.type == "cuda"
+        video = pipe("a red ball", frames=18, size="64x48", steps=2)
+        assert_sound(cuda.findings(), steps=2)
+    assert video.frames.shape == (18, 48, 64, 3)
