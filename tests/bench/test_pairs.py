@@ -1,6 +1,10 @@
 """Messages between each two ranks."""
 
-from vinfinity.bench.pairs import measure_pairs
+from functools import partial
+
+from oracles.pretend.ranks import on_pretend_ranks
+
+from vinfinity.bench.pairs import PairRequest, _measure_on_rank, measure_pairs
 
 
 def test_every_pair_of_ranks_is_measured() -> None:
@@ -9,3 +13,13 @@ def test_every_pair_of_ranks_is_measured() -> None:
         (first, second, size) for first, second in ((0, 1), (0, 2), (1, 2)) for size in (1000, 4096)
     ]
     assert all(pair.intact and pair.rate > 0 for pair in found)
+
+
+def test_pairs_of_pretend_gpus_are_measured() -> None:
+    request = PairRequest(sizes=(4096,), rounds=1)
+    outcomes = on_pretend_ranks(partial(_measure_on_rank, request), ranks=3)
+    assert [outcome.error for outcome in outcomes] == [None] * 3
+    first = outcomes[0].result
+    assert [(pair.first, pair.second) for pair in first] == [(0, 1), (0, 2), (1, 2)]
+    assert all(pair.intact and pair.rate > 0 for pair in first)
+    assert all(outcome.findings.races == [] for outcome in outcomes)

@@ -7,6 +7,7 @@ import pytest
 import torch
 from oracles.launchers import TORCHRUN
 from oracles.machines import install_broken
+from oracles.pretend.device import PretendCuda
 
 from vinfinity.machine.engine import attention_backends, find_engine, find_versions
 from vinfinity.machine.probe import Failed, attempt, in_child
@@ -97,3 +98,15 @@ def test_a_broken_library_is_named(
     found = attempt(in_child, probe)
     assert isinstance(found, Failed)
     assert reason in found.reason
+
+
+@pytest.mark.skipif(torch.cuda.is_available(), reason="there are GPUs here")
+def test_gpus_are_described_and_tried(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(torch.version, "cuda", "13.0")
+    monkeypatch.setattr(torch.cuda, "init", lambda: None)
+    with PretendCuda(devices=3):
+        found = find_engine(ranks=3)
+    assert found.fault == ""
+    assert [gpu.index for gpu in found.gpus] == [0, 1, 2]
+    assert [(gpu.name, gpu.fault) for gpu in found.gpus] == [("Pretend GPU", "")] * 3
+    assert all(gpu.free is not None and gpu.free <= gpu.memory for gpu in found.gpus)

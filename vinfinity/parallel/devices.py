@@ -83,9 +83,7 @@ def fallen_back(wanted: str) -> str | None:
     reason = usable_gpus()[1] if wanted == "auto" else ""
     if not reason:
         return None
-    return (
-        f"device: auto takes the CPU, because torch cannot use this machine's GPU: {reason}; see `nvidia-smi`"
-    )
+    return f"device: auto takes the CPU, because torch cannot use this machine's GPU: {reason}; see `vinfinity doctor`"
 
 
 def check_nccl(size: int, device: torch.device) -> None:
