@@ -217,3 +217,8 @@ def rehearse_with_too_little_memory(rungs: int, ranks: Ranks) -> list[tuple[int,
 def allocator_settings(_: None, ranks: Ranks) -> list[str]:
     """How the allocator of each rank is configured."""
     return ranks.collect(os.environ.get("PYTORCH_CUDA_ALLOC_CONF", ""))
+
+
+def add_up(_: None, ranks: Ranks) -> int:
+    """All is well."""
+    return sum(ranks.collect(ranks.rank + 1))

@@ -3,6 +3,9 @@
 GPUs are pretended: their waits for messages are seen in events, and never raise.
 """
 
+import os
+import subprocess
+import sys
 from collections.abc import Callable
 
 import pytest
@@ -107,3 +110,37 @@ def test_a_run_that_fits_in_no_execution_ends_on_all_ranks_with_a_remedy() -> No
     error = failure(fault_work.rehearse_with_too_little_memory, 99)
     assert isinstance(error, OutOfMemoryError)
     assert error.message.startswith("rank 1 on cpu: out of memory: 944.00 MiB more needed")
+
+
+# ---- a library under torchrun ----
+
+
+def under_torchrun(worker: Callable[..., object]) -> subprocess.CompletedProcess[str]:
+    command = [
+        sys.executable,
+        "-m",
+        "torch.distributed.run",
+        "--nproc-per-node",
+        "2",
+        "-m",
+        "oracles.launched",
+    ]
+    environment = {**os.environ, "PYTHONPATH": os.pathsep.join(sys.path)}
+    return subprocess.run(
+        [*command, worker.__name__], env=environment, capture_output=True, text=True, timeout=120
+    )
+
+
+@pytest.mark.slow
+def test_ranks_of_torchrun_join_and_leave() -> None:
+    done = under_torchrun(fault_work.add_up)
+    assert done.returncode == 0, done.stderr
+    assert done.stdout.split() == ["3", "3"]
+
+
+@pytest.mark.slow
+def test_a_rank_of_torchrun_that_hangs_is_named() -> None:
+    """Rank 0 waits where nothing raises; its thread says so, and ends it."""
+    done = under_torchrun(fault_work.hang)
+    assert done.returncode == 1
+    assert "error: rank 1 did not answer in time (waited for it in: temporal attention 1)" in done.stderr
