@@ -25,6 +25,7 @@ PUBLIC = {
     "BusyError",
     "InputError",
     "NotFiniteError",
+    "OutOfMemoryError",
     "OutputError",
     "Pipeline",
     "RankError",

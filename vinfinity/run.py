@@ -119,6 +119,7 @@ def on_rank(task: Task, ranks: Ranks) -> Summary | None:
         seconds = {"denoising": denoised - started, "decoding": time.monotonic() - denoised}
         finished = {
             "ranks": ranks.size,
+            "machine": session.machine,
             "seconds": seconds,
             "peak_memory": peak_memory(ranks.device).reserved,
         }

@@ -39,11 +39,12 @@ RESUMABLE = {kind.exit_code for kind in (OutOfMemoryError, RankError, OutputErro
 class Session:
     """What accompanies a rank through a run.
 
-    start: whether the run is new, resumes, or is done already. team, exchange: the ranks that share the video with this
-    one.
+    start: whether the run is new, resumes, or is done already. machine: software and hardware of all ranks, for the
+    record. team, exchange: the ranks that share the video with this one.
     """
 
     start: Start
+    machine: Mapping[str, object]
     folder: RunFolder
     ranks: Ranks
     team: Team
@@ -61,13 +62,15 @@ class Session:
         """
         folder = destination.folder
         with ranks.shutdown.checked(), locked(folder, ranks, facts=job.facts):
-            start = _start(job, destination, ranks)
+            machine = _machine(job, ranks)
+            start = _start(job, destination, ranks, machine)
             with Progress(enabled=ranks.first, log=folder.log) as progress:
                 team = ranks.team(
                     len(job.selection.frames), split=job.splits_branches, grouped=job.grouped(ranks.device)
                 )
                 yield cls(
                     start=start,
+                    machine=machine,
                     folder=folder,
                     ranks=ranks,
                     team=team,
@@ -165,11 +168,10 @@ def _check_same(job: Job, folder: RunFolder) -> None:
             raise InputError(field, folder.path, remedy, problem=f"was started with other {what}")
 
 
-def _start(job: Job, destination: Destination, ranks: Ranks) -> Start:
+def _start(job: Job, destination: Destination, ranks: Ranks, machine: Mapping[str, object]) -> Start:
     """Decide again how to start, now that the folder is locked; rank 0 prepares the folder of a new run."""
     folder = destination.folder
     start: Start | None = None
-    machine = _machine(job, ranks)
     if ranks.first:
         start = how_to_start(job.config, destination)
         if start == "new":
@@ -177,8 +179,8 @@ def _start(job: Job, destination: Destination, ranks: Ranks) -> Start:
             command = {"command": shlex.join(sys.argv), "ranks": ranks.size, "device": str(ranks.device)}
             folder.begin(settings=to_yaml(settings), record=job.provenance() | command | {"machine": machine})
         elif start == "resume":
+            # nothing is written here: the disk may be full of what this run is about to delete
             _check_same(job, folder)
-            folder.write_record({**(folder.record() or {}), "machine": machine})
         folder.event("started", how=start, ranks=ranks.size, version=version(), machine=machine)
     start = ranks.collect(start)[0]
     assert start is not None
@@ -190,6 +192,6 @@ def _start(job: Job, destination: Destination, ranks: Ranks) -> Start:
 
 
 def _machine(job: Job, ranks: Ranks) -> dict[str, object]:
-    """Software and machines of this run, for its record."""
+    """Software and hardware of all ranks, for the record."""
     machines = ranks.collect(describe_rank(ranks.device))
     return {**describe_software(ranks.device, pick_dtype(job.config.dtype, ranks.device)), "ranks": machines}

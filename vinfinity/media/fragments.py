@@ -14,11 +14,12 @@ class Fragments:
     identity: covers everything that the fragments depend on. Fragments of the same identity that are in the file are
     reused, and an incomplete one at its end is cut off; otherwise the file starts empty.
 
-    frames, bytes: of the complete fragments. Raises OutputError if the file cannot be written.
+    shown: what errors name, if not `path`. frames, bytes: of the complete fragments. Raises OutputError if the file
+    cannot be written.
     """
 
-    def __init__(self, path: Path, *, identity: str) -> None:
-        self.path, self._identity = path, identity
+    def __init__(self, path: Path, *, identity: str, shown: Path | None = None) -> None:
+        self.path, self._identity, self._shown = path, identity, shown or path
         self._record = path.with_suffix(".json")
         self.frames, self.bytes = self._complete()
         try:
@@ -28,7 +29,7 @@ class Fragments:
             with path.open("ab") as file:
                 file.truncate(self.bytes)
         except OSError as error:
-            raise cannot_write(path, error) from error
+            raise cannot_write(self._shown, error) from error
 
     def add(self, fragment: bytes, *, frames: int) -> None:
         """Appends a fragment of `frames` frames; when this returns, it is on the disk. Raises OutputError."""
@@ -39,7 +40,7 @@ class Fragments:
                 file.flush()
                 os.fsync(file.fileno())
         except OSError as error:
-            raise cannot_write(self.path, error) from error
+            raise cannot_write(self._shown, error) from error
         self.frames, self.bytes = self.frames + frames, self.bytes + len(fragment)
         record = {"of": self._identity, "frames": self.frames, "bytes": self.bytes}
         write_whole(self._record, json.dumps(record) + "\n")

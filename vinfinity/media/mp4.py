@@ -94,6 +94,8 @@ class Mp4Writer:
         self._fragments = Fragments(
             unfinished or temporary(path, f"{os.getpid()}.fragments"),
             identity=hashlib.sha256(depends_on.encode()).hexdigest(),
+            # users know neither the name nor the purpose of a temporary file
+            shown=unfinished or path,
         )
         # the number of frames written so far
         self.frames = self._fragments.frames
