@@ -12,7 +12,7 @@ import torch
 from oracles.networks import load_unet
 from oracles.reference import configure, copy_model, decoded, on_ranks
 from safetensors.torch import load_file, save_file
-from torch import Tensor
+from torch import Tensor, nn
 
 from vinfinity.errors import VinfinityError
 from vinfinity.models.finite import first_not_finite
@@ -96,11 +96,13 @@ def test_runs_on_several_ranks_give_the_same_latents(dtype: str, frames: int, tm
 
 
 @pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16])
-def test_the_time_embedding_stays_in_fp32(dtype: torch.dtype, model_folder: Path) -> None:
+def test_the_time_embedding_and_group_norms_stay_in_fp32(dtype: torch.dtype, model_folder: Path) -> None:
     unet = load_unet(model_folder / "unet", device="cpu", dtype=dtype)
-    types = {name: parameter.dtype for name, parameter in unet.named_parameters()}
-    for name, kind in types.items():
-        assert kind == (torch.float32 if name.startswith("time_embedding.") else dtype), name
+    kept = [f"{name}." for name, layer in unet.named_modules() if isinstance(layer, nn.GroupNorm)]
+    assert kept
+    for name, parameter in unet.named_parameters():
+        stays = name.startswith(("time_embedding.", *kept))
+        assert parameter.dtype == (torch.float32 if stays else dtype), name
 
 
 def test_the_sampler_runs_in_fp32(model_folder: Path, tmp_path: Path) -> None:

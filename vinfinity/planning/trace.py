@@ -146,8 +146,9 @@ def empty_denoiser(family: Family, config: Hashable, dtype: torch.dtype) -> nn.M
     description = family.networks[family.denoiser]
     with torch.device("meta"):
         network = description.build(config)
+    kept = description.fp32_parameters(network)
     for name, parameter in network.named_parameters():
-        if not name.startswith(description.keep_fp32):
+        if name not in kept:
             parameter.data = parameter.data.to(dtype)
     return network.eval().requires_grad_(False)
 

@@ -46,10 +46,12 @@ def video_sums(x: Tensor, groups: int, ctx: TemporalContext) -> Tensor:
     moments = []
     for piece in frame_pieces(x, ctx):
         rows = rearrange(whole(x[:, piece.own], piece), "b f h w c -> (b f) (h w) c")
-        each = rearrange(channel_moments(rows), "two (b f) c -> two b f c", b=len(x))
-        moments.append(each[:, :, piece.before : each.shape[2] - piece.after])
-    together = torch.cat(moments, dim=2)
-    pooled = group_moments(together.flatten(1, 2), groups, half=x.dtype.itemsize < 4)
+        each = (rearrange(y, "(b f) c -> b f c", b=len(x)) for y in channel_moments(rows))
+        moments.append([own(y, piece) for y in each])
+    # everything but the pass over memory is done for all frames at once: few launches
+    means, seconds = (torch.cat(parts, dim=1).flatten(0, 1) for parts in zip(*moments, strict=True))
+    norm_of = x.shape[2] * x.shape[3] if x.dtype.itemsize < 4 else None
+    pooled = group_moments(means, seconds, groups, norm_of=norm_of)
     mean, variance = (rearrange(y, "(b f) g -> b f g", b=len(x)).double() for y in pooled)
     square = mean.square()
     high = square.float().double()
@@ -105,8 +107,10 @@ class TemporalConvStage(nn.ModuleDict):
             # the frames of the piece, one more on either side, and zeros in place of those of other ranks
             length = stop - start + 2
             padded = x.new_empty(len(x), piece.before + length + piece.after, *x.shape[2:])
-            padded[:, : piece.before].zero_()
-            padded[:, piece.before + length :].zero_()
+            if piece.before:
+                padded[:, : piece.before].zero_()
+            if piece.after:
+                padded[:, -piece.after :].zero_()
             held = padded[:, piece.before : piece.before + length]
             held[:, :1] = before
             # out may be x: the frame after the piece is read before it is overwritten
