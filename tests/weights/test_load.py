@@ -35,7 +35,9 @@ def cast(unet: nn.Module, dtype: torch.dtype) -> dict[str, Tensor]:
     """A UNet's tensors in another type, except for the time embedding and the group norms, which stay in fp32."""
     norms = [f"{name}." for name, layer in unet.named_modules() if isinstance(layer, nn.GroupNorm)]
     kept = ("time_embedding.", *norms)
-    return {name: x.float() if name.startswith(kept) else x.to(dtype) for name, x in unet.state_dict().items()}
+    return {
+        name: x.float() if name.startswith(kept) else x.to(dtype) for name, x in unet.state_dict().items()
+    }
 
 
 def assert_same(ours: dict[str, Tensor], reference: dict[str, Tensor]) -> None:

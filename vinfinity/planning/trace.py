@@ -18,8 +18,9 @@ from vinfinity.models.network_call import CallOptions, NetworkCall
 from vinfinity.models.offload import store_for
 from vinfinity.parallel.context import temporal_context
 from vinfinity.parallel.exchange import FrameExchange, TracedExchange
-from vinfinity.parallel.scopes import AttentionPlan, QueryBlock, Scopes, intersection
+from vinfinity.parallel.scopes import AttentionPlan, QueryBlock, Scopes
 from vinfinity.parallel.shards import FrameShards
+from vinfinity.parallel.timeline import intersection
 from vinfinity.planning.meter import LiveBytes, WorkCounter
 
 # number of pieces above which memory grows linearly with the frames
