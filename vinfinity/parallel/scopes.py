@@ -101,6 +101,11 @@ class AttentionPlan:
     window: int
     timeline: Timeline
 
+    def prepare(self, dtype: torch.dtype) -> None:
+        """Makes what blocks keep in a type, which is otherwise made when it is first needed."""
+        for block in self.blocks:
+            block.part(block.rows if self.grouped else intersection(block.rows, self.held), dtype)
+
 
 def plan_attention(
     shards: FrameShards,

@@ -108,6 +108,7 @@ def network_call(
     )
     if few_blocks:
         context = replace(context, attention=representative_blocks(context.attention))
+    context.attention.prepare(shape.dtype)
     if text is None:
         states = (execution.branches, shape.text_tokens, shape.traits.text_width)
         text = torch.zeros(states, dtype=shape.dtype, device=device)
@@ -189,8 +190,7 @@ def trace_step(shape: CallShape, execution: Execution, sampler: Sampler, *, bran
     exchange = shape.traced_exchange()
     # with reuse, each pass keeps features of its own; without, the last pass has the highest peak
     passes = branches // execution.branches if shape.reuse_depth is not None else 1
-    calls = [network_call(shape, execution, exchange, few_blocks=True) for _ in range(passes)]
-    middle = calls[0].middle
+    network = empty_denoiser(shape.family, shape.config, shape.dtype)
     before_middle: list[int] = []
 
     def noise(step: int) -> Tensor:
@@ -201,13 +201,17 @@ def trace_step(shape: CallShape, execution: Execution, sampler: Sampler, *, bran
         first = sampler.step(State(step=0, x=torch.empty(shape.latents)), torch.empty(shape.latents), noise)
     index = min(1, len(sampler.timesteps) - 1)
     live = LiveBytes()
-    hook = (
-        None
-        if middle is None
-        else middle.register_forward_pre_hook(lambda *_: before_middle.append(live.now))
-    )
+    hook = None
     try:
         with live:
+            # with what they keep from step to step
+            calls = [
+                network_call(shape, execution, exchange, network=network, few_blocks=True)
+                for _ in range(passes)
+            ]
+            middle = calls[0].middle
+            if middle is not None:
+                hook = middle.register_forward_pre_hook(lambda *_: before_middle.append(live.now))
             history = None if first.clean is None else torch.empty(shape.latents, device="meta")
             state = State(step=index, x=torch.empty(shape.latents, device="meta"), clean=history)
             others = branches - execution.branches
@@ -222,7 +226,7 @@ def trace_step(shape: CallShape, execution: Execution, sampler: Sampler, *, bran
         if hook is not None:
             hook.remove()
     return StepMemory(
-        weights=parameter_bytes(calls[0].network),
+        weights=parameter_bytes(network),
         state=held,
         skips=before_middle[-1] - held if before_middle else 0,
         exchange=exchange.largest,
