@@ -16,6 +16,7 @@ from torch import Tensor, nn
 
 from vinfinity.errors import VinfinityError
 from vinfinity.models.finite import first_not_finite
+from vinfinity.models.frame_text import FrameText
 from vinfinity.models.unet3d.unet import UNet
 from vinfinity.parallel.context import temporal_context
 from vinfinity.parallel.exchange import FrameExchange, LocalExchange
@@ -75,7 +76,7 @@ def test_the_number_of_ranks_changes_no_bit(dtype: torch.dtype, scopes: Scopes |
         def call(shards: FrameShards, rank: int, exchange: FrameExchange, x: Tensor = x) -> Tensor:
             held = shards.held(rank)
             context = temporal_context(exchange, shards, rank, scopes, chunk_bytes=2**16)
-            return unet(x[:, :, held.start : held.stop], t, text, context)
+            return unet(x[:, :, held.start : held.stop], t, FrameText.same(text), context)
 
         one = FrameShards.of(frames, 1, grouped=True)
         with torch.inference_mode():

@@ -7,14 +7,16 @@ from pathlib import Path
 import torch
 
 from vinfinity import __version__
-from vinfinity.config import RunConfig, digest, leaves
+from vinfinity.config import RunConfig, digest, leaves, timed_prompts
 from vinfinity.denoise.guidance import guidance_branches
+from vinfinity.denoise.prompts import PromptSchedule, TimedPrompt
 from vinfinity.denoise.samplers import Sampler, pick_sampler
 from vinfinity.denoise.schedule import SchedulerConfig
 from vinfinity.denoise.selection import Selection, select_all
 from vinfinity.errors import InputError
 from vinfinity.media.blocks import check_tile
 from vinfinity.models.family import AUTOENCODER, SCHEDULER, TOKENIZER, TextTokenizer
+from vinfinity.models.geometry import LatentGeometry
 from vinfinity.parallel.devices import fallen_back, pick_device
 from vinfinity.parallel.launch import check_ranks
 from vinfinity.parallel.place import Place
@@ -36,7 +38,7 @@ class Job:
 
     schedule: of the model's training, as its scheduler_config.json has it.
     selection: the latent frames to compute. earlier: the run that is edited, None for a new video.
-    latent: (c, h, w) of one latent frame. latent_frames: of the whole video.
+    latent: (c, h, w) of one latent frame. latent_frames: of the whole video. prompts: in latent frames.
     weights_digest, decoder_digest: SHA-256 (hex) that tell versions of the weights (LoRAs included) and of the decoder
     apart. noise_digest: the same for the file of the initial noise, "" without one.
     """
@@ -49,6 +51,7 @@ class Job:
     earlier: EarlierRun | None
     latent: tuple[int, int, int]
     latent_frames: int
+    prompts: PromptSchedule
     weights_digest: str
     decoder_digest: str
     loras: tuple[Lora, ...] = ()
@@ -61,16 +64,19 @@ class Job:
         return decoder_folder(self.config, self.card)
 
     @property
+    def guided(self) -> bool:
+        """Whether steps have a branch for negative texts beside that for the prompts (classifier-free guidance)."""
+        return branches(self.config, self.card) == 2
+
+    @property
     def texts(self) -> list[str]:
-        """The texts that guide the video: the negative prompt and the prompt, or the prompt alone without guidance."""
-        config = self.config
-        alone = branches(config, self.card) == 1
-        return [config.prompt] if alone else [config.negative or "", config.prompt]
+        """The different texts that guide the video: prompts, and negative ones where they are used."""
+        return self.prompts.texts(guided=self.guided)
 
     @property
     def splits_branches(self) -> bool:
         """Whether each guidance branch has ranks of its own."""
-        return self.config.parallel.split_guidance and len(self.texts) == 2
+        return self.config.parallel.split_guidance and self.guided
 
     def grouped(self, device: torch.device) -> bool:
         """Whether ranks compute whole groups of frames, so that their number does not change the video."""
@@ -102,7 +108,7 @@ class Job:
     def tags(self) -> dict[str, str]:
         """Tags of the MP4: the prompt, and what made it, as JSON."""
         made_by = to_json(self.provenance())
-        return {"title": self.config.prompt, "comment": made_by}
+        return {"title": " / ".join(prompt.text for prompt in self.prompts.prompts), "comment": made_by}
 
     def kept_pieces(self) -> Iterable[Piece]:
         """The frames that an edit keeps from the earlier run, a bounded number at a time."""
@@ -143,11 +149,12 @@ def prepare(config: RunConfig, place: Place | None = None) -> Job:
     latent, latent_frames = geometry.latent_size(config.resolution), geometry.latent_frames(config.frames)
     schedule = load_scheduler(card.folder / SCHEDULER)
     sampler = pick_sampler(config, schedule)
+    prompts = schedule_prompts(config, geometry)
     earlier = EarlierRun.open(config, geometry)
     if earlier is None:
         selection = select_all(latent_frames, seed=config.seed)
     else:
-        selection = earlier.select(config, latent_frames, steps=len(sampler.timesteps))
+        selection = earlier.select(config, prompts, steps=len(sampler.timesteps))
     check_ranks(gpus=config.gpus, device=config.device, frames=len(selection.frames), place=place)
     half = pick_dtype(config.dtype, pick_device(config.device)) != torch.float32
     check_weights(card.folder, prefer_fp16=half)
@@ -171,12 +178,29 @@ def prepare(config: RunConfig, place: Place | None = None) -> Job:
         earlier=earlier,
         latent=latent,
         latent_frames=latent_frames,
+        prompts=prompts,
         weights_digest=weights_digest(card.folder, loras=[path for lora in loras for path in lora.files]),
         decoder_digest=weights_digest(decoder_folder(config, card)),
         loras=loras,
         schedule=schedule,
         noise_digest=noise_digest,
     )
+
+
+def schedule_prompts(config: RunConfig, geometry: LatentGeometry) -> PromptSchedule:
+    """The prompts of a run, in latent frames. Raises InputError if they do not fit into the video."""
+    per_latent = geometry.time_downscale
+    prompts = tuple(
+        TimedPrompt(
+            start=geometry.latent_frames(prompt.start + 1) - 1,
+            text=prompt.text,
+            negative=prompt.negative,
+            blend=-(-prompt.blend // per_latent),
+            cut=prompt.cut,
+        )
+        for prompt in timed_prompts(config)
+    )
+    return PromptSchedule(prompts, geometry.latent_frames(config.frames), config.loop)
 
 
 def decoder_folder(config: RunConfig, card: ModelCard) -> Path:

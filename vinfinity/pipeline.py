@@ -27,6 +27,7 @@ from vinfinity.media.decode import decode_frames
 from vinfinity.media.latents import TensorLatents
 from vinfinity.media.mp4 import Mp4Writer
 from vinfinity.models.family import TEXT_ENCODER
+from vinfinity.models.frame_text import FrameText
 from vinfinity.models.network_call import CallOptions
 from vinfinity.models.offload import store_for
 from vinfinity.parallel.devices import fallen_back, pick_device
@@ -56,8 +57,8 @@ OF_RUNS = ("gpus", "out", "overwrite", "resume", "save_latents", "checkpoint", "
 @torch.no_grad()
 def encode_text(
     job: Job, *, device: torch.device, dtype: torch.dtype, encoder: nn.Module | None = None
-) -> Tensor:
-    """The text states of each guidance branch, (branches, t, c). encoder: loaded, used and freed if None.
+) -> FrameText:
+    """The text of each frame that the job computes. encoder: loaded, used and freed if None.
 
     Raises NotFiniteError if they are NaN or infinite.
     """
@@ -66,10 +67,10 @@ def encode_text(
     tokens = [job.tokenizer(text) for text in job.texts]
     ids = torch.tensor([prompt.ids for prompt in tokens], device=device)
     with fp32_products(tf32=False):
-        text = job.card.family.encode_text(encoder, ids, [prompt.used for prompt in tokens])
-    if not text.isfinite().all():
+        states = job.card.family.encode_text(encoder, ids, [prompt.used for prompt in tokens])
+    if not states.isfinite().all():
         raise not_finite("text encoder", "its output", dtype)
-    return text
+    return job.prompts.text_of(states, job.selection.frames, guided=job.guided)
 
 
 def load_part(job: Job, part: str, *, device: torch.device, dtype: torch.dtype) -> nn.Module:
@@ -99,17 +100,24 @@ def initial_state(job: Job, frames: Sequence[int]) -> State:
 
 
 def make_denoiser(
-    job: Job, network: nn.Module, text: Tensor, team: Team, exchange: FrameExchange, execution: Execution
+    job: Job,
+    network: nn.Module,
+    text: FrameText,
+    team: Team,
+    exchange: FrameExchange,
+    execution: Execution,
 ) -> Denoiser:
-    """The guided prediction of `network` for this rank's frames. text: (branches, t, c) of all guidance branches."""
-    config, device = job.config, text.device
+    """The guided prediction of `network` for this rank's frames. text: of all guidance branches."""
+    config, device = job.config, text.states.device
     swap = None
     if team.branch is not None:
-        text, swap = text[team.branch : team.branch + 1], BranchSwap(team, exchange.counters)
+        text, swap = text.branch(team.branch), BranchSwap(team, exchange.counters)
     contexts = ScheduledContexts(
         config.attention,
         job.selection,
-        frames=job.latent_frames,
+        job.prompts.scenes,
+        loop=config.loop,
+        timesteps=job.sampler.timesteps,
         team=team,
         exchange=exchange,
         chunk_bytes=execution.chunk_bytes,
@@ -129,7 +137,7 @@ def make_denoiser(
 def fitting_denoiser(
     job: Job,
     network: nn.Module,
-    text: Tensor,
+    text: FrameText,
     team: Team,
     exchange: FrameExchange,
     ranks: Ranks,

@@ -10,6 +10,7 @@ sources    defaults, the model's card, YAML, key=value and flags merged into a c
 text       a configuration as YAML, the digest of the latents, explanations
 """
 
+from vinfinity.config.prompts import Prompt
 from vinfinity.config.schema import Declared, Group, Setting, plain_text
 from vinfinity.config.settings import (
     AttentionConfig,
@@ -33,6 +34,7 @@ from vinfinity.config.settings import (
     parse_interval,
     parse_size,
     require_prompt,
+    timed_prompts,
 )
 from vinfinity.config.sources import Resolved, leaves, load, name_sources
 from vinfinity.config.text import changes_latents, digest, explain, ignored, to_yaml
@@ -52,6 +54,7 @@ __all__ = [
     "Phase",
     "PixelFormat",
     "Preset",
+    "Prompt",
     "Resolved",
     "ReuseConfig",
     "RunConfig",
@@ -71,5 +74,6 @@ __all__ = [
     "parse_size",
     "plain_text",
     "require_prompt",
+    "timed_prompts",
     "to_yaml",
 ]

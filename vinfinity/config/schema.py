@@ -181,6 +181,12 @@ def typed(value: Any, kind: Any, *, key: str) -> Any:
     """`value` as the type `kind`, without any conversion but int to float and list to tuple. Raises InputError."""
     if value is None and _optional(kind):
         return None
+    kinds = [part for part in _parts(kind) if part is not types.NoneType]
+    if len(kinds) > 1 and typing.get_origin(kinds[0]) is not Literal:
+        # a number or text
+        kind = next(
+            (part for part in kinds if isinstance(value, part) and not isinstance(value, bool)), kinds[-1]
+        )
     kind = bare(kind)
     if dataclasses.is_dataclass(kind):
         if isinstance(value, Group) and isinstance(value, typing.cast(type, kind)):

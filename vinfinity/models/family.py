@@ -16,6 +16,7 @@ if TYPE_CHECKING:
     from torch import Tensor, nn
 
     from vinfinity.models.checkpoint import Checkpoint, Distillation
+    from vinfinity.models.frame_text import FrameText
     from vinfinity.models.network_call import CallOptions, NetworkCall
     from vinfinity.parallel.context import TemporalContext
 
@@ -219,11 +220,11 @@ class Family(Protocol):
     def network_call(
         self,
         denoiser: nn.Module,
-        text: Tensor,
+        text: FrameText,
         context_at: Callable[[float], TemporalContext],
         options: CallOptions,
     ) -> NetworkCall:
-        """The way to call a loaded denoiser. text: (b, t, c), the text states of each guidance branch of this rank.
+        """The way to call a loaded denoiser. text: of the guidance branches of this rank.
 
         context_at: the temporal context in force at a training timestep.
         """

@@ -54,13 +54,18 @@ class Grouping:
         """
         return self.of(self.held, most, group=group)
 
+    def frames_of(self, piece: Piece) -> range:
+        """The frames of a piece, with those of other ranks."""
+        first = self.held.start + piece.own.start
+        return range(first - piece.before, self.held.start + piece.own.stop + piece.after)
+
     def within(self, borders: Sequence[int], most: int) -> list[Piece]:
         """The same, but no piece goes beyond a border: frames at which scenes begin, ascending."""
         cut = []
         for piece in self.pieces(most):
-            first = self.held.start + piece.own.start - piece.before
-            last = self.held.start + piece.own.stop + piece.after
-            for start, stop in pairwise([first, *(b for b in borders if first < b < last), last]):
+            span = self.frames_of(piece)
+            inside = [border for border in borders if span.start < border < span.stop]
+            for start, stop in pairwise([span.start, *inside, span.stop]):
                 own = range(max(start, self.held.start), min(stop, self.held.stop))
                 if own:
                     positions = slice(own.start - self.held.start, own.stop - self.held.start)

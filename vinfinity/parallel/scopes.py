@@ -23,13 +23,13 @@ QUERY_BLOCK = 32
 class Scopes:
     """Dual-scope attention at one denoising step (paper, section 3.3).
 
-    local: frames on either side of the query's frame. anchors: how many global frames, or which ones.
+    local: frames on either side of the query's frame. anchors: how many global frames there are.
     local_bias, anchor_bias: added to the logits of each scope; -inf switches the scope off.
     entropy_scaling: multiply logits by log(n) / log(trained_frames), n the number of attended keys.
     """
 
     local: int = 8
-    anchors: int | tuple[int, ...] = 16
+    anchors: int = 16
     local_bias: float = 0.0
     anchor_bias: float = 0.0
     entropy_scaling: bool = False
@@ -38,7 +38,7 @@ class Scopes:
         """The anchor frames; none while they are switched off."""
         if self.anchor_bias == NEVER or self.anchors == 0:
             return ()
-        return self.anchors if isinstance(self.anchors, tuple) else anchor_frames(frames, self.anchors)
+        return anchor_frames(frames, self.anchors)
 
 
 class KeyRun(NamedTuple):

@@ -91,7 +91,7 @@ class Outline:
         scopes = None
         if self.card.geometry.latent_frames(config.frames) > attention.trained_frames:
             phase = max(attention.schedule, key=_active_scopes)
-            scopes = scopes_of(attention, phase, attention.anchors)
+            scopes = scopes_of(attention, phase)
         return CallShape(
             family=self.card.family,
             config=self.card.configs[self.card.family.denoiser],

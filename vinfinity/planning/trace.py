@@ -14,6 +14,7 @@ from vinfinity.denoise.samplers import Sampler, State
 from vinfinity.media.blocks import Blocks
 from vinfinity.models.decoder import Decoder
 from vinfinity.models.family import TEXT_ENCODER, DenoiserTraits, Family
+from vinfinity.models.frame_text import FrameText
 from vinfinity.models.network_call import CallOptions, NetworkCall
 from vinfinity.models.offload import store_for
 from vinfinity.parallel.context import temporal_context
@@ -119,7 +120,7 @@ def network_call(
         guidance=GUIDANCE,
         reuse_depth=shape.reuse_depth,
     )
-    return shape.family.network_call(network, text, lambda t: context, options)
+    return shape.family.network_call(network, FrameText.same(text), lambda t: context, options)
 
 
 def representative_blocks(plan: AttentionPlan) -> AttentionPlan:
