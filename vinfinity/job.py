@@ -9,14 +9,13 @@ import torch
 from vinfinity import __version__
 from vinfinity.config import RunConfig, digest, leaves, timed_prompts
 from vinfinity.denoise.guidance import guidance_branches
-from vinfinity.denoise.prompts import PromptSchedule, TimedPrompt
+from vinfinity.denoise.prompts import PromptSchedule, schedule_prompts
 from vinfinity.denoise.samplers import Sampler, pick_sampler
 from vinfinity.denoise.schedule import SchedulerConfig
 from vinfinity.denoise.selection import Selection, select_all
-from vinfinity.errors import InputError
+from vinfinity.errors import InputError, one_line
 from vinfinity.media.blocks import check_tile
 from vinfinity.models.family import AUTOENCODER, SCHEDULER, TOKENIZER, TextTokenizer
-from vinfinity.models.geometry import LatentGeometry
 from vinfinity.parallel.devices import fallen_back, pick_device
 from vinfinity.parallel.launch import check_ranks
 from vinfinity.parallel.place import Place
@@ -187,22 +186,6 @@ def prepare(config: RunConfig, place: Place | None = None) -> Job:
     )
 
 
-def schedule_prompts(config: RunConfig, geometry: LatentGeometry) -> PromptSchedule:
-    """The prompts of a run, in latent frames. Raises InputError if they do not fit into the video."""
-    per_latent = geometry.time_downscale
-    prompts = tuple(
-        TimedPrompt(
-            start=geometry.latent_frames(prompt.start + 1) - 1,
-            text=prompt.text,
-            negative=prompt.negative,
-            blend=-(-prompt.blend // per_latent),
-            cut=prompt.cut,
-        )
-        for prompt in timed_prompts(config)
-    )
-    return PromptSchedule(prompts, geometry.latent_frames(config.frames), config.loop)
-
-
 def decoder_folder(config: RunConfig, card: ModelCard) -> Path:
     """The folder of the autoencoder that decodes the latents: `decoder`, or the model's own."""
     if config.decoder is None:
@@ -252,7 +235,12 @@ def describe(config: RunConfig, place: Place | None = None) -> list[tuple[str, s
         else f"dual-scope: {config.attention.local} frames on either side, {config.attention.anchors} anchors"
     )
     rows = [
-        ("video", f"{config.frames} frames of {config.size} at {config.fps} fps"),
+        (
+            "video",
+            f"{config.frames} frames of {config.size} at {config.fps} fps"
+            + (", a loop" if config.loop else ""),
+        ),
+        *_prompt_rows(config),
         ("latents", f"1x{channels}x{job.latent_frames}x{height}x{width}"),
         ("model", f"{job.card.name} ({job.card.folder})"),
         *(("lora", f"{lora.path} at {lora.weight:g}, {lora.layers()}") for lora in job.loras),
@@ -264,6 +252,20 @@ def describe(config: RunConfig, place: Place | None = None) -> list[tuple[str, s
         ("output", str(Destination.of(config).video)),
     ]
     return rows + [("warning", concern) for concern in job.concerns()]
+
+
+def _prompt_rows(config: RunConfig) -> list[tuple[str, str]]:
+    """A row for each prompt of a video that has several."""
+    prompts = timed_prompts(config)
+    changes = [
+        "" if prompt.start == 0 else " (cut)" if prompt.cut else f" (blend {prompt.blend})"
+        for prompt in prompts
+    ]
+    rows = [
+        (f"frame {prompt.start}", f"{one_line(prompt.text)}{change}")
+        for prompt, change in zip(prompts, changes, strict=True)
+    ]
+    return rows if len(rows) > 1 else []
 
 
 def version() -> str:

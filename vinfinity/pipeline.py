@@ -14,7 +14,7 @@ import torch
 from safetensors.torch import load_file
 from torch import Tensor, nn
 
-from vinfinity.config import RunConfig, VideoConfig, check_suffix
+from vinfinity.config import Prompt, RunConfig, VideoConfig, check_suffix
 from vinfinity.denoise.execution import Execution
 from vinfinity.denoise.loop import Denoiser, denoise, not_finite
 from vinfinity.denoise.samplers import State
@@ -45,6 +45,9 @@ from vinfinity.system.progress import note, warn
 from vinfinity.weights.dtypes import pick_dtype
 from vinfinity.weights.load import load_decoder, load_network
 from vinfinity.weights.lora import open_loras
+
+# a text, or prompts over time
+Prompts = str | Sequence[str | Mapping[str, object] | Prompt]
 
 # settings that `Pipeline` fixes when it loads a model, and those that only runs with files or ranks have
 LOADED = ("model", "device", "dtype", "lora", "decoder", "compile")
@@ -257,6 +260,13 @@ class Video:
         return f'<video controls loop width="{self.size[0]}" src="{source}"></video>'
 
 
+def as_settings(prompt: Prompts) -> dict[str, object]:
+    """The settings `prompt` and `prompts` of a text, or of a list of prompts over time, where a text begins at 0."""
+    if isinstance(prompt, str):
+        return {"prompt": prompt}
+    return {"prompts": [{"text": entry} if isinstance(entry, str) else entry for entry in prompt]}
+
+
 class Pipeline:
     """A model loaded on one device, ready to generate any number of videos.
 
@@ -297,8 +307,11 @@ class Pipeline:
         """The device that the networks are on."""
         return self._ranks.device
 
-    def __call__(self, prompt: str, **settings: Any) -> Video:
-        """Generate a video. settings: any setting of a video, such as frames, seed, steps or `attention={"local": 4}`.
+    def __call__(self, prompt: Prompts, **settings: Any) -> Video:
+        """Generate a video. prompt: a text, or a list of prompts over time, such as
+        `["a red ball", {"at": "50%", "text": "a blue boat"}]`.
+
+        settings: any setting of a video, such as frames, seed, steps or `attention={"local": 4}`.
 
         Raises InputError for unusable settings, NotFiniteError for NaN or infinite values, OutOfMemoryError.
         """
@@ -306,7 +319,7 @@ class Pipeline:
         [final] = deque(self._denoise(job), maxlen=1)
         return self.decode_job(job, final.x)
 
-    def denoise(self, prompt: str, **settings: Any) -> Iterator[State]:
+    def denoise(self, prompt: Prompts, **settings: Any) -> Iterator[State]:
         """Yield the state after each denoising step: `state.step`, and `state.x`, latents (1, c, f, h, w) fp32.
 
         Settings are checked at once, before the first state is requested. Raises as calling the pipeline does.
@@ -324,7 +337,7 @@ class Pipeline:
         given = {"size": f"{width}x{height}", **settings, "frames": geometry.frames(x.shape[2])}
         return self.decode_job(self._prepared("", given), x)
 
-    def _prepared(self, prompt: str, settings: Mapping[str, Any]) -> Job:
+    def _prepared(self, prompt: Prompts, settings: Mapping[str, Any]) -> Job:
         loaded = self._job.config
         for name in LOADED:
             if name in settings:
@@ -335,7 +348,7 @@ class Pipeline:
                 remedy = "use vinfinity.generate_file, or Video.save"
                 raise InputError(name, settings[name], remedy, problem="belongs to runs that write files")
         fixed = {name: getattr(loaded, name) for name in LOADED}
-        return prepare(load_config(prompt=prompt, **fixed, **settings))
+        return prepare(load_config(**as_settings(prompt), **fixed, **settings))
 
     def _denoise(self, job: Job) -> Iterator[State]:
         frames = job.selection.frames

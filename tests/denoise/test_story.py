@@ -216,7 +216,7 @@ def test_rotating_the_noise_of_a_loop_rotates_the_video(
     noise, results = torch.randn(1, 4, frames, 3, 2), []
     for turn in (0, 5):
         save_file({"noise": noise.roll(turn, 2).contiguous()}, tmp_path / "noise.safetensors")
-        given = {"noise_from": str(tmp_path / "noise.safetensors"), "frames": frames}
+        given: dict[str, Any] = {"noise_from": str(tmp_path / "noise.safetensors"), "frames": frames}
         results.append(latents_of(model_folder, tmp_path, "loop=true", "attention.anchors=0", **given))
     straight, turned = results
     assert relative_error(turned, straight.roll(5, 2)) <= CLOSE

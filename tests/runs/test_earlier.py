@@ -8,8 +8,8 @@ import torch
 from oracles.settings import run_config
 
 from vinfinity.config import RunConfig
+from vinfinity.denoise.prompts import schedule_prompts
 from vinfinity.errors import DamagedError, InputError
-from vinfinity.job import schedule_prompts
 from vinfinity.models.geometry import LatentGeometry
 from vinfinity.runs.earlier import COPIED_FRAMES, EarlierRun, final_latents
 from vinfinity.runs.folder import RunFolder

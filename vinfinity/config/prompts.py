@@ -117,8 +117,10 @@ def _blended(
         )
     for (before, after), (field, _, entry) in zip(pairwise(timed), given[1:], strict=True):
         if before.window[1] > after.window[0]:
-            problem = f"reaches into the change of prompts at frame {before.start}"
-            remedy = f"{after.start - before.start} frames lie between them: use shorter blends"
+            beginning = (
+                "the beginning of the video" if before is timed[0] else f"the change at frame {before.start}"
+            )
+            remedy, problem = "use a shorter blend", f"reaches back to {beginning}"
             raise InputError(f"{field}.blend", entry.blend or after.blend, remedy, problem=problem)
     if timed[-1].window[1] > frames + (timed[0].window[0] if loop else 0):
         field, _, entry = given[-1]

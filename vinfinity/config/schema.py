@@ -183,10 +183,14 @@ def typed(value: Any, kind: Any, *, key: str) -> Any:
         return None
     kinds = [part for part in _parts(kind) if part is not types.NoneType]
     if len(kinds) > 1 and typing.get_origin(kinds[0]) is not Literal:
-        # a number or text
-        kind = next(
-            (part for part in kinds if isinstance(value, part) and not isinstance(value, bool)), kinds[-1]
+        found = next(
+            (part for part in kinds if isinstance(value, part) and not isinstance(value, bool)), None
         )
+        if found is None:
+            names = " nor ".join(TYPES[part][0] for part in kinds)
+            remedies = ", or ".join(TYPES[part][2] for part in kinds)
+            raise InputError(key, value, remedies, problem=f"is neither {names}")
+        kind = found
     kind = bare(kind)
     if dataclasses.is_dataclass(kind):
         if isinstance(value, Group) and isinstance(value, typing.cast(type, kind)):
@@ -202,8 +206,8 @@ def typed(value: Any, kind: Any, *, key: str) -> Any:
         # by type too: 1 == True
         if any(value == choice and type(value) is type(choice) for choice in choices):
             return value
-        names = [str(choice) for choice in choices]
-        meant, known = did_you_mean(str(value), names), f"choose from {', '.join(names)}"
+        texts = [str(choice) for choice in choices]
+        meant, known = did_you_mean(str(value), texts), f"choose from {', '.join(texts)}"
         raise InputError(key, value, f"{meant} ({known})" if meant else known, problem="is not a choice")
     if isinstance(value, kind) and (kind is bool or not isinstance(value, bool)):
         if kind is str:

@@ -6,7 +6,9 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
+from vinfinity.config import RunConfig, timed_prompts
 from vinfinity.models.frame_text import FrameText
+from vinfinity.models.geometry import LatentGeometry
 
 
 @dataclass(frozen=True)
@@ -100,3 +102,19 @@ class PromptSchedule:
         number = {mix: index for index, mix in enumerate(different)}
         of_frames = None if len(different) == 1 else tuple(number[mix] for mix in mixes)
         return FrameText(torch.stack(branches), of_frames)
+
+
+def schedule_prompts(config: RunConfig, geometry: LatentGeometry) -> PromptSchedule:
+    """The prompts of a run, in latent frames. Raises InputError if they do not fit into the video."""
+    per_latent = geometry.time_downscale
+    prompts = tuple(
+        TimedPrompt(
+            start=geometry.latent_frames(prompt.start + 1) - 1,
+            text=prompt.text,
+            negative=prompt.negative,
+            blend=-(-prompt.blend // per_latent),
+            cut=prompt.cut,
+        )
+        for prompt in timed_prompts(config)
+    )
+    return PromptSchedule(prompts, geometry.latent_frames(config.frames), config.loop)

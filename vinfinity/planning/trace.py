@@ -21,7 +21,7 @@ from vinfinity.parallel.context import temporal_context
 from vinfinity.parallel.exchange import FrameExchange, TracedExchange
 from vinfinity.parallel.scopes import AttentionPlan, QueryBlock, Scopes
 from vinfinity.parallel.shards import FrameShards
-from vinfinity.parallel.timeline import intersection
+from vinfinity.parallel.timeline import Timeline, intersection
 from vinfinity.planning.meter import LiveBytes, WorkCounter
 
 # number of pieces above which memory grows linearly with the frames
@@ -41,6 +41,7 @@ class CallShape:
     config: of the denoiser, as its family reads it. shards: the video over the ranks that share it. latent: (h, w).
     scopes: None for plain attention over all frames. text_tokens: length of the text states. reuse_depth: levels that
     run in every step while deep features are reused; None without reuse. A traced call always runs the whole network.
+    timeline: scenes and loops; None for one scene.
     """
 
     family: Family
@@ -54,6 +55,7 @@ class CallShape:
     trained_frames: int = 16
     text_tokens: int = 77
     reuse_depth: int | None = None
+    timeline: Timeline | None = None
 
     @property
     def traits(self) -> DenoiserTraits:
@@ -71,9 +73,9 @@ class CallShape:
         return (1, self.traits.channels, self.frames, *self.latent)
 
     def with_frames(self, frames: int) -> "CallShape":
-        """The same call with `frames` latent frames on each rank."""
+        """The same call with `frames` latent frames on each rank, in one scene."""
         ranks = self.shards.ranks
-        return replace(self, shards=FrameShards(frames * ranks, ranks, self.shards.group))
+        return replace(self, shards=FrameShards(frames * ranks, ranks, self.shards.group), timeline=None)
 
     def traced_exchange(self) -> TracedExchange:
         """An exchange that allocates this rank's messages and counts them."""
@@ -102,6 +104,7 @@ def network_call(
         shape.shards,
         shape.rank,
         shape.scopes,
+        timeline=shape.timeline,
         trained_frames=shape.trained_frames,
         norm=shape.norm,
         chunk_bytes=execution.chunk_bytes,
