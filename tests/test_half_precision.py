@@ -192,6 +192,6 @@ def test_inner_layers_are_named_first(model_folder: Path, tmp_path: Path) -> Non
     attention = unet.mid_block.attentions[0]
     attention.get_parameter("proj_out.bias").fill_(math.nan)
     with first_not_finite(attention) as names:
-        attention(torch.randn(1, 2, 2, 2, 32), torch.randn(1, 3, 16))
+        attention(torch.randn(1, 2, 2, 2, 32), [(range(2), torch.randn(1, 3, 16))])
     assert names == ["proj_out"]
     assert not any(module._forward_hooks for module in attention.modules())

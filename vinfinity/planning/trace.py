@@ -17,7 +17,7 @@ from vinfinity.models.family import TEXT_ENCODER, DenoiserTraits, Family
 from vinfinity.models.frame_text import FrameText
 from vinfinity.models.network_call import CallOptions, NetworkCall
 from vinfinity.models.offload import store_for
-from vinfinity.parallel.context import temporal_context
+from vinfinity.parallel.context import TemporalContext, temporal_context
 from vinfinity.parallel.exchange import FrameExchange, TracedExchange
 from vinfinity.parallel.scopes import AttentionPlan, QueryBlock, Scopes
 from vinfinity.parallel.shards import FrameShards
@@ -89,30 +89,20 @@ def network_call(
     *,
     network: nn.Module | None = None,
     text: Tensor | None = None,
+    context: TemporalContext | None = None,
     few_blocks: bool = False,
 ) -> NetworkCall:
     """The call that `shape` describes, with `execution.branches` guidance branches, ready to be called.
 
-    network: None for one on meta tensors. text: (branches, t, c), None for zeros. few_blocks: of the query blocks of
-    temporal attention, run only some of each shape. A block frees its tensors when the next one runs, so the peak of
-    memory is the same, for a fraction of the operations.
+    network: None for one on meta tensors. text: (branches, t, c), None for zeros. context: None for that of
+    `call_context`. few_blocks: of the query blocks of temporal attention, run only some of each shape. A block frees
+    its tensors when the next one runs, so the peak of memory is the same, for a fraction of the operations.
     """
     network = empty_denoiser(shape.family, shape.config, shape.dtype) if network is None else network
     device = next(network.parameters()).device
-    context = temporal_context(
-        exchange,
-        shape.shards,
-        shape.rank,
-        shape.scopes,
-        timeline=shape.timeline,
-        trained_frames=shape.trained_frames,
-        norm=shape.norm,
-        chunk_bytes=execution.chunk_bytes,
-        device=device,
-    )
+    context = context or call_context(shape, execution, exchange, device=device)
     if few_blocks:
         context = replace(context, attention=representative_blocks(context.attention))
-    context.attention.prepare(shape.dtype)
     if text is None:
         states = (execution.branches, shape.text_tokens, shape.traits.text_width)
         text = torch.zeros(states, dtype=shape.dtype, device=device)
@@ -124,6 +114,23 @@ def network_call(
         reuse_depth=shape.reuse_depth,
     )
     return shape.family.network_call(network, FrameText.same(text), lambda t: context, options)
+
+
+def call_context(
+    shape: CallShape, execution: Execution, exchange: FrameExchange, *, device: torch.device | str = "meta"
+) -> TemporalContext:
+    """The rest of the video, as the temporal layers of the call see it."""
+    return temporal_context(
+        exchange,
+        shape.shards,
+        shape.rank,
+        shape.scopes,
+        timeline=shape.timeline,
+        trained_frames=shape.trained_frames,
+        norm=shape.norm,
+        chunk_bytes=execution.chunk_bytes,
+        device=device,
+    )
 
 
 def representative_blocks(plan: AttentionPlan) -> AttentionPlan:
@@ -194,6 +201,7 @@ def trace_step(shape: CallShape, execution: Execution, sampler: Sampler, *, bran
     exchange = shape.traced_exchange()
     # with reuse, each pass keeps features of its own; without, the last pass has the highest peak
     passes = branches // execution.branches if shape.reuse_depth is not None else 1
+    # made before memory is counted
     network = empty_denoiser(shape.family, shape.config, shape.dtype)
     before_middle: list[int] = []
 
@@ -208,11 +216,15 @@ def trace_step(shape: CallShape, execution: Execution, sampler: Sampler, *, bran
     hook = None
     try:
         with live:
-            # with what they keep from step to step
+            # with what attention keeps from step to step, for the blocks of all queries
+            context = call_context(shape, execution, exchange)
+            context.attention.prepare(shape.dtype)
             calls = [
-                network_call(shape, execution, exchange, network=network, few_blocks=True)
+                network_call(shape, execution, exchange, network=network, context=context, few_blocks=True)
                 for _ in range(passes)
             ]
+            # plans are made on the host
+            live.host_peak = live.host_now
             middle = calls[0].middle
             if middle is not None:
                 hook = middle.register_forward_pre_hook(lambda *_: before_middle.append(live.now))
