@@ -2,6 +2,7 @@
 
 from collections.abc import Iterable
 from dataclasses import dataclass, field
+from fractions import Fraction
 from pathlib import Path
 
 import torch
@@ -121,12 +122,10 @@ class Job:
             concerns.append("parallel.split_guidance: has no effect: there is only one guidance branch")
         if self.config.audio is not None:
             sound = check_audio(expanded(self.config.audio, field="audio"))
-            length = self.config.frames / self.config.fps
+            length = Fraction(self.config.frames) / self.config.fps
             if sound is not None and sound < length:
-                concerns.append(
-                    f"audio: {self.config.audio} lasts {float(sound):.2f} s, the video {float(length):.2f} s; the rest is "
-                    "silent"
-                )
+                lengths = f"lasts {float(sound):.2f} s, the video {float(length):.2f} s"
+                concerns.append(f"audio: {self.config.audio} {lengths}; the rest is silent")
         for text in self.texts:
             if cut := self.tokenizer(text).cut:
                 concerns.append(f"the text encoder takes {self.tokenizer.length} tokens; cut off: {cut!r}")

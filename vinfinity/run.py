@@ -46,7 +46,7 @@ class Summary:
     sheet: Path | None
     frames: int
     size: tuple[int, int]
-    fps: Fraction
+    fps: Fraction | int
     seconds: float
     peak_memory: int
 

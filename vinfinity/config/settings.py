@@ -401,9 +401,9 @@ class RunConfig(Group):
         panel=VIDEO,
         metavar="WxH",
     )
-    fps: Fraction = from_model(
-        "Playback speed, in frames per second, such as 24, 23.976 or 30000/1001. Models that take a frame rate as input "
-        "are given it, too.",
+    fps: Fraction | int = from_model(
+        "Playback speed, in frames per second, such as 24, 23.976 or 30000/1001. Models that take a frame rate as "
+        "input are given it, too.",
         least=1,
         most=240,
         remedy="24 is the speed of cinema",

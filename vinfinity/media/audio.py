@@ -1,6 +1,7 @@
 """The sound of a video: any file's, cut at the end of the video or followed by silence."""
 
 import itertools
+import typing
 from collections.abc import Iterator
 from fractions import Fraction
 from pathlib import Path
@@ -58,7 +59,8 @@ class Sound:
         source = self._file.streams.audio[0]
         stereo = source.codec_context.layout.nb_channels >= MOST_CHANNELS
         layout = "stereo" if stereo else "mono"
-        self._stream = container.add_stream(video.container.audio, rate=RATE, layout=layout)
+        stream = container.add_stream(video.container.audio, rate=RATE, layout=layout)
+        self._stream = typing.cast(av.AudioStream, stream)
         codec = self._stream.codec_context
         if not video.container.audio.startswith("pcm_"):
             codec.bit_rate = BIT_RATE

@@ -123,8 +123,8 @@ def one_ahead(items: Iterable[T]) -> Iterator[T]:
 class DecodedBlock:
     """The pictures of a block, on the CPU or on their way there.
 
-    pictures: (f, height, width, 3) uint8 or uint16. finite: (), whether all decoded values are finite. latents: (c, f, h, w).
-    ready: the event after which pictures and flag are on the CPU; None: they are there.
+    pictures: (f, height, width, 3) uint8 or uint16. finite: (), whether all decoded values are finite.
+    latents: (c, f, h, w). ready: the event after which pictures and flag are on the CPU; None: they are there.
     """
 
     pictures: Tensor

@@ -13,4 +13,5 @@ def pulled(sink: FilterContext) -> Iterator[av.VideoFrame | av.AudioFrame]:
             frame = sink.pull()
         except (av.error.BlockingIOError, av.error.EOFError):
             return
+        assert isinstance(frame, av.VideoFrame | av.AudioFrame)
         yield frame

@@ -6,6 +6,7 @@ import os
 import re
 import shutil
 import struct
+import typing
 import zlib
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass
@@ -43,7 +44,8 @@ XMP_NAMES = {"comment": "description"}
 class Whole:
     """A video that is complete but for its container.
 
-    source: the file of fragments. size: (width, height) in pixels. frames: in it. metadata: tags. audio: a file whose sound accompanies it, or None.
+    source: the file of fragments. size: (width, height) in pixels. frames: in it. metadata: tags.
+    audio: a file whose sound accompanies it, or None.
     """
 
     source: Path
@@ -163,13 +165,13 @@ def _filtered(
     """Frames from a filter, which also takes a palette."""
     graph, clock = Graph(), 1 / whole.fps
     width, height = whole.size
-    source = graph.add_buffer(width=width, height=height, format="rgb24", time_base=clock)
+    source = graph.add_buffer(width=width, height=height, format=av.VideoFormat("rgb24"), time_base=clock)
     use, sink = graph.add(*filter), graph.add("buffersink")
     source.link_to(use, 0, 0)
     use.link_to(sink)
     if palette is not None:
         colours = graph.add_buffer(
-            width=palette.width, height=palette.height, format=palette.format.name, time_base=clock
+            width=palette.width, height=palette.height, format=palette.format, time_base=clock
         )
         colours.link_to(use, 0, 1)
     graph.configure()
@@ -202,7 +204,10 @@ def _animation(
 ) -> None:
     video = whole.video
     with av.open(file_url(target), "w", format=video.container.muxer, options=dict(options)) as container:
-        stream = container.add_stream(video.codec.encoder, rate=whole.fps, options=dict(encoding))
+        stream = typing.cast(
+            av.VideoStream,
+            container.add_stream(video.codec.encoder, rate=whole.fps, options=dict(encoding)),
+        )
         stream.width, stream.height = whole.size
         stream.pix_fmt = video.pixel_format
         stream.codec_context.time_base = 1 / whole.fps

@@ -1,10 +1,11 @@
 """MP4 by fragments of one second, each from an encoder of its own, and what is read back from videos.
 
-The file of fragments plays at any moment and can be continued; see docs/decisions/0010. ProRes and PNG are in MOV, which
-has the same boxes.
+The file of fragments plays at any moment and can be continued; see docs/decisions/0010. ProRes and PNG are in MOV,
+which has the same boxes.
 """
 
 import io
+import typing
 from collections.abc import Iterable, Iterator, Mapping
 from fractions import Fraction
 from pathlib import Path
@@ -60,7 +61,8 @@ class Second:
         muxer = "mp4" if video.container.muxer in ("mp4", "webm") else "mov"
         self._container = av.open(self._file, "w", format=muxer, options=clock_options(MOVFLAGS, fps))
         quiet()
-        self._stream = self._container.add_stream(video.codec.encoder, rate=fps, options=dict(video.options))
+        stream = self._container.add_stream(video.codec.encoder, rate=fps, options=dict(video.options))
+        self._stream = typing.cast(av.VideoStream, stream)
         self._stream.width, self._stream.height = width, height
         self._stream.pix_fmt = video.pixel_format
         self._stream.gop_size = frames

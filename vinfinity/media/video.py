@@ -43,7 +43,8 @@ def write_video(
 
     source: the latents, on rank 0. Other ranks only decode their share and write nothing.
     video, sheet: the files to write; no contact sheet if `sheet` is None. frames: length of the video.
-    latent: (c, h, w) of one frame. size: (width, height) of the video in pixels. metadata, audio, unfinished: see VideoWriter.
+    latent: (c, h, w) of one frame. size: (width, height) of the video in pixels.
+    metadata, audio, unfinished: see VideoWriter.
     identity: covers the latents and the decoder. Frames that an earlier call with the same identity left in
     `unfinished` are not decoded again. Raises OutputError if a file cannot be written.
     """
