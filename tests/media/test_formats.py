@@ -184,7 +184,7 @@ def test_metadata_is_in_every_format(case: Case, tmp_path: Path) -> None:
         image.load()
         if path.is_dir():
             assert isinstance(image, PngImageFile)
-                assert image.text == {"Title": tags["title"], "Comment": tags["comment"]}
+            assert image.text == {"Title": tags["title"], "Comment": tags["comment"]}
             assert image.info["srgb"] == 0
         elif case.name == "a.webp":
             assert 'a "réd" &lt;ball&gt;</rdf:li>' in image.info["xmp"].decode()
