@@ -199,10 +199,10 @@ def another(setting: Declared, value: object) -> object:
 
 
 # settings that have an effect only beside others
-BESIDE = {
+BESIDE: dict[str, dict[str, object]] = {
     "video.crf": {"video.crf": 20},
     "video.quality": {"out": "x.webp"},
-    "video.repeat": {"out": "x.gif"},
+    "video.repeat": {"out": "x.gif", "video.repeat": False},
 }
 
 
@@ -211,7 +211,7 @@ def test_the_digest_follows_the_declarations() -> None:
     config = run_config(prompt="a ball", **{"edit.run": "a.run"})
     values = leaves(config)
     for key, setting in declared().items():
-        others = {**values, key: another(setting, values[key]), **BESIDE.get(key, {})}
+        others = values | {key: another(setting, values[key])} | BESIDE.get(key, {})
         changed = load(None, settings=others).config
         assert changed != config
         assert (digest(changed) != digest(config)) == setting.latents == changes_latents(key), key

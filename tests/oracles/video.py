@@ -60,7 +60,8 @@ def rgb_by_formula(path: Path) -> np.ndarray:
             full = frame.reformat(format=name, interpolation="BICUBIC", threads=1)
             kind = np.uint8 if bits == 8 else np.uint16
             y, u, v = (
-                np.frombuffer(plane, kind).reshape(plane.height, -1)[:, : plane.width] / 2 ** (bits - 8)
+                np.frombuffer(bytes(plane), kind).reshape(plane.height, -1)[:, : plane.width]
+                / 2 ** (bits - 8)
                 for plane in full.planes
             )
             luma, blue, red = (y - 16) / 219, (u - 128) / 224 * 1.8556, (v - 128) / 224 * 1.5748

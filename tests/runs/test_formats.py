@@ -72,7 +72,8 @@ def test_a_run_killed_while_decoding_resumes_in_every_format(
 def test_latents_are_decoded_again_in_another_format(model_folder: Path, tmp_path: Path) -> None:
     run(config_of(model_folder, tmp_path / "a.mp4", steps=2, size="64x64", frames=9, fps="23.976"))
     assert_exact_times(tmp_path / "a.mp4", frames=9, fps=Fraction(24000, 1001))
-    for name in ("b.gif", "c/"):
+    # a.gif has the contact sheet of a.mp4
+    for name in ("a.gif", "b.gif", "c/"):
         assert exit_code("decode", str(tmp_path / "a.run"), "--out", f"{tmp_path}/{name}") == 0
         assert frames_of(tmp_path / name) == 9
     # the folder exists, and is replaced only on request and only if it holds nothing else

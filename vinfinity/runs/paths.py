@@ -3,7 +3,7 @@
 import os
 import re
 import unicodedata
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 from vinfinity.config import RunConfig, VideoFormat
@@ -46,6 +46,11 @@ class Destination:
         is_folder = config.format.container.is_folder
         sheet = video.with_name(f"{video.name}.png") if is_folder else video.with_suffix(".png")
         return cls(video, config.format, sheet if config.video.sheet else None, latents)
+
+    def beside(self, folder: RunFolder, *, overwrite: bool) -> "Destination":
+        """The files of a run that is decoded again: its contact sheet, if it is there already, is not written again."""
+        keeps = self.sheet is not None and self.sheet.exists() and _same(self.folder.path, folder.path)
+        return replace(self, sheet=None) if keeps and not overwrite else self
 
     @property
     def folder(self) -> RunFolder:
