@@ -120,11 +120,12 @@ def test_python_rows_that_are_no_list_are_refused() -> None:
 
 def test_all_faulty_rows_are_reported(tmp_path: Path, cli: Cli) -> None:
     file = tmp_path / "p.csv"
-    file.write_text("prompt,setps\n" + "x,3\n" * 15)
+    file.write_text("prompt,setps\n" + "".join(f"x,{n}\n" for n in range(15)) + "x,0\n" * 2)
     code, out, err = cli("batch", str(file), "--folder", str(tmp_path / "videos"))
     assert (code, out) == (2, "")
     lines = err.splitlines()
     assert len(lines) == 11
-    assert lines[0].startswith("error: setps: 3 (p.csv, row 1, line 2)")
+    assert lines[0].startswith("error: setps: 0 (p.csv, row 1, line 2) is an unknown setting;")
+    assert lines[0].endswith("(and 2 more rows)")
     assert lines[9] == "error: there are 5 more faults"
     assert not (tmp_path / "videos").exists()
