@@ -86,7 +86,7 @@ def test_an_unfinished_batch_says_how_to_go_on(prompts: Path, model_folder: Path
         (["prompts.txt", "--out", "{slug}"], "out: {slug} (--out, for prompts.txt, row 1, line 1) does not end"),
         (["prompts.txt", "--out", "a.mp4"], "out: a.mp4 (prompts.txt, row 2, line 2) is also the name for prompts.txt"),
         (["prompts.txt", "--folder", "prompts.txt"], "out: "),
-        (["prompts.txt", "--frames", "0"], "frames: 0 (--frames, for prompts.txt, row 1, line 1) is less than 1; ask for at least one frame (and 1 more row)"),
+        (["prompts.txt", "--frames", "0"], "frames: 0 (--frames, for prompts.txt, row 1, line 1) is less than 1"),
         (["prompts.txt", "setps=3"], "setps: 3 (command line, for prompts.txt, row 1, line 1) is an unknown setting"),
     ],
 )  # fmt: skip
