@@ -285,17 +285,17 @@ def test_a_lost_rank_fails_one_video(model_folder: Path, tmp_path: Path) -> None
 def test_a_request_to_end_is_followed_by_the_same_command(
     gpus: int, model_folder: Path, tmp_path: Path
 ) -> None:
-    flags: dict[str, Any] = {"steps": 12, "gpus": gpus, "checkpoint.every": "1 steps"}
-    checkpoint = tmp_path / "2.run" / "checkpoints" / "step-0003" / "manifest.json"
+    flags: dict[str, Any] = {"steps": 40, "gpus": gpus, "checkpoint.every": "1 steps"}
+    checkpoint = tmp_path / "2.run" / "checkpoints"
     with (
         Shutdown().handled() as shutdown,
         signal_when_exists(checkpoint),
-        pytest.raises(Stopped, match=r"stopped after step \d+ of 12; .*; 1 of 4 videos are made;") as raised,
+        pytest.raises(Stopped, match=r"stopped after step \d+ of 40; .*; 1 of 4 videos are made;") as raised,
     ):
         make_batch(plan(model_folder, tmp_path, **flags), shutdown=shutdown)
     assert raised.value.exit_code == 75
     assert names(make(model_folder, tmp_path, **flags).made) == ["2.mp4", "3.mp4", "4.mp4"]
-    assert len(events(tmp_path / "2.run", "step")) == 12
+    assert len(events(tmp_path / "2.run", "step")) == 40
 
 
 def test_ranks_do_not_outlive_a_killed_batch(model_folder: Path, tmp_path: Path) -> None:
