@@ -20,7 +20,7 @@ BELOW = {
     "denoise": {"errors", "config", "models", "parallel", "system"},
     "media": {"errors", "config", "models", "parallel", "system"},
     "weights": {"errors", "denoise", "models", "system"},
-    "runs": {"errors", "config", "denoise", "models", "parallel", "system", "weights"},
+    "runs": {"errors", "config", "denoise", "media", "models", "parallel", "system", "weights"},
     "machine": {"errors", "parallel", "system", "weights"},
     "resolve": {"config", "system", "weights"},
 }
