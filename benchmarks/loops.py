@@ -85,9 +85,8 @@ def main() -> None:
             some = [end for end in found if (end.loop, end.kind) == (loop, kind)]
             within = sum(end.difference <= end.highest for end in some)
             share = np.mean([end.share_below for end in some])
-            print(
-                f"{'loop' if loop else 'plain'}, {kind}: within the others in {within} of {len(some)}, share below {share:.2f}"
-            )
+            name = f"{'loop' if loop else 'plain'}, {kind}"
+            print(f"{name}: within the others in {within} of {len(some)}, share below {share:.2f}")
     if args.out is not None:
         write_records(args.out, [asdict(end) for end in found])
 

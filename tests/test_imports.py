@@ -20,7 +20,7 @@ BELOW = {
     "denoise": {"errors", "config", "models", "parallel", "system"},
     "media": {"errors", "config", "models", "parallel", "system"},
     "weights": {"errors", "denoise", "models", "system"},
-    "runs": {"errors", "config", "denoise", "models", "parallel", "system", "weights"},
+    "runs": {"errors", "config", "denoise", "media", "models", "parallel", "system", "weights"},
     "machine": {"errors", "parallel", "system", "weights"},
     "resolve": {"config", "system", "weights"},
 }
@@ -29,18 +29,20 @@ ABOVE = {
     "job": JOB,
     "planning": {*JOB, "job", "machine"},
     "session": {"errors", "config", "denoise", "job", "machine", "parallel", "runs", "system", "weights"},
-    "pipeline": {*BELOW, "job", "planning"},
-    "run": {*BELOW, "job", "planning", "session", "pipeline"},
-    "decode_again": {"config", "parallel", "run", "runs", "session", "system"},
+    "networks": {"job", "models", "weights"},
+    "pipeline": {*BELOW, "job", "networks", "planning"},
+    "run": {*BELOW, "job", "networks", "planning", "session", "pipeline"},
+    "decode_again": {"config", "networks", "parallel", "run", "runs", "session", "system"},
+    "batch": {*BELOW, "job", "networks", "planning", "run", "session"},
     "doctor": {"errors", "machine", "parallel", "system", "weights"},
-    "api": {*BELOW, "job", "planning", "pipeline", "run"},
+    "api": {*BELOW, "batch", "job", "planning", "pipeline", "run"},
 }
 EVERYTHING = {*BELOW, *ABOVE}
 TOP = {
     "cli": {*EVERYTHING, "bench"},
     "bench": EVERYTHING,
     "__main__": {"cli"},
-    "__init__": {*BELOW, "api", "pipeline", "run"},
+    "__init__": {*BELOW, "api", "batch", "pipeline", "run"},
 }
 ALLOWED = {**BELOW, **ABOVE, **TOP}
 

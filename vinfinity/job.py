@@ -2,6 +2,7 @@
 
 from collections.abc import Iterable
 from dataclasses import dataclass, field
+from fractions import Fraction
 from pathlib import Path
 
 import torch
@@ -14,6 +15,7 @@ from vinfinity.denoise.samplers import Sampler, pick_sampler
 from vinfinity.denoise.schedule import SchedulerConfig
 from vinfinity.denoise.selection import Selection, select_all
 from vinfinity.errors import InputError, one_line
+from vinfinity.media.audio import check_audio
 from vinfinity.media.blocks import check_tile
 from vinfinity.models.family import AUTOENCODER, SCHEDULER, TOKENIZER, TextTokenizer
 from vinfinity.parallel.devices import fallen_back, pick_device
@@ -24,11 +26,15 @@ from vinfinity.runs.earlier import EarlierRun
 from vinfinity.runs.paths import Destination, check_inputs
 from vinfinity.system.files import to_json
 from vinfinity.system.folders import expanded
+from vinfinity.system.numbers import shown_rate
 from vinfinity.system.safetensors import read_header
 from vinfinity.weights.card import ModelCard, files_digest, read_card, weights_digest
 from vinfinity.weights.dtypes import depends_on_shapes, pick_dtype
 from vinfinity.weights.load import check_decoder, check_weights, load_scheduler
 from vinfinity.weights.lora import Lora, lora_targets, read_lora
+
+# the settings that say which weights are read, and how
+OF_WEIGHTS = ("model", "lora", "decoder", "device", "dtype")
 
 
 @dataclass(frozen=True)
@@ -105,7 +111,7 @@ class Job:
         }
 
     def tags(self) -> dict[str, str]:
-        """Tags of the MP4: the prompt, and what made it, as JSON."""
+        """Tags of the video: the prompt, and what made it, as JSON."""
         made_by = to_json(self.provenance())
         return {"title": " / ".join(prompt.text for prompt in self.prompts.prompts), "comment": made_by}
 
@@ -122,6 +128,12 @@ class Job:
             concerns.append(f"negative: has no effect: {self.card.name} takes guidance as an input")
         if self.config.parallel.split_guidance and not self.splits_branches:
             concerns.append("parallel.split_guidance: has no effect: there is only one guidance branch")
+        if self.config.audio is not None:
+            sound = check_audio(expanded(self.config.audio, field="audio"))
+            length = Fraction(self.config.frames) / self.config.fps
+            if sound is not None and sound < length:
+                lengths = f"lasts {float(sound):.2f} s, the video {float(length):.2f} s"
+                concerns.append(f"audio: {self.config.audio} {lengths}; the rest is silent")
         for text in self.texts:
             if cut := self.tokenizer(text).cut:
                 concerns.append(f"the text encoder takes {self.tokenizer.length} tokens; cut off: {cut!r}")
@@ -135,14 +147,16 @@ class Job:
         return concerns
 
 
-def prepare(config: RunConfig, place: Place | None = None) -> Job:
+def prepare(config: RunConfig, place: Place | None = None, *, like: Job | None = None) -> Job:
     """Check a configuration against the model and the machine; reads no weight.
 
-    place: this process's place among the ranks of a launcher, for runs that are shared with them.
+    place: this process's place among the ranks of a launcher, for runs that are shared with them. like: a job that was
+    checked just now; if it has the same weights, those are not checked again.
     Raises InputError (or its subclass WeightsError) naming field, value and remedy.
     """
     check_inputs(config)
-    card = read_card(config.model)
+    known = like if like is not None and _same_weights(config, like.config) else None
+    card = read_card(config.model) if known is None else known.card
     check_computing(config, card, ranks=config.gpus or 1 if place is None else place.size)
     geometry = card.geometry
     latent, latent_frames = geometry.latent_size(config.resolution), geometry.latent_frames(config.frames)
@@ -155,14 +169,22 @@ def prepare(config: RunConfig, place: Place | None = None) -> Job:
     else:
         selection = earlier.select(config, prompts, steps=len(sampler.timesteps))
     check_ranks(gpus=config.gpus, device=config.device, frames=len(selection.frames), place=place)
-    half = pick_dtype(config.dtype, pick_device(config.device)) != torch.float32
-    check_weights(card.folder, prefer_fp16=half)
-    if config.decoder is not None:
-        check_decoder(decoder_folder(config, card), geometry)
     check_tile(config.decode, downscale=geometry.downscale)
-    targets = lora_targets(card) if config.lora else ()
-    loras = tuple(read_lora(text, targets) for text in config.lora)
-    tokenizer = card.family.load_tokenizer(card.folder / TOKENIZER, length=card.text_length)
+    if known is None:
+        half = pick_dtype(config.dtype, pick_device(config.device)) != torch.float32
+        check_weights(card.folder, prefer_fp16=half)
+        if config.decoder is not None:
+            check_decoder(decoder_folder(config, card), geometry)
+        targets = lora_targets(card) if config.lora else ()
+        loras = tuple(read_lora(text, targets) for text in config.lora)
+        digests = (
+            weights_digest(card.folder, loras=[path for lora in loras for path in lora.files]),
+            weights_digest(decoder_folder(config, card)),
+        )
+        tokenizer = card.family.load_tokenizer(card.folder / TOKENIZER, length=card.text_length)
+    else:
+        loras, tokenizer = known.loras, known.tokenizer
+        digests = (known.weights_digest, known.decoder_digest)
     noise_digest = ""
     if config.noise_from is not None:
         noise = expanded(config.noise_from, field="noise_from")
@@ -178,12 +200,17 @@ def prepare(config: RunConfig, place: Place | None = None) -> Job:
         latent=latent,
         latent_frames=latent_frames,
         prompts=prompts,
-        weights_digest=weights_digest(card.folder, loras=[path for lora in loras for path in lora.files]),
-        decoder_digest=weights_digest(decoder_folder(config, card)),
+        weights_digest=digests[0],
+        decoder_digest=digests[1],
         loras=loras,
         schedule=schedule,
         noise_digest=noise_digest,
     )
+
+
+def _same_weights(config: RunConfig, other: RunConfig) -> bool:
+    """Whether two configurations read the same files, in the same precision."""
+    return all(getattr(config, name) == getattr(other, name) for name in OF_WEIGHTS)
 
 
 def decoder_folder(config: RunConfig, card: ModelCard) -> Path:
@@ -237,7 +264,7 @@ def describe(config: RunConfig, place: Place | None = None) -> list[tuple[str, s
     rows = [
         (
             "video",
-            f"{config.frames} frames of {config.size} at {config.fps} fps"
+            f"{config.frames} frames of {config.size} at {shown_rate(config.fps)} fps"
             + (", a loop" if config.loop else ""),
         ),
         *_prompt_rows(config),

@@ -5,6 +5,7 @@ import itertools
 from collections import deque
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
+from fractions import Fraction
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -14,44 +15,61 @@ import torch
 from safetensors.torch import load_file
 from torch import Tensor, nn
 
-from vinfinity.config import Prompt, RunConfig, VideoConfig, check_suffix
+from vinfinity.config import Prompt, RunConfig, VideoConfig, VideoFormat, choose_format
+from vinfinity.config.formats import check_rate, check_sound
 from vinfinity.denoise.execution import Execution
 from vinfinity.denoise.loop import Denoiser, denoise, not_finite
 from vinfinity.denoise.samplers import State
 from vinfinity.denoise.scopes import ScheduledContexts
 from vinfinity.denoise.selection import StepNoise
-from vinfinity.errors import InputError, OutOfMemoryError
+from vinfinity.errors import InputError, OutOfMemoryError, did_you_mean
 from vinfinity.job import Job, prepare
+from vinfinity.media.audio import check_audio
 from vinfinity.media.blocks import plan_blocks
 from vinfinity.media.decode import decode_frames
+from vinfinity.media.encoders import check_encoders
+from vinfinity.media.finish import PICTURES
 from vinfinity.media.latents import TensorLatents
-from vinfinity.media.mp4 import Mp4Writer
+from vinfinity.media.writer import VideoWriter
 from vinfinity.models.family import TEXT_ENCODER
 from vinfinity.models.frame_text import FrameText
 from vinfinity.models.network_call import CallOptions
 from vinfinity.models.offload import store_for
+from vinfinity.networks import Networks, load_part
 from vinfinity.parallel.devices import fallen_back, pick_device
 from vinfinity.parallel.exchange import FrameExchange
 from vinfinity.parallel.ranks import Ranks
 from vinfinity.parallel.teams import BranchSwap, Team
 from vinfinity.planning.fit import Fit, find_fit
-from vinfinity.planning.trace import parameter_bytes
 from vinfinity.resolve import load_config
 from vinfinity.system.folders import expanded, temporary_folder
 from vinfinity.system.out_of_memory import describe, is_out_of_memory, named_out_of_memory
-from vinfinity.system.output import check_output
+from vinfinity.system.output import check_output, check_output_folder
 from vinfinity.system.precision import fp32_products
 from vinfinity.system.progress import note, warn
 from vinfinity.weights.dtypes import pick_dtype
-from vinfinity.weights.load import load_decoder, load_network
-from vinfinity.weights.lora import open_loras
 
 # a text, or prompts over time
 Prompts = str | Sequence[str | Mapping[str, object] | Prompt]
 
 # settings that `Pipeline` fixes when it loads a model, and those that only runs with files or ranks have
 LOADED = ("model", "device", "dtype", "lora", "decoder", "compile")
-OF_RUNS = ("gpus", "out", "overwrite", "resume", "save_latents", "checkpoint", "edit", "parallel", "video")
+OF_RUNS = (
+    "gpus",
+    "out",
+    "overwrite",
+    "resume",
+    "save_latents",
+    "audio",
+    "checkpoint",
+    "edit",
+    "parallel",
+    "video",
+)
+
+
+# settings of `video` that Video.save takes
+SAVED = ("codec", "crf", "preset", "pixel_format", "quality", "repeat", "bit_depth")
 
 
 # ---- from prompt to latents, on one rank or many ----
@@ -74,24 +92,6 @@ def encode_text(
     if not states.isfinite().all():
         raise not_finite("text encoder", "its output", dtype)
     return job.prompts.text_of(states, job.selection.frames, guided=job.guided)
-
-
-def load_part(job: Job, part: str, *, device: torch.device, dtype: torch.dtype) -> nn.Module:
-    """A network of the job's model with its LoRAs merged in, by the name of its folder. Raises WeightsError."""
-    card = job.card
-    with open_loras(job.loras, part) as changes:
-        return load_network(
-            card.family.networks[part], card.folder / part, device=device, dtype=dtype, changes=changes
-        )
-
-
-def load_denoiser(job: Job, *, device: torch.device, dtype: torch.dtype) -> nn.Module:
-    """The denoising network with its LoRAs merged in, compiled if the job asks for it. Raises WeightsError."""
-    family = job.card.family
-    network = load_part(job, family.denoiser, device=device, dtype=dtype)
-    if job.config.compile:
-        family.compile(network)
-    return network
 
 
 def initial_state(job: Job, frames: Sequence[int]) -> State:
@@ -129,7 +129,7 @@ def make_denoiser(
     options = CallOptions(
         branches_at_once=execution.branches,
         store=store_for(execution.skips, device),
-        fps=config.fps_condition or config.fps,
+        fps=float(config.fps_condition or config.fps),
         guidance=config.guidance,
         reuse_depth=config.reuse.depth if config.reuse.interval > 1 else None,
     )
@@ -222,7 +222,7 @@ class Video:
 
     frames: np.ndarray
     latents: Tensor
-    fps: int
+    fps: Fraction | int
     metadata: Mapping[str, str] = field(default_factory=dict)
 
     @property
@@ -231,23 +231,46 @@ class Video:
         return self.frames.shape[2], self.frames.shape[1]
 
     def save(
-        self, path: str | Path, *, overwrite: bool = False, crf: int = 18, preset: str = "medium"
+        self, path: str | Path, *, overwrite: bool = False, audio: str | Path | None = None, **settings: Any
     ) -> Path:
-        """Write an MP4 and return its path. crf, preset: see the settings video.crf and video.preset.
+        """Write the video and return its path. The ending chooses the format: .mp4, .mov, .webm, .gif, .webp, or / for
+        a folder of PNG.
 
-        Raises InputError if the file exists and `overwrite` is false, OutputError if it cannot be written.
+        audio: a file whose sound accompanies it. settings: those of `video`, such as crf=28 or codec="h265". Frames
+        have 8 bits: `generate_file` writes more. Raises InputError if the video exists and `overwrite` is false or if
+        the settings do not suit the format, OutputError if it cannot be written.
         """
+        video = self._format(str(path), settings)
+        sound = None if audio is None else expanded(audio, field="audio")
+        check_rate(video, self.fps)
+        check_sound(video, None if sound is None else str(sound))
+        check_encoders(video, field="path")
+        if sound is not None:
+            check_audio(sound)
         path = expanded(path, field="path")
-        check_suffix("path", str(path), ".mp4")
-        check_output("path", path, overwrite=overwrite, way="pass overwrite=True")
+        if video.container.is_folder:
+            check_output_folder("path", path, overwrite=overwrite, own=PICTURES, way="pass overwrite=True")
+        else:
+            check_output("path", path, overwrite=overwrite, way="pass overwrite=True")
         width, height = self.size
-        codec = VideoConfig(crf=crf, preset=preset)  # type: ignore[arg-type]
-        with Mp4Writer(
-            path, width=width, height=height, fps=self.fps, config=codec, metadata=self.metadata
-        ) as mp4:
+        with VideoWriter(
+            path, video, width=width, height=height, fps=self.fps, metadata=self.metadata, audio=sound
+        ) as writer:
             for frame in self.frames:
-                mp4.write(frame)
+                writer.write(frame if video.sample_bits == 8 else frame.astype(np.uint16) * 257)
         return path
+
+    def _format(self, path: str, settings: Mapping[str, Any]) -> VideoFormat:
+        """Raises InputError for settings that are unknown or do not suit the format."""
+        for name in settings:
+            if name not in SAVED:
+                remedy = did_you_mean(name, SAVED) or f"known are {', '.join(SAVED)}"
+                raise InputError(name, settings[name], remedy, problem="is an unknown setting")
+        video = choose_format(path, VideoConfig(**settings), field="path")
+        if video.bits > 8 and settings.get("bit_depth") is not None:
+            problem = "is more than the 8 bits of the frames"
+            raise InputError("bit_depth", video.bits, "use vinfinity.generate_file", problem=problem)
+        return video
 
     def __repr__(self) -> str:
         width, height = self.size
@@ -284,11 +307,11 @@ class Pipeline:
         if fallback := fallen_back(config.device):
             warn(fallback)
         self._dtype = pick_dtype(config.dtype, self._ranks.device)
-        device = self._ranks.device
+        self._networks = Networks(self._ranks.device, several=True)
         with named_out_of_memory(str(self._ranks)):
-            self._encoder = load_part(self._job, TEXT_ENCODER, device=device, dtype=self._dtype)
-            self._network = load_denoiser(self._job, device=device, dtype=self._dtype)
-            self._decoder = load_decoder(self._job.decoder, device=device, dtype=torch.float32)
+            self._networks.text_encoder(self._job)
+            self._networks.denoiser(self._job)
+            self._networks.decoder(self._job)
 
     @classmethod
     def from_pretrained(cls, model: str | Path = "mini", **settings: Any) -> "Pipeline":
@@ -354,11 +377,12 @@ class Pipeline:
         frames = job.selection.frames
         team = self._ranks.team(len(frames), split=False, grouped=job.grouped(self.device))
         with named_out_of_memory(str(self._ranks)):
-            text = encode_text(job, device=self.device, dtype=self._dtype, encoder=self._encoder)
-            fit = find_fit(job, self._ranks, loaded=parameter_bytes(self._network))
+            encoder, network = self._networks.text_encoder(job), self._networks.denoiser(job)
+            text = encode_text(job, device=self.device, dtype=self._dtype, encoder=encoder)
+            fit = find_fit(job, self._ranks, loaded=self._networks.bytes)
             t = job.sampler.timesteps[0]
             denoiser, _ = fitting_denoiser(
-                job, self._network, text, team, team.exchange(), self._ranks, fit=fit, t=t
+                job, network, text, team, team.exchange(), self._ranks, fit=fit, t=t
             )
             state, sampler = initial_state(job, frames).to(self.device), job.sampler
             if job.earlier is not None:
@@ -371,13 +395,14 @@ class Pipeline:
     def decode_job(self, job: Job, latents: Tensor) -> Video:
         """Decode the latents (1, c, f, h, w) of a job that was checked already."""
         latents = latents.detach().float().cpu()
+        decoder = self._networks.decoder(job)
         pictures = decode_frames(
-            self._decoder,
+            decoder,
             TensorLatents(latents),
             frames=range(job.config.frames),
             latent=job.latent,
             size=job.config.resolution,
-            blocks=plan_blocks(job.config.decode, self._decoder.config, job.latent[1:]),
+            blocks=plan_blocks(job.config.decode, decoder.config, job.latent[1:]),
             ranks=self._ranks,
         )
         width, height = job.config.resolution

@@ -7,7 +7,7 @@ from typing import Annotated
 import typer
 
 from vinfinity import __version__
-from vinfinity.cli import bench, doctor, make, models, runs
+from vinfinity.cli import batch, bench, doctor, make, models, runs
 from vinfinity.cli.options import RunCommand
 from vinfinity.cli.output import Debug, Invocation
 from vinfinity.errors import did_you_mean, one_line
@@ -23,6 +23,7 @@ app = typer.Typer(
 app.command(cls=RunCommand)(make.generate)
 app.command(cls=RunCommand)(make.plan)
 app.command(cls=RunCommand)(make.config)
+app.command(cls=RunCommand)(batch.batch)
 app.command()(runs.resume)
 app.command()(runs.decode)
 app.command()(runs.redo)

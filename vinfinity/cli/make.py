@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from vinfinity.cli.options import complete_setting, number, takes_options
+from vinfinity.cli.options import complete_setting, load_planned, number, takes_options
 from vinfinity.cli.output import import_engine, print_columns
 from vinfinity.config import (
     Resolved,
@@ -96,7 +96,7 @@ def start(resolved: Resolved, shutdown: Shutdown) -> None:
         print_summary(summary)
 
 
-@functools.partial(takes_options, planned=True)
+@functools.partial(takes_options, resolve=load_planned)
 def plan(
     _: Shutdown,
     resolved: Resolved,
@@ -177,10 +177,11 @@ def config(
 
 def print_summary(summary: "Summary") -> None:
     """Prints what a run made."""
+    from vinfinity.system.numbers import shown_rate
     from vinfinity.system.progress import duration
 
     width, height = summary.size
-    length = f"{summary.frames / summary.fps:.1f} s at {summary.fps} fps"
+    length = f"{float(summary.frames / summary.fps):.1f} s at {shown_rate(summary.fps)} fps"
     rows = [("video", str(summary.out)), ("", f"{summary.frames} frames of {width}x{height}, {length}")]
     if summary.sheet is not None:
         rows.append(("contact sheet", str(summary.sheet)))

@@ -7,9 +7,11 @@ schema     what a setting declares, and the checks that follow from it
 settings   every setting, declared once
 yaml       YAML with decimal numbers, in which every text is kept
 sources    defaults, the model's card, YAML, key=value and flags merged into a configuration
+formats    containers and codecs of videos, by the ending of a name
 text       a configuration as YAML, the digest of the latents, explanations
 """
 
+from vinfinity.config.formats import VideoFormat, choose_format
 from vinfinity.config.prompts import Prompt
 from vinfinity.config.schema import Declared, Group, Setting, plain_text
 from vinfinity.config.settings import (
@@ -36,7 +38,7 @@ from vinfinity.config.settings import (
     require_prompt,
     timed_prompts,
 )
-from vinfinity.config.sources import Resolved, leaves, load, name_sources
+from vinfinity.config.sources import Layer, Resolved, leaves, load, name_sources, parse_yaml, read_row
 from vinfinity.config.text import changes_latents, digest, explain, ignored, to_yaml
 
 __all__ = [
@@ -49,6 +51,7 @@ __all__ = [
     "Dtype",
     "EditConfig",
     "Group",
+    "Layer",
     "Memory",
     "ParallelConfig",
     "Phase",
@@ -61,8 +64,10 @@ __all__ = [
     "Sampler",
     "Setting",
     "VideoConfig",
+    "VideoFormat",
     "changes_latents",
     "check_suffix",
+    "choose_format",
     "declared",
     "digest",
     "explain",
@@ -72,7 +77,9 @@ __all__ = [
     "name_sources",
     "parse_interval",
     "parse_size",
+    "parse_yaml",
     "plain_text",
+    "read_row",
     "require_prompt",
     "timed_prompts",
     "to_yaml",

@@ -2,7 +2,9 @@
 
 A value is taken from the last of these layers that names it:
 
-    defaults < the model's card < YAML file (after its `base`) < key=value arguments < flags < keyword arguments
+    defaults < the model's card < YAML file (after its `base`) < key=value arguments < flags < keyword arguments < row
+
+A row is one of a batch, which says what sets its video apart from the others.
 
 Only this package knows OmegaConf, and imports it where it is used, which keeps `vinfinity --help` instant.
 """
@@ -13,6 +15,7 @@ import re
 import typing
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import MISSING, dataclass
+from fractions import Fraction
 from pathlib import Path
 from typing import Any
 
@@ -24,6 +27,14 @@ from vinfinity.system.numbers import read_number
 # The settings of a model's card by dotted key, and the name of the card as an origin. Raises InputError.
 Card = Callable[[str], tuple[Mapping[str, object], str]]
 COMMAND_LINE = "command line"
+
+
+@dataclass(frozen=True)
+class Layer:
+    """Values by dotted key, and where they come from."""
+
+    origin: str
+    values: Mapping[str, object]
 
 
 @dataclass(frozen=True)
@@ -40,27 +51,30 @@ def load(
     overrides: Sequence[str] = (),
     flags: Mapping[str, object] | None = None,
     settings: Mapping[str, object] | None = None,
+    row: Layer | None = None,
     card: Card | None = None,
 ) -> Resolved:
     """Merges all layers into a configuration.
 
     overrides: `key=value` arguments. flags: dotted key -> value or its text, None for a flag that was not given.
-    settings: values by key, dotted or nested, as Python code gives them. card: finds the settings of the model that the
-    other layers choose; without it they have to give every setting that a model's card usually gives.
+    settings: values by key, dotted or nested, as Python code gives them. row: see `read_row`. card: finds the settings
+    of the model that the other layers choose; without it they have to give every setting that a model's card usually
+    gives.
 
     In YAML, values may refer to others in OmegaConf's way, as in `out: videos/${seed}.mp4`. Raises InputError.
     """
     defaults = {key: plain(setting.default) for key, setting in declared().items()}
-    layers = [_Layer("default", {key: value for key, value in defaults.items() if value is not MISSING})]
+    layers = [Layer("default", {key: value for key, value in defaults.items() if value is not MISSING})]
     if yaml is not None:
         layers += _read_yaml(yaml)
-    layers.append(_Layer(COMMAND_LINE, _parse_overrides(overrides)))
+    layers.append(Layer(COMMAND_LINE, _parse_overrides(overrides)))
     for key, value in (flags or {}).items():
         if value is not None:
             flag = declared()[key].flag or flag_of(key)
             read = _read_text(key, value, origin=flag) if isinstance(value, str) else literal(value)
-            layers.append(_Layer(flag, {key: read}))
-    layers.append(_Layer("argument", _python_values(settings or {})))
+            layers.append(Layer(flag, {key: read}))
+    layers.append(Layer("argument", _python_values(settings or {})))
+    layers += [] if row is None else [row]
     layers = _given_back(layers)
     if card is not None:
         layers.insert(1, _card_layer(card, layers))
@@ -123,13 +137,20 @@ def literal(value: object) -> object:
     return re.sub(r"(?<!\\)(\\*)\$\{", lambda match: match[1] * 2 + r"\${", value)
 
 
+def read_row(values: Mapping[Any, Any], *, origin: str, written: bool) -> Layer:
+    """A row of a batch as a layer: settings by key, dotted or nested. Raises InputError.
+
+    origin: the row in messages. written: whether values are text that has to be read, as in CSV.
+    """
+    flat = _flat({name: plain(value) for name, value in values.items()})
+    for key, value in flat.items():
+        check_key(key, value=value, origin=origin)
+    if written:
+        return Layer(origin, {key: _read_text(key, str(text), origin=origin) for key, text in flat.items()})
+    return Layer(origin, {key: literal(value) for key, value in flat.items()})
+
+
 # ---- layers: dotted keys and plain values ----
-
-
-@dataclass(frozen=True)
-class _Layer:
-    origin: str
-    values: Mapping[str, object]
 
 
 def _flat(values: Mapping[Any, Any], *, prefix: str = "") -> dict[str, object]:
@@ -146,7 +167,7 @@ def _flat(values: Mapping[Any, Any], *, prefix: str = "") -> dict[str, object]:
     return flat
 
 
-def _given_back(layers: Sequence[_Layer]) -> list[_Layer]:
+def _given_back(layers: Sequence[Layer]) -> list[Layer]:
     """The layers after each null that gives a setting back to the model: it removes the values below it, and itself."""
     nulls = {
         key: index
@@ -157,12 +178,12 @@ def _given_back(layers: Sequence[_Layer]) -> list[_Layer]:
     return [
         layer
         if layer.origin == "default"
-        else _Layer(layer.origin, {k: v for k, v in layer.values.items() if index > nulls.get(k, -1)})
+        else Layer(layer.origin, {k: v for k, v in layer.values.items() if index > nulls.get(k, -1)})
         for index, layer in enumerate(layers)
     ]
 
 
-def _card_layer(card: Card, layers: Sequence[_Layer]) -> _Layer:
+def _card_layer(card: Card, layers: Sequence[Layer]) -> Layer:
     """The settings of the model that the other layers choose. Raises InputError."""
     with name_sources({"model": next(layer.origin for layer in reversed(layers) if "model" in layer.values)}):
         model = typed(_merge(layers, only="model")["model"], str, key="model")
@@ -170,10 +191,10 @@ def _card_layer(card: Card, layers: Sequence[_Layer]) -> _Layer:
         values, origin = card(model)
     for key, value in values.items():
         check_key(key, value=value, origin=origin)
-    return _Layer(origin, {key: literal(value) for key, value in values.items() if value is not None})
+    return Layer(origin, {key: literal(value) for key, value in values.items() if value is not None})
 
 
-def _merge(layers: Sequence[_Layer], *, only: str | None = None) -> dict[str, Any]:
+def _merge(layers: Sequence[Layer], *, only: str | None = None) -> dict[str, Any]:
     """The layers as one nested mapping, references such as `${seed}` replaced. Raises InputError.
 
     only: a key whose value alone is needed.
@@ -211,7 +232,7 @@ def _merge(layers: Sequence[_Layer], *, only: str | None = None) -> dict[str, An
 # ---- YAML files ----
 
 
-def _read_yaml(path: Path, *, above: tuple[Path, ...] = ()) -> list[_Layer]:
+def _read_yaml(path: Path, *, above: tuple[Path, ...] = ()) -> list[Layer]:
     """The layers of a YAML file: first those of its base, then its own. Raises InputError."""
     resolved = Path(os.path.realpath(path))
     field = "base" if above else "--config"
@@ -222,9 +243,9 @@ def _read_yaml(path: Path, *, above: tuple[Path, ...] = ()) -> list[_Layer]:
         remedy = "check the path" + (f" (it is relative to {above[-1]})" if above else "")
         problem = "is not a file" if os.path.exists(path) else "does not exist"
         raise InputError(field, path, remedy, problem=problem)
-    values = _parse_yaml(path, field=field)
+    values = _read_mapping(path, field=field)
     base = values.pop("base", None)
-    layers: list[_Layer] = []
+    layers: list[Layer] = []
     if base is not None:
         if not isinstance(base, str):
             raise InputError("base", base, "name one YAML file", problem="is not a path", source=str(path))
@@ -232,20 +253,34 @@ def _read_yaml(path: Path, *, above: tuple[Path, ...] = ()) -> list[_Layer]:
     own = _flat(values)
     for key, value in own.items():
         check_key(key, value=value, origin=str(path))
-    return [*layers, _Layer(str(path), own)]
+    return [*layers, Layer(str(path), own)]
 
 
-def _parse_yaml(path: Path, *, field: str) -> dict[Any, Any]:
+def _read_mapping(path: Path, *, field: str) -> dict[Any, Any]:
     """The mapping in a YAML file, references left as they are. Raises InputError."""
-    from vinfinity.config.yaml import read_yaml
-
     try:
         text = path.read_text(encoding="utf-8")
     except (OSError, UnicodeDecodeError) as error:
         remedy = "check its permissions and encoding (UTF-8)"
         raise InputError(field, path, remedy, problem="cannot be read") from error
+    values = parse_yaml(path, text, field=field)
+    # an empty file
+    values = {} if values is None else values
+    if not isinstance(values, dict):
+        remedy = "write it as lines of `key: value`"
+        raise InputError(field, path, remedy, problem="is not a mapping of keys to values")
+    return values
+
+
+def parse_yaml(path: Path, text: str, *, field: str, most: int | None = None) -> Any:
+    """The value in the text of a YAML file. field: what named the file. most: values that it may have.
+
+    Raises InputError.
+    """
+    from vinfinity.config.yaml import MOST_VALUES, read_yaml
+
     try:
-        values = read_yaml(text)
+        return read_yaml(text, most=most or MOST_VALUES)
     except Exception as error:
         # the errors of PyYAML have no common base
         mark = getattr(error, "problem_mark", None)
@@ -253,12 +288,6 @@ def _parse_yaml(path: Path, *, field: str) -> dict[Any, Any]:
         what = getattr(error, "problem", None) or getattr(error, "reason", None) or type(error).__name__
         problem = f"is not valid YAML{where} ({what})"
         raise InputError(field, path, "correct the file", problem=problem) from error
-    # an empty file
-    values = {} if values is None else values
-    if not isinstance(values, dict):
-        remedy = "write it as lines of `key: value`"
-        raise InputError(field, path, remedy, problem="is not a mapping of keys to values")
-    return values
 
 
 # ---- the command line and Python ----
@@ -286,6 +315,9 @@ def _read_text(key: str, text: str, *, origin: str) -> object:
     if kind is str or any(isinstance(choice, str) for choice in setting.choices):
         # a prompt may hold colons, braces or a lone `no`
         return literal(text)
+    if kind is Fraction:
+        # read_rate reads numbers, too, and decimals exactly
+        return text
     if kind in (int, float) or setting.choices:
         number = read_number(text)
         # what is not a number of the right type is shown as it was written
