@@ -187,7 +187,7 @@ def typed(value: Any, kind: Any, *, key: str) -> Any:
     if value is None and _optional(kind):
         return None
     kinds = [part for part in _parts(kind) if part is not types.NoneType]
-    if len(kinds) > 1 and typing.get_origin(kinds[0]) is not Literal:
+    if len(kinds) > 1 and str in kinds:
         found = next(
             (part for part in kinds if isinstance(value, part) and not isinstance(value, bool)), None
         )
