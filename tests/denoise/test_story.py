@@ -163,7 +163,9 @@ STORY = f"prompts=[{{at: 13, text: {BOAT}}}, {{at: 25, text: {STAR}, blend: 3}}]
 CUTS = f"prompts=[{{at: 7, text: {BOAT}, cut: true}}, {{at: 30, text: {STAR}, cut: true}}]"
 
 
-@pytest.mark.parametrize("ranks", [pytest.param(2, marks=pytest.mark.slow), 3, pytest.param(5, marks=pytest.mark.slow)])
+@pytest.mark.parametrize(
+    "ranks", [pytest.param(2, marks=pytest.mark.slow), 3, pytest.param(5, marks=pytest.mark.slow)]
+)
 @pytest.mark.parametrize(
     "overrides",
     [
