@@ -81,24 +81,26 @@ def convolve(x: Tensor, weight: Tensor, bias: Tensor | None, **options: Any) -> 
     return F.conv2d(x, weight, bias, **options)
 
 
-def attend(q: Tensor, k: Tensor, v: Tensor, *, bias: Tensor | None = None) -> Tensor:
+def attend(
+    q: Tensor, k: Tensor, v: Tensor, *, bias: Tensor | None = None, scale: float | None = None
+) -> Tensor:
     """Softmax attention.
 
-    q: (b, heads, m, d). k, v: (b, heads, t, d). bias: (m, t), added to the logits. Returns (b, heads, m, d).
+    q: (b, heads, m, d). k, v: (b, heads, t, d). bias: (m, t), added to the logits. scale: of the logits, by default the
+    inverse root of d. Returns (b, heads, m, d).
     """
     count = q.shape[2]
     if uses_onednn(q) and count % QUERY_GROUP:
         q = F.pad(q, (0, 0, 0, -count % QUERY_GROUP))
         bias = None if bias is None else F.pad(bias, (0, 0, 0, -count % QUERY_GROUP))
+
+    def part(q: Tensor, k: Tensor, v: Tensor) -> Tensor:
+        return F.scaled_dot_product_attention(q, k, v, attn_mask=bias, scale=scale)
+
     if len(q) <= ATTENTION_BATCH:
-        return F.scaled_dot_product_attention(q, k, v, attn_mask=bias)[:, :, :count]
+        return part(q, k, v)[:, :, :count]
     parts = zip(*(x.split(ATTENTION_BATCH) for x in (q, k, v)), strict=True)
-    return torch.cat(
-        [
-            F.scaled_dot_product_attention(queries, keys, values, attn_mask=bias)
-            for queries, keys, values in parts
-        ]
-    )[:, :, :count]
+    return torch.cat([part(*some) for some in parts])[:, :, :count]
 
 
 class Linear(nn.Linear):

@@ -1,0 +1,51 @@
+"""Joint attention: all positions of the attended frames meet in one softmax, as in diffusion transformers.
+
+Such a model was trained with softmaxes over the keys of T0 frames. So every query attends to the same number of frames
+A, by default T0, whatever its place in the video: its local scope N are the frames nearest to it, as many as it takes
+for N and the anchors G together to have A frames. In the middle of a video and away from anchors, these are the
+`attention.local` frames on either side; at its ends, and where anchors are near, the scope reaches further.
+
+Frames have rotary positions, which only enter as differences. Either these are the true distances, however far beyond
+what the model was trained on (absolute), or the distances outside N are divided such that none exceeds T0 - 1 (grouped,
+after LongDiff, arXiv 2503.18150, and FreeLOC, arXiv 2603.25209).
+"""
+
+from collections.abc import Collection
+
+from vinfinity.parallel.timeline import Scene, Timeline
+
+
+def nearest_frames(
+    timeline: Timeline, scene: Scene, query: int, anchors: Collection[int], *, attended: int
+) -> range:
+    """The local scope N of a query: consecutive frames; in a loop, numbers beyond its ends, too.
+
+    The nearest frames of its scene, the earlier of two first, as many as it takes for them and the anchors together to
+    be `attended` frames, or all frames there are.
+    """
+    own, seen = frozenset(anchors), len(anchors)
+    start, stop = query, query
+    most = len(scene.frames)
+    while stop - start < most and seen < attended:
+        before, after = start - 1, stop
+        if start == stop or (not timeline.loop and start == scene.frames.start):
+            add, stop = after, stop + 1
+        elif (not timeline.loop and stop == scene.frames.stop) or -timeline.distance(
+            query, before
+        ) <= timeline.distance(query, after):
+            add, start = before, start - 1
+        else:
+            add, stop = after, stop + 1
+        seen += timeline.real(add) not in own
+    return range(start, stop)
+
+
+def group_distance(distance: int, *, reach: int, farthest: int, trained: int) -> int:
+    """The grouped distance of a frame outside the local scope.
+
+    reach: of the local scope, on the frame's side. farthest: the largest distance there is. trained: T0. From `reach`
+    to `farthest`, distances are mapped evenly to `reach` to T0 - 1, and rounded up.
+    """
+    beyond, room = abs(distance) - reach, max(0, trained - 1 - reach)
+    grouped = reach + -(-beyond * room // max(1, farthest - reach))
+    return min(grouped, abs(distance)) if distance > 0 else -min(grouped, abs(distance))
