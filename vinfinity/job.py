@@ -9,11 +9,13 @@ import torch
 
 from vinfinity import __version__
 from vinfinity.config import RunConfig, digest, leaves, timed_prompts
+from vinfinity.denoise.choose_sampler import pick_sampler
+from vinfinity.denoise.flows import Schedule
 from vinfinity.denoise.guidance import guidance_branches
 from vinfinity.denoise.prompts import PromptSchedule, schedule_prompts
-from vinfinity.denoise.samplers import Sampler, pick_sampler
 from vinfinity.denoise.schedule import SchedulerConfig
 from vinfinity.denoise.selection import Selection, select_all
+from vinfinity.denoise.state import Sampler
 from vinfinity.errors import InputError, one_line
 from vinfinity.media.audio import check_audio
 from vinfinity.media.blocks import check_tile
@@ -60,7 +62,7 @@ class Job:
     weights_digest: str
     decoder_digest: str
     loras: tuple[Lora, ...] = ()
-    schedule: SchedulerConfig = field(default_factory=SchedulerConfig)
+    schedule: Schedule = field(default_factory=SchedulerConfig)
     noise_digest: str = ""
 
     @property

@@ -19,9 +19,9 @@ from vinfinity.config import Prompt, RunConfig, VideoConfig, VideoFormat, choose
 from vinfinity.config.formats import check_rate, check_sound
 from vinfinity.denoise.execution import Execution
 from vinfinity.denoise.loop import Denoiser, denoise, not_finite
-from vinfinity.denoise.samplers import State
 from vinfinity.denoise.scopes import ScheduledContexts
 from vinfinity.denoise.selection import StepNoise
+from vinfinity.denoise.state import State
 from vinfinity.errors import InputError, OutOfMemoryError, did_you_mean
 from vinfinity.job import Job, prepare
 from vinfinity.media.audio import check_audio

@@ -8,7 +8,7 @@ from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 
 from vinfinity.config import to_yaml
-from vinfinity.denoise.samplers import State
+from vinfinity.denoise.state import State
 from vinfinity.errors import (
     BusyError,
     InputError,

@@ -53,7 +53,7 @@ def dense_tables(frames: int, scopes: DenseJoint) -> tuple[Tensor, Tensor]:
             else j - i
             for j in range(frames)
         }
-        attended, near = 2 * scopes.local + 1 + len(anchors), []
+        attended, near = 2 * scopes.local + 1 + len(anchors), list[int]()
         for j in sorted(away, key=lambda j: (abs(away[j]), away[j])):
             if len({*near} | anchors) < attended and scopes.local_bias > -math.inf:
                 near.append(j)

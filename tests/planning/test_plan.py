@@ -21,7 +21,7 @@ from torch.utils.flop_counter import FlopCounterMode
 
 from vinfinity.config import ComputeConfig, DecodeConfig, RunConfig, load
 from vinfinity.denoise.execution import MIB, Execution
-from vinfinity.denoise.samplers import State
+from vinfinity.denoise.state import State
 from vinfinity.errors import InputError
 from vinfinity.job import Job, prepare
 from vinfinity.models.frame_text import FrameText

@@ -8,8 +8,8 @@ import pytest
 import torch
 
 from vinfinity.config import CheckpointConfig, parse_interval
-from vinfinity.denoise.samplers import State
 from vinfinity.denoise.selection import select_all
+from vinfinity.denoise.state import State
 from vinfinity.errors import InputError
 from vinfinity.parallel.ranks import Ranks
 from vinfinity.parallel.votes import Votes

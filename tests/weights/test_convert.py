@@ -22,6 +22,7 @@ from oracles.reference import fill, relative_error, save_model, tiny_unet
 from safetensors.torch import load_file
 from torch import Tensor, nn
 
+from vinfinity.denoise.schedule import SchedulerConfig
 from vinfinity.errors import InputError, OutputError, VinfinityError
 from vinfinity.models.frame_text import FrameText
 from vinfinity.models.unet3d.lvdm import UNUSED, lvdm_faults, lvdm_parts, unused_text
@@ -252,6 +253,7 @@ def test_converted_folder_is_a_model_with_its_authors_settings(converted: Path) 
     assert card.defaults["sampler"] == "videocrafter2"
     assert card.defaults["size"] == "512x320"
     schedule = load_scheduler(converted / "scheduler")
+    assert isinstance(schedule, SchedulerConfig)
     assert (schedule.beta_schedule, schedule.beta_end) == ("scaled_linear", 0.012)
     assert (schedule.latent_scale, schedule.latent_scale_steps) == (0.7, 400)
     # OpenCLIP pads texts with token 0

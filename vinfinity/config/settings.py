@@ -23,7 +23,7 @@ from vinfinity.config.prompts import Prompt, TimedPrompt, time_prompts
 from vinfinity.config.schema import Declared, Group, declarations, from_model, setting
 from vinfinity.errors import InputError
 
-Sampler = Literal["ddim", "dpmsolver++", "sde-dpmsolver++", "videocrafter2", "lcm"]
+Sampler = Literal["ddim", "dpmsolver++", "sde-dpmsolver++", "videocrafter2", "lcm", "unipc", "euler"]
 Device = Literal["auto", "cuda", "cpu"]
 Dtype = Literal["auto", "fp32", "fp16", "bf16"]
 Memory = Literal["auto", "low", "fast"]

@@ -62,7 +62,7 @@ class ScheduledContexts:
         scenes: Sequence[range],
         *,
         loop: bool,
-        timesteps: Sequence[int],
+        timesteps: Sequence[float],
         team: Team,
         exchange: FrameExchange,
         chunk_bytes: int,
@@ -81,7 +81,7 @@ class ScheduledContexts:
         """The context at training timestep t, which is one of the timesteps."""
         attention, plain = self._attention, self._plain
         scopes = PLAIN if plain else scopes_of(attention, attention.phase(t))
-        shift = self._step[int(t)] if self._moving and not plain else 0
+        shift = self._step[t] if self._moving and not plain else 0
         if (scopes, shift) not in self._built:
             if self._moving:
                 # each is needed in one step only

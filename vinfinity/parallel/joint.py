@@ -10,6 +10,7 @@ what the model was trained on (absolute), or the distances outside N are divided
 after LongDiff, arXiv 2503.18150, and FreeLOC, arXiv 2603.25209).
 """
 
+import math
 from collections.abc import Collection
 
 from vinfinity.parallel.timeline import Scene, Timeline
@@ -24,19 +25,19 @@ def nearest_frames(
     be `attended` frames, or all frames there are.
     """
     own, seen = frozenset(anchors), len(anchors)
-    start, stop = query, query
-    most = len(scene.frames)
-    while stop - start < most and seen < attended:
-        before, after = start - 1, stop
-        if start == stop or (not timeline.loop and start == scene.frames.start):
-            add, stop = after, stop + 1
-        elif (not timeline.loop and stop == scene.frames.stop) or -timeline.distance(
-            query, before
-        ) <= timeline.distance(query, after):
-            add, start = before, start - 1
+    start, stop = query, query + 1
+    seen += query not in own
+
+    def away(frame: int) -> float:
+        exists = timeline.loop or frame in scene.frames
+        return abs(timeline.distance(query, frame)) if exists else math.inf
+
+    while stop - start < len(scene.frames) and seen < attended:
+        if away(start - 1) <= away(stop):
+            start = added = start - 1
         else:
-            add, stop = after, stop + 1
-        seen += timeline.real(add) not in own
+            added, stop = stop, stop + 1
+        seen += timeline.real(added) not in own
     return range(start, stop)
 
 

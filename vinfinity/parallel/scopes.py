@@ -95,8 +95,8 @@ class AttentionPlan:
     route: the frames to fetch. held: this rank's frames. line: the frames around them, its own included, that local
     scopes reach; empty if none is on. anchors: ascending, of the scenes of this rank's frames. anchor_counts: how many
     of them each scene has. blocks: those of which this rank holds queries. grouped: whether queries and units are
-    computed as a whole, see groups.py. window: the most frames that a block of this video attends to. entropy: for joint
-    attention with entropy scaling, the trained length in frames; None otherwise.
+    computed as a whole, see groups.py. window: the most frames that a block of this video attends to. entropy: for
+    joint attention with entropy scaling, the trained length in frames; None otherwise.
     """
 
     route: Route

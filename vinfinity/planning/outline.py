@@ -7,13 +7,14 @@ from pathlib import Path
 from typing import Any, Literal
 
 from vinfinity.config import Phase, RunConfig
+from vinfinity.denoise.choose_sampler import pick_sampler
 from vinfinity.denoise.execution import Execution, ladder
+from vinfinity.denoise.flows import read_schedule
 from vinfinity.denoise.guidance import guidance_branches
 from vinfinity.denoise.prompts import schedule_prompts
-from vinfinity.denoise.samplers import Sampler, pick_sampler
-from vinfinity.denoise.schedule import SchedulerConfig
 from vinfinity.denoise.scopes import scopes_of, timeline_of
 from vinfinity.denoise.selection import select_all
+from vinfinity.denoise.state import Sampler
 from vinfinity.errors import WeightsError
 from vinfinity.media.blocks import Blocks, plan_blocks
 from vinfinity.models.decoder import Decoder
@@ -170,7 +171,7 @@ def outline(
     Raises InputError if sampler and steps do not go together, or if the model's architecture is not supported.
     """
     try:
-        scheduler = SchedulerConfig.from_dict(card.schedule)
+        scheduler = read_schedule(card.schedule)
     except (ValueError, TypeError) as error:
         remedy = "use a model with a supported architecture"
         raise WeightsError("model", card.folder / SCHEDULER, remedy, problem=f"{error}") from None

@@ -6,7 +6,7 @@ from functools import cached_property
 import torch
 
 from vinfinity.config import RunConfig
-from vinfinity.denoise.samplers import State
+from vinfinity.denoise.state import steady_state
 from vinfinity.errors import InputError
 from vinfinity.parallel.place import Place
 from vinfinity.planning.estimate import Seconds, denoiser_products, exchange_seconds, work_seconds
@@ -95,8 +95,8 @@ class Plan:
         """Size of one checkpoint: the latents, and the estimate of x0 that multistep samplers keep."""
         with torch.device("meta"):
             x = torch.empty(1)
-            after = self.run.sampler.step(State(step=0, x=x), x, lambda _: x)
-        return self.latents_bytes * (1 if after.clean is None else 2)
+            state = steady_state(self.run.sampler, x)
+        return self.latents_bytes * len(state.tensors)
 
     @property
     def disk_bytes(self) -> int:

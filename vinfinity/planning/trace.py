@@ -10,7 +10,7 @@ from torch import Tensor, nn
 
 from vinfinity.denoise.execution import Execution
 from vinfinity.denoise.guidance import guide
-from vinfinity.denoise.samplers import Sampler, State
+from vinfinity.denoise.state import Sampler, State, steady_state
 from vinfinity.media.blocks import Blocks
 from vinfinity.models.decoder import Decoder
 from vinfinity.models.family import TEXT_ENCODER, DenoiserTraits, Family
@@ -209,9 +209,8 @@ def trace_step(shape: CallShape, execution: Execution, sampler: Sampler, *, bran
         return torch.empty(shape.latents, device="meta")
 
     with torch.device("meta"):
-        # multistep samplers have a history from the second step on
-        first = sampler.step(State(step=0, x=torch.empty(shape.latents)), torch.empty(shape.latents), noise)
-    index = min(1, len(sampler.timesteps) - 1)
+        # multistep samplers have a history after the first steps
+        steady = steady_state(sampler, torch.empty(shape.latents))
     live = LiveBytes()
     hook = None
     try:
@@ -228,8 +227,8 @@ def trace_step(shape: CallShape, execution: Execution, sampler: Sampler, *, bran
             middle = calls[0].middle
             if middle is not None:
                 hook = middle.register_forward_pre_hook(lambda *_: before_middle.append(live.now))
-            history = None if first.clean is None else torch.empty(shape.latents, device="meta")
-            state = State(step=index, x=torch.empty(shape.latents, device="meta"), clean=history)
+            kept = {name: torch.empty(shape.latents, device="meta") for name in steady.tensors}
+            state = State(step=steady.step, **kept)
             others = branches - execution.branches
             done = torch.empty(others, *shape.latents[1:], dtype=shape.dtype, device="meta")
             held = live.now

@@ -9,7 +9,7 @@ import torch
 from safetensors import SafetensorError, safe_open
 from torch import nn
 
-from vinfinity.denoise.schedule import SchedulerConfig
+from vinfinity.denoise.flows import Schedule, read_schedule
 from vinfinity.errors import WeightsError
 from vinfinity.models.checkpoint import Change, changed
 from vinfinity.models.decoder import Decoder
@@ -152,9 +152,9 @@ def check_weights(model: Path, *, prefer_fp16: bool) -> None:
     family.check_parts(configs, model)
 
 
-def load_scheduler(folder: Path) -> SchedulerConfig:
+def load_scheduler(folder: Path) -> Schedule:
     """The noise schedule in `folder` (MODEL/scheduler). Raises WeightsError."""
-    return parse_config(folder / "scheduler_config.json", SchedulerConfig.from_dict)
+    return parse_config(folder / "scheduler_config.json", read_schedule)
 
 
 def parse_config(path: Path, parse: Callable[[Mapping[str, Any]], Config]) -> Config:

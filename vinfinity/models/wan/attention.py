@@ -1,6 +1,7 @@
 """Self-attention between latent frames, the only place of the transformer where frames meet, and so where ranks do.
 
-Dims: b guidance branches, f this rank's latent frames, n attended frames, p tokens of a frame, c channels, d head width.
+Dims: b guidance branches, f this rank's latent frames, n attended frames, p tokens of a frame, c channels, d head
+width.
 
 Everything is computed a latent frame at a time: all kernels see the same shapes on any number of ranks, and so results
 are the same to the last bit, in any precision (docs/decisions/0027-wan-one-latent-frame-at-a-time.md).
@@ -164,8 +165,8 @@ def with_bias(
     """Queries, keys and values whose product has the bias of each key frame in it, so that attention takes no mask and
     kernels stay fast: further channels that are `factor` in queries and the bias, times the root of d, in keys.
 
-    q: (b, heads, p, d). k, v: (b, heads, n, p, d). bias: (n,) fp32. Returns them with BIAS_CHANNELS more channels. In 16
-    bits, two channels hold the bias and what rounding takes off it.
+    q: (b, heads, p, d). k, v: (b, heads, n, p, d). bias: (n,) fp32. Returns them with BIAS_CHANNELS more channels. In
+    16 bits, two channels hold the bias and what rounding takes off it.
     """
     more = BIAS_CHANNELS
     wanted = bias * math.sqrt(q.shape[-1])
@@ -188,8 +189,8 @@ def self_attention(
 ) -> Iterator[tuple[int, Tensor]]:
     """Attention of this rank's frames, in order: the position of each, and the output for its tokens, (b, p, c).
 
-    normed: a frame's normed states (b, p, c), by its position. x: (b, f, p, c), this rank's frames, for their shape; the
-    caller may change a frame once it has its output.
+    normed: a frame's normed states (b, p, c), by its position. x: (b, f, p, c), this rank's frames, for their shape;
+    the caller may change a frame once it has its output.
 
     Normed states travel: half the bytes of keys and values. This rank's own frames are projected meanwhile.
     """

@@ -3,8 +3,8 @@
 Dims: b guidance branches, f this rank's latent frames, h w latent height and width, p tokens of a frame, t text tokens,
 c channels.
 
-Parameters are named as in diffusers' WanTransformer3DModel. As there, the time embedder, the tables of shifts and scales
-and the layer norms stay in fp32.
+Parameters are named as in diffusers' WanTransformer3DModel. As there, the time embedder, the tables of shifts and
+scales and the layer norms stay in fp32.
 """
 
 import math
@@ -215,6 +215,7 @@ class Transformer(nn.Module):
 
 def compile_layers(transformer: Transformer) -> None:
     """Compile the layers that do not wait for other ranks, each at its first call."""
-    for block in transformer.blocks:
-        for layer in (block.ffn, block.norm1, block.norm3):
-            layer.compile()
+    for block in transformer.modules():
+        if isinstance(block, Block):
+            for layer in (block.ffn, block.norm1, block.norm3):
+                layer.compile()
