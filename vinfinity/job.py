@@ -85,9 +85,15 @@ class Job:
         """Whether each guidance branch has ranks of its own."""
         return self.config.parallel.split_guidance and self.guided
 
+    def dtype(self, device: torch.device) -> torch.dtype:
+        """The type of the weights and of the network's arithmetic."""
+        return pick_dtype(self.config.dtype, device, half=self.card.family.half)
+
     def grouped(self, device: torch.device) -> bool:
         """Whether ranks compute whole groups of frames, so that their number does not change the video."""
-        return depends_on_shapes(pick_dtype(self.config.dtype, device), device.type)
+        # a model with joint attention computes a latent frame at a time
+        joint = self.card.traits.denoiser.joint
+        return not joint and depends_on_shapes(self.dtype(device), device.type)
 
     @property
     def facts(self) -> dict[str, str]:
@@ -130,6 +136,7 @@ class Job:
             concerns.append(f"negative: has no effect: {self.card.name} takes guidance as an input")
         if self.config.parallel.split_guidance and not self.splits_branches:
             concerns.append("parallel.split_guidance: has no effect: there is only one guidance branch")
+        concerns += self._geometry_concerns()
         if self.config.audio is not None:
             sound = check_audio(expanded(self.config.audio, field="audio"))
             length = Fraction(self.config.frames) / self.config.fps
@@ -148,6 +155,26 @@ class Job:
                 )
         return concerns
 
+    def _geometry_concerns(self) -> list[str]:
+        """What the model's latents cannot hold exactly."""
+        config, geometry, concerns = self.config, self.card.geometry, []
+        made = geometry.frames(self.latent_frames)
+        if made > config.frames:
+            step = geometry.time_downscale
+            concerns.append(
+                f"frames: {config.frames} is not a multiple of {step} plus 1; {made} are made and the last "
+                f"{made - config.frames} left out"
+            )
+        width, height = (geometry.downscale * side for side in reversed(self.latent[1:]))
+        if (width, height) != config.resolution and geometry.multiple > 1:
+            step = geometry.downscale * geometry.multiple
+            concerns.append(
+                f"size: {config.size} is not a multiple of {step} pixels; {width}x{height} are made and cropped"
+            )
+        if config.attention.positions != "auto" and not self.card.traits.denoiser.joint:
+            concerns.append(f"attention.positions: has no effect: {self.card.name} has no rotary positions")
+        return concerns
+
 
 def prepare(config: RunConfig, place: Place | None = None, *, like: Job | None = None) -> Job:
     """Check a configuration against the model and the machine; reads no weight.
@@ -162,7 +189,7 @@ def prepare(config: RunConfig, place: Place | None = None, *, like: Job | None =
     check_computing(config, card, ranks=config.gpus or 1 if place is None else place.size)
     geometry = card.geometry
     latent, latent_frames = geometry.latent_size(config.resolution), geometry.latent_frames(config.frames)
-    schedule = load_scheduler(card.folder / SCHEDULER)
+    schedule = load_scheduler(card.folder / SCHEDULER, flow=card.family.flow)
     sampler = pick_sampler(config, schedule)
     prompts = schedule_prompts(config, geometry)
     earlier = EarlierRun.open(config, geometry)
@@ -173,7 +200,7 @@ def prepare(config: RunConfig, place: Place | None = None, *, like: Job | None =
     check_ranks(gpus=config.gpus, device=config.device, frames=len(selection.frames), place=place)
     check_tile(config.decode, downscale=geometry.downscale)
     if known is None:
-        half = pick_dtype(config.dtype, pick_device(config.device)) != torch.float32
+        half = pick_dtype(config.dtype, pick_device(config.device), half=card.family.half) != torch.float32
         check_weights(card.folder, prefer_fp16=half)
         if config.decoder is not None:
             check_decoder(decoder_folder(config, card), geometry)
@@ -229,6 +256,9 @@ def check_computing(config: RunConfig, card: ModelCard, *, ranks: int) -> None:
         remedy = "use --gpus 2 or more, or leave it out"
         raise InputError("parallel.split_guidance", True, remedy, problem=problem)
     levels = card.traits.denoiser.levels
+    if config.reuse.interval > 1 and levels == 1:
+        problem = f"reuses features of lower resolutions, which {card.name} does not have"
+        raise InputError("reuse.interval", config.reuse.interval, "leave it out", problem=problem)
     if config.reuse.interval > 1 and config.reuse.depth >= levels:
         problem = f"leaves nothing to reuse of the {levels} levels of {card.name}"
         raise InputError("reuse.depth", config.reuse.depth, f"give at most {levels - 1}", problem=problem)
@@ -274,7 +304,7 @@ def describe(config: RunConfig, place: Place | None = None) -> list[tuple[str, s
         ("model", f"{job.card.name} ({job.card.folder})"),
         *(("lora", f"{lora.path} at {lora.weight:g}, {lora.layers()}") for lora in job.loras),
         *([("decoder", str(job.decoder))] if config.decoder is not None else []),
-        ("device", f"{device}, {str(pick_dtype(config.dtype, device)).removeprefix('torch.')}"),
+        ("device", f"{device}, {str(job.dtype(device)).removeprefix('torch.')}"),
         ("sampler", f"{config.sampler}, {len(job.sampler.timesteps)} steps, guidance {config.guidance:g}"),
         ("attention", attention),
         ("seed", str(config.seed)),

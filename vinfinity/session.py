@@ -30,7 +30,6 @@ from vinfinity.runs.paths import Destination
 from vinfinity.runs.start import Start, how_to_start, with_absolute_paths
 from vinfinity.system.overall import Overall
 from vinfinity.system.progress import Progress, add_line
-from vinfinity.weights.dtypes import pick_dtype
 
 # exit codes of runs that can go on from their last checkpoint
 RESUMABLE = {kind.exit_code for kind in (OutOfMemoryError, RankError, OutputError, Stopped)}
@@ -198,4 +197,4 @@ def _start(job: Job, destination: Destination, ranks: Ranks, machine: Mapping[st
 def _machine(job: Job, ranks: Ranks) -> dict[str, object]:
     """Software and hardware of all ranks, for the record."""
     machines = ranks.collect(describe_rank(ranks.device))
-    return {**describe_software(ranks.device, pick_dtype(job.config.dtype, ranks.device)), "ranks": machines}
+    return {**describe_software(ranks.device, job.dtype(ranks.device)), "ranks": machines}

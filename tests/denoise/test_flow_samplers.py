@@ -54,7 +54,7 @@ def test_steps_equal_those_of_diffusers(name: str, record_worst: Callable[[str, 
             reference.set_timesteps(steps)
             reference.set_begin_index(0)
             values = {**reference.config, "_class_name": kind.__name__}
-            ours = make_sampler(sampler, read_schedule(values), steps=steps)
+            ours = make_sampler(sampler, read_schedule(values, flow=True), steps=steps)
             assert ours.timesteps == tuple(reference.timesteps.tolist())
             state = State(step=0, x=torch.randn(SHAPE))
             for t in reference.timesteps:
@@ -82,10 +82,9 @@ def test_the_implied_prediction_leads_to_the_wanted_latents(name: str) -> None:
 
 def test_a_schedule_is_read_by_what_its_file_says() -> None:
     unipc = {"_class_name": "UniPCMultistepScheduler", "flow_shift": 3.0, **FLOW}
-    assert read_schedule(unipc) == FlowSchedule(shift=3.0)
+    assert read_schedule(unipc, flow=True) == FlowSchedule(shift=3.0)
     euler = {"_class_name": "FlowMatchEulerDiscreteScheduler", "shift": 5.0}
-    assert read_schedule(euler) == FlowSchedule(shift=5.0)
-    assert not isinstance(read_schedule({"_class_name": "UniPCMultistepScheduler"}), FlowSchedule)
+    assert read_schedule(euler, flow=True) == FlowSchedule(shift=5.0)
 
 
 @pytest.mark.parametrize(
@@ -95,16 +94,17 @@ def test_a_schedule_is_read_by_what_its_file_says() -> None:
         ({"use_dynamic_shifting": True}, "use_dynamic_shifting"),
         ({"solver_order": 3}, "solver_order"),
         ({"flow_shift": 0.0}, "shift"),
+        ({"use_flow_sigmas": False}, "use_flow_sigmas"),
         ({"_class_name": "EDMEulerScheduler"}, "_class_name"),
     ],
 )
 def test_what_would_change_the_result_is_refused(changes: dict[str, Any], named: str) -> None:
     with pytest.raises(ValueError, match=named):
-        read_schedule({"_class_name": "UniPCMultistepScheduler", **FLOW, **changes})
+        read_schedule({"_class_name": "UniPCMultistepScheduler", **FLOW, **changes}, flow=True)
 
 
 def test_a_sampler_for_betas_is_refused_for_flows_and_the_other_way_round() -> None:
     with pytest.raises(ValueError, match="flow matching"):
         make_sampler("ddim", FlowSchedule(), steps=4)
     with pytest.raises(ValueError, match="betas"):
-        make_sampler("unipc", read_schedule({}), steps=4)
+        make_sampler("unipc", read_schedule({}, flow=False), steps=4)

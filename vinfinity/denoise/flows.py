@@ -66,10 +66,12 @@ class FlowSchedule:
 
     @classmethod
     def from_dict(cls, values: Mapping[str, object]) -> "FlowSchedule":
-        """From a parsed scheduler_config.json for which `is_flow` holds."""
+        """From a parsed scheduler_config.json. Raises ValueError for what is not supported."""
         name = str(values.get("_class_name"))
         if name not in FLOW_SCHEDULERS:
             raise ValueError(f"_class_name: {name} is not one of {', '.join(FLOW_SCHEDULERS)}")
+        if not name.startswith("FlowMatch") and not values.get("use_flow_sigmas"):
+            raise ValueError("use_flow_sigmas: is not true, but the model was trained by flow matching")
         for key, allowed in ONLY.items():
             if values.get(key) is not None and values[key] not in allowed:
                 raise ValueError(f"{key}: {values[key]!r} is not supported for flow matching")
@@ -94,15 +96,9 @@ class FlowSchedule:
 Schedule = SchedulerConfig | FlowSchedule
 
 
-def is_flow(values: Mapping[str, object]) -> bool:
-    """Whether a parsed scheduler_config.json is of a model trained by flow matching."""
-    return (
-        str(values.get("_class_name", "")).startswith("FlowMatch")
-        or values.get("use_flow_sigmas") is True
-        or values.get("prediction_type") == "flow_prediction"
-    )
+def read_schedule(values: Mapping[str, object], *, flow: bool) -> Schedule:
+    """The noise schedule in a parsed scheduler_config.json. flow: whether the model was trained by flow matching.
 
-
-def read_schedule(values: Mapping[str, object]) -> Schedule:
-    """The noise schedule in a parsed scheduler_config.json. Raises ValueError for what is not supported."""
-    return FlowSchedule.from_dict(values) if is_flow(values) else SchedulerConfig.from_dict(values)
+    Raises ValueError for what is not supported.
+    """
+    return FlowSchedule.from_dict(values) if flow else SchedulerConfig.from_dict(values)

@@ -12,16 +12,19 @@ class LatentGeometry:
 
     channels: of a latent. downscale: pixels per latent position, along height and along width.
     time_downscale: frames per latent frame; the first frame of a video has a latent frame of its own.
+    multiple: of which height and width of a latent have to be multiples.
     """
 
     channels: int
     downscale: int
     time_downscale: int = 1
+    multiple: int = 1
 
     def latent_size(self, size: tuple[int, int]) -> tuple[int, int, int]:
         """(c, h, w) of the smallest latent frame that covers `size`, (width, height) in pixels."""
-        width, height = size
-        return self.channels, -(-height // self.downscale), -(-width // self.downscale)
+        step = self.downscale * self.multiple
+        width, height = (self.multiple * -(-side // step) for side in size)
+        return self.channels, height, width
 
     def latent_frames(self, frames: int) -> int:
         """The fewest latent frames that cover `frames` frames, at least 1."""

@@ -116,7 +116,8 @@ def memory_bound(run: Outline, execution: Execution) -> int:
     traits = run.card.traits.denoiser
     state = hidden_state_bytes(run, execution, channels=traits.widest)
     latents = 4 * run.latent_frames * c * h * w * 4
-    return 64 * state + 2 * run.blocks.bytes + 4 * traits.parameters + latents + PROCESS + LOADING
+    parameters = max(traits.parameters, run.card.traits.text_parameters)
+    return 64 * state + 2 * run.blocks.bytes + 4 * parameters + latents + PROCESS + LOADING
 
 
 def hidden_state_bytes(run: Outline, execution: Execution, *, channels: int) -> int:

@@ -68,7 +68,8 @@ class Outline:
     @property
     def grouped(self) -> bool:
         """Whether ranks compute whole groups of frames."""
-        return depends_on_shapes(DTYPES[self.dtype], self.device)
+        joint = self.card.traits.denoiser.joint
+        return not joint and depends_on_shapes(DTYPES[self.dtype], self.device)
 
     @property
     def branches_per_rank(self) -> int:
@@ -109,6 +110,7 @@ class Outline:
             text_tokens=self.card.text_length,
             reuse_depth=config.reuse.depth if config.reuse.interval > 1 else None,
             timeline=self._timeline,
+            joint=attention.positions if self.card.traits.denoiser.joint else None,
         )
 
     @property
@@ -124,7 +126,9 @@ class Outline:
     def dtype(self) -> str:
         """The type of the denoiser's weights and arithmetic."""
         return (
-            {"cuda": "fp16", "cpu": "fp32"}[self.device] if self.config.dtype == "auto" else self.config.dtype
+            {"cuda": self.card.family.half, "cpu": "fp32"}[self.device]
+            if self.config.dtype == "auto"
+            else self.config.dtype
         )
 
     @property
@@ -171,7 +175,7 @@ def outline(
     Raises InputError if sampler and steps do not go together, or if the model's architecture is not supported.
     """
     try:
-        scheduler = read_schedule(card.schedule)
+        scheduler = read_schedule(card.schedule, flow=card.family.flow)
     except (ValueError, TypeError) as error:
         remedy = "use a model with a supported architecture"
         raise WeightsError("model", card.folder / SCHEDULER, remedy, problem=f"{error}") from None

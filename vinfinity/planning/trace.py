@@ -19,7 +19,7 @@ from vinfinity.models.network_call import CallOptions, NetworkCall
 from vinfinity.models.offload import store_for
 from vinfinity.parallel.context import TemporalContext, temporal_context
 from vinfinity.parallel.exchange import FrameExchange, TracedExchange
-from vinfinity.parallel.scopes import AttentionPlan, QueryBlock, Scopes
+from vinfinity.parallel.scopes import AttentionPlan, Positions, QueryBlock, Scopes
 from vinfinity.parallel.shards import FrameShards
 from vinfinity.parallel.timeline import Timeline, intersection
 from vinfinity.planning.meter import LiveBytes, WorkCounter
@@ -41,7 +41,7 @@ class CallShape:
     config: of the denoiser, as its family reads it. shards: the video over the ranks that share it. latent: (h, w).
     scopes: None for plain attention over all frames. text_tokens: length of the text states. reuse_depth: levels that
     run in every step while deep features are reused; None without reuse. A traced call always runs the whole network.
-    timeline: scenes and loops; None for one scene.
+    timeline: scenes and loops; None for one scene. joint: the rule of positions, for models with joint attention.
     """
 
     family: Family
@@ -56,6 +56,7 @@ class CallShape:
     text_tokens: int = 77
     reuse_depth: int | None = None
     timeline: Timeline | None = None
+    joint: Positions | None = None
 
     @property
     def traits(self) -> DenoiserTraits:
@@ -129,6 +130,7 @@ def call_context(
         trained_frames=shape.trained_frames,
         norm=shape.norm,
         chunk_bytes=execution.chunk_bytes,
+        joint=shape.joint,
         device=device,
     )
 
@@ -257,7 +259,8 @@ def step_memory(shape: CallShape, execution: Execution, sampler: Sampler, *, bra
     """
     h, w = shape.latent
     state = execution.branches * h * w * shape.traits.hidden * shape.dtype.itemsize
-    piece = max(1, execution.chunk_bytes // state)
+    # joint attention computes a latent frame at a time
+    piece = 1 if shape.joint else max(1, execution.chunk_bytes // state)
     few = LINEAR_FROM * (piece if shape.shards.group is None else min(piece, shape.shards.group))
     if shape.frames <= 2 * few:
         return trace_step(shape, execution, sampler, branches=branches)

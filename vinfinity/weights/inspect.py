@@ -37,7 +37,7 @@ def describe_model(folder: Path) -> tuple[list[tuple[str, str]], list[str]]:
     try:
         card = read_card(str(folder))
         family.check_parts(card.configs, folder)
-        schedule = load_scheduler(folder / "scheduler")
+        schedule = load_scheduler(folder / "scheduler", flow=family.flow)
         tokenizer = family.load_tokenizer(folder / "tokenizer", length=card.text_length)
     except InputError as error:
         return rows, [error.message]

@@ -2,6 +2,8 @@
 
 import math
 from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
+from dataclasses import replace
+from functools import partial
 from pathlib import Path
 from typing import Any, TypeVar, cast
 
@@ -109,7 +111,7 @@ def check_decoder(folder: Path, geometry: LatentGeometry) -> None:
     except WeightsError as error:
         raise WeightsError("decoder", error.value, error.remedy, problem=error.problem) from None
     config = cast(Decoder, module).config
-    decoded = LatentGeometry(config.latent_channels, config.downscale, geometry.time_downscale)
+    decoded = replace(geometry, channels=config.latent_channels, downscale=config.downscale)
     if decoded != geometry:
         problem = (
             f"decodes latents of {_latents_text(decoded)}, but the model's have {_latents_text(geometry)}"
@@ -152,9 +154,9 @@ def check_weights(model: Path, *, prefer_fp16: bool) -> None:
     family.check_parts(configs, model)
 
 
-def load_scheduler(folder: Path) -> Schedule:
-    """The noise schedule in `folder` (MODEL/scheduler). Raises WeightsError."""
-    return parse_config(folder / "scheduler_config.json", read_schedule)
+def load_scheduler(folder: Path, *, flow: bool = False) -> Schedule:
+    """The noise schedule in `folder` (MODEL/scheduler). flow: see `read_schedule`. Raises WeightsError."""
+    return parse_config(folder / "scheduler_config.json", partial(read_schedule, flow=flow))
 
 
 def parse_config(path: Path, parse: Callable[[Mapping[str, Any]], Config]) -> Config:

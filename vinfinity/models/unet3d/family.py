@@ -13,6 +13,7 @@ from vinfinity.models.family import (
     TEXT_ENCODER,
     Configs,
     DenoiserTraits,
+    Half,
     Network,
     PublishedModel,
     Traits,
@@ -79,7 +80,7 @@ NETWORKS: Mapping[str, Network] = {
         _unet,
         stem="diffusion_pytorch_model",
         # half precision would round timesteps to the same value
-        keep_fp32=("time_embedding.", "fps_embedding."),
+        keep_fp32=("time_embedding", "fps_embedding"),
         shown=("_class_name", "block_out_channels", "cross_attention_dim", "fps_cond", "time_cond_proj_dim"),
         lora_prefixes=("unet.", "lora_unet_", "model.diffusion_model.", "diffusion_model."),
         aliases=_unet_aliases,
@@ -112,6 +113,9 @@ class UNet3DFamily:
     denoiser: str = "unet"
     denoiser_class: str = "UNet3DCondition"
     pipeline_class: str = "TextToVideoSDPipeline"
+    trained_frames: int = 16
+    half: Half = "fp16"
+    flow: bool = False
     samplers: tuple[str, ...] = ("ddim", "dpmsolver++", "sde-dpmsolver++", "videocrafter2", "lcm")
 
     @property
