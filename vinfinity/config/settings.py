@@ -223,7 +223,7 @@ class CheckpointConfig(Group, name="checkpoint", latents=False):
 
 @dataclass(frozen=True, kw_only=True)
 class ComputeConfig(Group, name="compute", latents=False):
-    """Parts of a network call that `memory` chooses unless they are set here. The video stays the same, up to rounding."""
+    """Parts of a network call that `memory` chooses if they are not set. The video stays the same, up to rounding."""
 
     branches: Literal[1, 2] | None = setting(
         None, "Number of guidance branches in one network call.", unset="chosen by memory"

@@ -15,7 +15,7 @@ from vinfinity.models.geometry import LatentGeometry
 if TYPE_CHECKING:
     from torch import Tensor, nn
 
-    from vinfinity.models.checkpoint import Checkpoint, Distillation
+    from vinfinity.models.checkpoint import Checkpoint, CheckpointPart, Distillation, Shapes
     from vinfinity.models.frame_text import FrameText
     from vinfinity.models.network_call import CallOptions, NetworkCall
     from vinfinity.parallel.context import TemporalContext
@@ -182,7 +182,8 @@ class Family(Protocol):
     denoiser_class, pipeline_class: prefix of the denoiser's class, and class of the pipeline, in diffusers' JSON files.
     published: models by name. published_files: what the JSON files of all of them have in common, by part.
     trained_frames: length of the training clips of models whose card does not say it, in frames. flow: whether its
-    models were trained by flow matching. half: the 16 bits that suit its weights on GPUs.
+    models were trained by flow matching. half: the 16 bits that suit its weights on GPUs. original_tokenizer: the
+    folder of the tokenizer among the authors' own files, "" if there is none.
     """
 
     @property
@@ -205,6 +206,8 @@ class Family(Protocol):
     def flow(self) -> bool: ...
     @property
     def half(self) -> Half: ...
+    @property
+    def original_tokenizer(self) -> str: ...
     @property
     def published(self) -> Mapping[str, PublishedModel]: ...
     @property
@@ -257,6 +260,14 @@ class Family(Protocol):
         """A checkpoint in its authors' layout; None if it is not of this family.
 
         Raises ValueError if its architecture is not supported.
+        """
+        ...
+
+    def read_part(self, shapes: Shapes) -> tuple[CheckpointPart, list[str]] | None:
+        """One network in its authors' layout, and its faults: tensors that are missing, unexpected or of another shape.
+
+        shapes: by tensor of its files. None if it is not of this family, or the family has no such layout. Raises
+        ValueError if its architecture is not supported.
         """
         ...
 

@@ -125,11 +125,9 @@ class Outline:
     @property
     def dtype(self) -> str:
         """The type of the denoiser's weights and arithmetic."""
-        return (
-            {"cuda": self.card.family.half, "cpu": "fp32"}[self.device]
-            if self.config.dtype == "auto"
-            else self.config.dtype
-        )
+        if self.config.dtype != "auto":
+            return self.config.dtype
+        return self.card.family.half if self.device == "cuda" else "fp32"
 
     @property
     def executions(self) -> list[Execution]:

@@ -159,6 +159,16 @@ def load_scheduler(folder: Path, *, flow: bool = False) -> Schedule:
     return parse_config(folder / "scheduler_config.json", partial(read_schedule, flow=flow))
 
 
+def parse_values(
+    values: Mapping[str, Any], parse: Callable[[Mapping[str, Any]], Config], folder: Path
+) -> Config:
+    """The content of a config.json that is for the network in `folder`, parsed. Raises WeightsError."""
+    try:
+        return parse(values)
+    except (ValueError, TypeError) as error:
+        raise WeightsError("model", folder, "use a model of a supported kind", problem=f"{error}") from None
+
+
 def parse_config(path: Path, parse: Callable[[Mapping[str, Any]], Config]) -> Config:
     """The JSON file `path`, parsed. Raises WeightsError for what `parse` does not support."""
     try:

@@ -26,7 +26,7 @@ from vinfinity.models.unet3d.published import COMMON_FILES, PUBLISHED
 if TYPE_CHECKING:
     from torch import Tensor, nn
 
-    from vinfinity.models.checkpoint import Checkpoint, Distillation
+    from vinfinity.models.checkpoint import Checkpoint, CheckpointPart, Distillation, Shapes
     from vinfinity.models.frame_text import FrameText
     from vinfinity.models.network_call import CallOptions, NetworkCall
     from vinfinity.models.unet3d.tokenizer import CLIPTokenizer
@@ -115,6 +115,7 @@ class UNet3DFamily:
     pipeline_class: str = "TextToVideoSDPipeline"
     trained_frames: int = 16
     half: Half = "fp16"
+    original_tokenizer: str = ""
     flow: bool = False
     samplers: tuple[str, ...] = ("ddim", "dpmsolver++", "sde-dpmsolver++", "videocrafter2", "lcm")
 
@@ -220,6 +221,9 @@ class UNet3DFamily:
         from vinfinity.models.unet3d.lvdm import is_lvdm, read_lvdm
 
         return read_lvdm(tensors) if is_lvdm(tensors) else None
+
+    def read_part(self, shapes: Shapes) -> tuple[CheckpointPart, list[str]] | None:
+        return None
 
     def read_distillation(self, factors: Sequence[Tensor], config: Mapping[str, Any]) -> Distillation:
         from vinfinity.models.unet3d.turbo import read_turbo

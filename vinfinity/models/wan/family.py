@@ -23,14 +23,14 @@ from vinfinity.models.geometry import LatentGeometry
 from vinfinity.models.wan.configs import TransformerConfig
 from vinfinity.models.wan.names import module_aliases
 from vinfinity.models.wan.published import COMMON_FILES, PUBLISHED
-from vinfinity.models.wan.umt5_config import UMT5Config
+from vinfinity.models.wan.text_config import UMT5Config
 from vinfinity.models.wan.vae_config import WanVAEConfig
 from vinfinity.system.safetensors import read_json
 
 if TYPE_CHECKING:
     from torch import Tensor, nn
 
-    from vinfinity.models.checkpoint import Checkpoint, Distillation
+    from vinfinity.models.checkpoint import Checkpoint, CheckpointPart, Distillation, Shapes
     from vinfinity.models.frame_text import FrameText
     from vinfinity.models.network_call import CallOptions, NetworkCall
     from vinfinity.models.wan.transformer import Transformer
@@ -99,6 +99,13 @@ NETWORKS: Mapping[str, Network] = {
 }
 
 
+def _text_parameters(config: UMT5Config) -> int:
+    inner = config.num_heads * config.d_kv
+    layer = 4 * config.d_model * inner + 3 * config.d_model * config.d_ff + 2 * config.d_model
+    bias = config.relative_attention_num_buckets * config.num_heads
+    return config.vocab_size * config.d_model + config.num_layers * (layer + bias) + config.d_model
+
+
 @dataclass(frozen=True)
 class WanFamily:
     """Wan 2.1 text-to-video, 1.3B and 14B: see `Family`."""
@@ -109,6 +116,7 @@ class WanFamily:
     pipeline_class: str = "WanPipeline"
     trained_frames: int = TRAINED_FRAMES
     half: Half = "bf16"
+    original_tokenizer: str = "google/umt5-xxl"
     flow: bool = True
     samplers: tuple[str, ...] = ("unipc", "euler", "dpmsolver++", "sde-dpmsolver++")
 
@@ -142,7 +150,7 @@ class WanFamily:
             geometry=geometry,
             text_length=TEXT_LENGTH,
             denoiser=self.denoiser_traits(transformer),
-            text_parameters=text.parameters,
+            text_parameters=_text_parameters(text),
         )
 
     def denoiser_traits(self, config: TransformerConfig) -> DenoiserTraits:
@@ -226,6 +234,11 @@ class WanFamily:
 
     def read_checkpoint(self, tensors: Mapping[str, Tensor]) -> Checkpoint | None:
         return None
+
+    def read_part(self, shapes: Shapes) -> tuple[CheckpointPart, list[str]] | None:
+        from vinfinity.models.wan.original import read_original
+
+        return read_original(shapes, NETWORKS)
 
     def read_distillation(self, factors: Sequence[Tensor], config: Mapping[str, Any]) -> Distillation:
         raise ValueError("unnamed factors are of T2V-Turbo")
