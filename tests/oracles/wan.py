@@ -177,22 +177,40 @@ def our_transformer(reference: WanTransformer3DModel) -> Transformer:
 
 # ---- whole models ----
 
-WORDS = ("a", "red", "blue", "ball", "boat", "bouncing", "over", "white", "snow", "right", "moving", "dark", "blurred")
+WORDS = (
+    "a",
+    "red",
+    "blue",
+    "ball",
+    "boat",
+    "bouncing",
+    "over",
+    "white",
+    "snow",
+    "right",
+    "moving",
+    "dark",
+    "blurred",
+)
 
 
 def tiny_tokenizer(folder: Path) -> Path:
     """A tokenizer.json of the kind of UMT5's: pieces that begin with a space, an end token, padding."""
     pieces = [("<pad>", 0.0), ("</s>", 0.0), ("<unk>", 0.0)]
-    pieces += [(f"▁{word}", -2.0) for word in WORDS] + [(letter, -6.0) for letter in "▁abcdefghijklmnopqrstuvwxyz"]
+    pieces += [(f"▁{word}", -2.0) for word in WORDS] + [
+        (letter, -6.0) for letter in "▁abcdefghijklmnopqrstuvwxyz"
+    ]
     tokenizer = Tokenizer(models.Unigram(pieces, unk_id=2))
     tokenizer.pre_tokenizer = pre_tokenizers.Metaspace()
     tokenizer.decoder = decoders.Metaspace()
-    tokenizer.post_processor = processors.TemplateProcessing(
-        single="$A </s>", special_tokens=[("</s>", 1)]
-    )
+    tokenizer.post_processor = processors.TemplateProcessing(single="$A </s>", special_tokens=[("</s>", 1)])
     folder.mkdir(parents=True, exist_ok=True)
     fast = PreTrainedTokenizerFast(
-        tokenizer_object=tokenizer, pad_token="<pad>", eos_token="</s>", unk_token="<unk>", model_max_length=512
+        tokenizer_object=tokenizer,
+        pad_token="<pad>",
+        eos_token="</s>",
+        unk_token="<unk>",
+        model_max_length=512,
     )
     fast.save_pretrained(folder)
     return folder
@@ -203,7 +221,13 @@ def tiny_wan_pipeline(tokenizer: Path, scheduler: Any = None, **transformer: Any
     text = fill(
         UMT5EncoderModel(
             TextConfig(
-                vocab_size=64, d_model=16, d_kv=8, d_ff=24, num_layers=2, num_heads=2, feed_forward_proj="gated-gelu"
+                vocab_size=64,
+                d_model=16,
+                d_kv=8,
+                d_ff=24,
+                num_layers=2,
+                num_heads=2,
+                feed_forward_proj="gated-gelu",
             )
         )
     )
@@ -221,5 +245,7 @@ def tiny_wan_pipeline(tokenizer: Path, scheduler: Any = None, **transformer: Any
 
 def save_wan(folder: Path, **transformer: Any) -> Path:
     """Write a tiny random model as diffusers does. Returns its folder."""
-    tiny_wan_pipeline(tiny_tokenizer(folder.parent / f"{folder.name}-tokenizer"), **transformer).save_pretrained(folder)
+    tiny_wan_pipeline(
+        tiny_tokenizer(folder.parent / f"{folder.name}-tokenizer"), **transformer
+    ).save_pretrained(folder)
     return folder
