@@ -40,7 +40,8 @@ class FrameCache:
         norm: append silu(norm(x)) instead. keep: frames to remember.
         """
         b, c, t, h, w = x.shape
-        joined = x.new_empty(b, c, keep + t, h, w).contiguous(memory_format=LAYOUT)
+        shape = b, c, keep + t, h, w
+        joined = torch.empty(shape, dtype=x.dtype, device=x.device, memory_format=LAYOUT)
         new = joined[:, :, keep:]
         if norm is None:
             new.copy_(x)
@@ -64,7 +65,8 @@ class RMSNorm(nn.Module):
 
     def forward(self, x: Tensor, out: Tensor | None = None) -> Tensor:
         """x: (m, c, ...). Returns the same shape. out: where to write the result."""
-        norm = torch.linalg.vector_norm(x, dim=1, keepdim=True, dtype=torch.float32)
+        exact = torch.promote_types(x.dtype, torch.float32)
+        norm = torch.linalg.vector_norm(x, dim=1, keepdim=True, dtype=exact)
         scale = (math.sqrt(x.shape[1]) / norm.clamp_(min=1e-12)).to(x.dtype)
         return torch.mul(x, scale, out=out).mul_(self.gamma)
 
@@ -154,9 +156,7 @@ class Downsample(nn.Module):
         super().__init__()
         # numbered as in the files, where padding is a layer of its own
         self.resample = nn.Sequential(nn.ZeroPad2d((0, 1, 0, 1)), nn.Conv2d(channels, channels, 3, stride=2))
-        self.time_conv = (
-            nn.Conv3d(channels, channels, (3, 1, 1), stride=(2, 1, 1)) if time else None
-        )
+        self.time_conv = nn.Conv3d(channels, channels, (3, 1, 1), stride=(2, 1, 1)) if time else None
 
     def forward(self, x: Tensor, cache: FrameCache) -> Tensor:
         """x: (b, c, t, h, w). Returns (b, c, 1 or t / 2, h / 2, w / 2)."""

@@ -1,7 +1,7 @@
 """AutoencoderKLWan, the causal video autoencoder of Wan 2.1: latents to frames and back, one latent frame after another.
 
-Dims: c channels and h w height and width of a latent, n latent frames, f frames of a latent frame (1 for the first of
-a video, then 4), H W of a picture. Frames are (f, 3, H, W) in [-1, 1]. Each frame depends on earlier ones, never on
+Dims: c channels and h w height and width of a latent, f frames of a latent frame (1 for the first of a video, then
+4), H W of a picture. Frames are (3, H, W) in [-1, 1]. Each frame depends on earlier ones, never on
 later ones: memory does not grow with the video. Parameters are named as in diffusers' AutoencoderKLWan.
 """
 
@@ -130,15 +130,14 @@ class AutoencoderKLWan(nn.Module):
         return DecoderStream(self, start)
 
     def decode_frames(self, latents: Iterable[Tensor], *, start: int = 0) -> Iterator[Tensor]:
-        """The frames (f, 3, H, W) of each latent frame from `start` on, in order, one latent frame in memory.
+        """The frames (3, H, W) from the latent frame `start` on, in order; none of them stays in memory.
 
         latents: (c, h, w) each, as the diffusion model leaves them, in order from `stream(start).first` on.
         """
         stream = self.stream(start)
         for latent in latents:
-            frames = stream.decode(latent[None])
-            if len(frames):
-                yield frames
+            for frames in stream.decode(latent[None]):
+                yield from frames
 
     def encode_frames(self, frames: Iterable[Tensor]) -> Iterator[tuple[Tensor, Tensor]]:
         """Mean and standard deviation of the raw latents, each (c, h, w), of each latent frame in order.
@@ -181,7 +180,7 @@ class AutoencoderKLWan(nn.Module):
 class DecoderStream:
     """Decodes a video from the latent frame `start` on, one latent frame a call.
 
-    first: the latent frame that the first call must give. The calls before that of `start` return no frames: they run
+    first: the latent frame that the first call must give. The calls before that of `start` yield no frames: they run
     what those from `start` on depend on, each layer as late as possible.
     """
 
@@ -198,20 +197,28 @@ class DecoderStream:
         """Memory that it holds between two calls."""
         return self._cache.bytes
 
-    def decode(self, latents: Tensor) -> Tensor:
-        """latents: (1, c, h, w), the next latent frame, as the diffusion model leaves it. Returns (f, 3, H, W), about
-        [-1, 1], f = 0 before `start`.
+    def decode(self, latents: Tensor) -> Iterator[Tensor]:
+        """The frames of the next latent frame, (1, 3, H, W) one after the other, about [-1, 1]; none before `start`.
+
+        latents: (1, c, h, w), as the diffusion model leaves it. Its frames must be taken before the next call.
         """
         if self._moments is None:
             self._moments = self._autoencoder.moments(latents)
         mean, deviation = self._moments
         x = torch.addcmul(mean, latents, deviation)[:, :, None].contiguous(memory_format=LAYOUT)
-        x = self._autoencoder.post_quant_conv(x)
         self._cache.first = self._next == 0
-        for step, start in zip(self._steps, self._starts, strict=True):
-            if self._next < start:
-                break
-            x = step.run(x, self._cache)
-        began = self._next >= self._start
+        yield from self._run(self._autoencoder.post_quant_conv(x), 0)
         self._next += 1
-        return x[0].transpose(0, 1) if began else x.new_empty(0, *x.shape[1:2], *x.shape[3:])
+
+    def _run(self, x: Tensor, begin: int) -> Iterator[Tensor]:
+        """The steps from number `begin` on; frame by frame after each that doubles them, which takes less memory."""
+        for number, step in enumerate(self._steps[begin:], start=begin):
+            if self._next < self._starts[number]:
+                return
+            x = step.run(x, self._cache)
+            if step.doubles and x.shape[2] > 1:
+                for frame in x.split(1, dim=2):
+                    yield from self._run(frame, number + 1)
+                return
+        if self._next >= self._start:
+            yield x[:, :, 0]

@@ -124,49 +124,56 @@ class WanVAEConfig:
         return tuple(levels)
 
     @property
-    def peak_channels(self) -> int:
-        """The most channels, counted at the picture's resolution, that are alive at once while a frame is decoded.
-
-        Counted over the frames that a latent frame decodes to; see `DecoderConfig`. The earlier frames that
-        convolutions keep are among them.
-        """
-        kept = sum(
-            EARLIER * level.area * (2 * (self.num_res_blocks + 1) - 1) * level.width
-            + EARLIER * level.area * level.channels
-            + (EARLIER * level.area * level.width if level.doubles else 0)
-            for level in self.levels
-        )
+    def kept_channels(self) -> int:
+        """Channels of the earlier frames that the decoder keeps, counted at the picture's resolution."""
         first, last = self.levels[0], self.levels[-1]
         # conv_in, the resnets in the middle, and conv_out
-        kept += EARLIER * (first.area * (self.z_dim + 4 * first.channels) + last.width)
-        return math.ceil(kept / self.time_downscale + max(self._hidden()))
-
-    def _hidden(self) -> list[float]:
-        """For each step that may be the peak, the channels alive, as `peak_channels` counts them."""
-        steps = []
+        kept = first.area * (self.z_dim + 4 * first.channels) + last.width
         for level in self.levels:
-            whole = level.area * level.frames / self.time_downscale
-            # earlier frames beside the current ones
-            before = level.area * EARLIER / self.time_downscale
-            wide = max(level.channels, level.width)
-            # in a resnet: its input, what the convolution reads, and what it returns
-            steps.append(3 * whole * wide + before * wide)
+            # the convolutions of the resnets, and that of the upsampler over time
+            kept += level.area * (
+                level.channels + (2 * self.num_res_blocks + 1 + level.doubles) * level.width
+            )
+        return math.ceil(EARLIER * kept)
+
+    @property
+    def peak_channels(self) -> int:
+        """The most channels, counted at the picture's resolution, that are alive at once while a latent frame is
+        decoded: the frames that are kept, and those of the layer that needs the most.
+        """
+        most, waiting = 0.0, 0.0
+        for level in self.levels:
+            # at the second convolution of a resnet: its input, what that reads and returns, and what it is made from
+            working = max(level.channels + 5 * level.width, 4 * level.channels + level.width)
             if level.upsampled is not None:
-                factor = 4 * (1 + level.doubles)
-                # upsampled, and its convolution
-                steps.append(whole * factor * (level.width + level.upsampled) + whole * level.width)
-        return steps
+                frames = 1 + level.doubles
+                enlarged = 4 * frames * level.width
+                working = max(
+                    working,
+                    level.width + enlarged + 4 * frames * level.upsampled,
+                    level.width + enlarged + level.doubles * frames * level.width,
+                )
+            most = max(most, waiting + level.area * working)
+            if level.doubles:
+                # both frames, which are decoded one after the other
+                waiting += 2 * 4 * level.area * (level.upsampled or 0)
+        return math.ceil(self.kept_channels + most)
 
     @property
     def widest_channels(self) -> int:
-        """The most channels, counted at the picture's resolution, of one tensor while a latent frame is decoded."""
-        widest = 0.0
-        for level in self.levels:
-            frames = (level.frames + EARLIER) * level.area
-            widest = max(widest, frames * max(level.channels, level.width))
-            if level.upsampled is not None:
-                widest = max(widest, level.frames * (1 + level.doubles) * 4 * level.area * level.width)
-        return math.ceil(widest / self.time_downscale)
+        """The most channels, counted at the picture's resolution, of one tensor while a latent frame is decoded: a
+        frame with the two before it, or enlarged.
+        """
+        return math.ceil(
+            max(
+                level.area
+                * max(
+                    (1 + EARLIER) * max(level.channels, level.width),
+                    4 * (1 + level.doubles) * level.width if level.upsampled else 0,
+                )
+                for level in self.levels
+            )
+        )
 
     @classmethod
     def from_dict(cls, values: Mapping[str, object]) -> "WanVAEConfig":

@@ -29,9 +29,7 @@ class Step:
     cost: float
 
     @classmethod
-    def of(
-        cls, layer: nn.Module, run: Callable[[Tensor, FrameCache], Tensor], level: LevelLayout
-    ) -> "Step":
+    def of(cls, layer: nn.Module, run: Callable[[Tensor, FrameCache], Tensor], level: LevelLayout) -> "Step":
         """A layer whose input is at the resolution of `level`."""
         doubles, cost = False, 0.0
         for part in layer.modules():
