@@ -169,7 +169,7 @@ def prepare(config: RunConfig, place: Place | None = None, *, like: Job | None =
     else:
         selection = earlier.select(config, prompts, steps=len(sampler.timesteps))
     check_ranks(gpus=config.gpus, device=config.device, frames=len(selection.frames), place=place)
-    check_tile(config.decode, downscale=geometry.downscale)
+    check_tile(config.decode, geometry)
     if known is None:
         half = pick_dtype(config.dtype, pick_device(config.device)) != torch.float32
         check_weights(card.folder, prefer_fp16=half)

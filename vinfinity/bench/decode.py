@@ -133,7 +133,7 @@ def measure_decoding(
     Raises InputError.
     """
     card = read_card(model)
-    check_tile(decode, downscale=card.geometry.downscale)
+    check_tile(decode, card.geometry)
     folder = card.folder / "vae"
     if decoder is not None:
         folder = decoder

@@ -16,6 +16,7 @@ from vinfinity.denoise.scopes import scopes_of, timeline_of
 from vinfinity.denoise.selection import select_all
 from vinfinity.errors import WeightsError
 from vinfinity.media.blocks import Blocks, plan_blocks
+from vinfinity.media.turns import Turns, plan_turns
 from vinfinity.models.decoder import Decoder
 from vinfinity.models.family import AUTOENCODER, SCHEDULER, Family
 from vinfinity.parallel.scopes import NEVER
@@ -141,7 +142,26 @@ class Outline:
             self.latent[1:],
             sample_bytes=self.config.format.sample_bits // 8,
         )
-        return replace(blocks, frames=min(blocks.frames, self.config.frames))
+        return replace(blocks, frames=min(blocks.frames, self.decoded_latents))
+
+    @property
+    def decoded_latents(self) -> int:
+        """Latent frames of the whole video."""
+        return self.card.geometry.latent_frames(self.config.frames)
+
+    @property
+    def picture_bytes(self) -> int:
+        """Bytes of one frame."""
+        width, height = self.size
+        return width * height * 3 * self.config.format.sample_bits // 8
+
+    @property
+    def turns(self) -> Turns:
+        """How the ranks share the decoding."""
+        ranks = self.ranks if self.config.decode.on_all_ranks(self.device) else 1
+        return plan_turns(
+            self.decoder, self.decoded_latents, self.blocks, ranks=ranks, picture_bytes=self.picture_bytes
+        )
 
     def with_changes(
         self, *, ranks: int | None = None, frames: int | None = None, **settings: Any

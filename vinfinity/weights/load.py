@@ -58,9 +58,7 @@ def load_decoder(folder: Path, *, device: torch.device | str, dtype: torch.dtype
     """
     module, sources = find_decoder(folder, prefer_fp16=dtype != torch.float32)
     _fill(module, sources, device=device, dtype=dtype)
-    # convolutions are faster with channels last, by a fifth on the CPU
-    module = module.eval().requires_grad_(False).to(memory_format=torch.channels_last)  # type: ignore[call-overload]
-    return cast(Decoder, module)
+    return cast(Decoder, module.eval().requires_grad_(False))
 
 
 def find_decoder(folder: Path, *, prefer_fp16: bool = False) -> tuple[nn.Module, Sources]:
@@ -109,7 +107,7 @@ def check_decoder(folder: Path, geometry: LatentGeometry) -> None:
     except WeightsError as error:
         raise WeightsError("decoder", error.value, error.remedy, problem=error.problem) from None
     config = cast(Decoder, module).config
-    decoded = LatentGeometry(config.latent_channels, config.downscale, geometry.time_downscale)
+    decoded = LatentGeometry(config.latent_channels, config.downscale, config.time_downscale)
     if decoded != geometry:
         problem = (
             f"decodes latents of {_latents_text(decoded)}, but the model's have {_latents_text(geometry)}"
@@ -119,7 +117,8 @@ def check_decoder(folder: Path, geometry: LatentGeometry) -> None:
 
 
 def _latents_text(geometry: LatentGeometry) -> str:
-    return f"{geometry.channels} channels and {geometry.downscale} pixels per position"
+    time = f", {geometry.time_downscale} frames a latent frame" if geometry.time_downscale > 1 else ""
+    return f"{geometry.channels} channels and {geometry.downscale} pixels per position{time}"
 
 
 def empty_autoencoder(network: Network, config: Any) -> Decoder:
@@ -255,6 +254,9 @@ def _put(module: nn.Module, name: str, tensor: torch.Tensor) -> None:
 
 
 def channels_last(weight: torch.Tensor) -> torch.Tensor:
-    """A weight in the memory layout of convolutions over channels-last input; otherwise every call would convert it."""
+    """A weight in the memory layout of convolutions over channels-last input; otherwise every call would convert it.
+
+    With channels last, they are faster by a fifth on the CPU.
+    """
     formats = {4: torch.channels_last, 5: torch.channels_last_3d}
     return weight.contiguous(memory_format=formats[weight.dim()]) if weight.dim() in formats else weight

@@ -1,4 +1,4 @@
-"""AutoencoderKLWan, the causal video autoencoder of Wan 2.1: latents to frames and back, one latent frame after another.
+"""AutoencoderKLWan, the causal video autoencoder of Wan 2.1: latents to frames and back, in order.
 
 Dims: c channels and h w height and width of a latent, f frames of a latent frame (1 for the first of a video, then
 4), H W of a picture. Frames are (3, H, W) in [-1, 1]. Each frame depends on earlier ones, never on
@@ -100,8 +100,8 @@ class Decoder(nn.Module):
         steps = [Step.of(self.conv_in, self.conv_in.after, first)]
         steps += [Step.of(layer, layer, first) for layer in self.mid_block.layers]
         for level, block in zip(self.levels, self.up_blocks, strict=True):
-            steps += [Step.of(layer, layer, level) for layer in block.resnets]
-            steps += [Step.of(layer, layer, level) for layer in block.upsamplers or ()]
+            assert isinstance(block, UpBlock)
+            steps += [Step.of(layer, layer, level) for layer in (*block.resnets, *(block.upsamplers or ()))]
         return (*steps, Step.of(self.conv_out, self._out, last))
 
     def _out(self, x: Tensor, cache: FrameCache) -> Tensor:
@@ -124,6 +124,11 @@ class AutoencoderKLWan(nn.Module):
     def warm_up(self) -> WarmUp:
         """What must come before the first frame of a decoder that begins in the middle of a video."""
         return WarmUp(self.decoder.steps(), self.config.time_downscale)
+
+    @property
+    def restart_cost(self) -> float:
+        """The time to begin in the middle of a video, in latent frames."""
+        return self.warm_up.cost
 
     def stream(self, start: int = 0) -> "DecoderStream":
         """Decodes from the latent frame `start` on, exactly as if the whole video were decoded."""
@@ -178,7 +183,7 @@ class AutoencoderKLWan(nn.Module):
 
 
 class DecoderStream:
-    """Decodes a video from the latent frame `start` on, one latent frame a call.
+    """Decodes a video from the latent frame `start` on: see `DecoderStream` in models/decoder.py.
 
     first: the latent frame that the first call must give. The calls before that of `start` yield no frames: they run
     what those from `start` on depend on, each layer as late as possible.
@@ -192,23 +197,30 @@ class DecoderStream:
         self._cache = FrameCache()
         self._moments: tuple[Tensor, Tensor] | None = None
 
+    def frames(self, count: int) -> int:
+        """The frames that the next `count` latent frames decode to."""
+        latents = range(max(self._next, self._start), self._next + count)
+        scale = self._autoencoder.config.time_downscale
+        return sum(scale if latent else 1 for latent in latents)
+
     @property
     def bytes(self) -> int:
         """Memory that it holds between two calls."""
         return self._cache.bytes
 
     def decode(self, latents: Tensor) -> Iterator[Tensor]:
-        """The frames of the next latent frame, (1, 3, H, W) one after the other, about [-1, 1]; none before `start`.
+        """The frames of the next latent frames, (1, 3, H, W) one after the other, about [-1, 1]; none before `start`.
 
-        latents: (1, c, h, w), as the diffusion model leaves it. Its frames must be taken before the next call.
+        latents: (b, c, h, w), as the diffusion model leaves them. All frames must be taken before the next call.
         """
         if self._moments is None:
             self._moments = self._autoencoder.moments(latents)
         mean, deviation = self._moments
-        x = torch.addcmul(mean, latents, deviation)[:, :, None].contiguous(memory_format=LAYOUT)
-        self._cache.first = self._next == 0
-        yield from self._run(self._autoencoder.post_quant_conv(x), 0)
-        self._next += 1
+        for latent in latents.split(1):
+            x = torch.addcmul(mean, latent, deviation)[:, :, None].contiguous(memory_format=LAYOUT)
+            self._cache.first = self._next == 0
+            yield from self._run(self._autoencoder.post_quant_conv(x), 0)
+            self._next += 1
 
     def _run(self, x: Tensor, begin: int) -> Iterator[Tensor]:
         """The steps from number `begin` on; frame by frame after each that doubles them, which takes less memory."""

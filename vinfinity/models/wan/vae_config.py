@@ -101,6 +101,11 @@ class WanVAEConfig:
         return int(2 ** sum(self.temperal_downsample))
 
     @property
+    def causal(self) -> bool:
+        """Whether frames depend on earlier ones."""
+        return True
+
+    @property
     def encoder_widths(self) -> tuple[int, ...]:
         """Channels of the encoder's levels."""
         return tuple(self.base_dim * factor for factor in self.dim_mult)
