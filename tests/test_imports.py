@@ -20,9 +20,9 @@ BELOW = {
     "denoise": {"errors", "config", "models", "parallel", "system"},
     "media": {"errors", "config", "models", "parallel", "system"},
     "weights": {"errors", "denoise", "models", "system"},
-    "runs": {"errors", "config", "denoise", "models", "parallel", "system", "weights"},
+    "runs": {"errors", "config", "denoise", "media", "models", "parallel", "system", "weights"},
     "machine": {"errors", "parallel", "system", "weights"},
-    "resolve": {"config", "system", "weights"},
+    "resolve": {"config", "media", "system", "weights"},
 }
 JOB = {*BELOW} - {"resolve", "machine"}
 ABOVE = {
@@ -30,7 +30,8 @@ ABOVE = {
     "planning": {*JOB, "job", "machine"},
     "session": {"errors", "config", "denoise", "job", "machine", "parallel", "runs", "system", "weights"},
     "pipeline": {*BELOW, "job", "planning"},
-    "run": {*BELOW, "job", "planning", "session", "pipeline"},
+    "encoding": {*BELOW, "job", "session"},
+    "run": {*BELOW, "encoding", "job", "planning", "session", "pipeline"},
     "decode_again": {"config", "parallel", "run", "runs", "session", "system"},
     "doctor": {"errors", "machine", "parallel", "system", "weights"},
     "api": {*BELOW, "job", "planning", "pipeline", "run"},

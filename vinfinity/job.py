@@ -9,9 +9,10 @@ import torch
 from vinfinity import __version__
 from vinfinity.config import RunConfig, digest, leaves
 from vinfinity.denoise.guidance import guidance_branches
-from vinfinity.denoise.samplers import Sampler, pick_sampler
+from vinfinity.denoise.samplers import Sampler
 from vinfinity.denoise.schedule import SchedulerConfig
 from vinfinity.denoise.selection import Selection, select_all
+from vinfinity.denoise.start import pick_sampler
 from vinfinity.errors import InputError
 from vinfinity.media.blocks import check_tile
 from vinfinity.models.family import AUTOENCODER, SCHEDULER, TOKENIZER, TextTokenizer
@@ -61,11 +62,22 @@ class Job:
         return decoder_folder(self.config, self.card)
 
     @property
+    def encoder(self) -> Path:
+        """The folder of the autoencoder that encodes pictures, the model's own."""
+        return self.card.folder / AUTOENCODER
+
+    @property
     def texts(self) -> list[str]:
         """The texts that guide the video: the negative prompt and the prompt, or the prompt alone without guidance."""
         config = self.config
         alone = branches(config, self.card) == 1
         return [config.prompt] if alone else [config.negative or "", config.prompt]
+
+    @property
+    def held(self) -> dict[int, int]:
+        """The latent frames that are held to pictures, and the number of the picture of each."""
+        frames = {"input.first_frame": 0, "input.last_frame": self.latent_frames - 1}
+        return {frames[key]: number for number, key in enumerate(self.config.input.pictures)}
 
     @property
     def splits_branches(self) -> bool:

@@ -140,7 +140,9 @@ def _options() -> list[inspect.Parameter]:
         if setting.setting.panel is not None:
             kind: Any = bool if setting.kind is bool else list[str] | None if key == "lora" else str | None
             default = False if kind is bool else None
-            parameters.append(_parameter(key, Annotated[kind, option(key, panel=True)], default))
+            # a name of Python has no dots
+            name = key.replace(".", "__")
+            parameters.append(_parameter(name, Annotated[kind, option(key, panel=True)], default))
     return [*parameters, _parameter("config", ConfigFile, None), _parameter("debug", Debug, False)]
 
 
@@ -152,9 +154,10 @@ def _resolve(
     settings: list[str] | None, config: Path | None, given: Mapping[str, Any], *, planned: bool
 ) -> Resolved:
     """The configuration from defaults, model card, YAML file, settings and flags. Raises InputError."""
+    from vinfinity.media.source import video_defaults
     from vinfinity.weights.card import model_defaults
 
     # a switch that is off and an empty list were not given
-    flags = {key: value for key, value in given.items() if value not in (False, None, [])}
+    flags = {key.replace("__", "."): value for key, value in given.items() if value not in (False, None, [])}
     card = functools.partial(model_defaults, planned=planned)
-    return load(config, overrides=settings or (), flags=flags, card=card)
+    return load(config, overrides=settings or (), flags=flags, card=card, video=video_defaults)

@@ -4,7 +4,7 @@ from dataclasses import dataclass
 
 from vinfinity.config import DecodeConfig
 from vinfinity.errors import InputError
-from vinfinity.models.decoder import DecoderConfig
+from vinfinity.models.decoder import AutoencoderConfig
 
 # Without `decode.frames`: the bytes of hidden states that a block of frames may take, and the most frames it may have.
 # More frames are no faster, and would be shared by the ranks less evenly.
@@ -45,7 +45,7 @@ def check_tile(config: DecodeConfig, *, downscale: int) -> None:
         )
 
 
-def plan_blocks(config: DecodeConfig, decoder: DecoderConfig, latent: tuple[int, int]) -> Blocks:
+def plan_blocks(config: DecodeConfig, decoder: AutoencoderConfig, latent: tuple[int, int]) -> Blocks:
     """The blocks and tiles that `config` asks for. latent: (h, w).
 
     Without `decode.frames`, a block has as many frames as fit into 512 MiB, at least 1 and at most 8. Raises InputError
