@@ -333,5 +333,5 @@ def _python_values(settings: Mapping[str, object]) -> dict[str, object]:
     values = {}
     for key, value in _flat({name: plain(value) for name, value in settings.items()}).items():
         check_key(key, value=value, origin=None)
-        values[key] = literal(value)
+        values[key] = literal(plain(value))
     return values
