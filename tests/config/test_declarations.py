@@ -200,7 +200,8 @@ def another(setting: Declared, value: object) -> object:
 
 def test_the_digest_follows_the_declarations() -> None:
     """Each setting is changed in turn: the digest changes exactly where the declaration says so."""
-    config = run_config(prompt="a ball", **{"edit.run": "a.run"})
+    inputs = {"edit.run": "a.run", "input.video": "a.mp4", "input.strength": 0.4}
+    config = run_config(prompt="a ball", **inputs)
     values = leaves(config)
     for key, setting in declared().items():
         changed = load(None, settings={**values, key: another(setting, values[key])}).config

@@ -2,9 +2,11 @@
 
 from fractions import Fraction
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
+from av.video.reformatter import Colorspace
 from oracles.films import frames_of, write_film, write_picture, write_sound
 
 from vinfinity.errors import InputError
@@ -65,29 +67,24 @@ def test_hdr_is_read_with_a_warning(tmp_path: Path) -> None:
     assert "HDR (PQ)" in open_video(str(film)).concerns()[0]
 
 
-@pytest.mark.parametrize(("colorspace", "codec"), [(1, "libx264"), (5, "libx264"), (None, "libx264")])
-def test_colours_follow_the_tagged_matrix(colorspace: int | None, codec: str, tmp_path: Path) -> None:
+@pytest.mark.parametrize(
+    ("tag", "matrix"), [(1, Colorspace.ITU709), (5, Colorspace.ITU601), (None, Colorspace.ITU601)]
+)
+def test_colours_follow_the_tagged_matrix(tag: int | None, matrix: Colorspace, tmp_path: Path) -> None:
     """Without a tag, small videos have the matrix of BT.601."""
     colour = np.full((2, 32, 32, 3), (200, 40, 90), dtype=np.uint8)
-    from av.video.reformatter import Colorspace
-
-    space = Colorspace.ITU709 if colorspace == 1 else Colorspace.ITU601
-    import av
-
-    with av.open(str(tmp_path / "a.mp4"), "w") as container:
-        stream = container.add_stream(codec, rate=8, options={"crf": "1"})
-        stream.width = stream.height = 32
-        stream.pix_fmt = "yuv420p"
-        if colorspace is not None:
-            stream.codec_context.colorspace = colorspace
-        for index, picture in enumerate(colour):
-            frame = av.VideoFrame.from_ndarray(picture, format="rgb24")
-            frame = frame.reformat(format="yuv420p", dst_colorspace=space)
-            frame.pts = index
-            container.mux(stream.encode(frame))
-        container.mux(stream.encode())
-    source = open_video(str(tmp_path / "a.mp4"))
-    assert np.abs(read(source, fps=8, size=(32, 32)).astype(int) - colour).max() <= 4
+    tags: dict[str, Any] = {} if tag is None else {"colorspace": tag}
+    film = write_film(
+        tmp_path / "a.mp4",
+        colour,
+        codec="libx264",
+        pixel_format="yuv420p",
+        matrix=matrix,
+        options={"crf": "1"},
+        **tags,
+    )
+    pictures = read(open_video(str(film)), fps=8, size=(32, 32))
+    assert np.abs(pictures.astype(int) - colour).max() <= 4
 
 
 # ---- shapes ----
@@ -149,12 +146,8 @@ def test_a_picture_of_another_shape_needs_to_be_told_how_to_fit(tmp_path: Path) 
 def test_frames_size_and_rate_default_to_those_of_the_video(tmp_path: Path) -> None:
     film = str(write_film(tmp_path / "a.mkv", frames_of(12), fps=8))
     values, origin = video_defaults(film, None)
-    assert (values["frames"], values["size"], Fraction(str(values["fps"])), origin) == (
-        12,
-        "32x24",
-        8,
-        "video a.mkv",
-    )
+    assert (values["frames"], values["size"], str(values["fps"])) == (12, "32x24", "8")
+    assert origin == "video a.mkv"
     assert video_defaults(film, Fraction(4))[0]["frames"] == 6
 
 

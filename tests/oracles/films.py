@@ -7,6 +7,7 @@ from typing import Any
 
 import av
 import numpy as np
+from av.video.reformatter import Colorspace
 
 from vinfinity.media.sheet import encode_png
 
@@ -32,11 +33,15 @@ def write_film(
     tick: Fraction | None = None,
     rotation: int | None = None,
     aspect: Fraction | None = None,
+    matrix: Colorspace | None = None,
+    options: dict[str, str] | None = None,
     **tags: Any,
 ) -> Path:
-    """Write a video, lossless by default. times: of the frames, in units of `tick`, if their rate varies."""
+    """Write a video, lossless by default. times: of the frames, in units of `tick`, if their rate varies.
+    matrix: from RGB to Y'CbCr. tags: attributes of the codec context."""
     with av.open(f"file:{path}", "w") as container:
-        stream = container.add_stream(codec, rate=fps)
+        stream = container.add_stream(codec, rate=fps, options=options or {})
+        assert isinstance(stream, av.VideoStream)
         stream.height, stream.width = frames.shape[1:3]
         stream.pix_fmt = pixel_format
         if aspect is not None:
@@ -49,6 +54,8 @@ def write_film(
             stream.codec_context.time_base = tick
         for index, frame in enumerate(frames):
             picture = av.VideoFrame.from_ndarray(frame, format="rgb24")
+            if matrix is not None:
+                picture = picture.reformat(format=pixel_format, dst_colorspace=matrix)
             picture.pts = index if times is None else times[index]
             picture.time_base = tick or 1 / Fraction(fps)
             container.mux(stream.encode(picture))
@@ -66,6 +73,7 @@ def write_sound(path: Path) -> Path:
     """Write a file that has sound and nothing else."""
     with av.open(str(path), "w") as container:
         stream = container.add_stream("pcm_s16le", rate=8000)
+        assert isinstance(stream, av.AudioStream)
         sound = av.AudioFrame.from_ndarray(np.zeros((1, 800), dtype=np.int16), format="s16", layout="mono")
         sound.sample_rate = 8000
         container.mux(stream.encode(sound))
