@@ -7,7 +7,7 @@ BIN   := .venv/bin
 READY := .venv/.ready
 
 .DEFAULT_GOAL := help
-.PHONY: help setup demo test test-slow test-faults test-signals test-multinode test-slurm test-gpu bench-unet bench-exchange \
+.PHONY: help setup demo test test-slow test-faults test-batch test-signals test-multinode test-slurm test-gpu bench-unet bench-exchange \
 	bench-memory bench-scaling bench-decode bench-e2e bench-gpu bench-all mini reference docs lint format clean
 
 help: ## show this list
@@ -27,6 +27,9 @@ test-slow: $(READY) ## run the slow tests
 
 test-faults: $(READY) ## kill runs in every phase, 60 times, and resume them (ARGS="--kills 100 --seed 1")
 	$(BIN)/python tests/campaigns/faults.py $(ARGS)
+
+test-batch: $(READY) ## kill a batch of 50 videos five times, and look for lost ones (ARGS="--gpus 2 --seed 1")
+	$(BIN)/python tests/campaigns/batch.py $(ARGS)
 
 test-signals: $(READY) ## send runs signals at all moments, and look for lost ones: 40 minutes (ARGS="--kinds SIGINT/2")
 	$(BIN)/python tests/campaigns/signals.py $(ARGS)

@@ -29,19 +29,21 @@ ABOVE = {
     "job": JOB,
     "planning": {*JOB, "job", "machine"},
     "session": {"errors", "config", "denoise", "job", "machine", "parallel", "runs", "system", "weights"},
-    "pipeline": {*BELOW, "job", "planning"},
+    "networks": {"job", "models", "weights"},
+    "pipeline": {*BELOW, "job", "networks", "planning"},
     "encoding": {*BELOW, "job", "session"},
-    "run": {*BELOW, "encoding", "job", "planning", "session", "pipeline"},
-    "decode_again": {"config", "parallel", "run", "runs", "session", "system"},
+    "run": {*BELOW, "encoding", "job", "networks", "planning", "session", "pipeline"},
+    "decode_again": {"config", "networks", "parallel", "run", "runs", "session", "system"},
+    "batch": {*BELOW, "job", "networks", "planning", "run", "session"},
     "doctor": {"errors", "machine", "parallel", "system", "weights"},
-    "api": {*BELOW, "job", "planning", "pipeline", "run"},
+    "api": {*BELOW, "batch", "job", "planning", "pipeline", "run"},
 }
 EVERYTHING = {*BELOW, *ABOVE}
 TOP = {
     "cli": {*EVERYTHING, "bench"},
     "bench": EVERYTHING,
     "__main__": {"cli"},
-    "__init__": {*BELOW, "api", "pipeline", "run"},
+    "__init__": {*BELOW, "api", "batch", "pipeline", "run"},
 }
 ALLOWED = {**BELOW, **ABOVE, **TOP}
 

@@ -22,7 +22,10 @@ from vinfinity.media.mp4 import read_metadata, read_video
 from vinfinity.runs.parts import read_manifest
 
 PUBLIC = {
+    "BatchError",
+    "BatchSummary",
     "BusyError",
+    "Failure",
     "InputError",
     "NotFiniteError",
     "OutOfMemoryError",
@@ -36,6 +39,7 @@ PUBLIC = {
     "VinfinityError",
     "WeightsError",
     "generate",
+    "generate_batch",
     "generate_file",
     "load_config",
 }

@@ -12,9 +12,11 @@ import importlib
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
-    from vinfinity.api import generate, generate_file
+    from vinfinity.api import generate, generate_batch, generate_file
+    from vinfinity.batch.make import BatchSummary, Failure
     from vinfinity.config import RunConfig
     from vinfinity.errors import (
+        BatchError,
         BusyError,
         InputError,
         NotFiniteError,
@@ -32,7 +34,10 @@ if TYPE_CHECKING:
 __version__ = "0.1.0"
 
 __all__ = [
+    "BatchError",
+    "BatchSummary",
     "BusyError",
+    "Failure",
     "InputError",
     "NotFiniteError",
     "OutOfMemoryError",
@@ -46,13 +51,17 @@ __all__ = [
     "VinfinityError",
     "WeightsError",
     "generate",
+    "generate_batch",
     "generate_file",
     "load_config",
 ]
 
 _HOMES = {
     "generate": "api",
+    "generate_batch": "api",
     "generate_file": "api",
+    "BatchSummary": "batch.make",
+    "Failure": "batch.make",
     "Pipeline": "pipeline",
     "Video": "pipeline",
     "RunConfig": "config",
@@ -65,7 +74,7 @@ def __getattr__(name: str) -> object:
     if name not in __all__:
         raise AttributeError(f"module 'vinfinity' has no attribute {name!r}")
     home = _HOMES.get(name, "errors")
-    if home in ("api", "pipeline", "run"):
+    if home in ("api", "batch.make", "pipeline", "run"):
         # before torch is imported, of which an older one lacks much
         importlib.import_module("vinfinity.system.pytorch").require_torch()
     return getattr(importlib.import_module(f"vinfinity.{home}"), name)

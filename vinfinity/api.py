@@ -1,14 +1,22 @@
-"""One call from a prompt to a video: in memory, or as files that a later call resumes."""
+"""One call from a prompt to a video: in memory, or as files that a later call resumes; and many in one call."""
 
+from collections.abc import Iterable, Mapping, Sequence
+from functools import cache
+from pathlib import Path
 from typing import Any
 
-from vinfinity.config import RunConfig
+from vinfinity.batch.make import BatchSummary, make_batch
+from vinfinity.batch.plan import plan_batch
+from vinfinity.batch.rows import python_rows, read_rows
+from vinfinity.config import RunConfig, load
+from vinfinity.media.source import video_defaults
 from vinfinity.pipeline import LOADED, Pipeline, Video
 from vinfinity.resolve import load_config
 from vinfinity.run import Summary, Task, launch_run, run
 from vinfinity.runs.parts import read_manifest
 from vinfinity.runs.paths import Destination
-from vinfinity.system.folders import temporary_folder
+from vinfinity.system.folders import expanded, temporary_folder
+from vinfinity.weights.card import model_defaults
 
 
 def generate(prompt: str, *, gpus: int | None = None, **settings: Any) -> Video:
@@ -41,3 +49,42 @@ def generate_file(config: RunConfig) -> Summary | None:
     Returns None on ranks other than 0, and if the run is finished already. Raises VinfinityError.
     """
     return run(config)
+
+
+def generate_batch(
+    rows: str | Path | Sequence[str | Mapping[str, Any]],
+    *,
+    folder: str | Path | None = None,
+    seeds: Iterable[int] | None = None,
+    part: str | None = None,
+    config: str | Path | None = None,
+    **settings: Any,
+) -> BatchSummary | None:
+    """Generate the MP4s of many rows, as `vinfinity batch` does: weights are loaded once, finished videos are skipped,
+    a failing one is passed over.
+
+    rows: the path of a file, or prompts and mappings of settings. folder: of the videos; by default named after the
+    file, or `videos`. seeds: each row is made once with each of them. part: such as `3/8`, for processes that share a
+    batch. config: a YAML file with settings of all rows. settings: of all rows, too, such as `frames=64` or the
+    template `out="{index:04}-{slug}-{seed}.mp4"`; a row's own come before them.
+
+    Returns what became of the videos; None on ranks other than 0. Raises InputError for any faulty row before weights
+    are loaded, and Stopped, OutputError or RankError where the batch ends early; calling it again goes on.
+    """
+    file = None if config is None else expanded(config, field="config")
+    card = cache(model_defaults)
+    name = "videos"
+    if isinstance(rows, str | Path):
+        path = expanded(rows, field="rows")
+        name, found = path.stem, read_rows(path)
+    else:
+        found = python_rows(rows)
+    planned = plan_batch(
+        found,
+        lambda row: load(file, settings=settings, row=row, card=card, video=video_defaults),
+        name=name,
+        folder=name if folder is None else folder,
+        seeds=None if seeds is None else tuple(seeds),
+        part=part,
+    )
+    return make_batch(planned)

@@ -3,6 +3,7 @@
 import time
 
 from vinfinity.config import RunConfig
+from vinfinity.networks import Networks
 from vinfinity.parallel.launch import launch
 from vinfinity.parallel.ranks import Ranks
 from vinfinity.run import Summary, Task, shown_messages, summary, write_files
@@ -47,7 +48,7 @@ def decode_on_rank(payload: tuple[Task, RunFolder], ranks: Ranks) -> Summary | N
         ranks.check_shutdown()
         latents = final_latents(folder)
         latents.verify()
-        write_files(task.job, latents, task.destination, folder, ranks, progress)
+        write_files(task.job, latents, task.destination, folder, Networks(ranks.device), ranks, progress)
         if not ranks.first:
             return None
         folder.event("decoded", video=str(task.destination.video))

@@ -118,6 +118,16 @@ class BusyError(VinfinityError):
     advice = "Wait for the other run, or choose another `--out`."
 
 
+class BatchError(VinfinityError):
+    """Videos of a batch failed; all others are made. The code is 100 and their number, at most 125."""
+
+    exit_code = 101
+    advice = "Read the line of each, and run the same command to try them again."
+
+    def __init__(self, message: str, *, failed: int) -> None:
+        super().__init__(message, min(100 + failed, 125))
+
+
 class Stopped(VinfinityError):
     """The run was asked to stop and can be resumed."""
 
@@ -184,7 +194,7 @@ def exit_codes() -> list[tuple[int, str, str]]:
         OutputError,
         DamagedError,
     ]
-    kinds += [NotFiniteError, BusyError, Stopped]
+    kinds += [NotFiniteError, BusyError, Stopped, BatchError]
     rows = [(kind.exit_code, _meaning(kind), kind.advice) for kind in kinds]
     rows += [
         (0, "The command has done its work.", "Nothing."),

@@ -30,6 +30,9 @@ from vinfinity.weights.dtypes import depends_on_shapes, pick_dtype
 from vinfinity.weights.load import check_decoder, check_weights, load_scheduler
 from vinfinity.weights.lora import Lora, lora_targets, read_lora
 
+# the settings that say which weights are read, and how
+OF_WEIGHTS = ("model", "lora", "decoder", "device", "dtype")
+
 
 @dataclass(frozen=True)
 class Job:
@@ -142,14 +145,16 @@ class Job:
         return concerns
 
 
-def prepare(config: RunConfig, place: Place | None = None) -> Job:
+def prepare(config: RunConfig, place: Place | None = None, *, like: Job | None = None) -> Job:
     """Check a configuration against the model and the machine; reads no weight.
 
-    place: this process's place among the ranks of a launcher, for runs that are shared with them.
+    place: this process's place among the ranks of a launcher, for runs that are shared with them. like: a job that was
+    checked just now; if it has the same weights, those are not checked again.
     Raises InputError (or its subclass WeightsError) naming field, value and remedy.
     """
     check_inputs(config)
-    card = read_card(config.model)
+    known = like if like is not None and _same_weights(config, like.config) else None
+    card = read_card(config.model) if known is None else known.card
     check_computing(config, card, ranks=config.gpus or 1 if place is None else place.size)
     geometry = card.geometry
     latent, latent_frames = geometry.latent_size(config.resolution), geometry.latent_frames(config.frames)
@@ -161,14 +166,22 @@ def prepare(config: RunConfig, place: Place | None = None) -> Job:
     else:
         selection = earlier.select(config, latent_frames, steps=len(sampler.timesteps))
     check_ranks(gpus=config.gpus, device=config.device, frames=len(selection.frames), place=place)
-    half = pick_dtype(config.dtype, pick_device(config.device)) != torch.float32
-    check_weights(card.folder, prefer_fp16=half)
-    if config.decoder is not None:
-        check_decoder(decoder_folder(config, card), geometry)
     check_tile(config.decode, downscale=geometry.downscale)
-    targets = lora_targets(card) if config.lora else ()
-    loras = tuple(read_lora(text, targets) for text in config.lora)
-    tokenizer = card.family.load_tokenizer(card.folder / TOKENIZER, length=card.text_length)
+    if known is None:
+        half = pick_dtype(config.dtype, pick_device(config.device)) != torch.float32
+        check_weights(card.folder, prefer_fp16=half)
+        if config.decoder is not None:
+            check_decoder(decoder_folder(config, card), geometry)
+        targets = lora_targets(card) if config.lora else ()
+        loras = tuple(read_lora(text, targets) for text in config.lora)
+        digests = (
+            weights_digest(card.folder, loras=[path for lora in loras for path in lora.files]),
+            weights_digest(decoder_folder(config, card)),
+        )
+        tokenizer = card.family.load_tokenizer(card.folder / TOKENIZER, length=card.text_length)
+    else:
+        loras, tokenizer = known.loras, known.tokenizer
+        digests = (known.weights_digest, known.decoder_digest)
     noise_digest = ""
     if config.noise_from is not None:
         noise = expanded(config.noise_from, field="noise_from")
@@ -183,12 +196,17 @@ def prepare(config: RunConfig, place: Place | None = None) -> Job:
         earlier=earlier,
         latent=latent,
         latent_frames=latent_frames,
-        weights_digest=weights_digest(card.folder, loras=[path for lora in loras for path in lora.files]),
-        decoder_digest=weights_digest(decoder_folder(config, card)),
+        weights_digest=digests[0],
+        decoder_digest=digests[1],
         loras=loras,
         schedule=schedule,
         noise_digest=noise_digest,
     )
+
+
+def _same_weights(config: RunConfig, other: RunConfig) -> bool:
+    """Whether two configurations read the same files, in the same precision."""
+    return all(getattr(config, name) == getattr(other, name) for name in OF_WEIGHTS)
 
 
 def decoder_folder(config: RunConfig, card: ModelCard) -> Path:

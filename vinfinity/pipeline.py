@@ -32,12 +32,12 @@ from vinfinity.media.mp4 import Mp4Writer
 from vinfinity.models.family import TEXT_ENCODER
 from vinfinity.models.network_call import CallOptions
 from vinfinity.models.offload import store_for
+from vinfinity.networks import Networks, load_part
 from vinfinity.parallel.devices import fallen_back, pick_device
 from vinfinity.parallel.exchange import FrameExchange
 from vinfinity.parallel.ranks import Ranks
 from vinfinity.parallel.teams import BranchSwap, Team
 from vinfinity.planning.fit import Fit, find_fit
-from vinfinity.planning.trace import parameter_bytes
 from vinfinity.resolve import load_config
 from vinfinity.runs.sources import Sources, check_sources, open_input, open_pictures
 from vinfinity.system.folders import expanded, temporary_folder
@@ -46,8 +46,7 @@ from vinfinity.system.output import check_output
 from vinfinity.system.precision import fp32_products
 from vinfinity.system.progress import note, warn
 from vinfinity.weights.dtypes import pick_dtype
-from vinfinity.weights.load import load_decoder, load_encoder, load_network
-from vinfinity.weights.lora import open_loras
+from vinfinity.weights.load import load_encoder
 
 # settings that `Pipeline` fixes when it loads a model, and those that only runs with files or ranks have
 LOADED = ("model", "device", "dtype", "lora", "decoder", "compile")
@@ -74,24 +73,6 @@ def encode_text(
     if not text.isfinite().all():
         raise not_finite("text encoder", "its output", dtype)
     return text
-
-
-def load_part(job: Job, part: str, *, device: torch.device, dtype: torch.dtype) -> nn.Module:
-    """A network of the job's model with its LoRAs merged in, by the name of its folder. Raises WeightsError."""
-    card = job.card
-    with open_loras(job.loras, part) as changes:
-        return load_network(
-            card.family.networks[part], card.folder / part, device=device, dtype=dtype, changes=changes
-        )
-
-
-def load_denoiser(job: Job, *, device: torch.device, dtype: torch.dtype) -> nn.Module:
-    """The denoising network with its LoRAs merged in, compiled if the job asks for it. Raises WeightsError."""
-    family = job.card.family
-    network = load_part(job, family.denoiser, device=device, dtype=dtype)
-    if job.config.compile:
-        family.compile(network)
-    return network
 
 
 def initial_state(job: Job, frames: Sequence[int], video: LatentSource | None = None) -> State:
@@ -302,11 +283,11 @@ class Pipeline:
         if fallback := fallen_back(config.device):
             warn(fallback)
         self._dtype = pick_dtype(config.dtype, self._ranks.device)
-        device = self._ranks.device
+        self._networks = Networks(self._ranks.device, several=True)
         with named_out_of_memory(str(self._ranks)):
-            self._encoder = load_part(self._job, TEXT_ENCODER, device=device, dtype=self._dtype)
-            self._network = load_denoiser(self._job, device=device, dtype=self._dtype)
-            self._decoder = load_decoder(self._job.decoder, device=device, dtype=torch.float32)
+            self._networks.text_encoder(self._job)
+            self._networks.denoiser(self._job)
+            self._networks.decoder(self._job)
 
     @classmethod
     def from_pretrained(cls, model: str | Path = "mini", **settings: Any) -> "Pipeline":
@@ -371,11 +352,12 @@ class Pipeline:
         frames = job.selection.frames
         team = self._ranks.team(len(frames), split=False, grouped=job.grouped(self.device))
         with named_out_of_memory(str(self._ranks)):
-            text = encode_text(job, device=self.device, dtype=self._dtype, encoder=self._encoder)
-            fit = find_fit(job, self._ranks, loaded=parameter_bytes(self._network))
+            encoder, network = self._networks.text_encoder(job), self._networks.denoiser(job)
+            text = encode_text(job, device=self.device, dtype=self._dtype, encoder=encoder)
+            fit = find_fit(job, self._ranks, loaded=self._networks.bytes)
             t = job.sampler.timesteps[0]
             denoiser, _ = fitting_denoiser(
-                job, self._network, text, team, team.exchange(), self._ranks, fit=fit, t=t
+                job, network, text, team, team.exchange(), self._ranks, fit=fit, t=t
             )
             video, pictures = self._encode(job)
             state = initial_state(job, frames, video).to(self.device)
@@ -417,13 +399,14 @@ class Pipeline:
     def decode_job(self, job: Job, latents: Tensor) -> Video:
         """Decode the latents (1, c, f, h, w) of a job that was checked already."""
         latents = latents.detach().float().cpu()
+        decoder = self._networks.decoder(job)
         pictures = decode_frames(
-            self._decoder,
+            decoder,
             TensorLatents(latents),
             frames=range(job.config.frames),
             latent=job.latent,
             size=job.config.resolution,
-            blocks=plan_blocks(job.config.decode, self._decoder.config, job.latent[1:]),
+            blocks=plan_blocks(job.config.decode, decoder.config, job.latent[1:]),
             ranks=self._ranks,
         )
         width, height = job.config.resolution

@@ -8,8 +8,6 @@ from dataclasses import asdict, dataclass
 from functools import partial
 from pathlib import Path
 
-import torch
-
 from vinfinity.config import RunConfig
 from vinfinity.denoise.execution import Execution
 from vinfinity.denoise.loop import denoise
@@ -17,21 +15,22 @@ from vinfinity.denoise.selection import StepNoise
 from vinfinity.encoding import encode_input
 from vinfinity.job import Job, prepare
 from vinfinity.media.video import write_video
-from vinfinity.parallel.devices import peak_memory
+from vinfinity.networks import Networks
+from vinfinity.parallel.devices import forget_peak_memory, peak_memory
 from vinfinity.parallel.launch import launch
 from vinfinity.parallel.place import find_place
 from vinfinity.parallel.ranks import Ranks
-from vinfinity.pipeline import encode_text, fitting_denoiser, initial_state, load_denoiser, steered
+from vinfinity.pipeline import encode_text, fitting_denoiser, initial_state, steered
 from vinfinity.planning.fit import find_fit, refuse_early
 from vinfinity.runs.folder import RunFolder
 from vinfinity.runs.parts import Parts, save_whole
 from vinfinity.runs.paths import Destination
 from vinfinity.runs.start import how_to_start
 from vinfinity.session import Session, record_end, resumable
+from vinfinity.system.overall import Overall
 from vinfinity.system.progress import Progress, messages_shown, terminal_console
 from vinfinity.system.signals import Reaction, Shutdown
 from vinfinity.weights.dtypes import pick_dtype
-from vinfinity.weights.load import load_decoder
 
 
 @dataclass(frozen=True)
@@ -63,11 +62,15 @@ class Task:
     shown: bool
 
     @classmethod
-    def of(cls, config: RunConfig, destination: Destination, *, decode: bool = True) -> "Task":
-        """The task for a configuration, checked here once for all ranks that are started. Raises InputError."""
-        return cls(
-            prepare(config, find_place(os.environ)), destination, decode, shown=terminal_console() is not None
-        )
+    def of(
+        cls, config: RunConfig, destination: Destination, *, decode: bool = True, like: Job | None = None
+    ) -> "Task":
+        """The task for a configuration, checked here once for all ranks that are started. like: see `prepare`.
+
+        Raises InputError.
+        """
+        job = prepare(config, find_place(os.environ), like=like)
+        return cls(job, destination, decode, shown=terminal_console() is not None)
 
 
 def run(
@@ -103,18 +106,31 @@ def launch_run(task: Task, *, shutdown: Shutdown | None = None) -> Summary | Non
 
 
 def on_rank(task: Task, ranks: Ranks) -> Summary | None:
-    """One rank's part of a run, the same code for one rank and for many. Returns the summary on rank 0."""
+    """One rank's part of a run of one video. Returns the summary on rank 0."""
+    with shown_messages(task):
+        return make_video(task, ranks, Networks(ranks.device))
+
+
+def make_video(
+    task: Task, ranks: Ranks, networks: Networks, *, overall: Overall | None = None
+) -> Summary | None:
+    """One rank's part of a video, the same code for one rank and for many. Returns the summary on rank 0.
+
+    networks: those that are loaded already. overall: shows the progress, if this is one of several videos. Returns None
+    on other ranks, and if the video is finished already.
+    """
     job, started = task.job, time.monotonic()
-    with shown_messages(task), Session.open(job, task.destination, ranks) as session:
+    forget_peak_memory(ranks.device)
+    with Session.open(job, task.destination, ranks, overall=overall) as session:
         if session.start == "done":
             session.progress.note(f"{task.destination.video} is finished; nothing to do")
             return None
         session.announce(job)
-        latents, figures = denoise_video(job, session)
+        latents, figures = denoise_video(job, session, networks)
         denoised = time.monotonic()
         session.enter("while decoding")
         if task.decode:
-            write_files(job, latents, task.destination, session.folder, ranks, session.progress)
+            write_files(job, latents, task.destination, session.folder, networks, ranks, session.progress)
         if not ranks.first:
             return None
         seconds = {"denoising": denoised - started, "decoding": time.monotonic() - denoised}
@@ -130,13 +146,14 @@ def on_rank(task: Task, ranks: Ranks) -> Summary | None:
         return summary(task, ranks, seconds=time.monotonic() - started)
 
 
-def denoise_video(job: Job, session: Session) -> tuple[Parts, Mapping[str, object]]:
+def denoise_video(job: Job, session: Session, networks: Networks) -> tuple[Parts, Mapping[str, object]]:
     """From the prompt, or the last checkpoint, to the final latents on disk; with figures for the record.
 
     Raises Stopped, with a checkpoint written, if the run was asked to end.
     """
     ranks, team, checkpoints = session.ranks, session.team, session.checkpoints
-    fit = find_fit(job, ranks)
+    fit = find_fit(job, ranks, loaded=networks.bytes)
+    networks.keep(ample=fit.ample)
     execution = fit.first
     own, steps = job.selection.of(team.held), len(job.sampler.timesteps)
     restored = checkpoints.restore()
@@ -146,8 +163,8 @@ def denoise_video(job: Job, session: Session) -> tuple[Parts, Mapping[str, objec
     remaining = steps - state.step
     if remaining:
         device, dtype = ranks.device, pick_dtype(job.config.dtype, ranks.device)
-        text = encode_text(job, device=device, dtype=dtype)
-        network = load_denoiser(job, device=device, dtype=dtype)
+        text = encode_text(job, device=device, dtype=dtype, encoder=networks.text_encoder(job))
+        network = networks.denoiser(job)
         denoiser, execution = fitting_denoiser(
             job, network, text, team, session.exchange, ranks, fit=fit, t=job.sampler.timesteps[state.step]
         )
@@ -165,7 +182,13 @@ def denoise_video(job: Job, session: Session) -> tuple[Parts, Mapping[str, objec
 
 
 def write_files(
-    job: Job, latents: Parts, destination: Destination, folder: RunFolder, ranks: Ranks, progress: Progress
+    job: Job,
+    latents: Parts,
+    destination: Destination,
+    folder: RunFolder,
+    networks: Networks,
+    ranks: Ranks,
+    progress: Progress,
 ) -> None:
     """From latents to MP4 and contact sheet, and the copy of the latents. Ranks other than 0 decode their share."""
     config = job.config
@@ -174,7 +197,7 @@ def write_files(
     if not ranks.first and not config.decode.on_all_ranks(ranks.device.type):
         return
     write_video(
-        load_decoder(job.decoder, device=ranks.device, dtype=torch.float32),
+        networks.decoder(job),
         latents if ranks.first else None,
         video=destination.video,
         sheet=destination.sheet,

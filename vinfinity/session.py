@@ -28,6 +28,7 @@ from vinfinity.runs.checkpoints import Checkpoints
 from vinfinity.runs.folder import RunFolder
 from vinfinity.runs.paths import Destination
 from vinfinity.runs.start import Start, how_to_start, with_absolute_paths
+from vinfinity.system.overall import Overall
 from vinfinity.system.progress import Progress, add_line
 from vinfinity.weights.dtypes import pick_dtype
 
@@ -54,9 +55,12 @@ class Session:
 
     @classmethod
     @contextlib.contextmanager
-    def open(cls, job: Job, destination: Destination, ranks: Ranks) -> Iterator["Session"]:
+    def open(
+        cls, job: Job, destination: Destination, ranks: Ranks, *, overall: Overall | None = None
+    ) -> Iterator["Session"]:
         """Lock the run folder, agree with the other ranks, and start or resume the run; release all of it at the end.
 
+        overall: shows the progress, if this is one of several videos.
         Raises RankError if ranks differ in settings or weights, BusyError if another run uses the folder, InputError if
         the folder holds a run of other settings or weights, or if a rank cannot see it.
         """
@@ -64,7 +68,7 @@ class Session:
         with ranks.shutdown.checked(), locked(folder, ranks, facts=job.facts):
             machine = _machine(job, ranks)
             start = _start(job, destination, ranks, machine)
-            with Progress(enabled=ranks.first, log=folder.log) as progress:
+            with Progress(enabled=ranks.first, log=folder.log, overall=overall) as progress:
                 team = ranks.team(
                     len(job.selection.frames), split=job.splits_branches, grouped=job.grouped(ranks.device)
                 )

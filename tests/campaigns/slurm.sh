@@ -135,11 +135,11 @@ wait_done "$tasks"
 [ "$(restarts "$tasks")" -ge 1 ]
 event warned resumed >> "$log"
 
-say "3. an array over a file of prompts"
+say "3. an array that shares a batch"
 array=$(submit --job-name=array --array=1-2 --cpus-per-task=2 --time=20 examples/slurm/array.sbatch \
-    "$PWD/examples/slurm/prompts.txt" "$work/videos" --frames 8 --steps 4 --device cpu)
+    "$PWD/examples/slurm/prompts.txt" --folder "$work/videos" --out "{index:04}.mp4" --frames 8 --steps 4 --device cpu)
 wait_for "both jobs of the array $array have completed" 200 \
-    sh -c "[ -f $work/videos/0001.mp4 ] && [ -f $work/videos/0002.mp4 ]"
+    sh -c "[ \$(ls $work/videos/*.mp4 2> /dev/null | wc -l) = 2 ]"
 
 python - "$work" <<'PYTHON' | tee -a "$log" >&2
 import sys

@@ -1,5 +1,6 @@
 """`--help` of every command: nothing that is declared gets lost on the way to the screen."""
 
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -27,7 +28,9 @@ COMMANDS = commands()
 NUMBERS = ("N", "X", "GB", "MiB")
 
 
-def test_every_option_that_is_a_number_is_decimal(cli: Cli) -> None:
+def test_every_option_that_is_a_number_is_decimal(cli: Cli, tmp_path: Path) -> None:
+    (tmp_path / "prompts.txt").write_text("a red ball\n")
+    files = {"batch": [str(tmp_path / "prompts.txt")]}
     # without the commands that look for a run first
     asked = [
         (name, option)
@@ -38,7 +41,7 @@ def test_every_option_that_is_a_number_is_decimal(cli: Cli) -> None:
     assert len(asked) >= 30
     for name, option in asked:
         for number in ("010", "1:30", "1_000", "１２"):
-            message = cli.refused(*name.split(), option.opts[0], number)
+            message = cli.refused(*name.split(), *files.get(name, []), option.opts[0], number)
             assert number in message
             assert option.opts[0] in message
 

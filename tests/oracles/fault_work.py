@@ -12,12 +12,13 @@ from torch import Tensor
 
 from vinfinity.denoise.execution import Execution
 from vinfinity.job import prepare
+from vinfinity.networks import load_denoiser
 from vinfinity.parallel.exchange import RankExchange, Work
 from vinfinity.parallel.meeting import meet
 from vinfinity.parallel.ranks import Ranks
 from vinfinity.parallel.shards import FrameShards, halo_route
 from vinfinity.parallel.waits import DeviceWait
-from vinfinity.pipeline import encode_text, fitting_denoiser, initial_state, load_denoiser
+from vinfinity.pipeline import encode_text, fitting_denoiser, initial_state
 from vinfinity.planning.fit import Fit
 
 # far longer than any limit of a test

@@ -402,6 +402,15 @@ def test_short_runs_start_without_a_trace() -> None:
     assert execution.skips == "device"
 
 
+def test_the_memory_of_kept_weights_counts_as_free(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The job uses them, or frees them: what fits alone must fit after another video of a batch, too."""
+    job = prepare(config_of("mini", frames=96, device="cpu"))
+    monkeypatch.setattr("vinfinity.planning.fit.free_on_host", lambda *, sharing: 10**8)
+    with pytest.raises(InputError, match="frames: 96 need"):
+        find_fit(job, CPU)
+    assert find_fit(job, CPU, loaded=10**10).ample
+
+
 def test_generate_refuses_a_run_that_cannot_fit_before_weights_load(tmp_path: Path) -> None:
     """More frames than this machine has memory for a single hidden state of."""
     # bytes of one frame of 4096x4096

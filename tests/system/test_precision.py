@@ -8,9 +8,10 @@ from torch import nn
 
 from vinfinity.job import prepare
 from vinfinity.media.decode import decode_block
+from vinfinity.networks import load_denoiser
 from vinfinity.parallel.ranks import Ranks
 from vinfinity.parallel.teams import team_of
-from vinfinity.pipeline import encode_text, load_denoiser, make_denoiser
+from vinfinity.pipeline import encode_text, make_denoiser
 from vinfinity.planning.fit import find_fit
 from vinfinity.system.precision import fp32_products
 

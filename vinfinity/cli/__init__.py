@@ -6,6 +6,7 @@ what it needs when it runs. An error is one line on stderr and an exit code (see
 process   the process: signals, the command, its exit code
 app       the command line, and its messages about unknown options and commands
 make      generate, plan, config
+batch     many videos from a file
 runs      resume, decode, redo, extend
 models    list, show, fetch, convert
 bench     measurements

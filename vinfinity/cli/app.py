@@ -7,7 +7,7 @@ from typing import Annotated
 import typer
 
 from vinfinity import __version__
-from vinfinity.cli import bench, doctor, make, models, runs
+from vinfinity.cli import batch, bench, doctor, make, models, runs
 from vinfinity.cli.output import Debug, Invocation
 from vinfinity.errors import did_you_mean, one_line
 from vinfinity.system.signals import Shutdown
@@ -22,6 +22,7 @@ app = typer.Typer(
 app.command()(make.generate)
 app.command()(make.plan)
 app.command()(make.config)
+app.command()(batch.batch)
 app.command()(runs.resume)
 app.command()(runs.decode)
 app.command()(runs.redo)

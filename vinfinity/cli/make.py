@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from vinfinity.cli.options import complete_setting, number, takes_options
+from vinfinity.cli.options import complete_setting, load_planned, number, takes_options
 from vinfinity.cli.output import import_engine, print_columns
 from vinfinity.config import (
     Resolved,
@@ -101,7 +101,7 @@ def start(resolved: Resolved, shutdown: Shutdown) -> None:
         print_summary(summary)
 
 
-@functools.partial(takes_options, planned=True)
+@functools.partial(takes_options, resolve=load_planned)
 def plan(
     _: Shutdown,
     resolved: Resolved,

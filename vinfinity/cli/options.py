@@ -2,7 +2,7 @@
 
 import functools
 import inspect
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
 from enum import StrEnum
 from pathlib import Path
 from typing import Annotated, Any, TypeVar
@@ -10,7 +10,7 @@ from typing import Annotated, Any, TypeVar
 import typer
 
 from vinfinity.cli.output import Debug, reported
-from vinfinity.config import Resolved, declared, load
+from vinfinity.config import Layer, Resolved, declared, load
 from vinfinity.config.settings import FILES
 from vinfinity.system.numbers import read_number
 
@@ -62,8 +62,15 @@ def complete_setting(incomplete: str) -> list[str]:
     return [key for key in declared() if key.startswith(incomplete)]
 
 
-def option(key: str, *, help: str | None = None, default: str | None = None, panel: bool = False) -> Any:
-    """The option of the setting `key`. help, default: what this command says instead of the declaration.
+def option(
+    key: str,
+    *,
+    help: str | None = None,
+    default: str | None = None,
+    metavar: str | None = None,
+    panel: bool = False,
+) -> Any:
+    """The option of the setting `key`. help, default, metavar: what this command says instead of the declaration.
 
     Text and numbers are taken as text: vinfinity.config reads them, with the same messages as in files.
     """
@@ -74,7 +81,7 @@ def option(key: str, *, help: str | None = None, default: str | None = None, pan
     complete = complete_model if key == "model" else complete_from(*setting.choices)
     return typer.Option(
         *names,
-        metavar=setting.metavar,
+        metavar=metavar or setting.metavar,
         help=help or setting.setting.help,
         show_default=False if is_switch else shown,
         autocompletion=complete if setting.choices or key == "model" else None,
@@ -104,12 +111,48 @@ ConfigFile = Annotated[
 ]
 
 
-def takes_options(command: Callable[..., None], *, planned: bool = False) -> Callable[..., None]:
-    """Gives a command the options of a run: it is called with the requests to end the process, and the configuration
-    that the options resolve to.
+def load_planned(settings: Sequence[str] | None, config: Path | None, given: Mapping[str, Any]) -> Resolved:
+    """The configuration that options resolve to; published models need not have been fetched. Raises InputError."""
+    return loader(settings, config, given, planned=True)(None)
 
-    The command's own parameters after these two follow them in `--help`. planned: published models that have not been
-    fetched are accepted, see `planned_card`.
+
+def load_options(settings: Sequence[str] | None, config: Path | None, given: Mapping[str, Any]) -> Resolved:
+    """The configuration that options resolve to. Raises InputError."""
+    return loader(settings, config, given)(None)
+
+
+def loader(
+    settings: Sequence[str] | None, config: Path | None, given: Mapping[str, Any], *, planned: bool = False
+) -> Callable[[Layer | None], Resolved]:
+    """Loads the configuration from defaults, model card, YAML file, settings, flags, and a row of a batch.
+
+    planned: published models that have not been fetched are accepted, see `planned_card`.
+    """
+    from vinfinity.media.source import video_defaults
+    from vinfinity.weights.card import model_defaults
+
+    # a switch that is off and an empty list were not given
+    flags = {key.replace("__", "."): value for key, value in given.items() if value not in (False, None, [])}
+    card = functools.cache(functools.partial(model_defaults, planned=planned))
+    return lambda row: load(
+        config, overrides=settings or (), flags=flags, row=row, card=card, video=video_defaults
+    )
+
+
+def takes_options(
+    command: Callable[..., None],
+    *,
+    resolve: Callable[..., Any] = load_options,
+    texts: Mapping[str, Mapping[str, str]] | None = None,
+    without: Collection[str] = (),
+    first: Collection[str] = (),
+) -> Callable[..., None]:
+    """Gives a command the options of a run: it is called with the requests to end the process, and what `resolve` makes
+    of the options.
+
+    The command's own parameters after these two follow them in `--help`. texts: help and default that an option has in
+    this command instead, by setting. without: settings without an option. first: the command's own parameters that
+    come before all others, such as an argument before KEY=VALUE.
     """
     own = list(inspect.signature(command).parameters.values())[2:]
 
@@ -118,46 +161,40 @@ def takes_options(command: Callable[..., None], *, planned: bool = False) -> Cal
     ) -> None:
         extra = {parameter.name: given.pop(parameter.name) for parameter in own}
         with reported(context, debug=debug) as shutdown:
-            command(shutdown, _resolve(settings, config, given, planned=planned), **extra)
+            command(shutdown, resolve(settings, config, given), **extra)
 
     functools.update_wrapper(with_options, command, assigned=("__module__", "__name__", "__doc__"))
     # Typer reads a command's parameters from its signature.
     with_options.__signature__ = inspect.Signature(  # type: ignore[attr-defined]
         [
             _parameter("context", typer.Context, inspect.Parameter.empty),
+            *keyword_only(parameter for parameter in own if parameter.name in first),
             _parameter("settings", Settings, None),
-            *_options(),
-            *(parameter.replace(kind=inspect.Parameter.KEYWORD_ONLY) for parameter in own),
+            *_options(texts or {}, without),
+            *keyword_only(parameter for parameter in own if parameter.name not in first),
         ]
     )
     return with_options
 
 
-def _options() -> list[inspect.Parameter]:
+def keyword_only(parameters: Iterable[inspect.Parameter]) -> list[inspect.Parameter]:
+    return [parameter.replace(kind=inspect.Parameter.KEYWORD_ONLY) for parameter in parameters]
+
+
+def _options(texts: Mapping[str, Mapping[str, str]], without: Collection[str]) -> list[inspect.Parameter]:
     """The options of all settings that have one in `--help`, with --config and --debug."""
     parameters = []
     for key, setting in declared().items():
-        if setting.setting.panel is not None:
+        if setting.setting.panel is not None and key not in without:
             kind: Any = bool if setting.kind is bool else list[str] | None if key == "lora" else str | None
             default = False if kind is bool else None
             # a name of Python has no dots
             name = key.replace(".", "__")
-            parameters.append(_parameter(name, Annotated[kind, option(key, panel=True)], default))
+            parameters.append(
+                _parameter(name, Annotated[kind, option(key, panel=True, **texts.get(key, {}))], default)
+            )
     return [*parameters, _parameter("config", ConfigFile, None), _parameter("debug", Debug, False)]
 
 
 def _parameter(name: str, annotation: Any, default: Any) -> inspect.Parameter:
     return inspect.Parameter(name, inspect.Parameter.KEYWORD_ONLY, annotation=annotation, default=default)
-
-
-def _resolve(
-    settings: list[str] | None, config: Path | None, given: Mapping[str, Any], *, planned: bool
-) -> Resolved:
-    """The configuration from defaults, model card, YAML file, settings and flags. Raises InputError."""
-    from vinfinity.media.source import video_defaults
-    from vinfinity.weights.card import model_defaults
-
-    # a switch that is off and an empty list were not given
-    flags = {key.replace("__", "."): value for key, value in given.items() if value not in (False, None, [])}
-    card = functools.partial(model_defaults, planned=planned)
-    return load(config, overrides=settings or (), flags=flags, card=card, video=video_defaults)

@@ -36,7 +36,7 @@ from vinfinity.config.settings import (
     parse_size,
     require_prompt,
 )
-from vinfinity.config.sources import Resolved, leaves, load, name_sources
+from vinfinity.config.sources import Layer, Resolved, leaves, load, name_sources, parse_yaml, read_row
 from vinfinity.config.text import changes_latents, digest, explain, ignored, to_yaml
 
 __all__ = [
@@ -51,6 +51,7 @@ __all__ = [
     "Fit",
     "Group",
     "InputConfig",
+    "Layer",
     "Memory",
     "ParallelConfig",
     "Phase",
@@ -73,7 +74,9 @@ __all__ = [
     "name_sources",
     "parse_interval",
     "parse_size",
+    "parse_yaml",
     "plain_text",
+    "read_row",
     "require_prompt",
     "to_yaml",
 ]

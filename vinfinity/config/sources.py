@@ -3,7 +3,9 @@
 A value is taken from the last of these layers that names it:
 
     defaults < the model's card < the video to start from < YAML file (after its `base`)
-             < key=value arguments < flags < keyword arguments
+             < key=value arguments < flags < keyword arguments < row
+
+A row is one of a batch, which says what sets its video apart from the others.
 
 Only this package knows OmegaConf, and imports it where it is used, which keeps `vinfinity --help` instant.
 """
@@ -32,6 +34,14 @@ COMMAND_LINE = "command line"
 
 
 @dataclass(frozen=True)
+class Layer:
+    """Values by dotted key, and where they come from."""
+
+    origin: str
+    values: Mapping[str, object]
+
+
+@dataclass(frozen=True)
 class Resolved:
     """A configuration, and the origin of each value: dotted key -> `default`, `model mini`, `--seed`, ..."""
 
@@ -45,29 +55,31 @@ def load(
     overrides: Sequence[str] = (),
     flags: Mapping[str, object] | None = None,
     settings: Mapping[str, object] | None = None,
+    row: Layer | None = None,
     card: Card | None = None,
     video: Video | None = None,
 ) -> Resolved:
     """Merges all layers into a configuration.
 
     overrides: `key=value` arguments. flags: dotted key -> value or its text, None for a flag that was not given.
-    settings: values by key, dotted or nested, as Python code gives them. card: finds the settings of the model that the
-    other layers choose; without it they have to give every setting that a model's card usually gives. video: reads the
-    video to start from; without it, it is not opened.
+    settings: values by key, dotted or nested, as Python code gives them. row: see `read_row`. card: finds the settings
+    of the model that the other layers choose; without it they have to give every setting that a model's card usually
+    gives. video: reads the video to start from; without it, it is not opened.
 
     In YAML, values may refer to others in OmegaConf's way, as in `out: videos/${seed}.mp4`. Raises InputError.
     """
     defaults = {key: plain(setting.default) for key, setting in declared().items()}
-    layers = [_Layer("default", {key: value for key, value in defaults.items() if value is not MISSING})]
+    layers = [Layer("default", {key: value for key, value in defaults.items() if value is not MISSING})]
     if yaml is not None:
         layers += _read_yaml(yaml)
-    layers.append(_Layer(COMMAND_LINE, _parse_overrides(overrides)))
+    layers.append(Layer(COMMAND_LINE, _parse_overrides(overrides)))
     for key, value in (flags or {}).items():
         if value is not None:
             flag = declared()[key].flag or flag_of(key)
             read = _read_text(key, value, origin=flag) if isinstance(value, str) else literal(value)
-            layers.append(_Layer(flag, {key: read}))
-    layers.append(_Layer("argument", _python_values(settings or {})))
+            layers.append(Layer(flag, {key: read}))
+    layers.append(Layer("argument", _python_values(settings or {})))
+    layers += [] if row is None else [row]
     layers = _given_back(layers)
     own = [*([] if card is None else [_card_layer(card, layers)])]
     own += [] if video is None else _video_layer(video, layers)
@@ -129,13 +141,20 @@ def literal(value: object) -> object:
     return re.sub(r"(?<!\\)(\\*)\$\{", lambda match: match[1] * 2 + r"\${", value)
 
 
+def read_row(values: Mapping[Any, Any], *, origin: str, written: bool) -> Layer:
+    """A row of a batch as a layer: settings by key, dotted or nested. Raises InputError.
+
+    origin: the row in messages. written: whether values are text that has to be read, as in CSV.
+    """
+    flat = _flat({name: plain(value) for name, value in values.items()})
+    for key, value in flat.items():
+        check_key(key, value=value, origin=origin)
+    if written:
+        return Layer(origin, {key: _read_text(key, str(text), origin=origin) for key, text in flat.items()})
+    return Layer(origin, {key: literal(value) for key, value in flat.items()})
+
+
 # ---- layers: dotted keys and plain values ----
-
-
-@dataclass(frozen=True)
-class _Layer:
-    origin: str
-    values: Mapping[str, object]
 
 
 def _flat(values: Mapping[Any, Any], *, prefix: str = "") -> dict[str, object]:
@@ -152,7 +171,7 @@ def _flat(values: Mapping[Any, Any], *, prefix: str = "") -> dict[str, object]:
     return flat
 
 
-def _given_back(layers: Sequence[_Layer]) -> list[_Layer]:
+def _given_back(layers: Sequence[Layer]) -> list[Layer]:
     """The layers after each null that gives a setting back to the model: it removes the values below it, and itself."""
     nulls = {
         key: index
@@ -163,12 +182,12 @@ def _given_back(layers: Sequence[_Layer]) -> list[_Layer]:
     return [
         layer
         if layer.origin == "default"
-        else _Layer(layer.origin, {k: v for k, v in layer.values.items() if index > nulls.get(k, -1)})
+        else Layer(layer.origin, {k: v for k, v in layer.values.items() if index > nulls.get(k, -1)})
         for index, layer in enumerate(layers)
     ]
 
 
-def _card_layer(card: Card, layers: Sequence[_Layer]) -> _Layer:
+def _card_layer(card: Card, layers: Sequence[Layer]) -> Layer:
     """The settings of the model that the other layers choose. Raises InputError."""
     with name_sources({"model": next(layer.origin for layer in reversed(layers) if "model" in layer.values)}):
         model = typed(_merge(layers, only="model")["model"], str, key="model")
@@ -176,10 +195,10 @@ def _card_layer(card: Card, layers: Sequence[_Layer]) -> _Layer:
         values, origin = card(model)
     for key, value in values.items():
         check_key(key, value=value, origin=origin)
-    return _Layer(origin, {key: literal(value) for key, value in values.items() if value is not None})
+    return Layer(origin, {key: literal(value) for key, value in values.items() if value is not None})
 
 
-def _video_layer(video: Video, layers: Sequence[_Layer]) -> list[_Layer]:
+def _video_layer(video: Video, layers: Sequence[Layer]) -> list[Layer]:
     """The settings of the video to start from, which the other layers choose; none without one. Raises InputError."""
     key = "input.video"
     origins = {name: layer.origin for layer in layers for name in layer.values}
@@ -189,7 +208,7 @@ def _video_layer(video: Video, layers: Sequence[_Layer]) -> list[_Layer]:
             return []
         given = _merge(layers, only="fps")["fps"] if "fps" in origins else None
         values, origin = video(path, _rate(given))
-    return [_Layer(origin, {key: literal(value) for key, value in values.items()})]
+    return [Layer(origin, {key: literal(value) for key, value in values.items()})]
 
 
 def _rate(given: object) -> Fraction | None:
@@ -201,7 +220,7 @@ def _rate(given: object) -> Fraction | None:
     return rate if rate > 0 else None
 
 
-def _merge(layers: Sequence[_Layer], *, only: str | None = None) -> dict[str, Any]:
+def _merge(layers: Sequence[Layer], *, only: str | None = None) -> dict[str, Any]:
     """The layers as one nested mapping, references such as `${seed}` replaced. Raises InputError.
 
     only: a key whose value alone is needed.
@@ -239,7 +258,7 @@ def _merge(layers: Sequence[_Layer], *, only: str | None = None) -> dict[str, An
 # ---- YAML files ----
 
 
-def _read_yaml(path: Path, *, above: tuple[Path, ...] = ()) -> list[_Layer]:
+def _read_yaml(path: Path, *, above: tuple[Path, ...] = ()) -> list[Layer]:
     """The layers of a YAML file: first those of its base, then its own. Raises InputError."""
     resolved = Path(os.path.realpath(path))
     field = "base" if above else "--config"
@@ -250,9 +269,9 @@ def _read_yaml(path: Path, *, above: tuple[Path, ...] = ()) -> list[_Layer]:
         remedy = "check the path" + (f" (it is relative to {above[-1]})" if above else "")
         problem = "is not a file" if os.path.exists(path) else "does not exist"
         raise InputError(field, path, remedy, problem=problem)
-    values = _parse_yaml(path, field=field)
+    values = _read_mapping(path, field=field)
     base = values.pop("base", None)
-    layers: list[_Layer] = []
+    layers: list[Layer] = []
     if base is not None:
         if not isinstance(base, str):
             raise InputError("base", base, "name one YAML file", problem="is not a path", source=str(path))
@@ -260,20 +279,34 @@ def _read_yaml(path: Path, *, above: tuple[Path, ...] = ()) -> list[_Layer]:
     own = _flat(values)
     for key, value in own.items():
         check_key(key, value=value, origin=str(path))
-    return [*layers, _Layer(str(path), own)]
+    return [*layers, Layer(str(path), own)]
 
 
-def _parse_yaml(path: Path, *, field: str) -> dict[Any, Any]:
+def _read_mapping(path: Path, *, field: str) -> dict[Any, Any]:
     """The mapping in a YAML file, references left as they are. Raises InputError."""
-    from vinfinity.config.yaml import read_yaml
-
     try:
         text = path.read_text(encoding="utf-8")
     except (OSError, UnicodeDecodeError) as error:
         remedy = "check its permissions and encoding (UTF-8)"
         raise InputError(field, path, remedy, problem="cannot be read") from error
+    values = parse_yaml(path, text, field=field)
+    # an empty file
+    values = {} if values is None else values
+    if not isinstance(values, dict):
+        remedy = "write it as lines of `key: value`"
+        raise InputError(field, path, remedy, problem="is not a mapping of keys to values")
+    return values
+
+
+def parse_yaml(path: Path, text: str, *, field: str, most: int | None = None) -> Any:
+    """The value in the text of a YAML file. field: what named the file. most: values that it may have.
+
+    Raises InputError.
+    """
+    from vinfinity.config.yaml import MOST_VALUES, read_yaml
+
     try:
-        values = read_yaml(text)
+        return read_yaml(text, most=most or MOST_VALUES)
     except Exception as error:
         # the errors of PyYAML have no common base
         mark = getattr(error, "problem_mark", None)
@@ -281,12 +314,6 @@ def _parse_yaml(path: Path, *, field: str) -> dict[Any, Any]:
         what = getattr(error, "problem", None) or getattr(error, "reason", None) or type(error).__name__
         problem = f"is not valid YAML{where} ({what})"
         raise InputError(field, path, "correct the file", problem=problem) from error
-    # an empty file
-    values = {} if values is None else values
-    if not isinstance(values, dict):
-        remedy = "write it as lines of `key: value`"
-        raise InputError(field, path, remedy, problem="is not a mapping of keys to values")
-    return values
 
 
 # ---- the command line and Python ----

@@ -13,7 +13,7 @@ from vinfinity.errors import CONTROL
 from vinfinity.system.numbers import read_number
 
 TAG = "tag:yaml.org,2002:"
-# values of a file with its aliases written out; with nested aliases, a few lines could be billions
+# values of a file of settings with its aliases written out; with nested aliases, a few lines could be billions
 MOST_VALUES = 10_000
 
 
@@ -30,6 +30,10 @@ class _Loader(yaml.SafeLoader):
         for tag, constructor in yaml.SafeLoader.yaml_constructors.items()
         if tag is None or tag.removeprefix(TAG) in ("bool", "null", "str", "seq", "map")
     }
+
+    def __init__(self, text: str, most: int) -> None:
+        super().__init__(text)
+        self._most = most
 
     def resolve(self, kind: type[yaml.Node], value: Any, implicit: Any) -> str:
         # implicit: whether the text may be of another type, that is, whether it is not in quotes
@@ -54,8 +58,8 @@ class _Loader(yaml.SafeLoader):
         return node
 
     def construct_document(self, node: yaml.Node) -> Any:
-        if _count(node, {}) > MOST_VALUES:
-            raise _error(f"has more than {MOST_VALUES:,} values", node)
+        if _count(node, {}) > self._most:
+            raise _error(f"has more than {self._most:,} values", node)
         return super().construct_document(node)
 
 
@@ -80,9 +84,13 @@ class _Dumper(yaml.SafeDumper):
 _Dumper.add_representer(str, _Dumper.represent_text)
 
 
-def read_yaml(text: str) -> Any:
-    """The value in a YAML document: mappings, lists and scalars. Raises yaml.YAMLError."""
-    return yaml.load(text, Loader=_Loader)
+def read_yaml(text: str, *, most: int = MOST_VALUES) -> Any:
+    """The value in a YAML document: mappings, lists and scalars, at most so many. Raises yaml.YAMLError."""
+    loader = _Loader(text, most)
+    try:
+        return loader.get_single_data()
+    finally:
+        loader.dispose()
 
 
 def write_yaml(value: Any) -> str:

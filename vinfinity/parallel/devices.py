@@ -151,6 +151,12 @@ class PeakMemory:
     driver: int | None = None
 
 
+def forget_peak_memory(device: torch.device) -> None:
+    """Count the peak memory of a GPU from now on; that of a process on the CPU cannot be reset."""
+    if device.type == "cuda":
+        torch.cuda.reset_peak_memory_stats(device)
+
+
 def peak_memory(device: torch.device) -> PeakMemory:
     """The peak memory of this process on its device."""
     if device.type != "cuda":

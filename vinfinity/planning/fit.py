@@ -37,13 +37,15 @@ class Fit:
 def find_fit(job: Job, ranks: Ranks, *, loaded: int = 0) -> Fit:
     """The executions that `job` allows, from the fastest that fits the rank with the least memory.
 
-    Rank 0 decides for all, since every rank must do the same. loaded: bytes of the denoiser's weights if they are on
-    the device already. Raises InputError, on every rank, if none fits.
+    Rank 0 decides for all, since every rank must do the same. loaded: bytes of weights on the device that the job uses
+    or frees. Raises InputError, on every rank, if none fits.
     """
     device_type: DeviceType = "cuda" if ranks.device.type == "cuda" else "cpu"
     run = outline_of(job, device=device_type, ranks=ranks.size)
     host = free_on_host(sharing=ranks.local_size)
     device = free_on_device(ranks.device) + loaded if run.device == "cuda" else None
+    if run.device == "cpu" and host is not None:
+        host += loaded
     budgets = ranks.collect(Budget(device=device, host=host, where=str(ranks.device)))
     decision: Fit | InputError | None = None
     if ranks.first:

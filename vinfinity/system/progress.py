@@ -8,7 +8,7 @@ import time
 from collections.abc import Iterable, Iterator, Sized
 from pathlib import Path
 from types import TracebackType
-from typing import IO, Self, TypeVar, cast
+from typing import IO, TYPE_CHECKING, Self, TypeVar, cast
 
 from rich.console import Console
 from rich.markup import escape
@@ -17,6 +17,9 @@ from rich.progress import Progress as RichProgress
 from rich.text import Text
 
 from vinfinity.errors import one_line
+
+if TYPE_CHECKING:
+    from vinfinity.system.overall import Overall
 
 T = TypeVar("T")
 
@@ -101,16 +104,23 @@ class Progress:
     Where messages are shown on a terminal, each `track` draws a bar. Elsewhere a line is logged at most every
     `interval` seconds, and one when an iterable is exhausted. Notes, warnings and lines are also added to the file
     `log`, with the time of day. With `enabled` off, as on ranks other than 0, nothing is shown or logged.
+
+    overall: shows the progress in place of bars and lines, where the run is one of several.
     """
 
     def __init__(
-        self, *, enabled: bool = True, interval: float = LOG_INTERVAL, log: Path | None = None
+        self,
+        *,
+        enabled: bool = True,
+        interval: float = LOG_INTERVAL,
+        log: Path | None = None,
+        overall: "Overall | None" = None,
     ) -> None:
         self.enabled = enabled
-        self._file, self._interval = log, interval
+        self._file, self._interval, self._overall = log, interval, overall
         console = terminal_console()
         self._bars: RichProgress | None = None
-        if enabled and console is not None and console.is_terminal:
+        if enabled and overall is None and console is not None and console.is_terminal:
             self._bars = RichProgress(
                 SpinnerColumn(finished_text="[green]✓[/]"),
                 TextColumn("{task.description}"),
@@ -143,6 +153,11 @@ class Progress:
             total = len(iterable)
         if not self.enabled:
             yield from iterable
+        elif self._overall is not None:
+            for done, item in enumerate(iterable, 1):
+                yield item
+                self._overall.show(label, done, total, unit=unit)
+            self._log(f"{label}: done")
         elif self._bars is not None:
             yield from self._track_by_bar(self._bars, iterable, total=total, label=label, unit=unit)
         else:
@@ -155,10 +170,11 @@ class Progress:
             self._log(message)
 
     def warn(self, message: str) -> None:
-        """Log one warning."""
+        """Log one warning; of several runs, only the first that has it."""
         if self.enabled:
-            logger.warning("%s", message)
             self._log(f"warning: {message}")
+        if self.enabled and (self._overall is None or self._overall.is_news(message)):
+            logger.warning("%s", message)
 
     def _track_by_bar(
         self, bars: RichProgress, iterable: Iterable[T], *, total: int | None, label: str, unit: str
@@ -180,7 +196,7 @@ class Progress:
             now = time.monotonic()
             if now - last_line >= self._interval and done != total:
                 last_line = now
-                self.note(f"{label}: {_count(done, total=total, unit=unit)}{_left(done, total, now - start)}")
+                self.note(f"{label}: {_count(done, total=total, unit=unit)}{left(done, total, now - start)}")
         self.note(f"{label}: {_count(done, total=None, unit=unit)} in {duration(time.monotonic() - start)}")
 
     def _log(self, text: str) -> None:
@@ -237,10 +253,11 @@ class _TimeColumn(ProgressColumn):
             return Text("")
         if task.finished:
             return Text(f"in {duration(elapsed)}", style="progress.elapsed")
-        return Text(_left(task.completed, task.total, elapsed).lstrip(", "), style="progress.remaining")
+        return Text(left(task.completed, task.total, elapsed).lstrip(", "), style="progress.remaining")
 
 
-def _left(done: float, total: float | None, elapsed: float) -> str:
+def left(done: float, total: float | None, elapsed: float) -> str:
+    """The time left at the mean pace so far, such as `, 41 s left`."""
     return f", {duration((total - done) * elapsed / done)} left" if total is not None else ""
 
 

@@ -1,0 +1,268 @@
+"""The videos of a batch, one after the other: the same ranks and the same weights for as many as possible."""
+
+import contextlib
+import itertools
+import os
+import time
+import traceback
+from collections.abc import Hashable, Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from vinfinity.batch.faults import Faults
+from vinfinity.batch.journal import SUFFIX, Journal
+from vinfinity.batch.plan import Batch, naming_row
+from vinfinity.errors import OutputError, RankError, Stopped, VinfinityError, described
+from vinfinity.job import Job
+from vinfinity.networks import Networks
+from vinfinity.parallel.launch import launch
+from vinfinity.parallel.place import find_place
+from vinfinity.parallel.ranks import Ranks
+from vinfinity.run import Task, make_video, shown_messages
+from vinfinity.runs.start import was_restarted
+from vinfinity.session import record_end
+from vinfinity.system.out_of_memory import named_out_of_memory
+from vinfinity.system.overall import Overall
+from vinfinity.system.progress import logger, note
+from vinfinity.system.signals import Shutdown
+
+
+@dataclass(frozen=True)
+class Failure:
+    """A video that failed. row: where its settings are from."""
+
+    video: Path
+    row: str
+    message: str
+    exit_code: int
+
+
+@dataclass(frozen=True)
+class BatchSummary:
+    """What became of a batch. made: now. skipped: finished before. seconds: wall time."""
+
+    folder: Path
+    made: tuple[Path, ...] = ()
+    skipped: tuple[Path, ...] = ()
+    failed: tuple[Failure, ...] = ()
+    seconds: float = 0.0
+
+
+@dataclass(frozen=True)
+class Entry:
+    """A video to make: its name in the folder, its row, and what every rank needs for it."""
+
+    name: str
+    row: str
+    task: Task
+
+    @property
+    def work(self) -> float:
+        """How much there is to compute, in any unit."""
+        config = self.task.job.config
+        width, height = config.resolution
+        return float(config.frames * config.steps * width * height)
+
+
+@dataclass(frozen=True)
+class Share:
+    """What the launcher sends to every rank. total, failed: videos of this process, and those that failed before."""
+
+    entries: tuple[Entry, ...]
+    journal: Journal
+    total: int
+    failed: int
+
+
+def make_batch(batch: Batch, *, shutdown: Shutdown | None = None) -> BatchSummary | None:
+    """Make the videos of a batch that are not finished. A failing one is reported and passed over.
+
+    shutdown: requests to end this process, on which the batch ends with a checkpoint of the current video; None if the
+    caller handles none. Returns None on ranks other than 0 that a launcher started.
+
+    Raises InputError if a video cannot be made, before weights are loaded; Stopped, OutputError, or RankError if ranks
+    fail for two videos in succession, with which the batch ends. Calling it again goes on where it ended.
+    """
+    return _Making(batch, prepare_batch(batch), shutdown).carry_out()
+
+
+def prepare_batch(batch: Batch) -> tuple[Entry, ...]:
+    """Check the videos of a batch that are not finished against their models. Reads no weight.
+
+    Videos with the same ranks, and among them those with the same weights, follow each other. Raises InputError.
+    """
+    faults, entries = Faults(), list[Entry]()
+    like: Job | None = None
+    for item in (item for item in batch.items if item.start != "done"):
+        with faults.noted(), naming_row(item.origin, item.origins):
+            task = Task.of(item.config, item.destination, like=like)
+            like = task.job
+            entries.append(Entry(item.name, item.origin, task))
+    faults.check()
+    groups: dict[Hashable, dict[Hashable, list[Entry]]] = {}
+    for entry in entries:
+        groups.setdefault(_ranks_of(entry), {}).setdefault(_weights_of(entry), []).append(entry)
+    return tuple(entry for group in groups.values() for entries in group.values() for entry in entries)
+
+
+def make_videos(share: Share, ranks: Ranks) -> None:
+    """One rank's part of several videos. Raises what ends the batch, and with several ranks what a video raises: other
+    ranks may wait for this one, and only new ones can go on.
+    """
+    networks = Networks(ranks.device, several=True)
+    work = [entry.work for entry in share.entries]
+    with (
+        shown_messages(share.entries[0].task),
+        Overall(work, total=share.total, failed=share.failed, enabled=ranks.first) as overall,
+    ):
+        for entry in share.entries:
+            ranks.shutdown.message = "stopped between two videos"
+            ranks.check_shutdown()
+            overall.begin()
+            try:
+                with named_out_of_memory(str(ranks)):
+                    summary = make_video(entry.task, ranks, networks, overall=overall)
+            except Exception as error:
+                if ranks.size > 1 or _ends_batch(error):
+                    raise
+                if not isinstance(error, VinfinityError):
+                    traceback.print_exc()
+                report_failure(share.journal, entry, described(error, ranks.rank))
+                overall.end(failed=True)
+            else:
+                if ranks.first:
+                    seconds = 0.0 if summary is None else round(summary.seconds, 3)
+                    share.journal.add("made", entry.name, row=entry.row, seconds=seconds)
+                overall.end()
+
+
+def report_failure(journal: Journal, entry: Entry, error: VinfinityError) -> None:
+    """Log that a video failed, and record it in the journal and in the video's run folder."""
+    record_end(entry.task.destination.folder, error)
+    logger.error("%s", f"{entry.name} failed: {error.message}")
+    journal.add("failed", entry.name, row=entry.row, message=error.message, exit_code=error.exit_code)
+
+
+def _ends_batch(error: Exception) -> bool:
+    """Whether an error concerns all videos: a request to end, or a file that cannot be written."""
+    return isinstance(error, Stopped | OutputError)
+
+
+def _ranks_of(entry: Entry) -> tuple[Hashable, ...]:
+    """What videos must have in common to be made by the same ranks."""
+    config = entry.task.job.config
+    return config.gpus, config.device, config.parallel.timeout
+
+
+def _weights_of(entry: Entry) -> tuple[Hashable, ...]:
+    job = entry.task.job
+    return job.card.folder, job.weights_digest, job.config.lora, job.config.dtype, job.config.compile
+
+
+@dataclass
+class _Making:
+    """The launcher's part of a batch."""
+
+    batch: Batch
+    entries: tuple[Entry, ...]
+    shutdown: Shutdown | None
+    started: float = field(default_factory=time.monotonic)
+
+    def __post_init__(self) -> None:
+        self._place = find_place(os.environ)
+        self._writes = self._place is None or self._place.rank == 0
+        self._journal = Journal(self.batch.folder / f"{self.batch.name}{SUFFIX}")
+        self._since = self._journal.size()
+        self._passed_over: Mapping[str, Mapping[str, Any]] = {}
+        self._lost_at: int | None = None
+
+    def carry_out(self) -> BatchSummary | None:
+        skipped = len(self.batch.items) - len(self.entries)
+        if skipped and self._writes:
+            note(f"{skipped} of {len(self.batch.items)} videos are finished already")
+        if not self.entries:
+            return self._summary() if self._writes else None
+        with self._journal.locked() if self._writes else contextlib.nullcontext():
+            if was_restarted(os.environ):
+                # this is the same call to the user, in which a video is tried once
+                self._passed_over = self._earlier_failures()
+            try:
+                for _, share in itertools.groupby(self.entries, key=_ranks_of):
+                    self._make(tuple(share))
+            except VinfinityError as error:
+                error.message += f"; {self._so_far()}"
+                raise
+        return self._summary() if self._writes else None
+
+    def _make(self, share: Sequence[Entry]) -> None:
+        """Make videos that the same ranks can make; with several, they are started again after one that failed."""
+        while left := [entry for entry in share if entry.name not in self._outcomes()]:
+            config = left[0].task.job.config
+            outcomes = self._outcomes()
+            failed = sum(entry["event"] == "failed" for entry in outcomes.values())
+            if self.shutdown is not None and self.shutdown.requested is not None:
+                raise Stopped("stopped between two videos")
+            try:
+                return launch(
+                    make_videos,
+                    Share(tuple(left), self._journal, len(self.batch.items), failed),
+                    gpus=config.gpus,
+                    device=config.device,
+                    timeout=config.parallel.timeout,
+                    shutdown=self.shutdown,
+                    on_error=lambda error: self._failed(share, error),
+                )
+            except VinfinityError as error:
+                if self._failed(share, error):
+                    raise
+
+    def _failed(self, share: Sequence[Entry], error: VinfinityError) -> bool:
+        """Record the error with which ranks ended for the video that they were making; whether it ends the batch."""
+        before = self._outcomes()
+        current = next((entry for entry in share if entry.name not in before), None)
+        if current is None:
+            return True
+        if _ends_batch(error):
+            record_end(current.task.destination.folder, error)
+            return True
+        if self._writes:
+            report_failure(self._journal, current, error)
+        lost = isinstance(error, RankError)
+        again = lost and self._lost_at == len(before)
+        self._lost_at = len(before) + 1 if lost else None
+        # ranks of a launcher cannot be started again from here
+        return again or (self._place is not None and self._place.size > 1)
+
+    def _outcomes(self) -> Mapping[str, Mapping[str, Any]]:
+        """The journal's lines of this call, by video, with those of earlier failures that are not tried again."""
+        return {**self._passed_over, **self._journal.entries(since=self._since)}
+
+    def _earlier_failures(self) -> Mapping[str, Mapping[str, Any]]:
+        names = {entry.name for entry in self.entries}
+        return {
+            name: line
+            for name, line in self._journal.entries().items()
+            if line["event"] == "failed" and name in names
+        }
+
+    def _so_far(self) -> str:
+        summary = self._summary()
+        made = len(summary.made) + len(summary.skipped)
+        failed = f" and {len(summary.failed)} have failed" if summary.failed else ""
+        return f"{made} of {len(self.batch.items)} videos are made{failed}; the same command makes the others"
+
+    def _summary(self) -> BatchSummary:
+        outcomes = self._outcomes()
+        folder = self.batch.folder
+        return BatchSummary(
+            folder=folder,
+            made=tuple(folder / name for name, line in outcomes.items() if line["event"] == "made"),
+            skipped=tuple(folder / item.name for item in self.batch.items if item.start == "done"),
+            failed=tuple(
+                Failure(folder / name, line["row"], line["message"], line["exit_code"])
+                for name, line in outcomes.items()
+                if line["event"] == "failed"
+            ),
+            seconds=time.monotonic() - self.started,
+        )

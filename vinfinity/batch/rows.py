@@ -1,0 +1,189 @@
+"""The rows of a batch: one prompt a line, or any settings per row in YAML, JSON lines or CSV. Imports no torch."""
+
+import csv
+import io
+import json
+import os
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from vinfinity.batch.faults import Faults
+from vinfinity.config import Layer, parse_yaml, read_row
+from vinfinity.errors import InputError
+
+# how to write a row that is neither a prompt nor settings
+REMEDY = "write a prompt, or settings such as `prompt: a red ball`"
+
+# values of a YAML file, with its aliases written out
+MOST_VALUES = 1_000_000
+
+
+@dataclass(frozen=True)
+class Row:
+    """number: of the row, from 1. layer: its settings, with the row as their origin: `prompts.csv, row 3, line 4`."""
+
+    number: int
+    layer: Layer
+
+    @property
+    def origin(self) -> str:
+        return self.layer.origin
+
+
+@dataclass(frozen=True)
+class _Found:
+    """A row as a file has it: a prompt, or settings by name. line: where it begins, from 1, where that is known."""
+
+    content: object
+    line: int | None = None
+    written: bool = False
+
+
+def read_rows(path: Path) -> list[Row]:
+    """The rows of a file, by the ending of its name: .csv, .tsv, .jsonl, .json, .yaml; any other is a prompt a line.
+
+    The first line of a CSV file names the columns; an empty cell is a setting that the row does not give. Raises
+    InputError for each fault, with row and column.
+    """
+    readers: Mapping[str, Callable[[Path, str], Iterator[_Found]]] = {
+        ".csv": _read_csv,
+        ".tsv": _read_csv,
+        ".jsonl": _read_json_lines,
+        ".ndjson": _read_json_lines,
+        ".json": _read_json,
+        ".yaml": _read_yaml,
+        ".yml": _read_yaml,
+    }
+    read = readers.get(path.suffix.lower(), _read_lines)
+    found = list(read(path, _read_text(path)))
+    if not found:
+        raise InputError("FILE", path, "write a prompt a line", problem="has no rows")
+    return rows_of(found, name=path.name)
+
+
+def python_rows(given: Sequence[str | Mapping[str, Any]]) -> list[Row]:
+    """The rows that Python code gives: prompts, or settings by name. Raises InputError."""
+    if isinstance(given, str | Mapping) or not given:
+        problem = "is not a list of rows" if given else "has no rows"
+        raise InputError(
+            "rows", given or "an empty list", "give prompts, or mappings of settings", problem=problem
+        )
+    return rows_of([_Found(content) for content in given], name="rows")
+
+
+def rows_of(found: Sequence[_Found], *, name: str) -> list[Row]:
+    """Rows with their settings by dotted key. name: of the file. Raises InputError, after logging further faults."""
+    rows, faults = [], Faults()
+    for number, one in enumerate(found, 1):
+        line = f", line {one.line}" if one.line is not None else ""
+        origin = f"{name}, row {number}{line}"
+        with faults.noted():
+            rows.append(Row(number, _layer(one, origin)))
+    faults.check()
+    return rows
+
+
+def _layer(found: _Found, origin: str) -> Layer:
+    content = found.content
+    if isinstance(content, str):
+        content = {"prompt": content}
+    if not isinstance(content, Mapping):
+        raise InputError("row", content, REMEDY, problem="is not a row", source=origin)
+    layer = read_row(content, origin=origin, written=found.written)
+    if not str(layer.values.get("prompt", "a prompt for all")).strip():
+        raise InputError("prompt", "", "describe the video", problem="is blank", source=origin)
+    return layer
+
+
+# ---- formats ----
+
+
+def _read_text(path: Path) -> str:
+    if not os.path.isfile(path):
+        problem = "is not a file" if os.path.exists(path) else "does not exist"
+        raise InputError("FILE", path, "check the path", problem=problem)
+    try:
+        # Excel begins files with a byte order mark
+        return path.read_text(encoding="utf-8-sig")
+    except (OSError, UnicodeDecodeError) as error:
+        remedy = "check its permissions and encoding (UTF-8)"
+        raise InputError("FILE", path, remedy, problem="cannot be read") from error
+
+
+def _read_lines(_: Path, text: str) -> Iterator[_Found]:
+    for number, line in enumerate(text.split("\n"), 1):
+        if line.strip():
+            yield _Found(line.strip(), number)
+
+
+def _read_json_lines(path: Path, text: str) -> Iterator[_Found]:
+    for number, line in enumerate(text.split("\n"), 1):
+        if line.strip():
+            yield _Found(_parse_json(path, line, first_line=number), number)
+
+
+def _read_json(path: Path, text: str) -> Iterator[_Found]:
+    yield from _entries(path, _parse_json(path, text) if text.strip() else [])
+
+
+def _read_yaml(path: Path, text: str) -> Iterator[_Found]:
+    rows = parse_yaml(path, text, field="FILE", most=MOST_VALUES)
+    yield from _entries(path, [] if rows is None else rows)
+
+
+def _entries(path: Path, rows: object) -> Iterator[_Found]:
+    if not isinstance(rows, list):
+        remedy = "write a list of rows; settings of all rows go into a file for --config"
+        raise InputError("FILE", path, remedy, problem="is not a list of rows")
+    yield from (_Found(row) for row in rows)
+
+
+def _parse_json(path: Path, text: str, *, first_line: int = 1) -> object:
+    try:
+        return json.loads(text)
+    except ValueError as error:
+        line = first_line + getattr(error, "lineno", 1) - 1
+        reason = getattr(error, "msg", "not JSON")
+        problem = f"is not valid JSON at line {line} ({reason})"
+        raise InputError("FILE", path, "correct the line", problem=problem) from None
+
+
+def _read_csv(path: Path, text: str) -> Iterator[_Found]:
+    delimiter = "\t" if path.suffix.lower() == ".tsv" else ","
+    reader = csv.reader(io.StringIO(text, newline=""), delimiter=delimiter, strict=True)
+    columns: list[str] | None = None
+    line = 1
+    try:
+        for cells in reader:
+            if columns is None and any(cell.strip() for cell in cells):
+                columns = _check_columns(path, [cell.strip() for cell in cells])
+            elif columns is not None and any(cell.strip() for cell in cells):
+                yield _Found(_by_column(path, columns, cells, line), line, written=True)
+            line = reader.line_num + 1
+    except csv.Error as error:
+        problem = f"is not valid CSV at line {reader.line_num} ({error})"
+        raise InputError("FILE", path, "correct the line", problem=problem) from None
+
+
+def _check_columns(path: Path, columns: list[str]) -> list[str]:
+    """The names of the columns. Raises InputError."""
+    source = f"{path.name}, line 1"
+    for column in columns:
+        if columns.count(column) > 1:
+            raise InputError("column", column, "keep one of them", problem="is there twice", source=source)
+    if len(columns) == 1 and any(mark in columns[0] for mark in ";\t"):
+        remedy = "separate columns by commas, or by tabs in a file that ends in .tsv"
+        raise InputError("column", columns[0], remedy, problem="is not the name of a setting", source=source)
+    return columns
+
+
+def _by_column(path: Path, columns: list[str], cells: list[str], line: int) -> dict[str, str]:
+    """The cells that are not empty, by column. Raises InputError for a row with more cells than columns."""
+    extra = [cell for cell in cells[len(columns) :] if cell.strip()]
+    if extra:
+        problem = f"is in no column: the row has {len(cells)} cells, and there are {len(columns)} columns"
+        remedy = "put text with commas in double quotes"
+        raise InputError("cell", extra[0], remedy, problem=problem, source=f"{path.name}, line {line}")
+    return {column: cell.strip() for column, cell in zip(columns, cells, strict=False) if cell.strip()}
