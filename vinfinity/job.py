@@ -2,6 +2,7 @@
 
 from collections.abc import Iterable
 from dataclasses import dataclass, field
+from fractions import Fraction
 from pathlib import Path
 
 import torch
@@ -14,6 +15,7 @@ from vinfinity.denoise.schedule import SchedulerConfig
 from vinfinity.denoise.selection import Selection, select_all
 from vinfinity.denoise.start import pick_sampler
 from vinfinity.errors import InputError
+from vinfinity.media.audio import check_audio
 from vinfinity.media.blocks import check_tile
 from vinfinity.models.family import AUTOENCODER, SCHEDULER, TOKENIZER, TextTokenizer
 from vinfinity.parallel.devices import fallen_back, pick_device
@@ -24,6 +26,7 @@ from vinfinity.runs.earlier import EarlierRun
 from vinfinity.runs.paths import Destination, check_inputs
 from vinfinity.system.files import to_json
 from vinfinity.system.folders import expanded
+from vinfinity.system.numbers import shown_rate
 from vinfinity.system.safetensors import read_header
 from vinfinity.weights.card import ModelCard, files_digest, read_card, weights_digest
 from vinfinity.weights.dtypes import depends_on_shapes, pick_dtype
@@ -115,7 +118,7 @@ class Job:
         }
 
     def tags(self) -> dict[str, str]:
-        """Tags of the MP4: the prompt, and what made it, as JSON."""
+        """Tags of the video: the prompt, and what made it, as JSON."""
         made_by = to_json(self.provenance())
         return {"title": self.config.prompt, "comment": made_by}
 
@@ -132,6 +135,12 @@ class Job:
             concerns.append(f"negative: has no effect: {self.card.name} takes guidance as an input")
         if self.config.parallel.split_guidance and not self.splits_branches:
             concerns.append("parallel.split_guidance: has no effect: there is only one guidance branch")
+        if self.config.audio is not None:
+            sound = check_audio(expanded(self.config.audio, field="audio"))
+            length = Fraction(self.config.frames) / self.config.fps
+            if sound is not None and sound < length:
+                lengths = f"lasts {float(sound):.2f} s, the video {float(length):.2f} s"
+                concerns.append(f"audio: {self.config.audio} {lengths}; the rest is silent")
         for text in self.texts:
             if cut := self.tokenizer(text).cut:
                 concerns.append(f"the text encoder takes {self.tokenizer.length} tokens; cut off: {cut!r}")
@@ -258,7 +267,7 @@ def describe(config: RunConfig, place: Place | None = None) -> list[tuple[str, s
         else f"dual-scope: {config.attention.local} frames on either side, {config.attention.anchors} anchors"
     )
     rows = [
-        ("video", f"{config.frames} frames of {config.size} at {config.fps} fps"),
+        ("video", f"{config.frames} frames of {config.size} at {shown_rate(config.fps)} fps"),
         ("latents", f"1x{channels}x{job.latent_frames}x{height}x{width}"),
         ("model", f"{job.card.name} ({job.card.folder})"),
         *(("lora", f"{lora.path} at {lora.weight:g}, {lora.layers()}") for lora in job.loras),

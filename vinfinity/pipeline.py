@@ -5,6 +5,7 @@ import itertools
 from collections import deque
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
+from fractions import Fraction
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -14,7 +15,8 @@ import torch
 from safetensors.torch import load_file
 from torch import Tensor, nn
 
-from vinfinity.config import RunConfig, VideoConfig, check_suffix
+from vinfinity.config import RunConfig, VideoConfig, VideoFormat, choose_format
+from vinfinity.config.formats import check_rate, check_sound
 from vinfinity.denoise.execution import Execution
 from vinfinity.denoise.kept_frames import KeptFrames
 from vinfinity.denoise.loop import Denoiser, denoise, not_finite
@@ -22,13 +24,16 @@ from vinfinity.denoise.samplers import Sampler, State
 from vinfinity.denoise.scopes import ScheduledContexts
 from vinfinity.denoise.selection import StepNoise
 from vinfinity.denoise.start import noised
-from vinfinity.errors import InputError, OutOfMemoryError
+from vinfinity.errors import InputError, OutOfMemoryError, did_you_mean
 from vinfinity.job import Job, prepare
+from vinfinity.media.audio import check_audio
 from vinfinity.media.blocks import plan_blocks
 from vinfinity.media.decode import decode_frames
 from vinfinity.media.encode import encode_frames
+from vinfinity.media.encoders import check_encoders
+from vinfinity.media.finish import PICTURES
 from vinfinity.media.latents import LatentSource, TensorLatents, pick_latents
-from vinfinity.media.mp4 import Mp4Writer
+from vinfinity.media.writer import VideoWriter
 from vinfinity.models.family import TEXT_ENCODER
 from vinfinity.models.network_call import CallOptions
 from vinfinity.models.offload import store_for
@@ -42,7 +47,7 @@ from vinfinity.resolve import load_config
 from vinfinity.runs.sources import Sources, check_sources, open_input, open_pictures
 from vinfinity.system.folders import expanded, temporary_folder
 from vinfinity.system.out_of_memory import describe, is_out_of_memory, named_out_of_memory
-from vinfinity.system.output import check_output
+from vinfinity.system.output import check_output, check_output_folder
 from vinfinity.system.precision import fp32_products
 from vinfinity.system.progress import note, warn
 from vinfinity.weights.dtypes import pick_dtype
@@ -50,7 +55,22 @@ from vinfinity.weights.load import load_encoder
 
 # settings that `Pipeline` fixes when it loads a model, and those that only runs with files or ranks have
 LOADED = ("model", "device", "dtype", "lora", "decoder", "compile")
-OF_RUNS = ("gpus", "out", "overwrite", "resume", "save_latents", "checkpoint", "edit", "parallel", "video")
+OF_RUNS = (
+    "gpus",
+    "out",
+    "overwrite",
+    "resume",
+    "save_latents",
+    "audio",
+    "checkpoint",
+    "edit",
+    "parallel",
+    "video",
+)
+
+
+# settings of `video` that Video.save takes
+SAVED = ("codec", "crf", "preset", "pixel_format", "quality", "repeat", "bit_depth")
 
 
 # ---- from prompt to latents, on one rank or many ----
@@ -135,7 +155,7 @@ def make_denoiser(
     options = CallOptions(
         branches_at_once=execution.branches,
         store=store_for(execution.skips, device),
-        fps=config.fps_condition or config.fps,
+        fps=float(config.fps_condition or config.fps),
         guidance=config.guidance,
         reuse_depth=config.reuse.depth if config.reuse.interval > 1 else None,
     )
@@ -228,7 +248,7 @@ class Video:
 
     frames: np.ndarray
     latents: Tensor
-    fps: int
+    fps: Fraction | int
     metadata: Mapping[str, str] = field(default_factory=dict)
 
     @property
@@ -237,23 +257,46 @@ class Video:
         return self.frames.shape[2], self.frames.shape[1]
 
     def save(
-        self, path: str | Path, *, overwrite: bool = False, crf: int = 18, preset: str = "medium"
+        self, path: str | Path, *, overwrite: bool = False, audio: str | Path | None = None, **settings: Any
     ) -> Path:
-        """Write an MP4 and return its path. crf, preset: see the settings video.crf and video.preset.
+        """Write the video and return its path. The ending chooses the format: .mp4, .mov, .webm, .gif, .webp, or / for
+        a folder of PNG.
 
-        Raises InputError if the file exists and `overwrite` is false, OutputError if it cannot be written.
+        audio: a file whose sound accompanies it. settings: those of `video`, such as crf=28 or codec="h265". Frames
+        have 8 bits: `generate_file` writes more. Raises InputError if the video exists and `overwrite` is false or if
+        the settings do not suit the format, OutputError if it cannot be written.
         """
+        video = self._format(str(path), settings)
+        sound = None if audio is None else expanded(audio, field="audio")
+        check_rate(video, self.fps)
+        check_sound(video, None if sound is None else str(sound))
+        check_encoders(video, field="path")
+        if sound is not None:
+            check_audio(sound)
         path = expanded(path, field="path")
-        check_suffix("path", str(path), ".mp4")
-        check_output("path", path, overwrite=overwrite, way="pass overwrite=True")
+        if video.container.is_folder:
+            check_output_folder("path", path, overwrite=overwrite, own=PICTURES, way="pass overwrite=True")
+        else:
+            check_output("path", path, overwrite=overwrite, way="pass overwrite=True")
         width, height = self.size
-        codec = VideoConfig(crf=crf, preset=preset)  # type: ignore[arg-type]
-        with Mp4Writer(
-            path, width=width, height=height, fps=self.fps, config=codec, metadata=self.metadata
-        ) as mp4:
+        with VideoWriter(
+            path, video, width=width, height=height, fps=self.fps, metadata=self.metadata, audio=sound
+        ) as writer:
             for frame in self.frames:
-                mp4.write(frame)
+                writer.write(frame if video.sample_bits == 8 else frame.astype(np.uint16) * 257)
         return path
+
+    def _format(self, path: str, settings: Mapping[str, Any]) -> VideoFormat:
+        """Raises InputError for settings that are unknown or do not suit the format."""
+        for name in settings:
+            if name not in SAVED:
+                remedy = did_you_mean(name, SAVED) or f"known are {', '.join(SAVED)}"
+                raise InputError(name, settings[name], remedy, problem="is an unknown setting")
+        video = choose_format(path, VideoConfig(**settings), field="path")
+        if video.bits > 8 and settings.get("bit_depth") is not None:
+            problem = "is more than the 8 bits of the frames"
+            raise InputError("bit_depth", video.bits, "use vinfinity.generate_file", problem=problem)
+        return video
 
     def __repr__(self) -> str:
         width, height = self.size

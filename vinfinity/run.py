@@ -5,6 +5,7 @@ import os
 import time
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass
+from fractions import Fraction
 from functools import partial
 from pathlib import Path
 
@@ -27,6 +28,7 @@ from vinfinity.runs.parts import Parts, save_whole
 from vinfinity.runs.paths import Destination
 from vinfinity.runs.start import how_to_start
 from vinfinity.session import Session, record_end, resumable
+from vinfinity.system.folders import expanded
 from vinfinity.system.overall import Overall
 from vinfinity.system.progress import Progress, messages_shown, terminal_console
 from vinfinity.system.signals import Reaction, Shutdown
@@ -44,7 +46,7 @@ class Summary:
     sheet: Path | None
     frames: int
     size: tuple[int, int]
-    fps: int
+    fps: Fraction | int
     seconds: float
     peak_memory: int
 
@@ -190,7 +192,7 @@ def write_files(
     ranks: Ranks,
     progress: Progress,
 ) -> None:
-    """From latents to MP4 and contact sheet, and the copy of the latents. Ranks other than 0 decode their share."""
+    """From latents to video and contact sheet, and the copy of the latents. Ranks other than 0 decode their share."""
     config = job.config
     if ranks.first and destination.latents is not None:
         save_whole(latents, destination.latents, source="x", name="latents")
@@ -205,9 +207,10 @@ def write_files(
         latent=job.latent,
         size=config.resolution,
         fps=config.fps,
-        codec=config.video,
+        video_format=config.format,
         decode=config.decode,
-        metadata=job.tags(),
+        metadata=job.tags() if config.video.metadata else {},
+        audio=None if config.audio is None else expanded(config.audio, field="audio"),
         unfinished=folder.decoded,
         identity=f"{latents.digest()} {job.decoder_digest}",
         ranks=ranks,

@@ -146,8 +146,8 @@ def test_the_current_phase() -> None:
 
 
 def test_values_may_refer_to_others(tmp_path: Path) -> None:
-    run = write(tmp_path / "run.yaml", "out: videos/${seed}-${video.crf}.mp4\n")
-    assert resolve(run, seed=3).config.out == "videos/3-18.mp4"
+    run = write(tmp_path / "run.yaml", "out: videos/${seed}-${attention.local}.mp4\n")
+    assert resolve(run, seed=3).config.out == "videos/3-8.mp4"
 
 
 @pytest.mark.parametrize(
@@ -278,7 +278,11 @@ def test_an_unknown_key_names_the_nearest(argument: str, meant: str) -> None:
         ("parallel.timeout=.inf", "not a finite number"),
         ("decode.where=everywhere", "choose from rank0, ranks"),
         ("decode.frames=0", "less than 1"),
-        ("video.crf=52", "between 0 and 51"),
+        ("video.crf=52", "H.264 takes 0 to 51"),
+        ("video.crf=64", "between 0 and 63"),
+        ("fps=24/0", "not a frame rate"),
+        ("fps=film", "write it as 24, 23.976 or 24000/1001"),
+        ("fps=1/2", "not between 1 and 240"),
         ("video.preset=slowest", "did you mean slow"),
         ("video.pixel_format=rgb24", "choose from yuv420p"),
         ("lora=[1", "not valid YAML"),

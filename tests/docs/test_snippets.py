@@ -50,4 +50,4 @@ def test_the_python_of_the_guide_runs(tmp_path: Path) -> None:
     code = code.replace('**{"attention', 'frames=4, steps=2, **{"attention')
     run(code, tmp_path)
     made = {path.name for path in tmp_path.glob("*.mp4")}
-    assert made == {"ball.mp4", "long.mp4", *(f"boat-{seed}.mp4" for seed in range(4))}
+    assert made == {"ball.mp4", "small.mp4", "long.mp4", *(f"boat-{seed}.mp4" for seed in range(4))}

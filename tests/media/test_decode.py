@@ -23,7 +23,7 @@ from oracles.settings import run_config
 from safetensors.torch import load_file, save_file
 
 from vinfinity.bench.latents import FileLatents
-from vinfinity.config import DecodeConfig, VideoConfig, digest
+from vinfinity.config import DecodeConfig, VideoConfig, choose_format, digest
 from vinfinity.errors import InputError, OutputError, VinfinityError
 from vinfinity.job import describe, prepare
 from vinfinity.media.background import consume_in_background
@@ -372,7 +372,7 @@ def write(folder: Path, source: LatentSource, *, frames: int, **video: Any) -> P
         video=out,
         sheet=out.with_suffix(".png") if codec.sheet else None,
         frames=frames,
-        codec=codec,
+        video_format=choose_format(None, codec),
         decode=DecodeConfig(),
         latent=(4, 6, 6),
         size=(48, 48),

@@ -14,11 +14,12 @@ WRITER = """
 import os, signal, sys
 from pathlib import Path
 import numpy as np
-from vinfinity.config import VideoConfig
-from vinfinity.media.mp4 import Mp4Writer
+from vinfinity.config import VideoConfig, choose_format
+from vinfinity.media.writer import VideoWriter
 
 frames = np.random.default_rng(0).integers(0, 255, (4, 64, 128, 3), dtype=np.uint8)
-writer = Mp4Writer(Path(sys.argv[1]), width=128, height=64, fps=8, config=VideoConfig(), unfinished=Path(sys.argv[2]))
+video = choose_format(None, VideoConfig())
+writer = VideoWriter(Path(sys.argv[1]), video, width=128, height=64, fps=8, unfinished=Path(sys.argv[2]))
 first = writer.frames
 with writer:
     for index in range(first, int(sys.argv[3])):

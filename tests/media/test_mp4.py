@@ -13,10 +13,11 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from vinfinity.config import VideoConfig
+from vinfinity.config import VideoConfig, choose_format
 from vinfinity.errors import OutputError
-from vinfinity.media.mp4 import Mp4Writer, read_metadata, read_video
+from vinfinity.media.mp4 import read_metadata, read_video
 from vinfinity.media.sheet import ContactSheet, encode_png
+from vinfinity.media.writer import VideoWriter
 
 COLOURS = {
     "red": (255, 0, 0),
@@ -27,6 +28,7 @@ COLOURS = {
     "black": (0, 0, 0),
     "teal": (10, 200, 190),
 }
+MP4 = choose_format(None, VideoConfig())
 
 
 def patches(height: int, width: int) -> np.ndarray:
@@ -44,7 +46,9 @@ def save(
     **metadata: str,
 ) -> None:
     height, width = size
-    with Mp4Writer(path, width=width, height=height, fps=fps, config=config, metadata=metadata) as mp4:
+    video = choose_format(None, config)
+    tags = metadata if config.metadata else {}
+    with VideoWriter(path, video, width=width, height=height, fps=fps, metadata=tags) as mp4:
         for frame in frames:
             mp4.write(frame)
 
@@ -151,7 +155,7 @@ def test_quality_follows_crf(tmp_path: Path) -> None:
 
 def test_a_file_appears_complete_and_readable_by_others(tmp_path: Path) -> None:
     path = tmp_path / "new" / "a.mp4"
-    with Mp4Writer(path, width=16, height=16, fps=8, config=VideoConfig()) as mp4:
+    with VideoWriter(path, MP4, width=16, height=16, fps=8) as mp4:
         mp4.write(patches(16, 16)[0])
         assert not path.exists()
     assert [file.name for file in path.parent.iterdir()] == ["a.mp4"]
@@ -178,7 +182,7 @@ def test_a_failure_leaves_the_old_file_unchanged(tmp_path: Path, failure: type[B
 def test_an_unwritable_path_is_one_error(tmp_path: Path) -> None:
     (tmp_path / "file").write_text("")
     with pytest.raises(OutputError, match="cannot be written"):
-        Mp4Writer(tmp_path / "file" / "a.mp4", width=16, height=16, fps=8, config=VideoConfig())
+        VideoWriter(tmp_path / "file" / "a.mp4", MP4, width=16, height=16, fps=8)
     (tmp_path / "folder.mp4" / "inside").mkdir(parents=True)
     with pytest.raises(OutputError, match="cannot be written"):
         save(tmp_path / "folder.mp4", patches(16, 16), size=(16, 16), config=VideoConfig())

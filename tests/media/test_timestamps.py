@@ -8,8 +8,8 @@ import numpy as np
 import pytest
 from oracles.video import assert_exact_times, times_of_frames
 
-from vinfinity.config import Preset, VideoConfig
-from vinfinity.media.mp4 import Mp4Writer
+from vinfinity.config import Preset, VideoConfig, choose_format
+from vinfinity.media.writer import VideoWriter
 
 PICTURES = [np.full((16, 16, 3), 37 * index % 256, dtype=np.uint8) for index in range(70)]
 FILM, TELEVISION, ROUNDED = Fraction(24000, 1001), Fraction(30000, 1001), Fraction("23.976")
@@ -21,7 +21,8 @@ RATES = [Fraction(rate) for rate in ("1", "2", "3", "7", "8", "24", "25/2", "1/2
 
 
 def write(path: Path, frames: int, fps: Fraction, *, preset: Preset = "medium") -> Path:
-    with Mp4Writer(path, width=16, height=16, fps=fps, config=VideoConfig(preset=preset)) as mp4:
+    video = choose_format(None, VideoConfig(preset=preset))
+    with VideoWriter(path, video, width=16, height=16, fps=fps) as mp4:
         for picture in PICTURES[:frames]:
             mp4.write(picture)
     return path
@@ -77,5 +78,6 @@ def test_frames_have_their_times_after_any_interruption(tmp_path: Path) -> None:
         assert_exact_times(tmp_path / "a.mp4", frames=20, fps=fps)
 
 
-def resumed(path: Path, unfinished: Path, *, fps: Fraction) -> Mp4Writer:
-    return Mp4Writer(path, width=16, height=16, fps=fps, config=VideoConfig(), unfinished=unfinished)
+def resumed(path: Path, unfinished: Path, *, fps: Fraction) -> VideoWriter:
+    video = choose_format(None, VideoConfig())
+    return VideoWriter(path, video, width=16, height=16, fps=fps, unfinished=unfinished)

@@ -28,7 +28,7 @@ from vinfinity.system.signals import Shutdown
 STEPS = 12
 
 
-def config_of(model: Path | str, out: Path, *overrides: str, **flags: Any) -> RunConfig:
+def config_of(model: Path | str, out: Path | str, *overrides: str, **flags: Any) -> RunConfig:
     """The configuration of a short run on the CPU."""
     return configure(
         model, *overrides, **{"out": str(out), "device": "cpu", "dtype": "fp32", "steps": STEPS, **flags}

@@ -1,9 +1,13 @@
 """What players read from an MP4, by FFmpeg's demuxer and decoder."""
 
+import wave
 from fractions import Fraction
 from pathlib import Path
 
 import av
+import numpy as np
+from PIL import ImageSequence
+from PIL.ImageFile import ImageFile
 
 
 def exactly(ticks: int | None, tick: Fraction | None) -> Fraction:
@@ -44,3 +48,48 @@ def assert_exact_times(path: Path, *, frames: int, fps: Fraction | int, complete
                 1, 10**6
             )
     assert times_of_frames(path) == expected
+
+
+def rgb_by_formula(path: Path) -> np.ndarray:
+    """The frames of a Y'CbCr video, (f, h, w, 3) in 0 to 1, by the formulas of BT.709 for limited range, in float64."""
+    frames = []
+    with av.open(str(path)) as container:
+        for frame in container.decode(video=0):
+            bits = frame.format.components[0].bits
+            name = "yuv444p" if bits == 8 else f"yuv444p{bits}le"
+            full = frame.reformat(format=name, interpolation="BICUBIC", threads=1)
+            kind = np.uint8 if bits == 8 else np.uint16
+            y, u, v = (
+                np.frombuffer(bytes(plane), kind).reshape(plane.height, -1)[:, : plane.width]
+                / 2 ** (bits - 8)
+                for plane in full.planes
+            )
+            luma, blue, red = (y - 16) / 219, (u - 128) / 224 * 1.8556, (v - 128) / 224 * 1.5748
+            green = -(0.2126 * red + 0.0722 * blue) / 0.7152
+            frames.append(np.stack([luma + red, luma + green, luma + blue], axis=-1).clip(0, 1))
+    return np.stack(frames)
+
+
+def pictures_in(image: ImageFile) -> int:
+    """The number of pictures in an animation."""
+    return sum(1 for _ in ImageSequence.Iterator(image))
+
+
+def tone(path: Path, *, seconds: float, rate: int = 22_050, frequency: float = 440) -> Path:
+    """A WAV of a sine at half of full scale."""
+    samples = np.sin(2 * np.pi * frequency * np.arange(round(seconds * rate)) / rate) * 2**14
+    with wave.open(str(path), "wb") as file:
+        file.setnchannels(1)
+        file.setsampwidth(2)
+        file.setframerate(rate)
+        file.writeframes(samples.astype("<i2").tobytes())
+    return path
+
+
+def loudness(path: Path) -> tuple[np.ndarray, int]:
+    """The samples of a file's sound, mono, in -1 to 1, and their rate."""
+    with av.open(str(path)) as container:
+        resampler = av.AudioResampler(format="flt", layout="mono", rate=48_000)
+        frames = [part for frame in container.decode(audio=0) for part in resampler.resample(frame)]
+        frames += resampler.resample(None)
+    return np.concatenate([frame.to_ndarray().ravel() for frame in frames]), 48_000

@@ -3,6 +3,7 @@
 import os
 from pathlib import Path
 
+import numpy as np
 import pytest
 import torch
 from oracles.settings import run_config
@@ -10,6 +11,7 @@ from safetensors.torch import save_file
 
 from vinfinity.config import RunConfig
 from vinfinity.errors import InputError
+from vinfinity.media.writer import VideoWriter
 from vinfinity.runs.paths import Destination, check_files, slug
 from vinfinity.system.files import temporary
 
@@ -61,13 +63,23 @@ def test_usable_files_are_accepted_and_nothing_is_written(
 @pytest.mark.parametrize(
     ("given", "message"),
     [
-        ({"out": "a.avi"}, r"out: a\.avi \(argument\) does not end in \.mp4; name it a\.mp4"),
+        ({"out": "a.avi"}, r"out: a\.avi \(argument\) does not end in \.mp4, .*; name it a\.mp4"),
         ({"out": "a"}, r"name it a\.mp4"),
         ({"out": "a.mp4 "}, r"name it a\.mp4"),
         ({"out": "a.mp4. "}, r"name it a\.mp4"),
         ({"out": "a.mp4/.."}, r"name it video\.mp4"),
-        ({"out": ""}, r"out: '' \(argument\) does not end in \.mp4; name it video\.mp4"),
-        ({"out": "/"}, r"name it video\.mp4"),
+        ({"out": ""}, r"out: '' \(argument\) does not end in \.mp4, .*; name it video\.mp4"),
+        ({"out": "/"}, r"names no folder of its own; name a new folder, such as frames/"),
+        ({"out": "new/../"}, "names no folder of its own"),
+        ({"out": "mine.run/"}, "holds other files, such as log.txt; choose another name"),
+        ({"out": "mine.run/", "overwrite": True}, "holds other files, such as log.txt"),
+        ({"out": "pictures/"}, r"pictures already exists; choose another name or add --overwrite"),
+        ({"out": "old.mp4/"}, "has to be a folder, but is a file"),
+        ({"out": "a.gif", "audio": "old.mp4"}, "GIF holds no sound; use .mp4, .mov, .webm"),
+        ({"audio": "nowhere.wav"}, r"audio: nowhere\.wav does not exist; check the path"),
+        ({"audio": "pictures"}, "audio: pictures is not a file"),
+        ({"audio": "old.mp4"}, r"audio: old\.mp4 cannot be read as sound \(.*\); name a file with sound"),
+        ({"audio": "silent.mp4"}, r"audio: silent\.mp4 has no sound"),
         ({"out": ".mp4"}, r"does not end in \.mp4"),
         ({"out": "folder.mp4"}, "is a folder"),
         ({"out": "old.mp4"}, "already exists; choose another name or add --overwrite"),
@@ -112,6 +124,10 @@ def test_unusable_files_are_refused(
     for file in ("run.run", "mine.run/thesis.tex", "mine.run/log.txt", "earlier.run/run.json"):
         (tmp_path / file).touch()
     (tmp_path / "link.run").symlink_to("earlier.run")
+    (tmp_path / "pictures").mkdir()
+    (tmp_path / "pictures" / "000000.png").touch()
+    with VideoWriter(tmp_path / "silent.mp4", run_config().format, width=16, height=16, fps=8) as video:
+        video.write(np.zeros((16, 16, 3), np.uint8))
     with pytest.raises(InputError, match=message):
         check(run_config(prompt="a ball", **given))
 

@@ -135,7 +135,8 @@ def _item(row: Row, resolved: Resolved, folder: Path, sample: int, taken: Taken)
     }
     with naming_row(row.origin, origins):
         name = file_name("out", config.out or DEFAULT, values, origin=row.origin)
-        files = {"out": str(folder / name)}
+        # the slash of a folder of PNG is kept
+        files = {"out": f"{folder / name}/" if name.endswith("/") else str(folder / name)}
         if config.save_latents is not None:
             latents = file_name("save_latents", config.save_latents, values, origin=row.origin)
             files["save_latents"] = str(folder / latents)

@@ -16,11 +16,11 @@ from safetensors.torch import save_file
 from torch import Tensor
 
 from vinfinity.bench.latents import FileLatents
-from vinfinity.config import DecodeConfig, VideoConfig, parse_size
+from vinfinity.config import DecodeConfig, VideoConfig, choose_format, parse_size
 from vinfinity.media.blocks import Blocks, check_tile, plan_blocks
 from vinfinity.media.decode import decode_frames
-from vinfinity.media.mp4 import Mp4Writer
 from vinfinity.media.video import write_video
+from vinfinity.media.writer import VideoWriter
 from vinfinity.models.decoder import Decoder
 from vinfinity.parallel.devices import pick_device
 from vinfinity.parallel.ranks import Ranks
@@ -176,7 +176,11 @@ class _Bench:
     ) -> None:
         self.network, self.path, self.frames = network, path, frames
         self.latent, self.size, self.ranks = latent, size, ranks
-        self.decode, self.video, self.codec = decode, path.with_suffix(".mp4"), VideoConfig()
+        self.decode, self.video, self.format = (
+            decode,
+            path.with_suffix(".mp4"),
+            choose_format(None, VideoConfig()),
+        )
         self.blocks = plan_blocks(decode, network.config, latent[1:])
         self._pictures: list[np.ndarray] = []
 
@@ -209,7 +213,7 @@ class _Bench:
 
     def _encode(self) -> None:
         width, height = self.size
-        with Mp4Writer(self.video, width=width, height=height, fps=FPS, config=self.codec) as mp4:
+        with VideoWriter(self.video, self.format, width=width, height=height, fps=FPS) as mp4:
             for picture in itertools.islice(itertools.cycle(self._pictures), self.frames):
                 mp4.write(picture)
 
@@ -220,7 +224,7 @@ class _Bench:
             video=self.video,
             sheet=None,
             frames=self.frames,
-            codec=self.codec,
+            video_format=self.format,
             decode=self.decode,
             latent=self.latent,
             size=self.size,

@@ -182,10 +182,11 @@ def config(
 
 def print_summary(summary: "Summary") -> None:
     """Prints what a run made."""
+    from vinfinity.system.numbers import shown_rate
     from vinfinity.system.progress import duration
 
     width, height = summary.size
-    length = f"{summary.frames / summary.fps:.1f} s at {summary.fps} fps"
+    length = f"{float(summary.frames / summary.fps):.1f} s at {shown_rate(summary.fps)} fps"
     rows = [("video", str(summary.out)), ("", f"{summary.frames} frames of {width}x{height}, {length}")]
     if summary.sheet is not None:
         rows.append(("contact sheet", str(summary.sheet)))

@@ -88,7 +88,7 @@ def decode(
         flags = given | {"out": out, "decoder": decoder, "device": device, **_gpus(gpus, default="1")}
         resolved = load_run(folder, overrides=settings or [], flags=flags)
         with name_sources(resolved.origins):
-            destination = Destination.of(resolved.config)
+            destination = Destination.of(resolved.config).beside(folder, overwrite=overwrite)
             check_files(resolved.config, destination, overwrite=overwrite)
             if not (folder.latents / "manifest.json").exists():
                 remedy = f"compute them with `vinfinity resume {folder.path}`"

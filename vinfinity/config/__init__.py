@@ -7,9 +7,11 @@ schema     what a setting declares, and the checks that follow from it
 settings   every setting, declared once
 yaml       YAML with decimal numbers, in which every text is kept
 sources    defaults, the model's card, YAML, key=value and flags merged into a configuration
+formats    containers and codecs of videos, by the ending of a name
 text       a configuration as YAML, the digest of the latents, explanations
 """
 
+from vinfinity.config.formats import VideoFormat, choose_format
 from vinfinity.config.schema import Declared, Group, Setting, plain_text
 from vinfinity.config.settings import (
     AttentionConfig,
@@ -63,8 +65,10 @@ __all__ = [
     "Sampler",
     "Setting",
     "VideoConfig",
+    "VideoFormat",
     "changes_latents",
     "check_suffix",
+    "choose_format",
     "declared",
     "digest",
     "explain",

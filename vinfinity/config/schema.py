@@ -15,11 +15,12 @@ import types
 import typing
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import MISSING, dataclass
+from fractions import Fraction
 from functools import cache
 from typing import Any, ClassVar, Literal
 
 from vinfinity.errors import CONTROL, InputError, did_you_mean, escaped
-from vinfinity.system.numbers import read_number
+from vinfinity.system.numbers import read_number, read_rate
 
 # per type: its name, what is wrong with a value of another type, and the remedy
 TYPES = {
@@ -27,6 +28,7 @@ TYPES = {
     int: ("whole number", "is not a whole number", "write it in decimal digits, such as 24"),
     float: ("number", "is not a number", "write it as a decimal number, such as 7.5"),
     str: ("text", "is not text", "put it in quotes"),
+    Fraction: ("number or fraction", "is not a frame rate", "write it as 24, 23.976 or 24000/1001"),
 }
 # the largest whole number of a setting that declares none: more frames, say, than anyone can wait for
 MOST = 1_000_000
@@ -124,7 +126,7 @@ class Declared:
     @property
     def metavar(self) -> str | None:
         """What `--help` shows in place of its value; None for a switch."""
-        by_type = {bool: None, int: "N", float: "X", str: "TEXT"}.get(bare(self.kind))
+        by_type = {bool: None, int: "N", float: "X", str: "TEXT", Fraction: "N"}.get(bare(self.kind))
         return self.setting.metavar or "|".join(str(choice) for choice in self.choices) or by_type
 
     @property
@@ -178,7 +180,10 @@ def declarations(kind: type[Group]) -> Mapping[str, Declared]:
 
 
 def typed(value: Any, kind: Any, *, key: str) -> Any:
-    """`value` as the type `kind`, without any conversion but int to float and list to tuple. Raises InputError."""
+    """`value` as the type `kind`, without any conversion but int to float, list to tuple and number or text to rate.
+
+    Raises InputError.
+    """
     if value is None and _optional(kind):
         return None
     kind = bare(kind)
@@ -199,6 +204,11 @@ def typed(value: Any, kind: Any, *, key: str) -> Any:
         names = [str(choice) for choice in choices]
         meant, known = did_you_mean(str(value), names), f"choose from {', '.join(names)}"
         raise InputError(key, value, f"{meant} ({known})" if meant else known, problem="is not a choice")
+    if kind is Fraction:
+        rate = read_rate(value)
+        if rate is None:
+            raise InputError(key, value, TYPES[kind][2], problem=TYPES[kind][1])
+        return rate
     if isinstance(value, kind) and (kind is bool or not isinstance(value, bool)):
         if kind is str:
             _check_text(value, key=key)
@@ -248,11 +258,13 @@ def in_range(value: Any, declared: Setting, *, key: str) -> None:
 
 
 def plain(value: Any) -> Any:
-    """A value as lists, dicts and scalars, as YAML and JSON have them; a path as text."""
+    """A value as lists, dicts and scalars, as YAML and JSON have them; a path or a fraction as text."""
     if dataclasses.is_dataclass(value) and not isinstance(value, type):
         return {name: plain(entry) for name, entry in vars(value).items()}
     if isinstance(value, os.PathLike):
         return os.fspath(value)
+    if isinstance(value, Fraction):
+        return value.numerator if value.denominator == 1 else str(value)
     return [plain(entry) for entry in value] if isinstance(value, list | tuple) else value
 
 

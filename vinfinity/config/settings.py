@@ -5,11 +5,20 @@ import re
 import typing
 from collections.abc import Mapping
 from dataclasses import dataclass
+from fractions import Fraction
 from functools import cache
 from itertools import pairwise
 from pathlib import PurePath
 from typing import Literal
 
+from vinfinity.config.formats import (
+    ENDINGS,
+    VideoFormat,
+    check_ending,
+    check_rate,
+    check_sound,
+    choose_format,
+)
 from vinfinity.config.schema import Declared, Group, declarations, from_model, setting
 from vinfinity.errors import InputError
 
@@ -17,6 +26,8 @@ Sampler = Literal["ddim", "dpmsolver++", "sde-dpmsolver++", "videocrafter2", "lc
 Device = Literal["auto", "cuda", "cpu"]
 Dtype = Literal["auto", "fp32", "fp16", "bf16"]
 Memory = Literal["auto", "low", "fast"]
+Codec = Literal["h264", "h265", "av1", "vp9", "prores"]
+BitDepth = Literal[8, 10, 16]
 PixelFormat = Literal["yuv420p", "yuv422p", "yuv444p"]
 Fit = Literal["cover", "contain", "stretch"]
 Preset = Literal[
@@ -78,7 +89,7 @@ def check_suffix(field: str, path: str, suffix: str) -> None:
 
 
 def _check_out(path: str) -> None:
-    check_suffix("out", path, ".mp4")
+    check_ending("out", path)
 
 
 def _check_latents(path: str) -> None:
@@ -368,22 +379,53 @@ class DecodeConfig(Group, name="decode", latents=False):
 
 @dataclass(frozen=True, kw_only=True)
 class VideoConfig(Group, name="video", latents=False):
-    """The MP4 and the files beside it."""
+    """The video file and the files beside it. The ending of `out` chooses the format."""
 
-    crf: int = setting(
-        18,
-        "Constant rate factor of x264: 0 is lossless, 18 visually lossless, 51 the worst quality.",
+    codec: Codec | None = setting(
+        None,
+        "Codec: h264, h265 or av1 in .mp4; prores, h264 or h265 in .mov; vp9 or av1 in .webm.",
+        unset="the first of those",
+    )
+    bit_depth: BitDepth | None = setting(
+        None,
+        "Bits per sample: 8 or 10 with h265 and av1, 10 with prores, 8 or 16 in PNG.",
+        unset="10 with prores, else 8",
+    )
+    crf: int | None = setting(
+        None,
+        "Constant rate factor of the codec: lower is better and larger. h264 and h265 take 0 to 51, vp9 0 to 63, av1 "
+        "1 to 63.",
         least=0,
-        most=51,
-        remedy="18 is visually lossless, 23 x264's default",
+        most=63,
+        remedy="leave it out for a visually lossless video",
+        unset="visually lossless: 18 for h264, 20 for h265, 24 for av1 and vp9",
     )
-    preset: Preset = setting("medium", "Preset of x264; slower ones make smaller files.")
-    pixel_format: PixelFormat = setting(
-        "yuv420p", "Pixel format: yuv420p plays everywhere, yuv444p keeps the full colour resolution."
+    preset: Preset | None = setting(
+        None,
+        "Speed of the codec, by the names of x264; slower ones make smaller files. prores has none.",
+        unset="medium",
     )
-    metadata: bool = setting(True, "Whether the MP4 contains the prompt, the seed and the settings.")
+    pixel_format: PixelFormat | None = setting(
+        None,
+        "Pixel format: yuv420p plays everywhere, yuv444p keeps the full colour resolution. av1 has yuv420p only.",
+        unset="yuv420p, or yuv422p with prores",
+    )
+    quality: int | None = setting(
+        None,
+        "Quality of a WebP, from 0 to 100.",
+        least=0,
+        most=100,
+        remedy="90 is the default, 75 makes much smaller files",
+        unset="90",
+    )
+    repeat: bool | None = setting(
+        None,
+        "Whether a GIF or a WebP repeats for ever; false plays it once.",
+        unset="true",
+    )
+    metadata: bool = setting(True, "Whether the video contains the prompt, the seed and the settings.")
     sheet: bool = setting(
-        True, "Whether a contact sheet is written beside the MP4: a PNG of evenly spread frames."
+        True, "Whether a contact sheet is written beside the video: a PNG of evenly spread frames."
     )
 
 
@@ -419,8 +461,9 @@ class RunConfig(Group):
         panel=VIDEO,
         metavar="WxH",
     )
-    fps: int = from_model(
-        "Playback speed, in frames per second. Models that take a frame rate as input are given it, too.",
+    fps: Fraction | int = from_model(
+        "Playback speed, in frames per second, such as 24, 23.976 or 30000/1001. Models that take a frame rate as "
+        "input are given it, too.",
         least=1,
         most=240,
         remedy="24 is the speed of cinema",
@@ -491,13 +534,21 @@ class RunConfig(Group):
     )
     out: str | None = setting(
         None,
-        "Path of the video.",
+        "Path of the video; its ending chooses the format.",
         check=_check_out,
-        unset="named after the prompt",
+        form=f"ends in {ENDINGS}",
+        unset="named after the prompt, .mp4",
         latents=False,
         panel=FILES,
         short="-o",
         metavar="FILE.mp4",
+    )
+    audio: str | None = setting(
+        None,
+        "File whose sound accompanies the video; cut at its end, or followed by silence.",
+        latents=False,
+        panel=FILES,
+        metavar="FILE",
     )
     overwrite: bool = setting(False, "Replace existing files.", latents=False, panel=FILES)
     resume: bool = setting(False, "Resume the run of this video if there is one.", latents=False, panel=FILES)
@@ -545,9 +596,17 @@ class RunConfig(Group):
         """(width, height) of the video in pixels."""
         return parse_size(self.size)
 
+    @property
+    def format(self) -> VideoFormat:
+        """The format of the video, by the ending of `out` and `video`."""
+        return choose_format(self.out, self.video)
+
     def _check_together(self) -> None:
         if self.prompt and not self.prompt.strip():
             raise InputError("prompt", self.prompt, "describe the video", problem="is blank")
+        video = self.format
+        check_rate(video, self.fps)
+        check_sound(video, self.audio)
         if self.frames == 1 and len(self.input.pictures) == 2:
             problem = "cannot be held to two pictures"
             raise InputError("frames", self.frames, "ask for at least 2", problem=problem)

@@ -341,6 +341,9 @@ def _read_text(key: str, text: str, *, origin: str) -> object:
     if kind is str or any(isinstance(choice, str) for choice in setting.choices):
         # a prompt may hold colons, braces or a lone `no`
         return literal(text)
+    if kind is Fraction:
+        # read_rate reads numbers, too, and decimals exactly
+        return text
     if kind in (int, float) or setting.choices:
         number = read_number(text)
         # what is not a number of the right type is shown as it was written

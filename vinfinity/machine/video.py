@@ -18,6 +18,7 @@ ENCODERS = (
     "gif",
     "png",
     "aac",
+    "libopus",
 )
 NEEDED = "libx264"
 

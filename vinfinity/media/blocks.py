@@ -45,8 +45,10 @@ def check_tile(config: DecodeConfig, *, downscale: int) -> None:
         )
 
 
-def plan_blocks(config: DecodeConfig, decoder: AutoencoderConfig, latent: tuple[int, int]) -> Blocks:
-    """The blocks and tiles that `config` asks for. latent: (h, w).
+def plan_blocks(
+    config: DecodeConfig, decoder: AutoencoderConfig, latent: tuple[int, int], *, sample_bytes: int = 1
+) -> Blocks:
+    """The blocks and tiles that `config` asks for. latent: (h, w). sample_bytes: of the pictures, 1 or 2.
 
     Without `decode.frames`, a block has as many frames as fit into 512 MiB, at least 1 and at most 8. Raises InputError
     if a tensor would have more elements than kernels can index.
@@ -58,8 +60,8 @@ def plan_blocks(config: DecodeConfig, decoder: AutoencoderConfig, latent: tuple[
     rows, columns = (height, width) if side is None else (min(side, height), min(side, width))
     area = decoder.downscale**2
     hidden = 4 * decoder.peak_channels * rows * columns * area
-    # 8-bit pictures of this block, and of the block before, which are still being written
-    pictures = 2 * 3 * height * width * area
+    # pictures of this block, and of the block before, which are still being written
+    pictures = sample_bytes * 2 * 3 * height * width * area
     # the lower edges of two rows of tiles, and the right edge of a tile
     edges = 0
     if side is not None:

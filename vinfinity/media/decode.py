@@ -21,6 +21,8 @@ from vinfinity.system.precision import fp32_products
 
 T = TypeVar("T")
 LABEL = "decoding"
+# the type of a picture's samples, by their bits
+SAMPLES = {8: torch.uint8, 16: torch.uint16}
 
 
 def decode_frames(
@@ -32,13 +34,15 @@ def decode_frames(
     size: tuple[int, int],
     blocks: Blocks,
     ranks: Ranks,
+    bits: int = 8,
 ) -> Iterator[np.ndarray]:
     """Decodes frames of a video, in order; yields on rank 0 only.
 
     source: the latents as the sampler left them, on rank 0; read a block at a time. frames: contiguous, up to the end
     of the video. latent: (c, h, w). size: (width, height) of the frames in pixels, cut from the middle of the decoded
     pictures. Several ranks take turns: each has two blocks in memory, whatever the length of the video. The blocks, and
-    with them the pictures, are the same on any number of ranks. Yields (height, width, 3) uint8.
+    with them the pictures, are the same on any number of ranks. Yields (height, width, 3), uint8 or, if `bits` is 16,
+    uint16.
 
     Raises Stopped between two pictures if this rank was asked to end.
     """
@@ -48,7 +52,9 @@ def decode_frames(
         range(start, min(start + blocks.frames, frames.stop))
         for start in range(frames.start - surplus, frames.stop, blocks.frames)
     ]
-    pictures = _decode_blocks(decoder, source, spans, latent=latent, size=size, tile=blocks.tile, ranks=ranks)
+    pictures = _decode_blocks(
+        decoder, source, spans, latent=latent, size=size, tile=blocks.tile, ranks=ranks, bits=bits
+    )
     for picture in itertools.islice(pictures, surplus, None):
         ranks.shutdown.check()
         yield picture
@@ -63,6 +69,7 @@ def _decode_blocks(
     size: tuple[int, int],
     tile: int | None,
     ranks: Ranks,
+    bits: int,
 ) -> Iterator[np.ndarray]:
     """The pictures of blocks of frames, in order, on rank 0. spans: the frames of each block."""
     width, height = size
@@ -75,8 +82,9 @@ def _decode_blocks(
                 ranks.shutdown.check()
                 yield ranks.receive(torch.empty(latent[0], len(span), *latent[1:]), 0, label=LABEL)
 
-        for block in one_ahead(decode_block(decoder, x, size=size, tile=tile) for x in received()):
-            ranks.send(block.wait(), 0, label=LABEL)
+        for block in one_ahead(decode_block(decoder, x, size=size, tile=tile, bits=bits) for x in received()):
+            # as bytes: backends know no unsigned numbers of 16 bits
+            ranks.send(block.wait().view(torch.uint8), 0, label=LABEL)
         return
     assert source is not None
 
@@ -84,15 +92,18 @@ def _decode_blocks(
         for rank, span in enumerate(spans[1:], start=1):
             ranks.send(source.read(span).contiguous(), rank, label=LABEL)
 
-    own = one_ahead(decode_block(decoder, source.read(spans[0]), size=size, tile=tile) for spans in rounds)
+    own = one_ahead(
+        decode_block(decoder, source.read(spans[0]), size=size, tile=tile, bits=bits) for spans in rounds
+    )
     hand_out(rounds[0] if rounds else [])
     for current, following in zip(rounds, [*rounds[1:], []], strict=True):
         # the other ranks send the pictures of a round after they have the latents of the next one
         hand_out(following)
         yield from next(own).wait().numpy()
         for rank, span in enumerate(current[1:], start=1):
-            pictures = torch.empty(len(span), height, width, 3, dtype=torch.uint8)
-            yield from ranks.receive(pictures, rank, label=LABEL).numpy()
+            pictures = torch.empty(len(span), height, width, 3, dtype=SAMPLES[bits])
+            ranks.receive(pictures.view(torch.uint8), rank, label=LABEL)
+            yield from pictures.numpy()
 
 
 def one_ahead(items: Iterable[T]) -> Iterator[T]:
@@ -112,8 +123,8 @@ def one_ahead(items: Iterable[T]) -> Iterator[T]:
 class DecodedBlock:
     """The pictures of a block, on the CPU or on their way there.
 
-    pictures: (f, height, width, 3) uint8. finite: (), whether all decoded values are finite. latents: (c, f, h, w).
-    ready: the event after which pictures and flag are on the CPU; None: they are there.
+    pictures: (f, height, width, 3) uint8 or uint16. finite: (), whether all decoded values are finite.
+    latents: (c, f, h, w). ready: the event after which pictures and flag are on the CPU; None: they are there.
     """
 
     pictures: Tensor
@@ -135,14 +146,15 @@ class DecodedBlock:
 
 @torch.inference_mode()
 def decode_block(
-    decoder: Decoder, latents: Tensor, *, size: tuple[int, int], tile: int | None
+    decoder: Decoder, latents: Tensor, *, size: tuple[int, int], tile: int | None, bits: int = 8
 ) -> DecodedBlock:
     """Starts to decode a block, without waiting for a GPU.
 
     latents: (c, f, h, w) on the CPU. size: (width, height) in pixels, no larger than what the latents decode to.
-    tile: see `decode_tiles`.
+    tile: see `decode_tiles`. bits: of a sample, 8 or 16.
     """
     width, height = size
+    white = 2**bits - 1
     weight = next(decoder.parameters())
     on_gpu = weight.device.type == "cuda"
     # copies from memory that is not pinned would make the host wait
@@ -150,18 +162,20 @@ def decode_block(
     x = pinned.to(weight.device, weight.dtype, non_blocking=True).transpose(0, 1)
     x = x.contiguous(memory_format=torch.channels_last)
     factor = decoder.config.downscale
-    whole = x.new_empty(len(x), factor * x.shape[2], factor * x.shape[3], 3, dtype=torch.uint8)
+    whole = x.new_empty(len(x), factor * x.shape[2], factor * x.shape[3], 3, dtype=SAMPLES[bits])
     finite = torch.ones((), dtype=torch.bool, device=weight.device)
     with fp32_products(tf32=True):
         for top, left, piece in decode_tiles(decoder, x, tile=tile):
             finite &= piece.isfinite().all()
-            pixels = piece.float().mul(127.5).add_(127.5).round_().clamp_(0, 255).permute(0, 2, 3, 1)
+            pixels = (
+                piece.float().mul(white / 2).add_(white / 2).round_().clamp_(0, white).permute(0, 2, 3, 1)
+            )
             whole[:, top : top + pixels.shape[1], left : left + pixels.shape[2]] = pixels
     top, left = (whole.shape[1] - height) // 2, (whole.shape[2] - width) // 2
     pictures = whole[:, top : top + height, left : left + width].contiguous()
     if not on_gpu:
         return DecodedBlock(pictures, finite, latents, None)
-    host = torch.empty(pictures.shape, dtype=torch.uint8, pin_memory=True)
+    host = torch.empty(pictures.shape, dtype=pictures.dtype, pin_memory=True)
     flag = torch.empty((), dtype=torch.bool, pin_memory=True)
     host.copy_(pictures, non_blocking=True)
     flag.copy_(finite, non_blocking=True)

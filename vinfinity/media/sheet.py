@@ -70,6 +70,13 @@ def encode_png(image: np.ndarray) -> bytes:
     return b"".join(bytes(packet) for packet in [*codec.encode(picture), *codec.encode()])
 
 
+def to_8_bits(frame: np.ndarray) -> np.ndarray:
+    """A frame of 16 bits per sample, or of 8, with 8."""
+    if frame.dtype == np.uint8:
+        return frame
+    return (frame / np.float32(257)).round().astype(np.uint8)
+
+
 def _thumbnail(frame: np.ndarray) -> np.ndarray:
     height, width, _ = frame.shape
     shrink = THUMBNAIL_SIDE / max(height, width)

@@ -101,12 +101,12 @@ def video_defaults(path: str, fps: Fraction | None) -> tuple[Mapping[str, object
 
 def own_fps(rate: Fraction) -> Fraction:
     """The rate at which a video of that rate is shown, within what the setting `fps` takes."""
-    return min(max(Fraction(round(rate)), Fraction(SLOWEST)), Fraction(FASTEST))
+    return min(max(rate.limit_denominator(1001), Fraction(SLOWEST)), Fraction(FASTEST))
 
 
-def rate_value(rate: Fraction) -> int:
+def rate_value(rate: Fraction) -> int | str:
     """A frame rate as a value of the setting `fps`."""
-    return int(rate)
+    return rate.numerator if rate.denominator == 1 else str(rate)
 
 
 def check_shape(source: Source, size: tuple[int, int], *, fit: str | None) -> None:

@@ -1,19 +1,20 @@
-"""From the latents of a whole video to its files: the MP4, and a contact sheet beside it."""
+"""From the latents of a whole video to its files: the video, and a contact sheet beside it."""
 
 import itertools
 import json
 from collections.abc import Mapping
+from fractions import Fraction
 from pathlib import Path
 
 import numpy as np
 
-from vinfinity.config import DecodeConfig, VideoConfig
+from vinfinity.config import DecodeConfig, VideoFormat
 from vinfinity.media.background import consume_in_background
 from vinfinity.media.blocks import plan_blocks
 from vinfinity.media.decode import decode_block, decode_frames
 from vinfinity.media.latents import LatentSource
-from vinfinity.media.mp4 import Mp4Writer
-from vinfinity.media.sheet import ContactSheet
+from vinfinity.media.sheet import ContactSheet, to_8_bits
+from vinfinity.media.writer import VideoWriter
 from vinfinity.models.decoder import Decoder
 from vinfinity.parallel.ranks import Ranks
 from vinfinity.system.progress import Progress
@@ -28,20 +29,22 @@ def write_video(
     frames: int,
     latent: tuple[int, int, int],
     size: tuple[int, int],
-    fps: int,
-    codec: VideoConfig,
+    fps: Fraction | int,
+    video_format: VideoFormat,
     decode: DecodeConfig,
     metadata: Mapping[str, str],
     ranks: Ranks,
     progress: Progress,
+    audio: Path | None = None,
     unfinished: Path | None = None,
     identity: str = "",
 ) -> None:
-    """Decodes the latents into an MP4, which a background thread encodes, with a contact sheet beside it.
+    """Decodes the latents into a video, which a background thread encodes, with a contact sheet beside it.
 
     source: the latents, on rank 0. Other ranks only decode their share and write nothing.
     video, sheet: the files to write; no contact sheet if `sheet` is None. frames: length of the video.
-    latent: (c, h, w) of one frame. size: (width, height) of the video in pixels. metadata, unfinished: see Mp4Writer.
+    latent: (c, h, w) of one frame. size: (width, height) of the video in pixels.
+    metadata, audio, unfinished: see VideoWriter.
     identity: covers the latents and the decoder. Frames that an earlier call with the same identity left in
     `unfinished` are not decoded again. Raises OutputError if a file cannot be written.
     """
@@ -51,20 +54,22 @@ def write_video(
     width, height = size
     writer = None
     if ranks.first:
-        writer = Mp4Writer(
+        writer = VideoWriter(
             video,
+            video_format,
             width=width,
             height=height,
             fps=fps,
-            config=codec,
             metadata=metadata,
+            audio=audio,
             unfinished=unfinished,
             identity=json.dumps([identity, frames, blocks.frames, blocks.tile]),
         )
     first = together.collect(writer.frames if writer else 0)[0]
     remaining = range(first, frames)
+    bits = video_format.sample_bits
     pictures = decode_frames(
-        decoder, source, frames=remaining, latent=latent, size=size, blocks=blocks, ranks=together
+        decoder, source, frames=remaining, latent=latent, size=size, blocks=blocks, ranks=together, bits=bits
     )
     if source is None or writer is None:
         for _ in pictures:
@@ -76,7 +81,7 @@ def write_video(
 
     def write(picture: np.ndarray) -> None:
         if contact is not None and writer.frames in contact.frames:
-            contact.add(picture)
+            contact.add(to_8_bits(picture))
         writer.write(picture)
 
     with writer:

@@ -86,7 +86,7 @@ def trace_memory(run: Outline, execution: Execution) -> RunMemory:
     """Traces the memory of a run's fullest rank."""
     c, h, w = run.latent
     width, height = run.size
-    picture = width * height * 3
+    picture = width * height * 3 * run.config.format.sample_bits // 8
     return RunMemory(
         execution=execution,
         step=step_memory(run.call, execution, run.sampler, branches=run.branches_per_rank),

@@ -123,7 +123,12 @@ class Outline:
     @property
     def blocks(self) -> Blocks:
         """The blocks in which the video is decoded."""
-        blocks = plan_blocks(self.config.decode, self.decoder.config, self.latent[1:])
+        blocks = plan_blocks(
+            self.config.decode,
+            self.decoder.config,
+            self.latent[1:],
+            sample_bytes=self.config.format.sample_bits // 8,
+        )
         return replace(blocks, frames=min(blocks.frames, self.config.frames))
 
     def with_changes(

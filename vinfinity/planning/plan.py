@@ -18,10 +18,6 @@ from vinfinity.planning.trace import CallWork, trace_work
 from vinfinity.system.memory import free_on_host
 from vinfinity.weights.card import planned_card
 
-# bits per pixel of an MP4 at crf 18: an estimate, since filmed material lies between 0.05 and 0.5
-MP4_BITS = 0.25
-# steps of x264's rate factor that halve the file
-CRF_HALVES = 6
 # of distilled models
 FEW_STEPS = 4
 
@@ -85,10 +81,14 @@ class Plan:
 
     @property
     def video_bytes(self) -> int:
-        """Estimated size of the MP4."""
+        """Estimated size of the video."""
+        return self.run.config.format.bytes(self._pixels)
+
+    @property
+    def _pixels(self) -> int:
+        """Of all frames."""
         width, height = self.run.size
-        quality = 2 ** ((18 - self.run.config.video.crf) / CRF_HALVES)
-        return round(self.run.config.frames * width * height * MP4_BITS / 8 * quality)
+        return self.run.config.frames * width * height
 
     @property
     def checkpoint_bytes(self) -> int:
@@ -100,12 +100,14 @@ class Plan:
 
     @property
     def disk_bytes(self) -> int:
-        """Peak disk usage: checkpoints during denoising, then latents, and the MP4 twice at the end."""
+        """Peak disk usage: checkpoints during denoising, then latents, and at the end the frames as they
+        were kept while decoding, and the video."""
         checkpoints = self.run.config.checkpoint
         keep = 0 if checkpoints.every == "never" else checkpoints.keep
         denoising = (keep + (keep > 0)) * self.checkpoint_bytes
         between = keep * self.checkpoint_bytes + self.latents_bytes
-        decoding = self.latents_bytes + 2 * self.video_bytes
+        kept = self.run.config.format.encoded.bytes(self._pixels)
+        decoding = self.latents_bytes + kept + self.video_bytes
         saved = self.latents_bytes if self.run.config.save_latents else 0
         return max(denoising, between, decoding) + saved
 

@@ -54,7 +54,7 @@ def table(plan: Plan) -> list[tuple[str, ...]]:
     )
     free = shutil.disk_usage(_existing_parent(Destination.of(run.config).video)).free
     disk = (
-        f"at most {gigabytes(plan.disk_bytes)}, {gigabytes(free)} free: MP4 about {gigabytes(plan.video_bytes)},"
+        f"at most {gigabytes(plan.disk_bytes)}, {gigabytes(free)} free: video about {gigabytes(plan.video_bytes)},"
         f" latents {gigabytes(plan.latents_bytes)}, a checkpoint {gigabytes(plan.checkpoint_bytes)}"
     )
     rows: list[tuple[str, ...]] = [

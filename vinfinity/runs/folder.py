@@ -1,4 +1,4 @@
-"""NAME.run beside NAME.mp4: the settings of a run, its history, and what it has computed so far."""
+"""NAME.run beside the video NAME.mp4: the settings of a run, its history, and what it has computed so far."""
 
 import contextlib
 import datetime
@@ -14,6 +14,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from vinfinity.config.formats import container_of
 from vinfinity.errors import BusyError, InputError
 from vinfinity.system.files import cannot_write, to_json, write_whole
 from vinfinity.system.folders import expanded
@@ -168,9 +169,16 @@ class RunFolder:
             time.sleep(0.1)
 
 
-def run_folder(video: Path) -> RunFolder:
-    """The folder of the run that makes `video`: NAME.run beside NAME.mp4."""
-    return RunFolder(video.with_suffix(SUFFIX))
+def run_folder(video: Path, *, is_folder: bool = False) -> RunFolder:
+    """The folder of the run that makes `video`: NAME.run beside NAME.mp4, or beside the folder NAME."""
+    return RunFolder(video.with_name(video.name + SUFFIX) if is_folder else video.with_suffix(SUFFIX))
+
+
+def video_of(folder: RunFolder, out: str) -> str:
+    """The video beside a run folder, named after it: the reverse of `run_folder`. out: a name of its format."""
+    if out.endswith("/"):
+        return f"{folder.path.with_suffix('')}/"
+    return str(folder.path.with_suffix(Path(out).suffix))
 
 
 def find_run(named: Path) -> RunFolder:
@@ -178,7 +186,11 @@ def find_run(named: Path) -> RunFolder:
     path = expanded(named, field="run")
     if path.name in ("", ".."):
         path = Path(os.path.realpath(path))
-    folder = RunFolder(path.with_suffix(SUFFIX) if path.suffix.lower() == ".mp4" else path)
+    folder = RunFolder(path)
+    if container_of(str(path)) is not None:
+        folder = run_folder(path)
+    elif path.suffix != SUFFIX and os.path.isdir(run_folder(path, is_folder=True).path):
+        folder = run_folder(path, is_folder=True)
     if not os.path.isdir(folder.path):
         raise InputError("run", named, "name a folder NAME.run, or its video", problem="is not a run folder")
     if folder.path.suffix != SUFFIX:

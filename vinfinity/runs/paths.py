@@ -3,15 +3,18 @@
 import os
 import re
 import unicodedata
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
-from vinfinity.config import RunConfig
+from vinfinity.config import RunConfig, VideoFormat
 from vinfinity.errors import InputError
+from vinfinity.media.audio import check_audio
+from vinfinity.media.encoders import check_encoders
+from vinfinity.media.finish import PICTURES
 from vinfinity.runs.folder import LONGEST_PATH, OWN_NAMES, RECORD, RunFolder, run_folder
 from vinfinity.system.files import TEMPORARY, missing_problem
 from vinfinity.system.folders import expanded
-from vinfinity.system.output import check_folder, check_output
+from vinfinity.system.output import check_folder, check_output, check_output_folder
 from vinfinity.system.safetensors import read_header
 from vinfinity.weights.card import check_headers, read_card
 from vinfinity.weights.lora_argument import split_weight
@@ -22,26 +25,37 @@ LONGEST_SLUG = 60
 
 @dataclass(frozen=True)
 class Destination:
-    """The files that a run writes. sheet: contact sheet, or None. latents: copy of the final latents, or None."""
+    """The files that a run writes. video: a folder for a folder of PNG. sheet: contact sheet, or None.
+
+    latents: copy of the final latents, or None.
+    """
 
     video: Path
+    format: VideoFormat
     sheet: Path | None
     latents: Path | None
 
     @classmethod
     def of(cls, config: RunConfig) -> "Destination":
-        """The MP4 is `out`, or is named after the prompt, in the working directory; the sheet lies beside it."""
+        """The video is `out`, or is named after the prompt, in the working directory; the sheet lies beside it."""
         video, latents = Path(f"{slug(config.prompt)}.mp4"), None
         if config.out is not None:
             video = expanded(config.out, field="out")
         if config.save_latents is not None:
             latents = expanded(config.save_latents, field="save_latents")
-        return cls(video, video.with_suffix(".png") if config.video.sheet else None, latents)
+        is_folder = config.format.container.is_folder
+        sheet = video.with_name(f"{video.name}.png") if is_folder else video.with_suffix(".png")
+        return cls(video, config.format, sheet if config.video.sheet else None, latents)
+
+    def beside(self, folder: RunFolder, *, overwrite: bool) -> "Destination":
+        """The files of a run that is decoded again: its contact sheet, if it is there already, is not written again."""
+        keeps = self.sheet is not None and self.sheet.exists() and _same(self.folder.path, folder.path)
+        return replace(self, sheet=None) if keeps and not overwrite else self
 
     @property
     def folder(self) -> RunFolder:
         """NAME.run beside NAME.mp4."""
-        return run_folder(self.video)
+        return run_folder(self.video, is_folder=self.format.container.is_folder)
 
 
 def slug(prompt: str) -> str:
@@ -62,7 +76,11 @@ def check_files(config: RunConfig, destination: Destination, *, overwrite: bool)
 
     overwrite: accept output files that exist.
     """
-    check_output("out", destination.video, overwrite=overwrite)
+    check_encoders(destination.format)
+    if destination.format.container.is_folder:
+        check_output_folder("out", destination.video, overwrite=overwrite, own=PICTURES)
+    else:
+        check_output("out", destination.video, overwrite=overwrite)
     if destination.sheet is not None:
         check_output("out", destination.sheet, overwrite=overwrite)
     _check_run_folder(config, destination)
@@ -105,6 +123,8 @@ def check_inputs(config: RunConfig) -> None:
         remedy = "give the folder with its config.json and its weights"
         problem = missing_problem(decoder, "is not a folder")
         raise InputError("decoder", config.decoder, remedy, problem=problem)
+    if config.audio is not None:
+        check_audio(expanded(config.audio, field="audio"))
     if config.noise_from is not None:
         noise = expanded(config.noise_from, field="noise_from")
         if not os.path.isfile(noise):

@@ -7,7 +7,7 @@ from typing import Literal
 
 from vinfinity.config import Resolved, RunConfig, changes_latents, digest, leaves, load, name_sources
 from vinfinity.errors import InputError
-from vinfinity.runs.folder import RunFolder
+from vinfinity.runs.folder import RunFolder, video_of
 from vinfinity.runs.paths import Destination, check_files
 from vinfinity.runs.sources import check_sources
 from vinfinity.system.folders import expanded
@@ -74,7 +74,8 @@ def with_absolute_paths(config: RunConfig, destination: Destination) -> RunConfi
         noise_from=absolute_or_none(config.noise_from),
         save_latents=absolute_or_none(config.save_latents),
         edit=dataclasses.replace(config.edit, run=absolute_or_none(config.edit.run)),
-        out=absolute(str(destination.video)),
+        audio=absolute_or_none(config.audio),
+        out=absolute(str(destination.video)) + ("/" if destination.format.container.is_folder else ""),
     )
 
 
@@ -92,9 +93,9 @@ def load_run(folder: RunFolder, *, overrides: list[str], flags: Mapping[str, obj
     The video goes beside the folder and takes its name, wherever the folder was moved to.
     """
     started_with = read_settings(folder)
-    out = folder.path.with_suffix(Path(started_with.out or ".mp4").suffix or ".mp4")
+    out = video_of(folder, started_with.out or ".mp4")
     given = {key: value for key, value in flags.items() if value is not None}
-    flags = {"out": str(out)} | given
+    flags = {"out": out} | given
     resolved = load(folder.settings, overrides=overrides, flags=flags, card=model_defaults)
     new, old = leaves(resolved.config), leaves(started_with)
     for key in new:
@@ -118,10 +119,13 @@ def edited(
     `flags` has an `out`. Raises InputError.
     """
     started_with = read_settings(folder)
-    video = folder.path.with_suffix(".mp4")
+    video = video_of(folder, started_with.out or ".mp4")
+    edited = Path(video).with_stem(f"{Path(video).stem}-{kind}")
+    if video.endswith("/"):
+        edited = Path(f"{video[:-1]}-{kind}")
     values: dict[str, object] = {
         "resume": False,
-        "out": str(video.with_stem(f"{video.stem}-{kind}")),
+        "out": f"{edited}/" if video.endswith("/") else str(edited),
         "seed": (started_with.seed + (kind == "redo")) % 2**63,
     }
     values |= {key: value for key, value in (*flags.items(), *given.items()) if value is not None}

@@ -1,6 +1,7 @@
 """Output files, checked before anything is computed: a bad name must not cost an hour of computing."""
 
 import os
+import re
 from pathlib import Path
 
 from vinfinity.errors import CONTROL, InputError
@@ -16,6 +17,31 @@ def check_output(field: str, path: Path, *, overwrite: bool, way: str = "add --o
     if os.path.isdir(path):
         raise InputError(field, path, "name a file inside it", problem="is a folder")
     if os.path.exists(path) and not overwrite:
+        raise InputError(field, path, f"choose another name or {way}", problem="already exists")
+
+
+def check_output_folder(
+    field: str, path: Path, *, overwrite: bool, own: re.Pattern[str], way: str = "add --overwrite"
+) -> None:
+    """Raise InputError if `path` cannot become a folder of files with names that match `own`. Creates nothing.
+
+    overwrite: accept a folder with such files, but with no others: they would be deleted. An empty folder is accepted.
+    way: how to ask for that.
+    """
+    _check_place(field, path, inside="0" * 12)
+    if not os.path.lexists(path):
+        return
+    if not os.path.isdir(path):
+        raise InputError(field, path, "choose another name", problem="has to be a folder, but is a file")
+    try:
+        names = sorted(os.listdir(path))
+    except OSError:
+        remedy = "choose another name or change its permissions"
+        raise InputError(field, path, remedy, problem="cannot be read") from None
+    foreign = next((name for name in names if not own.fullmatch(name)), None)
+    if foreign is not None:
+        raise InputError(field, path, "choose another name", problem=f"holds other files, such as {foreign}")
+    if names and not overwrite:
         raise InputError(field, path, f"choose another name or {way}", problem="already exists")
 
 

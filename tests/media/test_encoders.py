@@ -1,0 +1,43 @@
+"""What the installed PyAV lacks is named, with what it has."""
+
+from dataclasses import replace
+
+import pytest
+
+from vinfinity.config import VideoConfig, choose_format
+from vinfinity.config.formats import CONTAINERS
+from vinfinity.errors import InputError
+from vinfinity.media.encoders import check_encoders, pixel_formats
+
+
+def test_a_missing_codec_is_named_with_those_there_are() -> None:
+    video = choose_format("a.mp4", VideoConfig(codec="h265"))
+    absent = replace(video, codec=replace(video.codec, encoder="libx999"))
+    with pytest.raises(
+        InputError, match=r"^video\.codec: h265 needs libx999, which this build .* lacks; .*: av1, .*h264, .*"
+    ):
+        check_encoders(absent)
+
+
+def test_a_missing_pixel_format_is_named() -> None:
+    """The PyAV of PyPI has VP9 with 8 bits only."""
+    video = choose_format("a.webm", VideoConfig(bit_depth=10))
+    if video.pixel_format in (pixel_formats("libvpx-vp9") or ()):
+        pytest.skip("this PyAV has it")
+    with pytest.raises(
+        InputError, match=r"^video\.bit_depth: 10 needs yuv420p10le of libvpx-vp9, .* it has yuv420p"
+    ):
+        check_encoders(video)
+
+
+def test_a_missing_encoder_of_sound_is_named() -> None:
+    video = choose_format("a.mp4", VideoConfig())
+    silent = replace(video, container=replace(video.container, audio="libnothing"))
+    with pytest.raises(InputError, match=r"^out: \.mp4 needs libnothing for its sound"):
+        check_encoders(silent)
+
+
+def test_everything_that_is_offered_by_default_is_there() -> None:
+    for container in CONTAINERS:
+        check_encoders(choose_format(f"a{container.suffix}", VideoConfig()))
+    assert pixel_formats("libx999") is None

@@ -1,0 +1,129 @@
+"""The sound of a video: any file's, cut at the end of the video or followed by silence."""
+
+import itertools
+import typing
+from collections.abc import Iterator
+from fractions import Fraction
+from pathlib import Path
+from types import TracebackType
+from typing import Self
+
+import av
+from av.filter import Graph
+
+from vinfinity.config import VideoFormat
+from vinfinity.errors import InputError, one_line
+from vinfinity.media.filters import pulled
+from vinfinity.media.mp4 import file_url
+from vinfinity.system.files import missing_problem
+
+# samples per second: what videos have, and the only rate of Opus
+RATE = 48_000
+# bits per second; PCM has none
+BIT_RATE = 192_000
+MOST_CHANNELS = 2
+
+
+def check_audio(path: Path, *, field: str = "audio") -> Fraction | None:
+    """The length of a file's sound in seconds, None if the file does not say. Raises InputError if it has none."""
+    other = "name a file with sound, such as a WAV, FLAC, MP3 or MP4"
+    if not path.is_file():
+        problem = "is not a file" if path.exists() else missing_problem(path)
+        raise InputError(field, path, "check the path", problem=problem)
+    try:
+        with av.open(file_url(path)) as container:
+            if not container.streams.audio:
+                raise InputError(field, path, other, problem="has no sound")
+            stream = container.streams.audio[0]
+            if next(container.decode(stream), None) is None:
+                raise InputError(field, path, other, problem="has an empty audio stream")
+            if stream.duration is not None and stream.time_base is not None:
+                return stream.duration * stream.time_base
+            return None if container.duration is None else Fraction(container.duration, av.time_base)
+    except (OSError, av.error.FFmpegError, ValueError) as error:
+        problem = f"cannot be read as sound ({one_line(getattr(error, 'strerror', None) or str(error))})"
+        raise InputError(field, path, other, problem=problem) from None
+
+
+class Sound:
+    """The track of a container that holds the sound of a file, `seconds` long.
+
+    Sound starts where it does in the file. Parts that cannot be decoded are silent.
+    """
+
+    def __init__(
+        self, container: av.container.OutputContainer, path: Path, video: VideoFormat, seconds: Fraction
+    ) -> None:
+        assert video.container.audio is not None
+        self._container, self._file = container, av.open(file_url(path))
+        source = self._file.streams.audio[0]
+        stereo = source.codec_context.layout.nb_channels >= MOST_CHANNELS
+        layout = "stereo" if stereo else "mono"
+        stream = container.add_stream(video.container.audio, rate=RATE, layout=layout)
+        self._stream = typing.cast(av.AudioStream, stream)
+        codec = self._stream.codec_context
+        if not video.container.audio.startswith("pcm_"):
+            codec.bit_rate = BIT_RATE
+        self._samples = self._filtered(source, codec.format.name, layout, round(seconds * RATE))
+        self._written = Fraction(0)
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None
+    ) -> None:
+        try:
+            if error is None:
+                self._container.mux(self._stream.encode(None))
+        finally:
+            self._file.close()
+
+    def write(self, *, until: Fraction) -> None:
+        """Add the sound up to a time in seconds, or a little more."""
+        while self._written < until:
+            frame = next(self._samples, None)
+            if frame is None:
+                return
+            self._container.mux(self._stream.encode(frame))
+            self._written += Fraction(frame.samples, RATE)
+
+    def _filtered(
+        self, source: av.AudioStream, sample_format: str, layout: str, total: int
+    ) -> Iterator[av.AudioFrame]:
+        """The samples of the track: those of the file at their times, silence before and after, `total` in all."""
+        graph = Graph()
+        entry = graph.add_abuffer(template=source)
+        steps = [
+            ("aresample", f"{RATE}:async=1:first_pts=0"),
+            ("aformat", f"sample_fmts={sample_format}:channel_layouts={layout}:sample_rates={RATE}"),
+            ("apad", f"whole_len={total}"),
+            ("atrim", f"end_sample={total}"),
+            ("asetpts", "N"),
+            ("abuffersink", None),
+        ]
+        chain = [graph.add(name, arguments) for name, arguments in steps]
+        for one, other in zip([entry, *chain], chain, strict=False):
+            one.link_to(other)
+        graph.configure()
+        sink, made = chain[-1], 0
+        for frame in itertools.chain(self._decoded(source), [None]):
+            entry.push(frame)
+            for ready in pulled(sink):
+                assert isinstance(ready, av.AudioFrame)
+                made += ready.samples
+                yield ready
+            if made >= total:
+                return
+
+    def _decoded(self, source: av.AudioStream) -> Iterator[av.AudioFrame]:
+        start = Fraction(self._file.start_time or 0, av.time_base)
+        for packet in self._file.demux(source):
+            try:
+                frames = packet.decode()
+            except av.error.InvalidDataError:
+                continue
+            for frame in frames:
+                if frame.pts is not None and frame.time_base is not None:
+                    frame.pts -= round(start / frame.time_base)
+                yield frame

@@ -1,0 +1,59 @@
+"""What the installed PyAV can encode."""
+
+import os
+
+import av
+
+from vinfinity.config import VideoFormat
+from vinfinity.config.formats import CONTAINERS
+from vinfinity.errors import InputError
+
+# the level of SVT-AV1's messages at which it prints none
+SILENT = "-1"
+
+
+def pixel_formats(encoder: str) -> tuple[str, ...] | None:
+    """The pixel formats that an encoder takes, by FFmpeg's names; None if this build of PyAV does not have it."""
+    try:
+        codec = av.Codec(encoder, "w")
+    except ValueError:
+        # av.codec.codec.UnknownCodecError is one
+        return None
+    return tuple(known.name for known in codec.video_formats or ())
+
+
+def check_encoders(video: VideoFormat, *, field: str = "out") -> None:
+    """Raises InputError if this build of PyAV cannot write a format: its codec, its pixel format or its sound.
+
+    field: what chose the format, if no setting did.
+    """
+    codec, build = video.codec, f"this build of PyAV ({av.__version__})"
+    found = pixel_formats(codec.encoder)
+    if found is None:
+        known = {
+            codec.name for container in CONTAINERS for codec in container.codecs if _known(codec.encoder)
+        }
+        remedy = (
+            f"install PyAV from PyPI, or choose from what it has: {', '.join(sorted(known)) or 'nothing'}"
+        )
+        raise InputError(
+            "video.codec", codec.name, remedy, problem=f"needs {codec.encoder}, which {build} lacks"
+        )
+    if video.pixel_format not in found:
+        key, value = ("video.bit_depth", video.bits) if video.bits > 8 else ("video.codec", codec.name)
+        remedy = f"it has {', '.join(found)}"
+        problem = f"needs {video.pixel_format} of {codec.encoder}, which {build} lacks"
+        raise InputError(key, value, remedy, problem=problem)
+    audio = video.container.audio
+    if audio is not None and not _known(audio):
+        problem = f"needs {audio} for its sound, which {build} lacks"
+        raise InputError(field, video.container.suffix, "install PyAV from PyPI", problem=problem)
+
+
+def _known(encoder: str) -> bool:
+    return pixel_formats(encoder) is not None
+
+
+def quiet() -> None:
+    """Keeps SVT-AV1 from printing to the terminal, unless the user has set how much it should."""
+    os.environ.setdefault("SVT_LOG", SILENT)

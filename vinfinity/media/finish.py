@@ -1,0 +1,254 @@
+"""From the frames that were encoded second by second to the complete file, in the container that was asked for."""
+
+import contextlib
+import itertools
+import os
+import re
+import shutil
+import struct
+import typing
+import zlib
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from dataclasses import dataclass
+from fractions import Fraction
+from pathlib import Path
+from xml.sax.saxutils import escape
+
+import av
+from av.filter import Graph
+
+from vinfinity.config import VideoFormat
+from vinfinity.errors import CONTROL
+from vinfinity.media.audio import Sound
+from vinfinity.media.filters import pulled
+from vinfinity.media.mp4 import ONE_THREAD, TAGS, clock_options, file_url
+
+PNG_SIGNATURE_AND_HEADER = 8 + 25
+# digits of a frame's number in the names of a folder's files
+DIGITS = 6
+PICTURES = re.compile(r"[0-9]{6,}\.png")
+# a palette for the whole video: it does not flicker, and unchanged areas take no space
+DITHER = "dither=sierra2_4a:diff_mode=rectangle"
+CENTISECONDS = 100
+# the flags of a WebP's chunk VP8X, and the one of metadata (RFC 9649, section 2.7)
+RIFF_FLAGS, XMP_FLAG = 20, 0x04
+XMP = (
+    '<x:xmpmeta xmlns:x="adobe:ns:meta/"><rdf:RDF xmlns:rdf="http://www.w3.org/1999/02/22-rdf-syntax-ns#">'
+    '<rdf:Description rdf:about="" xmlns:dc="http://purl.org/dc/elements/1.1/">{}</rdf:Description>'
+    "</rdf:RDF></x:xmpmeta>"
+)
+XMP_NAMES = {"comment": "description"}
+
+
+@dataclass(frozen=True)
+class Whole:
+    """A video that is complete but for its container.
+
+    source: the file of fragments. size: (width, height) in pixels. frames: in it. metadata: tags.
+    audio: a file whose sound accompanies it, or None.
+    """
+
+    source: Path
+    video: VideoFormat
+    size: tuple[int, int]
+    frames: int
+    fps: Fraction
+    metadata: Mapping[str, str]
+    audio: Path | None
+
+    @property
+    def seconds(self) -> Fraction:
+        return self.frames / self.fps
+
+
+def finish(whole: Whole, target: Path) -> None:
+    """Write the complete file, or folder, and flush it to disk. Raises OSError or an error of FFmpeg."""
+    write: dict[str, Callable[[Whole, Path], None]] = {"gif": _gif, "webp": _webp, "image2": _pictures}
+    write.get(whole.video.container.muxer, _copy)(whole, target)
+    for path in sorted(target.iterdir()) if target.is_dir() else [target]:
+        with path.open("rb") as file:
+            os.fsync(file.fileno())
+
+
+def _copy(whole: Whole, target: Path) -> None:
+    """Copies the encoded frames to a file with its index at the front, and encodes the sound."""
+    muxer = whole.video.container.muxer
+    options = {"cues_to_front": "1"} if muxer == "webm" else clock_options("+faststart", whole.fps)
+    with (
+        av.open(file_url(whole.source)) as source,
+        av.open(file_url(target), "w", format=muxer, options=options) as container,
+    ):
+        container.metadata.update(whole.metadata)
+        [stream] = source.streams.video
+        # opaque: without looking for an encoder of the name of the decoder
+        copied = container.add_stream_from_template(stream, opaque=True)
+        if whole.video.codec.name in TAGS:
+            copied.codec_context.codec_tag = TAGS[whole.video.codec.name]
+        with _sound(whole, container) as track:
+            for packet in source.demux(stream):
+                # the last packet is empty and marks the end of the stream
+                if packet.dts is None:
+                    continue
+                if track is not None and packet.time_base is not None:
+                    track.write(until=packet.dts * packet.time_base)
+                packet.stream = copied
+                container.mux(packet)
+            if track is not None:
+                track.write(until=whole.seconds)
+
+
+def _sound(
+    whole: Whole, container: av.container.OutputContainer
+) -> contextlib.AbstractContextManager[Sound | None]:
+    if whole.audio is None:
+        return contextlib.nullcontext()
+    return Sound(container, whole.audio, whole.video, whole.seconds)
+
+
+# ---- pictures ----
+
+
+def _pictures(whole: Whole, target: Path) -> None:
+    """A folder with a PNG per frame: 000000.png, 000001.png, ..."""
+    shutil.rmtree(target, ignore_errors=True)
+    target.mkdir(parents=True)
+    with av.open(file_url(whole.source)) as source:
+        packets = (packet for packet in source.demux(video=0) if packet.size)
+        for index, packet in enumerate(packets):
+            (target / f"{index:0{DIGITS}}.png").write_bytes(_tagged(bytes(packet), whole.metadata))
+
+
+def _tagged(png: bytes, metadata: Mapping[str, str]) -> bytes:
+    """A PNG with its colour space, sRGB, which has the primaries of BT.709, and with texts."""
+    # 0: perceptual, the intent for pictures
+    chunks = [_chunk(b"sRGB", b"\0")]
+    for keyword, text in metadata.items():
+        # no compression, no language, no translation of the keyword
+        chunks.append(_chunk(b"iTXt", keyword.capitalize().encode() + b"\0\0\0\0\0" + text.encode()))
+    return png[:PNG_SIGNATURE_AND_HEADER] + b"".join(chunks) + png[PNG_SIGNATURE_AND_HEADER:]
+
+
+def _chunk(kind: bytes, data: bytes) -> bytes:
+    return struct.pack(">I", len(data)) + kind + data + struct.pack(">I", zlib.crc32(kind + data))
+
+
+# ---- animations ----
+
+
+def _frames(whole: Whole) -> Iterator[av.VideoFrame]:
+    """The frames, numbered in the video's own clock."""
+    with av.open(file_url(whole.source)) as source:
+        for index, frame in enumerate(source.decode(video=0)):
+            frame.pts, frame.time_base = index, 1 / whole.fps
+            yield frame
+
+
+def _gif(whole: Whole, target: Path) -> None:
+    """Two passes: the colours of all frames make one palette, then frames are dithered to it."""
+    # 256 colours, as a picture of 16x16
+    [palette] = _filtered(_frames(whole), whole, ("palettegen", "reserve_transparent=0:stats_mode=full"))
+    # the last frame ends when the video does
+    last = round(whole.seconds * CENTISECONDS) - round((whole.frames - 1) / whole.fps * CENTISECONDS)
+    options = {"loop": "0" if whole.video.repeat else "-1", "final_delay": str(last)}
+    dithered = _filtered(_frames(whole), whole, ("paletteuse", DITHER), palette=palette)
+    _animation(whole, target, dithered, encoding={}, options=options)
+    _insert_comment(target, whole.metadata)
+
+
+def _filtered(
+    frames: Iterable[av.VideoFrame],
+    whole: Whole,
+    filter: tuple[str, str],
+    *,
+    palette: av.VideoFrame | None = None,
+) -> Iterator[av.VideoFrame]:
+    """Frames from a filter, which also takes a palette."""
+    graph, clock = Graph(), 1 / whole.fps
+    width, height = whole.size
+    source = graph.add_buffer(width=width, height=height, format=av.VideoFormat("rgb24"), time_base=clock)
+    use, sink = graph.add(*filter), graph.add("buffersink")
+    source.link_to(use, 0, 0)
+    use.link_to(sink)
+    if palette is not None:
+        colours = graph.add_buffer(
+            width=palette.width, height=palette.height, format=palette.format, time_base=clock
+        )
+        colours.link_to(use, 0, 1)
+    graph.configure()
+    if palette is not None:
+        palette.pts, palette.time_base = 0, clock
+        colours.push(palette)
+        colours.push(None)
+    for frame in itertools.chain(frames, [None]):
+        source.push(frame)
+        for ready in pulled(sink):
+            assert isinstance(ready, av.VideoFrame)
+            yield ready
+
+
+def _webp(whole: Whole, target: Path) -> None:
+    encoding = {"quality": str(whole.video.quality)}
+    options = {"loop": "0" if whole.video.repeat else "1"}
+    frames = (frame.reformat(format=whole.video.pixel_format, threads=ONE_THREAD) for frame in _frames(whole))
+    _animation(whole, target, frames, encoding=encoding, options=options)
+    _insert_xmp(target, whole.metadata)
+
+
+def _animation(
+    whole: Whole,
+    target: Path,
+    frames: Iterator[av.VideoFrame],
+    *,
+    encoding: Mapping[str, str],
+    options: Mapping[str, str],
+) -> None:
+    video = whole.video
+    with av.open(file_url(target), "w", format=video.container.muxer, options=dict(options)) as container:
+        stream = typing.cast(
+            av.VideoStream,
+            container.add_stream(video.codec.encoder, rate=whole.fps, options=dict(encoding)),
+        )
+        stream.width, stream.height = whole.size
+        stream.pix_fmt = video.pixel_format
+        stream.codec_context.time_base = 1 / whole.fps
+        for frame in frames:
+            container.mux(stream.encode(frame))
+        container.mux(stream.encode())
+
+
+def _insert_comment(path: Path, metadata: Mapping[str, str]) -> None:
+    """Adds the metadata to a GIF, as a comment before its end (GIF89a, section 24)."""
+    if not metadata:
+        return
+    data = "\n".join(f"{name}: {text}" for name, text in metadata.items()).encode()
+    parts = (data[start : start + 255] for start in range(0, len(data), 255))
+    block = b"\x21\xfe" + b"".join(bytes([len(part)]) + part for part in parts) + b"\0"
+    with path.open("r+b") as file:
+        # before the trailer, one byte
+        file.seek(-1, os.SEEK_END)
+        file.write(block + b"\x3b")
+
+
+def _insert_xmp(path: Path, metadata: Mapping[str, str]) -> None:
+    """Adds the metadata to a WebP, as the chunk XMP at its end, which a flag of the chunk VP8X announces."""
+    if not metadata:
+        return
+    # what XML cannot hold at all
+    texts = {name: CONTROL.sub(" ", text) for name, text in metadata.items()}
+    items = "".join(
+        f'<dc:{XMP_NAMES.get(name, name)}><rdf:Alt><rdf:li xml:lang="x-default">{escape(text)}</rdf:li></rdf:Alt>'
+        f"</dc:{XMP_NAMES.get(name, name)}>"
+        for name, text in texts.items()
+    )
+    data = XMP.format(items).encode()
+    data += b" " * (len(data) % 2)
+    with path.open("r+b") as file:
+        head = file.read(RIFF_FLAGS + 1)
+        if head[12:16] != b"VP8X":
+            raise ValueError("not an animated WebP")
+        file.seek(RIFF_FLAGS)
+        file.write(bytes([head[RIFF_FLAGS] | XMP_FLAG]))
+        end = file.seek(0, os.SEEK_END)
+        file.write(b"XMP " + struct.pack("<I", len(data)) + data)
+        file.seek(4)
+        file.write(struct.pack("<I", end + len(data)))
