@@ -2,6 +2,8 @@
 
 PYTHON      ?= python3
 DEMO_FRAMES ?= 96
+# tests run on one thread each
+TESTERS     ?= $(shell $(PYTHON) -c "import os; print(min(os.cpu_count() or 1, 8))")
 
 BIN   := .venv/bin
 READY := .venv/.ready
@@ -19,8 +21,8 @@ demo: $(READY) ## generate build/demo/red-ball.mp4 with the embedded model (DEMO
 	$(BIN)/vinfinity generate --prompt "a red ball bouncing over green grass" \
 		--frames $(DEMO_FRAMES) --out build/demo/red-ball.mp4 --overwrite
 
-test: $(READY) ## run all tests except the slow ones
-	$(BIN)/python -m pytest -m "not slow"
+test: $(READY) ## run all tests except the slow ones, some at a time (TESTERS=1: one after the other)
+	$(BIN)/python -m pytest -m "not slow" -n $(TESTERS) --dist worksteal
 
 test-slow: $(READY) ## run the slow tests
 	$(BIN)/python -m pytest -m slow

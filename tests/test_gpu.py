@@ -18,6 +18,7 @@ from torch import Tensor
 
 from vinfinity.bench.timing import time_in_turn
 from vinfinity.media.decode import decode_block
+from vinfinity.models.frame_text import FrameText
 from vinfinity.models.offload import DeviceStore, HostStore
 from vinfinity.models.unet3d.unet import DeepFeatures, UNet
 from vinfinity.parallel.context import temporal_context
@@ -71,7 +72,7 @@ def predict(unet: UNet, x: Tensor, text: Tensor, device: str, dtype: torch.dtype
     unet = unet.to(device, dtype)
     t = torch.full((1,), 500.0, device=device)
     with torch.inference_mode():
-        return unet(x.to(device, dtype), t, text.to(device, dtype), context).float().cpu()
+        return unet(x.to(device, dtype), t, FrameText.same(text.to(device, dtype)), context).float().cpu()
 
 
 @pytest.mark.parametrize(
@@ -108,7 +109,7 @@ def test_a_call_never_waits_for_the_device(
                 for renew in (True, False) if reuse else (True,):
                     if deep is not None:
                         deep.renew = renew
-                    unet(x, t, text, context, store=store, deep=deep)
+                    unet(x, t, FrameText.same(text), context, store=store, deep=deep)
 
 
 @pytest.mark.parametrize("tile", [None, 4])

@@ -12,10 +12,11 @@ import torch
 from oracles.networks import load_unet
 from oracles.reference import configure, copy_model, decoded, on_ranks
 from safetensors.torch import load_file, save_file
-from torch import Tensor
+from torch import Tensor, nn
 
 from vinfinity.errors import VinfinityError
 from vinfinity.models.finite import first_not_finite
+from vinfinity.models.frame_text import FrameText
 from vinfinity.models.unet3d.unet import UNet
 from vinfinity.parallel.context import temporal_context
 from vinfinity.parallel.exchange import FrameExchange, LocalExchange
@@ -75,7 +76,7 @@ def test_the_number_of_ranks_changes_no_bit(dtype: torch.dtype, scopes: Scopes |
         def call(shards: FrameShards, rank: int, exchange: FrameExchange, x: Tensor = x) -> Tensor:
             held = shards.held(rank)
             context = temporal_context(exchange, shards, rank, scopes, chunk_bytes=2**16)
-            return unet(x[:, :, held.start : held.stop], t, text, context)
+            return unet(x[:, :, held.start : held.stop], t, FrameText.same(text), context)
 
         one = FrameShards.of(frames, 1, grouped=True)
         with torch.inference_mode():
@@ -96,11 +97,13 @@ def test_runs_on_several_ranks_give_the_same_latents(dtype: str, frames: int, tm
 
 
 @pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16])
-def test_the_time_embedding_stays_in_fp32(dtype: torch.dtype, model_folder: Path) -> None:
+def test_the_time_embedding_and_group_norms_stay_in_fp32(dtype: torch.dtype, model_folder: Path) -> None:
     unet = load_unet(model_folder / "unet", device="cpu", dtype=dtype)
-    types = {name: parameter.dtype for name, parameter in unet.named_parameters()}
-    for name, kind in types.items():
-        assert kind == (torch.float32 if name.startswith("time_embedding.") else dtype), name
+    kept = [f"{name}." for name, layer in unet.named_modules() if isinstance(layer, nn.GroupNorm)]
+    assert kept
+    for name, parameter in unet.named_parameters():
+        stays = name.startswith(("time_embedding.", *kept))
+        assert parameter.dtype == (torch.float32 if stays else dtype), name
 
 
 def test_the_sampler_runs_in_fp32(model_folder: Path, tmp_path: Path) -> None:
@@ -189,6 +192,6 @@ def test_inner_layers_are_named_first(model_folder: Path, tmp_path: Path) -> Non
     attention = unet.mid_block.attentions[0]
     attention.get_parameter("proj_out.bias").fill_(math.nan)
     with first_not_finite(attention) as names:
-        attention(torch.randn(1, 2, 2, 2, 32), torch.randn(1, 3, 16))
+        attention(torch.randn(1, 2, 2, 2, 32), [(range(2), torch.randn(1, 3, 16))])
     assert names == ["proj_out"]
     assert not any(module._forward_hooks for module in attention.modules())

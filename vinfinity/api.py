@@ -10,7 +10,7 @@ from vinfinity.batch.plan import plan_batch
 from vinfinity.batch.rows import python_rows, read_rows
 from vinfinity.config import RunConfig, load
 from vinfinity.media.source import video_defaults
-from vinfinity.pipeline import LOADED, Pipeline, Video
+from vinfinity.pipeline import LOADED, Pipeline, Prompts, Video, as_settings
 from vinfinity.resolve import load_config
 from vinfinity.run import Summary, Task, launch_run, run
 from vinfinity.runs.parts import read_manifest
@@ -19,11 +19,12 @@ from vinfinity.system.folders import expanded, temporary_folder
 from vinfinity.weights.card import model_defaults
 
 
-def generate(prompt: str, *, gpus: int | None = None, **settings: Any) -> Video:
+def generate(prompt: Prompts, *, gpus: int | None = None, **settings: Any) -> Video:
     """Generate a video and return its frames and latents.
 
-    gpus: GPUs to share the video; more than one start a process each. settings: any setting of a video, such as model,
-    frames, size, seed, steps, guidance or `attention={"local": 4}`; the model's card fills the rest.
+    prompt: a text, or a list of prompts over time, see `Pipeline`. gpus: GPUs to share the video; more than one start a
+    process each. settings: any setting of a video, such as model, frames, size, seed, steps, guidance or
+    `attention={"local": 4}`; the model's card fills the rest.
 
     The weights are loaded for every call; to generate several videos, keep a `Pipeline`. Raises InputError for unusable
     settings, NotFiniteError for NaN or infinite values, RankError if a process fails.
@@ -33,7 +34,7 @@ def generate(prompt: str, *, gpus: int | None = None, **settings: Any) -> Video:
         return Pipeline.from_pretrained(**loaded)(prompt, **settings)
     with temporary_folder() as folder:
         out = folder / "video.mp4"
-        config = load_config(prompt=prompt, gpus=gpus, out=out, **settings)
+        config = load_config(**as_settings(prompt), gpus=gpus, out=out, **settings)
         task = Task.of(config, Destination.of(config), decode=False)
         launch_run(task)
         latents = read_manifest(task.destination.folder.latents)

@@ -8,13 +8,14 @@ from pathlib import Path
 import torch
 
 from vinfinity import __version__
-from vinfinity.config import RunConfig, digest, leaves
+from vinfinity.config import RunConfig, digest, leaves, timed_prompts
 from vinfinity.denoise.guidance import guidance_branches
+from vinfinity.denoise.prompts import PromptSchedule, schedule_prompts
 from vinfinity.denoise.samplers import Sampler
 from vinfinity.denoise.schedule import SchedulerConfig
 from vinfinity.denoise.selection import Selection, select_all
 from vinfinity.denoise.start import pick_sampler
-from vinfinity.errors import InputError
+from vinfinity.errors import InputError, one_line
 from vinfinity.media.audio import check_audio
 from vinfinity.media.blocks import check_tile
 from vinfinity.models.family import AUTOENCODER, SCHEDULER, TOKENIZER, TextTokenizer
@@ -43,7 +44,7 @@ class Job:
 
     schedule: of the model's training, as its scheduler_config.json has it.
     selection: the latent frames to compute. earlier: the run that is edited, None for a new video.
-    latent: (c, h, w) of one latent frame. latent_frames: of the whole video.
+    latent: (c, h, w) of one latent frame. latent_frames: of the whole video. prompts: in latent frames.
     weights_digest, decoder_digest: SHA-256 (hex) that tell versions of the weights (LoRAs included) and of the decoder
     apart. noise_digest: the same for the file of the initial noise, "" without one.
     """
@@ -56,6 +57,7 @@ class Job:
     earlier: EarlierRun | None
     latent: tuple[int, int, int]
     latent_frames: int
+    prompts: PromptSchedule
     weights_digest: str
     decoder_digest: str
     loras: tuple[Lora, ...] = ()
@@ -73,11 +75,14 @@ class Job:
         return self.card.folder / AUTOENCODER
 
     @property
+    def guided(self) -> bool:
+        """Whether steps have a branch for negative texts beside that for the prompts (classifier-free guidance)."""
+        return branches(self.config, self.card) == 2
+
+    @property
     def texts(self) -> list[str]:
-        """The texts that guide the video: the negative prompt and the prompt, or the prompt alone without guidance."""
-        config = self.config
-        alone = branches(config, self.card) == 1
-        return [config.prompt] if alone else [config.negative or "", config.prompt]
+        """The different texts that guide the video: prompts, and negative ones where they are used."""
+        return self.prompts.texts(guided=self.guided)
 
     @property
     def held(self) -> dict[int, int]:
@@ -88,7 +93,7 @@ class Job:
     @property
     def splits_branches(self) -> bool:
         """Whether each guidance branch has ranks of its own."""
-        return self.config.parallel.split_guidance and len(self.texts) == 2
+        return self.config.parallel.split_guidance and self.guided
 
     def grouped(self, device: torch.device) -> bool:
         """Whether ranks compute whole groups of frames, so that their number does not change the video."""
@@ -120,7 +125,7 @@ class Job:
     def tags(self) -> dict[str, str]:
         """Tags of the video: the prompt, and what made it, as JSON."""
         made_by = to_json(self.provenance())
-        return {"title": self.config.prompt, "comment": made_by}
+        return {"title": " / ".join(prompt.text for prompt in self.prompts.prompts), "comment": made_by}
 
     def kept_pieces(self) -> Iterable[Piece]:
         """The frames that an edit keeps from the earlier run, a bounded number at a time."""
@@ -169,11 +174,12 @@ def prepare(config: RunConfig, place: Place | None = None, *, like: Job | None =
     latent, latent_frames = geometry.latent_size(config.resolution), geometry.latent_frames(config.frames)
     schedule = load_scheduler(card.folder / SCHEDULER)
     sampler = pick_sampler(config, schedule)
+    prompts = schedule_prompts(config, geometry)
     earlier = EarlierRun.open(config, geometry)
     if earlier is None:
         selection = select_all(latent_frames, seed=config.seed)
     else:
-        selection = earlier.select(config, latent_frames, steps=len(sampler.timesteps))
+        selection = earlier.select(config, prompts, steps=len(sampler.timesteps))
     check_ranks(gpus=config.gpus, device=config.device, frames=len(selection.frames), place=place)
     check_tile(config.decode, downscale=geometry.downscale)
     if known is None:
@@ -205,6 +211,7 @@ def prepare(config: RunConfig, place: Place | None = None, *, like: Job | None =
         earlier=earlier,
         latent=latent,
         latent_frames=latent_frames,
+        prompts=prompts,
         weights_digest=digests[0],
         decoder_digest=digests[1],
         loras=loras,
@@ -267,7 +274,12 @@ def describe(config: RunConfig, place: Place | None = None) -> list[tuple[str, s
         else f"dual-scope: {config.attention.local} frames on either side, {config.attention.anchors} anchors"
     )
     rows = [
-        ("video", f"{config.frames} frames of {config.size} at {shown_rate(config.fps)} fps"),
+        (
+            "video",
+            f"{config.frames} frames of {config.size} at {shown_rate(config.fps)} fps"
+            + (", a loop" if config.loop else ""),
+        ),
+        *_prompt_rows(config),
         ("latents", f"1x{channels}x{job.latent_frames}x{height}x{width}"),
         ("model", f"{job.card.name} ({job.card.folder})"),
         *(("lora", f"{lora.path} at {lora.weight:g}, {lora.layers()}") for lora in job.loras),
@@ -279,6 +291,20 @@ def describe(config: RunConfig, place: Place | None = None) -> list[tuple[str, s
         ("output", str(Destination.of(config).video)),
     ]
     return rows + [("warning", concern) for concern in job.concerns()]
+
+
+def _prompt_rows(config: RunConfig) -> list[tuple[str, str]]:
+    """A row for each prompt of a video that has several."""
+    prompts = timed_prompts(config)
+    changes = [
+        "" if prompt.start == 0 else " (cut)" if prompt.cut else f" (blend {prompt.blend})"
+        for prompt in prompts
+    ]
+    rows = [
+        (f"frame {prompt.start}", f"{one_line(prompt.text)}{change}")
+        for prompt, change in zip(prompts, changes, strict=True)
+    ]
+    return rows if len(rows) > 1 else []
 
 
 def version() -> str:

@@ -15,7 +15,7 @@ import torch
 from safetensors.torch import load_file
 from torch import Tensor, nn
 
-from vinfinity.config import RunConfig, VideoConfig, VideoFormat, choose_format
+from vinfinity.config import Prompt, RunConfig, VideoConfig, VideoFormat, choose_format
 from vinfinity.config.formats import check_rate, check_sound
 from vinfinity.denoise.execution import Execution
 from vinfinity.denoise.kept_frames import KeptFrames
@@ -35,6 +35,7 @@ from vinfinity.media.finish import PICTURES
 from vinfinity.media.latents import LatentSource, TensorLatents, pick_latents
 from vinfinity.media.writer import VideoWriter
 from vinfinity.models.family import TEXT_ENCODER
+from vinfinity.models.frame_text import FrameText
 from vinfinity.models.network_call import CallOptions
 from vinfinity.models.offload import store_for
 from vinfinity.networks import Networks, load_part
@@ -52,6 +53,9 @@ from vinfinity.system.precision import fp32_products
 from vinfinity.system.progress import note, warn
 from vinfinity.weights.dtypes import pick_dtype
 from vinfinity.weights.load import load_encoder
+
+# a text, or prompts over time
+Prompts = str | Sequence[str | Mapping[str, object] | Prompt]
 
 # settings that `Pipeline` fixes when it loads a model, and those that only runs with files or ranks have
 LOADED = ("model", "device", "dtype", "lora", "decoder", "compile")
@@ -79,8 +83,8 @@ SAVED = ("codec", "crf", "preset", "pixel_format", "quality", "repeat", "bit_dep
 @torch.no_grad()
 def encode_text(
     job: Job, *, device: torch.device, dtype: torch.dtype, encoder: nn.Module | None = None
-) -> Tensor:
-    """The text states of each guidance branch, (branches, t, c). encoder: loaded, used and freed if None.
+) -> FrameText:
+    """The text of each frame that the job computes. encoder: loaded, used and freed if None.
 
     Raises NotFiniteError if they are NaN or infinite.
     """
@@ -89,10 +93,10 @@ def encode_text(
     tokens = [job.tokenizer(text) for text in job.texts]
     ids = torch.tensor([prompt.ids for prompt in tokens], device=device)
     with fp32_products(tf32=False):
-        text = job.card.family.encode_text(encoder, ids, [prompt.used for prompt in tokens])
-    if not text.isfinite().all():
+        states = job.card.family.encode_text(encoder, ids, [prompt.used for prompt in tokens])
+    if not states.isfinite().all():
         raise not_finite("text encoder", "its output", dtype)
-    return text
+    return job.prompts.text_of(states, job.selection.frames, guided=job.guided)
 
 
 def initial_state(job: Job, frames: Sequence[int], video: LatentSource | None = None) -> State:
@@ -136,17 +140,24 @@ def steered(
 
 
 def make_denoiser(
-    job: Job, network: nn.Module, text: Tensor, team: Team, exchange: FrameExchange, execution: Execution
+    job: Job,
+    network: nn.Module,
+    text: FrameText,
+    team: Team,
+    exchange: FrameExchange,
+    execution: Execution,
 ) -> Denoiser:
-    """The guided prediction of `network` for this rank's frames. text: (branches, t, c) of all guidance branches."""
-    config, device = job.config, text.device
+    """The guided prediction of `network` for this rank's frames. text: of all guidance branches."""
+    config, device = job.config, text.states.device
     swap = None
     if team.branch is not None:
-        text, swap = text[team.branch : team.branch + 1], BranchSwap(team, exchange.counters)
+        text, swap = text.branch(team.branch), BranchSwap(team, exchange.counters)
     contexts = ScheduledContexts(
         config.attention,
         job.selection,
-        frames=job.latent_frames,
+        job.prompts.scenes,
+        loop=config.loop,
+        timesteps=job.sampler.timesteps,
         team=team,
         exchange=exchange,
         chunk_bytes=execution.chunk_bytes,
@@ -166,7 +177,7 @@ def make_denoiser(
 def fitting_denoiser(
     job: Job,
     network: nn.Module,
-    text: Tensor,
+    text: FrameText,
     team: Team,
     exchange: FrameExchange,
     ranks: Ranks,
@@ -309,6 +320,13 @@ class Video:
         return f'<video controls loop width="{self.size[0]}" src="{source}"></video>'
 
 
+def as_settings(prompt: Prompts) -> dict[str, object]:
+    """The settings `prompt` and `prompts` of a text, or of a list of prompts over time, where a text begins at 0."""
+    if isinstance(prompt, str):
+        return {"prompt": prompt}
+    return {"prompts": [{"text": entry} if isinstance(entry, str) else entry for entry in prompt]}
+
+
 class Pipeline:
     """A model loaded on one device, ready to generate any number of videos.
 
@@ -349,8 +367,11 @@ class Pipeline:
         """The device that the networks are on."""
         return self._ranks.device
 
-    def __call__(self, prompt: str, **settings: Any) -> Video:
-        """Generate a video. settings: any setting of a video, such as frames, seed, steps or `attention={"local": 4}`.
+    def __call__(self, prompt: Prompts, **settings: Any) -> Video:
+        """Generate a video. prompt: a text, or a list of prompts over time, such as
+        `["a red ball", {"at": "50%", "text": "a blue boat"}]`.
+
+        settings: any setting of a video, such as frames, seed, steps or `attention={"local": 4}`.
 
         Raises InputError for unusable settings, NotFiniteError for NaN or infinite values, OutOfMemoryError.
         """
@@ -358,7 +379,7 @@ class Pipeline:
         [final] = deque(self._denoise(job), maxlen=1)
         return self.decode_job(job, final.x)
 
-    def denoise(self, prompt: str, **settings: Any) -> Iterator[State]:
+    def denoise(self, prompt: Prompts, **settings: Any) -> Iterator[State]:
         """Yield the state after each denoising step: `state.step`, and `state.x`, latents (1, c, f, h, w) fp32.
 
         Settings are checked at once, before the first state is requested. Raises as calling the pipeline does.
@@ -376,7 +397,7 @@ class Pipeline:
         given = {"size": f"{width}x{height}", **settings, "frames": geometry.frames(x.shape[2])}
         return self.decode_job(self._prepared("", given), x)
 
-    def _prepared(self, prompt: str, settings: Mapping[str, Any]) -> Job:
+    def _prepared(self, prompt: Prompts, settings: Mapping[str, Any]) -> Job:
         loaded = self._job.config
         for name in LOADED:
             if name in settings:
@@ -387,7 +408,7 @@ class Pipeline:
                 remedy = "use vinfinity.generate_file, or Video.save"
                 raise InputError(name, settings[name], remedy, problem="belongs to runs that write files")
         fixed = {name: getattr(loaded, name) for name in LOADED}
-        config = load_config(prompt=prompt, **fixed, **settings)
+        config = load_config(**as_settings(prompt), **fixed, **settings)
         check_sources(config)
         return prepare(config)
 

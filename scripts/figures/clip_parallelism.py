@@ -1,7 +1,9 @@
 """The figure of the README: a video cut over four GPUs, what one frame attends to, and what travels."""
 
 from scripts.figures.svg import RANKS, Drawing, number
-from vinfinity.parallel.shards import FrameShards, anchor_frames, halo_route
+from vinfinity.parallel.context import plan_halo
+from vinfinity.parallel.shards import FrameShards, anchor_frames
+from vinfinity.parallel.timeline import one_scene
 
 FRAMES, GPUS, LOCAL, ANCHORS, QUERY = 40, 4, 3, 8, 21
 PITCH, CELL, GAP, LEFT = 15.0, 12.5, 26.0, 41.0
@@ -65,7 +67,7 @@ def travels(d: Drawing, shards: FrameShards, top: float) -> None:
         x, width = left_of(shards, held.start), len(held) * PITCH - (PITCH - CELL)
         for frame in held:
             d.rect(left_of(shards, frame), strip, CELL, height, RANKS[rank])
-        for frame in halo_route(shards, rank, 1).wanted:
+        for frame in plan_halo(shards, rank, one_scene(shards.frames)).route.wanted:
             at = x - 12 if frame < held.start else x + width + 2.5
             d.rect(at, strip + 4, 9.5, height - 8, f"{RANKS[shards.owner(frame)]} halo", fill_opacity="0.45")
         middle = x + width / 2

@@ -12,6 +12,7 @@ from vinfinity.config import (
     Declared,
     DecodeConfig,
     Phase,
+    Prompt,
     RunConfig,
     VideoConfig,
     changes_latents,
@@ -189,6 +190,8 @@ def another(setting: Declared, value: object) -> object:
     """A value that a setting accepts, other than `value`."""
     if isinstance(value, bool):
         return not value
+    if setting.key == "prompts":
+        return [Prompt("a boat", at=9)]
     if setting.choices:
         return next(choice for choice in setting.choices if choice != value)
     if isinstance(value, float):

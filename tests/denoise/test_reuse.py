@@ -9,6 +9,7 @@ from oracles.networks import levels, one_rank, our_unet
 from oracles.reference import relative_error, tiny_unet
 from torch import Tensor, nn
 
+from vinfinity.models.frame_text import FrameText
 from vinfinity.models.offload import DeviceStore, HostStore
 from vinfinity.models.unet3d.unet import DeepFeatures
 from vinfinity.parallel.context import temporal_context
@@ -46,9 +47,9 @@ def test_reuse_equals_diffusers_unet_with_features_of_the_earlier_step(depth: in
         for x, t, renew in ((earlier, 700, True), (later, 600, False)):
             deep.renew = renew
             wanted = reference(x, t, text).sample
-            got = ours(x, torch.tensor([t]), text, ctx, deep=deep)
+            got = ours(x, torch.tensor([t]), FrameText.same(text), ctx, deep=deep)
             assert relative_error(got, wanted) <= 1e-4
-        exact = ours(later, torch.tensor([600]), text, ctx)
+        exact = ours(later, torch.tensor([600]), FrameText.same(text), ctx)
     assert relative_error(got, exact) > 1e-2, "reuse changes nothing"
 
 
@@ -66,7 +67,7 @@ def test_skipped_levels_do_not_communicate() -> None:
                 if deep is not None:
                     deep.renew = renew
                 before = exchange.counters.waits
-                ours(x, torch.tensor([500]), text, ctx, deep=deep)
+                ours(x, torch.tensor([500]), FrameText.same(text), ctx, deep=deep)
         waits[depth] = exchange.counters.waits - before
     # a temporal convolution waits four times, a temporal transformer twice; a level has two layers down and three up
     level, without_attention, middle = (4 + 2) * (2 + 3), 4 * (2 + 3), 4 + 2 + 4
@@ -91,7 +92,7 @@ def test_hidden_states_in_host_memory_do_not_change_the_result(chunk_bytes: int,
                 if deep is not None:
                     deep.renew = renew
                 x, text = step(4 + renew, batch=2)
-                got = ours(x, torch.tensor([500]), text, ctx, store=store, deep=deep)
+                got = ours(x, torch.tensor([500]), FrameText.same(text), ctx, store=store, deep=deep)
         outputs.append(got)
     assert torch.equal(*outputs)
 
@@ -111,10 +112,10 @@ def test_old_features_are_freed_before_new_ones_are_computed() -> None:
     ours, deep = our_unet(tiny_unet(**FOUR)), DeepFeatures(1)
     x, text = step(5)
     with torch.no_grad():
-        ours(x, torch.tensor([500]), text, one_rank(FRAMES, None), deep=deep)
+        ours(x, torch.tensor([500]), FrameText.same(text), one_rank(FRAMES, None), deep=deep)
         old = weakref.ref(deep.stored)
         alive: list[bool] = []
         ours.mid_block.register_forward_pre_hook(lambda *_: alive.append(old() is not None))
-        ours(x, torch.tensor([400]), text, one_rank(FRAMES, None), deep=deep)
+        ours(x, torch.tensor([400]), FrameText.same(text), one_rank(FRAMES, None), deep=deep)
     assert alive == [False]
     assert deep.stored is not None

@@ -23,7 +23,9 @@ def contexts(selection: Selection, *, frames: int) -> ScheduledContexts:
     return ScheduledContexts(
         ATTENTION,
         selection,
-        frames=frames,
+        [range(frames)],
+        loop=False,
+        timesteps=range(1000),
         team=team,
         exchange=team.exchange(),
         chunk_bytes=2**20,

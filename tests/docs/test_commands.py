@@ -80,7 +80,17 @@ def test_the_commands_of_the_readme_run_in_their_order(
         code, _, err = cli(name, *arguments, *(SMALL if name == "generate" else []))
         assert code == 0, f"vinfinity {name} {shlex.join(arguments)}: {err}"
         names.append(name)
-    assert names == ["generate", "generate", "plan", "doctor", "resume", "redo", "extend", "decode"]
+    assert names == [
+        "generate",
+        "generate",
+        "plan",
+        "doctor",
+        "resume",
+        "generate",
+        "redo",
+        "extend",
+        "decode",
+    ]
     assert (tmp_path / "ball.gif").exists()
     frames = {path.name: len(read_video(path)) for path in tmp_path.glob("ball*.mp4")}
     assert frames == {"ball.mp4": 64, "ball-redo.mp4": 64, "ball-extend.mp4": 64 + 48}

@@ -13,10 +13,12 @@ from torch import Tensor
 from vinfinity.denoise.execution import Execution
 from vinfinity.job import prepare
 from vinfinity.networks import load_denoiser
+from vinfinity.parallel.context import plan_halo
 from vinfinity.parallel.exchange import RankExchange, Work
 from vinfinity.parallel.meeting import meet
 from vinfinity.parallel.ranks import Ranks
-from vinfinity.parallel.shards import FrameShards, halo_route
+from vinfinity.parallel.shards import FrameShards
+from vinfinity.parallel.timeline import one_scene
 from vinfinity.parallel.waits import DeviceWait
 from vinfinity.pipeline import encode_text, fitting_denoiser, initial_state
 from vinfinity.planning.fit import Fit
@@ -128,7 +130,7 @@ def run_out_of_memory(_: None, ranks: Ranks) -> None:
 def run_out_of_memory_in_an_exchange(where: str, ranks: Ranks) -> None:
     """Rank 1 runs out of memory when messages start, or when they are waited for."""
     shards = FrameShards(2 * ranks.size, ranks.size)
-    x, route = torch.zeros(1, 2, 2, 2, 4), halo_route(shards, ranks.rank, 1)
+    x, route = torch.zeros(1, 2, 2, 2, 4), plan_halo(shards, ranks.rank, one_scene(shards.frames)).route
     if ranks.rank == 1:
         original = dist.batch_isend_irecv
 

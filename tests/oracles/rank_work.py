@@ -10,6 +10,7 @@ from typing import Literal
 import torch
 from torch import Tensor, nn
 
+from vinfinity.models.frame_text import FrameText
 from vinfinity.models.unet3d.configs import UNetConfig
 from vinfinity.models.unet3d.unet import UNet
 from vinfinity.parallel.context import temporal_context
@@ -52,7 +53,7 @@ def call_unets(cases: list[Case], ranks: Ranks) -> list[Tensor]:
         )
         x, text = (y.to(ranks.device) for y in (case.x[:, :, own.start : own.stop], case.text))
         with torch.inference_mode(), fp32_products(tf32=False):
-            prediction = unet(x, torch.full((1,), 500.0, device=ranks.device), text, ctx)
+            prediction = unet(x, torch.full((1,), 500.0, device=ranks.device), FrameText.same(text), ctx)
         # a tensor of a GPU would arrive on the sender's
         outputs.append(torch.cat(ranks.collect(prediction.cpu()), dim=2))
     return outputs

@@ -13,18 +13,19 @@ from torch import Tensor, nn
 
 from vinfinity.models.unet3d.layers import Attention
 from vinfinity.models.unet3d.temporal import (
+    OwnFrames,
     Remote,
     TemporalConvLayer,
     TemporalTransformer,
-    anchors_of,
+    VideoNorm,
     dual_scope_attention,
-    video_affine,
     video_sums,
 )
 from vinfinity.parallel.context import temporal_context
 from vinfinity.parallel.exchange import FrameExchange, LocalExchange
-from vinfinity.parallel.scopes import AttentionPlan, Scopes, intersection, plan_attention
+from vinfinity.parallel.scopes import AttentionPlan, Scopes, plan_attention
 from vinfinity.parallel.shards import FrameShards
+from vinfinity.parallel.timeline import intersection, one_scene
 
 CLOSE = 1e-5
 OFF = -math.inf
@@ -82,7 +83,7 @@ def computed(layer: Attention, x: Tensor, plan: AttentionPlan, own: range) -> Te
     mine = x[:, own.start : own.stop]
 
     def fetch() -> Remote:
-        return Remote.of(anchors_of(mine, plan), x[:, list(plan.route.wanted)], plan)
+        return Remote.of(OwnFrames.of(mine, plan), x[:, list(plan.route.wanted)], plan)
 
     out = torch.full_like(mine, math.nan)
     for rows, part in dual_scope_attention(layer, nn.Identity(), mine, fetch, plan):
@@ -247,13 +248,15 @@ def test_statistics_of_parts_are_bitwise_those_of_the_whole() -> None:
             part, 4, temporal_context(LocalExchange(), shards, 0, None, chunk_bytes=chunk_bytes)
         )
 
-    whole = video_affine(norm, sums_of(x, 2**30))
+    def affine(sums: Tensor) -> tuple[Tensor, Tensor]:
+        normalise = VideoNorm.of(norm, sums, one_scene(24))
+        return normalise.scale, normalise.shift
+
+    whole = affine(sums_of(x, 2**30))
     for sizes in ((1, 23), (8, 8, 8), (5, 12, 7), (1,) * 24):
         parts = sum(sums_of(part, 3000) for part in x.split(sizes, dim=1))
         assert isinstance(parts, torch.Tensor)
-        assert all(
-            torch.equal(one, other) for one, other in zip(video_affine(norm, parts), whole, strict=True)
-        )
+        assert all(torch.equal(one, other) for one, other in zip(affine(parts), whole, strict=True))
     grouped = x.unflatten(-1, (4, 4))
     scale = (grouped.var((1, 2, 3, 5), correction=0) + norm.eps).rsqrt()
     torch.testing.assert_close(whole[0].squeeze(), scale.repeat_interleave(4, 1), rtol=1e-5, atol=0)

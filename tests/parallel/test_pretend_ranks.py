@@ -20,8 +20,10 @@ from vinfinity.media.decode import decode_frames
 from vinfinity.media.latents import TensorLatents
 from vinfinity.media.mp4 import read_video
 from vinfinity.models import offload
+from vinfinity.parallel.context import plan_halo
 from vinfinity.parallel.ranks import Ranks
-from vinfinity.parallel.shards import FrameShards, halo_route
+from vinfinity.parallel.shards import FrameShards
+from vinfinity.parallel.timeline import one_scene
 from vinfinity.run import Task, on_rank, run
 from vinfinity.runs.paths import Destination
 from vinfinity.weights.load import load_decoder
@@ -150,7 +152,9 @@ def fetch_neighbours(ranks: Ranks) -> list[float]:
     shards = FrameShards(2 * ranks.size, ranks.size)
     exchange = ranks.team(shards.frames, split=False).exchange()
     x = torch.full((1, 2, 3), float(ranks.rank), device=ranks.device)
-    fetched = exchange.fetch(x, halo_route(shards, ranks.rank, 1), label="test").wait()
+    fetched = exchange.fetch(
+        x, plan_halo(shards, ranks.rank, one_scene(shards.frames)).route, label="test"
+    ).wait()
     return [float(value) for value in fetched.frames[0, :, 0]]
 
 

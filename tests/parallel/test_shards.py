@@ -2,7 +2,9 @@
 
 import pytest
 
-from vinfinity.parallel.shards import FrameShards, Route, anchor_frames, halo_route, plan_route
+from vinfinity.parallel.context import plan_halo
+from vinfinity.parallel.shards import FrameShards, Route, anchor_frames, plan_route
+from vinfinity.parallel.timeline import one_scene
 
 PAIRS = [
     (frames, ranks)
@@ -16,9 +18,16 @@ def routes(shards: FrameShards, width: int, anchors: int) -> list[Route]:
     """Each rank's route for the frames around its own and some anchors."""
     shared = anchor_frames(shards.frames, anchors)
     return [
-        plan_route(shards, rank, lambda of: [*shards.around(of, width), *shared])
+        plan_route(shards, rank, lambda of: [*around(shards, of, width), *shared])
         for rank in range(shards.ranks)
     ]
+
+
+def around(shards: FrameShards, rank: int, width: int) -> list[int]:
+    """The frames of other ranks within `width` of a rank's own."""
+    own = shards.held(rank)
+    near = range(max(0, own.start - width), min(shards.frames, own.stop + width))
+    return [frame for frame in near if frame not in own]
 
 
 def peers(route: Route) -> set[int]:
@@ -52,18 +61,6 @@ def test_a_rank_without_a_frame_is_refused(frames: int, ranks: int) -> None:
         FrameShards(frames, ranks)
 
 
-@pytest.mark.parametrize("width", [0, 1, 2, 8, 30])
-def test_around_gives_the_frames_of_other_ranks_within_the_width(width: int) -> None:
-    for frames, ranks in PAIRS:
-        if frames > 200:
-            continue
-        shards = FrameShards(frames, ranks)
-        for rank in range(ranks):
-            own = shards.held(rank)
-            expected = [i for i in range(frames) if i not in own and min(abs(i - j) for j in own) <= width]
-            assert shards.around(rank, width) == expected, (frames, ranks, rank)
-
-
 @pytest.mark.parametrize(("width", "anchors"), [(1, 0), (8, 16), (0, 16), (8, 0), (30, 3)])
 def test_a_rank_receives_the_frames_it_expects_in_order(width: int, anchors: int) -> None:
     for frames, ranks in PAIRS:
@@ -88,7 +85,7 @@ def test_a_route_fetches_exactly_the_wanted_frames_of_other_ranks(width: int, an
         shards = FrameShards(frames, ranks)
         for rank, route in enumerate(routes(shards, width, anchors)):
             own = shards.held(rank)
-            wanted = {*shards.around(rank, width), *anchor_frames(frames, anchors)} - set(own)
+            wanted = {*around(shards, rank, width), *anchor_frames(frames, anchors)} - set(own)
             assert list(route.wanted) == sorted(wanted)
             assert [i for _, start, stop in route.receives for i in range(start, stop)] == list(
                 range(len(route.wanted))
@@ -104,15 +101,19 @@ def test_the_halo_is_one_frame_on_each_side_within_the_video() -> None:
         shards = FrameShards(frames, ranks)
         for rank in range(ranks):
             own = shards.held(rank)
+            halo = plan_halo(shards, rank, one_scene(frames))
+            assert halo.before == (own.start - 1 if own.start else None)
+            assert halo.after == (own.stop if own.stop < frames else None)
             expected = [i for i in (own.start - 1, own.stop) if 0 <= i < frames]
-            assert list(halo_route(shards, rank, 1).wanted) == expected, (frames, ranks, rank)
+            assert list(halo.route.wanted) == expected, (frames, ranks, rank)
 
 
 def test_ranks_with_few_frames_fetch_from_beyond_their_neighbours() -> None:
     shards = FrameShards(10, 5)
-    assert halo_route(shards, 2, 3).wanted == (1, 2, 3, 6, 7, 8)
-    assert [peer for peer, _, _ in halo_route(shards, 2, 3).receives] == [0, 1, 3, 4]
-    assert halo_route(shards, 0, 30).wanted == tuple(range(2, 10))
+    route = plan_route(shards, 2, lambda of: around(shards, of, 3))
+    assert route.wanted == (1, 2, 3, 6, 7, 8)
+    assert [peer for peer, _, _ in route.receives] == [0, 1, 3, 4]
+    assert plan_route(shards, 0, lambda of: around(shards, of, 30)).wanted == tuple(range(2, 10))
 
 
 def test_one_rank_exchanges_nothing() -> None:

@@ -24,6 +24,7 @@ from vinfinity.denoise.execution import MIB, Execution
 from vinfinity.denoise.samplers import State
 from vinfinity.errors import InputError
 from vinfinity.job import Job, prepare
+from vinfinity.models.frame_text import FrameText
 from vinfinity.models.offload import PINNED_BYTES
 from vinfinity.models.unet3d.family import UNET3D
 from vinfinity.models.unet3d.unet import UNet, UNetConfig
@@ -165,7 +166,7 @@ def test_arithmetic_of_a_unet_matches_torchs_own_counter() -> None:
     unfused = sdpa_kernel(SDPBackend.MATH)
     with torch.no_grad(), unfused, FlopCounterMode(display=False) as counter:
         x, text = torch.randn(1, 4, 20, 8, 6).double(), torch.randn(1, 77, 16).double()
-        unet(x, torch.tensor([1.0]), text, context)
+        unet(x, torch.tensor([1.0]), FrameText.same(text), context)
     assert traced == counter.get_total_flops()
 
 

@@ -8,6 +8,7 @@ import torch
 from oracles.settings import run_config
 
 from vinfinity.config import RunConfig
+from vinfinity.denoise.prompts import schedule_prompts
 from vinfinity.errors import DamagedError, InputError
 from vinfinity.models.geometry import LatentGeometry
 from vinfinity.runs.earlier import COPIED_FRAMES, EarlierRun, final_latents
@@ -68,7 +69,7 @@ def test_spans_of_frames_become_spans_of_latent_frames(tmp_path: Path) -> None:
     earlier = EarlierRun.open(config, geometry)
     assert earlier is not None
     assert (earlier.redo, earlier.blend, earlier.context) == (range(2, 5), 1, 2)
-    selection = earlier.select(config, geometry.latent_frames(29), steps=4)
+    selection = earlier.select(config, schedule_prompts(config, geometry), steps=4)
     assert sorted(selection.generated) == [2, 3, 4, 6, 7]
     with pytest.raises(InputError, match=r"edit\.redo: 18:22.*goes beyond the run's 21 frames"):
         EarlierRun.open(edit_config(tmp_path, frames=29, redo="18:22"), geometry)

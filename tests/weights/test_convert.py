@@ -23,6 +23,7 @@ from safetensors.torch import load_file
 from torch import Tensor, nn
 
 from vinfinity.errors import InputError, OutputError, VinfinityError
+from vinfinity.models.frame_text import FrameText
 from vinfinity.models.unet3d.lvdm import UNUSED, lvdm_faults, lvdm_parts, unused_text
 from vinfinity.models.unet3d.tokenizer import load_tokenizer
 from vinfinity.weights.card import read_card
@@ -148,7 +149,9 @@ def test_converted_unet_matches_the_published_definition(
     expected = reference(
         x, t.expand(2), text, None if fps is None else fps.expand(2), None if condition is None else condition
     )
-    error = relative_error(ours(x, t, text, one_rank(5), fps=fps, condition=condition), expected)
+    error = relative_error(
+        ours(x, t, FrameText.same(text), one_rank(5), fps=fps, condition=condition), expected
+    )
     assert error <= CLOSE
     record_worst(f"LVDM UNet, {changes}", error)
 

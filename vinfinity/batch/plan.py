@@ -120,8 +120,8 @@ def _items(
             require_prompt(resolved.config)
             for seed in [resolved.config.seed] if seeds is None else seeds:
                 config = replace(resolved.config, seed=seed)
-                yield _item(row, replace(resolved, config=config), folder, samples[config.prompt], taken)
-                samples[config.prompt] += 1
+                yield _item(row, replace(resolved, config=config), folder, samples[config.first_text], taken)
+                samples[config.first_text] += 1
 
 
 def _item(row: Row, resolved: Resolved, folder: Path, sample: int, taken: Taken) -> Item:
@@ -131,7 +131,7 @@ def _item(row: Row, resolved: Resolved, folder: Path, sample: int, taken: Taken)
         **leaves(config),
         "index": row.number,
         "sample": sample,
-        "slug": slug(config.prompt),
+        "slug": slug(config.first_text),
     }
     with naming_row(row.origin, origins):
         name = file_name("out", config.out or DEFAULT, values, origin=row.origin)

@@ -87,13 +87,12 @@ def load_unet(folder: Path, *, device: str, dtype: torch.dtype) -> UNet:
 
 def _random_unet(config: UNetConfig, dtype: torch.dtype, device: str) -> UNet:
     """A UNet with random weights, in the types that loading gives it."""
-    keep_fp32 = UNET3D.networks[UNET3D.denoiser].keep_fp32
     torch.manual_seed(0)
     with torch.device(device):
         unet = UNet(config).eval().requires_grad_(False)
+    kept = UNET3D.networks[UNET3D.denoiser].fp32_parameters(unet)
     for name, parameter in unet.named_parameters():
-        kept = parameter.data if name.startswith(keep_fp32) else parameter.data.to(dtype)
-        parameter.data = channels_last(kept)
+        parameter.data = channels_last(parameter.data if name in kept else parameter.data.to(dtype))
     return unet
 
 

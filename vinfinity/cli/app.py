@@ -8,6 +8,7 @@ import typer
 
 from vinfinity import __version__
 from vinfinity.cli import batch, bench, doctor, make, models, runs
+from vinfinity.cli.options import RunCommand
 from vinfinity.cli.output import Debug, Invocation
 from vinfinity.errors import did_you_mean, one_line
 from vinfinity.system.signals import Shutdown
@@ -19,10 +20,10 @@ app = typer.Typer(
     pretty_exceptions_enable=False,
     context_settings={"help_option_names": ["-h", "--help"]},
 )
-app.command()(make.generate)
-app.command()(make.plan)
-app.command()(make.config)
-app.command()(batch.batch)
+app.command(cls=RunCommand)(make.generate)
+app.command(cls=RunCommand)(make.plan)
+app.command(cls=RunCommand)(make.config)
+app.command(cls=RunCommand)(batch.batch)
 app.command()(runs.resume)
 app.command()(runs.decode)
 app.command()(runs.redo)

@@ -108,7 +108,7 @@ def list_videos(batch: "Batch") -> None:
     for item in batch.items:
         config = item.config
         figures = (str(config.seed), str(config.frames), config.size, str(config.steps))
-        rows.append((item.name, states[item.start], *figures, config.prompt))
+        rows.append((item.name, states[item.start], *figures, config.first_text))
     print_columns(rows)
 
 

@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Annotated, Any, TypeVar
 
 import typer
+from typer.core import TyperCommand
 
 from vinfinity.cli.output import Debug, reported
 from vinfinity.config import Layer, Resolved, declared, load
@@ -15,6 +16,10 @@ from vinfinity.config.settings import FILES
 from vinfinity.system.numbers import read_number
 
 T = TypeVar("T", int, float)
+# types of options that can be given several times
+OPTION_TYPES: Mapping[str, Any] = {"lora": list[str] | None, "prompts": list[Any] | None}
+# how many values some of them take at once
+VALUES_AT_ONCE = {"prompts": 2}
 # the largest number of an option that is not a setting of a run
 MOST_NUMBER = 1_000_000
 
@@ -111,6 +116,15 @@ ConfigFile = Annotated[
 ]
 
 
+class RunCommand(TyperCommand):
+    """A command with the options of a run. Typer has no lists of pairs; its parser takes them all the same."""
+
+    def __init__(self, *arguments: Any, **options: Any) -> None:
+        super().__init__(*arguments, **options)
+        for parameter in self.params:
+            parameter.nargs = VALUES_AT_ONCE.get(parameter.name or "", parameter.nargs)
+
+
 def load_planned(settings: Sequence[str] | None, config: Path | None, given: Mapping[str, Any]) -> Resolved:
     """The configuration that options resolve to; published models need not have been fetched. Raises InputError."""
     return loader(settings, config, given, planned=True)(None)
@@ -133,6 +147,8 @@ def loader(
 
     # a switch that is off and an empty list were not given
     flags = {key.replace("__", "."): value for key, value in given.items() if value not in (False, None, [])}
+    if "prompts" in flags:
+        flags["prompts"] = [{"at": at, "text": text} for at, text in flags["prompts"]]
     card = functools.cache(functools.partial(model_defaults, planned=planned))
     return lambda row: load(
         config, overrides=settings or (), flags=flags, row=row, card=card, video=video_defaults
@@ -186,7 +202,7 @@ def _options(texts: Mapping[str, Mapping[str, str]], without: Collection[str]) -
     parameters = []
     for key, setting in declared().items():
         if setting.setting.panel is not None and key not in without:
-            kind: Any = bool if setting.kind is bool else list[str] | None if key == "lora" else str | None
+            kind: Any = bool if setting.kind is bool else OPTION_TYPES.get(key, str | None)
             default = False if kind is bool else None
             # a name of Python has no dots
             name = key.replace(".", "__")

@@ -12,6 +12,7 @@ text       a configuration as YAML, the digest of the latents, explanations
 """
 
 from vinfinity.config.formats import VideoFormat, choose_format
+from vinfinity.config.prompts import Prompt
 from vinfinity.config.schema import Declared, Group, Setting, plain_text
 from vinfinity.config.settings import (
     AttentionConfig,
@@ -37,6 +38,7 @@ from vinfinity.config.settings import (
     parse_interval,
     parse_size,
     require_prompt,
+    timed_prompts,
 )
 from vinfinity.config.sources import Layer, Resolved, leaves, load, name_sources, parse_yaml, read_row
 from vinfinity.config.text import changes_latents, digest, explain, ignored, to_yaml
@@ -59,6 +61,7 @@ __all__ = [
     "Phase",
     "PixelFormat",
     "Preset",
+    "Prompt",
     "Resolved",
     "ReuseConfig",
     "RunConfig",
@@ -82,5 +85,6 @@ __all__ = [
     "plain_text",
     "read_row",
     "require_prompt",
+    "timed_prompts",
     "to_yaml",
 ]

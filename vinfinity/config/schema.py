@@ -186,6 +186,16 @@ def typed(value: Any, kind: Any, *, key: str) -> Any:
     """
     if value is None and _optional(kind):
         return None
+    kinds = [part for part in _parts(kind) if part is not types.NoneType]
+    if len(kinds) > 1 and str in kinds:
+        found = next(
+            (part for part in kinds if isinstance(value, part) and not isinstance(value, bool)), None
+        )
+        if found is None:
+            names = " nor ".join(TYPES[part][0] for part in kinds)
+            remedies = ", or ".join(TYPES[part][2] for part in kinds)
+            raise InputError(key, value, remedies, problem=f"is neither {names}")
+        kind = found
     kind = bare(kind)
     if dataclasses.is_dataclass(kind):
         if isinstance(value, Group) and isinstance(value, typing.cast(type, kind)):
@@ -201,8 +211,8 @@ def typed(value: Any, kind: Any, *, key: str) -> Any:
         # by type too: 1 == True
         if any(value == choice and type(value) is type(choice) for choice in choices):
             return value
-        names = [str(choice) for choice in choices]
-        meant, known = did_you_mean(str(value), names), f"choose from {', '.join(names)}"
+        texts = [str(choice) for choice in choices]
+        meant, known = did_you_mean(str(value), texts), f"choose from {', '.join(texts)}"
         raise InputError(key, value, f"{meant} ({known})" if meant else known, problem="is not a choice")
     if kind is Fraction:
         rate = read_rate(value)

@@ -19,6 +19,7 @@ from vinfinity.config.formats import (
     check_sound,
     choose_format,
 )
+from vinfinity.config.prompts import Prompt, TimedText, time_prompts
 from vinfinity.config.schema import Declared, Group, declarations, from_model, setting
 from vinfinity.errors import InputError
 
@@ -138,6 +139,11 @@ class AttentionConfig(Group, name="attention"):
         "Biases that are added to the logits of the two scopes, by denoising timestep: a phase applies while the "
         "timestep is above `above`. -inf switches a scope off.",
         form="phases in descending order, the last with above: -1",
+    )
+    moving_anchors: bool = setting(
+        False,
+        "Whether anchors move by one frame in each denoising step, so that no frames are special. In a redo or extend, "
+        "they stay where they are.",
     )
     entropy_scaling: bool = setting(
         False, "Whether logits are scaled by log(attended frames) / log(trained frames)."
@@ -446,6 +452,16 @@ class RunConfig(Group):
         from_model=True,
         panel=VIDEO,
     )
+    prompts: tuple[Prompt, ...] = setting(
+        (),
+        "Prompts that follow `prompt`, each from a frame (96), a second (12s) or a part of the video (50%) on. Frames "
+        "around a change are guided by both texts, over `blend` frames; `cut: true` begins another scene instead.",
+        form="in order of their beginning",
+        panel=VIDEO,
+        flag="--then",
+        metavar="AT TEXT",
+    )
+    loop: bool = setting(False, "Let the last frame lead into the first.", panel=VIDEO)
     frames: int = setting(
         96,
         "Length of the video, in frames.",
@@ -597,6 +613,11 @@ class RunConfig(Group):
         return parse_size(self.size)
 
     @property
+    def first_text(self) -> str:
+        """The text that the video begins with."""
+        return self.prompts[0].text if self.prompts and not self.prompt else self.prompt
+
+    @property
     def format(self) -> VideoFormat:
         """The format of the video, by the ending of `out` and `video`."""
         return choose_format(self.out, self.video)
@@ -604,6 +625,7 @@ class RunConfig(Group):
     def _check_together(self) -> None:
         if self.prompt and not self.prompt.strip():
             raise InputError("prompt", self.prompt, "describe the video", problem="is blank")
+        timed_prompts(self)
         video = self.format
         check_rate(video, self.fps)
         check_sound(video, self.audio)
@@ -623,5 +645,17 @@ def declared() -> Mapping[str, Declared]:
 
 def require_prompt(config: RunConfig) -> None:
     """Raises InputError if the configuration has no prompt."""
-    if not config.prompt:
+    if not config.prompt and not config.prompts:
         raise InputError("prompt", "none given", 'describe the video, as in --prompt "a red ball"')
+
+
+def timed_prompts(config: RunConfig) -> tuple[TimedText, ...]:
+    """The prompts of a video in order, in frames. Raises InputError if they do not fit into it."""
+    return time_prompts(
+        config.prompt,
+        config.prompts,
+        negative=config.negative,
+        frames=config.frames,
+        fps=config.fps,
+        loop=config.loop,
+    )

@@ -134,8 +134,10 @@ def nested(values: Mapping[str, object]) -> dict[str, Any]:
 
 def literal(value: object) -> object:
     """`value` such that OmegaConf takes it as it stands, without references."""
-    if isinstance(value, list):
+    if isinstance(value, list | tuple):
         return [literal(entry) for entry in value]
+    if isinstance(value, Mapping):
+        return {key: literal(entry) for key, entry in value.items()}
     if not isinstance(value, str):
         return value
     return re.sub(r"(?<!\\)(\\*)\$\{", lambda match: match[1] * 2 + r"\${", value)

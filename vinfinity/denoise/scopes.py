@@ -1,4 +1,4 @@
-"""The temporal context in force at each timestep of a run: plain attention, or dual scopes as scheduled."""
+"""The temporal context in force at each step of a run: its scenes, and plain attention or dual scopes in each."""
 
 from collections.abc import Sequence
 
@@ -8,62 +8,94 @@ from vinfinity.config import AttentionConfig, Phase
 from vinfinity.denoise.selection import Selection
 from vinfinity.parallel.context import TemporalContext, temporal_context
 from vinfinity.parallel.exchange import FrameExchange
-from vinfinity.parallel.scopes import Scopes
+from vinfinity.parallel.scopes import PLAIN, Scopes
 from vinfinity.parallel.shards import anchor_frames
 from vinfinity.parallel.teams import Team
+from vinfinity.parallel.timeline import Scene, Timeline
 
 
-def scopes_of(attention: AttentionConfig, phase: Phase, anchors: int | Sequence[int]) -> Scopes:
-    """The scopes of dual-scope attention in a phase of its schedule. anchors: how many, or which frames."""
+def scopes_of(attention: AttentionConfig, phase: Phase) -> Scopes:
+    """The scopes of dual-scope attention in a phase of its schedule."""
     return Scopes(
         local=attention.local,
-        anchors=anchors if isinstance(anchors, int) else tuple(anchors),
+        anchors=attention.anchors,
         local_bias=phase.local,
         anchor_bias=phase.anchors,
         entropy_scaling=attention.entropy_scaling,
     )
 
 
+def timeline_of(
+    attention: AttentionConfig, selection: Selection, scenes: Sequence[range], *, loop: bool, shift: int = 0
+) -> Timeline:
+    """The scenes of a video as positions in a selection of its frames.
+
+    scenes: spans of latent frames. A scene no longer than the trained clip gets plain attention, so that it is the base
+    model's own output. shift: by how many frames anchors have moved, each within its scene.
+    """
+    position = {frame: index for index, frame in enumerate(selection.frames)}
+    found: list[Scene] = []
+    for scene in scenes:
+        selected = [position[frame] for frame in scene if frame in position]
+        if not selected:
+            continue
+        plain = len(scene) <= attention.trained_frames
+        anchors = () if plain else anchor_frames(len(scene), attention.anchors)
+        places = sorted(position[scene.start + (anchor + shift) % len(scene)] for anchor in anchors)
+        found.append(Scene(range(selected[0], selected[-1] + 1), tuple(places), plain))
+    return Timeline(tuple(found), loop)
+
+
 class ScheduledContexts:
     """The temporal context of a rank at a training timestep; one is built for each phase, when it is first needed.
 
-    frames: latent frames of the video. A video no longer than the trained clip gets plain attention, so that it is the
-    base model's own output. Where only a selection of frames is computed, the distance between two frames is their
-    distance within the selection.
+    scenes: spans of latent frames that do not see each other. loop: whether the last frame leads into the first.
+    timesteps: of all steps, for anchors that move from step to step; an edit, which computes a selection of frames,
+    leaves them where they are. Within a selection, the distance between two frames is the number of selected frames
+    from one to the other.
     """
 
     def __init__(
         self,
         attention: AttentionConfig,
         selection: Selection,
+        scenes: Sequence[range],
         *,
-        frames: int,
+        loop: bool,
+        timesteps: Sequence[int],
         team: Team,
         exchange: FrameExchange,
         chunk_bytes: int,
         device: torch.device,
     ) -> None:
-        self._attention, self._team, self._exchange = attention, team, exchange
-        self._trained, self._chunk_bytes, self._device = attention.trained_frames, chunk_bytes, device
-        self._plain = frames <= self._trained
-        self._anchors = tuple(
-            selection.frames.index(anchor) for anchor in anchor_frames(frames, attention.anchors)
-        )
-        self._built: dict[Scopes | None, TemporalContext] = {}
+        self._attention, self._selection, self._scenes, self._loop = attention, selection, scenes, loop
+        self._team, self._exchange = team, exchange
+        self._chunk_bytes, self._device = chunk_bytes, device
+        complete = len(selection.frames) == scenes[-1].stop
+        self._moving = attention.moving_anchors and complete
+        self._plain = all(len(scene) <= attention.trained_frames for scene in scenes)
+        self._step = {t: step for step, t in enumerate(timesteps)}
+        self._built: dict[tuple[Scopes, int], TemporalContext] = {}
 
     def __call__(self, t: float) -> TemporalContext:
-        """The context at training timestep t."""
-        attention = self._attention
-        scopes = None if self._plain else scopes_of(attention, attention.phase(t), self._anchors)
-        if scopes not in self._built:
-            self._built[scopes] = temporal_context(
+        """The context at training timestep t, which is one of the timesteps."""
+        attention, plain = self._attention, self._plain
+        scopes = PLAIN if plain else scopes_of(attention, attention.phase(t))
+        shift = self._step[int(t)] if self._moving and not plain else 0
+        if (scopes, shift) not in self._built:
+            if self._moving:
+                # each is needed in one step only
+                self._built.clear()
+            timeline = timeline_of(attention, self._selection, self._scenes, loop=self._loop, shift=shift)
+            self._built[scopes, shift] = temporal_context(
                 self._exchange,
                 self._team.shards,
                 self._team.member,
                 scopes,
-                trained_frames=self._trained,
+                timeline=timeline,
+                trained_frames=attention.trained_frames,
                 norm=attention.norm,
                 chunk_bytes=self._chunk_bytes,
                 device=self._device,
             )
-        return self._built[scopes]
+        return self._built[scopes, shift]

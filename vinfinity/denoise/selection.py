@@ -96,16 +96,25 @@ def select_around(
     anchors: int,
     trained_frames: int,
     seeds: Sequence[int],
+    scenes: Sequence[range] | None = None,
+    loop: bool = False,
 ) -> Selection:
-    """The frames to generate, `context` frames on either side of them, and the anchors of the video.
+    """The frames to generate, `context` frames on either side of them, and the anchors of their scenes.
 
     Frames beyond these hardly affect the generated ones (docs/decisions/0009-redo-and-extend.md), so the cost of an
-    edit does not grow with the video. With no more than `trained_frames` in total, every frame sees all others.
+    edit does not grow with the video. In a scene of no more than `trained_frames`, every frame sees all others.
+    scenes: spans that do not see each other; None for one scene. loop: whether the last frame leads into the first.
     """
-    selected = set(range(total)) if total <= trained_frames else {*anchor_frames(total, anchors)}
-    for span in spans(generated):
-        near = range(span.start - context, span.stop + context)
-        selected |= {frame for frame in near if 0 <= frame < total}
+    selected: set[int] = set()
+    for scene in scenes or [range(total)]:
+        own = spans(frame for frame in generated if frame in scene)
+        if own and len(scene) <= trained_frames:
+            selected |= set(scene)
+        elif own:
+            selected |= {scene.start + anchor for anchor in anchor_frames(len(scene), anchors)}
+        for span in own:
+            near = range(span.start - context, span.stop + context)
+            selected |= {frame % total if loop else frame for frame in near if loop or frame in scene}
     return Selection(tuple(sorted(selected)), frozenset(generated), tuple(seeds))
 
 

@@ -16,6 +16,7 @@ if TYPE_CHECKING:
     from torch import Tensor, nn
 
     from vinfinity.models.checkpoint import Checkpoint, Distillation
+    from vinfinity.models.frame_text import FrameText
     from vinfinity.models.network_call import CallOptions, NetworkCall
     from vinfinity.parallel.context import TemporalContext
 
@@ -40,7 +41,8 @@ class Network:
 
     read_config: a parsed config.json to a typed config; raises ValueError. build: a config to a module.
     stem: the name of its weight files up to the first dot. rename: the name of a tensor in a file to the parameter it
-    fills, None for a tensor that is skipped. keep_fp32: prefixes of parameters that stay in fp32 in every run.
+    fills, None for a tensor that is skipped. keep_fp32: prefixes of parameters that stay in fp32 in every run, as
+    group norms do anyway.
     always_fp32: whether the whole network does. shown: config entries that describe it to users.
     lora_prefixes: what LoRA files put before the names of its modules; empty for a network that takes no LoRA.
     aliases: the config and the names of all modules to further names of modules, those of other layouts.
@@ -55,6 +57,17 @@ class Network:
     shown: tuple[str, ...] = ()
     lora_prefixes: tuple[str, ...] = ()
     aliases: Callable[[Any, Collection[str]], Mapping[str, str]] = no_aliases
+
+    def fp32_parameters(self, module: nn.Module) -> frozenset[str]:
+        """The parameters of a module of this network that stay in fp32 in every run.
+
+        Those that `keep_fp32` names, and the scales and shifts of group norms, which compute in fp32.
+        """
+        from torch import nn
+
+        norms = tuple(f"{name}." for name, layer in module.named_modules() if isinstance(layer, nn.GroupNorm))
+        kept = (*self.keep_fp32, *norms)
+        return frozenset(name for name, _ in module.named_parameters() if name.startswith(kept))
 
 
 @dataclass(frozen=True)
@@ -207,11 +220,11 @@ class Family(Protocol):
     def network_call(
         self,
         denoiser: nn.Module,
-        text: Tensor,
+        text: FrameText,
         context_at: Callable[[float], TemporalContext],
         options: CallOptions,
     ) -> NetworkCall:
-        """The way to call a loaded denoiser. text: (b, t, c), the text states of each guidance branch of this rank.
+        """The way to call a loaded denoiser. text: of the guidance branches of this rank.
 
         context_at: the temporal context in force at a training timestep.
         """

@@ -8,9 +8,23 @@ import torch
 from vinfinity.parallel.exchange import FrameExchange
 from vinfinity.parallel.groups import Grouping
 from vinfinity.parallel.scopes import AttentionPlan, Scopes, plan_attention
-from vinfinity.parallel.shards import FrameShards, Route, halo_route
+from vinfinity.parallel.shards import FrameShards, Route, plan_route
+from vinfinity.parallel.timeline import Timeline
 
 CHUNK_BYTES = 32 * 2**20
+
+
+@dataclass(frozen=True)
+class Halo:
+    """The frames next to a rank's own, which a temporal convolution needs.
+
+    route: fetches those that other ranks hold. before, after: which frames they are; None where the video or the scene
+    ends. A rank may hold them itself, in a loop.
+    """
+
+    route: Route
+    before: int | None
+    after: int | None
 
 
 @dataclass(frozen=True)
@@ -18,19 +32,22 @@ class TemporalContext:
     """The rest of the video, as a temporal layer of one rank sees it in one denoising step.
 
     exchange: fetches frames from other ranks. attention: keys of temporal attention. halo: the neighbouring frames that
-    a temporal convolution needs, `frames_before` of them before this rank's own. norm: "video" takes the statistics of
-    temporal GroupNorm over all frames (paper, section 3.2), "rank" over this rank's frames (the released code).
-    grouping: how layers divide this rank's frames. chunk_bytes: bytes of hidden states that layers work on at once,
-    which bounds their temporaries.
+    a temporal convolution needs. norm: "video" takes the statistics of temporal GroupNorm over all frames of a scene
+    (paper, section 3.2), "rank" over those of this rank (the released code). grouping: how layers divide this rank's
+    frames. chunk_bytes: bytes of hidden states that layers work on at once, which bounds their temporaries.
     """
 
     exchange: FrameExchange
     attention: AttentionPlan
-    halo: Route
-    frames_before: int
+    halo: Halo
     grouping: Grouping
     norm: Literal["video", "rank"] = "video"
     chunk_bytes: int = CHUNK_BYTES
+
+    @property
+    def timeline(self) -> Timeline:
+        """Which frames see each other."""
+        return self.attention.timeline
 
 
 def temporal_context(
@@ -39,20 +56,35 @@ def temporal_context(
     rank: int,
     scopes: Scopes | None,
     *,
+    timeline: Timeline | None = None,
     trained_frames: int = 16,
     norm: Literal["video", "rank"] = "video",
     chunk_bytes: int = CHUNK_BYTES,
     device: torch.device | str = "cpu",
 ) -> TemporalContext:
-    """The context of `rank` under one set of scopes (None: plain attention over all frames)."""
-    attention = plan_attention(shards, rank, scopes, trained_frames=trained_frames, device=device)
-    halo = halo_route(shards, rank, 1)
+    """The context of `rank` under one set of scopes (None: plain attention over all frames).
+
+    timeline: scenes and loops; by default the video is one scene, see `plan_attention`.
+    """
+    attention = plan_attention(
+        shards, rank, scopes, timeline=timeline, trained_frames=trained_frames, device=device
+    )
     return TemporalContext(
         exchange=exchange,
         attention=attention,
-        halo=halo,
-        frames_before=sum(frame < shards.held(rank).start for frame in halo.wanted),
+        halo=plan_halo(shards, rank, attention.timeline),
         grouping=Grouping(shards.held(rank), shards.frames, shards.group),
         norm=norm,
         chunk_bytes=chunk_bytes,
     )
+
+
+def plan_halo(shards: FrameShards, rank: int, timeline: Timeline) -> Halo:
+    """The frames next to those of `rank`."""
+
+    def around(rank: int) -> tuple[int | None, int | None]:
+        held = shards.held(rank)
+        return timeline.neighbour(held.start, -1), timeline.neighbour(held.stop - 1, 1)
+
+    route = plan_route(shards, rank, lambda of: [frame for frame in around(of) if frame is not None])
+    return Halo(route, *around(rank))

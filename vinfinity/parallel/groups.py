@@ -6,7 +6,9 @@ rank that holds only a part of a group pads the rest with zeros, so that every k
 frame in the same place, on any number of ranks (docs/decisions/0017-the-same-bits-in-16-bits.md).
 """
 
+from collections.abc import Sequence
 from dataclasses import dataclass
+from itertools import pairwise
 
 # frames of the smallest group; larger ones are multiples of it
 UNIT = 8
@@ -51,6 +53,24 @@ class Grouping:
         group: in place of the grouping's own, where that has one.
         """
         return self.of(self.held, most, group=group)
+
+    def frames_of(self, piece: Piece) -> range:
+        """The frames of a piece, with those of other ranks."""
+        first = self.held.start + piece.own.start
+        return range(first - piece.before, self.held.start + piece.own.stop + piece.after)
+
+    def within(self, borders: Sequence[int], most: int) -> list[Piece]:
+        """The same, but no piece goes beyond a border: frames at which scenes begin, ascending."""
+        cut = []
+        for piece in self.pieces(most):
+            span = self.frames_of(piece)
+            inside = [border for border in borders if span.start < border < span.stop]
+            for start, stop in pairwise([span.start, *inside, span.stop]):
+                own = range(max(start, self.held.start), min(stop, self.held.stop))
+                if own:
+                    positions = slice(own.start - self.held.start, own.stop - self.held.start)
+                    cut.append(Piece(positions, own.start - start, stop - own.stop))
+        return cut
 
     def of(self, span: range, most: int, *, group: int | None = None) -> list[Piece]:
         """The same for another span of frames; positions count from its first frame."""

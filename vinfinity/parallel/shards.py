@@ -54,13 +54,6 @@ class FrameShards:
         unit, units = self._unit, -(-self.frames // self._unit)
         return ((frame // unit + 1) * self.ranks - 1) // units
 
-    def around(self, rank: int, width: int) -> list[int]:
-        """Frames of other ranks within `width` of this rank's, ascending, clipped to the video."""
-        held = self.held(rank)
-        before = range(max(0, held.start - width), held.start)
-        after = range(held.stop, min(self.frames, held.stop + width))
-        return [*before, *after]
-
 
 @dataclass(frozen=True)
 class Route:
@@ -98,8 +91,3 @@ def plan_route(shards: FrameShards, rank: int, wanted_by: Callable[[int], Iterab
         if own:
             sends.append((peer, own))
     return Route(wanted=tuple(wanted), sends=tuple(sends), receives=tuple(receives))
-
-
-def halo_route(shards: FrameShards, rank: int, width: int) -> Route:
-    """Fetches the `width` frames on either side of this rank's own, fewer at the ends of the video."""
-    return plan_route(shards, rank, lambda of: shards.around(of, width))

@@ -9,9 +9,11 @@ from typing import Any, Literal
 from vinfinity.config import Phase, RunConfig
 from vinfinity.denoise.execution import Execution, ladder
 from vinfinity.denoise.guidance import guidance_branches
+from vinfinity.denoise.prompts import schedule_prompts
 from vinfinity.denoise.samplers import Sampler
 from vinfinity.denoise.schedule import SchedulerConfig
-from vinfinity.denoise.scopes import scopes_of
+from vinfinity.denoise.scopes import scopes_of, timeline_of
+from vinfinity.denoise.selection import select_all
 from vinfinity.denoise.start import pick_sampler
 from vinfinity.errors import WeightsError
 from vinfinity.media.blocks import Blocks, plan_blocks
@@ -20,6 +22,7 @@ from vinfinity.models.family import AUTOENCODER, SCHEDULER, Family
 from vinfinity.parallel.scopes import NEVER
 from vinfinity.parallel.shards import FrameShards
 from vinfinity.parallel.teams import team_of
+from vinfinity.parallel.timeline import Timeline
 from vinfinity.planning.trace import CallShape
 from vinfinity.weights.card import ModelCard
 from vinfinity.weights.dtypes import DTYPES, depends_on_shapes
@@ -92,7 +95,7 @@ class Outline:
         scopes = None
         if self.card.geometry.latent_frames(config.frames) > attention.trained_frames:
             phase = max(attention.schedule, key=_active_scopes)
-            scopes = scopes_of(attention, phase, attention.anchors)
+            scopes = scopes_of(attention, phase)
         return CallShape(
             family=self.card.family,
             config=self.card.configs[self.card.family.denoiser],
@@ -105,7 +108,17 @@ class Outline:
             trained_frames=attention.trained_frames,
             text_tokens=self.card.text_length,
             reuse_depth=config.reuse.depth if config.reuse.interval > 1 else None,
+            timeline=self._timeline,
         )
+
+    @property
+    def _timeline(self) -> Timeline | None:
+        """The scenes of the whole video, or its loop; None for one scene, and for edits, which compute a part of it."""
+        prompts = schedule_prompts(self.config, self.card.geometry)
+        if prompts.frames != self.latent_frames or (len(prompts.scenes) == 1 and not self.config.loop):
+            return None
+        selection = select_all(self.latent_frames, seed=0)
+        return timeline_of(self.config.attention, selection, prompts.scenes, loop=self.config.loop)
 
     @property
     def dtype(self) -> str:

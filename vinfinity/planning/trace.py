@@ -14,12 +14,14 @@ from vinfinity.denoise.samplers import Sampler, State
 from vinfinity.media.blocks import Blocks
 from vinfinity.models.decoder import Decoder
 from vinfinity.models.family import TEXT_ENCODER, DenoiserTraits, Family
+from vinfinity.models.frame_text import FrameText
 from vinfinity.models.network_call import CallOptions, NetworkCall
 from vinfinity.models.offload import store_for
-from vinfinity.parallel.context import temporal_context
+from vinfinity.parallel.context import TemporalContext, temporal_context
 from vinfinity.parallel.exchange import FrameExchange, TracedExchange
-from vinfinity.parallel.scopes import AttentionPlan, QueryBlock, Scopes, intersection
+from vinfinity.parallel.scopes import AttentionPlan, QueryBlock, Scopes
 from vinfinity.parallel.shards import FrameShards
+from vinfinity.parallel.timeline import Timeline, intersection
 from vinfinity.planning.meter import LiveBytes, WorkCounter
 
 # number of pieces above which memory grows linearly with the frames
@@ -39,6 +41,7 @@ class CallShape:
     config: of the denoiser, as its family reads it. shards: the video over the ranks that share it. latent: (h, w).
     scopes: None for plain attention over all frames. text_tokens: length of the text states. reuse_depth: levels that
     run in every step while deep features are reused; None without reuse. A traced call always runs the whole network.
+    timeline: scenes and loops; None for one scene.
     """
 
     family: Family
@@ -52,6 +55,7 @@ class CallShape:
     trained_frames: int = 16
     text_tokens: int = 77
     reuse_depth: int | None = None
+    timeline: Timeline | None = None
 
     @property
     def traits(self) -> DenoiserTraits:
@@ -69,9 +73,9 @@ class CallShape:
         return (1, self.traits.channels, self.frames, *self.latent)
 
     def with_frames(self, frames: int) -> "CallShape":
-        """The same call with `frames` latent frames on each rank."""
+        """The same call with `frames` latent frames on each rank, in one scene."""
         ranks = self.shards.ranks
-        return replace(self, shards=FrameShards(frames * ranks, ranks, self.shards.group))
+        return replace(self, shards=FrameShards(frames * ranks, ranks, self.shards.group), timeline=None)
 
     def traced_exchange(self) -> TracedExchange:
         """An exchange that allocates this rank's messages and counts them."""
@@ -85,26 +89,18 @@ def network_call(
     *,
     network: nn.Module | None = None,
     text: Tensor | None = None,
+    context: TemporalContext | None = None,
     few_blocks: bool = False,
 ) -> NetworkCall:
     """The call that `shape` describes, with `execution.branches` guidance branches, ready to be called.
 
-    network: None for one on meta tensors. text: (branches, t, c), None for zeros. few_blocks: of the query blocks of
-    temporal attention, run only some of each shape. A block frees its tensors when the next one runs, so the peak of
-    memory is the same, for a fraction of the operations.
+    network: None for one on meta tensors. text: (branches, t, c), None for zeros. context: None for that of
+    `call_context`. few_blocks: of the query blocks of temporal attention, run only some of each shape. A block frees
+    its tensors when the next one runs, so the peak of memory is the same, for a fraction of the operations.
     """
     network = empty_denoiser(shape.family, shape.config, shape.dtype) if network is None else network
     device = next(network.parameters()).device
-    context = temporal_context(
-        exchange,
-        shape.shards,
-        shape.rank,
-        shape.scopes,
-        trained_frames=shape.trained_frames,
-        norm=shape.norm,
-        chunk_bytes=execution.chunk_bytes,
-        device=device,
-    )
+    context = context or call_context(shape, execution, exchange, device=device)
     if few_blocks:
         context = replace(context, attention=representative_blocks(context.attention))
     if text is None:
@@ -117,7 +113,24 @@ def network_call(
         guidance=GUIDANCE,
         reuse_depth=shape.reuse_depth,
     )
-    return shape.family.network_call(network, text, lambda t: context, options)
+    return shape.family.network_call(network, FrameText.same(text), lambda t: context, options)
+
+
+def call_context(
+    shape: CallShape, execution: Execution, exchange: FrameExchange, *, device: torch.device | str = "meta"
+) -> TemporalContext:
+    """The rest of the video, as the temporal layers of the call see it."""
+    return temporal_context(
+        exchange,
+        shape.shards,
+        shape.rank,
+        shape.scopes,
+        timeline=shape.timeline,
+        trained_frames=shape.trained_frames,
+        norm=shape.norm,
+        chunk_bytes=execution.chunk_bytes,
+        device=device,
+    )
 
 
 def representative_blocks(plan: AttentionPlan) -> AttentionPlan:
@@ -146,8 +159,9 @@ def empty_denoiser(family: Family, config: Hashable, dtype: torch.dtype) -> nn.M
     description = family.networks[family.denoiser]
     with torch.device("meta"):
         network = description.build(config)
+    kept = description.fp32_parameters(network)
     for name, parameter in network.named_parameters():
-        if not name.startswith(description.keep_fp32):
+        if name not in kept:
             parameter.data = parameter.data.to(dtype)
     return network.eval().requires_grad_(False)
 
@@ -187,8 +201,8 @@ def trace_step(shape: CallShape, execution: Execution, sampler: Sampler, *, bran
     exchange = shape.traced_exchange()
     # with reuse, each pass keeps features of its own; without, the last pass has the highest peak
     passes = branches // execution.branches if shape.reuse_depth is not None else 1
-    calls = [network_call(shape, execution, exchange, few_blocks=True) for _ in range(passes)]
-    middle = calls[0].middle
+    # made before memory is counted
+    network = empty_denoiser(shape.family, shape.config, shape.dtype)
     before_middle: list[int] = []
 
     def noise(step: int) -> Tensor:
@@ -199,13 +213,21 @@ def trace_step(shape: CallShape, execution: Execution, sampler: Sampler, *, bran
         first = sampler.step(State(step=0, x=torch.empty(shape.latents)), torch.empty(shape.latents), noise)
     index = min(1, len(sampler.timesteps) - 1)
     live = LiveBytes()
-    hook = (
-        None
-        if middle is None
-        else middle.register_forward_pre_hook(lambda *_: before_middle.append(live.now))
-    )
+    hook = None
     try:
         with live:
+            # with what attention keeps from step to step, for the blocks of all queries
+            context = call_context(shape, execution, exchange)
+            context.attention.prepare(shape.dtype)
+            calls = [
+                network_call(shape, execution, exchange, network=network, context=context, few_blocks=True)
+                for _ in range(passes)
+            ]
+            # plans are made on the host
+            live.host_peak = live.host_now
+            middle = calls[0].middle
+            if middle is not None:
+                hook = middle.register_forward_pre_hook(lambda *_: before_middle.append(live.now))
             history = None if first.clean is None else torch.empty(shape.latents, device="meta")
             state = State(step=index, x=torch.empty(shape.latents, device="meta"), clean=history)
             others = branches - execution.branches
@@ -220,7 +242,7 @@ def trace_step(shape: CallShape, execution: Execution, sampler: Sampler, *, bran
         if hook is not None:
             hook.remove()
     return StepMemory(
-        weights=parameter_bytes(calls[0].network),
+        weights=parameter_bytes(network),
         state=held,
         skips=before_middle[-1] - held if before_middle else 0,
         exchange=exchange.largest,

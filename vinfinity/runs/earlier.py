@@ -9,6 +9,7 @@ from torch import Tensor
 
 from vinfinity.config import RunConfig
 from vinfinity.denoise.kept_frames import KeptFrames, kept_until
+from vinfinity.denoise.prompts import PromptSchedule
 from vinfinity.denoise.samplers import Sampler
 from vinfinity.denoise.selection import Selection, select_around, spans
 from vinfinity.errors import DamagedError, InputError
@@ -64,6 +65,9 @@ class EarlierRun:
         if geometry.latent_frames(config.frames) < latents.frames:
             problem = f"is less than the run's {known} frames"
             raise InputError("frames", config.frames, "keep all of them", problem=problem)
+        if config.loop and config.frames > known:
+            remedy = "turn it off with loop=false, or generate a longer loop"
+            raise InputError("loop", True, remedy, problem="leaves no end to which frames could be added")
         per_latent = geometry.time_downscale
         return cls(
             latents,
@@ -72,12 +76,12 @@ class EarlierRun:
             context=-(-edit.context // per_latent),
         )
 
-    def select(self, config: RunConfig, total: int, *, steps: int) -> Selection:
-        """The frames that the edit computes. total: latent frames of the new video.
+    def select(self, config: RunConfig, prompts: PromptSchedule, *, steps: int) -> Selection:
+        """The frames that the edit computes. prompts: of the new video.
 
         Kept frames start from the noise that they were first made with.
         """
-        known = self.latents.frames
+        known, total = self.latents.frames, prompts.frames
         until = self._kept_until(range(total), steps=steps)
         seeds = [config.seed] * total
         for start, stop, seed in self.latents.seeds:
@@ -89,6 +93,8 @@ class EarlierRun:
             anchors=config.attention.anchors,
             trained_frames=config.attention.trained_frames,
             seeds=seeds,
+            scenes=prompts.scenes,
+            loop=config.loop,
         )
 
     def sampler(

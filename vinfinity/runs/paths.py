@@ -38,7 +38,7 @@ class Destination:
     @classmethod
     def of(cls, config: RunConfig) -> "Destination":
         """The video is `out`, or is named after the prompt, in the working directory; the sheet lies beside it."""
-        video, latents = Path(f"{slug(config.prompt)}.mp4"), None
+        video, latents = Path(f"{slug(config.first_text)}.mp4"), None
         if config.out is not None:
             video = expanded(config.out, field="out")
         if config.save_latents is not None:

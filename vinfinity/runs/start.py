@@ -5,7 +5,16 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Literal
 
-from vinfinity.config import Resolved, RunConfig, changes_latents, digest, leaves, load, name_sources
+from vinfinity.config import (
+    Resolved,
+    RunConfig,
+    changes_latents,
+    digest,
+    leaves,
+    load,
+    name_sources,
+    timed_prompts,
+)
 from vinfinity.errors import InputError
 from vinfinity.runs.folder import RunFolder, video_of
 from vinfinity.runs.paths import Destination, check_files
@@ -131,6 +140,8 @@ def edited(
     values |= {key: value for key, value in (*flags.items(), *given.items()) if value is not None}
     if "frames" in given:
         values["frames"] = started_with.frames + int(str(given["frames"]))
+    if started_with.prompts:
+        values |= _edited_prompts(started_with, kind, text=given.get("prompt"))
     own = [f"edit.run={folder.path.absolute()}", "save_latents=null", "noise_from=null"]
     # what is regenerated is not held to a picture, and what is appended has no video behind it, unless one is given
     own += ["input.first_frame=null", "input.last_frame=null"]
@@ -138,3 +149,19 @@ def edited(
         own += ["input.video=null", "input.strength=null", "input.fit=null"]
     own += [] if "edit.redo" in values else ["edit.redo=null"]
     return load(folder.settings, overrides=[*own, *overrides], flags=values, card=model_defaults)
+
+
+def _edited_prompts(before: RunConfig, kind: str, *, text: str | None) -> dict[str, object]:
+    """Prompts over time in an edit: those of the earlier video, in frames, since parts of a longer video are others.
+
+    text: of the new frames. In a redo, it guides all frames.
+    """
+    if text is not None and kind == "redo":
+        return {"prompt": text, "prompts": []}
+    prompts: list[dict[str, object]] = [
+        {"at": p.start, "text": p.text, "negative": p.negative, "blend": p.blend, "cut": p.cut}
+        for p in timed_prompts(before)
+    ]
+    if text is not None:
+        prompts.append({"at": before.frames, "text": text})
+    return {"prompt": "", "prompts": prompts}

@@ -1,7 +1,7 @@
 """From a model's folder to modules: built on the meta device, filled tensor by tensor from memory-mapped files."""
 
 import math
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any, TypeVar, cast
 
@@ -46,7 +46,8 @@ def load_network(
     """
     module = empty_network(network, folder)
     sources = _find(module, folder, network, prefer_fp16=dtype != torch.float32)
-    _fill(module, sources, device=device, dtype=dtype, keep_fp32=network.keep_fp32, changes=changes)
+    kept = network.fp32_parameters(module)
+    _fill(module, sources, device=device, dtype=dtype, keep_fp32=kept, changes=changes)
     return module.eval().requires_grad_(False)
 
 
@@ -184,15 +185,15 @@ def _fill(
     *,
     device: torch.device | str,
     dtype: torch.dtype,
-    keep_fp32: tuple[str, ...] = (),
+    keep_fp32: Collection[str] = (),
     changes: Sequence[Change] = (),
 ) -> None:
-    """Reads the parameters of a module, one at a time. keep_fp32: prefixes of those that stay in fp32."""
+    """Reads the parameters of a module, one at a time. keep_fp32: those that stay in fp32."""
     for path, names in _chunks(sources):
         try:
             with safe_open(path, framework="pt", device="cpu") as file:
                 for name in names:
-                    own = torch.float32 if name.startswith(keep_fp32) else dtype
+                    own = torch.float32 if name in keep_fp32 else dtype
                     tensor = changed(name, file.get_tensor(sources[name][0]), changes)
                     _put(module, name, tensor.to(device=device, dtype=own))
                     # a reference to the last tensor would keep the whole chunk mapped

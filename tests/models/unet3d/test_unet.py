@@ -13,6 +13,7 @@ from oracles.networks import SHAPES, levels, one_rank, our_unet
 from oracles.reference import DenseScopes, fill, make_dense, on_ranks, relative_error, tiny_unet
 from torch import Tensor
 
+from vinfinity.models.frame_text import FrameText
 from vinfinity.models.unet3d.configs import UNetConfig
 from vinfinity.models.unet3d.unet import UNet
 from vinfinity.parallel.context import temporal_context
@@ -41,7 +42,7 @@ def test_unet_matches_diffusers(name: str, record_worst: Callable[[str, float], 
     for t in (0, 500, 999):
         with torch.no_grad():
             expected = reference(x, t, text, timestep_cond=condition).sample
-            got = ours(x, torch.tensor([t]), text, one_rank(shape[0]), condition=condition)
+            got = ours(x, torch.tensor([t]), FrameText.same(text), one_rank(shape[0]), condition=condition)
         error = relative_error(got, expected)
         assert error <= CLOSE
         record_worst(f"unet, {name}, t={t}", error)
@@ -65,7 +66,7 @@ def test_the_frame_rates_embedding_is_added_to_the_timesteps() -> None:
         )
         with torch.no_grad():
             expected = reference(x, 300, text).sample
-            got = ours(x, torch.tensor([300]), text, one_rank(3), fps=torch.tensor([fps]))
+            got = ours(x, torch.tensor([300]), FrameText.same(text), one_rank(3), fps=torch.tensor([fps]))
         hook.remove()
         assert relative_error(got, expected) <= CLOSE
         outputs.append(got)
@@ -79,13 +80,13 @@ def test_only_models_that_take_a_frame_rate_get_one(fps_cond: bool) -> None:
     x, text = inputs(reference, 1, 4, 4, 1)
     fps = None if fps_cond else torch.tensor([8])
     with pytest.raises(ValueError, match="fps"):
-        ours(x, torch.tensor([1]), text, one_rank(1), fps=fps)
+        ours(x, torch.tensor([1]), FrameText.same(text), one_rank(1), fps=fps)
 
 
 def test_models_without_a_condition_refuse_one() -> None:
     ours, (x, text) = our_unet(tiny_unet()), inputs(tiny_unet(), 1, 4, 4, 1)
     with pytest.raises(ValueError, match="time_cond_proj_dim"):
-        ours(x, torch.tensor([1]), text, one_rank(1), condition=torch.randn(1, 12))
+        ours(x, torch.tensor([1]), FrameText.same(text), one_rank(1), condition=torch.randn(1, 12))
 
 
 @pytest.mark.slow
@@ -103,7 +104,7 @@ def test_unet_at_videocrafter2_width_matches_diffusers(
     x, text = torch.randn(1, 4, frames, 8, 8), torch.randn(1, 77, 1024)
     with torch.no_grad():
         expected = reference(x, 500, text).sample
-        got = ours(x, torch.tensor([500]), text, one_rank(frames))
+        got = ours(x, torch.tensor([500]), FrameText.same(text), one_rank(frames))
     error = relative_error(got, expected)
     assert error <= CLOSE
     record_worst(f"unet, full width, {frames} frames", error)
@@ -142,7 +143,7 @@ def test_long_video_matches_the_dense_reference(
     x, text = inputs(reference, frames, 4, 3, 1)
     with torch.no_grad():
         expected = reference(x, 700, text).sample
-        got = ours(x, torch.tensor([700]), text, one_rank(frames, engine(scopes)))
+        got = ours(x, torch.tensor([700]), FrameText.same(text), one_rank(frames, engine(scopes)))
     error = relative_error(got, expected)
     assert error <= CLOSE
     record_worst(f"unet, dense, {schedule}, {frames} frames", error)
@@ -169,11 +170,11 @@ def test_several_ranks_match_one_rank(ranks: int) -> None:
     def part_of(scopes: Scopes | None, rank: int, exchange: FrameExchange) -> Tensor:
         own = shards.held(rank)
         ctx = temporal_context(exchange, shards, rank, scopes)
-        return ours(x[:, :, own.start : own.stop], torch.tensor([700]), text, ctx)
+        return ours(x[:, :, own.start : own.stop], torch.tensor([700]), FrameText.same(text), ctx)
 
     for scopes in (None, Scopes(2, 4, 0.0, 10.0), Scopes(8, 16, 10.0, 0.0)):
         with torch.no_grad():
-            alone = ours(x, torch.tensor([700]), text, one_rank(19, scopes))
+            alone = ours(x, torch.tensor([700]), FrameText.same(text), one_rank(19, scopes))
         parts = on_ranks(shards, functools.partial(part_of, scopes))
         assert relative_error(torch.cat(parts, 2), alone) <= CLOSE
 

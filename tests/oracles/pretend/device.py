@@ -27,6 +27,7 @@ import torch
 from oracles.pretend.clocks import HOST, Clock, Clocks
 from oracles.pretend.memory import Memory, call_site, call_stack, key_of
 from torch import Tensor
+from torch.utils._device import _device_constructors
 from torch.utils._python_dispatch import TorchDispatchMode, _disable_current_modes
 
 GIB = 2**30
@@ -500,6 +501,8 @@ class PretendCuda:
     def __enter__(self) -> "PretendCuda":
         assert PretendCuda._active is None
         PretendCuda._active = self
+        # torch lists once which functions follow `with torch.device(...)`: that must not be the replacements
+        _device_constructors()
         for owner, names in self._replacements().items():
             for name, value in names.items():
                 self._open.enter_context(mock.patch.object(owner, name, value))

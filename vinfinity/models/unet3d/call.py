@@ -11,6 +11,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from vinfinity.models.finite import first_not_finite
+from vinfinity.models.frame_text import FrameText
 from vinfinity.models.network_call import CallOptions
 from vinfinity.models.unet3d.unet import DeepFeatures, UNet
 from vinfinity.parallel.context import TemporalContext
@@ -26,16 +27,16 @@ class UNetCall:
     def __init__(
         self,
         unet: UNet,
-        text: Tensor,
+        text: FrameText,
         context_at: Callable[[float], TemporalContext],
         options: CallOptions,
     ) -> None:
         self.network, self.context_at, self.store = unet, context_at, options.store
-        self._device, self.dtype = text.device, unet.conv_in.weight.dtype
+        self._device, self.dtype = text.states.device, unet.conv_in.weight.dtype
         self._fps = self._scalar(options.fps) if unet.config.fps_cond else None
         width, depth = unet.config.time_cond_proj_dim, options.reuse_depth
         self._condition = (
-            None if width is None else guidance_features(options.guidance, width).to(text.device)
+            None if width is None else guidance_features(options.guidance, width).to(self._device)
         )
         self._passes = [
             (chunk, None if depth is None else DeepFeatures(depth))
@@ -60,7 +61,7 @@ class UNetCall:
             with fp32_products(tf32=False):
                 predictions.append(
                     self.network(
-                        x.to(self.dtype).expand(len(text), *x.shape[1:]),
+                        x.to(self.dtype).expand(len(text.states), *x.shape[1:]),
                         self._scalar(t),
                         text,
                         self.context_at(t),

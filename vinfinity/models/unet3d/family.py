@@ -26,6 +26,7 @@ if TYPE_CHECKING:
     from torch import Tensor, nn
 
     from vinfinity.models.checkpoint import Checkpoint, Distillation
+    from vinfinity.models.frame_text import FrameText
     from vinfinity.models.network_call import CallOptions, NetworkCall
     from vinfinity.models.unet3d.tokenizer import CLIPTokenizer
     from vinfinity.models.unet3d.unet import UNet
@@ -198,7 +199,7 @@ class UNet3DFamily:
     def network_call(
         self,
         denoiser: nn.Module,
-        text: Tensor,
+        text: FrameText,
         context_at: Callable[[float], TemporalContext],
         options: CallOptions,
     ) -> NetworkCall:

@@ -10,31 +10,33 @@ from einops import rearrange
 from torch import Tensor, nn
 
 
-def channel_moments(x: Tensor) -> Tensor:
+def channel_moments(x: Tensor) -> tuple[Tensor, Tensor]:
     """Two moments of each channel over the positions, from which `group_moments` follow.
 
-    x: (m, p, c). Returns (2, m, c) fp32: mean and variance, in two passes; for 16 bits mean and mean square, in one
-    pass without a copy in fp32. The squares of 11 significant bits fit fp32, and what cancels when the square of the
-    mean is subtracted is below the rounding of x.
+    x: (m, p, c). Returns two tensors (m, c) fp32: mean and variance, in two passes; for 16 bits mean and Euclidean
+    norm, in one pass without a copy in fp32. The squares of 11 significant bits fit fp32, and what cancels when the
+    square of the mean is subtracted is below the rounding of x.
     """
     mean = x.mean(1, dtype=torch.float32)
     if x.dtype.itemsize >= 4:
-        return torch.stack([mean, (x.float() - mean[:, None]).square_().mean(1)])
-    norm = torch.linalg.vector_norm(x, dim=1, dtype=torch.float32)
-    return torch.stack([mean, norm.square_().div_(x.shape[1])])
+        return mean, (x.float() - mean[:, None]).square_().mean(1)
+    return mean, torch.linalg.vector_norm(x, dim=1, dtype=torch.float32)
 
 
-def group_moments(moments: Tensor, groups: int, *, half: bool) -> tuple[Tensor, Tensor]:
+def group_moments(
+    mean: Tensor, second: Tensor, groups: int, *, norm_of: int | None = None
+) -> tuple[Tensor, Tensor]:
     """Mean and variance of each group of channels: those of a union of equal parts (Chan et al. 1983).
 
-    moments: (2, m, c), see `channel_moments`. half: whether they are of a 16-bit tensor. Returns two tensors (m, g)
-    fp32.
+    mean, second: (m, c), the `channel_moments`. norm_of: the number of positions if `second` is a norm, None if it is a
+    variance. Returns two tensors (m, g) fp32.
     """
-    mean, second = moments.unflatten(2, (groups, -1)).unbind(0)
+    mean, second = mean.unflatten(1, (groups, -1)), second.unflatten(1, (groups, -1))
     pooled = mean.mean(-1)
-    if half:
-        return pooled, (second.mean(-1) - pooled.square()).clamp_(min=0)
-    return pooled, (second + (mean - pooled[..., None]).square()).mean(-1)
+    if norm_of is None:
+        return pooled, (second + (mean - pooled[..., None]).square()).mean(-1)
+    square = torch.linalg.vector_norm(second, dim=-1).square_().div_(norm_of * second.shape[-1])
+    return pooled, square.addcmul_(pooled, pooled, value=-1).clamp_(min=0)
 
 
 def group_affine(norm: nn.GroupNorm, mean: Tensor, variance: Tensor) -> tuple[Tensor, Tensor]:
@@ -42,6 +44,7 @@ def group_affine(norm: nn.GroupNorm, mean: Tensor, variance: Tensor) -> tuple[Te
 
     mean, variance: (m, g) fp32. Returns two tensors (m, c) fp32.
     """
+    # fp32 in every run, see Network.fp32_parameters
     weight, bias = (x.float().view(norm.num_groups, -1) for x in (norm.weight, norm.bias))
     scale = weight * torch.rsqrt(variance + norm.eps)[..., None]
     shift = torch.addcmul(bias, mean[..., None], scale, value=-1)
@@ -66,7 +69,8 @@ class GroupNorm(nn.GroupNorm):
         """x: (m, c, h, w), preferably channels_last. Returns the same shape, channels_last."""
         h = x.shape[2]
         rows = rearrange(x, "m c h w -> m (h w) c")
-        half = rows.dtype.itemsize < 4
-        scale, shift = group_affine(self, *group_moments(channel_moments(rows), self.num_groups, half=half))
+        norm_of = rows.shape[1] if rows.dtype.itemsize < 4 else None
+        moments = group_moments(*channel_moments(rows), self.num_groups, norm_of=norm_of)
+        scale, shift = group_affine(self, *moments)
         normed = apply_affine(rows, scale[:, None], shift[:, None])
         return rearrange(normed, "m (h w) c -> m c h w", h=h)

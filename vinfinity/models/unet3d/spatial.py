@@ -3,6 +3,7 @@
 Dims: b batch, f frames, h w latent height and width, n positions (h·w), c channels, t text tokens.
 """
 
+from collections.abc import Sequence
 from typing import cast
 
 from einops import rearrange
@@ -34,16 +35,21 @@ class SpatialTransformer(nn.Module):
         )
         self.proj_out = Linear(inner, channels)
 
-    def forward(self, x: Tensor, text: Tensor) -> Tensor:
-        """x: (b, f, h, w, c), changed in place and returned. text: (b, t, context)."""
+    def forward(self, x: Tensor, text: Sequence[tuple[range, Tensor]]) -> Tensor:
+        """x: (b, f, h, w, c), changed in place and returned.
+
+        text: positions of frames that share a text, and its states (b, t, context); together all frames of x.
+        """
         block = cast(TransformerBlock, self.transformer_blocks[0])
         b, _, h, w, _ = x.shape
         hidden = self.proj_in(frames_last(self.norm(frames_first(x)), b))
         hidden = rearrange(hidden, "b f h w c -> (b f) (h w) c")
         hidden += block.attn1(block.norm1(hidden))
-        # all positions of all frames attend to the same text: one long row of queries, no copy of the text per frame
+        # all positions of frames with the same text: one long row of queries, no copy of the text per frame
         hidden = rearrange(hidden, "(b f) n c -> b (f n) c", b=b)
-        hidden += block.attn2(block.norm2(hidden), text)
+        for frames, states in text:
+            rows = hidden if len(text) == 1 else hidden[:, frames.start * h * w : frames.stop * h * w]
+            rows += block.attn2(block.norm2(rows), states)
         hidden += block.ff(block.norm3(hidden))
         x += rearrange(self.proj_out(hidden), "b (f h w) c -> b f h w c", h=h, w=w)
         return x

@@ -10,6 +10,7 @@ from bisect import bisect_left
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
+from itertools import groupby
 from typing import cast
 
 import torch
@@ -33,39 +34,77 @@ from vinfinity.models.unet3d.norm import apply_affine, channel_moments, group_af
 from vinfinity.parallel.context import TemporalContext
 from vinfinity.parallel.exchange import Pending
 from vinfinity.parallel.groups import UNIT, Piece
-from vinfinity.parallel.scopes import AttentionPlan, QueryBlock, intersection
+from vinfinity.parallel.scopes import AttentionPlan, QueryBlock
+from vinfinity.parallel.timeline import Timeline, intersection
 
 
 def video_sums(x: Tensor, groups: int, ctx: TemporalContext) -> Tensor:
-    """The sums from which `video_affine` computes the statistics of a GroupNorm over all frames.
+    """The sums from which `VideoNorm` computes the statistics of a GroupNorm over all frames of each scene.
 
-    x: (b, f, h, w, c). Returns (b, g, 5) fp64: the sums over frames of 1, of the frame's mean, of its variance, and of
-    the square of its mean in two parts. Each summand has 24 bits, so the sums in fp64 are exact, and the same to the
-    bit however the frames are split over ranks; means of means would be rounded at every rank.
+    x: (b, f, h, w, c). Returns (b, s·g, 5) fp64 for s scenes: the sums over frames of 1, of the frame's mean, of its
+    variance, and of the square of its mean in two parts. Each summand has 24 bits, so the sums in fp64 are exact, and
+    the same to the bit however the frames are split over ranks; means of means would be rounded at every rank.
     """
     moments = []
     for piece in frame_pieces(x, ctx):
         rows = rearrange(whole(x[:, piece.own], piece), "b f h w c -> (b f) (h w) c")
-        each = rearrange(channel_moments(rows), "two (b f) c -> two b f c", b=len(x))
-        moments.append(each[:, :, piece.before : each.shape[2] - piece.after])
-    together = torch.cat(moments, dim=2)
-    pooled = group_moments(together.flatten(1, 2), groups, half=x.dtype.itemsize < 4)
+        each = (rearrange(y, "(b f) c -> b f c", b=len(x)) for y in channel_moments(rows))
+        moments.append([own(y, piece) for y in each])
+    # everything but the pass over memory is done for all frames at once: few launches
+    means, seconds = (torch.cat(parts, dim=1).flatten(0, 1) for parts in zip(*moments, strict=True))
+    norm_of = x.shape[2] * x.shape[3] if x.dtype.itemsize < 4 else None
+    pooled = group_moments(means, seconds, groups, norm_of=norm_of)
     mean, variance = (rearrange(y, "(b f) g -> b f g", b=len(x)).double() for y in pooled)
     square = mean.square()
     high = square.float().double()
-    return torch.stack([torch.ones_like(mean), mean, variance, high, square - high], dim=-1).sum(1)
+    summands = torch.stack([torch.ones_like(mean), mean, variance, high, square - high], dim=-1)
+    held = ctx.attention.held
+    own_parts = (intersection(held, scene.frames) for scene in ctx.timeline.scenes)
+    return torch.cat(
+        [summands[:, part.start - held.start : part.stop - held.start].sum(1) for part in own_parts], dim=1
+    )
 
 
-def video_affine(norm: nn.GroupNorm, sums: Tensor) -> tuple[Tensor, Tensor]:
-    """The scale and shift by which a GroupNorm over all frames transforms its input.
+@dataclass(frozen=True)
+class VideoNorm:
+    """The scale and shift by which a GroupNorm over all frames of a scene transforms its input.
 
-    sums: (b, g, 5), the `video_sums` of all frames. Returns two tensors (b, 1, 1, 1, c) fp32.
+    scale, shift: (b, s, 1, 1, c) fp32 for s scenes.
     """
-    count, mean, variance, high, low = sums.unbind(-1)
-    mean = mean / count
-    variance = ((variance + high + low) / count - mean.square()).clamp(min=0)
-    scale, shift = group_affine(norm, mean.float(), variance.float())
-    return rearrange(scale, "b c -> b 1 1 1 c"), rearrange(shift, "b c -> b 1 1 1 c")
+
+    scale: Tensor
+    shift: Tensor
+    timeline: Timeline
+
+    @classmethod
+    def of(cls, norm: nn.GroupNorm, sums: Tensor, timeline: Timeline) -> "VideoNorm":
+        """sums: (b, s·g, 5), the `video_sums` of all frames."""
+        scenes = len(timeline.scenes)
+        count, mean, variance, high, low = rearrange(sums, "b (s g) five -> (b s) g five", s=scenes).unbind(
+            -1
+        )
+        mean = mean / count
+        variance = ((variance + high + low) / count - mean.square()).clamp(min=0)
+        scale, shift = group_affine(norm, mean.float(), variance.float())
+        return cls(
+            rearrange(scale, "(b s) c -> b s 1 1 c", s=scenes),
+            rearrange(shift, "(b s) c -> b s 1 1 c", s=scenes),
+            timeline,
+        )
+
+    def __call__(self, x: Tensor, frames: Sequence[int], *, out: Tensor | None = None) -> Tensor:
+        """Transforms some frames. x: (b, f, h, w, c). frames: which ones they are. out: where to write the result."""
+        scale, shift = self._of(self.scale, frames), self._of(self.shift, frames)
+        return apply_affine(x, scale, shift, out=out)
+
+    def _of(self, scenes: Tensor, frames: Sequence[int]) -> Tensor:
+        """The entries of some frames, to be broadcast: one if they are all of one scene. scenes: (b, s, 1, 1, c)."""
+        if scenes.shape[1] == 1 or not frames:
+            return scenes[:, :1]
+        numbers = [(number, len(list(same))) for number, same in groupby(self.timeline.numbers(frames))]
+        if len(numbers) == 1:
+            return scenes[:, numbers[0][0]][:, None]
+        return torch.cat([scenes[:, n, None].expand(-1, count, -1, -1, -1) for n, count in numbers], dim=1)
 
 
 class TemporalConvStage(nn.ModuleDict):
@@ -87,38 +126,53 @@ class TemporalConvStage(nn.ModuleDict):
         norm, conv = cast(tuple[nn.GroupNorm, nn.Conv3d], tuple(self.values()))
         sums = video_sums(x, norm.num_groups, ctx)
         shared = sums if ctx.norm == "video" else None
-        fetched = ctx.exchange.fetch(x, ctx.halo, sums=shared, label="temporal convolution").wait()
-        scale, shift = video_affine(norm, sums if fetched.sums is None else fetched.sums)
+        fetched = ctx.exchange.fetch(x, ctx.halo.route, sums=shared, label="temporal convolution").wait()
+        normalise = VideoNorm.of(norm, sums if fetched.sums is None else fetched.sums, ctx.timeline)
+        held, timeline = ctx.attention.held, ctx.timeline
 
-        def activate(frames: Tensor, out: Tensor | None = None) -> Tensor:
-            return F.silu(apply_affine(frames, scale, shift, out=out), inplace=True)
+        def activate(frames: Tensor, which: range, out: Tensor | None = None) -> Tensor:
+            return F.silu(normalise(frames, which, out=out), inplace=True)
 
-        # the model pads with zeros after the norm, at both ends of the video
+        def neighbour(frame: int | None) -> Tensor:
+            if frame is None:
+                return zeros
+            source, at = (
+                (x, frame - held.start)
+                if frame in held
+                else (fetched.frames, ctx.halo.route.wanted.index(frame))
+            )
+            return activate(source[:, at : at + 1], range(frame, frame + 1))
+
+        # the model pads with zeros after the norm, at both ends of a scene
         zeros = torch.zeros_like(x[:, :1])
-        neighbours = activate(fetched.frames)
-        before = neighbours[:, :1] if ctx.frames_before else zeros
-        last = neighbours[:, -1:] if neighbours.shape[1] > ctx.frames_before else zeros
+        before, last = neighbour(ctx.halo.before), neighbour(ctx.halo.after)
         weight = conv.weight.squeeze(-1)
         h, f = x.shape[2], x.shape[1]
-        for piece in frame_pieces(x, ctx):
+        item = x[:, :1].nbytes
+        for piece in ctx.grouping.within(timeline.borders, ctx.chunk_bytes // max(item, 1)):
             start, stop = piece.own.start, piece.own.stop
+            first = held.start + start
+            if first in timeline.borders:
+                before = zeros
             # the frames of the piece, one more on either side, and zeros in place of those of other ranks
             length = stop - start + 2
             padded = x.new_empty(len(x), piece.before + length + piece.after, *x.shape[2:])
-            padded[:, : piece.before].zero_()
-            padded[:, piece.before + length :].zero_()
-            held = padded[:, piece.before : piece.before + length]
-            held[:, :1] = before
+            if piece.before:
+                padded[:, : piece.before].zero_()
+            if piece.after:
+                padded[:, -piece.after :].zero_()
+            rows = padded[:, piece.before : piece.before + length]
+            rows[:, :1] = before
             # out may be x: the frame after the piece is read before it is overwritten
-            inner = min(stop + 1, f) - start
-            activate(x[:, start : start + inner], out=held[:, 1 : 1 + inner])
-            if stop == f:
-                held[:, -1:] = last
-            before = held[:, -2:-1].clone()
+            ends = held.start + stop in timeline.borders
+            inner = stop - start + (stop < f and not ends)
+            activate(x[:, start : start + inner], range(first, first + inner), out=rows[:, 1 : 1 + inner])
+            if ends or stop == f:
+                rows[:, -1:] = zeros if ends else last
+            before = rows[:, -2:-1].clone()
             # with (frames, positions) as height and width, this is a 2-D convolution without moving any memory
-            rows = rearrange(padded, "b f h w c -> b c f (h w)")
-            picture = rearrange(convolve(rows, weight, conv.bias), "b c f (h w) -> b f h w c", h=h)
-            out[:, piece.own] = own(picture, piece)
+            picture = convolve(rearrange(padded, "b f h w c -> b c f (h w)"), weight, conv.bias)
+            out[:, piece.own] = own(rearrange(picture, "b c f (h w) -> b f h w c", h=h), piece)
         return out
 
 
@@ -140,6 +194,52 @@ class TemporalConvLayer(nn.Module):
         return x.add_(hidden)
 
 
+def beyond(plan: AttentionPlan) -> tuple[range, range]:
+    """The frames of the plan's line before and after this rank's own."""
+    line = plan.line or plan.held
+    return range(line.start, plan.held.start), range(plan.held.stop, line.stop)
+
+
+def real_spans(span: range, plan: AttentionPlan) -> Iterator[range]:
+    """The frames that a span of the line stands for, in order: spans of which this rank holds all or nothing."""
+    for whole_video in plan.timeline.units(span, plan.timeline.frames):
+        shown = intersection(whole_video, span)
+        first = plan.timeline.real(shown.start)
+        real = range(first, first + len(shown))
+        mine = intersection(real, plan.held)
+        parts = (range(real.start, mine.start), mine, range(mine.stop, real.stop)) if mine else (real,)
+        yield from (part for part in parts if part)
+
+
+@dataclass(frozen=True)
+class OwnFrames:
+    """Copies of those frames of this rank that attention needs apart from its walk through them, which changes them.
+
+    anchors: (b, frames, ...). ends: those that neighbour its other end in a loop, by span.
+    """
+
+    anchors: Tensor
+    ends: Mapping[range, Tensor]
+
+    @classmethod
+    def of(cls, x: Tensor, plan: AttentionPlan) -> "OwnFrames":
+        """x: (b, f, ...), this rank's frames."""
+        held = plan.held
+        anchors = [x[:, anchor - held.start] for anchor in plan.anchors if anchor in held]
+        ends = {
+            real: x[:, real.start - held.start : real.stop - held.start].clone()
+            for span in beyond(plan)
+            for real in real_spans(span, plan)
+            if real.start in held
+        }
+        return cls(torch.stack(anchors, dim=1) if anchors else x[:, :0], ends)
+
+    def at(self, positions: slice) -> "OwnFrames":
+        """The same for some positions."""
+        ends = {span: frames[:, :, positions] for span, frames in self.ends.items()}
+        return OwnFrames(self.anchors[:, :, positions], ends)
+
+
 @dataclass(frozen=True)
 class Remote:
     """What temporal attention takes from outside this rank's frames: (b, frames, n, c) each.
@@ -152,22 +252,23 @@ class Remote:
     anchors: Tensor
 
     @classmethod
-    def of(cls, own_anchors: Tensor, fetched: Tensor, plan: AttentionPlan) -> "Remote":
-        """own_anchors, fetched: (b, frames, ...), the anchors that this rank holds, and the frames of the route."""
-        wanted, held, line = plan.route.wanted, plan.held, plan.line
-        at_held = bisect_left(wanted, held.start)
-        before = max(0, held.start - line.start) if line else 0
-        after = max(0, line.stop - held.stop) if line else 0
-        places = [bisect_left(wanted, anchor) for anchor in plan.anchors if anchor not in held]
+    def of(cls, own_frames: OwnFrames, fetched: Tensor, plan: AttentionPlan) -> "Remote":
+        """fetched: (b, frames, ...), the frames of the route."""
+        wanted, anchors = plan.route.wanted, own_frames.anchors
+
+        def neighbours(span: range) -> Tensor:
+            parts = [fetched[:, :0]]
+            for real in real_spans(span, plan):
+                at = bisect_left(wanted, real.start)
+                parts.append(own_frames.ends.get(real, fetched[:, at : at + len(real)]))
+            return joined(parts)
+
+        before, after = (neighbours(span) for span in beyond(plan))
+        places = [bisect_left(wanted, anchor) for anchor in plan.anchors if anchor not in plan.held]
+        at_held = bisect_left(wanted, plan.held.start)
         first, last = ([p for p in places if p < at_held], [p for p in places if p >= at_held])
-        anchors = (
-            [fetched[:, p : p + 1] for p in first] + [own_anchors] + [fetched[:, p : p + 1] for p in last]
-        )
-        return cls(
-            fetched[:, at_held - before : at_held],
-            fetched[:, at_held : at_held + after],
-            torch.cat(anchors, dim=1) if places else own_anchors,
-        )
+        parts = [fetched[:, p : p + 1] for p in first] + [anchors] + [fetched[:, p : p + 1] for p in last]
+        return cls(before, after, torch.cat(parts, dim=1) if places else anchors)
 
     def at(self, positions: slice) -> "Remote":
         """The same for some positions."""
@@ -176,10 +277,11 @@ class Remote:
         )
 
 
-def anchors_of(x: Tensor, plan: AttentionPlan) -> Tensor:
-    """A copy of the anchors among this rank's frames x (b, f, ...)."""
-    held = [x[:, anchor - plan.held.start] for anchor in plan.anchors if anchor in plan.held]
-    return torch.stack(held, dim=1) if held else x[:, :0]
+def by_scene(function: Callable[[Tensor], Tensor], anchors: Tensor, plan: AttentionPlan) -> Tensor:
+    """A function of all anchors (b, frames, ...), scene by scene: the batches are the same on every rank."""
+    if len(plan.anchor_counts) <= 1:
+        return function(anchors)
+    return torch.cat([function(part) for part in anchors.split(plan.anchor_counts, dim=1)], dim=1)
 
 
 @dataclass(frozen=True)
@@ -209,6 +311,7 @@ def dual_scope_attention(
     frames. Anchors are projected apart, together, so that this is a batch of the same shape on every rank.
     """
     held, line = plan.held, plan.line or plan.held
+    spans_beyond = beyond(plan)
     remote: Remote | None = None
     window: dict[range, Projected] = {}
 
@@ -217,8 +320,7 @@ def dual_scope_attention(
         own_part = intersection(unit, held)
         parts = [x[:, own_part.start - held.start : own_part.stop - held.start]]
         if remote is not None:
-            before = intersection(unit, range(line.start, held.start))
-            after = intersection(unit, range(held.stop, line.stop))
+            before, after = (intersection(unit, span) for span in spans_beyond)
             parts.insert(0, remote.before[:, before.start - line.start : before.stop - line.start])
             parts.append(remote.after[:, after.start - held.stop : after.stop - held.stop])
         present = intersection(unit, line)
@@ -235,7 +337,8 @@ def dual_scope_attention(
             # by now the other ranks' frames may have arrived
             remote = fetch()
             normed = norm(remote.anchors)
-            anchor_keys, anchor_values = attention.to_k(normed), attention.to_v(normed)
+            anchor_keys = by_scene(attention.to_k, normed, plan)
+            anchor_values = by_scene(attention.to_v, normed, plan)
         for unit in block.units:
             if unit not in window:
                 window[unit] = project(unit)
@@ -258,7 +361,7 @@ def dual_scope_attention(
 
 def joined(parts: Sequence[Tensor]) -> Tensor:
     """Parts one after the other along the frames; a single one is not copied."""
-    filled = [part for part in parts if part.shape[1]]
+    filled = [part for part in parts if part.shape[1]] or list(parts[:1])
     return filled[0] if len(filled) == 1 else torch.cat(filled, dim=1)
 
 
@@ -335,28 +438,36 @@ class TemporalTransformer(nn.Module):
         """x: (b, f, h, w, c), changed in place and returned."""
         plan, route = ctx.attention, ctx.attention.route
         block = cast(TransformerBlock, self.transformer_blocks[0])
-        own_anchors = anchors_of(x, plan)
+        own_frames = OwnFrames.of(x, plan)
         sums = video_sums(x, self.norm.num_groups, ctx)
         shared = sums if ctx.norm == "video" else None
         fetched = ctx.exchange.fetch(x, route, sums=shared, label="temporal attention 1").wait()
-        scale, shift = video_affine(self.norm, sums if fetched.sums is None else fetched.sums)
+        normalise = VideoNorm.of(self.norm, sums if fetched.sums is None else fetched.sums, ctx.timeline)
 
-        def project(frames: Tensor) -> Tensor:
-            return rearrange(self.proj_in(apply_affine(frames, scale, shift)), "b f h w c -> b f (h w) c")
+        def project(normed: Tensor) -> Tensor:
+            return rearrange(self.proj_in(normed), "b f h w c -> b f (h w) c")
 
         def project_span(frames: Tensor, span: range) -> Tensor:
             """In units, since another rank projects these frames, too."""
             out = frames.new_empty(*frames.shape[:2], n, self.proj_in.out_features)
-            most = ctx.chunk_bytes // max(1, out[:, :1].nbytes)
-            for piece in ctx.grouping.of(span, most, group=UNIT):
-                out[:, piece.own] = own(project(whole(frames[:, piece.own], piece)), piece)
+            most, done = ctx.chunk_bytes // max(1, out[:, :1].nbytes), 0
+            for real in real_spans(span, plan):
+                for piece in ctx.grouping.of(real, most, group=UNIT):
+                    at = slice(done + piece.own.start, done + piece.own.stop)
+                    which = range(
+                        real.start + piece.own.start - piece.before, real.start + piece.own.stop + piece.after
+                    )
+                    normed = normalise(whole(frames[:, at], piece), which)
+                    out[:, at] = own(project(normed), piece)
+                done += len(real)
             return out
 
         n = x.shape[2] * x.shape[3]
-        raw = Remote.of(own_anchors, fetched.frames, plan)
-        held, line = plan.held, plan.line or plan.held
-        before, after = range(line.start, held.start), range(held.stop, line.stop)
-        first = Remote(project_span(raw.before, before), project_span(raw.after, after), project(raw.anchors))
+        raw = Remote.of(own_frames, fetched.frames, plan)
+        held = plan.held
+        before, after = beyond(plan)
+        anchors = by_scene(project, normalise(raw.anchors, plan.anchors), plan)
+        first = Remote(project_span(raw.before, before), project_span(raw.after, after), anchors)
         hidden = project_span(x, held)
         window = hidden[:, :1, 0].nbytes * plan.window
         position_chunks = chunks(n, window, ctx.chunk_bytes)
@@ -365,12 +476,12 @@ class TemporalTransformer(nn.Module):
             remote = partial(first.at, positions)
             for rows, out in dual_scope_attention(block.attn1, block.norm1, chunk, remote, plan):
                 chunk[:, rows] += out
-        own_anchors = anchors_of(hidden, plan)
+        own_frames = OwnFrames.of(hidden, plan)
         pending = ctx.exchange.fetch(hidden, route, label="temporal attention 2")
         for positions in position_chunks:
             chunk = hidden[:, :, positions]
             # the first chunk projects this rank's frames while those of the other ranks are on their way
-            remote = partial(_when_arrived, pending, own_anchors, plan, positions)
+            remote = partial(_when_arrived, pending, own_frames, plan, positions)
             for rows, out in dual_scope_attention(block.attn2, block.norm2, chunk, remote, plan):
                 chunk[:, rows] += out
         for piece in frame_pieces(hidden, ctx, share=FEED_FORWARD_MEMORY):
@@ -382,6 +493,6 @@ class TemporalTransformer(nn.Module):
         return x
 
 
-def _when_arrived(pending: Pending, own_anchors: Tensor, plan: AttentionPlan, positions: slice) -> Remote:
+def _when_arrived(pending: Pending, own_frames: OwnFrames, plan: AttentionPlan, positions: slice) -> Remote:
     """Waits for the fetched frames, and takes some of their positions."""
-    return Remote.of(own_anchors[:, :, positions], pending.wait().frames[:, :, positions], plan)
+    return Remote.of(own_frames.at(positions), pending.wait().frames[:, :, positions], plan)

@@ -12,6 +12,7 @@ import torch.nn.functional as F
 from einops import rearrange
 from torch import Tensor, nn
 
+from vinfinity.models.frame_text import FrameText
 from vinfinity.models.offload import DeviceStore, Frames, OnDevice, Store
 from vinfinity.models.unet3d.configs import DOWN_BLOCKS, FIRST_ATTENTION_HEADS, UP_BLOCKS, UNetConfig
 from vinfinity.models.unet3d.layers import (
@@ -86,7 +87,7 @@ class UNetBlock(nn.Module):
             )
 
     def layer(
-        self, index: int, inputs: tuple[Frames, ...], time: Tensor, text: Tensor, ctx: TemporalContext
+        self, index: int, inputs: tuple[Frames, ...], time: Tensor, text: FrameText, ctx: TemporalContext
     ) -> Tensor:
         """The `index`-th layer of this level. inputs: (b, f, h, w, c) each, concatenated along the channels.
 
@@ -99,7 +100,9 @@ class UNetBlock(nn.Module):
             for piece in frame_pieces(x, ctx, share=FEED_FORWARD_MEMORY):
                 frames = x[:, piece.own]
                 # in place, but for padded copies
-                attended = self.attentions[index](whole(frames, piece), text)
+                attended = self.attentions[index](
+                    whole(frames, piece), text.runs(ctx.grouping.frames_of(piece))
+                )
                 if piece.before or piece.after:
                     frames.copy_(own(attended, piece))
             x = self.temp_attentions[index](x, ctx)
@@ -120,7 +123,7 @@ class DownBlock(UNetBlock):
         states: list[Frames],
         store: Store,
         time: Tensor,
-        text: Tensor,
+        text: FrameText,
         ctx: TemporalContext,
         *,
         descend: bool,
@@ -146,7 +149,7 @@ class UpBlock(UNetBlock):
         super().__init__(config, ins, out, attention=attention)
         self.upsamplers = None if last else nn.ModuleList([Upsample(out)])
 
-    def forward(self, states: list[Frames], time: Tensor, text: Tensor, ctx: TemporalContext) -> None:
+    def forward(self, states: list[Frames], time: Tensor, text: FrameText, ctx: TemporalContext) -> None:
         """Replaces the current state, the last of `states`, and takes this level's skip connections from before it.
 
         states: (b, f, h, w, c) each. Only the list refers to them, so that memory is freed as layers read them.
@@ -168,7 +171,7 @@ class MidBlock(UNetBlock):
         self.resnets = nn.ModuleList([_resnet(config, channels, channels, out_scale=scale) for _ in range(2)])
         self.temp_convs.append(TemporalConvLayer(channels, groups=config.norm_num_groups))
 
-    def forward(self, x: Tensor, time: Tensor, text: Tensor, ctx: TemporalContext) -> Tensor:
+    def forward(self, x: Tensor, time: Tensor, text: FrameText, ctx: TemporalContext) -> Tensor:
         """x: (b, f, h, w, c). Returns the same shape."""
         x = self.layer(0, (OnDevice(x),), time, text, ctx)
         x = _per_frame(self.resnets[1], (OnDevice(x),), time, ctx=ctx)
@@ -220,7 +223,7 @@ class UNet(nn.Module):
         self,
         x: Tensor,
         t: Tensor,
-        text: Tensor,
+        text: FrameText,
         ctx: TemporalContext,
         *,
         fps: Tensor | None = None,
@@ -230,9 +233,10 @@ class UNet(nn.Module):
     ) -> Tensor:
         """One prediction for this rank's frames.
 
-        x: (b, in_channels, f, h, w). t: (1,) the training timestep. text: (b, t, cross_attention_dim). fps: (1,) frames
-        per second, for models with an fps embedding. condition: (1, time_cond_proj_dim), for models that have one.
-        store: where skip connections and deep features wait. deep: features of an earlier step to reuse, or to renew.
+        x: (b, in_channels, f, h, w). t: (1,) the training timestep. text: states of cross_attention_dim channels. fps:
+        (1,) frames per second, for models with an fps embedding. condition: (1, time_cond_proj_dim), for models that
+        have one. store: where skip connections and deep features wait. deep: features of an earlier step to reuse, or
+        to renew.
         Returns (b, out_channels, f, h, w). Raises ValueError if fps or condition do not suit the model.
         """
         time = self._time(t, fps, condition).to(x.dtype)

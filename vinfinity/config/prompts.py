@@ -1,0 +1,131 @@
+"""Prompts over time: when each begins, and how it takes over from the one before it."""
+
+import re
+from collections.abc import Sequence
+from dataclasses import dataclass
+from fractions import Fraction
+from itertools import pairwise
+
+from vinfinity.errors import InputError
+
+# frames over which a prompt takes over from the one before it, unless it says otherwise
+BLEND = 16
+
+
+@dataclass(frozen=True)
+class Prompt:
+    """A prompt that holds from some moment of the video on.
+
+    text: describes the video. at: from when: a frame (96), seconds (12s) or a part of the video (50%).
+    negative: what the video should not show; by default, the setting of that name. blend: frames or seconds around its
+    start in which the text states change over from those of the prompt before it; by default 16 frames, or fewer where
+    prompts are closer. cut: begin another scene, whose frames see none of the frames before.
+    """
+
+    text: str
+    at: int | str = 0
+    negative: str | None = None
+    blend: int | str | None = None
+    cut: bool = False
+
+
+@dataclass(frozen=True)
+class TimedText:
+    """A prompt in frames of the video. start: its first frame. blend: 0 for none."""
+
+    start: int
+    text: str
+    negative: str
+    blend: int
+    cut: bool
+
+    @property
+    def window(self) -> tuple[float, float]:
+        """Where its text states change over."""
+        return self.start - self.blend / 2, self.start + self.blend / 2
+
+
+def time_prompts(
+    prompt: str, prompts: Sequence[Prompt], *, negative: str, frames: int, fps: Fraction | int, loop: bool
+) -> tuple[TimedText, ...]:
+    """`prompt`, if there is one, and then `prompts`, in frames of the video. frames: of the video.
+
+    Raises InputError unless the first begins at 0 and each begins after the one before it, with room to blend.
+    """
+    given = [(prompt, 0, Prompt(prompt))] if prompt or not prompts else []
+    for index, entry in enumerate(prompts):
+        field = f"prompts[{index}]"
+        if not entry.text.strip():
+            raise InputError(f"{field}.text", entry.text, "describe the video", problem="is blank")
+        start = parse_moment(entry.at, frames=frames, fps=fps, field=f"{field}.at")
+        if not given and start:
+            remedy = "let it begin at 0, or put another before it with `prompt`"
+            raise InputError(f"{field}.at", entry.at, remedy, problem="leaves the beginning without a prompt")
+        if given and start <= given[-1][1]:
+            remedy = "leave out `prompt`, or let it begin later" if start == 0 else "put prompts in order"
+            problem = f"is frame {start}, but the prompt before it begins at frame {given[-1][1]}"
+            raise InputError(f"{field}.at", entry.at, remedy, problem=problem)
+        if start >= frames:
+            remedy = f"give a moment before frame {frames}, or ask for more frames"
+            raise InputError(
+                f"{field}.at", entry.at, remedy, problem=f"is beyond the video's {frames} frames"
+            )
+        if entry.cut and loop and start:
+            remedy = "leave out `cut`, or `loop`"
+            raise InputError(
+                f"{field}.cut", True, remedy, problem="begins another scene, but a loop is one scene"
+            )
+        given.append((field, start, entry))
+    return _blended(given, negative=negative, frames=frames, fps=fps, loop=loop)
+
+
+def parse_moment(moment: int | str, *, frames: int, fps: Fraction | int, field: str) -> int:
+    """The frame of a moment such as 96, `12s` or `50%`. frames: of the video. Raises InputError."""
+    if isinstance(moment, str):
+        match = re.fullmatch(r"([0-9]{1,9}(?:\.[0-9]{1,9})?) ?(s|%)?", moment)
+        if match is None or (match[2] is None and "." in match[1]):
+            remedy = "write a frame (96), seconds (12s) or a part of the video (50%)"
+            raise InputError(field, moment, remedy, problem="is not a moment of the video")
+        amount = Fraction(match[1])
+        scale = {None: Fraction(1), "s": Fraction(fps), "%": Fraction(frames, 100)}[match[2]]
+        return round(amount * scale)
+    if moment < 0:
+        raise InputError(field, moment, "count frames from 0", problem="is negative")
+    return moment
+
+
+def _blended(
+    given: Sequence[tuple[str, int, Prompt]], *, negative: str, frames: int, fps: Fraction | int, loop: bool
+) -> tuple[TimedText, ...]:
+    """Prompts with their blends. given: field, first frame and prompt of each."""
+    starts = [start for _, start, _ in given]
+    around = [starts[-1] - frames if loop else 0, *starts, frames]
+    timed = []
+    for index, (field, start, entry) in enumerate(given):
+        room = min(start - around[index], around[index + 2] - start)
+        blend = min(BLEND, room)
+        if entry.blend is not None:
+            blend = parse_moment(entry.blend, frames=frames, fps=fps, field=f"{field}.blend")
+            if entry.cut and blend:
+                raise InputError(f"{field}.blend", entry.blend, "leave it out", problem="is given for a cut")
+        if entry.cut or (index == 0 and not (loop and len(given) > 1)):
+            blend = 0
+        timed.append(
+            TimedText(
+                start, entry.text, negative if entry.negative is None else entry.negative, blend, entry.cut
+            )
+        )
+    for (before, after), (field, _, entry) in zip(pairwise(timed), given[1:], strict=True):
+        if before.window[1] > after.window[0]:
+            beginning = (
+                "the beginning of the video" if before is timed[0] else f"the change at frame {before.start}"
+            )
+            remedy, problem = "use a shorter blend", f"reaches back to {beginning}"
+            raise InputError(f"{field}.blend", entry.blend or after.blend, remedy, problem=problem)
+    if timed[-1].window[1] > frames + (timed[0].window[0] if loop else 0):
+        field, _, entry = given[-1]
+        remedy = "use a shorter blend"
+        raise InputError(
+            f"{field}.blend", entry.blend or 0, remedy, problem="reaches beyond the end of the video"
+        )
+    return tuple(timed)
