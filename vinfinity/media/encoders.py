@@ -1,6 +1,8 @@
 """What the installed PyAV can encode."""
 
+import contextlib
 import os
+from collections.abc import Iterator
 
 import av
 
@@ -57,3 +59,24 @@ def _known(encoder: str) -> bool:
 def quiet() -> None:
     """Keeps SVT-AV1 from printing to the terminal, unless the user has set how much it should."""
     os.environ.setdefault("SVT_LOG", SILENT)
+
+
+@contextlib.contextmanager
+def same_priority() -> Iterator[None]:
+    """Takes back the real-time priority that SVT-AV1 gives this thread and its own ones, where it may (as root).
+
+    Otherwise this process, and all that it starts from then on, would keep other programs from running.
+    """
+    if not hasattr(os, "sched_getscheduler"):
+        # not on Linux
+        yield
+        return
+    policy, parameter = os.sched_getscheduler(0), os.sched_getparam(0)
+    try:
+        yield
+    finally:
+        for thread in map(int, os.listdir("/proc/self/task")):
+            # a thread may have ended, or be under other rules
+            with contextlib.suppress(OSError):
+                if os.sched_getscheduler(thread) != policy:
+                    os.sched_setscheduler(thread, policy, parameter)

@@ -16,7 +16,7 @@ from av.video.reformatter import ColorRange, Colorspace
 
 from vinfinity.config import VideoFormat
 from vinfinity.config.formats import H264, H265
-from vinfinity.media.encoders import quiet
+from vinfinity.media.encoders import quiet, same_priority
 
 # the code of BT.709 for primaries, transfer and matrix (ITU-T H.273)
 BT709 = 1
@@ -77,7 +77,13 @@ class Second:
 
     def write(self, picture: av.VideoFrame) -> None:
         """Adds a frame."""
-        self._mux(self._stream.encode(picture))
+        if self._stream.codec_context.is_open:
+            packets = self._stream.encode(picture)
+        else:
+            # the first frame opens the encoder
+            with same_priority():
+                packets = self._stream.encode(picture)
+        self._mux(packets)
 
     def end(self) -> list[tuple[bytes, bytes]]:
         """Ends the encoding. Returns the boxes of the file: (type, the whole box)."""
