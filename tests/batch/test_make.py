@@ -71,8 +71,10 @@ def make_nan(folder: Path) -> None:
     """Replace the weights in a folder by NaN."""
     [path] = folder.glob("*.safetensors")
     tensors = {name: torch.full_like(x, float("nan")) for name, x in load_file(path).items()}
-    path.unlink()
-    save_file(tensors, path)
+    # the batch may look at the folder at this very moment
+    unfinished = path.with_name(f"{path.name}.part")
+    save_file(tensors, unfinished)
+    unfinished.replace(path)
 
 
 def with_fault(folder: Path) -> list[str | Mapping[str, Any]]:

@@ -4,11 +4,13 @@ from fractions import Fraction
 
 import pytest
 
-from vinfinity.config.prompts import BLEND, Prompt, TimedText, parse_moment, time_prompts
+from vinfinity.config.prompts import BLEND, Prompt, TimedPrompt, parse_moment, time_prompts
 from vinfinity.errors import InputError
 
 
-def timed(*prompts: Prompt, prompt: str = "a", frames: int = 96, loop: bool = False) -> tuple[TimedText, ...]:
+def timed(
+    *prompts: Prompt, prompt: str = "a", frames: int = 96, loop: bool = False
+) -> tuple[TimedPrompt, ...]:
     return time_prompts(prompt, prompts, negative="n", frames=frames, fps=8, loop=loop)
 
 
@@ -31,7 +33,7 @@ def test_what_is_no_moment_is_refused(moment: int | str) -> None:
 
 
 def test_a_prompt_alone_holds_throughout() -> None:
-    assert timed() == (TimedText(0, "a", "n", 0, False),)
+    assert timed() == (TimedPrompt(0, "a", "n", 0, False),)
 
 
 def test_the_first_of_several_may_be_the_prompt_or_the_first_entry() -> None:
@@ -73,6 +75,14 @@ def test_a_loop_blends_at_its_ends() -> None:
         (
             [Prompt("b", at=30, blend=10), Prompt("c", at=38, blend=10)],
             r"prompts\[1\]\.blend: 10 reaches back to the change at frame 30",
+        ),
+        (
+            [Prompt("b", at=30, blend=20), Prompt("c", at=35, cut=True)],
+            r"prompts\[0\]\.blend: 20 reaches the change at frame 35",
+        ),
+        (
+            [Prompt("b", at=30, blend=20), Prompt("c", at=35)],
+            r"prompts\[0\]\.blend: 20 reaches the change at frame 35",
         ),
         ([Prompt("b", at=30, blend=4, cut=True)], r"prompts\[0\]\.blend: 4 is given for a cut"),
         ([Prompt("b", at="later")], r"prompts\[0\]\.at: later is not a moment"),

@@ -3,7 +3,8 @@
 import pytest
 import torch
 
-from vinfinity.denoise.prompts import Mix, PromptSchedule, TimedPrompt
+from vinfinity.config.prompts import TimedPrompt
+from vinfinity.denoise.prompts import Mix, PromptSchedule
 
 STATES = torch.randn(3, 5, 4)
 

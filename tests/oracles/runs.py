@@ -12,6 +12,7 @@ from typing import Any
 
 import pytest
 from oracles.reference import configure
+from safetensors.torch import load_file
 from torch import Tensor
 
 from vinfinity.cli import main
@@ -49,6 +50,21 @@ def latents(folder: Path) -> Tensor:
     """The final latents of a run, (c, f, h, w)."""
     parts = read_manifest(folder / "latents")
     return parts.read(range(parts.frames))
+
+
+def latents_on(model: Path | str, folder: Path, *overrides: str, ranks: int, **flags: object) -> Tensor:
+    """The latents of a whole run on `ranks` ranks, (1, c, f, h, w); its video is FOLDER/RANKS.mp4."""
+    folder.mkdir(exist_ok=True)
+    file = folder / f"{ranks}.safetensors"
+    given = {
+        "out": str(folder / f"{ranks}.mp4"),
+        "save_latents": str(file),
+        "device": "cpu",
+        "overwrite": True,
+    }
+    resolved = configure(model, *overrides, **{**given, "gpus": ranks, **flags})
+    run(resolved.config)
+    return load_file(file)["latents"]
 
 
 def events(folder: Path, kind: str) -> list[dict[str, Any]]:

@@ -13,7 +13,6 @@ from oracles.networks import SHAPES
 from oracles.rank_work import Case, call_unets
 from oracles.reference import (
     DenseScopes,
-    configure,
     fill,
     make_dense,
     relative_error,
@@ -21,7 +20,8 @@ from oracles.reference import (
     tiny_pipeline,
     tiny_unet,
 )
-from safetensors.torch import load_file, save_file
+from oracles.runs import latents_on
+from safetensors.torch import save_file
 from torch import Tensor
 
 from vinfinity.media.mp4 import read_video
@@ -29,7 +29,6 @@ from vinfinity.models.unet3d.unet import UNetConfig
 from vinfinity.parallel.launch import launch
 from vinfinity.parallel.ranks import Ranks
 from vinfinity.parallel.scopes import Scopes
-from vinfinity.run import run
 
 CLOSE = 1e-4
 TIMEOUT = 60.0
@@ -119,28 +118,14 @@ def test_norms_per_rank_differ_from_norms_over_the_video() -> None:
     assert relative_error(rank, alone[0]) > 100 * CLOSE
 
 
-def latents_of(model: Path | str, folder: Path, *overrides: str, ranks: int, **flags: object) -> Tensor:
-    """The latents of a whole run on `ranks` ranks; its video is FOLDER/RANKS.mp4."""
-    file = folder / f"{ranks}.safetensors"
-    given = {
-        "out": str(folder / f"{ranks}.mp4"),
-        "save_latents": str(file),
-        "device": "cpu",
-        "overwrite": True,
-    }
-    resolved = configure(model, *overrides, **{**given, "gpus": ranks, **flags})
-    run(resolved.config)
-    return load_file(file)["latents"]
-
-
 def test_a_whole_run_gives_the_same_latents_on_three_ranks(
     model_folder: Path, tmp_path: Path, record_worst: Callable[[str, float], None]
 ) -> None:
     """With 20 frames on 3 ranks, a rank has fewer frames than the local scope."""
     settings = {"frames": 20, "steps": 8, "sampler": "sde-dpmsolver++", "guidance": 5.0}
     lossless = ("video.crf=0", "video.pixel_format=yuv444p", "decode.frames=3")
-    one = latents_of(model_folder, tmp_path, *lossless, ranks=1, **settings)
-    three = latents_of(model_folder, tmp_path, *lossless, "decode.where=ranks", ranks=3, **settings)
+    one = latents_on(model_folder, tmp_path, *lossless, ranks=1, **settings)
+    three = latents_on(model_folder, tmp_path, *lossless, "decode.where=ranks", ranks=3, **settings)
     # relative, since a random network's latents are large
     worst = relative_error(three, one)
     record_worst("whole run, 3 ranks against 1", worst)
@@ -171,11 +156,11 @@ def test_the_division_of_work_among_ranks_does_not_change_the_latents(
     """Guidance branches on separate teams of equal and unequal sizes, and reused features."""
     settings = {"frames": 20, "steps": 6, "sampler": "sde-dpmsolver++", "guidance": 5.0}
     reuse = [one for one in overrides if one.startswith("reuse")]
-    one = latents_of(model_folder, tmp_path, *reuse, ranks=1, **settings)
-    several = latents_of(model_folder, tmp_path, *overrides, ranks=ranks, **settings)
+    one = latents_on(model_folder, tmp_path, *reuse, ranks=1, **settings)
+    several = latents_on(model_folder, tmp_path, *overrides, ranks=ranks, **settings)
     assert relative_error(several, one) <= CLOSE
     if reuse:
-        exact = latents_of(model_folder, tmp_path, ranks=1, **settings)
+        exact = latents_on(model_folder, tmp_path, ranks=1, **settings)
         assert relative_error(one, exact) > 1e-3
 
 
@@ -183,8 +168,8 @@ def test_ranks_above_and_below_the_short_clip_limit_agree_on_the_execution(
     model_folder: Path, tmp_path: Path
 ) -> None:
     """65 frames on 2 ranks: one rank is within the limit for computing both guidance branches at once, one above it."""
-    one = latents_of(model_folder, tmp_path, ranks=1, frames=65, guidance=5.0)
-    two = latents_of(model_folder, tmp_path, ranks=2, frames=65, guidance=5.0)
+    one = latents_on(model_folder, tmp_path, ranks=1, frames=65, guidance=5.0)
+    two = latents_on(model_folder, tmp_path, ranks=2, frames=65, guidance=5.0)
     assert relative_error(two, one) <= CLOSE
 
 
@@ -204,7 +189,7 @@ def test_frames_decode_identically_on_one_rank_and_on_all(
         (tmp_path / where).mkdir()
         # lossless, since x264 does not always encode tiny pictures in the same way
         all_settings = (*settings, f"decode.where={where}", "video.crf=0", "video.pixel_format=yuv444p")
-        latents_of(model_folder, tmp_path / where, *all_settings, ranks=2, **flags)
+        latents_on(model_folder, tmp_path / where, *all_settings, ranks=2, **flags)
         videos[where] = read_video(tmp_path / where / "2.mp4")
     assert videos["ranks"].std() > 1
     assert np.array_equal(videos["rank0"], videos["ranks"])
@@ -218,7 +203,7 @@ def test_a_video_of_the_trained_length_equals_the_base_models_on_three_ranks(
     noise = torch.randn(1, 4, 16, 4, 5)
     save_file({"noise": noise}, tmp_path / "noise.safetensors")
     settings = {"frames": 16, "size": "40x32", "steps": 8, "guidance": 4.0, "negative": "a blue boat"}
-    ours = latents_of(model, tmp_path, ranks=3, noise_from=str(tmp_path / "noise.safetensors"), **settings)
+    ours = latents_on(model, tmp_path, ranks=3, noise_from=str(tmp_path / "noise.safetensors"), **settings)
     reference = pipeline(
         "a red ball",
         negative_prompt="a blue boat",
@@ -243,10 +228,10 @@ def test_the_embedded_model_gives_the_same_latents_on_one_to_five_ranks(
     """With 37 frames on 5 ranks, a rank has fewer frames than the local scope."""
     settings = {"frames": frames, "steps": 8, "sampler": "sde-dpmsolver++", "guidance": 6.0}
     prompt = "a red ball bouncing over green grass"
-    one = latents_of("mini", tmp_path, ranks=1, prompt=prompt, **settings)
+    one = latents_on("mini", tmp_path, ranks=1, prompt=prompt, **settings)
     for ranks in (2, 3, 4, 5):
         worst = (
-            (one - latents_of("mini", tmp_path, ranks=ranks, prompt=prompt, **settings)).abs().max().item()
+            (one - latents_on("mini", tmp_path, ranks=ranks, prompt=prompt, **settings)).abs().max().item()
         )
         record_worst(f"mini, {frames} frames, {ranks} ranks against 1, largest difference", worst)
         assert worst <= CLOSE

@@ -238,6 +238,13 @@ def test_skip_connections_on_the_host_leave_the_device() -> None:
     assert on_host.working <= on_device.working
 
 
+def test_shorter_videos_can_be_planned_where_prompts_come_later() -> None:
+    """What fits instead of a video that does not is looked for at other lengths."""
+    story = outline_of("mini", "prompts=[{at: 40, text: a ball, cut: true}]", frames=60)
+    assert story.call.timeline is not None
+    assert story.with_changes(frames=20).call.frames == 20
+
+
 def test_memory_of_long_clips_is_on_the_line_through_shorter_ones() -> None:
     execution = Execution(branches=1, skips="device", chunk_bytes=2**15)
     sampler = outline_of("mini").sampler

@@ -30,14 +30,23 @@ class Prompt:
 
 
 @dataclass(frozen=True)
-class TimedText:
-    """A prompt in frames of the video. start: its first frame. blend: 0 for none."""
+class TimedPrompt:
+    """A prompt that holds from a frame on, or from a latent frame on where models compress time.
+
+    start: its first frame. blend: frames around it in which the text states change over from those of the prompt
+    before it; 0 for none. cut: whether another scene begins with it.
+    """
 
     start: int
     text: str
     negative: str
-    blend: int
-    cut: bool
+    blend: int = 0
+    cut: bool = False
+
+    @property
+    def texts(self) -> tuple[str, str]:
+        """The negative text and the text."""
+        return self.negative, self.text
 
     @property
     def window(self) -> tuple[float, float]:
@@ -47,7 +56,7 @@ class TimedText:
 
 def time_prompts(
     prompt: str, prompts: Sequence[Prompt], *, negative: str, frames: int, fps: Fraction | int, loop: bool
-) -> tuple[TimedText, ...]:
+) -> tuple[TimedPrompt, ...]:
     """`prompt`, if there is one, and then `prompts`, in frames of the video. frames: of the video.
 
     Raises InputError unless the first begins at 0 and each begins after the one before it, with room to blend.
@@ -96,7 +105,7 @@ def parse_moment(moment: int | str, *, frames: int, fps: Fraction | int, field: 
 
 def _blended(
     given: Sequence[tuple[str, int, Prompt]], *, negative: str, frames: int, fps: Fraction | int, loop: bool
-) -> tuple[TimedText, ...]:
+) -> tuple[TimedPrompt, ...]:
     """Prompts with their blends. given: field, first frame and prompt of each."""
     starts = [start for _, start, _ in given]
     around = [starts[-1] - frames if loop else 0, *starts, frames]
@@ -111,17 +120,21 @@ def _blended(
         if entry.cut or (index == 0 and not (loop and len(given) > 1)):
             blend = 0
         timed.append(
-            TimedText(
+            TimedPrompt(
                 start, entry.text, negative if entry.negative is None else entry.negative, blend, entry.cut
             )
         )
-    for (before, after), (field, _, entry) in zip(pairwise(timed), given[1:], strict=True):
-        if before.window[1] > after.window[0]:
-            beginning = (
-                "the beginning of the video" if before is timed[0] else f"the change at frame {before.start}"
-            )
-            remedy, problem = "use a shorter blend", f"reaches back to {beginning}"
-            raise InputError(f"{field}.blend", entry.blend or after.blend, remedy, problem=problem)
+    for (before, after), (earlier, later) in zip(pairwise(timed), pairwise(given), strict=True):
+        if before.window[1] <= after.window[0]:
+            continue
+        # blends that nobody asked for end where there is no room
+        (field, _, entry), problem = later, f"reaches back to the change at frame {before.start}"
+        if entry.blend is None or not after.blend:
+            (field, _, entry), problem = earlier, f"reaches the change at frame {after.start}"
+        elif before is timed[0] and not before.blend:
+            problem = "reaches back to the beginning of the video"
+        assert entry.blend is not None
+        raise InputError(f"{field}.blend", entry.blend, "use a shorter blend", problem=problem)
     if timed[-1].window[1] > frames + (timed[0].window[0] if loop else 0):
         field, _, entry = given[-1]
         remedy = "use a shorter blend"

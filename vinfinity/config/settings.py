@@ -19,7 +19,7 @@ from vinfinity.config.formats import (
     check_sound,
     choose_format,
 )
-from vinfinity.config.prompts import Prompt, TimedText, time_prompts
+from vinfinity.config.prompts import Prompt, TimedPrompt, time_prompts
 from vinfinity.config.schema import Declared, Group, declarations, from_model, setting
 from vinfinity.errors import InputError
 
@@ -649,7 +649,7 @@ def require_prompt(config: RunConfig) -> None:
         raise InputError("prompt", "none given", 'describe the video, as in --prompt "a red ball"')
 
 
-def timed_prompts(config: RunConfig) -> tuple[TimedText, ...]:
+def timed_prompts(config: RunConfig) -> tuple[TimedPrompt, ...]:
     """The prompts of a video in order, in frames. Raises InputError if they do not fit into it."""
     return time_prompts(
         config.prompt,

@@ -1,34 +1,15 @@
 """Prompts over time: which text guides each frame, and where scenes begin."""
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import torch
 from torch import Tensor
 
 from vinfinity.config import RunConfig, timed_prompts
+from vinfinity.config.prompts import TimedPrompt
 from vinfinity.models.frame_text import FrameText
 from vinfinity.models.geometry import LatentGeometry
-
-
-@dataclass(frozen=True)
-class TimedPrompt:
-    """A prompt that holds from a latent frame on.
-
-    blend: latent frames around its start in which the text states change over from those of the prompt before it.
-    cut: whether another scene begins with it.
-    """
-
-    start: int
-    text: str
-    negative: str
-    blend: int = 0
-    cut: bool = False
-
-    @property
-    def texts(self) -> tuple[str, str]:
-        """The negative text and the text."""
-        return self.negative, self.text
 
 
 @dataclass(frozen=True)
@@ -106,14 +87,11 @@ class PromptSchedule:
 
 def schedule_prompts(config: RunConfig, geometry: LatentGeometry) -> PromptSchedule:
     """The prompts of a run, in latent frames. Raises InputError if they do not fit into the video."""
-    per_latent = geometry.time_downscale
     prompts = tuple(
-        TimedPrompt(
+        replace(
+            prompt,
             start=geometry.latent_frames(prompt.start + 1) - 1,
-            text=prompt.text,
-            negative=prompt.negative,
-            blend=-(-prompt.blend // per_latent),
-            cut=prompt.cut,
+            blend=-(-prompt.blend // geometry.time_downscale),
         )
         for prompt in timed_prompts(config)
     )

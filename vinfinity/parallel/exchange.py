@@ -27,7 +27,7 @@ from vinfinity.system.transfer import to_device
 class Fetched:
     """frames: (b, len(route.wanted), ...), the requested frames, in the order of `route.wanted`.
 
-    sums: (b, groups, 5) fp64, over the frames of all ranks; None without statistics.
+    sums: (b, scenes·groups, 5) fp64, over the frames of all ranks; None without statistics.
     """
 
     frames: Tensor
@@ -73,7 +73,7 @@ class FrameExchange(Protocol):
     def fetch(self, x: Tensor, route: Route, *, sums: Tensor | None = None, label: str = "") -> Pending:
         """Start to fetch the frames that `route` names, and send this rank's frames to the ranks that want them.
 
-        x: (b, f, ...), this rank's frames. sums: (b, groups, 5) fp64 over x, to be added up over all ranks. label:
+        x: (b, f, ...), this rank's frames. sums: (b, scenes·groups, 5) fp64 over x, added up over all ranks. label:
         names the operation in errors.
         """
         ...

@@ -152,7 +152,8 @@ class Outline:
         frames: of the whole video, all of which are denoised.
         """
         if frames is not None:
-            settings["frames"] = frames
+            # prompts over time may lie beyond the end of a shorter video; they take no memory worth counting
+            settings |= {"frames": frames, "prompts": ()}
         return outline(
             replace(self.config, **settings),
             self.card,
