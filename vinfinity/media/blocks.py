@@ -4,7 +4,7 @@ from dataclasses import dataclass
 
 from vinfinity.config import DecodeConfig
 from vinfinity.errors import InputError
-from vinfinity.models.decoder import DecoderConfig
+from vinfinity.models.decoder import AutoencoderConfig
 from vinfinity.models.geometry import LatentGeometry
 
 # Without `decode.frames`: the bytes of hidden states that a block of frames may take, and the most frames it may have.
@@ -49,7 +49,7 @@ def check_tile(config: DecodeConfig, geometry: LatentGeometry) -> None:
 
 
 def plan_blocks(
-    config: DecodeConfig, decoder: DecoderConfig, latent: tuple[int, int], *, sample_bytes: int = 1
+    config: DecodeConfig, decoder: AutoencoderConfig, latent: tuple[int, int], *, sample_bytes: int = 1
 ) -> Blocks:
     """The blocks and tiles that `config` asks for. latent: (h, w). sample_bytes: of the pictures, 1 or 2.
 
