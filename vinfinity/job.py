@@ -8,7 +8,7 @@ from pathlib import Path
 import torch
 
 from vinfinity import __version__
-from vinfinity.config import RunConfig, digest, leaves, timed_prompts
+from vinfinity.config import InputConfig, RunConfig, digest, leaves, timed_prompts
 from vinfinity.denoise.guidance import guidance_branches
 from vinfinity.denoise.prompts import PromptSchedule, schedule_prompts
 from vinfinity.denoise.samplers import Sampler
@@ -19,6 +19,7 @@ from vinfinity.errors import InputError, one_line
 from vinfinity.media.audio import check_audio
 from vinfinity.media.blocks import check_tile
 from vinfinity.models.family import AUTOENCODER, SCHEDULER, TOKENIZER, TextTokenizer
+from vinfinity.models.geometry import LatentGeometry
 from vinfinity.parallel.devices import fallen_back, pick_device
 from vinfinity.parallel.launch import check_ranks
 from vinfinity.parallel.place import Place
@@ -159,6 +160,17 @@ class Job:
         return concerns
 
 
+def check_start(config: InputConfig, geometry: LatentGeometry) -> None:
+    """Raises InputError if a run is to start from a video or pictures with a model that has no latents of single
+    frames.
+    """
+    given = {"input.video": config.video, **config.pictures}
+    for field, value in given.items() if geometry.time_downscale > 1 else ():
+        if value is not None:
+            problem = "needs a model with latents for each frame, which this one does not have"
+            raise InputError(field, value, "use another model, such as videocrafter2", problem=problem)
+
+
 def prepare(config: RunConfig, place: Place | None = None, *, like: Job | None = None) -> Job:
     """Check a configuration against the model and the machine; reads no weight.
 
@@ -182,6 +194,7 @@ def prepare(config: RunConfig, place: Place | None = None, *, like: Job | None =
         selection = earlier.select(config, prompts, steps=len(sampler.timesteps))
     check_ranks(gpus=config.gpus, device=config.device, frames=len(selection.frames), place=place)
     check_tile(config.decode, geometry)
+    check_start(config.input, geometry)
     if known is None:
         half = pick_dtype(config.dtype, pick_device(config.device)) != torch.float32
         check_weights(card.folder, prefer_fp16=half)

@@ -3,6 +3,7 @@
 import re
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -10,8 +11,9 @@ import torch
 from oracles.pretend.ranks import on_pretend_ranks
 from oracles.wan_autoencoder import our_wan_vae, tiny_wan_vae
 
-from vinfinity.config import DecodeConfig, VideoConfig, choose_format
+from vinfinity.config import DecodeConfig, InputConfig, VideoConfig, choose_format
 from vinfinity.errors import InputError, NotFiniteError, Stopped
+from vinfinity.job import check_start
 from vinfinity.media import turns
 from vinfinity.media.blocks import check_tile, plan_blocks
 from vinfinity.media.decode import decode_block, decode_frames, decode_single
@@ -284,3 +286,14 @@ def test_frames_beyond_31_bits_are_refused() -> None:
         InputError, match=r"^size: 3840x2160 decodes pieces of 3840x2160 pixels.*use a smaller one"
     ):
         plan_blocks(DecodeConfig(), WanVAEConfig(), (270, 480))
+
+
+def test_starting_from_a_video_or_pictures_is_refused_for_latents_of_several_frames() -> None:
+    check_start(InputConfig(video="a.mp4"), LatentGeometry(4, 8))
+    check_start(InputConfig(), LatentGeometry(16, 8, time_downscale=4))
+    for field in ("video", "first_frame", "last_frame"):
+        given: dict[str, Any] = {field: "a.png"}
+        with pytest.raises(
+            InputError, match=rf"^input\.{field}: a\.png needs a model with latents for each frame"
+        ):
+            check_start(InputConfig(**given), LatentGeometry(16, 8, time_downscale=4))
