@@ -8,18 +8,19 @@ from pathlib import Path
 import torch
 
 from vinfinity import __version__
-from vinfinity.config import RunConfig, digest, leaves, timed_prompts
-from vinfinity.denoise.choose_sampler import pick_sampler
+from vinfinity.config import InputConfig, RunConfig, digest, leaves, timed_prompts
 from vinfinity.denoise.flows import Schedule
 from vinfinity.denoise.guidance import guidance_branches
 from vinfinity.denoise.prompts import PromptSchedule, schedule_prompts
 from vinfinity.denoise.schedule import SchedulerConfig
 from vinfinity.denoise.selection import Selection, select_all
+from vinfinity.denoise.start import pick_sampler
 from vinfinity.denoise.state import Sampler
 from vinfinity.errors import InputError, one_line
 from vinfinity.media.audio import check_audio
 from vinfinity.media.blocks import check_tile
 from vinfinity.models.family import AUTOENCODER, SCHEDULER, TOKENIZER, TextTokenizer
+from vinfinity.models.geometry import LatentGeometry
 from vinfinity.parallel.devices import fallen_back, pick_device
 from vinfinity.parallel.launch import check_ranks
 from vinfinity.parallel.place import Place
@@ -71,6 +72,11 @@ class Job:
         return decoder_folder(self.config, self.card)
 
     @property
+    def encoder(self) -> Path:
+        """The folder of the autoencoder that encodes pictures, the model's own."""
+        return self.card.folder / AUTOENCODER
+
+    @property
     def guided(self) -> bool:
         """Whether steps have a branch for negative texts beside that for the prompts (classifier-free guidance)."""
         return branches(self.config, self.card) == 2
@@ -79,6 +85,12 @@ class Job:
     def texts(self) -> list[str]:
         """The different texts that guide the video: prompts, and negative ones where they are used."""
         return self.prompts.texts(guided=self.guided)
+
+    @property
+    def held(self) -> dict[int, int]:
+        """The latent frames that are held to pictures, and the number of the picture of each."""
+        frames = {"input.first_frame": 0, "input.last_frame": self.latent_frames - 1}
+        return {frames[key]: number for number, key in enumerate(self.config.input.pictures)}
 
     @property
     def splits_branches(self) -> bool:
@@ -176,6 +188,17 @@ class Job:
         return concerns
 
 
+def check_start(config: InputConfig, geometry: LatentGeometry) -> None:
+    """Raises InputError if a run is to start from a video or pictures with a model that has no latents of single
+    frames.
+    """
+    given = {"input.video": config.video, **config.pictures}
+    for name, value in given.items() if geometry.time_downscale > 1 else ():
+        if value is not None:
+            problem = "needs a model with latents for each frame, which this one does not have"
+            raise InputError(name, value, "use another model, such as videocrafter2", problem=problem)
+
+
 def prepare(config: RunConfig, place: Place | None = None, *, like: Job | None = None) -> Job:
     """Check a configuration against the model and the machine; reads no weight.
 
@@ -198,7 +221,8 @@ def prepare(config: RunConfig, place: Place | None = None, *, like: Job | None =
     else:
         selection = earlier.select(config, prompts, steps=len(sampler.timesteps))
     check_ranks(gpus=config.gpus, device=config.device, frames=len(selection.frames), place=place)
-    check_tile(config.decode, downscale=geometry.downscale)
+    check_tile(config.decode, geometry)
+    check_start(config.input, geometry)
     if known is None:
         half = pick_dtype(config.dtype, pick_device(config.device), half=card.family.half) != torch.float32
         check_weights(card.folder, prefer_fp16=half)

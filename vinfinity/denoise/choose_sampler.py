@@ -1,11 +1,9 @@
 """The sampler that a setting names, on a model's noise schedule."""
 
-from vinfinity.config import RunConfig
 from vinfinity.denoise.flow_samplers import FLOW_SAMPLERS
 from vinfinity.denoise.flows import FlowSchedule, Schedule
 from vinfinity.denoise.samplers import SAMPLERS
 from vinfinity.denoise.state import Sampler
-from vinfinity.errors import InputError
 
 
 def make_sampler(name: str, schedule: Schedule, *, steps: int, eta: float = 0.0) -> Sampler:
@@ -20,12 +18,3 @@ def make_sampler(name: str, schedule: Schedule, *, steps: int, eta: float = 0.0)
     if isinstance(schedule, FlowSchedule):
         return FLOW_SAMPLERS[name](schedule, steps)
     return SAMPLERS[name](schedule, steps, eta)
-
-
-def pick_sampler(config: RunConfig, schedule: Schedule) -> Sampler:
-    """The sampler of a run on its model's schedule. Raises InputError if the two do not go together."""
-    try:
-        return make_sampler(config.sampler, schedule, steps=config.steps, eta=config.eta)
-    except ValueError as error:
-        remedy = "choose other steps or another sampler"
-        raise InputError("sampler", config.sampler, remedy, problem=f"{error}") from None

@@ -38,6 +38,9 @@ class FlowEuler:
         object.__setattr__(self, "timesteps", tuple((sigmas * np.float32(trained)).tolist()))
         object.__setattr__(self, "_sigmas", (*sigmas.tolist(), 0.0))
 
+    def level(self, step: int) -> tuple[float, float]:
+        return 1 - self._sigmas[step], self._sigmas[step]
+
     def implied(self, state: State, clean: Tensor) -> Tensor:
         return _velocity(state, clean, self._sigmas[state.step])
 
@@ -63,6 +66,9 @@ class FlowDPMSolverPP:
         object.__setattr__(self, "timesteps", tuple(int(sigma * trained) for sigma in sigmas))
         levels = [*sigmas.astype(np.float32).tolist(), 0.0]
         object.__setattr__(self, "_levels", tuple((1 - sigma, sigma) for sigma in levels))
+
+    def level(self, step: int) -> tuple[float, float]:
+        return self._levels[step]
 
     def implied(self, state: State, clean: Tensor) -> Tensor:
         return _velocity(state, clean, self._levels[state.step][1])
@@ -112,6 +118,9 @@ class UniPC:
             sigmas[0] -= BELOW_ONE
         object.__setattr__(self, "timesteps", tuple(int(sigma * trained) for sigma in sigmas))
         object.__setattr__(self, "_sigmas", (*sigmas.astype(np.float32).tolist(), 0.0))
+
+    def level(self, step: int) -> tuple[float, float]:
+        return 1 - self._sigmas[step], self._sigmas[step]
 
     def implied(self, state: State, clean: Tensor) -> Tensor:
         return _velocity(state, clean, self._sigmas[state.step])

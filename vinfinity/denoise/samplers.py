@@ -55,9 +55,12 @@ class DDIM:
         final = 1.0 if self.config.set_alpha_to_one else self._alphas[0]
         return self._alphas[before] if before >= 0 else final
 
+    def level(self, step: int) -> tuple[float, float]:
+        alpha = self._alphas[self.timesteps[step]]
+        return math.sqrt(alpha), math.sqrt(1 - alpha)
+
     def implied(self, state: State, clean: Tensor) -> Tensor:
-        alpha = self._alphas[self.timesteps[state.step]]
-        return _implied(state.x, clean, math.sqrt(alpha), math.sqrt(1 - alpha), self.config)
+        return _implied(state.x, clean, *self.level(state.step), self.config)
 
     def step(self, state: State, prediction: Tensor, noise: Noise) -> State:
         c, x = self.config, state.x
@@ -157,8 +160,11 @@ class DPMSolverPP:
         levels = tuple((1 / math.hypot(1, sigma), sigma / math.hypot(1, sigma)) for sigma in visited)
         object.__setattr__(self, "_levels", levels)
 
+    def level(self, step: int) -> tuple[float, float]:
+        return self._levels[step]
+
     def implied(self, state: State, clean: Tensor) -> Tensor:
-        return _implied(state.x, clean, *self._levels[state.step], self.config)
+        return _implied(state.x, clean, *self.level(state.step), self.config)
 
     def step(self, state: State, prediction: Tensor, noise: Noise) -> State:
         c, x, i = self.config, state.x, state.step
@@ -225,9 +231,12 @@ class VideoCrafter2:
         levels = tuple((float(alphas[t]), float(factors[t])) for t in (*times, 0))
         object.__setattr__(self, "_levels", levels)
 
+    def level(self, step: int) -> tuple[float, float]:
+        alpha, factor = self._levels[step]
+        return math.sqrt(alpha) * factor, math.sqrt(1 - alpha)
+
     def implied(self, state: State, clean: Tensor) -> Tensor:
-        alpha, factor = self._levels[state.step]
-        return _implied(state.x, clean, math.sqrt(alpha) * factor, math.sqrt(1 - alpha), self.config)
+        return _implied(state.x, clean, *self.level(state.step), self.config)
 
     def step(self, state: State, prediction: Tensor, noise: Noise) -> State:
         (alpha, factor), (alpha_next, factor_next) = self._levels[state.step : state.step + 2]
@@ -270,9 +279,12 @@ class LCM:
         if c.prediction_type == "epsilon" and self._alphas[0] == 0:
             raise ValueError("prediction_type: epsilon cannot start at zero signal; use v_prediction")
 
+    def level(self, step: int) -> tuple[float, float]:
+        alpha = self._alphas[step]
+        return math.sqrt(alpha), math.sqrt(1 - alpha)
+
     def implied(self, state: State, clean: Tensor) -> Tensor:
-        alpha = self._alphas[state.step]
-        return _implied(state.x, clean, math.sqrt(alpha), math.sqrt(1 - alpha), self.config)
+        return _implied(state.x, clean, *self.level(state.step), self.config)
 
     def step(self, state: State, prediction: Tensor, noise: Noise) -> State:
         c, x, i = self.config, state.x, state.step

@@ -46,6 +46,10 @@ class Sampler(Protocol):
     @property
     def timesteps(self) -> tuple[float, ...]: ...
 
+    def level(self, step: int) -> tuple[float, float]:
+        """(signal, sigma) before a step: its latents are signal * clean + sigma * noise."""
+        ...
+
     def implied(self, state: State, clean: Tensor) -> Tensor:
         """The prediction according to which the latents of `state` are `clean` plus noise."""
         ...

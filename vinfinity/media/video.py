@@ -11,7 +11,7 @@ import numpy as np
 from vinfinity.config import DecodeConfig, VideoFormat
 from vinfinity.media.background import consume_in_background
 from vinfinity.media.blocks import plan_blocks
-from vinfinity.media.decode import decode_block, decode_frames
+from vinfinity.media.decode import decode_frames, decode_single
 from vinfinity.media.latents import LatentSource
 from vinfinity.media.sheet import ContactSheet, to_8_bits
 from vinfinity.media.writer import VideoWriter
@@ -50,7 +50,7 @@ def write_video(
     """
     blocks = plan_blocks(decode, decoder.config, latent[1:])
     everyone = decode.on_all_ranks(ranks.device.type)
-    together = ranks if everyone else Ranks(device=ranks.device, shutdown=ranks.shutdown)
+    together = ranks if everyone else ranks.alone()
     width, height = size
     writer = None
     if ranks.first:
@@ -87,11 +87,9 @@ def write_video(
     with writer:
         if contact is not None:
             for frame in itertools.takewhile(lambda frame: frame < first, contact.frames):
-                latents = source.read(range(frame, frame + 1))
-                block = decode_block(decoder, latents, size=size, tile=blocks.tile)
-                contact.add(block.wait()[0].numpy())
+                contact.add(decode_single(decoder, source, frame, size=size, tile=blocks.tile))
         shown = progress.track(pictures, total=len(remaining), label="decoding", unit="frame")
         # two blocks: the encoder has work while the next block is decoded, and idles if decoding is slower
-        consume_in_background(shown, write, most_pending=2 * blocks.frames)
+        consume_in_background(shown, write, most_pending=2 * blocks.frames * decoder.config.time_downscale)
     if contact is not None:
         contact.save()

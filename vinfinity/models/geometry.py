@@ -36,6 +36,13 @@ class LatentGeometry:
             return range(0)
         return range(self.latent_frames(frames.start + 1) - 1, self.latent_frames(frames.stop))
 
+    def frame_span(self, latent_frames: range) -> range:
+        """The frames that a span of latent frames decodes to."""
+        if not latent_frames:
+            return range(0)
+        start = self.frames(latent_frames.start) if latent_frames.start else 0
+        return range(start, self.frames(latent_frames.stop))
+
     def frames(self, latent_frames: int) -> int:
         """The frames that `latent_frames` latent frames, at least 1, decode to."""
         return 1 + (latent_frames - 1) * self.time_downscale

@@ -49,6 +49,10 @@ class Ranks:
         """Whether this rank writes the files and shows messages."""
         return self.rank == 0
 
+    def alone(self) -> "Ranks":
+        """This rank for work that it does without the others."""
+        return Ranks(device=self.device, shutdown=self.shutdown)
+
     def team(self, frames: int, *, split: bool, grouped: bool = False) -> Team:
         """The ranks that share a video with this one; see `team_of`."""
         team = team_of(self.rank, self.size, frames=frames, split=split, grouped=grouped)

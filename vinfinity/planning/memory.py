@@ -85,8 +85,7 @@ def allocator_overhead(device: DeviceType) -> float:
 def trace_memory(run: Outline, execution: Execution) -> RunMemory:
     """Traces the memory of a run's fullest rank."""
     c, h, w = run.latent
-    width, height = run.size
-    picture = width * height * 3 * run.config.format.sample_bits // 8
+    picture, turns = run.picture_bytes, run.turns
     return RunMemory(
         execution=execution,
         step=step_memory(run.call, execution, run.sampler, branches=run.branches_per_rank),
@@ -101,7 +100,8 @@ def trace_memory(run: Outline, execution: Execution) -> RunMemory:
         # this rank's, in fp32, twice while they are written
         latents=2 * run.call.frames * c * h * w * 4,
         loading=LOADING,
-        pictures=2 * run.blocks.frames * picture + X264_FRAMES * picture // 2,
+        pictures=turns.held * turns.length * run.decoder.config.time_downscale * picture
+        + X264_FRAMES * picture // 2,
         process=CUDA_PROCESS if run.device == "cuda" else PROCESS,
     )
 

@@ -7,16 +7,17 @@ from pathlib import Path
 from typing import Any, Literal
 
 from vinfinity.config import Phase, RunConfig
-from vinfinity.denoise.choose_sampler import pick_sampler
 from vinfinity.denoise.execution import Execution, ladder
 from vinfinity.denoise.flows import read_schedule
 from vinfinity.denoise.guidance import guidance_branches
 from vinfinity.denoise.prompts import schedule_prompts
 from vinfinity.denoise.scopes import scopes_of, timeline_of
 from vinfinity.denoise.selection import select_all
+from vinfinity.denoise.start import pick_sampler
 from vinfinity.denoise.state import Sampler
 from vinfinity.errors import WeightsError
 from vinfinity.media.blocks import Blocks, plan_blocks
+from vinfinity.media.turns import Turns, plan_turns
 from vinfinity.models.decoder import Decoder
 from vinfinity.models.family import AUTOENCODER, SCHEDULER, Family
 from vinfinity.parallel.scopes import NEVER
@@ -144,7 +145,26 @@ class Outline:
             self.latent[1:],
             sample_bytes=self.config.format.sample_bits // 8,
         )
-        return replace(blocks, frames=min(blocks.frames, self.config.frames))
+        return replace(blocks, frames=min(blocks.frames, self.decoded_latents))
+
+    @property
+    def decoded_latents(self) -> int:
+        """Latent frames of the whole video."""
+        return self.card.geometry.latent_frames(self.config.frames)
+
+    @property
+    def picture_bytes(self) -> int:
+        """Bytes of one frame."""
+        width, height = self.size
+        return width * height * 3 * self.config.format.sample_bits // 8
+
+    @property
+    def turns(self) -> Turns:
+        """How the ranks share the decoding."""
+        ranks = self.ranks if self.config.decode.on_all_ranks(self.device) else 1
+        return plan_turns(
+            self.decoder, self.decoded_latents, self.blocks, ranks=ranks, picture_bytes=self.picture_bytes
+        )
 
     def with_changes(
         self, *, ranks: int | None = None, frames: int | None = None, **settings: Any

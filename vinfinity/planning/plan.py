@@ -71,7 +71,7 @@ class Plan:
 
     @property
     def _decoded_blocks(self) -> float:
-        return self.run.config.frames / self.run.blocks.frames
+        return self.run.decoded_latents / self.run.blocks.frames
 
     @property
     def latents_bytes(self) -> int:
@@ -119,11 +119,10 @@ class Plan:
         call = work_seconds(self.work.work, gpu, batch=at_once, products=products)
         # see system/precision.py
         block = work_seconds(self.memory.decoding.work, gpu, products="tf32")
-        decoders = self.run.ranks if self.run.config.decode.on_all_ranks(self.run.device) else 1
         return Seconds(
             denoising=steps * (branches // at_once) * call,
             exchange=steps * exchange_seconds(self.work.bytes * branches, gpu),
-            decoding=block * self._decoded_blocks / decoders,
+            decoding=block * self.run.turns.time / self.run.blocks.frames,
         )
 
     @cached_property

@@ -1,5 +1,6 @@
 """Runs the real networks on meta tensors, which have shapes but no data, so that no figure can drift from the code."""
 
+from collections import deque
 from collections.abc import Hashable
 from dataclasses import asdict, dataclass, replace
 from functools import lru_cache
@@ -314,14 +315,19 @@ class NetworkMemory:
 @lru_cache(maxsize=32)
 @torch.inference_mode()
 def trace_decode(decoder: Decoder, blocks: Blocks, latent: tuple[int, int]) -> NetworkMemory:
-    """Decoding one block of frames in fp32. latent: (h, w).
+    """Decoding one block of latent frames in fp32, not the first of the video. latent: (h, w).
 
     With tiles, memory is what `plan_blocks` computed to cut them; tests compare that with a trace.
     """
     with torch.device("meta"):
         latents = torch.empty(blocks.frames, decoder.config.latent_channels, *latent)
-    with LiveBytes() as live, WorkCounter() as work:
-        decoder.decode(latents)
+    stream = decoder.stream()
+    with LiveBytes() as live:
+        # a causal decoder keeps frames, the most from the third block on
+        for _ in range(2 if decoder.config.causal else 0):
+            deque(stream.decode(latents), maxlen=0)
+        with WorkCounter() as work:
+            deque(stream.decode(latents), maxlen=0)
     working = live.peak if blocks.tile is None else blocks.bytes
     return NetworkMemory(weights=parameter_bytes(decoder), working=working, work=work)
 
