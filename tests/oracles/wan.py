@@ -12,10 +12,9 @@ import torch
 from diffusers import UniPCMultistepScheduler, WanPipeline, WanTransformer3DModel
 from oracles.reference import fill
 from oracles.wan_autoencoder import tiny_wan_vae
-from tokenizers import Tokenizer, decoders, models, pre_tokenizers, processors
+from oracles.wan_text import save_tiny_tokenizer, tiny_umt5
 from torch import Tensor
-from transformers import PreTrainedTokenizerFast, UMT5EncoderModel
-from transformers import UMT5Config as TextConfig
+from transformers import T5TokenizerFast
 
 from vinfinity.models.wan.configs import TransformerConfig
 from vinfinity.models.wan.transformer import Transformer
@@ -177,64 +176,13 @@ def our_transformer(reference: WanTransformer3DModel) -> Transformer:
 
 # ---- whole models ----
 
-WORDS = (
-    "a",
-    "red",
-    "blue",
-    "ball",
-    "boat",
-    "bouncing",
-    "over",
-    "white",
-    "snow",
-    "right",
-    "moving",
-    "dark",
-    "blurred",
-)
-
-
-def tiny_tokenizer(folder: Path) -> Path:
-    """A tokenizer.json of the kind of UMT5's: pieces that begin with a space, an end token, padding."""
-    pieces = [("<pad>", 0.0), ("</s>", 0.0), ("<unk>", 0.0)]
-    pieces += [(f"▁{word}", -2.0) for word in WORDS] + [
-        (letter, -6.0) for letter in "▁abcdefghijklmnopqrstuvwxyz"
-    ]
-    tokenizer = Tokenizer(models.Unigram(pieces, unk_id=2))
-    tokenizer.pre_tokenizer = pre_tokenizers.Metaspace()
-    tokenizer.decoder = decoders.Metaspace()
-    tokenizer.post_processor = processors.TemplateProcessing(single="$A </s>", special_tokens=[("</s>", 1)])
-    folder.mkdir(parents=True, exist_ok=True)
-    fast = PreTrainedTokenizerFast(
-        tokenizer_object=tokenizer,
-        pad_token="<pad>",
-        eos_token="</s>",
-        unk_token="<unk>",
-        model_max_length=512,
-    )
-    fast.save_pretrained(folder)
-    return folder
-
 
 def tiny_wan_pipeline(tokenizer: Path, scheduler: Any = None, **transformer: Any) -> WanPipeline:
-    """A whole text-to-video pipeline of diffusers. tokenizer: see `tiny_tokenizer`."""
-    text = fill(
-        UMT5EncoderModel(
-            TextConfig(
-                vocab_size=64,
-                d_model=16,
-                d_kv=8,
-                d_ff=24,
-                num_layers=2,
-                num_heads=2,
-                feed_forward_proj="gated-gelu",
-            )
-        )
-    )
+    """A whole text-to-video pipeline of diffusers. tokenizer: its folder."""
     flow = UniPCMultistepScheduler(prediction_type="flow_prediction", use_flow_sigmas=True, flow_shift=3.0)
     pipeline = WanPipeline(
-        tokenizer=PreTrainedTokenizerFast.from_pretrained(tokenizer),
-        text_encoder=text,
+        tokenizer=T5TokenizerFast.from_pretrained(tokenizer),
+        text_encoder=tiny_umt5(),
         vae=tiny_wan_vae(),
         transformer=tiny_transformer(**{"in_channels": 4, "out_channels": 4, **transformer}),
         scheduler=scheduler or flow,
@@ -246,6 +194,6 @@ def tiny_wan_pipeline(tokenizer: Path, scheduler: Any = None, **transformer: Any
 def save_wan(folder: Path, **transformer: Any) -> Path:
     """Write a tiny random model as diffusers does. Returns its folder."""
     tiny_wan_pipeline(
-        tiny_tokenizer(folder.parent / f"{folder.name}-tokenizer"), **transformer
+        save_tiny_tokenizer(folder.parent / f"{folder.name}-tokenizer"), **transformer
     ).save_pretrained(folder)
     return folder

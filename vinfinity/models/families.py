@@ -4,8 +4,9 @@ from pathlib import Path
 
 from vinfinity.models.family import Family
 from vinfinity.models.unet3d.family import UNET3D
+from vinfinity.models.wan.family import WAN
 
-FAMILIES: tuple[Family, ...] = (UNET3D,)
+FAMILIES: tuple[Family, ...] = (UNET3D, WAN)
 
 
 def family_of(folder: Path) -> Family:
