@@ -401,7 +401,7 @@ def test_a_checkpoint_needs_a_tokenizer(checkpoint: Path, tmp_path: Path) -> Non
 def test_files_with_other_tensors_are_refused(model_folder: Path, tmp_path: Path) -> None:
     source = saved({"some.weight": torch.zeros(2)}, tmp_path)
     assert "has tensors of unknown names, such as some.weight" in refusal(source, tmp_path / "out")
-    (tmp_path / "a.safetensors").touch()
+    save_file({"some.weight": torch.zeros(2)}, tmp_path / "a.safetensors")
     assert "has a layout that cannot be converted" in refusal(tmp_path / "a.safetensors", tmp_path / "out")
 
 

@@ -1,6 +1,6 @@
 """Whole videos against diffusers' WanPipeline, from the same noise."""
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -29,10 +29,10 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 @pytest.fixture(scope="module")
-def reference(folder: Path) -> Iterator[WanPipeline]:
+def reference(folder: Path) -> WanPipeline:
     pipeline = WanPipeline.from_pretrained(folder)
     pipeline.set_progress_bar_config(disable=True)
-    yield pipeline
+    return pipeline
 
 
 @pytest.mark.parametrize(
