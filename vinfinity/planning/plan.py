@@ -14,7 +14,7 @@ from vinfinity.planning.fit import choose, refusal
 from vinfinity.planning.machines import GPUS, Gpu, find_gpu, free_on_gpus
 from vinfinity.planning.memory import Budget, RunMemory
 from vinfinity.planning.outline import Outline, outline
-from vinfinity.planning.trace import CallWork, trace_work
+from vinfinity.planning.trace import CallWork, call_work
 from vinfinity.system.memory import free_on_host
 from vinfinity.weights.card import planned_card
 
@@ -162,7 +162,7 @@ def make_plan(
     local_ranks = ranks if place is None else place.local_size
     budget = find_budget(run, gpu=name, device_memory=device_memory, local_ranks=local_ranks)
     memory, fits = choose(run, budget)
-    return Plan(run=run, budget=budget, gpu=name, memory=memory, fits=fits, work=trace_work(run.call))
+    return Plan(run=run, budget=budget, gpu=name, memory=memory, fits=fits, work=call_work(run.call))
 
 
 def find_budget(run: Outline, *, gpu: str | None, device_memory: float | None, local_ranks: int) -> Budget:

@@ -27,6 +27,8 @@ from vinfinity.planning.meter import LiveBytes, WorkCounter
 
 # number of pieces above which memory grows linearly with the frames
 LINEAR_FROM = 32
+# latent frames of a rank above which the work of joint attention grows linearly with them
+FEW_FRAMES = 24
 # all frames in one chunk: the fewest operations
 ONE_CHUNK = Execution(branches=1, skips="device", chunk_bytes=2**62)
 # any timestep, frame rate and guidance: they change no shape
@@ -284,6 +286,23 @@ class CallWork:
     waits: int
     messages: int
     bytes: int
+
+
+def call_work(shape: CallShape) -> CallWork:
+    """The result of `trace_work`; for many frames with joint attention, extrapolated from two shorter clips.
+
+    Such a model computes one latent frame after another: counts are linear in them, but tracing each takes its time.
+    """
+    if shape.joint is None or shape.frames <= 2 * FEW_FRAMES:
+        return trace_work(shape)
+    low, high = (trace_work(shape.with_frames(frames)) for frames in (FEW_FRAMES, 2 * FEW_FRAMES))
+    steps = (shape.frames - FEW_FRAMES) / FEW_FRAMES
+    return CallWork(
+        work=low.work.extrapolated(high.work, steps),
+        waits=high.waits,
+        messages=high.messages,
+        bytes=high.bytes,
+    )
 
 
 @lru_cache(maxsize=32)

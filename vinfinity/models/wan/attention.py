@@ -4,7 +4,7 @@ Dims: b guidance branches, f this rank's latent frames, n attended frames, p tok
 width.
 
 Everything is computed a latent frame at a time: all kernels see the same shapes on any number of ranks, and so results
-are the same to the last bit, in any precision (docs/decisions/0027-wan-one-latent-frame-at-a-time.md).
+are the same to the last bit, in any precision (docs/decisions/0028-wan-frame-by-frame.md).
 
 Rotary positions enter attention as differences only. So a query frame stands at position 0 in time, and each key frame
 is rotated by its distance from it, whatever rule that distance follows: true or grouped, across the seam of a loop, or
