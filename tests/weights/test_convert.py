@@ -19,7 +19,7 @@ import transformers  # noqa: F401
 from oracles import lvdm
 from oracles.networks import load_text_encoder, load_unet, load_vae, one_rank
 from oracles.reference import fill, relative_error, save_model, tiny_unet
-from safetensors.torch import load_file
+from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
 from vinfinity.denoise.schedule import SchedulerConfig

@@ -96,9 +96,9 @@ def test_the_authors_folder_is_converted(tmp_path: Path) -> None:
     original = tmp_path / "original"
     whole = renamed(pipeline.transformer.state_dict(), original_parameter)
     names = sorted(whole)
-    for number, part in enumerate((names[::2], names[1::2]), start=1):
+    for number, some in enumerate((names[::2], names[1::2]), start=1):
         save_file(
-            {name: whole[name] for name in part},
+            {name: whole[name] for name in some},
             original / f"diffusion_pytorch_model-0000{number}-of-00002.safetensors",
         )
     (original / "config.json").write_text(json.dumps({"_class_name": "WanModel", "model_type": "t2v"}))
@@ -189,5 +189,5 @@ def test_a_tokenizer_without_tokenizer_json_is_named(wan: Path, tmp_path: Path) 
 
 
 def test_reuse_of_features_is_refused_since_there_are_none(wan: Path) -> None:
-    with pytest.raises(InputError, match="reuse.interval"):
+    with pytest.raises(InputError, match=r"reuse\.interval"):
         prepare(configure(wan, "reuse.interval=2", device="cpu").config)

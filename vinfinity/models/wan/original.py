@@ -106,6 +106,8 @@ def vae_config(shapes: Shapes) -> dict[str, Any]:
         "_class_name": "AutoencoderKLWan",
         "base_dim": shapes["encoder.conv1.weight"][0],
         "z_dim": shapes["conv2.weight"][0],
+        "scale_factor_temporal": 4,
+        "scale_factor_spatial": 8,
     }
 
 
