@@ -22,6 +22,7 @@ from vinfinity.parallel.place import find_place
 from vinfinity.parallel.ranks import Ranks
 from vinfinity.pipeline import encode_text, fitting_denoiser, initial_state
 from vinfinity.planning.fit import find_fit, refuse_early
+from vinfinity.runs.borders import joins, rank_borders
 from vinfinity.runs.folder import RunFolder
 from vinfinity.runs.parts import Parts, save_whole
 from vinfinity.runs.paths import Destination
@@ -140,6 +141,7 @@ def make_video(
             "machine": session.machine,
             "seconds": seconds,
             "peak_memory": peak_memory(ranks.device).reserved,
+            "borders": _borders(job, session),
         }
         record = session.folder.record() or {}
         session.folder.write_record({**record, **finished, **figures, "finished": True})
@@ -233,6 +235,15 @@ def summary(task: Task, ranks: Ranks, *, seconds: float) -> Summary:
         seconds=seconds,
         peak_memory=peak_memory(ranks.device).reserved,
     )
+
+
+def _borders(job: Job, session: Session) -> Mapping[str, list[int]]:
+    """Where ranks and edits met, in frames of the video, for measures of seams."""
+    geometry = job.card.geometry
+    return {
+        "ranks": rank_borders(job.selection.frames, session.team.shards, geometry),
+        "joins": joins(job.selection.generated, job.latent_frames, geometry),
+    }
 
 
 def _figures(execution: Execution, session: Session, steps: int) -> Mapping[str, object]:

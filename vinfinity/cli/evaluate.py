@@ -1,0 +1,199 @@
+"""Commands that measure videos and compare them."""
+
+import json
+import sys
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated
+
+import typer
+
+from vinfinity.cli.options import number
+from vinfinity.cli.output import Debug, import_engine, reported
+from vinfinity.config import Device
+from vinfinity.errors import InputError, LimitError
+
+if TYPE_CHECKING:
+    from vinfinity.evaluation.limits import Limit
+    from vinfinity.evaluation.result import Evaluation
+
+Videos = Annotated[
+    list[Path],
+    typer.Argument(
+        metavar="VIDEO|RUN...",
+        help="Video files, run folders NAME.run, or folders of PNG.",
+        show_default=False,
+    ),
+]
+Clip = Annotated[
+    Path | None,
+    typer.Option(
+        metavar="FOLDER",
+        help="Weights of CLIP: adds VBench's background consistency and agreement with the prompt.",
+        show_default="none",
+    ),
+]
+Dino = Annotated[
+    Path | None,
+    typer.Option(
+        metavar="FOLDER", help="Weights of DINO: adds VBench's subject consistency.", show_default="none"
+    ),
+]
+Where = Annotated[Device, typer.Option("--device", metavar="auto|cuda|cpu", help="Device of CLIP and DINO.")]
+PromptText = Annotated[
+    str | None,
+    typer.Option(
+        metavar="TEXT",
+        help="Text that the frames are compared with by CLIP.",
+        show_default="the run's prompts",
+    ),
+]
+Borders = Annotated[
+    list[str] | None,
+    typer.Option(
+        "--border",
+        metavar="FRAME",
+        help="Look for a seam before this frame, beside the borders that the run knows; repeatable.",
+        show_default="none",
+    ),
+]
+Every = Annotated[
+    int | None,
+    typer.Option(
+        metavar="N",
+        help="Look for seams every N frames, such as the windows of another program.",
+        show_default="none",
+        parser=number(int),
+    ),
+]
+Json = Annotated[bool, typer.Option("--json", help="Print all figures and curves as JSON.")]
+
+
+def limit(name: str, help: str) -> typer.models.OptionInfo:
+    """The option of a limit."""
+    return typer.Option(name, metavar="X", help=help, show_default="none", parser=number(float, least=0))
+
+
+MaxDrift = Annotated[
+    float | None,
+    limit("--max-drift", "Largest drift of sharpness, brightness, saturation or colour, in percent."),
+]
+MaxSeam = Annotated[float | None, limit("--max-seam", "Highest ratio of a border's difference to the usual.")]
+MaxPulsing = Annotated[float | None, limit("--max-pulsing", "Most pulsing of colours, in levels of 255.")]
+MaxCuts = Annotated[float | None, limit("--max-cuts", "Most cuts that were not asked for.")]
+MaxRepetition = Annotated[float | None, limit("--max-repetition", "Highest autocorrelation at a period.")]
+MaxFrozen = Annotated[float | None, limit("--max-frozen", "Largest frozen share of the video, in percent.")]
+MinMotion = Annotated[float | None, limit("--min-motion", "Least mean motion, in pixels per frame.")]
+Limits = Annotated[
+    list[str] | None,
+    typer.Option(
+        "--limit",
+        metavar="FIGURE<=X",
+        help="Limit on any figure by its name in --json, such as 'drift.brightness<=3'; repeatable.",
+        show_default="none",
+    ),
+]
+
+
+def evaluate(
+    context: typer.Context,
+    videos: Videos,
+    clip: Clip = None,
+    dino: Dino = None,
+    device: Where = "auto",
+    prompt: PromptText = None,
+    border: Borders = None,
+    every: Every = None,
+    max_drift: MaxDrift = None,
+    max_seam: MaxSeam = None,
+    max_pulsing: MaxPulsing = None,
+    max_cuts: MaxCuts = None,
+    max_repetition: MaxRepetition = None,
+    max_frozen: MaxFrozen = None,
+    min_motion: MinMotion = None,
+    limits: Limits = None,
+    as_json: Json = False,
+    debug: Debug = False,
+) -> None:
+    """Measure videos: motion, flicker, seams, cuts, drift, repetition, frozen spans.
+
+    Needs no weights and no GPU, and little memory at any length. A run's own borders are known: those of ranks, edits
+    and prompts. Exits with code 7 if a video is beyond a limit.
+
+    For example: vinfinity evaluate ball.run --max-drift 10 --min-motion 0.2
+    """
+    with reported(context, debug=debug):
+        from vinfinity.evaluation.extras import check_extras
+        from vinfinity.evaluation.limits import collect_limits
+        from vinfinity.evaluation.subject import find_subject
+
+        given = {
+            "max_drift": max_drift,
+            "max_seam": max_seam,
+            "max_pulsing": max_pulsing,
+            "max_cuts": max_cuts,
+            "max_repetition": max_repetition,
+            "max_frozen": max_frozen,
+            "min_motion": min_motion,
+        }
+        allowed = collect_limits(given, limits or [])
+        borders = [_frame(text) for text in border or []]
+        check_extras()
+        import_engine()
+        subjects = [find_subject(video, borders=borders, every=every) for video in videos]
+        from vinfinity.evaluation.consistency import Networks
+        from vinfinity.evaluation.evaluate import measure
+        from vinfinity.system.progress import Progress
+
+        networks = Networks.open(clip=clip, dino=dino, device=device)
+        with Progress() as progress:
+            measured = [
+                measure(subject, networks=networks, prompt=prompt, progress=progress) for subject in subjects
+            ]
+        print_evaluations(measured, allowed, as_json=as_json)
+
+
+def print_evaluations(
+    evaluations: "Sequence[Evaluation]", limits: "Sequence[Limit]", *, as_json: bool
+) -> None:
+    """Print what was measured. Raises LimitError if a video is beyond a limit."""
+    from vinfinity.evaluation.limits import complaints
+
+    beyond = {number: complaints(one.figures, limits) for number, one in enumerate(evaluations)}
+    if as_json:
+        objects = [{**one.as_json(), "beyond": beyond[number]} for number, one in enumerate(evaluations)]
+        json.dump(objects[0] if len(objects) == 1 else objects, sys.stdout, indent=1)
+        typer.echo()
+    else:
+        _print_tables(evaluations, beyond)
+    failed = [number for number, lines in beyond.items() if lines]
+    if not as_json:
+        for number in failed:
+            for line in beyond[number]:
+                typer.echo(f"beyond: {evaluations[number].name}: {line}")
+    if failed:
+        of = f"{len(failed)} of {len(evaluations)} videos are" if len(evaluations) > 1 else "the video is"
+        first = evaluations[failed[0]].name
+        raise LimitError(f"{of} beyond a limit, such as {first}: {beyond[failed[0]][0]}")
+
+
+def _print_tables(evaluations: "Sequence[Evaluation]", beyond: Mapping[int, Sequence[str]]) -> None:
+    from rich.console import Console
+
+    from vinfinity.evaluation import report
+
+    console = Console(highlight=False)
+    if len(evaluations) == 1:
+        console.print(report.length_of(evaluations[0]), markup=False)
+    for table in report.tables(evaluations, beyond=beyond):
+        console.print(table)
+    for one in evaluations if len(evaluations) <= report.MOST_COLUMNS else ():
+        head = f"{one.name}: " if len(evaluations) > 1 else ""
+        for line in report.notes(one):
+            console.print(f"{head}{line}", markup=False)
+
+
+def _frame(text: str) -> int:
+    if not text.isascii() or not text.isdigit() or (text[0] == "0" and text != "0"):
+        raise InputError("--border", text, "give the number of a frame, such as 48", problem="is not a frame")
+    return int(text)
