@@ -28,7 +28,8 @@ if TYPE_CHECKING:
         VinfinityError,
         WeightsError,
     )
-    from vinfinity.evaluation.api import evaluate
+    from vinfinity.evaluation.api import compare, evaluate
+    from vinfinity.evaluation.compare import Comparison
     from vinfinity.evaluation.result import Evaluation
     from vinfinity.pipeline import Pipeline, Video
     from vinfinity.resolve import load_config
@@ -40,6 +41,7 @@ __all__ = [
     "BatchError",
     "BatchSummary",
     "BusyError",
+    "Comparison",
     "Evaluation",
     "Failure",
     "InputError",
@@ -55,6 +57,7 @@ __all__ = [
     "Video",
     "VinfinityError",
     "WeightsError",
+    "compare",
     "evaluate",
     "generate",
     "generate_batch",
@@ -66,7 +69,9 @@ _HOMES = {
     "generate": "api",
     "generate_batch": "api",
     "generate_file": "api",
+    "compare": "evaluation.api",
     "evaluate": "evaluation.api",
+    "Comparison": "evaluation.compare",
     "BatchSummary": "batch.make",
     "Evaluation": "evaluation.result",
     "Failure": "batch.make",

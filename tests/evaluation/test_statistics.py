@@ -50,7 +50,7 @@ def test_an_exact_line_has_no_interval_and_few_points_no_trend() -> None:
 @pytest.mark.parametrize("pairs", [6, 40])
 def test_the_paired_test_is_scipys_permutation_test(pairs: int) -> None:
     differences = np.random.default_rng(pairs).normal(0.4, 1, pairs)
-    result = paired_test(differences)
+    result = paired_test(list(differences))
     expected = stats.permutation_test(
         (differences,), np.mean, permutation_type="samples", n_resamples=9999, rng=1
     )

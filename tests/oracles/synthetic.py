@@ -41,6 +41,7 @@ def to_frames(values: np.ndarray) -> np.ndarray:
 
 def save(path: Path, frames: np.ndarray, *, fps: int = FPS, crf: int = 4) -> Path:
     """An MP4 that is close to lossless."""
+    path.parent.mkdir(exist_ok=True)
     config = VideoConfig(crf=crf, pixel_format="yuv444p")
     _, height, width, _ = frames.shape
     with VideoWriter(

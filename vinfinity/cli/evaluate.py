@@ -12,8 +12,11 @@ from vinfinity.cli.options import number
 from vinfinity.cli.output import Debug, import_engine, reported
 from vinfinity.config import Device
 from vinfinity.errors import InputError, LimitError
+from vinfinity.system.folders import expanded
+from vinfinity.system.output import check_output
 
 if TYPE_CHECKING:
+    from vinfinity.evaluation.compare import Comparison
     from vinfinity.evaluation.limits import Limit
     from vinfinity.evaluation.result import Evaluation
 
@@ -93,6 +96,15 @@ Limits = Annotated[
         show_default="none",
     ),
 ]
+Report = Annotated[
+    Path | None,
+    typer.Option(
+        metavar="FILE.html",
+        help="Write a report to look at: one page with the videos, curves and tables, which needs no network.",
+        show_default="none",
+    ),
+]
+Overwrite = Annotated[bool, typer.Option("--overwrite", help="Replace an existing report.")]
 
 
 def evaluate(
@@ -113,6 +125,8 @@ def evaluate(
     min_motion: MinMotion = None,
     limits: Limits = None,
     as_json: Json = False,
+    report: Report = None,
+    overwrite: Overwrite = False,
     debug: Debug = False,
 ) -> None:
     """Measure videos: motion, flicker, seams, cuts, drift, repetition, frozen spans.
@@ -125,7 +139,6 @@ def evaluate(
     with reported(context, debug=debug):
         from vinfinity.evaluation.extras import check_extras
         from vinfinity.evaluation.limits import collect_limits
-        from vinfinity.evaluation.subject import find_subject
 
         given = {
             "max_drift": max_drift,
@@ -138,19 +151,73 @@ def evaluate(
         }
         allowed = collect_limits(given, limits or [])
         borders = [_frame(text) for text in border or []]
+        page = _page(report, overwrite=overwrite)
         check_extras()
         import_engine()
-        subjects = [find_subject(video, borders=borders, every=every) for video in videos]
-        from vinfinity.evaluation.consistency import Networks
-        from vinfinity.evaluation.evaluate import measure
-        from vinfinity.system.progress import Progress
+        from vinfinity.evaluation.api import measure_all
+        from vinfinity.evaluation.page import write_page
+        from vinfinity.evaluation.subject import find_subject
 
-        networks = Networks.open(clip=clip, dino=dino, device=device)
-        with Progress() as progress:
-            measured = [
-                measure(subject, networks=networks, prompt=prompt, progress=progress) for subject in subjects
-            ]
+        subjects = [find_subject(video, borders=borders, every=every) for video in videos]
+        measured, previews = measure_all(
+            subjects, prompt=prompt, clip=clip, dino=dino, device=device, previewed=page is not None
+        )
+        if page is not None:
+            write_page(page, measured, previews)
         print_evaluations(measured, allowed, as_json=as_json)
+
+
+def compare(
+    context: typer.Context,
+    videos: Annotated[
+        list[Path],
+        typer.Argument(
+            metavar="VIDEO|RUN|FOLDER...",
+            help="Two or more video files or runs; or folders with videos of equal names, such as two batches.",
+            show_default=False,
+        ),
+    ],
+    clip: Clip = None,
+    dino: Dino = None,
+    device: Where = "auto",
+    prompt: PromptText = None,
+    border: Borders = None,
+    every: Every = None,
+    as_json: Json = False,
+    report: Report = None,
+    overwrite: Overwrite = False,
+    debug: Debug = False,
+) -> None:
+    """Compare videos with the first of them: all figures of `evaluate`, PSNR and SSIM, and the settings that differ.
+
+    PSNR and SSIM need videos of one length. Of folders, videos of equal names are paired, and a paired test says for
+    each figure whether the difference could be chance.
+
+    For example: vinfinity compare local.run dual-scope.run --report scopes.html
+    """
+    with reported(context, debug=debug):
+        from vinfinity.evaluation.extras import check_extras
+
+        borders = [_frame(text) for text in border or []]
+        page = _page(report, overwrite=overwrite)
+        check_extras()
+        import_engine()
+        from vinfinity.evaluation.api import compare_files
+        from vinfinity.evaluation.page import write_page
+
+        comparison, previews = compare_files(
+            videos,
+            borders=borders,
+            every=every,
+            prompt=prompt,
+            clip=clip,
+            dino=dino,
+            device=device,
+            previewed=page is not None,
+        )
+        if page is not None:
+            write_page(page, comparison.evaluations, previews, comparison=comparison)
+        print_comparison(comparison, as_json=as_json)
 
 
 def print_evaluations(
@@ -177,6 +244,30 @@ def print_evaluations(
         raise LimitError(f"{of} beyond a limit, such as {first}: {beyond[failed[0]][0]}")
 
 
+def print_comparison(comparison: "Comparison", *, as_json: bool) -> None:
+    """Print how videos or batches compare."""
+    from rich.console import Console
+
+    from vinfinity.evaluation import report
+
+    if as_json:
+        json.dump(comparison.as_json(), sys.stdout, indent=1)
+        typer.echo()
+        return
+    console = Console(highlight=False)
+    if comparison.pairs:
+        console.print(f"{len(comparison.pairs)} pairs of videos", markup=False)
+        for number in range(1, len(comparison.groups)):
+            console.print(report.test_table(comparison, number))
+    else:
+        _print_tables(comparison.evaluations, {})
+    for line in report.fidelity_rows(comparison):
+        console.print(line, markup=False)
+    settings = report.settings_table(comparison)
+    if settings is not None:
+        console.print(settings)
+
+
 def _print_tables(evaluations: "Sequence[Evaluation]", beyond: Mapping[int, Sequence[str]]) -> None:
     from rich.console import Console
 
@@ -191,6 +282,17 @@ def _print_tables(evaluations: "Sequence[Evaluation]", beyond: Mapping[int, Sequ
         head = f"{one.name}: " if len(evaluations) > 1 else ""
         for line in report.notes(one):
             console.print(f"{head}{line}", markup=False)
+
+
+def _page(report: Path | None, *, overwrite: bool) -> Path | None:
+    """The file of the report. Raises InputError if it cannot be written."""
+    if report is None:
+        return None
+    path = expanded(report, field="--report")
+    if path.suffix.lower() not in (".html", ".htm"):
+        raise InputError("--report", report, "let it end in .html", problem="is not an HTML file")
+    check_output("--report", path, overwrite=overwrite)
+    return path
 
 
 def _frame(text: str) -> int:

@@ -16,8 +16,10 @@ BLUR = 1.0
 
 @dataclass(frozen=True)
 class Appearance:
-    """A number per frame. sharpness: standard deviation of the Laplacian of the slightly blurred luma, in levels. brightness: mean luma,
-    0 to 255. saturation: mean saturation of HSV, 0 to 100.
+    """A number per frame.
+
+    sharpness: standard deviation of the Laplacian of the slightly blurred luma, in levels. brightness: mean luma, 0 to
+    255. saturation: mean saturation of HSV, 0 to 100.
 
     lab: (F, 3), mean colour in CIE L*a*b*. rgb: (F, 3), mean levels. histograms: (F, 3 * BINS) of L*, a* and b*, which
     sum to 3.

@@ -27,8 +27,13 @@ class Figure:
         """A value as text, `-` for None."""
         if value is None:
             return "-"
-        number = f"{value:,.{self.digits}f}"
-        return f"{number} {self.unit}".rstrip()
+        number = self.number(value)
+        space = "" if self.unit.startswith("e") else " "
+        return f"{number}{space}{self.unit}".rstrip()
+
+    def number(self, value: float | None) -> str:
+        """A value without its unit."""
+        return "-" if value is None else f"{value:,.{self.digits}f}"
 
 
 FIGURES = {

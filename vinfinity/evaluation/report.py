@@ -3,25 +3,28 @@
 from collections.abc import Mapping, Sequence
 from fractions import Fraction
 
+from rich.markup import escape
 from rich.table import Table
 
+from vinfinity.evaluation.compare import Comparison
 from vinfinity.evaluation.figures import FIGURES, Figure
-from vinfinity.evaluation.result import Evaluation
+from vinfinity.evaluation.result import Evaluation, short_names
 from vinfinity.system.numbers import shown_rate
 
 # videos that stand beside each other; more of them stand below each other, with fewer figures
 MOST_COLUMNS = 4
-# the figures of videos that stand below each other
-HEADLINES = (
-    "motion.length",
-    "motion.warp_over_motion",
-    "flicker.pulsing",
-    "seams.worst",
-    "cuts.count",
-    "drift.largest",
-    "repetition.strength",
-    "frozen.share",
-)
+# the figures of videos that stand below each other, with short titles
+HEADLINES = {
+    "motion.length": "motion",
+    "flicker.pulsing": "pulsing",
+    "seams.worst": "seam",
+    "cuts.count": "cuts",
+    "drift.largest": "drift",
+    "repetition.strength": "repeats",
+    "frozen.share": "frozen",
+}
+# p-values below this are bold
+SIGNIFICANT = 0.05
 # trends of at least this size, in the units of their curves
 WORTH_A_NOTE = {"sharpness": 1.0, "brightness": 5.0, "saturation": 3.0}
 
@@ -58,7 +61,7 @@ def length_of(evaluation: Evaluation) -> str:
 
 def tables(evaluations: Sequence[Evaluation], *, beyond: Mapping[int, Sequence[str]]) -> list[Table]:
     """The figures as tables. beyond: complaints about limits, by the number of the video."""
-    names = _names(evaluations)
+    names = short_names(evaluations)
     if len(evaluations) > MOST_COLUMNS:
         return [_by_video(evaluations, names, beyond)]
     table = Table(box=None, pad_edge=False, header_style="bold")
@@ -75,23 +78,13 @@ def _by_video(
 ) -> Table:
     table = Table(box=None, pad_edge=False, header_style="bold")
     table.add_column("video", overflow="fold")
-    for name in HEADLINES:
-        table.add_column(FIGURES[name].title, justify="right")
+    for title in HEADLINES.values():
+        table.add_column(title, justify="right", no_wrap=True)
     table.add_column("limits")
     for number, (name, evaluation) in enumerate(zip(names, evaluations, strict=True)):
-        values = [FIGURES[figure].shown(evaluation.figures.get(figure)) for figure in HEADLINES]
+        values = [FIGURES[figure].number(evaluation.figures.get(figure)) for figure in HEADLINES]
         table.add_row(name, *values, "beyond" if beyond.get(number) else "")
     return table
-
-
-def _names(evaluations: Sequence[Evaluation]) -> list[str]:
-    """The shortest ends of the paths that tell the videos apart."""
-    parts = [evaluation.name.rstrip("/").split("/") for evaluation in evaluations]
-    for count in range(1, max(map(len, parts)) + 1):
-        names = ["/".join(part[-count:]) for part in parts]
-        if len({*names}) == len(names):
-            return names
-    return [evaluation.name for evaluation in evaluations]
 
 
 def kinds_of(evaluation: Evaluation) -> dict[int, str]:
@@ -127,3 +120,54 @@ def notes(evaluation: Evaluation) -> list[str]:
                 f"(95 %: {trend.low:+.1f} to {trend.high:+.1f})"
             )
     return lines
+
+
+def test_table(comparison: Comparison, number: int) -> Table:
+    """The paired tests of a batch against the first one. number: of the batch, from 1."""
+    table = Table(box=None, pad_edge=False, header_style="bold")
+    for title in ("", comparison.names[0], comparison.names[number], "difference", "95 %", "p"):
+        table.add_column(title, justify="left" if not title else "right", overflow="fold")
+    for name, test in comparison.tests[number - 1].items():
+        figure = FIGURES[name]
+        means = [_mean(group, name) for group in (comparison.groups[0], comparison.groups[number])]
+        interval = f"{figure.number(test.low)} to {figure.number(test.high)}"
+        row = [*map(figure.shown, means), figure.number(test.mean), interval, f"{test.p:.4f}"]
+        table.add_row(figure.title, *row, style="bold" if test.p < SIGNIFICANT else None)
+    return table
+
+
+def fidelity_rows(comparison: Comparison) -> list[str]:
+    """A sentence on PSNR and SSIM for each video but the first, or each batch."""
+    first, lines = comparison.names[0], []
+    for name, group in zip(comparison.names[1:], comparison.fidelity, strict=True):
+        known = [one for one in group if one is not None]
+        if not known:
+            lines.append(f"{name}: no PSNR and SSIM to {first}, since lengths differ")
+            continue
+        equal = sum(one.psnr == float("inf") for one in known)
+        finite = [one.psnr for one in known if one.psnr != float("inf")]
+        similar = [one.ssim for one in known if one.ssim is not None]
+        if not finite:
+            lines.append(f"{name}: identical to {first}")
+            continue
+        text = f"{name}: PSNR {sum(finite) / len(finite):.2f} dB"
+        text += f", SSIM {sum(similar) / len(similar):.4f}" if similar else ""
+        same = f"; {equal} of {len(known)} videos are identical" if equal else ""
+        lines.append(f"{text} to {first}{same}")
+    return lines
+
+
+def settings_table(comparison: Comparison) -> Table | None:
+    """The settings in which runs differ; None if they do not."""
+    differing = comparison.differing_settings()
+    if not differing:
+        return None
+    table = Table("setting", *comparison.names, box=None, pad_edge=False, header_style="bold")
+    for key, values in differing.items():
+        table.add_row(key, *map(escape, values))
+    return table
+
+
+def _mean(group: Sequence[Evaluation], name: str) -> float | None:
+    values = [value for one in group if (value := one.figures.get(name)) is not None]
+    return sum(values) / len(values) if values else None

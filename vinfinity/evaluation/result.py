@@ -1,6 +1,6 @@
 """What was measured of a video."""
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, field
 from fractions import Fraction
 from typing import Any
@@ -78,3 +78,13 @@ def rounded_all(value: Any) -> Any:
     if isinstance(value, list | tuple):
         return [rounded_all(inner) for inner in value]
     return rounded(value) if isinstance(value, float) else value
+
+
+def short_names(evaluations: Sequence[Evaluation]) -> list[str]:
+    """The shortest ends of the paths that tell the videos apart."""
+    parts = [evaluation.name.rstrip("/").split("/") for evaluation in evaluations]
+    for count in range(1, max(map(len, parts)) + 1):
+        names = ["/".join(part[-count:]) for part in parts]
+        if len({*names}) == len(names):
+            return names
+    return [evaluation.name for evaluation in evaluations]

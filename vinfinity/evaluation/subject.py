@@ -14,6 +14,7 @@ from vinfinity.config import RunConfig, leaves, plain_text, timed_prompts
 from vinfinity.config.formats import container_of
 from vinfinity.config.prompts import TimedPrompt
 from vinfinity.errors import InputError
+from vinfinity.media.finish import DIGITS
 from vinfinity.media.reader import FALLBACK_RATE, open_reader
 from vinfinity.runs.folder import RECORD, SUFFIX, RunFolder, find_run, run_folder, video_of
 from vinfinity.runs.start import read_settings
@@ -131,6 +132,16 @@ def find_subject(
     return replace(subject, borders=tuple(ordered))
 
 
+def is_run(path: Path) -> bool:
+    """Whether a path names a run folder."""
+    return path.suffix == SUFFIX or (path / RECORD).is_file()
+
+
+def is_picture_folder(path: Path) -> bool:
+    """Whether a path names a folder of PNG."""
+    return (path / f"{0:0{DIGITS}}.png").is_file()
+
+
 def _given(borders: Sequence[int], every: int | None, *, frames: int) -> list[Border]:
     for frame in borders:
         if not 0 < frame < frames:
@@ -145,8 +156,7 @@ def _given(borders: Sequence[int], every: int | None, *, frames: int) -> list[Bo
 
 
 def _on_disk(path: Path, *, fps: Fraction | int | None) -> Subject:
-    asked_for_run = path.suffix == SUFFIX or (path / RECORD).is_file()
-    if asked_for_run:
+    if is_run(path):
         folder = find_run(path)
         config = read_settings(folder)
         video = _video_of(folder, config)
