@@ -10,6 +10,7 @@ from oracles.command_line import Cli
 from oracles.synthetic import panning, save
 
 from vinfinity.config import VideoConfig, choose_format
+from vinfinity.media.mp4 import read_video
 from vinfinity.media.writer import VideoWriter
 from vinfinity.runs.folder import RunFolder
 
@@ -122,6 +123,19 @@ def test_borders_are_in_the_record(run: Path) -> None:
     record = RunFolder(run).record()
     assert record is not None
     assert record["borders"] == {"ranks": [6], "joins": []}
+
+
+def test_a_run_writes_its_cheap_figures(run: Path) -> None:
+    record = RunFolder(run).record()
+    assert record is not None
+    frames, latents = record["figures"]["frames"], record["figures"]["latents"]
+    assert [seam["frame"] for seam in frames["seams"]] == [6]
+    assert [seam["frame"] for seam in latents["seams"]] == [6]
+    assert frames["change"] > 0
+    assert latents["change"] > 0
+    assert {*frames["drift"]} == {"brightness", "sharpness", "saturation"}
+    shown = read_video(run.parent / "ball.mp4").astype(float)
+    assert frames["change"] == pytest.approx(np.abs(np.diff(shown, axis=0)).mean(), rel=0.1)
 
 
 def test_borders_of_an_edit_are_its_joins(cli: Cli, run: Path, tmp_path: Path) -> None:

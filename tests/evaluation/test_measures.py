@@ -3,11 +3,12 @@
 import itertools
 from collections.abc import Callable
 from functools import cache
+from pathlib import Path
 
 import cv2
 import numpy as np
 import pytest
-from oracles.synthetic import FPS, changed, panning, texture, to_frames
+from oracles.synthetic import FPS, changed, panning, save, texture, to_frames
 
 import vinfinity
 from vinfinity.evaluation.result import Evaluation
@@ -131,6 +132,20 @@ def test_a_still_video_is_frozen_and_nothing_else_is_claimed_of_it() -> None:
     for name in ("seams.ratio", "repetition.strength", "repetition.returning", "closing.ratio"):
         assert result[name] is None
     assert result["motion.warp_over_motion"] is None
+
+
+@pytest.mark.parametrize("crf", [4, 18, 23])
+def test_key_frames_do_not_divide_a_frozen_span(crf: int, tmp_path: Path) -> None:
+    """At frame 24, a second into the video, the encoder draws the picture anew: it changes by up to 2 levels."""
+    video = panning(36, speed=2)
+    video[20:34] = video[20]
+    result = vinfinity.evaluate(save(tmp_path / "frozen.mp4", video, fps=12, crf=crf))
+    assert result.frozen == (range(20, 34),)
+
+
+def test_pictures_that_are_shown_twice_are_not_frozen() -> None:
+    """Animation on twos: every second pair moves."""
+    assert measured(np.repeat(panning(24, speed=0.5), 2, axis=0)).frozen == ()
 
 
 def test_a_slow_fade_is_not_frozen() -> None:

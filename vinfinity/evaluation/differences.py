@@ -12,6 +12,11 @@ from vinfinity.evaluation.picture import Picture
 FROZEN_MEAN = 0.2
 FROZEN_LEVELS = 8
 FROZEN_PIXELS = 0.0005
+# At a key frame, encoders draw a still picture anew. Between LEAST_AROUND frozen pairs on either side, such a pair
+# counts as frozen: its mean difference is below KEY_MEAN, and few pixels differ by more than KEY_LEVELS.
+KEY_MEAN = 3.0
+KEY_LEVELS = 24
+LEAST_AROUND = 2
 # seconds that a frozen span has at least
 FROZEN_SECONDS = 0.5
 
@@ -47,30 +52,42 @@ class DifferenceMeasure:
         self._before: Picture | None = None
         self._differences: list[float] = []
         self._frozen: list[bool] = []
+        self._redrawn: list[bool] = []
 
     def add(self, picture: Picture) -> None:
         if self._before is None:
             self._first = picture
             self._differences.append(float("nan"))
             self._frozen.append(False)
+            self._redrawn.append(False)
         else:
             self._differences.append(mean_difference(self._before.rgb, picture.rgb))
-            self._frozen.append(self._is_frozen(self._before, picture))
+            self._frozen.append(self._is_still(self._before, picture, FROZEN_MEAN, FROZEN_LEVELS))
+            self._redrawn.append(self._is_still(self._before, picture, KEY_MEAN, KEY_LEVELS))
         self._before = picture
 
     def result(self, *, fps: float) -> Differences:
         assert self._first is not None
         assert self._before is not None
-        spans = _spans(self._frozen, least=max(2, round(FROZEN_SECONDS * fps)))
+        spans = _spans(self._with_key_frames(), least=max(2, round(FROZEN_SECONDS * fps)))
         return Differences(
             np.array(self._differences), spans, mean_difference(self._first.rgb, self._before.rgb)
         )
 
-    def _is_frozen(self, before: Picture, after: Picture) -> bool:
-        if self._differences[-1] >= FROZEN_MEAN:
+    def _is_still(self, before: Picture, after: Picture, mean: float, levels: int) -> bool:
+        if self._differences[-1] >= mean:
             return False
-        changed = np.count_nonzero(cv2.absdiff(before.grey, after.grey) > FROZEN_LEVELS)
+        changed = np.count_nonzero(cv2.absdiff(before.grey, after.grey) > levels)
         return bool(changed <= FROZEN_PIXELS * after.grey.size)
+
+    def _with_key_frames(self) -> list[bool]:
+        frozen = self._frozen
+        around = [
+            all(frozen[max(0, t - LEAST_AROUND) : t]) and all(frozen[t + 1 : t + 1 + LEAST_AROUND])
+            for t in range(len(frozen))
+        ]
+        inside = range(LEAST_AROUND + 1, len(frozen) - LEAST_AROUND)
+        return [still or (t in inside and around[t] and self._redrawn[t]) for t, still in enumerate(frozen)]
 
 
 def mean_difference(before: np.ndarray, after: np.ndarray) -> float:

@@ -65,8 +65,9 @@ def write_page(
         ),
         "script": (PARTS / "page.js").read_text(encoding="utf-8"),
     }
-    for name, text in fill.items():
-        page = page.replace(f"<!-- {name} -->", text, 1)
+    # texts of users come in last: nothing is looked for in them
+    for name in ("title", "style", "script", "videos", "data"):
+        page = page.replace(f"<!-- {name} -->", fill[name])
     write_whole(path, page)
 
 

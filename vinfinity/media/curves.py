@@ -55,7 +55,8 @@ def find_seams(curve: np.ndarray, borders: Collection[int], *, without: Collecti
 
     borders: the first frame after each. without: pairs that count on neither side, such as intended cuts.
     """
-    at = sorted({frame for frame in borders if 0 < frame < len(curve)} - {*without})
+    inside = {frame for frame in borders if 0 < frame < len(curve) and np.isfinite(curve[frame])}
+    at = sorted(inside - {*without})
     usual = np.ones(len(curve), dtype=bool)
     usual[[0, *at, *(frame for frame in without if 0 <= frame < len(curve))]] = False
     usual &= np.isfinite(curve)

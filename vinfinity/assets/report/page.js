@@ -126,7 +126,7 @@ document.addEventListener("keydown", event => {
 // ---- marks ----
 
 function marks(video) {
-  const lines = video.borders.map(border => ({frame: border.frame, kind: border.kind.split(", ")[0]}));
+  const lines = video.borders.flatMap(border => border.kind.split(", ").map(kind => ({frame: border.frame, kind})));
   return [...lines, ...video.cuts.map(cut => ({frame: cut, kind: "cut"}))];
 }
 function drawMarks(svg, list, width, height, x) {
@@ -146,7 +146,8 @@ drawMarks($("marks"), videos, 1000, 10, at => at / Math.max(1, total - 1) * 1000
 
 // ---- prompts ----
 
-videos.forEach(video => {
+const tracks = new Map(videos.map(video => [JSON.stringify([video.prompts, video.frames, video.fps]), video]));
+tracks.forEach(video => {
   if (!video.prompts.length) return;
   const track = make("div", {class: "track"});
   video.prompts.forEach((prompt, index) => {
@@ -190,7 +191,7 @@ $("figures").append(body);
 
 const seams = videos.flatMap((video, number) => video.seams.map(seam => ({video, number, ...seam})));
 if (seams.length) {
-  const titles = ["frame", "", "what lies there", "to elsewhere", "to its surroundings", "percentile"];
+  const titles = ["frame", "", "border", "× elsewhere", "× around it", "percentile"];
   $("seams").append(make("thead", {}, row(...titles.map((title, index) => make("th", {scope: "col", class: index === 2 ? "text" : null}, title)))));
   const rows = make("tbody");
   for (const seam of seams) {
