@@ -3,6 +3,7 @@
 import json
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -56,7 +57,7 @@ def times(page: Page) -> list[float]:
     return page.run("players.map(player => player.currentTime)")
 
 
-def at(frame: int) -> float:
+def at(frame: int) -> Any:
     """The middle of a frame, in seconds."""
     return pytest.approx((frame + 0.5) / 12, abs=0.01)
 

@@ -191,7 +191,7 @@ $("figures").append(body);
 
 const seams = videos.flatMap((video, number) => video.seams.map(seam => ({video, number, ...seam})));
 if (seams.length) {
-  const titles = ["frame", "", "border", "× elsewhere", "× around it", "percentile"];
+  const titles = ["frame", "", "border", "to all", "to near", "above"];
   $("seams").append(make("thead", {}, row(...titles.map((title, index) => make("th", {scope: "col", class: index === 2 ? "text" : null}, title)))));
   const rows = make("tbody");
   for (const seam of seams) {
