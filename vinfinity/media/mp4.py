@@ -20,8 +20,6 @@ from vinfinity.media.encoders import quiet, same_priority
 
 # the code of BT.709 for primaries, transfer and matrix (ITU-T H.273)
 BT709 = 1
-# the codes of BT.601's matrix, of PAL and of NTSC
-BT601 = (5, 6)
 # encoders divide their work by the number of threads and decide by the division: it must not depend on the machine
 THREADS = 4
 # encoders that reorder frames show one at most so many frames after decoding it
@@ -162,17 +160,16 @@ def file_url(path: Path) -> str:
 def read_video(path: Path) -> np.ndarray:
     """All frames of a video file at once, (f, h, w, 3) uint8 full-range RGB."""
     with av.open(file_url(path)) as container:
-        return np.stack([to_rgb(frame) for frame in container.decode(video=0)])
-
-
-def to_rgb(frame: av.VideoFrame) -> np.ndarray:
-    """A decoded frame as full-range RGB, (h, w, 3) uint8. Y'CbCr is by BT.709 unless it is tagged as BT.601."""
-    if frame.format.is_rgb:
-        return frame.reformat(format="rgb24", threads=ONE_THREAD).to_ndarray()
-    matrix = Colorspace.ITU601 if frame.colorspace in BT601 else Colorspace.ITU709
-    # via yuv444p: from subsampled formats, swscale takes a shortcut that shifts colours by up to 2
-    planes = frame.reformat(format="yuv444p", interpolation="BICUBIC", threads=ONE_THREAD)
-    return planes.reformat(format="rgb24", src_colorspace=matrix, threads=ONE_THREAD).to_ndarray()
+        # via yuv444p: from subsampled formats, swscale takes a shortcut that shifts colours by up to 2
+        planes = (
+            frame.reformat(format="yuv444p", interpolation="BICUBIC", threads=ONE_THREAD)
+            for frame in container.decode(video=0)
+        )
+        frames = [
+            frame.reformat(format="rgb24", src_colorspace=Colorspace.ITU709, threads=ONE_THREAD).to_ndarray()
+            for frame in planes
+        ]
+    return np.stack(frames)
 
 
 def read_metadata(path: Path) -> dict[str, str]:

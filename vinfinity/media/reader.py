@@ -11,7 +11,8 @@ import numpy as np
 
 from vinfinity.errors import DamagedError, InputError, one_line
 from vinfinity.media.finish import DIGITS, PICTURES
-from vinfinity.media.mp4 import file_url, to_rgb
+from vinfinity.media.fit import to_rgb
+from vinfinity.media.mp4 import file_url
 from vinfinity.system.files import missing_problem
 
 # of folders of pictures, which have none of their own
