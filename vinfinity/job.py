@@ -312,10 +312,11 @@ def describe(config: RunConfig, place: Place | None = None) -> list[tuple[str, s
     channels, height, width = job.latent
     trained = config.attention.trained_frames
     plain = job.latent_frames <= trained
+    unit = "frames" if job.card.geometry.time_downscale == 1 else "latent frames"
     attention = (
         f"plain: no more than the {job.card.geometry.frames(trained)} trained frames"
         if plain
-        else f"dual-scope: {config.attention.local} frames on either side, {config.attention.anchors} anchors"
+        else f"dual-scope: {config.attention.local} {unit} on either side, {config.attention.anchors} anchors"
     )
     rows = [
         (
