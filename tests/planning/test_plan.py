@@ -537,7 +537,7 @@ def test_models_that_take_guidance_as_an_input_have_one_branch() -> None:
 def test_every_known_model_has_an_architecture_for_plans(name: str) -> None:
     planned = outline(configure_planned(name, frames=4), planned_card(name), device="cuda", ranks=1)
     traits, text = planned.card.traits.denoiser, planned.card.configs["text_encoder"]
-    assert traits.text_width == text.hidden_size
+    assert traits.text_width == (text.d_model if hasattr(text, "d_model") else text.hidden_size)
     assert traits.channels == planned.decoder.config.latent_channels
 
 

@@ -211,9 +211,11 @@ def _fill(
                 for name in names:
                     own = torch.float32 if name in keep_fp32 else dtype
                     tensor = changed(name, file.get_tensor(sources[name][0]), changes)
-                    _put(module, name, tensor.to(device=device, dtype=own))
-                    # a reference to the last tensor would keep the whole chunk mapped
-                    del tensor
+                    # one parameter in the memory of the file would keep the whole chunk mapped
+                    kept = tensor.to(device=device, dtype=own, copy=name in keep_fp32)
+                    _put(module, name, kept)
+                    # and so would a reference to the last tensor
+                    del tensor, kept
         except SafetensorError as error:
             raise WeightsError(
                 "model", path, "fetch the file again", problem=f"cannot be read ({error})"
