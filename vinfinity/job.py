@@ -183,8 +183,15 @@ class Job:
             concerns.append(
                 f"size: {config.size} is not a multiple of {step} pixels; {width}x{height} are made and cropped"
             )
-        if config.attention.positions != "auto" and not self.card.traits.denoiser.joint:
+        attention, joint = config.attention, self.card.traits.denoiser.joint
+        if attention.positions != "auto" and not joint:
             concerns.append(f"attention.positions: has no effect: {self.card.name} has no rotary positions")
+        attended = 2 * attention.local + 1 + attention.anchors
+        if joint and self.latent_frames > attention.trained_frames != attended:
+            concerns.append(
+                f"attention: frames attend to {attended} latent frames (2 * local + 1 + anchors); "
+                f"{self.card.name} was trained with {attention.trained_frames}"
+            )
         return concerns
 
 

@@ -7,7 +7,8 @@ import torch
 
 from vinfinity.parallel.exchange import FrameExchange
 from vinfinity.parallel.groups import Grouping
-from vinfinity.parallel.scopes import AttentionPlan, Positions, Scopes, plan_attention
+from vinfinity.parallel.joint import Positions
+from vinfinity.parallel.scopes import AttentionPlan, Scopes, plan_attention
 from vinfinity.parallel.shards import FrameShards, Route, plan_route
 from vinfinity.parallel.timeline import Timeline
 

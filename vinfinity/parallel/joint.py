@@ -11,9 +11,14 @@ after LongDiff, arXiv 2503.18150, and FreeLOC, arXiv 2603.25209).
 """
 
 import math
-from collections.abc import Collection
+from collections.abc import Collection, Sequence
+from typing import Literal
 
 from vinfinity.parallel.timeline import Scene, Timeline
+
+Positions = Literal["absolute", "grouped", "auto"]
+# with `auto`, distances are grouped in scenes of more than this many times the trained length
+FAR = 6
 
 
 def nearest_frames(
@@ -39,6 +44,36 @@ def nearest_frames(
             added, stop = stop, stop + 1
         seen += timeline.real(added) not in own
     return range(start, stop)
+
+
+def key_distances(
+    timeline: Timeline,
+    scene: Scene,
+    query: int,
+    keys: Sequence[int],
+    *,
+    near: range,
+    rule: Positions,
+    trained: int,
+) -> tuple[int, ...]:
+    """How far each key is from a query in time, as it sees them. near: its local scope. trained: T0."""
+    grouped = rule == "grouped" or (rule == "auto" and scene.length > FAR * trained)
+    farthest = scene.length // 2 if timeline.loop else scene.length - 1
+    around = [timeline.distance(query, key) for key in near] or [0]
+
+    def seen(key: int) -> int:
+        distance = timeline.distance(query, key)
+        if key in near:
+            return distance
+        if timeline.loop:
+            # the shorter way around
+            distance = (distance + farthest) % scene.length - farthest
+        if not grouped or scene.plain:
+            return distance
+        reach = max(around) if distance > 0 else -min(around)
+        return group_distance(distance, reach=reach, farthest=farthest, trained=trained)
+
+    return tuple(map(seen, keys))
 
 
 def group_distance(distance: int, *, reach: int, farthest: int, trained: int) -> int:

@@ -3,13 +3,13 @@
 import math
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
-from typing import Literal, NamedTuple
+from typing import NamedTuple
 
 import torch
 from torch import Tensor
 
 from vinfinity.parallel.groups import UNIT
-from vinfinity.parallel.joint import group_distance, nearest_frames
+from vinfinity.parallel.joint import Positions, key_distances, nearest_frames
 from vinfinity.parallel.shards import FrameShards, Route, anchor_frames, plan_route
 from vinfinity.parallel.timeline import Scene, Timeline, intersection, one_scene
 from vinfinity.system.transfer import to_device
@@ -18,10 +18,6 @@ NEVER = -math.inf
 
 # queries in a block
 QUERY_BLOCK = 32
-# with joint attention, how many times the trained length a scene may have before distances are grouped (`auto`)
-FAR = 6
-
-Positions = Literal["absolute", "grouped", "auto"]
 
 
 @dataclass(frozen=True)
@@ -269,7 +265,11 @@ class _Planner:
             bias=None if bias is None else to_device(bias, self.device),
             scale=None if scale is None else to_device(scale, self.device),
             next_key=self._next_key(rows),
-            distances=() if self.joint is None else self._distances(scene, rows.start, keys, span),
+            distances=()
+            if self.joint is None
+            else key_distances(
+                timeline, scene, rows.start, keys, near=span, rule=self.joint, trained=self.trained_frames
+            ),
         )
 
     def _next_key(self, rows: range) -> int:
@@ -300,25 +300,6 @@ class _Planner:
             else:
                 runs.append(KeyRun(anchor, range(place, place + 1)))
         return tuple(runs)
-
-    def _distances(self, scene: Scene, query: int, keys: Sequence[int], span: range) -> tuple[int, ...]:
-        """How far each key is from a query in time. span: the query's local scope."""
-        timeline, trained = self.timeline, self.trained_frames
-        grouped = self.joint == "grouped" or (self.joint == "auto" and scene.length > FAR * trained)
-        farthest = scene.length // 2 if timeline.loop else scene.length - 1
-        near = [timeline.distance(query, key) for key in span] or [0]
-        found = []
-        for key in keys:
-            distance = timeline.distance(query, key)
-            if key not in span:
-                if timeline.loop:
-                    # the shorter way around
-                    distance = (distance + farthest) % scene.length - farthest
-                if grouped and not scene.plain:
-                    reach = max(near) if distance > 0 else -min(near)
-                    distance = group_distance(distance, reach=reach, farthest=farthest, trained=trained)
-            found.append(distance)
-        return tuple(found)
 
     def _bias(
         self, rows: range, keys: Sequence[int], anchors: Sequence[int], span: range

@@ -20,7 +20,8 @@ from vinfinity.models.network_call import CallOptions, NetworkCall
 from vinfinity.models.offload import store_for
 from vinfinity.parallel.context import TemporalContext, temporal_context
 from vinfinity.parallel.exchange import FrameExchange, TracedExchange
-from vinfinity.parallel.scopes import AttentionPlan, Positions, QueryBlock, Scopes
+from vinfinity.parallel.joint import Positions
+from vinfinity.parallel.scopes import AttentionPlan, QueryBlock, Scopes
 from vinfinity.parallel.shards import FrameShards
 from vinfinity.parallel.timeline import Timeline, intersection
 from vinfinity.planning.meter import LiveBytes, WorkCounter

@@ -115,6 +115,13 @@ def test_frames_and_sizes_that_latents_cannot_hold_are_cropped_and_said(wan: Pat
     assert frames[0].shape == (36, 40, 3)
 
 
+def test_another_number_of_attended_frames_than_in_training_is_said(wan: Path) -> None:
+    config = config_of(wan, "x.mp4", "attention.local=6", **SETTINGS)
+    [concern] = [line for line in prepare(config).concerns() if line.startswith("attention:")]
+    assert concern.startswith("attention: frames attend to 25 latent frames (2 * local + 1 + anchors); ")
+    assert not any("attention" in line for line in prepare(config_of(wan, "x.mp4", **SETTINGS)).concerns())
+
+
 def test_defaults_of_a_folder_are_those_of_the_family(wan: Path) -> None:
     job = prepare(config_of(wan, "x.mp4", frames=None, size=None, steps=None))
     config = job.config
