@@ -22,7 +22,7 @@ BELOW = {
     "weights": {"errors", "denoise", "models", "system"},
     "runs": {"errors", "config", "denoise", "media", "models", "parallel", "system", "weights"},
     "machine": {"errors", "parallel", "system", "weights"},
-    "resolve": {"config", "system", "weights"},
+    "resolve": {"config", "media", "system", "weights"},
 }
 JOB = {*BELOW} - {"resolve", "machine"}
 ABOVE = {
@@ -31,7 +31,8 @@ ABOVE = {
     "session": {"errors", "config", "denoise", "job", "machine", "parallel", "runs", "system", "weights"},
     "networks": {"job", "models", "weights"},
     "pipeline": {*BELOW, "job", "networks", "planning"},
-    "run": {*BELOW, "job", "networks", "planning", "session", "pipeline"},
+    "encoding": {*BELOW, "job", "session"},
+    "run": {*BELOW, "encoding", "job", "networks", "planning", "session", "pipeline"},
     "decode_again": {"config", "networks", "parallel", "run", "runs", "session", "system"},
     "batch": {*BELOW, "job", "networks", "planning", "run", "session"},
     "doctor": {"errors", "machine", "parallel", "system", "weights"},

@@ -9,6 +9,7 @@ from vinfinity.batch.make import BatchSummary, make_batch
 from vinfinity.batch.plan import plan_batch
 from vinfinity.batch.rows import python_rows, read_rows
 from vinfinity.config import RunConfig, load
+from vinfinity.media.source import video_defaults
 from vinfinity.pipeline import LOADED, Pipeline, Prompts, Video, as_settings
 from vinfinity.resolve import load_config
 from vinfinity.run import Summary, Task, launch_run, run
@@ -81,7 +82,7 @@ def generate_batch(
         found = python_rows(rows)
     planned = plan_batch(
         found,
-        lambda row: load(file, settings=settings, row=row, card=card),
+        lambda row: load(file, settings=settings, row=row, card=card, video=video_defaults),
         name=name,
         folder=name if folder is None else folder,
         seeds=None if seeds is None else tuple(seeds),

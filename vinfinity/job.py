@@ -11,9 +11,10 @@ from vinfinity import __version__
 from vinfinity.config import RunConfig, digest, leaves, timed_prompts
 from vinfinity.denoise.guidance import guidance_branches
 from vinfinity.denoise.prompts import PromptSchedule, schedule_prompts
-from vinfinity.denoise.samplers import Sampler, pick_sampler
+from vinfinity.denoise.samplers import Sampler
 from vinfinity.denoise.schedule import SchedulerConfig
 from vinfinity.denoise.selection import Selection, select_all
+from vinfinity.denoise.start import pick_sampler
 from vinfinity.errors import InputError, one_line
 from vinfinity.media.audio import check_audio
 from vinfinity.media.blocks import check_tile
@@ -69,6 +70,11 @@ class Job:
         return decoder_folder(self.config, self.card)
 
     @property
+    def encoder(self) -> Path:
+        """The folder of the autoencoder that encodes pictures, the model's own."""
+        return self.card.folder / AUTOENCODER
+
+    @property
     def guided(self) -> bool:
         """Whether steps have a branch for negative texts beside that for the prompts (classifier-free guidance)."""
         return branches(self.config, self.card) == 2
@@ -77,6 +83,12 @@ class Job:
     def texts(self) -> list[str]:
         """The different texts that guide the video: prompts, and negative ones where they are used."""
         return self.prompts.texts(guided=self.guided)
+
+    @property
+    def held(self) -> dict[int, int]:
+        """The latent frames that are held to pictures, and the number of the picture of each."""
+        frames = {"input.first_frame": 0, "input.last_frame": self.latent_frames - 1}
+        return {frames[key]: number for number, key in enumerate(self.config.input.pictures)}
 
     @property
     def splits_branches(self) -> bool:

@@ -18,18 +18,21 @@ from torch import Tensor, nn
 from vinfinity.config import Prompt, RunConfig, VideoConfig, VideoFormat, choose_format
 from vinfinity.config.formats import check_rate, check_sound
 from vinfinity.denoise.execution import Execution
+from vinfinity.denoise.kept_frames import KeptFrames
 from vinfinity.denoise.loop import Denoiser, denoise, not_finite
-from vinfinity.denoise.samplers import State
+from vinfinity.denoise.samplers import Sampler, State
 from vinfinity.denoise.scopes import ScheduledContexts
 from vinfinity.denoise.selection import StepNoise
+from vinfinity.denoise.start import noised
 from vinfinity.errors import InputError, OutOfMemoryError, did_you_mean
 from vinfinity.job import Job, prepare
 from vinfinity.media.audio import check_audio
 from vinfinity.media.blocks import plan_blocks
 from vinfinity.media.decode import decode_frames
+from vinfinity.media.encode import encode_frames
 from vinfinity.media.encoders import check_encoders
 from vinfinity.media.finish import PICTURES
-from vinfinity.media.latents import TensorLatents
+from vinfinity.media.latents import LatentSource, TensorLatents, pick_latents
 from vinfinity.media.writer import VideoWriter
 from vinfinity.models.family import TEXT_ENCODER
 from vinfinity.models.frame_text import FrameText
@@ -42,12 +45,14 @@ from vinfinity.parallel.ranks import Ranks
 from vinfinity.parallel.teams import BranchSwap, Team
 from vinfinity.planning.fit import Fit, find_fit
 from vinfinity.resolve import load_config
+from vinfinity.runs.sources import Sources, check_sources, open_input, open_pictures
 from vinfinity.system.folders import expanded, temporary_folder
 from vinfinity.system.out_of_memory import describe, is_out_of_memory, named_out_of_memory
 from vinfinity.system.output import check_output, check_output_folder
 from vinfinity.system.precision import fp32_products
 from vinfinity.system.progress import note, warn
 from vinfinity.weights.dtypes import pick_dtype
+from vinfinity.weights.load import load_encoder
 
 # a text, or prompts over time
 Prompts = str | Sequence[str | Mapping[str, object] | Prompt]
@@ -94,12 +99,44 @@ def encode_text(
     return job.prompts.text_of(states, job.selection.frames, guided=job.guided)
 
 
-def initial_state(job: Job, frames: Sequence[int]) -> State:
-    """The state before the first step: noise (1, c, f, h, w) fp32 for these frames, from a file or from their seeds."""
+def initial_state(job: Job, frames: Sequence[int], video: LatentSource | None = None) -> State:
+    """The state before the first step: noise (1, c, f, h, w) fp32 for these frames, from a file or from their seeds,
+    added to the latents of the video to start from, if there is one.
+    """
     if job.config.noise_from is None:
-        return State(step=0, x=job.selection.noise(frames, job.latent))
-    noise = load_file(expanded(job.config.noise_from, field="noise_from"))["noise"]
-    return State(step=0, x=noise[:, :, frames[0] : frames[-1] + 1].float())
+        noise = job.selection.noise(frames, job.latent)
+    else:
+        whole = load_file(expanded(job.config.noise_from, field="noise_from"))["noise"]
+        noise = whole[:, :, frames[0] : frames[-1] + 1].float()
+    if video is None:
+        return State(step=0, x=noise)
+    return noised(job.sampler, pick_latents(video, frames), noise)
+
+
+def steered(
+    job: Job,
+    frames: Sequence[int],
+    *,
+    device: torch.device,
+    pictures: LatentSource | None = None,
+) -> Sampler:
+    """The job's sampler, which holds kept frames to the latents of the earlier run, and others to those of pictures.
+
+    frames: of this rank. pictures: the latents of the pictures in order. Raises DamagedError.
+    """
+    sampler = job.sampler
+    if job.earlier is not None:
+        sampler = job.earlier.sampler(sampler, frames, job.latent, device=device)
+    if pictures is None:
+        return sampler
+    clean = torch.zeros(1, job.latent[0], len(frames), *job.latent[1:])
+    until = torch.zeros(len(frames), dtype=torch.int64)
+    for frame, number in job.held.items():
+        if frame in frames:
+            at = list(frames).index(frame)
+            clean[:, :, at] = pick_latents(pictures, [number])[:, :, 0]
+            until[at] = len(sampler.timesteps)
+    return KeptFrames(sampler, clean.to(device), until.to(device))
 
 
 def make_denoiser(
@@ -371,7 +408,9 @@ class Pipeline:
                 remedy = "use vinfinity.generate_file, or Video.save"
                 raise InputError(name, settings[name], remedy, problem="belongs to runs that write files")
         fixed = {name: getattr(loaded, name) for name in LOADED}
-        return prepare(load_config(**as_settings(prompt), **fixed, **settings))
+        config = load_config(**as_settings(prompt), **fixed, **settings)
+        check_sources(config)
+        return prepare(config)
 
     def _denoise(self, job: Job) -> Iterator[State]:
         frames = job.selection.frames
@@ -384,13 +423,42 @@ class Pipeline:
             denoiser, _ = fitting_denoiser(
                 job, network, text, team, team.exchange(), self._ranks, fit=fit, t=t
             )
-            state, sampler = initial_state(job, frames).to(self.device), job.sampler
-            if job.earlier is not None:
-                sampler = job.earlier.sampler(sampler, frames, job.latent, device=self.device)
+            video, pictures = self._encode(job)
+            state = initial_state(job, frames, video).to(self.device)
+            sampler = steered(job, frames, device=self.device, pictures=pictures)
             steps = len(sampler.timesteps)
             noise = StepNoise(job.selection, frames, job.latent, self.device, steps=steps)
             for after, _ in denoise(denoiser, sampler, state, noise=noise, ranks=self._ranks):
                 yield after
+
+    def _encode(self, job: Job) -> tuple[LatentSource | None, LatentSource | None]:
+        """The latents of the video and of the pictures that a job starts from."""
+        config = job.config
+        opened = (
+            open_input(config) if config.input.video is not None else None,
+            open_pictures(config) if config.input.pictures else None,
+        )
+        if not any(opened):
+            return None, None
+        encoder = load_encoder(job.encoder, device=self.device, dtype=torch.float32)
+
+        def latents(sources: Sources | None) -> TensorLatents | None:
+            if sources is None:
+                return None
+            for concern in sources.concerns():
+                warn(concern)
+            frames = range(sources.frames)
+            blocks = encode_frames(
+                encoder,
+                sources.read(frames),
+                frames=frames,
+                latent=job.latent,
+                size=sources.size,
+                ranks=self._ranks,
+            )
+            return TensorLatents(torch.cat([block[1] for block in blocks if block is not None], dim=2))
+
+        return latents(opened[0]), latents(opened[1])
 
     def decode_job(self, job: Job, latents: Tensor) -> Video:
         """Decode the latents (1, c, f, h, w) of a job that was checked already."""

@@ -4,6 +4,7 @@ from pathlib import Path
 from typing import Any
 
 from vinfinity.config import RunConfig, load
+from vinfinity.media.source import video_defaults
 from vinfinity.system.folders import expanded
 from vinfinity.weights.card import model_defaults
 
@@ -15,4 +16,4 @@ def load_config(path: str | Path | None = None, /, **settings: Any) -> RunConfig
     `**{"attention.local": 4}`. Raises InputError, with the same message as the command line.
     """
     file = None if path is None else expanded(path, field="config")
-    return load(file, settings=settings, card=model_defaults).config
+    return load(file, settings=settings, card=model_defaults, video=video_defaults).config

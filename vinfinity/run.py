@@ -13,6 +13,7 @@ from vinfinity.config import RunConfig
 from vinfinity.denoise.execution import Execution
 from vinfinity.denoise.loop import denoise
 from vinfinity.denoise.selection import StepNoise
+from vinfinity.encoding import encode_input
 from vinfinity.job import Job, prepare
 from vinfinity.media.video import write_video
 from vinfinity.networks import Networks
@@ -20,7 +21,7 @@ from vinfinity.parallel.devices import forget_peak_memory, peak_memory
 from vinfinity.parallel.launch import launch
 from vinfinity.parallel.place import find_place
 from vinfinity.parallel.ranks import Ranks
-from vinfinity.pipeline import encode_text, fitting_denoiser, initial_state
+from vinfinity.pipeline import encode_text, fitting_denoiser, initial_state, steered
 from vinfinity.planning.fit import find_fit, refuse_early
 from vinfinity.runs.folder import RunFolder
 from vinfinity.runs.parts import Parts, save_whole
@@ -157,7 +158,9 @@ def denoise_video(job: Job, session: Session, networks: Networks) -> tuple[Parts
     networks.keep(ample=fit.ample)
     execution = fit.first
     own, steps = job.selection.of(team.held), len(job.sampler.timesteps)
-    state = checkpoints.restore() or initial_state(job, own)
+    restored = checkpoints.restore()
+    video, pictures = encode_input(job, session, restored)
+    state = restored or initial_state(job, own, video)
     session.enter(f"after step {state.step} of {steps}" if state.step else "before anything was computed")
     remaining = steps - state.step
     if remaining:
@@ -167,9 +170,7 @@ def denoise_video(job: Job, session: Session, networks: Networks) -> tuple[Parts
         denoiser, execution = fitting_denoiser(
             job, network, text, team, session.exchange, ranks, fit=fit, t=job.sampler.timesteps[state.step]
         )
-        sampler = job.sampler
-        if job.earlier is not None:
-            sampler = job.earlier.sampler(sampler, own, job.latent, device=device)
+        sampler = steered(job, own, device=device, pictures=pictures)
         noise = StepNoise(job.selection, own, job.latent, device, steps=steps)
         ranks.check_shutdown()
     with ranks.shutdown.reacting(Reaction.WAIT):

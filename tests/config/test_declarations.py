@@ -211,7 +211,8 @@ BESIDE: dict[str, dict[str, object]] = {
 
 def test_the_digest_follows_the_declarations() -> None:
     """Each setting is changed in turn: the digest changes exactly where the declaration says so."""
-    config = run_config(prompt="a ball", **{"edit.run": "a.run"})
+    inputs = {"edit.run": "a.run", "input.video": "a.mp4", "input.strength": 0.4}
+    config = run_config(prompt="a ball", **inputs)
     values = leaves(config)
     for key, setting in declared().items():
         others = values | {key: another(setting, values[key])} | BESIDE.get(key, {})

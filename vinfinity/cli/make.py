@@ -58,9 +58,14 @@ def generate(
 def show_plan(resolved: Resolved) -> None:
     """Print what a run would do and what it would take. Raises InputError if it does not fit."""
     from vinfinity.runs.paths import Destination, check_files
+    from vinfinity.runs.sources import check_sources
+    from vinfinity.system.progress import warn
 
     config = resolved.config
-    check_files(config, Destination.of(config), overwrite=config.overwrite or config.resume)
+    destination = Destination.of(config)
+    check_files(config, destination, overwrite=config.overwrite or config.resume)
+    for concern in check_sources(config, destination.folder if config.resume else None):
+        warn(concern)
     import_engine()
     from vinfinity.job import describe
     from vinfinity.planning.plan import make_plan

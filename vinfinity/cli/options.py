@@ -142,14 +142,17 @@ def loader(
 
     planned: published models that have not been fetched are accepted, see `planned_card`.
     """
+    from vinfinity.media.source import video_defaults
     from vinfinity.weights.card import model_defaults
 
     # a switch that is off and an empty list were not given
-    flags = {key: value for key, value in given.items() if value not in (False, None, [])}
+    flags = {key.replace("__", "."): value for key, value in given.items() if value not in (False, None, [])}
     if "prompts" in flags:
         flags["prompts"] = [{"at": at, "text": text} for at, text in flags["prompts"]]
     card = functools.cache(functools.partial(model_defaults, planned=planned))
-    return lambda row: load(config, overrides=settings or (), flags=flags, row=row, card=card)
+    return lambda row: load(
+        config, overrides=settings or (), flags=flags, row=row, card=card, video=video_defaults
+    )
 
 
 def takes_options(
@@ -201,8 +204,10 @@ def _options(texts: Mapping[str, Mapping[str, str]], without: Collection[str]) -
         if setting.setting.panel is not None and key not in without:
             kind: Any = bool if setting.kind is bool else OPTION_TYPES.get(key, str | None)
             default = False if kind is bool else None
+            # a name of Python has no dots
+            name = key.replace(".", "__")
             parameters.append(
-                _parameter(key, Annotated[kind, option(key, panel=True, **texts.get(key, {}))], default)
+                _parameter(name, Annotated[kind, option(key, panel=True, **texts.get(key, {}))], default)
             )
     return [*parameters, _parameter("config", ConfigFile, None), _parameter("debug", Debug, False)]
 

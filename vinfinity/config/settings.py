@@ -30,14 +30,18 @@ Memory = Literal["auto", "low", "fast"]
 Codec = Literal["h264", "h265", "av1", "vp9", "prores"]
 BitDepth = Literal[8, 10, 16]
 PixelFormat = Literal["yuv420p", "yuv422p", "yuv444p"]
+Fit = Literal["cover", "contain", "stretch"]
 Preset = Literal[
     "ultrafast", "superfast", "veryfast", "faster", "fast", "medium", "slow", "slower", "veryslow", "placebo"
 ]
 
 # in pixels; H.264 has no level for sides beyond the larger one
 SMALLEST_SIDE, LARGEST_SIDE = 16, 8192
+# of runs from a video; as in diffusers
+STRENGTH = 0.6
 # the panels of `--help`
-VIDEO, SAMPLING, FILES, MACHINE = "The video", "Sampling", "Files", "The machine"
+VIDEO, INPUT, SAMPLING = "The video", "A video or pictures to start from", "Sampling"
+FILES, MACHINE = "Files", "The machine"
 
 
 def parse_size(text: str) -> tuple[int, int]:
@@ -294,6 +298,62 @@ class EditConfig(Group, name="edit"):
 
 
 @dataclass(frozen=True, kw_only=True)
+class InputConfig(Group, name="input"):
+    """A video, or pictures of the first and the last frame, to start from."""
+
+    video: str | None = setting(
+        None,
+        "Video to start from; the prompt then says what it becomes. Frames, size and fps are its own unless given.",
+        panel=INPUT,
+        flag="--from",
+        metavar="FILE",
+    )
+    strength: float | None = setting(
+        None,
+        "How far the new video may depart from that one: the share of the denoising steps that are run.",
+        above=0,
+        most=1,
+        remedy="0.6 is the default, 1 keeps little more than its layout",
+        unset="0.6",
+        panel=INPUT,
+        flag="--strength",
+    )
+    fit: Fit | None = setting(
+        None,
+        "How a video or picture of another shape is fitted to the size: cover cuts off its edges, contain adds black "
+        "bars, stretch distorts it.",
+        unset="cover for videos; pictures of another shape need it",
+        panel=INPUT,
+        flag="--fit",
+    )
+    first_frame: str | None = setting(
+        None, "Picture that the first frame is held to.", panel=INPUT, flag="--first-frame", metavar="IMAGE"
+    )
+    last_frame: str | None = setting(
+        None, "Picture that the last frame is held to.", panel=INPUT, flag="--last-frame", metavar="IMAGE"
+    )
+
+    @property
+    def share(self) -> float:
+        """The strength with which a run from a video begins."""
+        return STRENGTH if self.strength is None else self.strength
+
+    @property
+    def pictures(self) -> Mapping[str, str]:
+        """The pictures that are given, by setting, in the order of their frames."""
+        named = {"input.first_frame": self.first_frame, "input.last_frame": self.last_frame}
+        return {key: path for key, path in named.items() if path is not None}
+
+    def _check_together(self) -> None:
+        if self.strength is not None and self.video is None:
+            problem = "has no video to start from"
+            raise InputError("input.strength", self.strength, "add --from VIDEO", problem=problem)
+        if self.fit is not None and self.video is None and not self.pictures:
+            remedy = "add --from, --first-frame or --last-frame"
+            raise InputError("input.fit", self.fit, remedy, problem="has nothing to fit")
+
+
+@dataclass(frozen=True, kw_only=True)
 class DecodeConfig(Group, name="decode", latents=False):
     """From latents to frames."""
 
@@ -542,6 +602,7 @@ class RunConfig(Group):
     checkpoint: CheckpointConfig = CheckpointConfig()
     compute: ComputeConfig = ComputeConfig()
     reuse: ReuseConfig = ReuseConfig()
+    input: InputConfig = InputConfig()
     edit: EditConfig = EditConfig()
     decode: DecodeConfig = DecodeConfig()
     video: VideoConfig = VideoConfig()
@@ -568,6 +629,9 @@ class RunConfig(Group):
         video = self.format
         check_rate(video, self.fps)
         check_sound(video, self.audio)
+        if self.frames == 1 and len(self.input.pictures) == 2:
+            problem = "cannot be held to two pictures"
+            raise InputError("frames", self.frames, "ask for at least 2", problem=problem)
         if self.gpus is not None and self.gpus > self.frames:
             problem = f"is more than the {self.frames} frames of the video"
             raise InputError("gpus", self.gpus, f"ask for at most {self.frames}", problem=problem)

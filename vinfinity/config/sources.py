@@ -1,8 +1,9 @@
-"""Where values come from: defaults, the model's card, YAML files, key=value arguments, flags and keyword arguments.
+"""Where values come from, from the defaults to keyword arguments.
 
 A value is taken from the last of these layers that names it:
 
-    defaults < the model's card < YAML file (after its `base`) < key=value arguments < flags < keyword arguments < row
+    defaults < the model's card < the video to start from < YAML file (after its `base`)
+             < key=value arguments < flags < keyword arguments < row
 
 A row is one of a batch, which says what sets its video apart from the others.
 
@@ -26,6 +27,9 @@ from vinfinity.system.numbers import read_number
 
 # The settings of a model's card by dotted key, and the name of the card as an origin. Raises InputError.
 Card = Callable[[str], tuple[Mapping[str, object], str]]
+# Frames, size and fps of the video to start from, and its name as an origin, from its path and the fps that are given
+# (None: its own). Raises InputError.
+Video = Callable[[str, Fraction | None], tuple[Mapping[str, object], str]]
 COMMAND_LINE = "command line"
 
 
@@ -53,13 +57,14 @@ def load(
     settings: Mapping[str, object] | None = None,
     row: Layer | None = None,
     card: Card | None = None,
+    video: Video | None = None,
 ) -> Resolved:
     """Merges all layers into a configuration.
 
     overrides: `key=value` arguments. flags: dotted key -> value or its text, None for a flag that was not given.
     settings: values by key, dotted or nested, as Python code gives them. row: see `read_row`. card: finds the settings
     of the model that the other layers choose; without it they have to give every setting that a model's card usually
-    gives.
+    gives. video: reads the video to start from; without it, it is not opened.
 
     In YAML, values may refer to others in OmegaConf's way, as in `out: videos/${seed}.mp4`. Raises InputError.
     """
@@ -76,8 +81,9 @@ def load(
     layers.append(Layer("argument", _python_values(settings or {})))
     layers += [] if row is None else [row]
     layers = _given_back(layers)
-    if card is not None:
-        layers.insert(1, _card_layer(card, layers))
+    own = [*([] if card is None else [_card_layer(card, layers)])]
+    own += [] if video is None else _video_layer(video, layers)
+    layers[1:1] = own
     origins = {key: layer.origin for key in declared() for layer in layers if key in layer.values}
     with name_sources(origins):
         return Resolved(RunConfig(**_merge(layers)), origins)
@@ -192,6 +198,28 @@ def _card_layer(card: Card, layers: Sequence[Layer]) -> Layer:
     for key, value in values.items():
         check_key(key, value=value, origin=origin)
     return Layer(origin, {key: literal(value) for key, value in values.items() if value is not None})
+
+
+def _video_layer(video: Video, layers: Sequence[Layer]) -> list[Layer]:
+    """The settings of the video to start from, which the other layers choose; none without one. Raises InputError."""
+    key = "input.video"
+    origins = {name: layer.origin for layer in layers for name in layer.values}
+    with name_sources(origins):
+        path = typed(_merge(layers, only=key)[key], str | None, key=key)
+        if path is None:
+            return []
+        given = _merge(layers, only="fps")["fps"] if "fps" in origins else None
+        values, origin = video(path, _rate(given))
+    return [Layer(origin, {key: literal(value) for key, value in values.items()})]
+
+
+def _rate(given: object) -> Fraction | None:
+    """A frame rate above 0; None if none is given, or none that can be used, which is reported later."""
+    try:
+        rate = Fraction(str(given))
+    except (ValueError, ZeroDivisionError):
+        return None
+    return rate if rate > 0 else None
 
 
 def _merge(layers: Sequence[Layer], *, only: str | None = None) -> dict[str, Any]:
@@ -337,5 +365,5 @@ def _python_values(settings: Mapping[str, object]) -> dict[str, object]:
     values = {}
     for key, value in _flat({name: plain(value) for name, value in settings.items()}).items():
         check_key(key, value=value, origin=None)
-        values[key] = literal(value)
+        values[key] = literal(plain(value))
     return values

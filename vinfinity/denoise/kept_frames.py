@@ -31,6 +31,9 @@ class KeptFrames:
     def timesteps(self) -> tuple[int, ...]:
         return self.sampler.timesteps
 
+    def level(self, step: int) -> tuple[float, float]:
+        return self.sampler.level(step)
+
     def implied(self, state: State, clean: Tensor) -> Tensor:
         return self.sampler.implied(state, clean)
 

@@ -12,14 +12,12 @@ from typing import ClassVar, Protocol
 import torch
 from torch import Tensor
 
-from vinfinity.config import RunConfig
 from vinfinity.denoise.schedule import (
     SchedulerConfig,
     alphas_cumprod,
     respaced_sigmas,
     spaced_timesteps,
 )
-from vinfinity.errors import InputError
 
 Noise = Callable[[int], Tensor]
 
@@ -44,6 +42,10 @@ class Sampler(Protocol):
 
     @property
     def timesteps(self) -> tuple[int, ...]: ...
+
+    def level(self, step: int) -> tuple[float, float]:
+        """(signal, sigma) before a step: its latents are signal * clean + sigma * noise."""
+        ...
 
     def implied(self, state: State, clean: Tensor) -> Tensor:
         """The prediction according to which the latents of `state` are `clean` plus noise."""
@@ -90,9 +92,12 @@ class DDIM:
         final = 1.0 if self.config.set_alpha_to_one else self._alphas[0]
         return self._alphas[before] if before >= 0 else final
 
+    def level(self, step: int) -> tuple[float, float]:
+        alpha = self._alphas[self.timesteps[step]]
+        return math.sqrt(alpha), math.sqrt(1 - alpha)
+
     def implied(self, state: State, clean: Tensor) -> Tensor:
-        alpha = self._alphas[self.timesteps[state.step]]
-        return _implied(state.x, clean, math.sqrt(alpha), math.sqrt(1 - alpha), self.config)
+        return _implied(state.x, clean, *self.level(state.step), self.config)
 
     def step(self, state: State, prediction: Tensor, noise: Noise) -> State:
         c, x = self.config, state.x
@@ -154,8 +159,11 @@ class DPMSolverPP:
         alpha, sigma = self._levels[index]
         return math.inf if sigma == 0 else math.log(alpha) - math.log(sigma)
 
+    def level(self, step: int) -> tuple[float, float]:
+        return self._levels[step]
+
     def implied(self, state: State, clean: Tensor) -> Tensor:
-        return _implied(state.x, clean, *self._levels[state.step], self.config)
+        return _implied(state.x, clean, *self.level(state.step), self.config)
 
     def step(self, state: State, prediction: Tensor, noise: Noise) -> State:
         c, x, i = self.config, state.x, state.step
@@ -232,9 +240,12 @@ class VideoCrafter2:
         levels = tuple((float(alphas[t]), float(factors[t])) for t in (*times, 0))
         object.__setattr__(self, "_levels", levels)
 
+    def level(self, step: int) -> tuple[float, float]:
+        alpha, factor = self._levels[step]
+        return math.sqrt(alpha) * factor, math.sqrt(1 - alpha)
+
     def implied(self, state: State, clean: Tensor) -> Tensor:
-        alpha, factor = self._levels[state.step]
-        return _implied(state.x, clean, math.sqrt(alpha) * factor, math.sqrt(1 - alpha), self.config)
+        return _implied(state.x, clean, *self.level(state.step), self.config)
 
     def step(self, state: State, prediction: Tensor, noise: Noise) -> State:
         (alpha, factor), (alpha_next, factor_next) = self._levels[state.step : state.step + 2]
@@ -277,9 +288,12 @@ class LCM:
         if c.prediction_type == "epsilon" and self._alphas[0] == 0:
             raise ValueError("prediction_type: epsilon cannot start at zero signal; use v_prediction")
 
+    def level(self, step: int) -> tuple[float, float]:
+        alpha = self._alphas[step]
+        return math.sqrt(alpha), math.sqrt(1 - alpha)
+
     def implied(self, state: State, clean: Tensor) -> Tensor:
-        alpha = self._alphas[state.step]
-        return _implied(state.x, clean, math.sqrt(alpha), math.sqrt(1 - alpha), self.config)
+        return _implied(state.x, clean, *self.level(state.step), self.config)
 
     def step(self, state: State, prediction: Tensor, noise: Noise) -> State:
         c, x, i = self.config, state.x, state.step
@@ -317,12 +331,3 @@ def make_sampler(name: str, config: SchedulerConfig, *, steps: int, eta: float =
     if steps > config.num_train_timesteps:
         raise ValueError(f"steps: {steps} is more than the {config.num_train_timesteps} training steps")
     return SAMPLERS[name](config, steps, eta)
-
-
-def pick_sampler(config: RunConfig, scheduler: SchedulerConfig) -> Sampler:
-    """The sampler of a run on its model's schedule. Raises InputError if the two do not go together."""
-    try:
-        return make_sampler(config.sampler, scheduler, steps=config.steps, eta=config.eta)
-    except ValueError as error:
-        remedy = "choose other steps or another sampler"
-        raise InputError("sampler", config.sampler, remedy, problem=f"{error}") from None

@@ -4,7 +4,7 @@ from dataclasses import dataclass
 
 from vinfinity.config import DecodeConfig
 from vinfinity.errors import InputError
-from vinfinity.models.decoder import DecoderConfig
+from vinfinity.models.decoder import AutoencoderConfig
 
 # Without `decode.frames`: the bytes of hidden states that a block of frames may take, and the most frames it may have.
 # More frames are no faster, and would be shared by the ranks less evenly.
@@ -46,7 +46,7 @@ def check_tile(config: DecodeConfig, *, downscale: int) -> None:
 
 
 def plan_blocks(
-    config: DecodeConfig, decoder: DecoderConfig, latent: tuple[int, int], *, sample_bytes: int = 1
+    config: DecodeConfig, decoder: AutoencoderConfig, latent: tuple[int, int], *, sample_bytes: int = 1
 ) -> Blocks:
     """The blocks and tiles that `config` asks for. latent: (h, w). sample_bytes: of the pictures, 1 or 2.
 

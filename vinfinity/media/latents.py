@@ -3,9 +3,11 @@
 Dims: c channels, F frames of the video, f frames that are read, h w latent height and width.
 """
 
+from collections.abc import Iterable
 from dataclasses import dataclass
 from typing import Protocol
 
+import torch
 from torch import Tensor
 
 
@@ -25,3 +27,14 @@ class TensorLatents:
 
     def read(self, frames: range) -> Tensor:
         return self.latents[0, :, frames.start : frames.stop].float().cpu()
+
+
+def pick_latents(source: LatentSource, frames: Iterable[int]) -> Tensor:
+    """The latents of any frames, (1, c, f, h, w) fp32 on the CPU."""
+    runs: list[range] = []
+    for frame in frames:
+        if runs and runs[-1].stop == frame:
+            runs[-1] = range(runs[-1].start, frame + 1)
+        else:
+            runs.append(range(frame, frame + 1))
+    return torch.cat([source.read(run) for run in runs], dim=1)[None]

@@ -10,10 +10,11 @@ from vinfinity.config import Phase, RunConfig
 from vinfinity.denoise.execution import Execution, ladder
 from vinfinity.denoise.guidance import guidance_branches
 from vinfinity.denoise.prompts import schedule_prompts
-from vinfinity.denoise.samplers import Sampler, pick_sampler
+from vinfinity.denoise.samplers import Sampler
 from vinfinity.denoise.schedule import SchedulerConfig
 from vinfinity.denoise.scopes import scopes_of, timeline_of
 from vinfinity.denoise.selection import select_all
+from vinfinity.denoise.start import pick_sampler
 from vinfinity.errors import WeightsError
 from vinfinity.media.blocks import Blocks, plan_blocks
 from vinfinity.models.decoder import Decoder

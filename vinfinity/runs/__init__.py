@@ -3,4 +3,5 @@
 folder       NAME.run: record, settings, events, lock      parts        tensors of all frames, one file per rank
 paths        the files that a run reads and writes         checkpoints  when to write one, and what to resume from
 start        whether a run starts, resumes or is done      earlier      the run that a redo or extend starts from
+sources      the video or pictures that a run starts from
 """

@@ -2,26 +2,23 @@
 
 import shutil
 import time
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
-from typing import TypeVar
 
 from torch import Tensor
 
 from vinfinity.config import CheckpointConfig, parse_interval
 from vinfinity.denoise.samplers import State
 from vinfinity.denoise.selection import Selection, spans
-from vinfinity.errors import DamagedError, InputError, OutputError, VinfinityError
+from vinfinity.errors import DamagedError, InputError, VinfinityError
 from vinfinity.parallel.ranks import Ranks
 from vinfinity.parallel.teams import Team
 from vinfinity.parallel.votes import Vote, Votes
 from vinfinity.runs.folder import MANIFEST, RunFolder
-from vinfinity.runs.parts import Part, Parts, read_manifest, write_manifest, write_part
+from vinfinity.runs.parts import Parts, read_manifest
+from vinfinity.runs.together import Piece, write_together
 from vinfinity.system.progress import Progress
 
-T = TypeVar("T")
-# frames, and their tensors (1, c, f, h, w)
-Piece = tuple[range, Mapping[str, Tensor]]
 # with `auto`, seconds between checkpoints at least, and how many times longer than the last checkpoint took
 SHORTEST_INTERVAL = 60.0
 COST_FACTOR = 60
@@ -119,37 +116,22 @@ class Checkpoints:
 
     def _write(self, folder: Path, pieces: Iterable[Piece], *, step: int, names: tuple[str, ...]) -> Parts:
         """Each rank writes its pieces, then rank 0 the manifest; all ranks wait until it is on disk, or has failed."""
-        written: list[Part] | VinfinityError
         try:
-            written = [write_part(folder, frames, tensors) for frames, tensors in pieces]
-        except VinfinityError as error:
-            # also raised when an earlier run's files, from which pieces are read, are damaged
-            written = error
-        parts = [part for result in self._ranks.collect(written) for part in self._checked(result, folder)]
-        manifest: Parts | VinfinityError | None = None
-        if self._ranks.first:
-            try:
-                manifest = write_manifest(
-                    folder,
-                    parts,
-                    step=step,
-                    settings=self._identity,
-                    tensors=names,
-                    seeds=self._selection.seeds,
-                )
-            except OutputError as error:
-                manifest = error
-        result = self._checked(self._ranks.collect(manifest)[0], folder)
-        assert result is not None
-        return result
-
-    def _checked(self, result: T | VinfinityError, folder: Path) -> T:
-        if isinstance(result, VinfinityError):
-            if self._ranks.first:
+            return write_together(
+                folder,
+                pieces,
+                ranks=self._ranks,
+                step=step,
+                settings=self._identity,
+                tensors=names,
+                seeds=self._selection.seeds,
+            )
+        except VinfinityError:
+            # a rank may also be lost after the manifest was written, and with it everything that is needed
+            if self._ranks.first and not (folder / MANIFEST).exists():
                 # an unfinished checkpoint may take up all the space that is left
                 shutil.rmtree(folder, ignore_errors=True)
-            raise result
-        return result
+            raise
 
     # ---- when a run resumes ----
 

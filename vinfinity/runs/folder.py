@@ -27,7 +27,7 @@ SUFFIX = ".run"
 RECORD = "run.json"
 # what a run writes into its folder, apart from temporary files, and the longest path in it
 OWN_NAMES = frozenset({RECORD, "config.yaml", "events.jsonl", "log.txt", "lock", "checkpoints", "latents"})
-OWN_NAMES |= {"decoded.mp4", "decoded.json"}
+OWN_NAMES |= {"input", "pictures", "decoded.mp4", "decoded.json"}
 LONGEST_PATH = "checkpoints/step-1000/frames-999999-1000000.safetensors"
 # seconds that the ranks of a killed run may take to exit
 EXIT_SECONDS = 4.0
@@ -41,6 +41,7 @@ class RunFolder:
     run.json      versions, weights, command, figures      latents/      the final latents
     events.jsonl  history, one JSON object per line        decoded.mp4   frames decoded so far, while decoding
     log.txt       messages of the run                      lock          locked while a run uses the folder
+    input/        latents of the video to start from       pictures/     latents of the first and the last frame
     """
 
     path: Path
@@ -58,6 +59,14 @@ class RunFolder:
         return self.path / "latents"
 
     @property
+    def input(self) -> Path:
+        return self.path / "input"
+
+    @property
+    def pictures(self) -> Path:
+        return self.path / "pictures"
+
+    @property
     def decoded(self) -> Path:
         return self.path / "decoded.mp4"
 
@@ -67,7 +76,10 @@ class RunFolder:
 
     def holds_work(self) -> bool:
         """Whether it holds latents or checkpoints that a new run would delete."""
-        return (self.latents / MANIFEST).exists() or any(self.checkpoints.glob(f"*/{MANIFEST}"))
+        latents = self.latents, self.input, self.pictures
+        return any((path / MANIFEST).exists() for path in latents) or any(
+            self.checkpoints.glob(f"*/{MANIFEST}")
+        )
 
     def record(self) -> dict[str, Any] | None:
         """The contents of run.json, or None if it does not exist. Raises InputError if it cannot be read."""

@@ -18,6 +18,7 @@ from vinfinity.config import (
 from vinfinity.errors import InputError
 from vinfinity.runs.folder import RunFolder, video_of
 from vinfinity.runs.paths import Destination, check_files
+from vinfinity.runs.sources import check_sources
 from vinfinity.system.folders import expanded
 from vinfinity.weights.card import find_model, model_defaults
 
@@ -40,6 +41,7 @@ def how_to_start(config: RunConfig, destination: Destination) -> Start:
         if folder.holds_work() and not config.overwrite:
             remedy = f"`vinfinity resume {folder.path}` resumes it, --overwrite starts over"
             raise InputError("out", video, remedy, problem="belongs to an unfinished run")
+        check_sources(config)
         return "new"
     if digest(read_settings(folder)) != digest(with_absolute_paths(config, destination)):
         remedy = f"`vinfinity resume {folder.path}` uses the run's own settings, --overwrite starts over"
@@ -47,6 +49,7 @@ def how_to_start(config: RunConfig, destination: Destination) -> Start:
     if record.get("finished") and video.exists():
         return "done"
     check_files(config, destination, overwrite=True)
+    check_sources(config, folder)
     return "resume"
 
 
@@ -65,8 +68,15 @@ def with_absolute_paths(config: RunConfig, destination: Destination) -> RunConfi
         return None if path is None else absolute(path)
 
     given_as_folder = find_model(config.model) == expanded(config.model, field="model")
+    given = config.input
     return dataclasses.replace(
         config,
+        input=dataclasses.replace(
+            given,
+            video=absolute_or_none(given.video),
+            first_frame=absolute_or_none(given.first_frame),
+            last_frame=absolute_or_none(given.last_frame),
+        ),
         model=absolute(config.model) if given_as_folder else config.model,
         lora=tuple(absolute(lora) for lora in config.lora),
         decoder=absolute_or_none(config.decoder),
@@ -133,6 +143,10 @@ def edited(
     if started_with.prompts:
         values |= _edited_prompts(started_with, kind, text=given.get("prompt"))
     own = [f"edit.run={folder.path.absolute()}", "save_latents=null", "noise_from=null"]
+    # what is regenerated is not held to a picture, and what is appended has no video behind it, unless one is given
+    own += ["input.first_frame=null", "input.last_frame=null"]
+    if kind != "redo" or started_with.input.video is None:
+        own += ["input.video=null", "input.strength=null", "input.fit=null"]
     own += [] if "edit.redo" in values else ["edit.redo=null"]
     return load(folder.settings, overrides=[*own, *overrides], flags=values, card=model_defaults)
 

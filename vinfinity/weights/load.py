@@ -12,7 +12,7 @@ from torch import nn
 from vinfinity.denoise.schedule import SchedulerConfig
 from vinfinity.errors import WeightsError
 from vinfinity.models.checkpoint import Change, changed
-from vinfinity.models.decoder import Decoder
+from vinfinity.models.decoder import Decoder, Encoder
 from vinfinity.models.families import FAMILIES, family_of
 from vinfinity.models.family import Network
 from vinfinity.models.geometry import LatentGeometry
@@ -28,8 +28,8 @@ MOST_LISTED = 10
 # Elements of a file that are mapped into memory at a time.
 MAPPED = 2**25
 
-# Submodules of an autoencoder that only encode.
-ENCODING = ("encoder", "quant_conv")
+# Submodules of an autoencoder that only encode, and those that only decode.
+ENCODING, DECODING = ("encoder", "quant_conv"), ("decoder", "post_quant_conv")
 
 
 def load_network(
@@ -61,6 +61,20 @@ def load_decoder(folder: Path, *, device: torch.device | str, dtype: torch.dtype
     # convolutions are faster with channels last, by a fifth on the CPU
     module = module.eval().requires_grad_(False).to(memory_format=torch.channels_last)  # type: ignore[call-overload]
     return cast(Decoder, module)
+
+
+def load_encoder(folder: Path, *, device: torch.device | str, dtype: torch.dtype) -> Encoder:
+    """The encoding half of the autoencoder in `folder`, a model's own. Raises WeightsError."""
+    module, network = _empty_autoencoder(folder)
+    sources = _find(module, folder, network, prefer_fp16=dtype != torch.float32)
+    decoding = tuple(f"{part}." for part in DECODING)
+    for part in DECODING:
+        if hasattr(module, part):
+            delattr(module, part)
+    own = {name: source for name, source in sources.items() if not name.startswith(decoding)}
+    _fill(module, own, device=device, dtype=dtype)
+    module = module.eval().requires_grad_(False).to(memory_format=torch.channels_last)  # type: ignore[call-overload]
+    return cast(Encoder, module)
 
 
 def find_decoder(folder: Path, *, prefer_fp16: bool = False) -> tuple[nn.Module, Sources]:

@@ -1,7 +1,7 @@
 """AutoencoderKL, Stable Diffusion's image autoencoder (Rombach et al. 2022, section 3.1), frame by frame.
 
 Dims: b frames, c channels, h w height and width of a latent, H W of a picture. Pictures are (b, 3, H, W) in [-1, 1].
-Parameters are named as in diffusers' AutoencoderKL. A run only decodes; encoding is for conditioning on pictures.
+Parameters are named as in diffusers' AutoencoderKL. Runs decode; those that start from a video or pictures encode, too.
 """
 
 import torch
@@ -137,6 +137,13 @@ class AutoencoderKL(nn.Module):
             moments = self.quant_conv(moments)
         mean, log_variance = moments.chunk(2, dim=1)
         return mean, torch.exp(0.5 * log_variance.clamp(-30.0, 20.0))
+
+    def to_latents(self, pictures: Tensor) -> Tensor:
+        """pictures: (b, 3, H, W) in [-1, 1]. Returns (b, latent_channels, h, w) as the diffusion model sees them: the
+        mean of the posterior, which is the same in every run.
+        """
+        mean, _ = self.encode(pictures)
+        return (mean - (self.config.shift_factor or 0.0)) * self.config.scaling_factor
 
     def decode(self, latents: Tensor) -> Tensor:
         """latents: (b, latent_channels, h, w) as the diffusion model leaves them.

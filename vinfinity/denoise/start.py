@@ -1,0 +1,70 @@
+"""Where denoising starts: at noise alone, or part of the way, at the latents of a video that noise was added to."""
+
+from dataclasses import dataclass, replace
+
+from torch import Tensor
+
+from vinfinity.config import RunConfig
+from vinfinity.denoise.samplers import Noise, Sampler, State, make_sampler
+from vinfinity.denoise.schedule import SchedulerConfig
+from vinfinity.errors import InputError
+
+
+def pick_sampler(config: RunConfig, scheduler: SchedulerConfig) -> Sampler:
+    """The sampler of a run on its model's schedule; from a video, its last steps.
+
+    Raises InputError if sampler and schedule do not go together, or if no step is left.
+    """
+    try:
+        sampler = make_sampler(config.sampler, scheduler, steps=config.steps, eta=config.eta)
+    except ValueError as error:
+        remedy = "choose other steps or another sampler"
+        raise InputError("sampler", config.sampler, remedy, problem=f"{error}") from None
+    return sampler if config.input.video is None else last_steps(sampler, config.input.share)
+
+
+@dataclass(frozen=True)
+class LastSteps:
+    """The last steps of `sampler`, from number `first` on, counted from 0: for latents that are not noise alone."""
+
+    sampler: Sampler
+    first: int
+
+    @property
+    def timesteps(self) -> tuple[int, ...]:
+        return self.sampler.timesteps[self.first :]
+
+    def level(self, step: int) -> tuple[float, float]:
+        return self.sampler.level(self.first + step)
+
+    def implied(self, state: State, clean: Tensor) -> Tensor:
+        return self.sampler.implied(self._inside(state), clean)
+
+    def step(self, state: State, prediction: Tensor, noise: Noise) -> State:
+        after = self.sampler.step(self._inside(state), prediction, lambda step: noise(step - self.first))
+        return replace(after, step=after.step - self.first)
+
+    def _inside(self, state: State) -> State:
+        return replace(state, step=state.step + self.first)
+
+
+def noised(sampler: Sampler, clean: Tensor, noise: Tensor) -> State:
+    """The state before the first step of latents whose content is `clean` (SDEdit, Meng et al. 2022). Both
+    (1, c, f, h, w) fp32.
+    """
+    signal, sigma = sampler.level(0)
+    return State(step=0, x=signal * clean + sigma * noise)
+
+
+def last_steps(sampler: Sampler, strength: float) -> Sampler:
+    """The last steps of a sampler, as many as `strength` says, rounded down as in diffusers.
+
+    Raises InputError if that is none.
+    """
+    steps = len(sampler.timesteps)
+    kept = min(int(steps * strength), steps)
+    if not kept:
+        problem = f"leaves none of {steps} steps"
+        remedy = f"give at least {-(-1000 // steps) / 1000:g}, or more steps"
+        raise InputError("input.strength", strength, remedy, problem=problem)
+    return LastSteps(sampler, steps - kept)

@@ -1,0 +1,162 @@
+"""From the video and the pictures that a run starts from to their latents in the run folder."""
+
+import hashlib
+import shutil
+from collections.abc import Iterator, Mapping
+from functools import partial
+from pathlib import Path
+
+import torch
+from torch import Tensor
+
+from vinfinity.denoise.samplers import State
+from vinfinity.errors import DamagedError, InputError
+from vinfinity.job import Job
+from vinfinity.media.encode import encode_frames
+from vinfinity.models.decoder import Encoder
+from vinfinity.runs.earlier import COPIED_FRAMES
+from vinfinity.runs.parts import Parts, read_manifest
+from vinfinity.runs.sources import Sources, encoded_before, open_input, open_pictures
+from vinfinity.runs.together import write_together
+from vinfinity.session import Session
+from vinfinity.system.signals import Reaction
+from vinfinity.weights.card import files_digest
+from vinfinity.weights.load import load_encoder
+
+
+def encode_input(job: Job, session: Session, restored: State | None) -> tuple[Parts | None, Parts | None]:
+    """The latents of the video and of the pictures that a run starts from, None where there are none.
+
+    What the run folder has already is not encoded again; the files are not needed then. restored: the state that the
+    run resumes from, which needs the pictures at most. All ranks make this call. Raises Stopped, with every whole round
+    of blocks written, if the run was asked to end; InputError if a file is damaged or was changed.
+    """
+    config, folder = job.config, session.folder
+    finished = restored is not None and restored.step == len(job.sampler.timesteps)
+    encode = partial(_encode, job, session)
+    video = pictures = None
+    if config.input.video is not None and restored is None:
+        earlier = encoded_before(config)
+        if earlier is not None:
+            video = _copy(session, earlier)
+        else:
+            video = encode(folder.input, partial(open_input, config), total=config.frames)
+    if config.input.pictures and not finished:
+        pictures = encode(folder.pictures, partial(open_pictures, config), total=len(config.input.pictures))
+    return video, pictures
+
+
+def _encode(job: Job, session: Session, folder: Path, sources: "partial[Sources]", *, total: int) -> Parts:
+    """Encodes what `folder` does not have yet. sources: opens the files, on rank 0. total: frames that they give."""
+    ranks = session.ranks
+    done = ranks.collect(_found(folder, session) if ranks.first else None)[0]
+    if done is not None and done.frames == total:
+        return done
+    session.enter(f"after encoding {done.frames if done else 0} of {total} frames")
+    opened = ranks.collect(_opened(sources, done, folder) if ranks.first else None)[0]
+    if isinstance(opened, InputError):
+        raise opened
+    assert opened is not None
+    files, settings = opened
+    if ranks.first:
+        for concern in files.concerns():
+            session.progress.warn(concern)
+    encoder = load_encoder(job.encoder, device=ranks.device, dtype=torch.float32)
+    frames = range(done.frames if done else 0, total)
+    with ranks.shutdown.reacting(Reaction.WAIT):
+        rounds = _rounds(job, session, encoder, files, folder, frames=frames, done=done, settings=settings)
+        for done in session.progress.track(rounds, label="encoding", unit="block"):
+            if done.frames < total:
+                session.enter(f"after encoding {done.frames} of {total} frames")
+    assert done is not None
+    session.folder.event("encoded", frames=total, folder=folder.name)
+    return done
+
+
+def _rounds(
+    job: Job,
+    session: Session,
+    encoder: Encoder,
+    files: Sources,
+    folder: Path,
+    *,
+    frames: range,
+    done: Parts | None,
+    settings: str,
+) -> Iterator[Parts]:
+    """Encodes `frames`; yields what is written after each round."""
+    ranks = session.ranks
+    blocks = encode_frames(
+        encoder,
+        files.read(frames) if ranks.first else None,
+        frames=frames,
+        latent=job.latent,
+        size=files.size,
+        ranks=ranks,
+    )
+    for block in blocks:
+        pieces: list[tuple[range, Mapping[str, Tensor]]] = (
+            [] if block is None else [(block[0], {"x": block[1]})]
+        )
+        done = write_together(
+            folder,
+            pieces,
+            ranks=ranks,
+            settings=settings,
+            tensors=("x",),
+            before=done.parts if done else (),
+        )
+        yield done
+
+
+def _found(folder: Path, session: Session) -> Parts | None:
+    """What a folder has of the latents; what is damaged or unfinished is deleted."""
+    if not folder.exists():
+        return None
+    try:
+        parts = read_manifest(folder)
+        parts.verify()
+        return parts
+    except DamagedError as error:
+        session.folder.event("damaged", message=error.message)
+        session.progress.warn(f"{error.message}; encoding again")
+        shutil.rmtree(folder, ignore_errors=True)
+        return None
+
+
+def _opened(
+    sources: "partial[Sources]", done: Parts | None, folder: Path
+) -> tuple[Sources, str] | InputError:
+    """The files, and a digest of them that the latents belong to; or why they cannot be used."""
+    try:
+        files = sources()
+        named = [(source.field, source.path) for source in files.files]
+        digest = files_digest(named, field=files.files[0].field)
+    except InputError as error:
+        return error
+    settings = hashlib.sha256(digest.encode()).hexdigest()
+    if done is not None and done.settings != settings:
+        source = files.files[0]
+        remedy = "restore it, or start over with --overwrite"
+        return InputError(source.field, source.path, remedy, problem="was changed since the run started")
+    return files, settings
+
+
+def _copy(session: Session, earlier: Path) -> Parts:
+    """The latents that the edited run has encoded, copied so that this run can be edited in turn."""
+    ranks, folder = session.ranks, session.folder.input
+    source = read_manifest(earlier)
+    done = ranks.collect(_found(folder, session) if ranks.first else None)[0]
+    if done is not None and done.frames == source.frames:
+        return done
+    if ranks.first:
+        source.verify()
+
+    def pieces() -> Iterator[tuple[range, Mapping[str, Tensor]]]:
+        for start in range(0, source.frames, COPIED_FRAMES):
+            piece = range(start, min(start + COPIED_FRAMES, source.frames))
+            yield piece, {"x": source.read(piece)[None]}
+
+    return write_together(
+        folder, pieces() if ranks.first else (), ranks=ranks, settings=source.settings, tensors=source.tensors
+    )

@@ -1,0 +1,268 @@
+"""Videos and pictures that a run starts from: what a file holds, and its frames fitted to a size, one after the other.
+
+Dims: h w height and width in pixels. Pictures are (h, w, 3) uint8, full-range RGB. Imports no torch.
+"""
+
+import contextlib
+import itertools
+import os
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
+from fractions import Fraction
+from functools import lru_cache
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from vinfinity.errors import InputError, one_line
+from vinfinity.system.files import missing_problem
+from vinfinity.system.folders import expanded
+
+if TYPE_CHECKING:
+    import av
+    import numpy as np
+
+# transfer functions of HDR video (ITU-T H.273): PQ and HLG
+HDR = {16: "PQ", 18: "HLG"}
+# frames per second that a video can be given, see the setting `fps`
+SLOWEST, FASTEST = 1, 240
+# how much the shape of a picture may differ from that of the video before it counts as another one
+SAME_SHAPE = 0.02
+
+
+@dataclass(frozen=True)
+class Source:
+    """What a video or picture file holds. Only its first frame was decoded.
+
+    field: the setting that names it. size: (width, height) in pixels as it is shown. aspect: width over height of a
+    stored pixel. times: when each frame begins, in seconds from the first. tick: the unit in which the file counts
+    time, in seconds. rate: frames per second, the mean if they vary. steady: whether they do not. hdr: its HDR transfer
+    function, or "".
+    """
+
+    field: str
+    path: Path
+    size: tuple[int, int]
+    aspect: Fraction
+    times: tuple[Fraction, ...]
+    tick: Fraction
+    rate: Fraction
+    steady: bool
+    hdr: str
+
+    def frames_at(self, fps: Fraction) -> int:
+        """The frames that it has at another rate: its length stays the same."""
+        if self.steady:
+            return max(1, round(len(self.times) * fps / self.rate))
+        length = self.times[-1] + self.times[-1] / (len(self.times) - 1)
+        return max(1, round(length * fps))
+
+    def concerns(self) -> list[str]:
+        """What users should know before they wait."""
+        concerns = []
+        if not self.steady:
+            mean = f"{float(self.rate):.4g}"
+            concerns.append(
+                f"{self.field}: {self.path} has a variable frame rate, {mean} fps on average; its frames are taken by "
+                "time"
+            )
+        if self.hdr:
+            concerns.append(
+                f"{self.field}: {self.path} is HDR ({self.hdr}); it is read as SDR, in which its colours look pale. "
+                "Convert it to SDR before"
+            )
+        return concerns
+
+
+def open_video(path: str, *, field: str = "input.video") -> Source:
+    """What a video holds. Raises InputError if it cannot be read, or has no frames."""
+    return _opened(expanded(path, field=field).absolute(), field, "video")
+
+
+def open_picture(path: str, *, field: str) -> Source:
+    """What a picture file holds. Raises InputError if it cannot be read, or is a video."""
+    source = _opened(expanded(path, field=field).absolute(), field, "picture")
+    if len(source.times) > 1:
+        problem = f"has {len(source.times)} frames"
+        raise InputError(field, path, "give a picture, such as a PNG or a JPEG", problem=problem)
+    return source
+
+
+def video_defaults(path: str, fps: Fraction | None) -> tuple[Mapping[str, object], str]:
+    """Frames, size and fps of a video, and its name as the origin of settings. fps: those of the run, None for its own.
+
+    Raises InputError.
+    """
+    source = open_video(path)
+    own = own_fps(source.rate)
+    width, height = source.size
+    values = {"frames": source.frames_at(fps or own), "size": f"{width}x{height}", "fps": rate_value(own)}
+    return values, f"video {one_line(source.path.name)}"
+
+
+def own_fps(rate: Fraction) -> Fraction:
+    """The rate at which a video of that rate is shown, within what the setting `fps` takes."""
+    return min(max(rate.limit_denominator(1001), Fraction(SLOWEST)), Fraction(FASTEST))
+
+
+def rate_value(rate: Fraction) -> int | str:
+    """A frame rate as a value of the setting `fps`."""
+    return rate.numerator if rate.denominator == 1 else str(rate)
+
+
+def check_shape(source: Source, size: tuple[int, int], *, fit: str | None) -> None:
+    """Raise InputError if a picture has another shape than the video, and nothing says how to fit it.
+
+    size: (width, height) of the video.
+    """
+    (width, height), (own_width, own_height) = size, source.size
+    if fit is None and abs(own_width * height / (own_height * width) - 1) > SAME_SHAPE:
+        problem = f"is {own_width}x{own_height}, of another shape than the video's {width}x{height}"
+        remedy = "say how to fit it: --fit cover, contain or stretch"
+        raise InputError(source.field, source.path, remedy, problem=problem)
+
+
+def read_frames(
+    source: Source, *, fps: Fraction, frames: range, size: tuple[int, int], fit: str
+) -> "Iterator[np.ndarray]":
+    """The pictures of some frames at `fps`, each the one that is shown at that time, fitted to `size`.
+
+    frames: contiguous, absolute. One picture is in memory at a time. Raises InputError if the file is damaged.
+    """
+    from vinfinity.media.fit import fitted
+
+    wanted = iter(frames)
+    number = next(wanted, None)
+    previous: av.VideoFrame | None = None
+    for time, picture in itertools.chain(_decoded(source), [(None, None)]):
+        # the picture before this one is shown until this one begins, give or take the file's rounding
+        if previous is not None:
+            shown: np.ndarray | None = None
+            while number is not None and (time is None or number / fps + source.tick / 2 < time):
+                shown = fitted(previous, size, fit=fit, aspect=source.aspect) if shown is None else shown
+                yield shown
+                number = next(wanted, None)
+        if number is None:
+            return
+        previous = picture
+
+
+def _opened(path: Path, field: str, kind: str) -> Source:
+    if not os.path.isfile(path):
+        problem = "is not a file" if os.path.exists(path) else missing_problem(path)
+        raise InputError(field, path, "check the path", problem=problem)
+    if not os.access(path, os.R_OK):
+        raise InputError(field, path, "check its permissions", problem="cannot be read")
+    status = path.stat()
+    if status.st_size == 0:
+        raise InputError(field, path, f"give another {kind}", problem="is empty")
+    return _probed(path, field, kind, (status.st_mtime_ns, status.st_size))
+
+
+@lru_cache(maxsize=8)
+def _probed(path: Path, field: str, kind: str, version: tuple[int, int]) -> Source:
+    """Reads a file once for all who ask. version: changes when the file does."""
+    from vinfinity.media.fit import shown_size
+
+    with _named(field, path, f"is not a {kind} that can be read"), _container(path) as container:
+        stream = _stream(container)
+        if stream is None:
+            raise InputError(field, path, f"give a {kind}", problem="has no frames")
+        tick = Fraction(stream.time_base or Fraction(1, 1000))
+        stamps = [
+            packet.pts if packet.pts is not None else packet.dts
+            for packet in container.demux(stream)
+            if packet.size and not packet.is_discard
+        ]
+        rates = [stream.average_rate, stream.guessed_rate, stream.base_rate]
+    if not stamps:
+        raise InputError(field, path, f"give another {kind}", problem="has no frames")
+    with _named(field, path, f"is not a {kind} that can be read"), _container(path) as container:
+        stream = _stream(container)
+        first: av.VideoFrame | None = next(iter(container.decode(stream)), None) if stream else None
+        if first is None:
+            raise InputError(field, path, f"give another {kind}", problem="has no frames")
+        assert stream is not None
+        aspect = Fraction(stream.sample_aspect_ratio or 1)
+    known = [Fraction(rate) for rate in rates if rate]
+    if any(stamp is None for stamp in stamps):
+        # a format without times
+        times = [Fraction(index) / (known or [Fraction(25)])[0] for index in range(len(stamps))]
+    else:
+        ordered = sorted(stamp for stamp in stamps if stamp is not None)
+        times = [(stamp - ordered[0]) * tick for stamp in ordered]
+    rate, steady = _rate(times, known, tick)
+    return Source(
+        field=field,
+        path=path,
+        size=shown_size(first, aspect),
+        aspect=aspect,
+        times=tuple(times),
+        tick=tick,
+        rate=rate,
+        steady=steady,
+        hdr=HDR.get(int(first.color_trc or 0), ""),
+    )
+
+
+def _rate(times: list[Fraction], known: list[Fraction], tick: Fraction) -> tuple[Fraction, bool]:
+    """Frames per second, and whether all frames keep to them. known: what the file says of its rate."""
+    for rate in known:
+        if all(abs(time - index / rate) <= tick for index, time in enumerate(times)):
+            return rate, True
+    if len(times) == 1 or times[-1] == 0:
+        return (known or [Fraction(SLOWEST)])[0], len(times) == 1
+    mean = Fraction(len(times) - 1) / times[-1]
+    steady = all(abs(time - index / mean) <= tick for index, time in enumerate(times))
+    return mean, steady
+
+
+def _decoded(source: Source) -> "Iterator[tuple[Fraction, av.VideoFrame]]":
+    """All frames in order, with their times. Raises InputError if not all of them can be decoded."""
+    last = Fraction(-1)
+    begin: int | None = None
+    problem = "is damaged: it cannot be decoded to its end"
+    with _named(source.field, source.path, problem), _container(source.path) as container:
+        stream = _stream(container)
+        assert stream is not None
+        stream.thread_type = "AUTO"
+        for index, picture in enumerate(container.decode(stream)):
+            if picture.pts is None:
+                last = source.times[min(index, len(source.times) - 1)]
+            else:
+                begin = picture.pts if begin is None else begin
+                last = (picture.pts - begin) * source.tick
+            yield last, picture
+    if last < source.times[-1] - source.tick:
+        problem = (
+            f"is damaged: nothing after {float(last):.2f} s of {float(source.times[-1]):.2f} s can be decoded"
+        )
+        raise InputError(source.field, source.path, "repair it, or ask for fewer --frames", problem=problem)
+
+
+def _container(path: Path) -> "av.container.InputContainer":
+    import av
+
+    # FFmpeg would read `12:30.mp4` as the protocol `12`
+    return av.open(f"file:{path}")
+
+
+def _stream(container: "av.container.InputContainer") -> "av.VideoStream | None":
+    """The first stream of moving pictures, or else of a single one, but not the cover of a piece of music."""
+    from av.stream import Disposition
+
+    streams = [s for s in container.streams.video if not s.disposition & Disposition.attached_pic]
+    return streams[0] if streams else None
+
+
+@contextlib.contextmanager
+def _named(field: str, path: Path, problem: str) -> Iterator[None]:
+    """Turns FFmpeg's errors into one that names the file."""
+    import av
+
+    try:
+        yield
+    except (av.error.FFmpegError, OSError, ValueError) as error:
+        if isinstance(error, InputError):
+            raise
+        detail = f"{problem} ({one_line(getattr(error, 'strerror', None) or error)})"
+        raise InputError(field, path, "check the file, or convert it", problem=detail) from error
