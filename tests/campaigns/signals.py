@@ -4,15 +4,15 @@
     tests/campaigns/signals.py --merge part-*.json
 
 A kind is a way to ask a run to end: a signal to a run on one rank (`/1`) or two (`/2`), or one of the scenarios in
-`kinds`. For each kind the moment moves on by --step milliseconds, in a scenario by ten times that, until three runs in a
-row have ended before it; --part takes every fourth moment only, so that a campaign can be split. Moments are counted in
-processor time, that of the process which was started plus that of its busiest rank, so that they do not depend on other
-work of the machine.
+`kinds`. For each kind the moment moves on by --step milliseconds, in a scenario by ten times that, until three runs in
+a row have ended before it; --part takes every fourth moment only, so that a campaign can be split. Moments are counted
+in processor time, that of the process which was started plus that of its busiest rank, so that they do not depend on
+other work of the machine.
 
-A request is lost if the run went on to its end, although work was left when the signal came, or if it did not end within
---limit seconds. Every run that was stopped is resumed, and its latents are compared with those of an undisturbed run,
-bit by bit. The exit code is 1 if a request was lost, an exit code was not the documented one, a traceback was printed,
-or latents differ.
+A request is lost if the run went on to its end, although work was left when the signal came, or if it did not end
+within --limit seconds. Every run that was stopped is resumed, and its latents are compared with those of an undisturbed
+run, bit by bit. The exit code is 1 if a request was lost, an exit code was not the documented one, a traceback was
+printed, or latents differ.
 """
 
 import argparse
@@ -132,7 +132,7 @@ class Ended:
 
 
 class Running:
-    """A run, in a process group of its own. code: its exit code once it has ended. used: all its processor time so far."""
+    """A run, in a process group of its own. code: its exit code at the end. used: all its processor time so far."""
 
     def __init__(self, command: list[str], errors: IO[str]) -> None:
         self.process = subprocess.Popen(

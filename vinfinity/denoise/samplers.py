@@ -311,7 +311,7 @@ class LCM:
 
 
 def predicted_clean(sampler: Sampler, state: State, prediction: Tensor) -> Tensor:
-    """The clean latents (1, c, f, h, w) according to a prediction: `Sampler.implied`, which is linear in them, solved."""
+    """The clean latents (1, c, f, h, w) of a prediction: `Sampler.implied`, which is linear in them, solved."""
     at_zero, at_one = (sampler.implied(state, torch.full_like(state.x, value)) for value in (0.0, 1.0))
     return (prediction - at_zero) / (at_one - at_zero)
 
