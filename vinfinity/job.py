@@ -149,6 +149,8 @@ class Job:
         if self.config.parallel.split_guidance and not self.splits_branches:
             concerns.append("parallel.split_guidance: has no effect: there is only one guidance branch")
         concerns += self._geometry_concerns()
+        if self.config.preview >= (steps := len(self.sampler.timesteps)):
+            concerns.append(f"preview: {self.config.preview} has no effect: there are only {steps} steps")
         if self.config.audio is not None:
             sound = check_audio(expanded(self.config.audio, field="audio"))
             length = Fraction(self.config.frames) / self.config.fps
