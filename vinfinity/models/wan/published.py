@@ -12,7 +12,7 @@ from vinfinity.models.family import PublishedModel, Source
 # UMT5Config. With it, a run can be planned before its model is fetched.
 COMMON_FILES: Mapping[str, Mapping[str, object]] = {
     "transformer": {"_class_name": "WanTransformer3DModel"},
-    "vae": {"_class_name": "AutoencoderKLWan"},
+    "vae": {"_class_name": "AutoencoderKLWan", "scale_factor_temporal": 4, "scale_factor_spatial": 8},
     "text_encoder": {"model_type": "umt5"},
     "scheduler": {
         "_class_name": "UniPCMultistepScheduler",
