@@ -48,6 +48,7 @@ def evaluate(
 
 def compare(
     *videos: str | Path,
+    fps: Fraction | int | None = None,
     borders: Sequence[int] = (),
     every: int | None = None,
     prompt: str | None = None,
@@ -65,6 +66,7 @@ def compare(
     check_extras()
     result, _ = compare_files(
         [expanded(video, field="video") for video in videos],
+        fps=fps,
         borders=borders,
         every=every,
         prompt=prompt,
@@ -109,6 +111,7 @@ def measure_all(
 def compare_files(
     paths: Sequence[Path],
     *,
+    fps: Fraction | int | None = None,
     borders: Sequence[int] = (),
     every: int | None = None,
     prompt: str | None = None,
@@ -125,7 +128,9 @@ def compare_files(
     if pairs and previewed:
         remedy = "compare two of their videos for a report"
         raise InputError("--report", paths[0], remedy, problem="shows single videos, not folders")
-    subjects = [[find_subject(path, borders=borders, every=every) for path in group] for group in groups]
+    subjects = [
+        [find_subject(path, fps=fps, borders=borders, every=every) for path in group] for group in groups
+    ]
     for counterparts in zip(*subjects, strict=True):
         check_sizes(counterparts)
     flat = [subject for group in subjects for subject in group]
