@@ -71,7 +71,8 @@ def read_prompts(file: Path) -> list[str]:
 
 def cut_clips(video: Path, folder: Path) -> list[Path]:
     """Consecutive clips of 16 frames of a video, nearly lossless; what is left at its end is left out."""
-    reader, clips = open_reader(video), []
+    reader = open_reader(video)
+    clips: list[Path] = []
     width, height = reader.size
     waiting: list[np.ndarray] = []
     for frame in reader:

@@ -140,6 +140,16 @@ def test_refusals_come_before_torch_is_loaded() -> None:
         assert "torch" not in loaded_by("generate", "-p", "x", *wrong, code=2)
 
 
+def test_videos_to_measure_are_checked_before_torch_and_opencv_are_loaded() -> None:
+    for command in (
+        ("evaluate", "nowhere.mp4"),
+        ("evaluate", "README.md"),
+        ("compare", "nowhere.mp4", "nowhere.mp4"),
+        ("compare", "docs", "tests"),
+    ):
+        assert loaded_by(*command, code=2).isdisjoint({"torch", "cv2", "scenedetect"})
+
+
 def test_the_configuration_needs_no_torch() -> None:
     assert loaded_by("config", "-c", "configs/long.yaml").isdisjoint(
         {"torch", "av", "diffusers", "transformers"}

@@ -151,6 +151,7 @@ def evaluate(
     with reported(context, debug=debug):
         from vinfinity.evaluation.extras import check_extras
         from vinfinity.evaluation.limits import collect_limits
+        from vinfinity.evaluation.subject import find_subject
 
         given = {
             "max_drift": max_drift,
@@ -164,13 +165,12 @@ def evaluate(
         allowed = collect_limits(given, limits or [])
         borders = [_frame(text) for text in border or []]
         page = _page(report, overwrite=overwrite)
+        subjects = [find_subject(video, fps=_rate(fps), borders=borders, every=every) for video in videos]
         check_extras()
         import_engine()
         from vinfinity.evaluation.api import measure_all
         from vinfinity.evaluation.page import write_page
-        from vinfinity.evaluation.subject import find_subject
 
-        subjects = [find_subject(video, fps=_rate(fps), borders=borders, every=every) for video in videos]
         measured, previews = measure_all(
             subjects, prompt=prompt, clip=clip, dino=dino, device=device, previewed=page is not None
         )
@@ -210,24 +210,26 @@ def compare(
     """
     with reported(context, debug=debug):
         from vinfinity.evaluation.extras import check_extras
+        from vinfinity.evaluation.groups import find_groups
 
         borders = [_frame(text) for text in border or []]
         page = _page(report, overwrite=overwrite)
-        check_extras()
-        import_engine()
-        from vinfinity.evaluation.api import compare_files
-        from vinfinity.evaluation.page import write_page
-
-        comparison, previews = compare_files(
-            videos,
+        groups = find_groups(
+            [expanded(video, field="video") for video in videos],
+            fps=_rate(fps),
             borders=borders,
             every=every,
-            fps=_rate(fps),
-            prompt=prompt,
-            clip=clip,
-            dino=dino,
-            device=device,
-            previewed=page is not None,
+        )
+        if groups.pairs and page is not None:
+            remedy = "compare two of their videos for a report"
+            raise InputError("--report", videos[0], remedy, problem="shows single videos, not folders")
+        check_extras()
+        import_engine()
+        from vinfinity.evaluation.api import compare_groups
+        from vinfinity.evaluation.page import write_page
+
+        comparison, previews = compare_groups(
+            groups, prompt=prompt, clip=clip, dino=dino, device=device, previewed=page is not None
         )
         if page is not None:
             write_page(page, comparison.evaluations, previews, comparison=comparison)
