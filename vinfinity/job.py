@@ -140,6 +140,8 @@ class Job:
             concerns.append(f"negative: has no effect: {self.card.name} takes guidance as an input")
         if self.config.parallel.split_guidance and not self.splits_branches:
             concerns.append("parallel.split_guidance: has no effect: there is only one guidance branch")
+        if self.config.preview >= (steps := len(self.sampler.timesteps)):
+            concerns.append(f"preview: {self.config.preview} has no effect: there are only {steps} steps")
         if self.config.audio is not None:
             sound = check_audio(expanded(self.config.audio, field="audio"))
             length = Fraction(self.config.frames) / self.config.fps

@@ -65,6 +65,7 @@ OF_RUNS = (
     "overwrite",
     "resume",
     "save_latents",
+    "preview",
     "audio",
     "checkpoint",
     "edit",

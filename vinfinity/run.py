@@ -25,6 +25,7 @@ from vinfinity.parallel.place import find_place
 from vinfinity.parallel.ranks import Ranks
 from vinfinity.pipeline import encode_text, fitting_denoiser, initial_state, steered
 from vinfinity.planning.fit import find_fit, refuse_early
+from vinfinity.previews import previews
 from vinfinity.runs.folder import RunFolder
 from vinfinity.runs.parts import Parts, save_whole
 from vinfinity.runs.paths import Destination
@@ -187,9 +188,12 @@ def denoise_video(job: Job, session: Session, networks: Networks) -> tuple[Parts
     with ranks.shutdown.reacting(Reaction.WAIT):
         if remaining:
             state = state.to(device)
-            loop = denoise(denoiser, sampler, state, noise=noise, ranks=ranks, vote=checkpoints.vote)
-            for state, votes in session.progress.track(loop, total=remaining, label="denoising"):
-                session.after_step(state, votes, steps=steps)
+            with previews(job, session, sampler) as watch:
+                loop = denoise(
+                    denoiser, sampler, state, noise=noise, ranks=ranks, vote=checkpoints.vote, watch=watch
+                )
+                for state, votes in session.progress.track(loop, total=remaining, label="denoising"):
+                    session.after_step(state, votes, steps=steps)
         latents = checkpoints.finish(state)
     return latents, _figures(execution, session, remaining)
 

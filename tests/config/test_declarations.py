@@ -230,6 +230,6 @@ def test_the_digest_follows_the_declarations() -> None:
         "compile",
         "save_latents",
         "decoder",
-    } | {"audio"}
+    } | {"audio", "preview"}
     groups = {"checkpoint", "compute", "parallel", "decode", "video"}
     assert {key.partition(".")[0] for key in fixed} == alone | groups

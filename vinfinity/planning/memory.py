@@ -6,7 +6,7 @@ from dataclasses import dataclass
 from vinfinity.denoise.execution import Execution
 from vinfinity.models.family import TEXT_ENCODER
 from vinfinity.planning.outline import DeviceType, Outline
-from vinfinity.planning.trace import NetworkMemory, StepMemory, step_memory, trace_decode, trace_text
+from vinfinity.planning.trace import NetworkMemory, StepMemory, trace_decode, trace_step, trace_text
 from vinfinity.system.pytorch import uses_expandable_segments
 from vinfinity.weights.load import MAPPED
 
@@ -89,7 +89,7 @@ def trace_memory(run: Outline, execution: Execution) -> RunMemory:
     picture = width * height * 3 * run.config.format.sample_bits // 8
     return RunMemory(
         execution=execution,
-        step=step_memory(run.call, execution, run.sampler, branches=run.branches_per_rank),
+        step=trace_step(run.call, execution, run.sampler, branches=run.branches_per_rank),
         decoding=trace_decode(run.decoder, run.blocks, run.latent[1:]),
         text=trace_text(
             run.card.family,
