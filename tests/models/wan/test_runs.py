@@ -17,7 +17,7 @@ from oracles.wan import save_wan
 from vinfinity.job import prepare
 from vinfinity.media.mp4 import read_video
 from vinfinity.planning.fit import outline_of
-from vinfinity.planning.memory import trace_memory
+from vinfinity.planning.trace import call_work, step_memory, trace_step, trace_work
 from vinfinity.run import run
 
 # 25 latent frames, more than the 21 of the training clips
@@ -134,12 +134,14 @@ def test_defaults_of_a_folder_are_those_of_the_family(wan: Path) -> None:
 
 
 @pytest.mark.parametrize("ranks", [1, 3])
-def test_runs_are_planned_by_tracing(ranks: int, wan: Path) -> None:
-    memory = {}
-    for frames in (397, 797, 1197):
-        config = config_of(wan, "x.mp4", "compute.branches=1", **{**SETTINGS, "frames": frames})
-        run_ = outline_of(prepare(config), device="cpu", ranks=ranks)
-        memory[frames] = trace_memory(run_, run_.executions[0]).step.working
-    # linear in the frames: latents, hidden states, keys and values
-    first, second = memory[797] - memory[397], memory[1197] - memory[797]
-    assert second == pytest.approx(first, rel=0.05)
+def test_long_runs_are_planned_from_traces_of_shorter_ones(ranks: int, wan: Path) -> None:
+    config = config_of(wan, "x.mp4", "compute.branches=1", **{**SETTINGS, "frames": 240 * ranks + 1})
+    planned = outline_of(prepare(config), device="cpu", ranks=ranks)
+    execution = planned.executions[0]
+    found, exact = (
+        trace(planned.call, execution, planned.sampler, branches=1) for trace in (step_memory, trace_step)
+    )
+    assert found.working == pytest.approx(exact.working, rel=0.03)
+    work, traced = call_work(planned.call), trace_work(planned.call)
+    assert work.work.flops == pytest.approx(traced.work.flops, rel=0.03)
+    assert work.bytes == pytest.approx(traced.bytes, rel=0.1)
