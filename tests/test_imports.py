@@ -31,7 +31,7 @@ ABOVE = {
     "session": {"errors", "config", "denoise", "job", "machine", "parallel", "runs", "system", "weights"},
     "networks": {"job", "models", "weights"},
     "pipeline": {*BELOW, "job", "networks", "planning"},
-    "encoding": {*BELOW, "job", "session"},
+    "encoding": {*BELOW, "job", "networks", "session"},
     "run": {*BELOW, "encoding", "job", "networks", "planning", "session", "pipeline"},
     "decode_again": {"config", "networks", "parallel", "run", "runs", "session", "system"},
     "batch": {*BELOW, "job", "networks", "planning", "run", "session"},
