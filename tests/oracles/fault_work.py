@@ -4,13 +4,17 @@ import os
 import signal
 import time
 from collections.abc import Mapping, Sequence
+from pathlib import Path
 
 import torch
 import torch.distributed as dist
 from oracles.reference import configure
 from torch import Tensor
 
+from vinfinity.config import CheckpointConfig
 from vinfinity.denoise.execution import Execution
+from vinfinity.denoise.samplers import State
+from vinfinity.denoise.selection import select_all
 from vinfinity.job import prepare
 from vinfinity.networks import load_denoiser
 from vinfinity.parallel.context import plan_halo
@@ -19,9 +23,14 @@ from vinfinity.parallel.meeting import meet
 from vinfinity.parallel.ranks import Ranks
 from vinfinity.parallel.shards import FrameShards
 from vinfinity.parallel.timeline import one_scene
+from vinfinity.parallel.votes import Votes
 from vinfinity.parallel.waits import DeviceWait
 from vinfinity.pipeline import encode_text, fitting_denoiser, initial_state
 from vinfinity.planning.fit import Fit
+from vinfinity.runs.checkpoints import Checkpoints
+from vinfinity.runs.folder import RunFolder
+from vinfinity.runs.parts import write_part
+from vinfinity.system.progress import Progress
 
 # far longer than any limit of a test
 FOREVER = 600.0
@@ -225,3 +234,24 @@ def allocator_settings(_: None, ranks: Ranks) -> list[str]:
 def add_up(_: None, ranks: Ranks) -> int:
     """All is well."""
     return sum(ranks.collect(ranks.rank + 1))
+
+
+def end_after_a_checkpoint(folder: Path, ranks: Ranks) -> None:
+    """Rank 1 is killed as soon as rank 0 has written the manifest of a checkpoint, for which all ranks wait."""
+    team, checkpoint = ranks.team(6, split=False), folder / "checkpoints" / "step-0001"
+    x = torch.zeros(1, 4, len(team.held), 2, 2)
+    if ranks.rank == 1:
+        ranks.collect([write_part(checkpoint, team.held, {"x": x})])
+        while not (checkpoint / "manifest.json").exists():
+            time.sleep(0.001)
+        os.kill(os.getpid(), signal.SIGKILL)
+    checkpoints = Checkpoints(
+        RunFolder(folder),
+        ranks=ranks,
+        team=team,
+        selection=select_all(6, seed=0),
+        steps=50,
+        config=CheckpointConfig(every="1 steps"),
+        progress=Progress(enabled=False),
+    )
+    checkpoints.after(State(step=1, x=x), Votes([checkpoints.vote(True)]))

@@ -6,11 +6,13 @@ from pathlib import Path
 
 import pytest
 import torch
+from oracles.fault_work import end_after_a_checkpoint
 
 from vinfinity.config import CheckpointConfig, parse_interval
 from vinfinity.denoise.samplers import State
 from vinfinity.denoise.selection import select_all
-from vinfinity.errors import InputError
+from vinfinity.errors import InputError, RankError
+from vinfinity.parallel.launch import launch
 from vinfinity.parallel.ranks import Ranks
 from vinfinity.parallel.votes import Votes
 from vinfinity.runs.checkpoints import Checkpoints
@@ -63,6 +65,14 @@ def test_the_newest_checkpoints_stay_and_hold_the_samplers_history(tmp_path: Pat
     final = checkpoints_in(tmp_path).restore()
     assert final is not None
     assert (final.step, final.clean) == (50, None)
+
+
+def test_a_checkpoint_stays_when_a_rank_is_lost_after_it_was_written(tmp_path: Path) -> None:
+    with pytest.raises(RankError):
+        launch(end_after_a_checkpoint, tmp_path, gpus=2, device="cpu", timeout=120.0)
+    restored = checkpoints_in(tmp_path).restore()
+    assert restored is not None
+    assert restored.step == 1
 
 
 def test_a_run_that_reuses_features_stops_at_the_next_full_step(tmp_path: Path) -> None:

@@ -127,7 +127,8 @@ class Checkpoints:
                 seeds=self._selection.seeds,
             )
         except VinfinityError:
-            if self._ranks.first:
+            # a rank may also be lost after the manifest was written, and with it everything that is needed
+            if self._ranks.first and not (folder / MANIFEST).exists():
                 # an unfinished checkpoint may take up all the space that is left
                 shutil.rmtree(folder, ignore_errors=True)
             raise
