@@ -15,7 +15,18 @@ from vinfinity.errors import InputError
 
 
 def arguments(model: Path, film: Path, *more: str) -> list[str]:
-    flags = ["-p", "a red ball", "--model", str(model), "--device", "cpu", "--steps", "2", "--from", str(film)]
+    flags = [
+        "-p",
+        "a red ball",
+        "--model",
+        str(model),
+        "--device",
+        "cpu",
+        "--steps",
+        "2",
+        "--from",
+        str(film),
+    ]
     return ["generate", *flags, *more]
 
 
@@ -44,9 +55,11 @@ def test_sound_that_ends_before_the_video_is_followed_by_silence_with_a_warning(
     cli: Cli, model_folder: Path, tmp_path: Path
 ) -> None:
     sound = tone(tmp_path / "tone.wav", seconds=0.5)
-    film = write_film_with_sound(tmp_path / "film.mkv", frames_of(16), sound=sound, cut=False)
+    film = write_film_with_sound(tmp_path / "film.mp4", frames_of(16), sound=sound, cut=False)
     code, _, err = cli(*arguments(model_folder, film, "--keep-audio", "--out", str(tmp_path / "a.mp4")))
     assert code == 0
+    assert "film.mp4 lasts 0.5" in err
+    assert "s, the video 2.00 s; the rest is silent" in err
     samples, rate = loudness(tmp_path / "a.mp4")
     assert len(samples) / rate == pytest.approx(2.0, abs=0.03)
     assert [is_loud(samples, rate, start) for start in (0.1, 1.2)] == [True, False]

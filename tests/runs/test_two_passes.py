@@ -5,6 +5,7 @@ import os
 import signal
 import subprocess
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -53,7 +54,9 @@ def test_the_first_pass_takes_the_settings_of_another_model(
     model_folder: Path, own_model: Path, tmp_path: Path
 ) -> None:
     (own_model / "card.json").write_text(json.dumps({"steps": 3, "guidance": 2.0, "trained_frames": 7}))
-    run(two_passes(model_folder, tmp_path / "a.mp4", f"first_pass.model={own_model}", "first_pass.guidance=4"))
+    run(
+        two_passes(model_folder, tmp_path / "a.mp4", f"first_pass.model={own_model}", "first_pass.guidance=4")
+    )
     first = resumed_config(tmp_path / "a.run" / "first-pass.run")
     assert (first.model, first.steps, first.guidance) == (str(own_model), 3, 4.0)
     assert (first.attention.trained_frames, first.size, first.frames) == (7, "24x16", 20)
@@ -100,7 +103,9 @@ def test_a_killed_run_resumes_to_the_same_bits(
 ) -> None:
     folder = tmp_path / "a.run"
     flags = [word for key, value in FLAGS.items() for word in (f"--{key}", str(value))]
-    command = vinfinity("generate", "-p", "a red ball", "--model", str(model_folder), "--device", "cpu", *flags)
+    command = vinfinity(
+        "generate", "-p", "a red ball", "--model", str(model_folder), "--device", "cpu", *flags
+    )
     command += ["dtype=fp32", FIRST, "checkpoint.every=1 steps", "--out", str(tmp_path / "a.mp4")]
     process = subprocess.Popen(command, stderr=subprocess.PIPE, text=True)
     with when_exists(folder / place, lambda: os.kill(process.pid, signal.SIGKILL)):
@@ -167,7 +172,13 @@ def test_plans_show_both_passes(cli: Cli, model_folder: Path) -> None:
 
 
 def test_a_batch_makes_videos_in_two_passes(model_folder: Path, tmp_path: Path) -> None:
-    settings = {**FLAGS, "model": model_folder, "device": "cpu", "dtype": "fp32", "first_pass": {"size": "24x16"}}
+    settings: dict[str, Any] = {
+        **FLAGS,
+        "model": model_folder,
+        "device": "cpu",
+        "dtype": "fp32",
+        "first_pass": {"size": "24x16"},
+    }
     summary = library.generate_batch(["a red ball", "a boat"], folder=tmp_path, **settings)
     assert summary is not None
     assert (len(summary.made), summary.failed) == (2, ())
@@ -176,9 +187,7 @@ def test_a_batch_makes_videos_in_two_passes(model_folder: Path, tmp_path: Path) 
     assert len(again.skipped) == 2
 
 
-def test_a_given_video_takes_the_place_of_the_first_pass(
-    cli: Cli, whole: Path, model_folder: Path
-) -> None:
+def test_a_given_video_takes_the_place_of_the_first_pass(cli: Cli, whole: Path, model_folder: Path) -> None:
     film = str(whole / "first-pass.mp4")
     given = ["-p", "a ball", "--model", str(model_folder), "--from", film, "--size", "32x24", FIRST]
     code, out, _ = cli("plan", *given, "--device", "cpu")
@@ -191,8 +200,14 @@ def test_a_given_video_takes_the_place_of_the_first_pass(
     [
         (("first_pass.steps=3",), "has no first pass to apply to; add first_pass.size=WIDTHxHEIGHT"),
         (("first_pass.size=24",), "first_pass.size: 24 (command line) is not a size in pixels"),
-        ((FIRST, "first_pass.model=nowhere"), "first_pass.model: nowhere (command line) is neither a known model"),
-        ((FIRST, "first_pass.model=zeroscope"), "first_pass.model: zeroscope (command line) has not been fetched"),
+        (
+            (FIRST, "first_pass.model=nowhere"),
+            "first_pass.model: nowhere (command line) is neither a known model",
+        ),
+        (
+            (FIRST, "first_pass.model=zeroscope"),
+            "first_pass.model: zeroscope (command line) has not been fetched",
+        ),
         ((FIRST, "first_pass.lora=[nowhere.safetensors]"), "first_pass.lora: nowhere.safetensors"),
         ((FIRST, "first_pass.steps=0"), "first_pass.steps: 0 (command line) is not between 1 and 1000"),
         ((FIRST, "--strength", "0.01"), "--strength: 0.01 leaves none of 6 steps"),
