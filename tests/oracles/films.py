@@ -52,6 +52,7 @@ def write_film(
             setattr(stream.codec_context, name, value)
         if tick is not None:
             stream.codec_context.time_base = tick
+        container.start_encoding()
         for index, frame in enumerate(frames):
             picture = av.VideoFrame.from_ndarray(frame, format="rgb24")
             if matrix is not None:
