@@ -34,6 +34,7 @@ ABOVE = {
     "encoding": {*BELOW, "job", "networks", "session"},
     "run": {*BELOW, "encoding", "job", "networks", "planning", "session", "pipeline"},
     "decode_again": {"config", "networks", "parallel", "run", "runs", "session", "system"},
+    "evaluation": {"errors", "config", "media", "parallel", "runs", "system"},
     "batch": {*BELOW, "job", "networks", "planning", "run", "session"},
     "doctor": {"errors", "machine", "parallel", "system", "weights"},
     "api": {*BELOW, "batch", "job", "planning", "pipeline", "run"},
@@ -43,7 +44,7 @@ TOP = {
     "cli": {*EVERYTHING, "bench"},
     "bench": EVERYTHING,
     "__main__": {"cli"},
-    "__init__": {*BELOW, "api", "batch", "pipeline", "run"},
+    "__init__": {*BELOW, "api", "batch", "evaluation", "pipeline", "run"},
 }
 ALLOWED = {**BELOW, **ABOVE, **TOP}
 
@@ -78,7 +79,10 @@ def test_each_wrapped_package_is_imported_in_one_place() -> None:
     assert importers("omegaconf") == {"config/sources.py"}
     assert importers("yaml") == {"config/yaml.py"}
     assert all(name.startswith("parallel/") for name in importers("torch.distributed"))
+    # transformers is imported by name, from weights on disk alone: see evaluation/extras.py
     assert importers("diffusers") | importers("transformers") == set()
+    for package in ("cv2", "scenedetect"):
+        assert all(name.startswith("evaluation/") for name in importers(package))
 
 
 def test_families_are_known_to_their_list_and_to_benchmarks_only() -> None:

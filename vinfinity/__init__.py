@@ -19,6 +19,7 @@ if TYPE_CHECKING:
         BatchError,
         BusyError,
         InputError,
+        LimitError,
         NotFiniteError,
         OutOfMemoryError,
         OutputError,
@@ -27,6 +28,9 @@ if TYPE_CHECKING:
         VinfinityError,
         WeightsError,
     )
+    from vinfinity.evaluation.api import compare, evaluate
+    from vinfinity.evaluation.compare import Comparison
+    from vinfinity.evaluation.result import Evaluation
     from vinfinity.pipeline import Pipeline, Video
     from vinfinity.resolve import load_config
     from vinfinity.run import Summary
@@ -37,8 +41,11 @@ __all__ = [
     "BatchError",
     "BatchSummary",
     "BusyError",
+    "Comparison",
+    "Evaluation",
     "Failure",
     "InputError",
+    "LimitError",
     "NotFiniteError",
     "OutOfMemoryError",
     "OutputError",
@@ -50,6 +57,8 @@ __all__ = [
     "Video",
     "VinfinityError",
     "WeightsError",
+    "compare",
+    "evaluate",
     "generate",
     "generate_batch",
     "generate_file",
@@ -60,7 +69,11 @@ _HOMES = {
     "generate": "api",
     "generate_batch": "api",
     "generate_file": "api",
+    "compare": "evaluation.api",
+    "evaluate": "evaluation.api",
+    "Comparison": "evaluation.compare",
     "BatchSummary": "batch.make",
+    "Evaluation": "evaluation.result",
     "Failure": "batch.make",
     "Pipeline": "pipeline",
     "Video": "pipeline",
@@ -74,7 +87,7 @@ def __getattr__(name: str) -> object:
     if name not in __all__:
         raise AttributeError(f"module 'vinfinity' has no attribute {name!r}")
     home = _HOMES.get(name, "errors")
-    if home in ("api", "batch.make", "pipeline", "run"):
+    if home in ("api", "batch.make", "evaluation.api", "evaluation.result", "pipeline", "run"):
         # before torch is imported, of which an older one lacks much
         importlib.import_module("vinfinity.system.pytorch").require_torch()
     return getattr(importlib.import_module(f"vinfinity.{home}"), name)

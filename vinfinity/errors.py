@@ -118,6 +118,13 @@ class BusyError(VinfinityError):
     advice = "Wait for the other run, or choose another `--out`."
 
 
+class LimitError(VinfinityError):
+    """A video is beyond a limit that was given to `vinfinity evaluate` or `compare`; everything was measured."""
+
+    exit_code = 7
+    advice = "Nothing, if the command was to sort videos: the lines before it name the video, the figure and the limit."
+
+
 class BatchError(VinfinityError):
     """Videos of a batch failed; all others are made. The code is 100 and their number, at most 125."""
 
@@ -194,7 +201,7 @@ def exit_codes() -> list[tuple[int, str, str]]:
         OutputError,
         DamagedError,
     ]
-    kinds += [NotFiniteError, BusyError, Stopped, BatchError]
+    kinds += [NotFiniteError, BusyError, LimitError, Stopped, BatchError]
     rows = [(kind.exit_code, _meaning(kind), kind.advice) for kind in kinds]
     rows += [
         (0, "The command has done its work.", "Nothing."),

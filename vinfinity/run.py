@@ -16,6 +16,7 @@ from vinfinity.denoise.selection import StepNoise
 from vinfinity.encoding import encode_input
 from vinfinity.job import Job, prepare
 from vinfinity.media.video import write_video
+from vinfinity.media.watch import FrameWatch, LatentWatch, VideoFigures, find_figures
 from vinfinity.networks import Networks
 from vinfinity.parallel.devices import forget_peak_memory, peak_memory
 from vinfinity.parallel.launch import launch
@@ -23,6 +24,7 @@ from vinfinity.parallel.place import find_place
 from vinfinity.parallel.ranks import Ranks
 from vinfinity.pipeline import encode_text, fitting_denoiser, initial_state, steered
 from vinfinity.planning.fit import find_fit, refuse_early
+from vinfinity.runs.borders import joins, rank_borders
 from vinfinity.runs.first_pass import first_pass, naming_first_pass
 from vinfinity.runs.folder import RunFolder
 from vinfinity.runs.parts import Parts, save_whole
@@ -42,6 +44,7 @@ class Summary:
     """What a run made.
 
     seconds: wall time. peak_memory: the most bytes that rank 0 has held, of its GPU if it has one, else of the process.
+    figures: cheap ones of what was decoded, with warnings of what stands out.
     """
 
     out: Path
@@ -51,6 +54,7 @@ class Summary:
     fps: Fraction | int
     seconds: float
     peak_memory: int
+    figures: VideoFigures | None = None
 
 
 @dataclass(frozen=True)
@@ -159,21 +163,28 @@ def make_video(
         latents, figures = denoise_video(job, session, networks)
         denoised = time.monotonic()
         session.enter("while decoding")
+        borders, found = _borders(job, session), None
         if task.decode:
-            write_files(job, latents, task.destination, session.folder, networks, ranks, session.progress)
+            seen = write_files(
+                job, latents, task.destination, session.folder, networks, ranks, session.progress
+            )
+            found = None if seen is None else figures_of(job, borders, *seen)
         if not ranks.first:
             return None
         seconds = {"denoising": denoised - started, "decoding": time.monotonic() - denoised}
-        finished = {
+        finished: dict[str, object] = {
             "ranks": ranks.size,
             "machine": session.machine,
             "seconds": seconds,
             "peak_memory": peak_memory(ranks.device).reserved,
+            "borders": {kind: frames for kind, (frames, _) in borders.items()},
         }
+        if found is not None:
+            finished["figures"] = found.as_record()
         record = session.folder.record() or {}
         session.folder.write_record({**record, **finished, **figures, "finished": True})
         session.folder.event("finished", video=str(task.destination.video))
-        return summary(task, ranks, seconds=time.monotonic() - started)
+        return summary(task, ranks, seconds=time.monotonic() - started, figures=found)
 
 
 def denoise_video(job: Job, session: Session, networks: Networks) -> tuple[Parts, Mapping[str, object]]:
@@ -219,14 +230,17 @@ def write_files(
     networks: Networks,
     ranks: Ranks,
     progress: Progress,
-) -> None:
-    """From latents to video and contact sheet, and the copy of the latents. Ranks other than 0 decode their share."""
+) -> tuple[FrameWatch, LatentWatch] | None:
+    """From latents to video and contact sheet, and the copy of the latents. Ranks other than 0 decode their share.
+
+    Returns what was seen of frames and latents, on rank 0.
+    """
     config = job.config
     if ranks.first and destination.latents is not None:
         save_whole(latents, destination.latents, source="x", name="latents")
     if not ranks.first and not config.decode.on_all_ranks(ranks.device.type):
-        return
-    write_video(
+        return None
+    return write_video(
         networks.decoder(job),
         latents if ranks.first else None,
         video=destination.video,
@@ -251,7 +265,7 @@ def shown_messages(task: Task) -> contextlib.AbstractContextManager[None]:
     return messages_shown() if task.shown else contextlib.nullcontext()
 
 
-def summary(task: Task, ranks: Ranks, *, seconds: float) -> Summary:
+def summary(task: Task, ranks: Ranks, *, seconds: float, figures: VideoFigures | None = None) -> Summary:
     """What was made, for the user."""
     return Summary(
         out=task.destination.video,
@@ -261,6 +275,36 @@ def summary(task: Task, ranks: Ranks, *, seconds: float) -> Summary:
         fps=task.job.config.fps,
         seconds=seconds,
         peak_memory=peak_memory(ranks.device).reserved,
+        figures=figures,
+    )
+
+
+def _borders(job: Job, session: Session) -> Mapping[str, tuple[list[int], list[int]]]:
+    """Where ranks and edits met, for measures of seams: in frames of the video, and in latent frames."""
+    latent = {
+        "ranks": rank_borders(job.selection.frames, session.team.shards),
+        "joins": joins(job.selection.generated, job.latent_frames),
+    }
+    return {kind: (list(map(job.card.geometry.frames, starts)), starts) for kind, starts in latent.items()}
+
+
+def figures_of(
+    job: Job,
+    borders: Mapping[str, tuple[list[int], list[int]]],
+    frames: FrameWatch,
+    latents: LatentWatch,
+) -> VideoFigures:
+    """The cheap figures of a video that was decoded. borders: by kind, in frames and in latent frames."""
+    prompts = job.prompts.prompts
+    scenes = [scene.start for scene in job.prompts.scenes if scene.start]
+    return find_figures(
+        frames,
+        latents,
+        borders=[frame for kind in borders.values() for frame in kind[0]],
+        latent_borders=[frame for kind in borders.values() for frame in kind[1]],
+        scenes=[job.card.geometry.frames(start) for start in scenes],
+        latent_scenes=scenes,
+        one_prompt=len({prompt.text for prompt in prompts}) == 1,
     )
 
 

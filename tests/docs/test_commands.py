@@ -90,6 +90,7 @@ def test_the_commands_of_the_readme_run_in_their_order(
         "redo",
         "extend",
         "decode",
+        "evaluate",
     ]
     assert (tmp_path / "ball.gif").exists()
     frames = {path.name: len(read_video(path)) for path in tmp_path.glob("ball*.mp4")}

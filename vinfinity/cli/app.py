@@ -7,7 +7,7 @@ from typing import Annotated
 import typer
 
 from vinfinity import __version__
-from vinfinity.cli import batch, bench, doctor, make, models, runs
+from vinfinity.cli import batch, bench, doctor, evaluate, make, models, runs
 from vinfinity.cli.options import RunCommand
 from vinfinity.cli.output import Debug, Invocation
 from vinfinity.errors import did_you_mean, one_line
@@ -28,6 +28,8 @@ app.command()(runs.resume)
 app.command()(runs.decode)
 app.command()(runs.redo)
 app.command()(runs.extend)
+app.command()(evaluate.evaluate)
+app.command()(evaluate.compare)
 app.command()(doctor.doctor)
 app.add_typer(bench.bench, name="bench")
 app.add_typer(models.models, name="models")

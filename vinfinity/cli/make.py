@@ -192,5 +192,10 @@ def print_summary(summary: "Summary") -> None:
     if summary.sheet is not None:
         rows.append(("contact sheet", str(summary.sheet)))
     rows.append(("time", f"{duration(summary.seconds)}, {summary.seconds / summary.frames:.2f} s per frame"))
+    if summary.figures is not None and summary.figures.change is not None:
+        seams = summary.figures.seam_ratio
+        between = "" if seams is None else f"; {seams:.2f} times that at borders"
+        rows.append(("change", f"{summary.figures.change:.2f} of 255 levels per frame{between}"))
+        rows += [("look at", warning) for warning in summary.figures.warnings]
     rows.append(("peak memory", f"{summary.peak_memory / 2**30:.2f} GiB"))
     print_columns(rows)

@@ -14,6 +14,7 @@ from vinfinity.media.blocks import plan_blocks
 from vinfinity.media.decode import decode_block, decode_frames
 from vinfinity.media.latents import LatentSource
 from vinfinity.media.sheet import ContactSheet, to_8_bits
+from vinfinity.media.watch import FrameWatch, LatentWatch
 from vinfinity.media.writer import VideoWriter
 from vinfinity.models.decoder import Decoder
 from vinfinity.parallel.ranks import Ranks
@@ -38,7 +39,7 @@ def write_video(
     audio: Path | None = None,
     unfinished: Path | None = None,
     identity: str = "",
-) -> None:
+) -> tuple[FrameWatch, LatentWatch] | None:
     """Decodes the latents into a video, which a background thread encodes, with a contact sheet beside it.
 
     source: the latents, on rank 0. Other ranks only decode their share and write nothing.
@@ -47,6 +48,7 @@ def write_video(
     metadata, audio, unfinished: see VideoWriter.
     identity: covers the latents and the decoder. Frames that an earlier call with the same identity left in
     `unfinished` are not decoded again. Raises OutputError if a file cannot be written.
+    Returns what was seen of the frames and latents that were decoded, on rank 0.
     """
     blocks = plan_blocks(decode, decoder.config, latent[1:])
     everyone = decode.on_all_ranks(ranks.device.type)
@@ -67,27 +69,30 @@ def write_video(
         )
     first = together.collect(writer.frames if writer else 0)[0]
     remaining = range(first, frames)
+    watched = None if source is None else LatentWatch(source, frames)
     bits = video_format.sample_bits
     pictures = decode_frames(
-        decoder, source, frames=remaining, latent=latent, size=size, blocks=blocks, ranks=together, bits=bits
+        decoder, watched, frames=remaining, latent=latent, size=size, blocks=blocks, ranks=together, bits=bits
     )
-    if source is None or writer is None:
+    if watched is None or writer is None:
         for _ in pictures:
             pass
-        return
+        return None
     if first:
         progress.note(f"{first} of {frames} frames have already been decoded")
+    seen = FrameWatch(frames)
     contact = None if sheet is None else ContactSheet(sheet, frames_total=frames)
 
     def write(picture: np.ndarray) -> None:
         if contact is not None and writer.frames in contact.frames:
             contact.add(to_8_bits(picture))
+        seen.add(writer.frames, picture)
         writer.write(picture)
 
     with writer:
         if contact is not None:
             for frame in itertools.takewhile(lambda frame: frame < first, contact.frames):
-                latents = source.read(range(frame, frame + 1))
+                latents = watched.read(range(frame, frame + 1))
                 block = decode_block(decoder, latents, size=size, tile=blocks.tile)
                 contact.add(block.wait()[0].numpy())
         shown = progress.track(pictures, total=len(remaining), label="decoding", unit="frame")
@@ -95,3 +100,4 @@ def write_video(
         consume_in_background(shown, write, most_pending=2 * blocks.frames)
     if contact is not None:
         contact.save()
+    return seen, watched

@@ -1,0 +1,60 @@
+"""Trends, quantiles and paired tests, against scipy."""
+
+import numpy as np
+import pytest
+from scipy import stats
+
+from vinfinity.evaluation.statistics import find_trend, paired_test, t_quantile
+
+
+@pytest.mark.parametrize("freedom", [1, 2, 3, 5, 10, 30, 300])
+def test_quantiles_of_students_t_are_scipys(freedom: int) -> None:
+    assert t_quantile(0.975, freedom) == pytest.approx(stats.t.ppf(0.975, freedom), rel=0.01)
+
+
+def test_the_trend_of_independent_noise_is_linear_regression() -> None:
+    x, noise = np.arange(200), np.random.default_rng(0).normal(size=200)
+    trend = find_trend(3 * x / 199 + noise)
+    expected = stats.linregress(x / 199, 3 * x / 199 + noise)
+    margin = stats.t.ppf(0.975, 198) * expected.stderr
+    assert trend is not None
+    assert trend.rise == pytest.approx(expected.slope)
+    assert trend.high - trend.rise == pytest.approx(margin, rel=0.1)
+    assert trend.steady
+
+
+def test_intervals_of_correlated_noise_hold_the_truth_as_often_as_they_say() -> None:
+    """An AR(1) process without a trend: intervals of plain regression would miss 0 in most cases."""
+    generator, missed, plain = np.random.default_rng(1), 0, 0
+    for _ in range(200):
+        steps = generator.normal(size=400)
+        curve = np.zeros(400)
+        for t in range(1, 400):
+            curve[t] = 0.8 * curve[t - 1] + steps[t]
+        trend = find_trend(curve)
+        assert trend is not None
+        missed += trend.steady
+        fit = stats.linregress(np.arange(400), curve)
+        plain += fit.pvalue < 0.05
+    assert plain > 80
+    assert missed < 25
+
+
+def test_an_exact_line_has_no_interval_and_few_points_no_trend() -> None:
+    trend = find_trend(np.linspace(5, 7, 20))
+    assert trend is not None
+    assert (trend.rise, trend.low, trend.high) == pytest.approx((2, 2, 2))
+    assert find_trend(np.array([1.0, np.nan, 2.0, 3.0])) is None
+
+
+@pytest.mark.parametrize("pairs", [6, 40])
+def test_the_paired_test_is_scipys_permutation_test(pairs: int) -> None:
+    differences = np.random.default_rng(pairs).normal(0.4, 1, pairs)
+    result = paired_test(list(differences))
+    expected = stats.permutation_test(
+        (differences,), np.mean, permutation_type="samples", n_resamples=9999, rng=1
+    )
+    assert result is not None
+    assert result.p == pytest.approx(expected.pvalue, abs=0.01)
+    assert result.low < result.mean < result.high
+    assert paired_test([1.0]) is None

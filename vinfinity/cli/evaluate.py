@@ -1,0 +1,301 @@
+"""Commands that measure videos and compare them."""
+
+import json
+import sys
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated
+
+import typer
+
+from vinfinity.cli.options import number
+from vinfinity.cli.output import Debug, import_engine, reported
+from vinfinity.config import Device
+from vinfinity.errors import InputError, LimitError
+from vinfinity.system.folders import expanded
+from vinfinity.system.output import check_output
+
+if TYPE_CHECKING:
+    from vinfinity.evaluation.compare import Comparison
+    from vinfinity.evaluation.limits import Limit
+    from vinfinity.evaluation.result import Evaluation
+
+Videos = Annotated[
+    list[Path],
+    typer.Argument(
+        metavar="VIDEO|RUN...",
+        help="Video files, run folders NAME.run, or folders of PNG.",
+        show_default=False,
+    ),
+]
+Clip = Annotated[
+    Path | None,
+    typer.Option(
+        metavar="FOLDER",
+        help="Weights of CLIP: adds VBench's background consistency and agreement with the prompt.",
+        show_default="none",
+    ),
+]
+Dino = Annotated[
+    Path | None,
+    typer.Option(
+        metavar="FOLDER", help="Weights of DINO: adds VBench's subject consistency.", show_default="none"
+    ),
+]
+Where = Annotated[Device, typer.Option("--device", metavar="auto|cuda|cpu", help="Device of CLIP and DINO.")]
+PromptText = Annotated[
+    str | None,
+    typer.Option(
+        metavar="TEXT",
+        help="Text that the frames are compared with by CLIP.",
+        show_default="the run's prompts",
+    ),
+]
+Borders = Annotated[
+    list[str] | None,
+    typer.Option(
+        "--border",
+        metavar="FRAME",
+        help="Look for a seam before this frame, beside the borders that the run knows; repeatable.",
+        show_default="none",
+    ),
+]
+Every = Annotated[
+    int | None,
+    typer.Option(
+        metavar="N",
+        help="Look for seams every N frames, such as the windows of another program.",
+        show_default="none",
+        parser=number(int),
+    ),
+]
+Json = Annotated[bool, typer.Option("--json", help="Print all figures and curves as JSON.")]
+
+
+def limit(name: str, help: str) -> typer.models.OptionInfo:
+    """The option of a limit."""
+    return typer.Option(name, metavar="X", help=help, show_default="none", parser=number(float, least=0))
+
+
+MaxDrift = Annotated[
+    float | None,
+    limit("--max-drift", "Largest drift of sharpness, brightness, saturation or colour, in percent."),
+]
+MaxSeam = Annotated[float | None, limit("--max-seam", "Highest ratio of a border's difference to the usual.")]
+MaxPulsing = Annotated[float | None, limit("--max-pulsing", "Most pulsing of colours, in levels of 255.")]
+MaxCuts = Annotated[float | None, limit("--max-cuts", "Most cuts that were not asked for.")]
+MaxRepetition = Annotated[float | None, limit("--max-repetition", "Highest autocorrelation at a period.")]
+MaxFrozen = Annotated[float | None, limit("--max-frozen", "Largest frozen share of the video, in percent.")]
+MinMotion = Annotated[float | None, limit("--min-motion", "Least mean motion, in pixels per frame.")]
+Limits = Annotated[
+    list[str] | None,
+    typer.Option(
+        "--limit",
+        metavar="FIGURE<=X",
+        help="Limit on any figure by its name in --json, such as 'drift.brightness<=3'; repeatable.",
+        show_default="none",
+    ),
+]
+Report = Annotated[
+    Path | None,
+    typer.Option(
+        metavar="FILE.html",
+        help="Write a report to look at: one page with the videos, curves and tables, which needs no network.",
+        show_default="none",
+    ),
+]
+Overwrite = Annotated[bool, typer.Option("--overwrite", help="Replace an existing report.")]
+
+
+def evaluate(
+    context: typer.Context,
+    videos: Videos,
+    clip: Clip = None,
+    dino: Dino = None,
+    device: Where = "auto",
+    prompt: PromptText = None,
+    border: Borders = None,
+    every: Every = None,
+    max_drift: MaxDrift = None,
+    max_seam: MaxSeam = None,
+    max_pulsing: MaxPulsing = None,
+    max_cuts: MaxCuts = None,
+    max_repetition: MaxRepetition = None,
+    max_frozen: MaxFrozen = None,
+    min_motion: MinMotion = None,
+    limits: Limits = None,
+    as_json: Json = False,
+    report: Report = None,
+    overwrite: Overwrite = False,
+    debug: Debug = False,
+) -> None:
+    """Measure videos: motion, flicker, seams, cuts, drift, repetition, frozen spans.
+
+    Needs no weights and no GPU, and little memory at any length. A run's own borders are known: those of ranks, edits
+    and prompts. Exits with code 7 if a video is beyond a limit.
+
+    For example: vinfinity evaluate ball.run --max-drift 10 --min-motion 0.2
+    """
+    with reported(context, debug=debug):
+        from vinfinity.evaluation.extras import check_extras
+        from vinfinity.evaluation.limits import collect_limits
+
+        given = {
+            "max_drift": max_drift,
+            "max_seam": max_seam,
+            "max_pulsing": max_pulsing,
+            "max_cuts": max_cuts,
+            "max_repetition": max_repetition,
+            "max_frozen": max_frozen,
+            "min_motion": min_motion,
+        }
+        allowed = collect_limits(given, limits or [])
+        borders = [_frame(text) for text in border or []]
+        page = _page(report, overwrite=overwrite)
+        check_extras()
+        import_engine()
+        from vinfinity.evaluation.api import measure_all
+        from vinfinity.evaluation.page import write_page
+        from vinfinity.evaluation.subject import find_subject
+
+        subjects = [find_subject(video, borders=borders, every=every) for video in videos]
+        measured, previews = measure_all(
+            subjects, prompt=prompt, clip=clip, dino=dino, device=device, previewed=page is not None
+        )
+        if page is not None:
+            write_page(page, measured, previews)
+        print_evaluations(measured, allowed, as_json=as_json)
+
+
+def compare(
+    context: typer.Context,
+    videos: Annotated[
+        list[Path],
+        typer.Argument(
+            metavar="VIDEO|RUN|FOLDER...",
+            help="Two or more video files or runs; or folders with videos of equal names, such as two batches.",
+            show_default=False,
+        ),
+    ],
+    clip: Clip = None,
+    dino: Dino = None,
+    device: Where = "auto",
+    prompt: PromptText = None,
+    border: Borders = None,
+    every: Every = None,
+    as_json: Json = False,
+    report: Report = None,
+    overwrite: Overwrite = False,
+    debug: Debug = False,
+) -> None:
+    """Compare videos with the first of them: all figures of `evaluate`, PSNR and SSIM, and the settings that differ.
+
+    PSNR and SSIM need videos of one length. Of folders, videos of equal names are paired, and a paired test says for
+    each figure whether the difference could be chance.
+
+    For example: vinfinity compare local.run dual-scope.run --report scopes.html
+    """
+    with reported(context, debug=debug):
+        from vinfinity.evaluation.extras import check_extras
+
+        borders = [_frame(text) for text in border or []]
+        page = _page(report, overwrite=overwrite)
+        check_extras()
+        import_engine()
+        from vinfinity.evaluation.api import compare_files
+        from vinfinity.evaluation.page import write_page
+
+        comparison, previews = compare_files(
+            videos,
+            borders=borders,
+            every=every,
+            prompt=prompt,
+            clip=clip,
+            dino=dino,
+            device=device,
+            previewed=page is not None,
+        )
+        if page is not None:
+            write_page(page, comparison.evaluations, previews, comparison=comparison)
+        print_comparison(comparison, as_json=as_json)
+
+
+def print_evaluations(
+    evaluations: "Sequence[Evaluation]", limits: "Sequence[Limit]", *, as_json: bool
+) -> None:
+    """Print what was measured. Raises LimitError if a video is beyond a limit."""
+    from vinfinity.evaluation.limits import complaints
+
+    beyond = {number: complaints(one.figures, limits) for number, one in enumerate(evaluations)}
+    if as_json:
+        objects = [{**one.as_json(), "beyond": beyond[number]} for number, one in enumerate(evaluations)]
+        json.dump(objects[0] if len(objects) == 1 else objects, sys.stdout, indent=1)
+        typer.echo()
+    else:
+        _print_tables(evaluations, beyond)
+    failed = [number for number, lines in beyond.items() if lines]
+    if not as_json:
+        for number in failed:
+            for line in beyond[number]:
+                typer.echo(f"beyond: {evaluations[number].name}: {line}")
+    if failed:
+        of = f"{len(failed)} of {len(evaluations)} videos are" if len(evaluations) > 1 else "the video is"
+        first = evaluations[failed[0]].name
+        raise LimitError(f"{of} beyond a limit, such as {first}: {beyond[failed[0]][0]}")
+
+
+def print_comparison(comparison: "Comparison", *, as_json: bool) -> None:
+    """Print how videos or batches compare."""
+    from rich.console import Console
+
+    from vinfinity.evaluation import report
+
+    if as_json:
+        json.dump(comparison.as_json(), sys.stdout, indent=1)
+        typer.echo()
+        return
+    console = Console(highlight=False)
+    if comparison.pairs:
+        console.print(f"{len(comparison.pairs)} pairs of videos", markup=False)
+        for number in range(1, len(comparison.groups)):
+            console.print(report.test_table(comparison, number))
+    else:
+        _print_tables(comparison.evaluations, {})
+    for line in report.fidelity_rows(comparison):
+        console.print(line, markup=False)
+    settings = report.settings_table(comparison)
+    if settings is not None:
+        console.print(settings)
+
+
+def _print_tables(evaluations: "Sequence[Evaluation]", beyond: Mapping[int, Sequence[str]]) -> None:
+    from rich.console import Console
+
+    from vinfinity.evaluation import report
+
+    console = Console(highlight=False)
+    if len(evaluations) == 1:
+        console.print(report.length_of(evaluations[0]), markup=False)
+    for table in report.tables(evaluations, beyond=beyond):
+        console.print(table)
+    for one in evaluations if len(evaluations) <= report.MOST_COLUMNS else ():
+        head = f"{one.name}: " if len(evaluations) > 1 else ""
+        for line in report.notes(one):
+            console.print(f"{head}{line}", markup=False)
+
+
+def _page(report: Path | None, *, overwrite: bool) -> Path | None:
+    """The file of the report. Raises InputError if it cannot be written."""
+    if report is None:
+        return None
+    path = expanded(report, field="--report")
+    if path.suffix.lower() not in (".html", ".htm"):
+        raise InputError("--report", report, "let it end in .html", problem="is not an HTML file")
+    check_output("--report", path, overwrite=overwrite)
+    return path
+
+
+def _frame(text: str) -> int:
+    if not text.isascii() or not text.isdigit() or (text[0] == "0" and text != "0"):
+        raise InputError("--border", text, "give the number of a frame, such as 48", problem="is not a frame")
+    return int(text)

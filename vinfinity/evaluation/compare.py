@@ -1,0 +1,215 @@
+"""Several videos against each other: their figures, how far their frames differ, and batches by paired tests."""
+
+import itertools
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+import cv2
+import numpy as np
+
+from vinfinity.config.formats import container_of
+from vinfinity.errors import InputError
+from vinfinity.evaluation.figures import FIGURES
+from vinfinity.evaluation.result import Evaluation, rounded, rounded_all
+from vinfinity.evaluation.statistics import Paired, paired_test
+from vinfinity.evaluation.subject import Subject, is_picture_folder, is_run
+
+# of SSIM: side of the window, and the constants of its formula, as scikit-image has them
+WINDOW = 7
+K1, K2 = 0.01, 0.03
+FULL_SCALE = 255.0
+
+
+@dataclass(frozen=True)
+class Fidelity:
+    """How close a video is to another of the same size and length, frame by frame.
+
+    psnr: of all frames together, in dB; infinite if they are equal. ssim: mean over frames; None for frames of less
+    than 7x7 pixels. psnr_curve, ssim_curve: per frame.
+    """
+
+    psnr: float
+    ssim: float | None
+    psnr_curve: np.ndarray
+    ssim_curve: np.ndarray
+
+
+@dataclass(frozen=True)
+class Comparison:
+    """Videos, or batches of videos, against the first of them.
+
+    names: of the videos or batches. groups: the evaluations of each; of one video, or of a batch in the order of
+    `pairs`. pairs: the names of the videos that batches share, empty for single videos. fidelity: of each video to its
+    counterpart in the first group, None where sizes or lengths differ. tests: for each group but the first, by figure:
+    the paired test of its difference from the first; empty for single videos.
+    """
+
+    names: tuple[str, ...]
+    groups: tuple[tuple[Evaluation, ...], ...]
+    pairs: tuple[str, ...]
+    fidelity: tuple[tuple[Fidelity | None, ...], ...]
+    tests: tuple[Mapping[str, Paired], ...]
+
+    @property
+    def evaluations(self) -> list[Evaluation]:
+        """Those of single videos, or of the first pair of a batch."""
+        return [group[0] for group in self.groups]
+
+    def differing_settings(self) -> dict[str, list[str]]:
+        """The settings in which the runs differ, with the value of each video, empty where there is none."""
+        settings = [evaluation.subject.settings for evaluation in self.evaluations]
+        keys = dict.fromkeys(itertools.chain.from_iterable(settings))
+        values = {key: [one.get(key, "") for one in settings] for key in keys}
+        return {key: row for key, row in values.items() if len({*row}) > 1}
+
+    def as_json(self) -> dict[str, Any]:
+        """Everything but matrices, as JSON has it."""
+        return {
+            "names": list(self.names),
+            "pairs": list(self.pairs),
+            "videos": [[evaluation.as_json() for evaluation in group] for group in self.groups],
+            "fidelity": [[_fidelity_json(one) for one in group] for group in self.fidelity],
+            "tests": [
+                {name: rounded_all(asdict(test)) for name, test in tests.items()} for tests in self.tests
+            ],
+            "settings": self.differing_settings(),
+        }
+
+
+def find_groups(paths: Sequence[Path]) -> tuple[tuple[str, ...], list[list[Path]]]:
+    """The videos to compare, by group, with the names of pairs: single videos, or folders with videos of equal names.
+
+    Raises InputError if there is only one, or if folders share no name or stand beside single videos.
+    """
+    if len(paths) < 2:
+        raise InputError(
+            "compare", ", ".join(map(str, paths)), "name two or more", problem="is a single video"
+        )
+    batches = [path for path in paths if _is_batch(path)]
+    if not batches:
+        return (), [[path] for path in paths]
+    if len(batches) < len(paths):
+        other = next(path for path in paths if path not in batches)
+        remedy = "compare folders with folders"
+        raise InputError("compare", other, remedy, problem=f"is one video, but {batches[0]} holds many")
+    names = [_videos(path) for path in batches]
+    shared = [name for name in names[0] if all(name in others for others in names[1:])]
+    if not shared:
+        problem = f"has no video of the same name as {batches[0]}"
+        raise InputError("compare", batches[1], "make both with the same names and seeds", problem=problem)
+    return tuple(shared), [[path / name for name in shared] for path in batches]
+
+
+def check_sizes(subjects: Sequence[Subject]) -> None:
+    """Raises InputError if the frames of two videos differ in size."""
+    first = subjects[0]
+    for other in subjects[1:]:
+        if other.source.size != first.source.size:
+            one, two = ("x".join(map(str, subject.source.size)) for subject in (other, first))
+            problem = f"has frames of {one}, and {first.name} of {two}"
+            raise InputError("compare", other.name, "compare videos of one size", problem=problem)
+
+
+def compare_evaluations(
+    names: Sequence[str], groups: Sequence[Sequence[Evaluation]], pairs: Sequence[str]
+) -> Comparison:
+    """Reads the frames of all videos but the first once more, beside those of the first."""
+    first = groups[0]
+    fidelity = [
+        tuple(find_fidelity(one.subject, other.subject) for one, other in zip(first, group, strict=True))
+        for group in groups[1:]
+    ]
+    tests = [_tests(first, group) if pairs else {} for group in groups[1:]]
+    return Comparison(tuple(names), tuple(map(tuple, groups)), tuple(pairs), tuple(fidelity), tuple(tests))
+
+
+def _tests(first: Sequence[Evaluation], group: Sequence[Evaluation]) -> dict[str, Paired]:
+    tests = {}
+    for name in FIGURES:
+        both = [(a.figures.get(name), b.figures.get(name)) for a, b in zip(first, group, strict=True)]
+        differences = [b - a for a, b in both if a is not None and b is not None]
+        test = paired_test(differences)
+        if test is not None:
+            tests[name] = test
+    return tests
+
+
+# ---- frames against frames ----
+
+
+def find_fidelity(reference: Subject, other: Subject) -> Fidelity | None:
+    """PSNR and SSIM of a video against another. None if their sizes or lengths differ."""
+    one, two = reference.source, other.source
+    if (one.size, one.frames) != (two.size, two.frames):
+        return None
+    errors, similarities = [], []
+    for a, b in zip(one, two, strict=False):
+        difference = cv2.absdiff(np.ascontiguousarray(a), np.ascontiguousarray(b))
+        errors.append(float((difference.astype(np.float64) ** 2).mean()))
+        similarities.append(structural_similarity(a, b))
+    curve = np.array(similarities)
+    return Fidelity(
+        _psnr(float(np.mean(errors))),
+        float(curve.mean()) if np.isfinite(curve).all() else None,
+        np.array([_psnr(error) for error in errors]),
+        curve,
+    )
+
+
+def structural_similarity(one: np.ndarray, other: np.ndarray) -> float:
+    """SSIM of two frames (h, w, 3) uint8, the mean over channels, as scikit-image computes it by default.
+
+    Uniform windows of 7x7, sample covariance, without the border that windows reach beyond. NaN for smaller frames.
+    """
+    height, width = one.shape[:2]
+    if min(height, width) < WINDOW:
+        return float("nan")
+    a, b = one.astype(np.float64), other.astype(np.float64)
+
+    def mean(values: np.ndarray) -> np.ndarray:
+        return cv2.blur(values, (WINDOW, WINDOW), borderType=cv2.BORDER_REFLECT)
+
+    mean_a, mean_b = mean(a), mean(b)
+    sample = WINDOW**2 / (WINDOW**2 - 1)
+    variances = sample * (mean(a * a) - mean_a**2 + mean(b * b) - mean_b**2)
+    covariance = sample * (mean(a * b) - mean_a * mean_b)
+    c1, c2 = (K1 * FULL_SCALE) ** 2, (K2 * FULL_SCALE) ** 2
+    similarity = (2 * mean_a * mean_b + c1) * (2 * covariance + c2)
+    similarity /= (mean_a**2 + mean_b**2 + c1) * (variances + c2)
+    edge = WINDOW // 2
+    return float(similarity[edge : height - edge, edge : width - edge].mean())
+
+
+def _psnr(error: float) -> float:
+    return float("inf") if error == 0 else float(10 * np.log10(FULL_SCALE**2 / error))
+
+
+def _fidelity_json(fidelity: Fidelity | None) -> dict[str, Any] | None:
+    if fidelity is None:
+        return None
+    return {
+        # JSON has no infinity
+        "identical": fidelity.psnr == float("inf"),
+        "psnr": rounded(fidelity.psnr),
+        "ssim": rounded(fidelity.ssim),
+        "psnr_curve": [rounded(value) for value in fidelity.psnr_curve],
+        "ssim_curve": [rounded(value) for value in fidelity.ssim_curve],
+    }
+
+
+# ---- batches ----
+
+
+def _is_batch(path: Path) -> bool:
+    return path.is_dir() and not is_run(path) and not is_picture_folder(path)
+
+
+def _videos(folder: Path) -> list[str]:
+    """The names of the videos in a folder, sorted."""
+    return sorted(
+        path.name
+        for path in folder.iterdir()
+        if (path.is_file() and container_of(path.name) is not None) or is_picture_folder(path)
+    )

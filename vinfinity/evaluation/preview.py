@@ -1,0 +1,76 @@
+"""What a report shows of a video's frames: a small H.264 copy that every browser plays and seeks, and thumbnails."""
+
+import base64
+import io
+from fractions import Fraction
+
+import av
+import cv2
+import numpy as np
+
+from vinfinity.config import VideoConfig, choose_format
+from vinfinity.evaluation.picture import Picture
+from vinfinity.media.mp4 import BT709, ColorRange, to_picture
+
+# Pixels of the long side; larger frames are shrunk.
+PREVIEW_SIDE = 640
+THUMBNAIL_SIDE = 200
+THUMBNAILS = 16
+# visually close, about 1 MB per minute of a small video
+CRF = "23"
+# seconds between key frames: browsers seek from one
+KEY_SECONDS = Fraction(1, 2)
+JPEG_QUALITY = 80
+
+
+class Preview:
+    """Is shown each frame of a video. frames: how many there will be. fps: of the video."""
+
+    def __init__(self, *, size: tuple[int, int], frames: int, fps: Fraction) -> None:
+        self.size = _even(size)
+        count = min(THUMBNAILS, frames)
+        self.shown_frames = [(2 * k + 1) * frames // (2 * count) for k in range(count)]
+        self.thumbnails: list[str] = []
+        self._format = choose_format(None, VideoConfig())
+        self._file = io.BytesIO()
+        self._container = av.open(self._file, "w", format="mp4")
+        options = {"crf": CRF, "preset": "veryfast"}
+        stream = self._container.add_stream("libx264", rate=fps, options=options)
+        stream.width, stream.height = self.size
+        stream.pix_fmt = "yuv420p"
+        stream.gop_size = max(1, round(fps * KEY_SECONDS))
+        codec = stream.codec_context
+        codec.color_primaries = codec.color_trc = codec.colorspace = BT709
+        codec.color_range = ColorRange.MPEG
+        self._stream, self._rate = stream, fps
+
+    def add(self, picture: Picture) -> None:
+        small = picture.rgb
+        if (small.shape[1], small.shape[0]) != self.size:
+            small = cv2.resize(small, self.size, interpolation=cv2.INTER_AREA)
+        frame = to_picture(small, self._format)
+        frame.pts, frame.time_base = picture.index, 1 / self._rate
+        self._container.mux(self._stream.encode(frame))
+        if picture.index in self.shown_frames:
+            self.thumbnails.append(_jpeg(small))
+
+    def video(self) -> str:
+        """The copy as base64 of an MP4."""
+        self._container.mux(self._stream.encode())
+        self._container.close()
+        return base64.b64encode(self._file.getvalue()).decode()
+
+
+def _even(size: tuple[int, int]) -> tuple[int, int]:
+    """H.264 with colours at half resolution needs even sides."""
+    shrink = min(1.0, PREVIEW_SIDE / max(size))
+    width, height = (max(2, round(side * shrink / 2) * 2) for side in size)
+    return width, height
+
+
+def _jpeg(rgb: np.ndarray) -> str:
+    shrink = min(1.0, THUMBNAIL_SIDE / max(rgb.shape[:2]))
+    size = (max(1, round(rgb.shape[1] * shrink)), max(1, round(rgb.shape[0] * shrink)))
+    small = cv2.resize(rgb, size, interpolation=cv2.INTER_AREA) if shrink < 1 else rgb
+    _, data = cv2.imencode(".jpg", small[..., ::-1], [cv2.IMWRITE_JPEG_QUALITY, JPEG_QUALITY])
+    return f"data:image/jpeg;base64,{base64.b64encode(data.tobytes()).decode()}"

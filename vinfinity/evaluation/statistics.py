@@ -1,0 +1,109 @@
+"""Statistics on few or correlated numbers, with NumPy alone: trends, bootstrap intervals, a paired test."""
+
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass
+from statistics import NormalDist
+
+import numpy as np
+
+CONFIDENCE = 0.95
+DRAWS = 9999
+# up to so many pairs, a paired test goes through all changes of sign
+MOST_EXACT = 13
+
+
+@dataclass(frozen=True)
+class Trend:
+    """How much a curve rises over the whole video by a straight line, with a confidence interval of 95 %.
+
+    steady: whether the interval is entirely above or below 0.
+    """
+
+    rise: float
+    low: float
+    high: float
+
+    @property
+    def steady(self) -> bool:
+        return self.low > 0 or self.high < 0
+
+
+def find_trend(curve: np.ndarray) -> Trend | None:
+    """The least-squares line through a curve; NaN is left out. None for fewer than 4 entries.
+
+    Adjacent frames resemble each other, so residuals count as n (1 - r) / (1 + r) independent ones, r their correlation
+    at a lag of one frame (Santer et al. 2000, equation 6).
+    """
+    places = np.flatnonzero(np.isfinite(curve))
+    if len(places) < 4:
+        return None
+    length = len(curve) - 1
+    x, y = places / length, curve[places].astype(np.float64)
+    x = x - x.mean()
+    spread = float((x**2).sum())
+    slope = float((x * y).sum() / spread)
+    residuals = y - y.mean() - slope * x
+    variance = float((residuals**2).sum())
+    if variance <= 1e-18 * max(1.0, float((y**2).sum())):
+        return Trend(slope, slope, slope)
+    lagged = float((residuals[1:] * residuals[:-1]).sum() / variance)
+    effective = max(3.0, len(y) * (1 - max(0.0, lagged)) / (1 + max(0.0, lagged)))
+    error = math.sqrt(variance / (effective - 2) / spread)
+    margin = t_quantile((1 + CONFIDENCE) / 2, effective - 2) * error
+    return Trend(slope, slope - margin, slope + margin)
+
+
+def t_quantile(probability: float, freedom: float) -> float:
+    """The quantile of Student's t: its expansion in the normal quantile (Abramowitz and Stegun, 26.7.5).
+
+    Within 1 % from 3 degrees of freedom on; exact for 1 and 2, and on the safe side between.
+    """
+    if freedom < 2:
+        # between Cauchy and t of 2 degrees, on the safe side
+        return math.tan(math.pi * (probability - 0.5))
+    if freedom < 2.5:
+        return (2 * probability - 1) * math.sqrt(2 / (4 * probability * (1 - probability)))
+    z, n = NormalDist().inv_cdf(probability), freedom
+    return (
+        z
+        + (z**3 + z) / (4 * n)
+        + (5 * z**5 + 16 * z**3 + 3 * z) / (96 * n**2)
+        + (3 * z**7 + 19 * z**5 + 17 * z**3 - 15 * z) / (384 * n**3)
+        + (79 * z**9 + 776 * z**7 + 1482 * z**5 - 1920 * z**3 - 945 * z) / (92160 * n**4)
+    )
+
+
+@dataclass(frozen=True)
+class Paired:
+    """The mean of differences between pairs, its bootstrap interval of 95 %, and how likely chance alone makes one as
+    large: the p-value of the test that changes signs at random (two-sided)."""
+
+    pairs: int
+    mean: float
+    low: float
+    high: float
+    p: float
+
+
+def paired_test(differences: Sequence[float]) -> Paired | None:
+    """Compares pairs by their differences; None for fewer than two. From a fixed seed."""
+    values = np.asarray(differences, dtype=np.float64)
+    values = values[np.isfinite(values)]
+    if len(values) < 2:
+        return None
+    generator = np.random.default_rng(0)
+    drawn = values[generator.integers(len(values), size=(DRAWS, len(values)))].mean(axis=1)
+    low, high = np.quantile(drawn, [(1 - CONFIDENCE) / 2, (1 + CONFIDENCE) / 2])
+    return Paired(len(values), float(values.mean()), float(low), float(high), _sign_test(values, generator))
+
+
+def _sign_test(values: np.ndarray, generator: np.random.Generator) -> float:
+    observed = abs(values.mean()) * (1 - 1e-12)
+    if len(values) <= MOST_EXACT:
+        numbers = np.arange(2 ** len(values))[:, None] >> np.arange(len(values)) & 1
+        means = np.abs(((1 - 2 * numbers) * values).mean(axis=1))
+        return float((means >= observed).mean())
+    signs = generator.choice([-1.0, 1.0], size=(DRAWS, len(values)))
+    means = np.abs((signs * values).mean(axis=1))
+    return float((1 + np.count_nonzero(means >= observed)) / (1 + DRAWS))

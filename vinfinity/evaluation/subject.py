@@ -1,0 +1,209 @@
+"""A video to measure, and what its run knows of it: borders, prompts, settings."""
+
+import contextlib
+import os
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass, field, replace
+from fractions import Fraction
+from pathlib import Path
+from typing import Any, Literal, Protocol
+
+import numpy as np
+
+from vinfinity.config import RunConfig, leaves, plain_text, timed_prompts
+from vinfinity.config.formats import container_of
+from vinfinity.config.prompts import TimedPrompt
+from vinfinity.errors import InputError
+from vinfinity.media.finish import DIGITS
+from vinfinity.media.reader import FALLBACK_RATE, open_reader
+from vinfinity.runs.folder import RECORD, SUFFIX, RunFolder, find_run, run_folder, video_of
+from vinfinity.runs.start import read_settings
+from vinfinity.system.folders import expanded
+
+BorderKind = Literal["rank", "join", "prompt", "scene", "given"]
+# what run.json says that a report repeats
+PROVENANCE = ("version", "command", "device", "ranks", "weights", "decoder", "digest")
+
+
+class FrameSource(Protocol):
+    """A video whose frames can be read in order, as often as needed: (h, w, 3) uint8 each.
+
+    size: (width, height). frames: how many there are, as far as is known.
+    """
+
+    @property
+    def size(self) -> tuple[int, int]: ...
+    @property
+    def frames(self) -> int: ...
+    @property
+    def fps(self) -> Fraction: ...
+    def __iter__(self) -> Iterator[np.ndarray]: ...
+
+
+class FramesInMemory(Protocol):
+    """What `vinfinity.generate` returns."""
+
+    frames: np.ndarray
+    fps: Fraction | int
+
+
+@dataclass(frozen=True)
+class ArraySource:
+    """Frames in memory. array: (f, h, w, 3) uint8."""
+
+    array: np.ndarray
+    fps: Fraction
+
+    @property
+    def size(self) -> tuple[int, int]:
+        return self.array.shape[2], self.array.shape[1]
+
+    @property
+    def frames(self) -> int:
+        return len(self.array)
+
+    def __iter__(self) -> Iterator[np.ndarray]:
+        return iter(self.array)
+
+
+@dataclass(frozen=True)
+class Border:
+    """A place where seams may show. frame: the first one after it.
+
+    kind: rank (the clips of two ranks meet), join (an edit), prompt (another takes over), scene (a cut that was asked
+    for), given (by the user).
+    """
+
+    frame: int
+    kind: BorderKind
+
+
+@dataclass(frozen=True)
+class Subject:
+    """A video and what is known of it. path: None for frames in memory. settings: of its run, as text."""
+
+    name: str
+    source: FrameSource
+    path: Path | None = None
+    borders: tuple[Border, ...] = ()
+    prompts: tuple[TimedPrompt, ...] = ()
+    loop: bool = False
+    settings: Mapping[str, str] = field(default_factory=dict)
+    provenance: Mapping[str, str] = field(default_factory=dict)
+
+    @property
+    def scenes(self) -> frozenset[int]:
+        """The first frames of scenes: cuts that were asked for."""
+        return frozenset(border.frame for border in self.borders if border.kind == "scene")
+
+    @property
+    def seams(self) -> list[int]:
+        """Borders at which nothing should be seen."""
+        return sorted({border.frame for border in self.borders} - self.scenes)
+
+
+def find_subject(
+    video: str | Path | np.ndarray | FramesInMemory,
+    *,
+    fps: Fraction | int | None = None,
+    borders: Sequence[int] = (),
+    every: int | None = None,
+) -> Subject:
+    """A video file, a run folder, a folder of PNG, or frames in memory. Reads no frames.
+
+    fps: of an array or a folder of PNG that no run tells of. borders: frames at which to look for seams. every: look
+    for them every so many frames, too. Raises InputError.
+    """
+    if isinstance(video, str | Path):
+        subject = _on_disk(expanded(video, field="video"), fps=fps)
+    else:
+        array, rate = (video, fps) if isinstance(video, np.ndarray) else (video.frames, video.fps)
+        if array.ndim != 4 or array.shape[-1] != 3 or array.dtype != np.uint8:
+            shape = "x".join(map(str, array.shape))
+            remedy = "pass frames as (f, height, width, 3) uint8"
+            raise InputError("video", f"{shape} {array.dtype}", remedy, problem="is not a video")
+        subject = Subject("video", ArraySource(array, Fraction(rate or FALLBACK_RATE)))
+    if subject.source.frames < 2:
+        raise InputError(
+            "video", subject.name, "measures compare frames; give at least two", problem="has one frame only"
+        )
+    given = _given(borders, every, frames=subject.source.frames)
+    ordered = sorted({*given, *subject.borders}, key=lambda border: (border.frame, border.kind))
+    return replace(subject, borders=tuple(ordered))
+
+
+def is_run(path: Path) -> bool:
+    """Whether a path names a run folder."""
+    return path.suffix == SUFFIX or (path / RECORD).is_file()
+
+
+def is_picture_folder(path: Path) -> bool:
+    """Whether a path names a folder of PNG."""
+    return (path / f"{0:0{DIGITS}}.png").is_file()
+
+
+def _given(borders: Sequence[int], every: int | None, *, frames: int) -> list[Border]:
+    for frame in borders:
+        if not 0 < frame < frames:
+            remedy = f"give frames from 1 to {frames - 1}"
+            raise InputError(
+                "border", frame, remedy, problem=f"is not inside the video, which has {frames} frames"
+            )
+    if every is not None and not 0 < every < frames:
+        raise InputError("every", every, f"give a number from 1 to {frames - 1}", problem="makes no border")
+    spread = range(every, frames, every) if every else ()
+    return [Border(frame, "given") for frame in sorted({*borders, *spread})]
+
+
+def _on_disk(path: Path, *, fps: Fraction | int | None) -> Subject:
+    if is_run(path):
+        folder = find_run(path)
+        config = read_settings(folder)
+        video = _video_of(folder, config)
+        return _with_run(video, folder, config, name=str(path))
+    beside = run_folder(path, is_folder=path.is_dir() and container_of(str(path)) is None)
+    if (beside.path / RECORD).is_file():
+        # an unreadable run beside a readable video is no reason to refuse
+        with contextlib.suppress(InputError):
+            config = read_settings(beside)
+            if Path(video_of(beside, config.out or ".mp4")) == path:
+                return _with_run(path, beside, config, name=str(path))
+    return Subject(str(path), open_reader(path, fps=fps), path)
+
+
+def _video_of(folder: RunFolder, config: RunConfig) -> Path:
+    video = Path(video_of(folder, config.out or ".mp4"))
+    if not os.path.exists(video):
+        started = (folder.latents / "manifest.json").exists()
+        verb = "decode" if started else "resume"
+        remedy = f"`vinfinity {verb} {folder.path}` makes it"
+        raise InputError("run", folder.path, remedy, problem=f"is without its video {video.name}")
+    return video
+
+
+def _with_run(video: Path, folder: RunFolder, config: RunConfig, *, name: str) -> Subject:
+    source = open_reader(video, fps=config.fps)
+    record = folder.record() or {}
+    prompts = timed_prompts(config)
+    if source.frames != config.frames:
+        # a file of another video took the name: nothing that the run knows holds for it
+        return Subject(name, source, video)
+    kinds: list[tuple[BorderKind, list[int]]] = [
+        ("rank", _recorded(record, "ranks")),
+        ("join", _recorded(record, "joins")),
+        ("prompt", [prompt.start for prompt in prompts[1:] if not prompt.cut]),
+        ("scene", [prompt.start for prompt in prompts[1:] if prompt.cut]),
+    ]
+    borders = tuple(
+        Border(frame, kind) for kind, frames in kinds for frame in frames if 0 < frame < source.frames
+    )
+    settings = {key: plain_text(value) for key, value in leaves(config).items() if value is not None}
+    provenance = {key: str(record[key]) for key in PROVENANCE if key in record}
+    return Subject(name, source, video, borders, prompts, config.loop, settings, provenance)
+
+
+def _recorded(record: Mapping[str, Any], kind: str) -> list[int]:
+    """Borders in run.json; none in those of older versions."""
+    borders = record.get("borders", {})
+    values = borders.get(kind, []) if isinstance(borders, dict) else []
+    return [value for value in values if isinstance(value, int)]

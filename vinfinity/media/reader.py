@@ -1,0 +1,93 @@
+"""Videos read a frame at a time: files of any format that FFmpeg decodes, and folders of PNG."""
+
+import os
+from collections.abc import Iterator
+from dataclasses import dataclass
+from fractions import Fraction
+from pathlib import Path
+
+import av
+import numpy as np
+
+from vinfinity.errors import DamagedError, InputError, one_line
+from vinfinity.media.finish import DIGITS, PICTURES
+from vinfinity.media.fit import to_rgb
+from vinfinity.media.mp4 import file_url
+from vinfinity.system.files import missing_problem
+
+# of folders of pictures, which have none of their own
+FALLBACK_RATE = 24
+
+
+@dataclass(frozen=True)
+class VideoReader:
+    """A video on disk. Iterating over it decodes its frames: (h, w, 3) uint8 full-range RGB each.
+
+    size: (width, height) in pixels. frames: in the file. fps: the average rate. codec: FFmpeg's name.
+    Iterating raises DamagedError where the file cannot be decoded.
+    """
+
+    path: Path
+    size: tuple[int, int]
+    frames: int
+    fps: Fraction
+    codec: str
+
+    def __iter__(self) -> Iterator[np.ndarray]:
+        width, height = self.size
+        try:
+            with _opened(self.path) as container:
+                container.streams.video[0].thread_type = "AUTO"
+                for frame in container.decode(video=0):
+                    picture = to_rgb(frame)
+                    if picture.shape[:2] != (height, width):
+                        raise DamagedError(f"{self.path}: changes its size within the video")
+                    yield picture
+        except (OSError, av.error.FFmpegError) as error:
+            raise DamagedError(f"{self.path}: cannot be decoded ({_reason(error)})") from error
+
+
+def open_reader(path: Path, *, field: str = "video", fps: Fraction | int | None = None) -> VideoReader:
+    """A video file, or a folder of PNG. fps: of a folder. Raises InputError if no video can be read from it."""
+    other = "name a video file, such as an MP4, or a folder of PNG named 000000.png, 000001.png, ..."
+    if not os.path.exists(path):
+        raise InputError(field, path, "check the path", problem=missing_problem(path))
+    if path.is_dir() and not _pictures(path):
+        raise InputError(field, path, other, problem="is a folder without a frame 000000.png")
+    try:
+        with _opened(path) as container:
+            if not container.streams.video:
+                raise InputError(field, path, other, problem="has no video stream")
+            stream = container.streams.video[0]
+            frames = len(_pictures(path)) if path.is_dir() else stream.frames
+            if not frames:
+                # not every format says it
+                frames = sum(1 for packet in container.demux(stream) if packet.size)
+            if not frames:
+                raise InputError(field, path, other, problem="has no frames")
+            rate = Fraction(fps or FALLBACK_RATE) if path.is_dir() else stream.average_rate
+            size = (stream.codec_context.width, stream.codec_context.height)
+            codec = stream.codec_context.name
+    except (OSError, av.error.FFmpegError, ValueError) as error:
+        raise InputError(
+            field, path, other, problem=f"cannot be read as a video ({_reason(error)})"
+        ) from None
+    if not all(size):
+        raise InputError(field, path, other, problem="does not say the size of its frames")
+    return VideoReader(path, size, frames, rate or Fraction(FALLBACK_RATE), codec)
+
+
+def _opened(path: Path) -> av.container.InputContainer:
+    if path.is_dir():
+        return av.open(f"{file_url(path)}/%0{DIGITS}d.png", format="image2", options={"start_number": "0"})
+    return av.open(file_url(path))
+
+
+def _pictures(folder: Path) -> list[str]:
+    """The pictures of a folder in order, if they begin with number 0."""
+    names = sorted(name for name in os.listdir(folder) if PICTURES.fullmatch(name))
+    return names if names and int(names[0].partition(".")[0]) == 0 else []
+
+
+def _reason(error: Exception) -> str:
+    return one_line(getattr(error, "strerror", None) or error)
