@@ -1,11 +1,13 @@
 """Measures how much of a video survives when another colour is asked for, by the recogniser of `mini`'s world.
 
-    python benchmarks/recolour.py [--videos 12] [--strengths 0.5 0.6 0.7 0.8] [--keep FOLDER] [--out FILE]
+    python benchmarks/recolour.py [--videos 12] [--strengths 0.6 0.8 1] [--keep FOLDER] [--out FILE]
 
 A clip of 16 frames is drawn, which shows a red ball in some motion over some background. A video starts from it, with
 the prompt of the same clip in blue. The recogniser then says what that shows: its colour, which should be new, and its
-motion, subject and background, which should be those of the clip. The drawn clips themselves, written and read again,
-are measured as `clip`. --out writes a line per video as CSV or JSON.
+motion, subject and background, which should be those of the clip. The prompt names these, too; so the mean distance
+between the ball and that of the clip is measured as well, in heights of the picture. With strength 1, the text alone
+decides. The drawn clips themselves, written and read again, are measured as `clip`. --out writes a line per video as
+CSV or JSON.
 """
 
 import argparse
@@ -36,7 +38,7 @@ ASPECTS = ("colour", "motion", "kind", "background")
 @dataclass(frozen=True)
 class Recoloured:
     """What a video shows. strength: 0 for the clip that it starts from. colour, motion, kind, background: whether they
-    are as asked for.
+    are as asked for. distance: of the ball from that of the clip, in heights; NaN where there is none.
     """
 
     video: int
@@ -47,6 +49,7 @@ class Recoloured:
     motion: bool
     kind: bool
     background: bool
+    distance: float
 
 
 def clips(count: int) -> list[world.Scene]:
@@ -70,11 +73,31 @@ def write_clip(scene: world.Scene, path: Path) -> Path:
     return path
 
 
-def read(number: int, scene: world.Scene, frames: np.ndarray, *, strength: float) -> Recoloured:
-    """What the frames show. strength: 0 for the clip itself."""
+def path_of(frames: np.ndarray) -> np.ndarray:
+    """The centre of the subject in each frame, (f, 2) in heights; NaN where there is none."""
+    masks = recognise.paint_masks(frames)
+    own = masks[masks.sum((1, 2, 3)).argmax()]
+    nowhere = (np.nan, np.nan)
+    return np.array(
+        [recognise.centre(mask) if mask.sum() >= recognise.MIN_PIXELS else nowhere for mask in own]
+    )
+
+
+def distance(one: np.ndarray, other: np.ndarray) -> float:
+    """The mean distance between two paths; what leaves the picture at one side enters at the other."""
+    apart = np.abs(one - other)
+    apart[:, 0] = np.minimum(apart[:, 0], world.ASPECT - apart[:, 0])
+    return float(np.nanmean(np.hypot(apart[:, 0], apart[:, 1])))
+
+
+def read(
+    number: int, scene: world.Scene, frames: np.ndarray, *, clip: np.ndarray, strength: float
+) -> Recoloured:
+    """What the frames show. clip: the frames of the clip that they start from. strength: 0 for the clip itself."""
     expected = scene if strength == 0 else replace(scene, colour=NEW)
     right = recognise.right(recognise.read_clip(frames), expected)
-    return Recoloured(number, strength, scene.motion, scene.background, **right)
+    apart = distance(path_of(frames), path_of(clip))
+    return Recoloured(number, strength, scene.motion, scene.background, **right, distance=apart)
 
 
 def main() -> None:
@@ -83,7 +106,7 @@ def main() -> None:
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
     parser.add_argument("--videos", type=int, default=12)
-    parser.add_argument("--strengths", type=float, nargs="+", default=[0.5, 0.6, 0.7, 0.8])
+    parser.add_argument("--strengths", type=float, nargs="+", default=[0.6, 0.8, 1.0])
     parser.add_argument("--keep", type=Path, help="folder for the videos")
     parser.add_argument("--out", type=Path, help="file for the figures (.csv or .json)")
     args = parser.parse_args()
@@ -92,30 +115,27 @@ def main() -> None:
     with temporary_folder() as folder:
         for number, scene in enumerate(clips(args.videos)):
             clip = write_clip(scene, folder / f"{number}.mp4")
-            found.append(read(number, scene, read_video(clip), strength=0))
+            drawn = read_video(clip)
+            found.append(read(number, scene, drawn, clip=drawn, strength=0))
             prompt = world.caption(replace(scene, colour=NEW))
             for strength in args.strengths:
                 made = pipe(prompt, input={"video": clip, "strength": strength}, seed=number)
                 if args.keep is not None:
                     args.keep.mkdir(parents=True, exist_ok=True)
                     made.save(args.keep / f"{number:02}-{strength:g}.mp4", overwrite=True)
-                found.append(read(number, scene, made.frames, strength=strength))
+                found.append(read(number, scene, made.frames, clip=drawn, strength=strength))
             for one in found[-1 - len(args.strengths) :]:
-                wrong = [aspect for aspect in ASPECTS if not getattr(one, aspect)]
-                print(
-                    f"{number:3} {one.strength:.2f} wrong: {', '.join(wrong) or 'nothing'}  {prompt}",
-                    flush=True,
-                )
+                wrong = ", ".join(aspect for aspect in ASPECTS if not getattr(one, aspect)) or "nothing"
+                shown = f"{number:3} {one.strength:.2f} wrong: {wrong}, {one.distance:.2f} away"
+                print(f"{shown}  {prompt}", flush=True)
     for strength in (0.0, *args.strengths):
         some = [one for one in found if one.strength == strength]
         share = {aspect: np.mean([getattr(one, aspect) for one in some]) for aspect in ASPECTS}
         both = np.mean([one.colour and one.motion for one in some])
+        away = np.nanmean([one.distance for one in some])
         name = f"strength {strength:g}" if strength else "clip"
-        print(
-            f"{name}: "
-            + ", ".join(f"{k} {v:.0%}" for k, v in share.items())
-            + f"; colour and motion {both:.0%}"
-        )
+        shares = ", ".join(f"{aspect} {value:.0%}" for aspect, value in share.items())
+        print(f"{name}: {shares}; colour and motion {both:.0%}; {away:.3f} away")
     if args.out is not None:
         write_records(args.out, [asdict(one) for one in found])
 
