@@ -73,15 +73,21 @@ class Task:
 
     @classmethod
     def of(
-        cls, config: RunConfig, destination: Destination, *, decode: bool = True, like: "Task | None" = None
+        cls,
+        config: RunConfig,
+        destination: Destination,
+        *,
+        denoise: bool = True,
+        decode: bool = True,
+        like: "Task | None" = None,
     ) -> "Task":
-        """The task for a configuration, checked here once for all ranks that are started. like: one whose weights were
-        checked just now, see `prepare`.
+        """The task for a configuration, checked here once for all ranks that are started.
 
-        Raises InputError.
+        denoise: whether latents are computed; otherwise they are there. like: a task whose weights were checked just
+        now, see `prepare`. Raises InputError.
         """
         folder, first = destination.folder, None
-        before = first_pass(config, folder)
+        before = first_pass(config, folder) if denoise else None
         if before is not None and not (config.resume and is_encoded(folder.input, config.frames)):
             with naming_first_pass():
                 first = cls.of(before, Destination.of(before), like=None if like is None else like.first)

@@ -2,6 +2,7 @@
 
 import json
 import os
+import shutil
 import signal
 import subprocess
 from pathlib import Path
@@ -11,7 +12,15 @@ import pytest
 import torch
 from oracles.command_line import Cli
 from oracles.processes import vinfinity
-from oracles.runs import config_of, exit_code, latents, resumed_config, signal_when_exists, when_exists
+from oracles.runs import (
+    config_of,
+    exit_code,
+    latents,
+    resumed_config,
+    signal_when_exists,
+    stop_after_step,
+    when_exists,
+)
 
 import vinfinity as library
 from vinfinity.config import RunConfig
@@ -48,6 +57,16 @@ def test_one_command_makes_what_two_commands_make(whole: Path, model_folder: Pat
 def test_on_several_ranks_it_has_the_same_bits(whole: Path, model_folder: Path, tmp_path: Path) -> None:
     run(two_passes(model_folder, tmp_path / "a.mp4", gpus=2))
     assert torch.equal(latents(tmp_path / "a.run"), latents(whole))
+
+
+def test_what_concerns_both_passes_is_said_once(cli: Cli, model_folder: Path, tmp_path: Path) -> None:
+    flags = ["generate", "-p", "a ball", "--model", str(model_folder), "--device", "cpu", "--steps", "2"]
+    flags += ["-n", "3", "--size", "32x24", FIRST, "guidance=1", "parallel.split_guidance=true"]
+    code, _, err = cli(*flags, "--out", str(tmp_path / "a.mp4"))
+    assert code == 0
+    assert err.count("there is only one guidance branch") == 1
+    for log in ("a.run/log.txt", "a.run/first-pass.run/log.txt"):
+        assert "there is only one guidance branch" in (tmp_path / log).read_text()
 
 
 def test_the_first_pass_takes_the_settings_of_another_model(
@@ -151,6 +170,20 @@ def test_an_edit_cannot_have_another_first_pass(cli: Cli, whole: Path) -> None:
 def test_extend_adds_frames_of_no_first_pass(whole: Path, tmp_path: Path) -> None:
     assert exit_code("extend", str(whole), "--frames", "+4", "--out", str(tmp_path / "b.mp4")) == 0
     assert torch.equal(latents(tmp_path / "b.run")[:, :20], latents(whole))
+
+
+def test_once_encoded_the_first_pass_and_its_model_are_not_needed_any_more(
+    model_folder: Path, own_model: Path, tmp_path: Path
+) -> None:
+    folder = tmp_path / "a.run"
+    config = two_passes(model_folder, tmp_path / "a.mp4", f"first_pass.model={own_model}")
+    stop_after_step(config, folder, step=1)
+    shutil.rmtree(own_model)
+    shutil.rmtree(folder / "first-pass.run")
+    (folder / "first-pass.mp4").unlink()
+    assert exit_code("resume", str(folder)) == 0
+    assert exit_code("decode", str(folder), "--out", str(tmp_path / "again.mp4")) == 0
+    assert exit_code("redo", str(folder), "--frames", "6:12") == 0
 
 
 # ---- plans, batches, and what is refused ----

@@ -1,5 +1,6 @@
 """Whether a run starts, resumes or is done. Imports no torch: it is decided before torch is loaded."""
 
+import contextlib
 import dataclasses
 from collections.abc import Mapping
 from pathlib import Path
@@ -71,6 +72,12 @@ def with_absolute_paths(config: RunConfig, destination: Destination) -> RunConfi
     def absolute_model(model: str) -> str:
         return absolute(model) if find_model(model) == expanded(model, field="model") else model
 
+    def first_model(model: str | None) -> str | None:
+        # once its video is there, the model of a first pass is not needed any more
+        with contextlib.suppress(InputError):
+            return None if model is None else absolute_model(model)
+        return model
+
     given = config.input
     return dataclasses.replace(
         config,
@@ -89,7 +96,7 @@ def with_absolute_paths(config: RunConfig, destination: Destination) -> RunConfi
         audio=absolute_or_none(config.audio),
         first_pass=dataclasses.replace(
             config.first_pass,
-            model=None if config.first_pass.model is None else absolute_model(config.first_pass.model),
+            model=first_model(config.first_pass.model),
             lora=None
             if config.first_pass.lora is None
             else tuple(absolute(lora) for lora in config.first_pass.lora),

@@ -121,6 +121,7 @@ class Progress:
     ) -> None:
         self.enabled = enabled
         self._name, self._share = "", share
+        self._warned: set[str] = set()
         self._file, self._interval, self._overall = log, interval, overall
         console = terminal_console()
         self._bars: RichProgress | None = None
@@ -183,11 +184,13 @@ class Progress:
             self._log(message)
 
     def warn(self, message: str) -> None:
-        """Log one warning; of several runs, only the first that has it."""
-        if self.enabled:
-            self._log(f"warning: {message}")
-        if self.enabled and (self._overall is None or self._overall.is_news(message)):
+        """Log one warning; of several runs, or parts of one, only the first that has it."""
+        if not self.enabled:
+            return
+        self._log(f"warning: {message}")
+        if message not in self._warned and (self._overall is None or self._overall.is_news(message)):
             logger.warning("%s", message)
+        self._warned.add(message)
 
     def _track_by_bar(
         self, bars: RichProgress, iterable: Iterable[T], *, total: int | None, label: str, unit: str
