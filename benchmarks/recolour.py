@@ -1,12 +1,12 @@
 """Measures how much of a video survives when another colour is asked for, by the recogniser of `mini`'s world.
 
-    python benchmarks/recolour.py [--videos 12] [--strengths 0.6 0.8 1] [--keep FOLDER] [--out FILE]
+    python benchmarks/recolour.py [--videos 12] [--strengths 0.6 0.8 1] [--keep FOLDER] [--sheet PNG] [--out FILE]
 
 A clip of 16 frames is drawn, which shows a red ball in some motion over some background. A video starts from it, with
 the prompt of the same clip in blue. The recogniser then says what that shows: its colour, which should be new, and its
 motion, subject and background, which should be those of the clip. The prompt names these, too; so the mean distance
-between the ball and that of the clip is measured as well, in heights of the picture. With strength 1, the text alone
-decides. The drawn clips themselves, written and read again, are measured as `clip`. --out writes a line per video as
+between the ball and that of the clip is measured as well, in heights of the picture. With strength 1, hardly
+anything but the text decides. The drawn clips themselves, written and read again, are measured as `clip`. --out writes a line per video as
 CSV or JSON.
 """
 
@@ -23,6 +23,7 @@ import vinfinity
 from vinfinity.bench.report import write_records
 from vinfinity.config import VideoConfig, choose_format
 from vinfinity.media.mp4 import read_video
+from vinfinity.media.sheet import encode_png
 from vinfinity.media.writer import VideoWriter
 from vinfinity.system.folders import temporary_folder
 
@@ -100,6 +101,12 @@ def read(
     return Recoloured(number, strength, scene.motion, scene.background, **right, distance=apart)
 
 
+def sheet_row(clip: np.ndarray, made: np.ndarray) -> np.ndarray:
+    """Four frames of a clip, and the same of the video that started from it, side by side."""
+    some = [0, 5, 10, 15]
+    return np.concatenate([*clip[some], *made[some]], axis=1)
+
+
 def main() -> None:
     """Make the videos, print a line for each and the shares."""
     parser = argparse.ArgumentParser(
@@ -108,10 +115,12 @@ def main() -> None:
     parser.add_argument("--videos", type=int, default=12)
     parser.add_argument("--strengths", type=float, nargs="+", default=[0.6, 0.8, 1.0])
     parser.add_argument("--keep", type=Path, help="folder for the videos")
+    parser.add_argument("--sheet", type=Path, help="picture of every third clip and its first video")
     parser.add_argument("--out", type=Path, help="file for the figures (.csv or .json)")
     args = parser.parse_args()
     pipe = vinfinity.Pipeline.from_pretrained("mini")
     found: list[Recoloured] = []
+    rows: list[np.ndarray] = []
     with temporary_folder() as folder:
         for number, scene in enumerate(clips(args.videos)):
             clip = write_clip(scene, folder / f"{number}.mp4")
@@ -124,6 +133,8 @@ def main() -> None:
                     args.keep.mkdir(parents=True, exist_ok=True)
                     made.save(args.keep / f"{number:02}-{strength:g}.mp4", overwrite=True)
                 found.append(read(number, scene, made.frames, clip=drawn, strength=strength))
+                if number % 3 == 0 and strength == args.strengths[0]:
+                    rows.append(sheet_row(drawn, made.frames))
             for one in found[-1 - len(args.strengths) :]:
                 wrong = ", ".join(aspect for aspect in ASPECTS if not getattr(one, aspect)) or "nothing"
                 shown = f"{number:3} {one.strength:.2f} wrong: {wrong}, {one.distance:.2f} away"
@@ -136,6 +147,8 @@ def main() -> None:
         name = f"strength {strength:g}" if strength else "clip"
         shares = ", ".join(f"{aspect} {value:.0%}" for aspect, value in share.items())
         print(f"{name}: {shares}; colour and motion {both:.0%}; {away:.3f} away")
+    if args.sheet is not None:
+        args.sheet.write_bytes(encode_png(np.concatenate(rows)))
     if args.out is not None:
         write_records(args.out, [asdict(one) for one in found])
 
