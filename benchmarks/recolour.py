@@ -5,9 +5,9 @@
 A clip of 16 frames is drawn, which shows a red ball in some motion over some background. A video starts from it, with
 the prompt of the same clip in blue. The recogniser then says what that shows: its colour, which should be new, and its
 motion, subject and background, which should be those of the clip. The prompt names these, too; so the mean distance
-between the ball and that of the clip is measured as well, in heights of the picture. With strength 1, hardly
-anything but the text decides. The drawn clips themselves, written and read again, are measured as `clip`. --out writes a line per video as
-CSV or JSON.
+between the ball and that of the clip is measured as well, in heights of the picture. With strength 1, hardly anything
+but the text decides. The drawn clips themselves, written and read again, are measured as `clip`. --out writes a line
+per video as CSV or JSON.
 """
 
 import argparse
