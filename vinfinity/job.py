@@ -140,6 +140,8 @@ class Job:
             concerns.append(f"negative: has no effect: {self.card.name} takes guidance as an input")
         if self.config.parallel.split_guidance and not self.splits_branches:
             concerns.append("parallel.split_guidance: has no effect: there is only one guidance branch")
+        if self.config.preview >= (steps := len(self.sampler.timesteps)):
+            concerns.append(f"preview: {self.config.preview} has no effect: there are only {steps} steps")
         sound, length = check_config_sound(self.config), Fraction(self.config.frames) / self.config.fps
         if self.config.sound is not None and sound is not None and sound < length:
             field, path = self.config.sound

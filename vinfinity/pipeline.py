@@ -64,6 +64,7 @@ OF_RUNS = (
     "overwrite",
     "resume",
     "save_latents",
+    "preview",
     "audio",
     "checkpoint",
     "edit",

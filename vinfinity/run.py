@@ -24,6 +24,7 @@ from vinfinity.parallel.place import find_place
 from vinfinity.parallel.ranks import Ranks
 from vinfinity.pipeline import encode_text, fitting_denoiser, initial_state, steered
 from vinfinity.planning.fit import find_fit, refuse_early
+from vinfinity.previews import previews
 from vinfinity.runs.borders import joins, rank_borders
 from vinfinity.runs.first_pass import first_pass, naming_first_pass
 from vinfinity.runs.folder import RunFolder
@@ -221,9 +222,12 @@ def denoise_video(job: Job, session: Session, networks: Networks) -> tuple[Parts
     with ranks.shutdown.reacting(Reaction.WAIT):
         if remaining:
             state = state.to(device)
-            loop = denoise(denoiser, sampler, state, noise=noise, ranks=ranks, vote=checkpoints.vote)
-            for state, votes in session.progress.track(loop, total=remaining, label="denoising"):
-                session.after_step(state, votes, steps=steps)
+            with previews(job, session, sampler) as watch:
+                loop = denoise(
+                    denoiser, sampler, state, noise=noise, ranks=ranks, vote=checkpoints.vote, watch=watch
+                )
+                for state, votes in session.progress.track(loop, total=remaining, label="denoising"):
+                    session.after_step(state, votes, steps=steps)
         latents = checkpoints.finish(state)
     return latents, _figures(execution, session, remaining)
 

@@ -1,21 +1,25 @@
-"""Sends runs a shutdown signal after every delay from their start to their end, and looks for requests that are lost.
+"""Sends runs a shutdown signal at every moment from their start to their end, and looks for requests that are lost.
 
     tests/campaigns/signals.py [--step 20] [--kinds SIGINT/1,SIGTERM/2] [--part 1/4] [--out part-1.json]
     tests/campaigns/signals.py --merge part-*.json
 
 A kind is a way to ask a run to end: a signal to a run on one rank (`/1`) or two (`/2`), or one of the scenarios in
-`kinds`. For each kind the delay grows by --step milliseconds, in a scenario by ten times that, until three runs in a
-row have ended before their signal; --part takes every fourth delay only, so that a campaign can be split. A request is
-lost if the run went on to its end, although work was left when the signal came, or if it did not end within --limit
-seconds. Every run that was stopped is resumed, and its latents are compared with those of an undisturbed run, bit by
-bit. The exit code is 1 if a request was lost, an exit code was not the documented one, a traceback was printed, or
-latents differ.
+`kinds`. For each kind the moment moves on by --step milliseconds, in a scenario by ten times that, until three runs in
+a row have ended before it; --part takes every fourth moment only, so that a campaign can be split. Moments are counted
+in processor time, that of the process which was started plus that of its busiest rank, so that they do not depend on
+other work of the machine.
+
+A request is lost if the run went on to its end, although work was left when the signal came, or if it did not end
+within --limit seconds. Every run that was stopped is resumed, and its latents are compared with those of an undisturbed
+run, bit by bit. The exit code is 1 if a request was lost, an exit code was not the documented one, a traceback was
+printed, or latents differ.
 """
 
 import argparse
 import collections
 import contextlib
 import json
+import math
 import os
 import shutil
 import signal
@@ -28,7 +32,7 @@ from collections.abc import Iterator, Sequence
 from dataclasses import asdict, dataclass, field
 from datetime import datetime
 from pathlib import Path
-from typing import Any, NoReturn
+from typing import IO, Any, NoReturn
 
 from vinfinity.cli import main as vinfinity
 from vinfinity.media.mp4 import read_video
@@ -37,8 +41,8 @@ from vinfinity.runs.parts import DamagedError, read_manifest
 PROMPT = "a red ball bouncing over green grass"
 FRAMES, STEPS = 4, 3
 SHORT = ["--size", "32x32", "--device", "cpu", "--guidance", "1", "checkpoint.every=1 steps"]
-# seconds from a signal to a normal end in which the run may have been past its last check
-LAST_MOMENT = 1.0
+# seconds of processor time in which a run that is past its last check decodes its last block and ends
+LAST_MOMENT = 1.5
 # runs in a row that ended before their signal
 TOO_LATE = 3
 
@@ -62,12 +66,12 @@ class Kind:
 
     @property
     def coarseness(self) -> int:
-        """How many times larger the steps between its delays are."""
+        """How many times larger the steps between its moments are."""
         return 1 if self.name.startswith("SIG") else 10
 
     def codes(self) -> set[int]:
         """The exit codes of a run that was asked to end: before Python handles signals, the signal's own."""
-        codes = {75, -self.number}
+        codes = {0, 75, -self.number}
         if self.number == signal.SIGINT:
             # Ctrl-C before the run began, or twice
             codes.add(130)
@@ -79,7 +83,9 @@ class Kind:
 
 @dataclass
 class Figures:
-    """What was found for one kind. ends: seconds from each signal to the end of the process."""
+    """What was found for one kind. ends, processor: seconds from each signal to the end of the process, and of
+    processor time in between.
+    """
 
     sent: int = 0
     late: int = 0
@@ -87,6 +93,7 @@ class Figures:
     resumed: int = 0
     codes: collections.Counter[int] = field(default_factory=collections.Counter)
     ends: list[float] = field(default_factory=list)
+    processor: list[float] = field(default_factory=list)
     wrong: list[str] = field(default_factory=list)
 
 
@@ -112,6 +119,91 @@ def kinds() -> dict[str, Kind]:
         Kind("torchrun-rank/2", signal.SIGUSR1, 2, launcher="torchrun", target="rank"),
     ]
     return {kind.name: kind for kind in (*plain, *others)}
+
+
+@dataclass(frozen=True)
+class Ended:
+    """A run that has ended. clock: the time of day of the signal. processor: the seconds that it computed after it."""
+
+    code: int
+    stderr: str
+    clock: float
+    processor: float
+
+
+class Running:
+    """A run, in a process group of its own. code: its exit code at the end. used: all its processor time so far."""
+
+    def __init__(self, command: list[str], errors: IO[str]) -> None:
+        self.process = subprocess.Popen(
+            command, stdout=subprocess.DEVNULL, stderr=errors, start_new_session=True
+        )
+        self.code: int | None = None
+        self.used = 0.0
+
+    def wait(self, seconds: float) -> bool:
+        """Wait for the end, that long at most; return whether it has come."""
+        deadline = time.monotonic() + seconds
+        while not self._ended() and time.monotonic() < deadline:
+            time.sleep(0.005)
+        return self.code is not None
+
+    def moment(self) -> float:
+        """How far the run is: processor seconds of the process, and of the one of its ranks that has the most."""
+        self._ended()
+        return processor_seconds(self.process.pid) + max(map(processor_seconds, self.ranks()), default=0.0)
+
+    def processor_seconds(self) -> float:
+        """Processor seconds of all processes so far: those of ranks that have ended count on."""
+        now = processor_seconds(self.process.pid) + sum(map(processor_seconds, self.ranks()))
+        self.used = max(self.used, now)
+        return self.used
+
+    def ranks(self) -> list[int]:
+        """The process ids of the ranks, in order."""
+        try:
+            pid = self.process.pid
+            children = map(int, Path(f"/proc/{pid}/task/{pid}/children").read_text().split())
+            return [
+                child for child in children if b"vinfinity" in Path(f"/proc/{child}/cmdline").read_bytes()
+            ]
+        except OSError:
+            return []
+
+    def send(self, kind: Kind) -> bool:
+        """Send the signal of a kind; return whether its target was there."""
+        try:
+            if self._ended():
+                return False
+            if kind.target == "group":
+                os.killpg(self.process.pid, kind.number)
+            elif kind.target == "rank" and (ranks := self.ranks()):
+                os.kill(ranks[-1], kind.number)
+            elif kind.target == "rank":
+                # no rank yet
+                os.kill(self.process.pid, signal.SIGTERM)
+            else:
+                os.kill(self.process.pid, kind.number)
+        except OSError:
+            return False
+        return True
+
+    def _ended(self) -> bool:
+        if self.code is None:
+            pid, status, usage = os.wait4(self.process.pid, os.WNOHANG)
+            if pid:
+                self.code = self.process.returncode = os.waitstatus_to_exitcode(status)
+                self.used = usage.ru_utime + usage.ru_stime
+        return self.code is not None
+
+
+def processor_seconds(pid: int) -> float:
+    """Processor time of all threads of a process, in seconds; 0 if it is gone."""
+    try:
+        threads = list(Path(f"/proc/{pid}/task").glob("*/schedstat"))
+        return sum(int(thread.read_text().split()[0]) for thread in threads) / 1e9
+    except OSError:
+        return 0.0
 
 
 class Campaign:
@@ -173,8 +265,8 @@ class Campaign:
             assert process.wait() == 75
         return self._started
 
-    def try_once(self, kind: Kind, delay: float, figures: Figures) -> bool:
-        """One run, asked to end after a delay in seconds. Returns whether it had ended before."""
+    def try_once(self, kind: Kind, at: float, figures: Figures) -> bool:
+        """One run, asked to end at a moment, in seconds. Returns whether it had ended before."""
         out = self.work / "a.mp4"
         for path in self.work.glob("a.*"):
             shutil.rmtree(path) if path.is_dir() else path.unlink()
@@ -187,63 +279,49 @@ class Campaign:
             command = [sys.executable, "-m", *torchrun, "-m", "vinfinity", *arguments]
         elif kind.ranks > 1:
             command += ["--gpus", str(kind.ranks)]
-        process = subprocess.Popen(
-            command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, start_new_session=True
-        )
-        begun = time.monotonic()
-        with contextlib.suppress(subprocess.TimeoutExpired):
-            process.wait(timeout=delay)
-        if process.returncode is not None or not send(process, kind):
-            process.communicate()
-            figures.late += 1
-            return True
-        sent, clock = time.monotonic(), time.time()
-        figures.sent += 1
-        if kind.again is not None:
-            with contextlib.suppress(subprocess.TimeoutExpired):
-                process.wait(timeout=kind.again)
-            if process.returncode is None:
-                send(process, kind)
-        where = f"{kind.name} after {1000 * (sent - begun):.0f} ms"
-        try:
-            _, stderr = process.communicate(timeout=self.limit)
-        except subprocess.TimeoutExpired:
-            os.killpg(process.pid, signal.SIGKILL)
-            _, stderr = process.communicate()
-            figures.lost += 1
-            figures.wrong.append(f"{where}: had not ended after {self.limit:g} s: {stderr[-500:]}")
-            return False
-        end = time.monotonic() - sent
-        figures.ends.append(end)
-        code = process.wait()
-        figures.codes[code] += 1
-        self.judge(kind, code, stderr, out, where, end, clock, figures)
+        with (self.work / "stderr.txt").open("w+") as errors:
+            run = Running(command, errors)
+            moment = used = 0.0
+            while run.code is None and moment < at:
+                time.sleep(0.001)
+                moment, used = run.moment(), run.processor_seconds()
+            if run.code is not None or not run.send(kind):
+                run.wait(math.inf)
+                figures.late += 1
+                return True
+            sent, clock = time.monotonic(), time.time()
+            figures.sent += 1
+            if kind.again is not None:
+                run.wait(kind.again)
+                run.send(kind)
+            where = f"{kind.name} after {1000 * moment:.0f} ms"
+            if not run.wait(self.limit):
+                os.killpg(run.process.pid, signal.SIGKILL)
+                run.wait(math.inf)
+                figures.lost += 1
+                errors.seek(0)
+                figures.wrong.append(f"{where}: had not ended after {self.limit:g} s: {errors.read()[-500:]}")
+                return False
+            errors.seek(0)
+            ended = Ended(run.code or 0, errors.read(), clock, processor=run.used - used)
+        figures.ends.append(time.monotonic() - sent)
+        figures.processor.append(ended.processor)
+        figures.codes[ended.code] += 1
+        self.judge(kind, ended, out, where, figures)
         return False
 
-    def judge(
-        self,
-        kind: Kind,
-        code: int,
-        stderr: str,
-        out: Path,
-        where: str,
-        end: float,
-        clock: float,
-        figures: Figures,
-    ) -> None:
-        """Look at a run that has ended. clock: the time of day of the signal."""
+    def judge(self, kind: Kind, ended: "Ended", out: Path, where: str, figures: Figures) -> None:
+        """Look at a run that has ended."""
         folder = out.with_suffix(".run")
-        if code == 0:
+        if ended.code == 0:
             denoised = events(folder, "latents") if kind.command != "decode" else []
-            if end > LAST_MOMENT or any(moment > clock for moment in denoised):
+            if ended.processor > LAST_MOMENT or any(moment > ended.clock for moment in denoised):
                 figures.lost += 1
-                figures.wrong.append(f"{where}: went on to its end, {end:.1f} s after the signal")
-            elif len(read_video(out)) < FRAMES:
-                figures.wrong.append(f"{where}: exit code 0, but an incomplete video")
-        elif code not in kind.codes():
-            figures.wrong.append(f"{where}: exit code {code}: {stderr[-800:]}")
-        if "Traceback" in stderr and kind.launcher != "torchrun" and code != -kind.number:
-            figures.wrong.append(f"{where}: traceback: {stderr[-800:]}")
+                figures.wrong.append(f"{where}: went on to its end, {ended.processor:.1f} s after the signal")
+        elif ended.code not in kind.codes():
+            figures.wrong.append(f"{where}: exit code {ended.code}: {ended.stderr[-800:]}")
+        if "Traceback" in ended.stderr and kind.launcher != "torchrun" and ended.code != -kind.number:
+            figures.wrong.append(f"{where}: traceback: {ended.stderr[-800:]}")
         again = ["resume", str(folder), "--gpus", "1"]
         if kind.command == "decode":
             folder, again = self.finished, ["decode", str(self.finished), "--out", str(out), "--overwrite"]
@@ -251,47 +329,25 @@ class Campaign:
             # it had not begun
             return
         try:
-            if code != 0:
+            if ended.code != 0:
                 quietly(again)
                 figures.resumed += 1
             difference = (latents(folder) - self.whole(kind.command)).abs().max().item()
             if difference or len(read_video(out)) < FRAMES:
-                figures.wrong.append(f"{where}: resumed, but the latents differ by {difference:.1e}")
+                figures.wrong.append(f"{where}: the video is incomplete, or differs by {difference:.1e}")
         except (DamagedError, SystemExit, OSError) as error:
             figures.wrong.append(f"{where}: cannot be resumed: {error}")
 
-    def sweep(self, kind: Kind, delays: Iterator[float]) -> Figures:
-        """Runs with growing delays, until they end before their signal."""
+    def sweep(self, kind: Kind, moments: Iterator[float]) -> Figures:
+        """Runs that are asked to end at later and later moments, until they end before."""
         figures, late = Figures(), 0
         if kind.command == "resume":
             self.half_done()
-        for delay in delays:
-            late = late + 1 if self.try_once(kind, delay, figures) else 0
+        for at in moments:
+            late = late + 1 if self.try_once(kind, at, figures) else 0
             if late == TOO_LATE:
                 break
         return figures
-
-
-def send(process: "subprocess.Popen[str]", kind: Kind) -> bool:
-    """Send the signal of a kind; return whether its target was there."""
-    try:
-        if kind.target == "group":
-            os.killpg(process.pid, kind.number)
-        elif kind.target == "rank":
-            children = Path(f"/proc/{process.pid}/task/{process.pid}/children").read_text().split()
-            ranks = [
-                child for child in children if b"vinfinity" in Path(f"/proc/{child}/cmdline").read_bytes()
-            ]
-            if ranks:
-                os.kill(int(ranks[-1]), kind.number)
-            else:
-                # no rank yet
-                os.kill(process.pid, signal.SIGTERM)
-        else:
-            process.send_signal(kind.number)
-    except (ProcessLookupError, OSError):
-        return False
-    return True
 
 
 def latents(folder: Path) -> Any:
@@ -323,13 +379,28 @@ def quietly(arguments: Sequence[str]) -> None:
 
 def rows(found: dict[str, Figures]) -> list[tuple[str, ...]]:
     """The table of a campaign."""
-    head = ("kind", "sent", "too late", "lost", "wrong", "resumed", "median end", "slowest end", "exit codes")
+    head = (
+        "kind",
+        "sent",
+        "too late",
+        "lost",
+        "wrong",
+        "resumed",
+        "median end",
+        "slowest end",
+        "computed",
+        "exit codes",
+    )
     table: list[tuple[str, ...]] = [head]
     for name, figures in found.items():
         ends = figures.ends or [0.0]
         codes = ", ".join(f"{code}: {count}" for code, count in sorted(figures.codes.items()))
         counts = (figures.sent, figures.late, figures.lost, len(figures.wrong), figures.resumed)
-        times = (f"{statistics.median(ends):.2f} s", f"{max(ends):.2f} s")
+        times = (
+            f"{statistics.median(ends):.2f} s",
+            f"{max(ends):.2f} s",
+            f"{max(figures.processor or [0]):.2f} s",
+        )
         table.append((name, *map(str, counts), *times, codes))
     return table
 
@@ -357,7 +428,7 @@ def finish(found: dict[str, Figures]) -> NoReturn:
     for row in rows(found):
         print(
             "  ".join(
-                f"{cell:{width}}" for cell, width in zip(row, (18, 5, 8, 5, 6, 8, 11, 12, 0), strict=True)
+                f"{cell:{width}}" for cell, width in zip(row, (18, 5, 8, 5, 6, 8, 11, 12, 9, 0), strict=True)
             )
         )
     for figures in found.values():
@@ -371,12 +442,14 @@ def main() -> None:
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
     known = kinds()
-    parser.add_argument("--step", type=int, default=20, help="milliseconds between two delays [%(default)s]")
+    parser.add_argument("--step", type=int, default=20, help="milliseconds between two moments [%(default)s]")
     parser.add_argument("--kinds", default="", help=f"some of {','.join(known)} [all]")
-    parser.add_argument("--part", default="1/1", help="which part of the delays, such as 2/4 [all]")
-    parser.add_argument("--limit", type=float, default=30.0, help="seconds to wait for the end [%(default)s]")
-    parser.add_argument("--from", dest="first", type=int, default=0, help="first delay, in ms [%(default)s]")
-    parser.add_argument("--to", type=int, default=60_000, help="last delay, in ms [the end of the run]")
+    parser.add_argument("--part", default="1/1", help="which part of the moments, such as 2/4 [all]")
+    parser.add_argument(
+        "--limit", type=float, default=120.0, help="seconds to wait for the end [%(default)s]"
+    )
+    parser.add_argument("--from", dest="first", type=int, default=0, help="first moment, in ms [%(default)s]")
+    parser.add_argument("--to", type=int, default=60_000, help="last moment, in ms [the end of the run]")
     parser.add_argument("--out", type=Path, help="file to write the figures to, for --merge")
     parser.add_argument(
         "--merge", type=Path, nargs="+", help="show the figures of these files, and run nothing"
@@ -396,8 +469,8 @@ def main() -> None:
             begun = time.monotonic()
             step = options.step * known[name].coarseness
             first = options.first + (part - 1) * step
-            delays = (delay / 1000 for delay in range(first, options.to + 1, parts * step))
-            found[name] = campaign.sweep(known[name], delays)
+            moments = (moment / 1000 for moment in range(first, options.to + 1, parts * step))
+            found[name] = campaign.sweep(known[name], moments)
             print(f"{name}: {found[name].sent} signals in {time.monotonic() - begun:.0f} s", flush=True)
             if options.out:
                 options.out.write_text(as_json(found))

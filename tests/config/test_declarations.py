@@ -234,7 +234,7 @@ def test_the_digest_follows_the_declarations() -> None:
         "compile",
         "save_latents",
         "decoder",
-    } | {"audio"}
+    } | {"audio", "preview"}
     inside = {"input.keep_audio"}
     groups = {"checkpoint", "compute", "parallel", "decode", "video"}
     assert inside < fixed

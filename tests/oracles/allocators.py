@@ -320,10 +320,10 @@ class StepEvents:
 
 @torch.inference_mode()
 def step_events(
-    shape: CallShape, execution: Execution, sampler: Sampler, *, branches: int, few_blocks: bool
+    shape: CallShape, execution: Execution, sampler: Sampler, *, branches: int, few_pieces: bool
 ) -> StepEvents:
-    """Trace one denoising step: the calls of all guidance branches, and the sampler. few_blocks: see `network_call`."""
-    call = network_call(shape, execution, shape.traced_exchange(), few_blocks=few_blocks)
+    """Trace one denoising step: the calls of all guidance branches, and the sampler. few_pieces: see `network_call`."""
+    call = network_call(shape, execution, shape.traced_exchange(), few_pieces=few_pieces)
 
     def latents() -> torch.Tensor:
         return torch.empty(shape.latents, device="meta")

@@ -24,7 +24,7 @@ from vinfinity.models.unet3d.family import UNET3D
 from vinfinity.parallel.scopes import Scopes
 from vinfinity.parallel.shards import FrameShards
 from vinfinity.planning.memory import allocator_overhead
-from vinfinity.planning.trace import CallShape, step_memory
+from vinfinity.planning.trace import CallShape, trace_step
 
 SAMPLER = DPMSolverPP(SchedulerConfig(), 30, stochastic=True)
 
@@ -81,8 +81,8 @@ def test_a_step_fits_into_the_memory_that_is_planned_for_it(
 ) -> None:
     monkeypatch.setenv("PYTORCH_CUDA_ALLOC_CONF", settings)
     run = RUNS[name]
-    events = step_events(run.shape, run.execution, SAMPLER, branches=2, few_blocks=name in SHORT)
-    planned = step_memory(run.shape, run.execution, SAMPLER, branches=2).device
+    events = step_events(run.shape, run.execution, SAMPLER, branches=2, few_pieces=name in SHORT)
+    planned = trace_step(run.shape, run.execution, SAMPLER, branches=2).device
     # without the parts of memory in which the plan is an upper bound
     assert events.peak <= planned <= 1.02 * events.peak
     unlimited = allocator(math.inf)
@@ -95,7 +95,7 @@ def test_a_step_fits_into_the_memory_that_is_planned_for_it(
 def test_without_expandable_segments_a_step_does_not_fit_into_a_tenth_more_than_its_tensors() -> None:
     """The reason why they are on by default."""
     run = RUNS[SHORT[0]]
-    events = step_events(run.shape, run.execution, SAMPLER, branches=2, few_blocks=True)
+    events = step_events(run.shape, run.execution, SAMPLER, branches=2, few_pieces=True)
     replay(events, ExpandableAllocator(1.10 * events.peak))
     with pytest.raises(OutOfCapacity):
         replay(events, SegmentAllocator(1.10 * events.peak))

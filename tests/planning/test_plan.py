@@ -46,7 +46,6 @@ from vinfinity.planning.trace import (
     CallShape,
     empty_denoiser,
     network_call,
-    step_memory,
     trace_decode,
     trace_step,
     trace_work,
@@ -173,17 +172,30 @@ def test_arithmetic_of_a_unet_matches_torchs_own_counter() -> None:
 # ---- memory ----
 
 
-@pytest.mark.parametrize(("frames", "ranks"), [(40, 1), (150, 1), (150, 4), (12, 1)])
-@pytest.mark.parametrize("chunk_bytes", [2**16, 2**22])
-def test_tracing_some_query_blocks_of_each_shape_finds_the_peak_of_all(
-    frames: int, ranks: int, chunk_bytes: int
+@pytest.mark.parametrize(
+    ("frames", "ranks", "group", "chunk_bytes"),
+    [
+        *(
+            (frames, ranks, None, 2**chunk)
+            for frames, ranks in ((40, 1), (150, 1), (150, 4), (12, 1))
+            for chunk in (16, 22)
+        ),
+        (400, 1, None, 2**15),
+        (200, 1, 8, 2**16),
+        (200, 3, 8, 2**16),
+        (200, 3, 24, 2**16),
+    ],
+)
+def test_tracing_some_pieces_of_each_shape_finds_the_peak_of_all(
+    frames: int, ranks: int, group: int | None, chunk_bytes: int
 ) -> None:
     shape = tiny_call(frames, ranks=ranks)
+    shape = replace(shape, shards=FrameShards(frames, ranks, group))
     execution = Execution(branches=1, skips="device", chunk_bytes=chunk_bytes)
     peaks = []
-    for few_blocks in (False, True):
-        call = network_call(shape, execution, shape.traced_exchange(), few_blocks=few_blocks)
-        x = torch.empty(1, 4, shape.frames, 8, 6, device="meta")
+    for few_pieces in (False, True):
+        call = network_call(shape, execution, shape.traced_exchange(), few_pieces=few_pieces)
+        x = torch.empty(shape.latents, device="meta")
         with torch.inference_mode(), LiveBytes() as live:
             call(x, TIMESTEP)
         peaks.append(live.peak)
@@ -243,18 +255,6 @@ def test_shorter_videos_can_be_planned_where_prompts_come_later() -> None:
     story = outline_of("mini", "prompts=[{at: 40, text: a ball, cut: true}]", frames=60)
     assert story.call.timeline is not None
     assert story.with_changes(frames=20).call.frames == 20
-
-
-def test_memory_of_long_clips_is_on_the_line_through_shorter_ones() -> None:
-    execution = Execution(branches=1, skips="device", chunk_bytes=2**15)
-    sampler = outline_of("mini").sampler
-    trace_step.cache_clear()
-    line = step_memory(tiny_call(800), execution, sampler, branches=2)
-    assert trace_step.cache_info().misses == 2
-    whole = trace_step(tiny_call(800), execution, sampler, branches=2)
-    for part in ("state", "skips", "working"):
-        assert getattr(line, part) == pytest.approx(getattr(whole, part), rel=0.01)
-    assert line.weights == whole.weights
 
 
 def test_ranks_need_memory_for_messages() -> None:

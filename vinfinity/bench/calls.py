@@ -142,7 +142,7 @@ def timed(call: Callable[[], object], device: torch.device) -> float:
 @torch.inference_mode()
 def trace_call(shape: CallShape, execution: Execution) -> tuple[int, int]:
     """Peak memory of a call on meta tensors, weights included: bytes on the device, and on the host."""
-    call = network_call(shape, execution, shape.traced_exchange(), few_blocks=True)
+    call = network_call(shape, execution, shape.traced_exchange(), few_pieces=True)
     with LiveBytes() as live:
         call(torch.empty(shape.latents, dtype=shape.dtype, device="meta"), TIMESTEP)
     return parameter_bytes(call.network) + live.peak, live.host_peak

@@ -637,6 +637,16 @@ class RunConfig(Group):
         panel=FILES,
         metavar="FILE.safetensors",
     )
+    preview: int = setting(
+        0,
+        "Steps between previews: the video as predicted so far, as an animation and a contact sheet in the run folder. "
+        "0 writes none.",
+        least=0,
+        remedy="5 writes one every five steps, 0 none",
+        latents=False,
+        panel=FILES,
+        metavar="STEPS",
+    )
     gpus: int | None = setting(
         None,
         "Number of GPUs, or processes on a CPU, that share the video.",

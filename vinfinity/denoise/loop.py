@@ -48,10 +48,12 @@ def denoise(
     noise: Noise,
     ranks: Ranks,
     vote: Callable[[bool], Vote] = Vote,
+    watch: Callable[[State, Tensor], object] | None = None,
 ) -> Iterator[tuple[State, Votes]]:
     """Yield the state after each step, from `state` to the end, with what the ranks voted in that step.
 
     vote: this rank's vote, given whether its prediction is finite. It travels in one message per step.
+    watch: called in each step with the state before it and the guided prediction.
     Raises NotFiniteError on every rank if the prediction of any rank is NaN or infinite.
     """
     while state.step < len(sampler.timesteps):
@@ -63,7 +65,10 @@ def denoise(
             layer = next((names[0] for names in layers if names), "output")
             where = f"step {state.step + 1} (timestep {t})"
             raise not_finite(where, f"the network's layer {layer}", denoiser.call.dtype)
-        state = sampler.step(state, denoiser.guided(predictions), noise)
+        guided = denoiser.guided(predictions)
+        if watch is not None:
+            watch(state, guided)
+        state = sampler.step(state, guided, noise)
         yield state, votes
 
 

@@ -310,6 +310,12 @@ class LCM:
         return State(step=i + 1, x=x)
 
 
+def predicted_clean(sampler: Sampler, state: State, prediction: Tensor) -> Tensor:
+    """The clean latents (1, c, f, h, w) of a prediction: `Sampler.implied`, which is linear in them, solved."""
+    at_zero, at_one = (sampler.implied(state, torch.full_like(state.x, value)) for value in (0.0, 1.0))
+    return (prediction - at_zero) / (at_one - at_zero)
+
+
 def _implied(x: Tensor, clean: Tensor, signal: float, sigma: float, config: SchedulerConfig) -> Tensor:
     """Sampler.implied for latents x = signal * clean + sigma * noise."""
     noise = (x - signal * clean) / sigma

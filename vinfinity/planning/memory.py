@@ -10,9 +10,9 @@ from vinfinity.planning.outline import DeviceType, Outline
 from vinfinity.planning.trace import (
     NetworkMemory,
     StepMemory,
-    step_memory,
     trace_decode,
     trace_encode,
+    trace_step,
     trace_text,
 )
 from vinfinity.system.pytorch import uses_expandable_segments
@@ -108,7 +108,7 @@ def trace_memory(run: Outline, execution: Execution) -> RunMemory:
     encoding = None if encoder is None else trace_encode(encoder, at_once, run.size, run.latent)
     return RunMemory(
         execution=execution,
-        step=step_memory(run.call, execution, run.sampler, branches=run.branches_per_rank),
+        step=trace_step(run.call, execution, run.sampler, branches=run.branches_per_rank),
         decoding=trace_decode(run.decoder, run.blocks, run.latent[1:]),
         text=trace_text(
             run.card.family,

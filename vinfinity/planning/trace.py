@@ -1,9 +1,9 @@
 """Runs the real networks on meta tensors, which have shapes but no data, so that no figure can drift from the code."""
 
-from collections.abc import Hashable
-from dataclasses import asdict, dataclass, replace
+from collections.abc import Callable, Hashable, Sequence
+from dataclasses import dataclass, replace
 from functools import lru_cache
-from typing import Literal
+from typing import Literal, TypeVar
 
 import torch
 from torch import Tensor, nn
@@ -20,13 +20,14 @@ from vinfinity.models.network_call import CallOptions, NetworkCall
 from vinfinity.models.offload import store_for
 from vinfinity.parallel.context import TemporalContext, temporal_context
 from vinfinity.parallel.exchange import FrameExchange, TracedExchange
+from vinfinity.parallel.groups import Grouping, Piece
 from vinfinity.parallel.scopes import AttentionPlan, QueryBlock, Scopes
 from vinfinity.parallel.shards import FrameShards
 from vinfinity.parallel.timeline import Timeline, intersection
 from vinfinity.planning.meter import LiveBytes, WorkCounter
 
-# number of pieces above which memory grows linearly with the frames
-LINEAR_FROM = 32
+T = TypeVar("T")
+
 # all frames in one chunk: the fewest operations
 ONE_CHUNK = Execution(branches=1, skips="device", chunk_bytes=2**62)
 # any timestep, frame rate and guidance: they change no shape
@@ -73,11 +74,6 @@ class CallShape:
         """The shape of this rank's latents, (1, c, f, h, w)."""
         return (1, self.traits.channels, self.frames, *self.latent)
 
-    def with_frames(self, frames: int) -> "CallShape":
-        """The same call with `frames` latent frames on each rank, in one scene."""
-        ranks = self.shards.ranks
-        return replace(self, shards=FrameShards(frames * ranks, ranks, self.shards.group), timeline=None)
-
     def traced_exchange(self) -> TracedExchange:
         """An exchange that allocates this rank's messages and counts them."""
         return TracedExchange(self.rank, self.shards)
@@ -91,19 +87,24 @@ def network_call(
     network: nn.Module | None = None,
     text: Tensor | None = None,
     context: TemporalContext | None = None,
-    few_blocks: bool = False,
+    few_pieces: bool = False,
 ) -> NetworkCall:
     """The call that `shape` describes, with `execution.branches` guidance branches, ready to be called.
 
     network: None for one on meta tensors. text: (branches, t, c), None for zeros. context: None for that of
-    `call_context`. few_blocks: of the query blocks of temporal attention, run only some of each shape. A block frees
-    its tensors when the next one runs, so the peak of memory is the same, for a fraction of the operations.
+    `call_context`. few_pieces: of the pieces of the frames and the query blocks of temporal attention, run only some
+    of each shape. They free their tensors when the next one runs, so the peak of memory is the same, for a fraction of
+    the operations.
     """
     network = empty_denoiser(shape.family, shape.config, shape.dtype) if network is None else network
     device = next(network.parameters()).device
     context = context or call_context(shape, execution, exchange, device=device)
-    if few_blocks:
-        context = replace(context, attention=representative_blocks(context.attention))
+    if few_pieces:
+        context = replace(
+            context,
+            attention=representative_blocks(context.attention),
+            grouping=RepresentativePieces(**vars(context.grouping)),
+        )
     if text is None:
         states = (execution.branches, shape.text_tokens, shape.traits.text_width)
         text = torch.zeros(states, dtype=shape.dtype, device=device)
@@ -140,18 +141,37 @@ def representative_blocks(plan: AttentionPlan) -> AttentionPlan:
     Pairs, because the keys of a block are still alive when the next block begins.
     """
 
-    def kind(block: QueryBlock) -> tuple[int, ...]:
+    def shape(block: QueryBlock) -> tuple[int, ...]:
         own, keys = len(intersection(block.rows, plan.held)), sum(len(run.span) for run in block.keys)
         return own, len(block.units), len(block.keys), keys, block.bias is None
 
+    return replace(plan, blocks=tuple(representatives(plan.blocks, shape)))
+
+
+class RepresentativePieces(Grouping):
+    """A grouping of which only one pair of consecutive pieces is run for each combination of their shapes."""
+
+    def within(self, borders: Sequence[int], most: int) -> list[Piece]:
+        return representatives(Grouping(**vars(self)).within(borders, most), _piece_shape)
+
+    def of(self, span: range, most: int, *, group: int | None = None) -> list[Piece]:
+        return representatives(super().of(span, most, group=group), _piece_shape)
+
+
+def _piece_shape(piece: Piece) -> tuple[int, ...]:
+    return piece.own.stop - piece.own.start, piece.before, piece.after
+
+
+def representatives(items: Sequence[T], shape: Callable[[T], Hashable]) -> list[T]:
+    """The first of all pairs of consecutive items whose shapes are the same, in order."""
     seen: set[object] = set()
-    chosen: list[QueryBlock] = []
-    for before, block in zip((None, *plan.blocks), plan.blocks, strict=False):
-        pair = (None if before is None else kind(before), kind(block))
+    chosen: list[T] = []
+    for before, item in zip((None, *items), items, strict=False):
+        pair = (None if before is None else shape(before), shape(item))
         if pair not in seen:
             seen.add(pair)
-            chosen += [block] if before is None or (chosen and chosen[-1] is before) else [before, block]
-    return replace(plan, blocks=tuple(chosen))
+            chosen += [item] if before is None or (chosen and chosen[-1] is before) else [before, item]
+    return chosen
 
 
 @lru_cache(maxsize=4)
@@ -221,7 +241,7 @@ def trace_step(shape: CallShape, execution: Execution, sampler: Sampler, *, bran
             context = call_context(shape, execution, exchange)
             context.attention.prepare(shape.dtype)
             calls = [
-                network_call(shape, execution, exchange, network=network, context=context, few_blocks=True)
+                network_call(shape, execution, exchange, network=network, context=context, few_pieces=True)
                 for _ in range(passes)
             ]
             # plans are made on the host
@@ -250,25 +270,6 @@ def trace_step(shape: CallShape, execution: Execution, sampler: Sampler, *, bran
         working=live.peak,
         host=live.host_peak,
     )
-
-
-def step_memory(shape: CallShape, execution: Execution, sampler: Sampler, *, branches: int) -> StepMemory:
-    """The result of `trace_step`; for a long clip, extrapolated from two shorter ones.
-
-    Temporaries are bounded by a piece, so that above `LINEAR_FROM` pieces memory is linear in the frames.
-    """
-    h, w = shape.latent
-    state = execution.branches * h * w * shape.traits.hidden * shape.dtype.itemsize
-    piece = max(1, execution.chunk_bytes // state)
-    few = LINEAR_FROM * (piece if shape.shards.group is None else min(piece, shape.shards.group))
-    if shape.frames <= 2 * few:
-        return trace_step(shape, execution, sampler, branches=branches)
-    low, high = (
-        asdict(trace_step(shape.with_frames(frames), execution, sampler, branches=branches))
-        for frames in (few, 2 * few)
-    )
-    steps = (shape.frames - few) / few
-    return StepMemory(**{part: round(low[part] + steps * (high[part] - low[part])) for part in low})
 
 
 @dataclass(frozen=True)

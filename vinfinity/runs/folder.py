@@ -27,7 +27,8 @@ SUFFIX = ".run"
 RECORD = "run.json"
 # what a run writes into its folder, apart from temporary files, and the longest path in it
 OWN_NAMES = frozenset({RECORD, "config.yaml", "events.jsonl", "log.txt", "lock", "checkpoints", "latents"})
-OWN_NAMES |= {"input", "pictures", "first-pass.mp4", "first-pass.run", "decoded.mp4", "decoded.json"}
+OWN_NAMES |= {"input", "pictures", "decoded.mp4", "decoded.json", "preview", "preview.webp", "preview.png"}
+OWN_NAMES |= {"first-pass.mp4", "first-pass.run"}
 LONGEST_PATH = "first-pass.run/checkpoints/step-1000/frames-999999-1000000.safetensors"
 # seconds that the ranks of a killed run may take to exit
 EXIT_SECONDS = 4.0
@@ -42,6 +43,7 @@ class RunFolder:
     events.jsonl  history, one JSON object per line        decoded.mp4   frames decoded so far, while decoding
     log.txt       messages of the run                      lock          locked while a run uses the folder
     input/        latents of the video to start from       pictures/     latents of the first and the last frame
+    preview.webp  the video as predicted so far            preview.png   the same as a contact sheet
     first-pass.mp4, first-pass.run  the first of two passes and its run folder
     """
 
@@ -74,6 +76,11 @@ class RunFolder:
     @property
     def decoded(self) -> Path:
         return self.path / "decoded.mp4"
+
+    @property
+    def preview(self) -> Path:
+        """The folder of latents for the next preview, and the name of the last one without its ending."""
+        return self.path / "preview"
 
     @property
     def log(self) -> Path:

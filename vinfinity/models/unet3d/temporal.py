@@ -45,13 +45,13 @@ def video_sums(x: Tensor, groups: int, ctx: TemporalContext) -> Tensor:
     variance, and of the square of its mean in two parts. Each summand has 24 bits, so the sums in fp64 are exact, and
     the same to the bit however the frames are split over ranks; means of means would be rounded at every rank.
     """
-    moments = []
+    means, seconds = (x.new_empty(*x.shape[:2], x.shape[-1], dtype=torch.float32) for _ in range(2))
     for piece in frame_pieces(x, ctx):
         rows = rearrange(whole(x[:, piece.own], piece), "b f h w c -> (b f) (h w) c")
-        each = (rearrange(y, "(b f) c -> b f c", b=len(x)) for y in channel_moments(rows))
-        moments.append([own(y, piece) for y in each])
+        for moments, part in zip((means, seconds), channel_moments(rows), strict=True):
+            moments[:, piece.own] = own(rearrange(part, "(b f) c -> b f c", b=len(x)), piece)
     # everything but the pass over memory is done for all frames at once: few launches
-    means, seconds = (torch.cat(parts, dim=1).flatten(0, 1) for parts in zip(*moments, strict=True))
+    means, seconds = means.flatten(0, 1), seconds.flatten(0, 1)
     norm_of = x.shape[2] * x.shape[3] if x.dtype.itemsize < 4 else None
     pooled = group_moments(means, seconds, groups, norm_of=norm_of)
     mean, variance = (rearrange(y, "(b f) g -> b f g", b=len(x)).double() for y in pooled)

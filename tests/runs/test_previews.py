@@ -1,0 +1,135 @@
+"""Previews of running runs: what is in the folder, with any number of ranks, and that the video stays the same."""
+
+import json
+import time
+from pathlib import Path
+from typing import Any
+
+import av
+import numpy as np
+import pytest
+import torch
+from oracles.command_line import Cli
+from oracles.runs import config_of, latents, stop_after_step
+
+from vinfinity.denoise.samplers import SAMPLERS, State, predicted_clean
+from vinfinity.denoise.schedule import SchedulerConfig
+
+SMALL = ("--frames", "20", "--steps", "4", "--size", "32x32", "--device", "cpu")
+
+
+@pytest.fixture(autouse=True)
+def kept(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """The folder in which maps of colours are kept."""
+    folder = tmp_path / "data"
+    monkeypatch.setenv("XDG_DATA_HOME", str(folder))
+    return folder / "vinfinity" / "previews"
+
+
+def events(run: Path) -> list[dict[str, Any]]:
+    return [json.loads(line) for line in (run / "events.jsonl").read_text().splitlines()]
+
+
+def previewed(run: Path) -> list[int]:
+    return [event["step"] for event in events(run) if event["event"] == "preview"]
+
+
+def frames_of_animation(path: Path) -> int:
+    """The number of frames of an animated WebP: its ANMF chunks (RFC 9649)."""
+    return path.read_bytes().count(b"ANMF")
+
+
+def wait_for_preview(run: Path) -> None:
+    """Previews are finished in the background, after the run if need be."""
+    deadline = time.monotonic() + 60
+    while not previewed(run) or (run / "preview").exists():
+        assert time.monotonic() < deadline
+        time.sleep(0.02)
+
+
+def test_a_run_with_previews_makes_the_same_video(cli: Cli, tmp_path: Path, kept: Path) -> None:
+    plain, run = tmp_path / "plain.mp4", tmp_path / "a.run"
+    for arguments in (("--out", str(plain)), ("--out", str(tmp_path / "a.mp4"), "--preview", "3")):
+        code, _, _ = cli("generate", "-p", "a red ball", *SMALL, *arguments)
+        assert code == 0
+    wait_for_preview(run)
+    assert previewed(run) == [3]
+    assert torch.equal(latents(run), latents(plain.with_suffix(".run")))
+    assert frames_of_animation(run / "preview.webp") == 20
+    with av.open(str(run / "preview.png")) as sheet:
+        [picture] = sheet.decode(video=0)
+    assert picture.width > 4 * 32
+    [colours] = kept.iterdir()
+    written = colours.stat().st_mtime_ns
+    assert (
+        cli("generate", "-p", "a red ball", *SMALL, "--out", str(tmp_path / "b.mp4"), "--preview", "2")[0]
+        == 0
+    )
+    wait_for_preview(tmp_path / "b.run")
+    assert colours.stat().st_mtime_ns == written
+
+
+def test_a_preview_looks_like_the_video(cli: Cli, tmp_path: Path) -> None:
+    """The contact sheet of the step before the last, against that of the video itself."""
+    options = ("--frames", "16", "--steps", "10", "--device", "cpu", "--preview", "9")
+    out = tmp_path / "a.mp4"
+    code, _, _ = cli("generate", "-p", "a red ball bouncing over green grass", *options, "--out", str(out))
+    assert code == 0
+    wait_for_preview(tmp_path / "a.run")
+    pictures = []
+    for path in (tmp_path / "a.run" / "preview.png", tmp_path / "a.png"):
+        with av.open(str(path)) as file:
+            [picture] = file.decode(video=0)
+        # four by four cells
+        small = picture.reformat(width=64, height=40, interpolation="AREA", format="rgb24").to_ndarray()
+        pictures.append(small.astype(float))
+    assert np.abs(pictures[0] - pictures[1]).mean() < 20
+
+
+@pytest.mark.parametrize("ranks", [2, 3])
+def test_ranks_make_the_preview_of_one_rank(ranks: int, cli: Cli, tmp_path: Path) -> None:
+    written = []
+    for gpus in (1, ranks):
+        out = tmp_path / f"{gpus}.mp4"
+        options = ("--preview", "2", "--gpus", str(gpus), "--out", str(out))
+        assert cli("generate", "-p", "a red ball", *SMALL, *options)[0] == 0
+        wait_for_preview(out.with_suffix(".run"))
+        written.append((out.with_suffix(".run") / "preview.webp").read_bytes())
+    assert written[0] == written[1]
+
+
+def test_a_preview_that_cannot_be_written_is_left_out_with_a_warning(
+    cli: Cli, tmp_path: Path, kept: Path
+) -> None:
+    config = config_of(
+        "mini", tmp_path / "a.mp4", "checkpoint.every=1 steps", frames=4, size="32x32", preview=1
+    )
+    stop_after_step(config, tmp_path / "a.run")
+    (tmp_path / "a.run" / "preview.webp").unlink(missing_ok=True)
+    (tmp_path / "a.run" / "preview.webp").mkdir()
+    code, _, err = cli("resume", str(tmp_path / "a.run"))
+    assert code == 0
+    assert err.count("no preview could be made") == 1
+
+
+def test_an_interval_beyond_the_last_step_is_named(cli: Cli, tmp_path: Path) -> None:
+    code, _, err = cli(
+        "generate", "-p", "a red ball", *SMALL, "--preview", "4", "--out", str(tmp_path / "a.mp4")
+    )
+    assert code == 0
+    assert "preview: 4 has no effect: there are only 4 steps" in err
+    assert previewed(tmp_path / "a.run") == []
+
+
+@pytest.mark.parametrize("prediction", ["epsilon", "v_prediction"])
+@pytest.mark.parametrize("name", SAMPLERS)
+def test_the_clean_latents_of_a_prediction_are_those_that_imply_it(name: str, prediction: str) -> None:
+    if name == "videocrafter2" and prediction != "epsilon":
+        pytest.skip("predicts noise only")
+    sampler = SAMPLERS[name](SchedulerConfig(prediction_type=prediction), 8, 0.0)
+    generator = torch.Generator().manual_seed(1)
+    x, clean = (torch.randn(1, 4, 3, 2, 2, generator=generator) for _ in range(2))
+    for step in range(len(sampler.timesteps)):
+        state = State(step, x)
+        found = predicted_clean(sampler, state, sampler.implied(state, clean))
+        assert (found - clean).abs().max() < 2e-3

@@ -1,0 +1,157 @@
+"""Previews while a run denoises: the video as predicted so far, for which nothing waits.
+
+Every rank writes a few of its predicted latents into the run folder; rank 0 collects them, turns them into pictures and
+writes an animation and a contact sheet. All of it happens in a background thread. A preview that cannot be made is
+left out, with a warning.
+"""
+
+import contextlib
+import io
+import shutil
+import threading
+import time
+from collections.abc import Callable, Iterator
+from concurrent.futures import Future, ThreadPoolExecutor
+from fractions import Fraction
+from pathlib import Path
+
+import av
+import numpy as np
+import torch
+from torch import Tensor
+
+from vinfinity.denoise.samplers import Sampler, State, predicted_clean
+from vinfinity.errors import VinfinityError
+from vinfinity.job import Job
+from vinfinity.media.preview import FITTED_FRAMES, ColourMap, enlarged, write_preview
+from vinfinity.session import Session
+from vinfinity.system.files import write_whole
+from vinfinity.system.folders import data_folder
+from vinfinity.system.transfer import HostCopy, to_host
+from vinfinity.weights.load import load_decoder
+
+# latent frames of a preview at most, spread evenly
+MOST_FRAMES = 64
+# seconds in which the latents of the other ranks must arrive, and between two looks at them
+PATIENCE, POLL = 60.0, 0.1
+# what may go wrong with a preview that must not end the run
+PROBLEMS = (VinfinityError, OSError, ValueError, RuntimeError, av.error.FFmpegError)
+
+Watch = Callable[[State, Tensor], None]
+
+
+@contextlib.contextmanager
+def previews(job: Job, session: Session, sampler: Sampler) -> Iterator[Watch | None]:
+    """What to call in each step with the state before it and the guided prediction; None if no preview is wanted.
+
+    A preview in work at the end of the block is finished in the background.
+    """
+    if not job.config.preview or not session.team.writes:
+        yield None
+        return
+    maker = Previews(job, session, sampler)
+    try:
+        yield maker.watch
+    finally:
+        maker.close()
+
+
+class Previews:
+    """Makes the previews of a run on one rank. sampler: the one whose predictions are watched."""
+
+    def __init__(self, job: Job, session: Session, sampler: Sampler) -> None:
+        self._job, self._sampler = job, sampler
+        self._every, self._steps = job.config.preview, len(sampler.timesteps)
+        self._folder, self._progress = session.folder, session.progress
+        self._first, held = session.ranks.first, session.team.held
+        count = len(job.selection.frames)
+        # positions of the frames that are shown, and of those that this rank has
+        self._shown = sorted({k * count // MOST_FRAMES for k in range(MOST_FRAMES)})
+        self._own = [position for position in self._shown if position in held]
+        self._at = [position - held.start for position in self._own]
+        self._fps = Fraction(job.config.fps) * len(self._shown) / (count * job.card.geometry.time_downscale)
+        self._pool = ThreadPoolExecutor(max_workers=1, thread_name_prefix="preview")
+        self._pending: Future[None] | None = None
+        self._closed = threading.Event()
+        self._colours: ColourMap | None = None
+        self._warned = False
+
+    def watch(self, state: State, prediction: Tensor) -> None:
+        """Begin a preview if one is due, unless the last one is still in work."""
+        step = state.step + 1
+        # after the last step, the video itself is decoded
+        if step % self._every or step == self._steps or not self._own:
+            return
+        if self._pending is not None:
+            if not self._pending.done():
+                return
+            self._report(self._pending)
+        shown = State(state.step, state.x[:, :, self._at])
+        clean = predicted_clean(self._sampler, shown, prediction[:, :, self._at])[0]
+        self._pending = self._pool.submit(self._make, step, to_host(clean.half()))
+
+    def close(self) -> None:
+        """Begin no preview any more. One in work ends in the background, unless latents of other ranks are missing."""
+        self._closed.set()
+        if self._pending is not None and self._pending.done():
+            self._report(self._pending)
+        if self._first:
+            self._pool.submit(shutil.rmtree, self._folder.preview, ignore_errors=True)
+        self._pool.shutdown(wait=False)
+
+    def _report(self, ended: "Future[None]") -> None:
+        error = ended.exception()
+        if error is None or self._warned:
+            return
+        if not isinstance(error, PROBLEMS):
+            raise error
+        self._warned = True
+        self._progress.warn(f"no preview could be made ({' '.join(str(error).split())}); the run goes on")
+
+    # ---- in the background ----
+
+    @torch.no_grad()
+    def _make(self, step: int, clean: HostCopy) -> None:
+        self._write_own(step, clean.wait())
+        if not self._first or not self._all_there(step):
+            return
+        latents = torch.cat([torch.from_numpy(np.load(path)) for path in self._files(step)], dim=1)
+        shutil.rmtree(self._folder.preview, ignore_errors=True)
+        latents = latents.float().transpose(0, 1)
+        if self._colours is None:
+            self._colours = self._colour_map(latents)
+        write_preview(self._folder.preview, enlarged(self._colours(latents)), fps=self._fps)
+        self._folder.event("preview", step=step)
+
+    def _write_own(self, step: int, latents: Tensor) -> None:
+        """latents: (c, f, h, w) fp16. The file is named after the first frame's and the number of frames."""
+        data = io.BytesIO()
+        np.save(data, latents.numpy())
+        name = f"step-{step:04d}-{self._own[0]:06d}-{len(self._own):03d}.npy"
+        write_whole(self._folder.preview / name, data.getvalue())
+
+    def _files(self, step: int) -> list[Path]:
+        return sorted(self._folder.preview.glob(f"step-{step:04d}-*.npy"))
+
+    def _all_there(self, step: int) -> bool:
+        """Wait until the latents of all ranks are there; return whether they are."""
+        deadline = time.monotonic() + PATIENCE
+        while True:
+            ending = self._closed.is_set() or time.monotonic() > deadline
+            if sum(int(path.stem.split("-")[-1]) for path in self._files(step)) == len(self._shown):
+                return True
+            if ending:
+                return False
+            self._closed.wait(POLL)
+
+    def _colour_map(self, latents: Tensor) -> ColourMap:
+        """The map for this decoder: kept from an earlier run, or fitted to some of these latents (f, c, h, w)."""
+        kept = data_folder() / "previews" / f"{self._job.decoder_digest}.json"
+        found = ColourMap.load(kept)
+        if found is None:
+            decoder = load_decoder(self._job.decoder, device="cpu", dtype=torch.float32)
+            some = [k * len(latents) // FITTED_FRAMES for k in range(FITTED_FRAMES)]
+            found = ColourMap.fit(decoder, latents[sorted({*some})])
+            with contextlib.suppress(VinfinityError):
+                found.save(kept)
+        return found
