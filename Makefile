@@ -10,7 +10,7 @@ READY := .venv/.ready
 
 .DEFAULT_GOAL := help
 .PHONY: help setup demo test test-slow test-faults test-batch test-signals test-multinode test-slurm test-gpu bench-unet bench-exchange \
-	bench-memory bench-scaling bench-decode bench-e2e bench-gpu bench-all mini reference docs lint format clean
+	bench-memory bench-scaling bench-decode bench-e2e bench-gpu bench-all paper-table mini reference docs lint format clean
 
 help: ## show this list
 	@awk -F ':.*## ' '/^[a-z0-9-]+:.*## / { printf "  %-15s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
@@ -70,6 +70,9 @@ bench-gpu: $(READY) ## measure this machine's GPUs against the plan (ARGS="--kee
 	$(BIN)/python benchmarks/gpu.py $(ARGS)
 
 bench-all: bench-unet bench-memory bench-exchange bench-scaling bench-decode bench-e2e ## run all benchmarks
+
+paper-table: $(READY) ## print the paper's table of VBench scores with our lines ("not run" where they were not)
+	$(BIN)/python benchmarks/vbench_scores.py table $(ARGS)
 
 mini: $(READY) ## train the embedded model from nothing: hours (ARGS="--device cuda")
 	$(BIN)/python training/mini/recipe.py $(ARGS)

@@ -32,8 +32,9 @@ ABOVE = {
     "networks": {"job", "models", "weights"},
     "pipeline": {*BELOW, "job", "networks", "planning"},
     "encoding": {*BELOW, "job", "networks", "session"},
+    "figures": {"job", "media", "parallel"},
     "previews": {*BELOW, "job", "session"},
-    "run": {*BELOW, "encoding", "job", "networks", "planning", "previews", "session", "pipeline"},
+    "run": {*BELOW, "encoding", "figures", "job", "networks", "planning", "previews", "session", "pipeline"},
     "decode_again": {"config", "networks", "parallel", "run", "runs", "session", "system"},
     "evaluation": {"errors", "config", "media", "parallel", "runs", "system"},
     "batch": {*BELOW, "job", "networks", "planning", "run", "session"},
@@ -138,6 +139,16 @@ def test_refusals_come_before_torch_is_loaded() -> None:
         ("frmes=3",),
     ):
         assert "torch" not in loaded_by("generate", "-p", "x", *wrong, code=2)
+
+
+def test_videos_to_measure_are_checked_before_torch_and_opencv_are_loaded() -> None:
+    for command in (
+        ("evaluate", "nowhere.mp4"),
+        ("evaluate", "README.md"),
+        ("compare", "nowhere.mp4", "nowhere.mp4"),
+        ("compare", "docs", "tests"),
+    ):
+        assert loaded_by(*command, code=2).isdisjoint({"torch", "cv2", "scenedetect"})
 
 
 def test_the_configuration_needs_no_torch() -> None:

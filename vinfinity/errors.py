@@ -119,7 +119,7 @@ class BusyError(VinfinityError):
 
 
 class LimitError(VinfinityError):
-    """A video is beyond a limit that was given to `vinfinity evaluate` or `compare`; everything was measured."""
+    """A video is beyond a limit that was given to `vinfinity evaluate`; everything was measured."""
 
     exit_code = 7
     advice = "Nothing, if the command was to sort videos: the lines before it name the video, the figure and the limit."

@@ -14,9 +14,10 @@ from vinfinity.denoise.execution import Execution
 from vinfinity.denoise.loop import denoise
 from vinfinity.denoise.selection import StepNoise
 from vinfinity.encoding import encode_input
+from vinfinity.figures import borders_in_frames, find_figures
 from vinfinity.job import Job, prepare
 from vinfinity.media.video import write_video
-from vinfinity.media.watch import FrameWatch, LatentWatch, VideoFigures, find_figures
+from vinfinity.media.watch import VideoFigures, VideoWatch
 from vinfinity.networks import Networks
 from vinfinity.parallel.devices import forget_peak_memory, peak_memory
 from vinfinity.parallel.launch import launch
@@ -25,7 +26,6 @@ from vinfinity.parallel.ranks import Ranks
 from vinfinity.pipeline import encode_text, fitting_denoiser, initial_state, steered
 from vinfinity.planning.fit import find_fit, refuse_early
 from vinfinity.previews import previews
-from vinfinity.runs.borders import joins, rank_borders
 from vinfinity.runs.first_pass import first_pass, naming_first_pass
 from vinfinity.runs.folder import RunFolder
 from vinfinity.runs.parts import Parts, save_whole
@@ -170,12 +170,11 @@ def make_video(
         latents, figures = denoise_video(job, session, networks)
         denoised = time.monotonic()
         session.enter("while decoding")
-        borders, found = _borders(job, session), None
+        watch = None
         if task.decode:
-            seen = write_files(
+            watch = write_files(
                 job, latents, task.destination, session.folder, networks, ranks, session.progress
             )
-            found = None if seen is None else figures_of(job, borders, *seen)
         if not ranks.first:
             return None
         seconds = {"denoising": denoised - started, "decoding": time.monotonic() - denoised}
@@ -184,8 +183,9 @@ def make_video(
             "machine": session.machine,
             "seconds": seconds,
             "peak_memory": peak_memory(ranks.device).reserved,
-            "borders": {kind: frames for kind, (frames, _) in borders.items()},
+            "borders": borders_in_frames(job, session.team.shards),
         }
+        found = None if watch is None else find_figures(job, session.team.shards, watch)
         if found is not None:
             finished["figures"] = found.as_record()
         record = session.folder.record() or {}
@@ -240,7 +240,7 @@ def write_files(
     networks: Networks,
     ranks: Ranks,
     progress: Progress,
-) -> tuple[FrameWatch, LatentWatch] | None:
+) -> VideoWatch | None:
     """From latents to video and contact sheet, and the copy of the latents. Ranks other than 0 decode their share.
 
     Returns what was seen of frames and latents, on rank 0.
@@ -286,35 +286,6 @@ def summary(task: Task, ranks: Ranks, *, seconds: float, figures: VideoFigures |
         seconds=seconds,
         peak_memory=peak_memory(ranks.device).reserved,
         figures=figures,
-    )
-
-
-def _borders(job: Job, session: Session) -> Mapping[str, tuple[list[int], list[int]]]:
-    """Where ranks and edits met, for measures of seams: in frames of the video, and in latent frames."""
-    latent = {
-        "ranks": rank_borders(job.selection.frames, session.team.shards),
-        "joins": joins(job.selection.generated, job.latent_frames),
-    }
-    return {kind: (list(map(job.card.geometry.frames, starts)), starts) for kind, starts in latent.items()}
-
-
-def figures_of(
-    job: Job,
-    borders: Mapping[str, tuple[list[int], list[int]]],
-    frames: FrameWatch,
-    latents: LatentWatch,
-) -> VideoFigures:
-    """The cheap figures of a video that was decoded. borders: by kind, in frames and in latent frames."""
-    prompts = job.prompts.prompts
-    scenes = [scene.start for scene in job.prompts.scenes if scene.start]
-    return find_figures(
-        frames,
-        latents,
-        borders=[frame for kind in borders.values() for frame in kind[0]],
-        latent_borders=[frame for kind in borders.values() for frame in kind[1]],
-        scenes=[job.card.geometry.frames(start) for start in scenes],
-        latent_scenes=scenes,
-        one_prompt=len({prompt.text for prompt in prompts}) == 1,
     )
 
 

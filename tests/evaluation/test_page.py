@@ -28,7 +28,7 @@ def report(tmp_path_factory: pytest.TempPathFactory) -> Path:
     one = save(folder / "one.mp4", panning(FRAMES, speed=2), fps=12)
     still = panning(36, speed=2)
     still[20:34] = still[20]
-    two = save(folder / "<b>two & co.mp4", still, fps=12)
+    two = save(folder / "<b>two & co #1?.mp4", still, fps=12)
     page = folder / "page.html"
     assert exit_code("compare", str(one), str(two), "--border", "24", "--report", str(page)) == 0
     return page
@@ -88,7 +88,7 @@ def test_it_opens_without_errors_and_without_network(page: Page, report: Path) -
 @needs_browser
 def test_names_of_files_are_text_and_their_links_lead_to_them(page: Page, report: Path) -> None:
     captions = page.run("[...document.querySelectorAll('#players figcaption')].map(e => e.textContent)")
-    assert captions[1].startswith("<b>two & co.mp4 · 36 frames of 160x96")
+    assert captions[1].startswith("<b>two & co #1?.mp4 · 36 frames of 160x96")
     links = page.run(
         "[...document.querySelectorAll('#players figcaption a')].map(e => new URL(e.href).pathname)"
     )
@@ -96,7 +96,7 @@ def test_names_of_files_are_text_and_their_links_lead_to_them(page: Page, report
 
     assert [Path(unquote(link)) for link in links] == [
         report.parent / "one.mp4",
-        report.parent / "<b>two & co.mp4",
+        report.parent / "<b>two & co #1?.mp4",
     ]
 
 

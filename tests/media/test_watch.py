@@ -6,7 +6,7 @@ import torch
 from oracles.synthetic import changed, panning
 
 from vinfinity.media.latents import TensorLatents
-from vinfinity.media.watch import FrameWatch, LatentWatch, VideoFigures, find_figures
+from vinfinity.media.watch import FrameWatch, LatentWatch, VideoFigures, VideoWatch
 
 FRAMES = 48
 
@@ -20,9 +20,7 @@ def figures(
     latents = LatentWatch(TensorLatents(torch.randn(1, 4, len(video), 6, 6)), len(video))
     for start in range(0, len(video), 8):
         latents.read(range(start, min(start + 8, len(video))))
-    return find_figures(
-        frames,
-        latents,
+    return VideoWatch(frames, latents).figures(
         borders=borders,
         latent_borders=borders,
         scenes=(),

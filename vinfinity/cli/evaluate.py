@@ -3,6 +3,7 @@
 import json
 import sys
 from collections.abc import Mapping, Sequence
+from fractions import Fraction
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
@@ -13,6 +14,7 @@ from vinfinity.cli.output import Debug, import_engine, reported
 from vinfinity.config import Device
 from vinfinity.errors import InputError, LimitError
 from vinfinity.system.folders import expanded
+from vinfinity.system.numbers import read_rate
 from vinfinity.system.output import check_output
 
 if TYPE_CHECKING:
@@ -69,6 +71,15 @@ Every = Annotated[
         parser=number(int),
     ),
 ]
+Fps = Annotated[
+    float | None,
+    typer.Option(
+        metavar="X",
+        help="Frame rate of folders of PNG that no run lies beside.",
+        show_default="24",
+        parser=number(float, least=0.1, most=1000),
+    ),
+]
 Json = Annotated[bool, typer.Option("--json", help="Print all figures and curves as JSON.")]
 
 
@@ -116,6 +127,7 @@ def evaluate(
     prompt: PromptText = None,
     border: Borders = None,
     every: Every = None,
+    fps: Fps = None,
     max_drift: MaxDrift = None,
     max_seam: MaxSeam = None,
     max_pulsing: MaxPulsing = None,
@@ -139,6 +151,7 @@ def evaluate(
     with reported(context, debug=debug):
         from vinfinity.evaluation.extras import check_extras
         from vinfinity.evaluation.limits import collect_limits
+        from vinfinity.evaluation.subject import find_subject
 
         given = {
             "max_drift": max_drift,
@@ -152,13 +165,12 @@ def evaluate(
         allowed = collect_limits(given, limits or [])
         borders = [_frame(text) for text in border or []]
         page = _page(report, overwrite=overwrite)
+        subjects = [find_subject(video, fps=_rate(fps), borders=borders, every=every) for video in videos]
         check_extras()
         import_engine()
         from vinfinity.evaluation.api import measure_all
         from vinfinity.evaluation.page import write_page
-        from vinfinity.evaluation.subject import find_subject
 
-        subjects = [find_subject(video, borders=borders, every=every) for video in videos]
         measured, previews = measure_all(
             subjects, prompt=prompt, clip=clip, dino=dino, device=device, previewed=page is not None
         )
@@ -183,6 +195,7 @@ def compare(
     prompt: PromptText = None,
     border: Borders = None,
     every: Every = None,
+    fps: Fps = None,
     as_json: Json = False,
     report: Report = None,
     overwrite: Overwrite = False,
@@ -197,23 +210,26 @@ def compare(
     """
     with reported(context, debug=debug):
         from vinfinity.evaluation.extras import check_extras
+        from vinfinity.evaluation.groups import find_groups
 
         borders = [_frame(text) for text in border or []]
         page = _page(report, overwrite=overwrite)
-        check_extras()
-        import_engine()
-        from vinfinity.evaluation.api import compare_files
-        from vinfinity.evaluation.page import write_page
-
-        comparison, previews = compare_files(
-            videos,
+        groups = find_groups(
+            [expanded(video, field="video") for video in videos],
+            fps=_rate(fps),
             borders=borders,
             every=every,
-            prompt=prompt,
-            clip=clip,
-            dino=dino,
-            device=device,
-            previewed=page is not None,
+        )
+        if groups.pairs and page is not None:
+            remedy = "compare two of their videos for a report"
+            raise InputError("--report", videos[0], remedy, problem="shows single videos, not folders")
+        check_extras()
+        import_engine()
+        from vinfinity.evaluation.api import compare_groups
+        from vinfinity.evaluation.page import write_page
+
+        comparison, previews = compare_groups(
+            groups, prompt=prompt, clip=clip, dino=dino, device=device, previewed=page is not None
         )
         if page is not None:
             write_page(page, comparison.evaluations, previews, comparison=comparison)
@@ -293,6 +309,10 @@ def _page(report: Path | None, *, overwrite: bool) -> Path | None:
         raise InputError("--report", report, "let it end in .html", problem="is not an HTML file")
     check_output("--report", path, overwrite=overwrite)
     return path
+
+
+def _rate(fps: float | None) -> Fraction | None:
+    return None if fps is None else read_rate(fps)
 
 
 def _frame(text: str) -> int:

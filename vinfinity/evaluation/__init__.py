@@ -2,14 +2,21 @@
 
 extras       packages that only this part needs, imported when they are used
 subject      a video and what its run knows of it: borders, prompts, settings
+groups       which videos are compared with which
+figures      every figure, declared once: its name, unit, meaning, and which way is better
+result       what was measured of a video
+statistics   trends, intervals, paired tests
+api          `vinfinity.evaluate` and `vinfinity.compare`
+
+These import OpenCV or PySceneDetect, and are imported once both are known to be there:
+
 picture      a frame and what several measures derive from it
 differences, appearance, motion, cuts, repetition    the measures
 consistency  VBench's measures by CLIP and DINO, from weights on disk
-statistics   trends, intervals, paired tests
-figures      every figure, declared once: its name, unit, meaning, and which way is better
 evaluate     a video through all measures, in one pass
-limits       limits on figures, for filtering batches
 compare      several videos against each other
-report       what the command prints
+preview      small copies and thumbnails for the report
 page         the report as one HTML file
+report       what the commands print
+limits       limits on figures, for filtering batches
 """

@@ -7,8 +7,8 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
-from vinfinity.errors import InputError
 from vinfinity.evaluation.extras import check_extras
+from vinfinity.evaluation.groups import Groups, find_groups
 from vinfinity.evaluation.result import Evaluation, short_names
 from vinfinity.evaluation.subject import FramesInMemory, Subject, find_subject
 from vinfinity.system.folders import expanded
@@ -40,14 +40,15 @@ def evaluate(
     Needs the extra `vinfinity[evaluate]`, and `vinfinity[consistency]` for weights. Frames are read one at a time.
     Raises InputError, and DamagedError where the file cannot be decoded.
     """
-    check_extras()
     subject = find_subject(video, fps=fps, borders=borders, every=every)
+    check_extras()
     [result], _ = measure_all([subject], prompt=prompt, clip=clip, dino=dino, device=device, shown=False)
     return result
 
 
 def compare(
     *videos: str | Path,
+    fps: Fraction | int | None = None,
     borders: Sequence[int] = (),
     every: int | None = None,
     prompt: str | None = None,
@@ -62,17 +63,11 @@ def compare(
 
     Needs the extra `vinfinity[evaluate]`. Raises InputError, and DamagedError where a file cannot be decoded.
     """
-    check_extras()
-    result, _ = compare_files(
-        [expanded(video, field="video") for video in videos],
-        borders=borders,
-        every=every,
-        prompt=prompt,
-        clip=clip,
-        dino=dino,
-        device=device,
-        shown=False,
+    groups = find_groups(
+        [expanded(video, field="video") for video in videos], fps=fps, borders=borders, every=every
     )
+    check_extras()
+    result, _ = compare_groups(groups, prompt=prompt, clip=clip, dino=dino, device=device, shown=False)
     return result
 
 
@@ -106,11 +101,9 @@ def measure_all(
     return evaluations, previews
 
 
-def compare_files(
-    paths: Sequence[Path],
+def compare_groups(
+    groups: Groups,
     *,
-    borders: Sequence[int] = (),
-    every: int | None = None,
     prompt: str | None = None,
     clip: str | Path | None = None,
     dino: str | Path | None = None,
@@ -118,21 +111,14 @@ def compare_files(
     previewed: bool = False,
     shown: bool = True,
 ) -> tuple["Comparison", "list[Preview]"]:
-    """Single videos, or folders of them, against the first. previewed: make previews of single videos."""
-    from vinfinity.evaluation.compare import check_sizes, compare_evaluations, find_groups
+    """Videos against those of the first group. previewed, shown: see `measure_all`."""
+    from vinfinity.evaluation.compare import compare_evaluations
 
-    pairs, groups = find_groups([expanded(path, field="video") for path in paths])
-    if pairs and previewed:
-        remedy = "compare two of their videos for a report"
-        raise InputError("--report", paths[0], remedy, problem="shows single videos, not folders")
-    subjects = [[find_subject(path, borders=borders, every=every) for path in group] for group in groups]
-    for counterparts in zip(*subjects, strict=True):
-        check_sizes(counterparts)
-    flat = [subject for group in subjects for subject in group]
+    flat = [subject for group in groups.subjects for subject in group]
     measured, previews = measure_all(
         flat, prompt=prompt, clip=clip, dino=dino, device=device, previewed=previewed, shown=shown
     )
-    size = len(groups[0])
+    size = len(groups.subjects[0])
     split = [measured[start : start + size] for start in range(0, len(measured), size)]
-    names = [str(path) for path in paths] if pairs else short_names(measured)
-    return compare_evaluations(names, split, pairs), previews
+    names = [str(path) for path in groups.paths] if groups.pairs else short_names(measured)
+    return compare_evaluations(names, split, groups.pairs), previews

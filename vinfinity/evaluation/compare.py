@@ -3,18 +3,15 @@
 import itertools
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
-from pathlib import Path
 from typing import Any
 
 import cv2
 import numpy as np
 
-from vinfinity.config.formats import container_of
-from vinfinity.errors import InputError
 from vinfinity.evaluation.figures import FIGURES
 from vinfinity.evaluation.result import Evaluation, rounded, rounded_all
 from vinfinity.evaluation.statistics import Paired, paired_test
-from vinfinity.evaluation.subject import Subject, is_picture_folder, is_run
+from vinfinity.evaluation.subject import Subject
 
 # of SSIM: side of the window, and the constants of its formula, as scikit-image has them
 WINDOW = 7
@@ -76,40 +73,6 @@ class Comparison:
             ],
             "settings": self.differing_settings(),
         }
-
-
-def find_groups(paths: Sequence[Path]) -> tuple[tuple[str, ...], list[list[Path]]]:
-    """The videos to compare, by group, with the names of pairs: single videos, or folders with videos of equal names.
-
-    Raises InputError if there is only one, or if folders share no name or stand beside single videos.
-    """
-    if len(paths) < 2:
-        raise InputError(
-            "compare", ", ".join(map(str, paths)), "name two or more", problem="is a single video"
-        )
-    batches = [path for path in paths if _is_batch(path)]
-    if not batches:
-        return (), [[path] for path in paths]
-    if len(batches) < len(paths):
-        other = next(path for path in paths if path not in batches)
-        remedy = "compare folders with folders"
-        raise InputError("compare", other, remedy, problem=f"is one video, but {batches[0]} holds many")
-    names = [_videos(path) for path in batches]
-    shared = [name for name in names[0] if all(name in others for others in names[1:])]
-    if not shared:
-        problem = f"has no video of the same name as {batches[0]}"
-        raise InputError("compare", batches[1], "make both with the same names and seeds", problem=problem)
-    return tuple(shared), [[path / name for name in shared] for path in batches]
-
-
-def check_sizes(subjects: Sequence[Subject]) -> None:
-    """Raises InputError if the frames of two videos differ in size."""
-    first = subjects[0]
-    for other in subjects[1:]:
-        if other.source.size != first.source.size:
-            one, two = ("x".join(map(str, subject.source.size)) for subject in (other, first))
-            problem = f"has frames of {one}, and {first.name} of {two}"
-            raise InputError("compare", other.name, "compare videos of one size", problem=problem)
 
 
 def compare_evaluations(
@@ -197,19 +160,3 @@ def _fidelity_json(fidelity: Fidelity | None) -> dict[str, Any] | None:
         "psnr_curve": [rounded(value) for value in fidelity.psnr_curve],
         "ssim_curve": [rounded(value) for value in fidelity.ssim_curve],
     }
-
-
-# ---- batches ----
-
-
-def _is_batch(path: Path) -> bool:
-    return path.is_dir() and not is_run(path) and not is_picture_folder(path)
-
-
-def _videos(folder: Path) -> list[str]:
-    """The names of the videos in a folder, sorted."""
-    return sorted(
-        path.name
-        for path in folder.iterdir()
-        if (path.is_file() and container_of(path.name) is not None) or is_picture_folder(path)
-    )

@@ -25,6 +25,8 @@ HEADLINES = {
 }
 # p-values below this are bold
 SIGNIFICANT = 0.05
+# a loop is open if its ends differ by so many times the usual difference
+OPEN_LOOP = 1.5
 # trends of at least this size, in the units of their curves
 WORTH_A_NOTE = {"sharpness": 1.0, "brightness": 5.0, "saturation": 3.0}
 
@@ -107,6 +109,9 @@ def notes(evaluation: Evaluation) -> list[str]:
                     f"seam at frame {seam.frame} ({seam.frame / rate:.1f} s, {kinds[seam.frame]}): "
                     f"{seam.ratio:.1f} times the usual difference"
                 )
+    closing = evaluation.figures["closing.ratio"]
+    if evaluation.subject.loop and closing is not None and closing >= OPEN_LOOP:
+        lines.append(f"the loop does not close: its ends differ by {closing:.1f} times the usual difference")
     lines += [f"cut at frame {cut} ({cut / rate:.1f} s)" for cut in evaluation.cuts]
     lines += [
         f"frozen from frame {span.start} to {span.stop - 1} ({len(span) / rate:.1f} s)"

@@ -73,7 +73,8 @@ def open_reader(path: Path, *, field: str = "video", fps: Fraction | int | None 
             field, path, other, problem=f"cannot be read as a video ({_reason(error)})"
         ) from None
     if not all(size):
-        raise InputError(field, path, other, problem="does not say the size of its frames")
+        # such as of an animated WebP
+        raise InputError(field, path, other, problem="is of a format that the installed FFmpeg cannot decode")
     return VideoReader(path, size, frames, rate or Fraction(FALLBACK_RATE), codec)
 
 

@@ -14,7 +14,7 @@ from vinfinity.media.blocks import plan_blocks
 from vinfinity.media.decode import decode_block, decode_frames
 from vinfinity.media.latents import LatentSource
 from vinfinity.media.sheet import ContactSheet, to_8_bits
-from vinfinity.media.watch import FrameWatch, LatentWatch
+from vinfinity.media.watch import FrameWatch, LatentWatch, VideoWatch
 from vinfinity.media.writer import VideoWriter
 from vinfinity.models.decoder import Decoder
 from vinfinity.parallel.ranks import Ranks
@@ -39,7 +39,7 @@ def write_video(
     audio: Path | None = None,
     unfinished: Path | None = None,
     identity: str = "",
-) -> tuple[FrameWatch, LatentWatch] | None:
+) -> VideoWatch | None:
     """Decodes the latents into a video, which a background thread encodes, with a contact sheet beside it.
 
     source: the latents, on rank 0. Other ranks only decode their share and write nothing.
@@ -100,4 +100,4 @@ def write_video(
         consume_in_background(shown, write, most_pending=2 * blocks.frames)
     if contact is not None:
         contact.save()
-    return seen, watched
+    return VideoWatch(seen, watched)

@@ -98,43 +98,51 @@ class LatentWatch:
             self.change[max(frame, neighbour)] = float((latent - other).abs().mean())
 
 
-def find_figures(
-    frames: FrameWatch,
-    latents: LatentWatch,
-    *,
-    borders: Collection[int],
-    latent_borders: Collection[int],
-    scenes: Collection[int],
-    latent_scenes: Collection[int],
-    one_prompt: bool,
-) -> VideoFigures:
-    """The figures of a video. borders: first frames after borders of ranks and edits; scenes: of intended cuts.
+@dataclass(frozen=True)
+class VideoWatch:
+    """What was seen of a video while it was decoded."""
 
-    one_prompt: whether the whole video shows one thing, so that drift is not wanted.
-    """
-    curves = frames.curves
-    seams = find_seams(curves["change"], borders, without=scenes)
-    latent_seams = find_seams(latents.change, latent_borders, without=latent_scenes)
-    change = _mean(curves["change"])
-    brightness = _difference(curves["brightness"])
-    percent = {name: _percent(curves[name]) for name in ("sharpness", "saturation")}
-    found = {
-        "change": _rounded(change),
-        **_of_seams(seams),
-        "drift": {
-            "brightness": _rounded(brightness),
-            **{name: _rounded(value) for name, value in percent.items()},
-        },
-    }
-    of_latents = {
-        "change": _rounded(_mean(latents.change)),
-        **_of_seams(latent_seams),
-        "drift": {"spread": _rounded(_percent(latents.spread))},
-    }
-    warnings = [*_seam_warnings(seams), *_still_warnings(change)]
-    if one_prompt:
-        warnings += _drift_warnings(brightness, percent)
-    return VideoFigures(found, of_latents, change, None if seams is None else seams.ratio, tuple(warnings))
+    frames: FrameWatch
+    latents: LatentWatch
+
+    def figures(
+        self,
+        *,
+        borders: Collection[int],
+        latent_borders: Collection[int],
+        scenes: Collection[int],
+        latent_scenes: Collection[int],
+        one_prompt: bool,
+    ) -> VideoFigures:
+        """borders: first frames after borders of ranks and edits; scenes: of intended cuts. Both also in latent frames.
+
+        one_prompt: whether the whole video shows one thing, so that drift is not wanted.
+        """
+        curves = self.frames.curves
+        seams = find_seams(curves["change"], borders, without=scenes)
+        latent_seams = find_seams(self.latents.change, latent_borders, without=latent_scenes)
+        change = _mean(curves["change"])
+        brightness = _difference(curves["brightness"])
+        percent = {name: _percent(curves[name]) for name in ("sharpness", "saturation")}
+        found = {
+            "change": _rounded(change),
+            **_of_seams(seams),
+            "drift": {
+                "brightness": _rounded(brightness),
+                **{name: _rounded(value) for name, value in percent.items()},
+            },
+        }
+        of_latents = {
+            "change": _rounded(_mean(self.latents.change)),
+            **_of_seams(latent_seams),
+            "drift": {"spread": _rounded(_percent(self.latents.spread))},
+        }
+        warnings = [*_seam_warnings(seams), *_still_warnings(change)]
+        if one_prompt:
+            warnings += _drift_warnings(brightness, percent)
+        return VideoFigures(
+            found, of_latents, change, None if seams is None else seams.ratio, tuple(warnings)
+        )
 
 
 def _seam_warnings(seams: Seams | None) -> list[str]:

@@ -1,0 +1,91 @@
+"""Which videos are compared with which: single videos, or folders whose videos have the same names."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from fractions import Fraction
+from pathlib import Path
+
+from vinfinity.config.formats import container_of
+from vinfinity.errors import InputError
+from vinfinity.evaluation.subject import Subject, find_subject, is_picture_folder, is_run
+
+
+@dataclass(frozen=True)
+class Groups:
+    """Videos to compare: single ones, or batches.
+
+    paths: as they were named. pairs: the names that batches share, empty for single videos.
+    subjects: of each group; one for a single video, those of `pairs` for a batch.
+    """
+
+    paths: tuple[Path, ...]
+    pairs: tuple[str, ...]
+    subjects: tuple[tuple[Subject, ...], ...]
+
+
+def find_groups(
+    paths: Sequence[Path],
+    *,
+    fps: Fraction | int | None = None,
+    borders: Sequence[int] = (),
+    every: int | None = None,
+) -> Groups:
+    """Single videos, or folders with videos of equal names. fps, borders, every: see `find_subject`.
+
+    Raises InputError if a video cannot be read, if there is only one, or if sizes differ.
+    """
+    pairs, grouped = _grouped(paths)
+    subjects = tuple(
+        tuple(find_subject(path, fps=fps, borders=borders, every=every) for path in group)
+        for group in grouped
+    )
+    for counterparts in zip(*subjects, strict=True):
+        _check_sizes(counterparts)
+    return Groups(tuple(paths), pairs, subjects)
+
+
+def _grouped(paths: Sequence[Path]) -> tuple[tuple[str, ...], list[list[Path]]]:
+    """The videos by group, with the names of pairs.
+
+    Raises InputError if there is only one, or if folders share no name or stand beside single videos.
+    """
+    if len(paths) < 2:
+        raise InputError(
+            "compare", ", ".join(map(str, paths)), "name two or more", problem="is a single video"
+        )
+    batches = [path for path in paths if _is_batch(path)]
+    if not batches:
+        return (), [[path] for path in paths]
+    if len(batches) < len(paths):
+        other = next(path for path in paths if path not in batches)
+        remedy = "compare folders with folders"
+        raise InputError("compare", other, remedy, problem=f"is one video, but {batches[0]} holds many")
+    names = [_videos(path) for path in batches]
+    shared = [name for name in names[0] if all(name in others for others in names[1:])]
+    if not shared:
+        problem = f"has no video of the same name as {batches[0]}"
+        raise InputError("compare", batches[1], "make both with the same names and seeds", problem=problem)
+    return tuple(shared), [[path / name for name in shared] for path in batches]
+
+
+def _check_sizes(subjects: Sequence[Subject]) -> None:
+    """Raises InputError if the frames of two videos differ in size."""
+    first = subjects[0]
+    for other in subjects[1:]:
+        if other.source.size != first.source.size:
+            one, two = ("x".join(map(str, subject.source.size)) for subject in (other, first))
+            problem = f"has frames of {one}, and {first.name} of {two}"
+            raise InputError("compare", other.name, "compare videos of one size", problem=problem)
+
+
+def _is_batch(path: Path) -> bool:
+    return path.is_dir() and not is_run(path) and not is_picture_folder(path)
+
+
+def _videos(folder: Path) -> list[str]:
+    """The names of the videos in a folder, sorted."""
+    return sorted(
+        path.name
+        for path in folder.iterdir()
+        if (path.is_file() and container_of(path.name) is not None) or is_picture_folder(path)
+    )

@@ -1,0 +1,41 @@
+"""The cheap figures of a run: what was seen while its video was decoded, at the places where it was divided."""
+
+from vinfinity.job import Job
+from vinfinity.media.watch import VideoFigures, VideoWatch
+from vinfinity.parallel.shards import FrameShards
+
+
+def borders(job: Job, shards: FrameShards) -> dict[str, list[int]]:
+    """The first latent frame after each border by kind: `ranks`, but the first rank, and `joins` of an edit.
+
+    shards: of the frames that the run computes.
+    """
+    computed, generated = job.selection.frames, job.selection.generated
+    new = [frame in generated for frame in range(job.latent_frames)]
+    return {
+        "ranks": [computed[shards.held(rank).start] for rank in range(1, shards.ranks)],
+        "joins": [frame for frame in range(1, job.latent_frames) if new[frame] is not new[frame - 1]],
+    }
+
+
+def borders_in_frames(job: Job, shards: FrameShards) -> dict[str, list[int]]:
+    """The same in frames of the video, for run.json."""
+    return {kind: _in_frames(job, starts) for kind, starts in borders(job, shards).items()}
+
+
+def find_figures(job: Job, shards: FrameShards, watch: VideoWatch) -> VideoFigures:
+    """The figures of a video that was decoded. watch: what was seen of it."""
+    starts = [start for kind in borders(job, shards).values() for start in kind]
+    scenes = [scene.start for scene in job.prompts.scenes if scene.start]
+    return watch.figures(
+        borders=_in_frames(job, starts),
+        latent_borders=starts,
+        scenes=_in_frames(job, scenes),
+        latent_scenes=scenes,
+        one_prompt=len({prompt.text for prompt in job.prompts.prompts}) == 1,
+    )
+
+
+def _in_frames(job: Job, starts: list[int]) -> list[int]:
+    """The first frame of the video that each of some latent frames decodes to."""
+    return [job.card.geometry.frames(start) for start in starts]
