@@ -1,6 +1,6 @@
 """Measures how well the ends of a looping video join, over many videos.
 
-    python benchmarks/loops.py [--videos 12] [--frames 64] [--keep FOLDER] [--out FILE] [KEY=VALUE ...]
+    python benchmarks/loops.py [--videos 12] [--frames 64] [--loops-only] [--keep FOLDER] [--out FILE] [KEY=VALUE ...]
 
 For each video, it takes the mean absolute difference from one frame to the next, of latents and of pictures, and the
 same from the last frame to the first. `share below` is the share of all other differences of that video that are
@@ -56,6 +56,7 @@ def main() -> None:
     )
     parser.add_argument("--videos", type=int, default=12)
     parser.add_argument("--frames", type=int, default=64)
+    parser.add_argument("--loops-only", action="store_true", help="leave out the videos without `loop`")
     parser.add_argument("--model", default="mini")
     parser.add_argument("--keep", type=Path, help="folder for the videos")
     parser.add_argument("--out", type=Path, help="file for the figures (.csv or .json)")
@@ -64,9 +65,10 @@ def main() -> None:
     settings = dict(setting.split("=", 1) for setting in args.settings)
     pipe = vinfinity.Pipeline.from_pretrained(args.model)
     found: list[Ends] = []
+    kinds = (True,) if args.loops_only else (True, False)
     for video in range(args.videos):
         prompt = PROMPTS[video % len(PROMPTS)]
-        for loop in (True, False):
+        for loop in kinds:
             made = pipe(prompt, frames=args.frames, seed=video, loop=loop, **settings)
             if args.keep is not None:
                 args.keep.mkdir(parents=True, exist_ok=True)
@@ -80,7 +82,7 @@ def main() -> None:
                     f"others {end.lowest:.4f} to {end.highest:.4f}, share below {end.share_below:.2f}  {prompt}",
                     flush=True,
                 )
-    for loop in (True, False):
+    for loop in kinds:
         for kind in ("latents", "pictures"):
             some = [end for end in found if (end.loop, end.kind) == (loop, kind)]
             within = sum(end.difference <= end.highest for end in some)

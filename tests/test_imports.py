@@ -31,7 +31,7 @@ ABOVE = {
     "session": {"errors", "config", "denoise", "job", "machine", "parallel", "runs", "system", "weights"},
     "networks": {"job", "models", "weights"},
     "pipeline": {*BELOW, "job", "networks", "planning"},
-    "encoding": {*BELOW, "job", "session"},
+    "encoding": {*BELOW, "job", "networks", "session"},
     "figures": {"job", "media", "parallel"},
     "previews": {*BELOW, "job", "session"},
     "run": {*BELOW, "encoding", "figures", "job", "networks", "planning", "previews", "session", "pipeline"},

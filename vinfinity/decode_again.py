@@ -23,7 +23,7 @@ def decode_again(
     Returns None on ranks other than 0. Raises InputError if the run has no final latents yet.
     """
     final_latents(folder)
-    task = (Task.of(config, destination), folder)
+    task = (Task.of(config, destination, denoise=False), folder)
     return launch(
         decode_on_rank,
         task,

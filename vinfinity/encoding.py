@@ -6,7 +6,6 @@ from collections.abc import Iterator, Mapping
 from functools import partial
 from pathlib import Path
 
-import torch
 from torch import Tensor
 
 from vinfinity.denoise.state import State
@@ -14,6 +13,7 @@ from vinfinity.errors import DamagedError, InputError
 from vinfinity.job import Job
 from vinfinity.media.encode import encode_frames
 from vinfinity.models.decoder import Encoder
+from vinfinity.networks import Networks
 from vinfinity.runs.earlier import COPIED_FRAMES
 from vinfinity.runs.parts import Parts, read_manifest
 from vinfinity.runs.sources import Sources, encoded_before, open_input, open_pictures
@@ -21,10 +21,11 @@ from vinfinity.runs.together import write_together
 from vinfinity.session import Session
 from vinfinity.system.signals import Reaction
 from vinfinity.weights.card import files_digest
-from vinfinity.weights.load import load_encoder
 
 
-def encode_input(job: Job, session: Session, restored: State | None) -> tuple[Parts | None, Parts | None]:
+def encode_input(
+    job: Job, session: Session, networks: Networks, restored: State | None
+) -> tuple[Parts | None, Parts | None]:
     """The latents of the video and of the pictures that a run starts from, None where there are none.
 
     What the run folder has already is not encoded again; the files are not needed then. restored: the state that the
@@ -33,20 +34,22 @@ def encode_input(job: Job, session: Session, restored: State | None) -> tuple[Pa
     """
     config, folder = job.config, session.folder
     finished = restored is not None and restored.step == len(job.sampler.timesteps)
-    encode = partial(_encode, job, session)
+    encode = partial(_encode, job, session, networks)
     video = pictures = None
-    if config.input.video is not None and restored is None:
+    if config.starts_from_video and restored is None:
         earlier = encoded_before(config)
         if earlier is not None:
             video = _copy(session, earlier)
         else:
-            video = encode(folder.input, partial(open_input, config), total=config.frames)
+            video = encode(folder.input, partial(open_input, config, folder), total=config.frames)
     if config.input.pictures and not finished:
         pictures = encode(folder.pictures, partial(open_pictures, config), total=len(config.input.pictures))
     return video, pictures
 
 
-def _encode(job: Job, session: Session, folder: Path, sources: "partial[Sources]", *, total: int) -> Parts:
+def _encode(
+    job: Job, session: Session, networks: Networks, folder: Path, sources: "partial[Sources]", *, total: int
+) -> Parts:
     """Encodes what `folder` does not have yet. sources: opens the files, on rank 0. total: frames that they give."""
     ranks = session.ranks
     done = ranks.collect(_found(folder, session) if ranks.first else None)[0]
@@ -61,7 +64,7 @@ def _encode(job: Job, session: Session, folder: Path, sources: "partial[Sources]
     if ranks.first:
         for concern in files.concerns():
             session.progress.warn(concern)
-    encoder = load_encoder(job.encoder, device=ranks.device, dtype=torch.float32)
+    encoder = networks.encoder(job)
     frames = range(done.frames if done else 0, total)
     with ranks.shutdown.reacting(Reaction.WAIT):
         rounds = _rounds(job, session, encoder, files, folder, frames=frames, done=done, settings=settings)

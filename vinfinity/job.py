@@ -17,7 +17,6 @@ from vinfinity.denoise.selection import Selection, select_all
 from vinfinity.denoise.start import pick_sampler
 from vinfinity.denoise.state import Sampler
 from vinfinity.errors import InputError, one_line
-from vinfinity.media.audio import check_audio
 from vinfinity.media.blocks import check_tile
 from vinfinity.models.family import AUTOENCODER, SCHEDULER, TOKENIZER, TextTokenizer
 from vinfinity.models.geometry import LatentGeometry
@@ -26,7 +25,8 @@ from vinfinity.parallel.launch import check_ranks
 from vinfinity.parallel.place import Place
 from vinfinity.runs.checkpoints import Piece
 from vinfinity.runs.earlier import EarlierRun
-from vinfinity.runs.paths import Destination, check_inputs
+from vinfinity.runs.first_pass import first_pass, naming_first_pass
+from vinfinity.runs.paths import Destination, check_config_sound, check_inputs
 from vinfinity.system.files import to_json
 from vinfinity.system.folders import expanded
 from vinfinity.system.numbers import shown_rate
@@ -151,12 +151,11 @@ class Job:
         concerns += self._geometry_concerns()
         if self.config.preview >= (steps := len(self.sampler.timesteps)):
             concerns.append(f"preview: {self.config.preview} has no effect: there are only {steps} steps")
-        if self.config.audio is not None:
-            sound = check_audio(expanded(self.config.audio, field="audio"))
-            length = Fraction(self.config.frames) / self.config.fps
-            if sound is not None and sound < length:
-                lengths = f"lasts {float(sound):.2f} s, the video {float(length):.2f} s"
-                concerns.append(f"audio: {self.config.audio} {lengths}; the rest is silent")
+        sound, length = check_config_sound(self.config), Fraction(self.config.frames) / self.config.fps
+        if self.config.sound is not None and sound is not None and sound < length:
+            field, path = self.config.sound
+            lengths = f"lasts {float(sound):.2f} s, the video {float(length):.2f} s"
+            concerns.append(f"{field}: {path} {lengths}; the rest is silent")
         for text in self.texts:
             if cut := self.tokenizer(text).cut:
                 concerns.append(f"the text encoder takes {self.tokenizer.length} tokens; cut off: {cut!r}")
@@ -317,6 +316,10 @@ def check_noise(path: Path, shape: tuple[int, ...]) -> None:
 def describe(config: RunConfig, place: Place | None = None) -> list[tuple[str, str]]:
     """What a run would do, as rows of a table; reads no weight. Raises InputError like `prepare`."""
     job = prepare(config, place)
+    before = first_pass(config, Destination.of(config).folder)
+    if before is not None:
+        with naming_first_pass():
+            prepare(before, place)
     device = pick_device(config.device)
     channels, height, width = job.latent
     trained = config.attention.trained_frames

@@ -7,14 +7,14 @@ import torch
 from torch import nn
 
 from vinfinity.job import Job
-from vinfinity.models.decoder import Decoder
+from vinfinity.models.decoder import Decoder, Encoder
 from vinfinity.models.family import TEXT_ENCODER
-from vinfinity.weights.load import load_decoder, load_network
+from vinfinity.weights.load import load_decoder, load_encoder, load_network
 from vinfinity.weights.lora import open_loras
 
 
 class Networks:
-    """The text encoder, denoiser and decoder of jobs on one device.
+    """The text encoder, denoiser, decoder and encoder of jobs on one device.
 
     several: whether networks stay loaded for the jobs that follow. At most one of each kind is kept; for a job with
     other weights it is replaced. Otherwise each is freed as soon as its user is done with it.
@@ -57,6 +57,17 @@ class Networks:
                 "decoder",
                 (job.decoder, job.decoder_digest),
                 lambda: load_decoder(job.decoder, device=self._device, dtype=torch.float32),
+            ),
+        )
+
+    def encoder(self, job: Job) -> Encoder:
+        """The encoder of the model's own autoencoder, in fp32. Raises WeightsError."""
+        return cast(
+            Encoder,
+            self._find(
+                "encoder",
+                (job.encoder, job.weights_digest),
+                lambda: load_encoder(job.encoder, device=self._device, dtype=torch.float32),
             ),
         )
 

@@ -51,7 +51,6 @@ from vinfinity.system.out_of_memory import describe, is_out_of_memory, named_out
 from vinfinity.system.output import check_output, check_output_folder
 from vinfinity.system.precision import fp32_products
 from vinfinity.system.progress import note, warn
-from vinfinity.weights.load import load_encoder
 
 # a text, or prompts over time
 Prompts = str | Sequence[str | Mapping[str, object] | Prompt]
@@ -304,9 +303,9 @@ class Video:
         video = self._format(str(path), settings)
         sound = None if audio is None else expanded(audio, field="audio")
         check_rate(video, self.fps)
-        check_sound(video, None if sound is None else str(sound))
         check_encoders(video, field="path")
         if sound is not None:
+            check_sound(video, str(sound))
             check_audio(sound)
         path = expanded(path, field="path")
         if video.container.is_folder:
@@ -433,6 +432,15 @@ class Pipeline:
                 raise InputError(name, settings[name], remedy, problem="belongs to runs that write files")
         fixed = {name: getattr(loaded, name) for name in LOADED}
         config = load_config(**as_settings(prompt), **fixed, **settings)
+        if config.two_passes or config.input.keep_audio:
+            key, value = (
+                ("input.keep_audio", True)
+                if config.input.keep_audio
+                else ("first_pass.size", config.first_pass.size)
+            )
+            raise InputError(
+                key, value, "use vinfinity.generate_file", problem="belongs to runs that write files"
+            )
         check_sources(config)
         return prepare(config)
 
@@ -464,7 +472,7 @@ class Pipeline:
         )
         if not any(opened):
             return None, None
-        encoder = load_encoder(job.encoder, device=self.device, dtype=torch.float32)
+        encoder = self._networks.encoder(job)
 
         def latents(sources: Sources | None) -> TensorLatents | None:
             if sources is None:

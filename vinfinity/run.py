@@ -26,9 +26,11 @@ from vinfinity.parallel.ranks import Ranks
 from vinfinity.pipeline import fitting_denoiser, initial_state, shared_text, steered
 from vinfinity.planning.fit import find_fit, refuse_early
 from vinfinity.previews import previews
+from vinfinity.runs.first_pass import first_pass, naming_first_pass
 from vinfinity.runs.folder import RunFolder
 from vinfinity.runs.parts import Parts, save_whole
 from vinfinity.runs.paths import Destination
+from vinfinity.runs.sources import is_encoded
 from vinfinity.runs.start import how_to_start
 from vinfinity.session import Session, record_end, resumable
 from vinfinity.system.folders import expanded
@@ -60,23 +62,45 @@ class Task:
     """What the launcher sends to every rank.
 
     decode: whether the final latents are decoded to files. shown: whether rank 0 shows messages on its terminal.
+    first: the first pass, if there is one whose result is still needed.
     """
 
     job: Job
     destination: Destination
     decode: bool
     shown: bool
+    first: "Task | None" = None
 
     @classmethod
     def of(
-        cls, config: RunConfig, destination: Destination, *, decode: bool = True, like: Job | None = None
+        cls,
+        config: RunConfig,
+        destination: Destination,
+        *,
+        denoise: bool = True,
+        decode: bool = True,
+        like: "Task | None" = None,
     ) -> "Task":
-        """The task for a configuration, checked here once for all ranks that are started. like: see `prepare`.
+        """The task for a configuration, checked here once for all ranks that are started.
 
-        Raises InputError.
+        denoise: whether latents are computed; otherwise they are there. like: a task whose weights were checked just
+        now, see `prepare`. Raises InputError.
         """
-        job = prepare(config, find_place(os.environ), like=like)
-        return cls(job, destination, decode, shown=terminal_console() is not None)
+        folder, first = destination.folder, None
+        before = first_pass(config, folder) if denoise else None
+        if before is not None and not (config.resume and is_encoded(folder.input, config.frames)):
+            with naming_first_pass():
+                first = cls.of(before, Destination.of(before), like=None if like is None else like.first)
+        job = prepare(config, find_place(os.environ), like=None if like is None else like.job)
+        return cls(job, destination, decode, shown=terminal_console() is not None, first=first)
+
+    @property
+    def work(self) -> float:
+        """How much there is to compute, in any unit."""
+        config = self.job.config
+        width, height = config.resolution
+        own = float(config.frames * len(self.job.sampler.timesteps) * width * height)
+        return own if self.first is None else own + self.first.work
 
 
 def run(
@@ -98,7 +122,9 @@ def run(
 def launch_run(task: Task, *, shutdown: Shutdown | None = None) -> Summary | None:
     """Carry out a task on all its ranks. Returns None on ranks other than 0. Raises VinfinityError."""
     config = task.job.config
-    refuse_early(task.job)
+    for one in (task, task.first):
+        if one is not None:
+            refuse_early(one.job)
     with resumable(task.destination.folder):
         return launch(
             on_rank,
@@ -118,20 +144,28 @@ def on_rank(task: Task, ranks: Ranks) -> Summary | None:
 
 
 def make_video(
-    task: Task, ranks: Ranks, networks: Networks, *, overall: Overall | None = None
+    task: Task,
+    ranks: Ranks,
+    networks: Networks,
+    *,
+    overall: Overall | None = None,
+    within: Session | None = None,
 ) -> Summary | None:
     """One rank's part of a video, the same code for one rank and for many. Returns the summary on rank 0.
 
-    networks: those that are loaded already. overall: shows the progress, if this is one of several videos. Returns None
-    on other ranks, and if the video is finished already.
+    networks: those that are loaded already. overall: shows the progress, if this is one of several videos. within: of
+    the run whose first pass this is. Returns None on other ranks, and if the video is finished already.
     """
     job, started = task.job, time.monotonic()
+    share = (0.0 if task.first is None else task.first.work / task.work, 1.0)
     forget_peak_memory(ranks.device)
-    with Session.open(job, task.destination, ranks, overall=overall) as session:
+    with Session.open(job, task.destination, ranks, overall=overall, share=share, within=within) as session:
         if session.start == "done":
             session.progress.note(f"{task.destination.video} is finished; nothing to do")
             return None
         session.announce(job)
+        if task.first is not None:
+            make_video(task.first, ranks, networks, within=session)
         latents, figures = denoise_video(job, session, networks)
         denoised = time.monotonic()
         session.enter("while decoding")
@@ -170,7 +204,7 @@ def denoise_video(job: Job, session: Session, networks: Networks) -> tuple[Parts
     execution = fit.first
     own, steps = job.selection.of(team.held), len(job.sampler.timesteps)
     restored = checkpoints.restore()
-    video, pictures = encode_input(job, session, restored)
+    video, pictures = encode_input(job, session, networks, restored)
     state = restored or initial_state(job, own, video)
     session.enter(f"after step {state.step} of {steps}" if state.step else "before anything was computed")
     remaining = steps - state.step
@@ -226,7 +260,7 @@ def write_files(
         video_format=config.format,
         decode=config.decode,
         metadata=job.tags() if config.video.metadata else {},
-        audio=None if config.audio is None else expanded(config.audio, field="audio"),
+        audio=None if config.sound is None else expanded(config.sound[1], field=config.sound[0]),
         unfinished=folder.decoded,
         identity=f"{latents.digest()} {job.decoder_digest}",
         ranks=ranks,

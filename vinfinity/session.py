@@ -40,7 +40,8 @@ class Session:
     """What accompanies a rank through a run.
 
     start: whether the run is new, resumes, or is done already. machine: software and hardware of all ranks, for the
-    record. team, exchange: the ranks that share the video with this one.
+    record. team, exchange: the ranks that share the video with this one. resumed: the folder that users resume, that of
+    the whole run if this is its first pass.
     """
 
     start: Start
@@ -51,15 +52,24 @@ class Session:
     exchange: FrameExchange
     checkpoints: Checkpoints
     progress: Progress
+    resumed: RunFolder
 
     @classmethod
     @contextlib.contextmanager
     def open(
-        cls, job: Job, destination: Destination, ranks: Ranks, *, overall: Overall | None = None
+        cls,
+        job: Job,
+        destination: Destination,
+        ranks: Ranks,
+        *,
+        overall: Overall | None = None,
+        share: tuple[float, float] = (0.0, 1.0),
+        within: "Session | None" = None,
     ) -> Iterator["Session"]:
         """Lock the run folder, agree with the other ranks, and start or resume the run; release all of it at the end.
 
-        overall: shows the progress, if this is one of several videos.
+        overall: shows the progress, if this is one of several videos. share: see `Progress`. within: of the run whose
+        first pass this is.
         Raises RankError if ranks differ in settings or weights, BusyError if another run uses the folder, InputError if
         the folder holds a run of other settings or weights, or if a rank cannot see it.
         """
@@ -67,7 +77,12 @@ class Session:
         with ranks.shutdown.checked(), locked(folder, ranks, facts=job.facts):
             machine = _machine(job, ranks)
             start = _start(job, destination, ranks, machine)
-            with Progress(enabled=ranks.first, log=folder.log, overall=overall) as progress:
+            with contextlib.ExitStack() as shown:
+                if within is None:
+                    progress = Progress(enabled=ranks.first, log=folder.log, overall=overall, share=share)
+                    shown.enter_context(progress)
+                else:
+                    progress = within.progress.of_part("first pass", log=folder.log)
                 team = ranks.team(
                     len(job.selection.frames), split=job.splits_branches, grouped=job.grouped(ranks.device)
                 )
@@ -90,6 +105,7 @@ class Session:
                         reuse_interval=job.config.reuse.interval,
                     ),
                     progress=progress,
+                    resumed=folder if within is None else within.resumed,
                 )
 
     def announce(self, job: Job) -> None:
@@ -118,7 +134,7 @@ class Session:
 
     def _saved(self, where: str) -> None:
         self.ranks.shutdown.message = (
-            f"stopped {where}; `vinfinity resume {self.folder.path}` resumes the run"
+            f"stopped {where}; `vinfinity resume {self.resumed.path}` resumes the run"
         )
 
 

@@ -85,7 +85,7 @@ def test_every_help_text_and_every_default_is_shown(cli: Cli, name: str) -> None
 def test_the_options_of_a_run_are_those_declared(cli: Cli, name: str) -> None:
     lines = shown(cli, name)
     with_flag = [setting for setting in declared().values() if setting.setting.panel is not None]
-    assert len(with_flag) == 31
+    assert len(with_flag) == 32
     for setting in with_flag:
         line = lines[str(setting.flag)]
         assert setting.setting.help in line

@@ -184,6 +184,7 @@ def test_the_example_configurations_load() -> None:
     [
         ("videocrafter2", 2300, "sde-dpmsolver++", 12.0),
         ("zeroscope", 192, "dpmsolver++", 9.0),
+        ("zeroscope-xl", 96, "dpmsolver++", 9.0),
         ("modelscope", 128, "dpmsolver++", 9.0),
         ("t2v-turbo", 512, "lcm", 7.5),
         ("wan2.1", 321, "unipc", 6.0),

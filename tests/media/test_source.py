@@ -157,10 +157,14 @@ def test_frames_size_and_rate_default_to_those_of_the_video(tmp_path: Path) -> N
         (lambda path: path.write_bytes(b""), "is empty"),
         (lambda path: path.write_bytes(b"not a video" * 99), "is not a video that can be read"),
         (lambda path: write_sound(path), "has no frames"),
+        (
+            lambda path: write_film(path.with_suffix(".mkv"), frames_of(0)).rename(path),
+            "has no frames",
+        ),
         (lambda path: None, "does not exist"),
         (lambda path: path.mkdir(), "is not a file"),
     ],
-    ids=["empty", "corrupt", "sound", "missing", "folder"],
+    ids=["empty", "corrupt", "sound", "no frames", "missing", "folder"],
 )
 def test_what_is_no_video_is_refused(make: object, problem: str, tmp_path: Path) -> None:
     path = tmp_path / "a.wav"

@@ -52,6 +52,7 @@ def write_film(
             setattr(stream.codec_context, name, value)
         if tick is not None:
             stream.codec_context.time_base = tick
+        container.start_encoding()
         for index, frame in enumerate(frames):
             picture = av.VideoFrame.from_ndarray(frame, format="rgb24")
             if matrix is not None:
@@ -78,4 +79,35 @@ def write_sound(path: Path) -> Path:
         sound.sample_rate = 8000
         container.mux(stream.encode(sound))
         container.mux(stream.encode())
+    return path
+
+
+def write_film_with_sound(
+    path: Path, frames: np.ndarray, *, sound: Path, fps: int = 8, cut: bool = True
+) -> Path:
+    """Write a video with the sound of a file. cut: whether the sound is as long as the video: cut, or followed by
+    silence.
+    """
+    with av.open(f"file:{path}", "w") as container, av.open(str(sound)) as source:
+        stream = container.add_stream("libx264", rate=fps)
+        assert isinstance(stream, av.VideoStream)
+        stream.height, stream.width = frames.shape[1:3]
+        stream.pix_fmt = "yuv420p"
+        track = container.add_stream("aac", rate=48_000, layout="mono")
+        assert isinstance(track, av.AudioStream)
+        resampler = av.AudioResampler(format="fltp", layout="mono", rate=48_000)
+        heard = [part for frame in source.decode(audio=0) for part in resampler.resample(frame)]
+        samples = np.concatenate([part.to_ndarray() for part in [*heard, *resampler.resample(None)]], axis=1)
+        if cut:
+            length = round(len(frames) * 48_000 / fps)
+            samples = np.pad(samples, ((0, 0), (0, max(0, length - samples.shape[1]))))[:, :length]
+        for frame in frames:
+            container.mux(stream.encode(av.VideoFrame.from_ndarray(frame, format="rgb24")))
+        container.mux(stream.encode())
+        for start in range(0, samples.shape[1], 1024):
+            piece = np.ascontiguousarray(samples[:, start : start + 1024])
+            block = av.AudioFrame.from_ndarray(piece, format="fltp", layout="mono")
+            block.sample_rate, block.pts = 48_000, start
+            container.mux(track.encode(block))
+        container.mux(track.encode())
     return path

@@ -1,6 +1,11 @@
 """Runs that start from a video, or are held to pictures: against diffusers, on several ranks, stopped, edited."""
 
+import os
+import signal
+import subprocess
+import sys
 from collections.abc import Callable
+from fractions import Fraction
 from pathlib import Path
 
 import numpy as np
@@ -10,8 +15,17 @@ from diffusers import DDIMScheduler, DPMSolverMultistepScheduler, VideoToVideoSD
 from diffusers.utils.torch_utils import randn_tensor
 from oracles.command_line import Cli
 from oracles.films import frames_of, write_film, write_picture
+from oracles.processes import vinfinity as vinfinity_command
 from oracles.reference import relative_error, save_model, tiny_pipeline, tiny_vae
-from oracles.runs import config_of, exit_code, latents, resumed_config, signal_when_exists, stop_after_step
+from oracles.runs import (
+    config_of,
+    exit_code,
+    latents,
+    resumed_config,
+    signal_when_exists,
+    stop_after_step,
+    when_exists,
+)
 from safetensors.torch import save_file
 from torch import Tensor
 
@@ -167,6 +181,46 @@ def test_memory_does_not_grow_with_the_video(model_folder: Path, tmp_path: Path)
     assert peaks[0] == peaks[1]
 
 
+MEASURED = """
+import sys
+from pathlib import Path
+import torch
+from vinfinity.media.encode import encode_frames
+from vinfinity.media.source import open_video, read_frames
+from vinfinity.parallel.ranks import Ranks
+from vinfinity.weights.load import load_encoder
+
+source = open_video(sys.argv[1])
+frames = range(len(source.times))
+pictures = read_frames(source, fps=source.rate, frames=frames, size=(32, 24), fit="cover")
+encoder = load_encoder(Path(sys.argv[2]), device="cpu", dtype=torch.float32)
+ranks = Ranks(torch.device("cpu"))
+blocks = encode_frames(encoder, pictures, frames=frames, latent=(4, 3, 4), size=(32, 24), ranks=ranks)
+encoded = sum(len(block[0]) for block in blocks)
+# getrusage would count the process that started this one, too
+[peak] = [line.split()[1] for line in open("/proc/self/status") if line.startswith("VmHWM")]
+print(encoded, int(peak) // 1024)
+"""
+
+
+def test_the_process_does_not_grow_with_the_video(
+    model_folder: Path, tmp_path: Path, record_worst: Callable[[str, float], None]
+) -> None:
+    """Peak resident memory with 200 and 2,000 frames of 320x180, 110 KB or more each: 200 MB if they were kept."""
+    some = frames_of(50, size=(320, 180))
+    peaks = []
+    for count in (200, 2000):
+        film = tmp_path / f"{count}.mp4"
+        frames = np.tile(some, (count // 50, 1, 1, 1))
+        write_film(film, frames, codec="libx264", pixel_format="yuv420p", options={"preset": "ultrafast"})
+        command = [sys.executable, "-c", MEASURED, str(film), str(model_folder / "vae")]
+        encoded, peak = subprocess.run(command, capture_output=True, text=True, check=True).stdout.split()
+        assert int(encoded) == count
+        peaks.append(int(peak))
+    assert peaks[1] - peaks[0] <= 20
+    record_worst("MiB more for 2,000 frames than for 200", peaks[1] - peaks[0])
+
+
 # ---- stopped and resumed ----
 
 
@@ -191,6 +245,27 @@ def test_a_run_stopped_while_encoding_continues_where_it_was(
     run(resumed_config(folder, gpus=2))
     assert torch.equal(latents(folder), expected)
     assert first.stat().st_mtime_ns == written
+
+
+def test_a_run_killed_while_encoding_resumes_to_the_same_bits(
+    model_folder: Path, film: Path, tmp_path: Path
+) -> None:
+    expected = uninterrupted(model_folder, film, tmp_path)
+    folder = tmp_path / "a.run"
+    command = vinfinity_command(
+        "generate", "-p", "a red ball", "--model", str(model_folder), "--device", "cpu"
+    )
+    command += ["--from", str(film), "--steps", "10", "dtype=fp32", "--out", str(tmp_path / "a.mp4")]
+    process = subprocess.Popen(command, stderr=subprocess.PIPE, text=True)
+    with when_exists(folder / "input" / "manifest.json", lambda: os.kill(process.pid, signal.SIGKILL)):
+        _, errors = process.communicate()
+    assert process.returncode == -signal.SIGKILL, errors
+    before = {file.name: file.stat().st_mtime_ns for file in (folder / "input").glob("frames-*")}
+    assert exit_code("resume", str(folder)) == 0
+    assert torch.equal(latents(folder), expected)
+    # the blocks of whole rounds are not encoded again
+    first = "frames-000000-000008.safetensors"
+    assert (folder / "input" / first).stat().st_mtime_ns == before[first]
 
 
 def test_once_encoded_the_video_is_not_needed_any_more(
@@ -306,6 +381,19 @@ def test_frames_size_and_fps_are_those_of_the_video(cli: Cli, model_folder: Path
     assert "6 steps" in out
     code, out, _ = cli(*generate(model_folder, "--from", str(film), "--fps", "4"))
     assert "10 frames of 32x24 at 4 fps" in out
+
+
+def test_concerns_about_the_video_are_shown_before_the_run(
+    cli: Cli, model_folder: Path, tmp_path: Path
+) -> None:
+    varying = write_film(
+        tmp_path / "varying.mkv", frames_of(5), times=[0, 100, 200, 600, 700], tick=Fraction(1, 1000), fps=10
+    )
+    hdr = write_film(tmp_path / "hdr.mkv", frames_of(3), pixel_format="yuv420p", color_trc=16)
+    for film, expected in ((varying, "has a variable frame rate"), (hdr, "is HDR (PQ)")):
+        code, _, err = cli(*generate(model_folder, "--from", str(film)))
+        assert code == 0
+        assert err.startswith(f"warning: input.video: {film} {expected}")
 
 
 @pytest.mark.parametrize(

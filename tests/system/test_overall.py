@@ -61,3 +61,19 @@ def test_time_left_follows_the_work_not_the_number_of_videos() -> None:
     assert overall.line("starting") == "video 2 of 2: starting, 30 s left"
     overall.show("denoising", 1, 2, unit="step")
     assert overall.line("x") == "video 2 of 2: x, 6.0 s left"
+
+
+def test_time_left_counts_the_first_of_two_passes_as_its_part_of_the_work(tmp_path: Path) -> None:
+    overall = Overall([4.0], total=1, enabled=False)
+    overall._started -= 10
+    progress = Progress(overall=overall, share=(0.5, 1.0))
+    first = progress.of_part("first pass", log=tmp_path / "log.txt")
+    for current, label, line in (
+        (first, "denoising", "10 s left"),
+        (first, "decoding", "10 s left"),
+        (progress, "encoding", "10 s left"),
+        (progress, "denoising", "0.0 s left"),
+    ):
+        list(current.track(range(2), label=label))
+        assert overall.line("x") == f"video 1 of 1: x, {line}"
+    assert (tmp_path / "log.txt").read_text().count("first pass: d") == 2

@@ -26,6 +26,15 @@ def test_a_request_raises_stopped_with_the_current_message_at_each_check(number:
     assert shutdown.requested == number
 
 
+def test_a_part_of_checked_work_leaves_the_rest_checked() -> None:
+    shutdown = Shutdown()
+    with shutdown.checked():
+        with shutdown.checked():
+            pass
+        after_the_part = shutdown.reaction
+    assert (after_the_part, shutdown.reaction) == (Reaction.CHECK, Reaction.WAIT)
+
+
 def test_a_second_ctrl_c_interrupts_whatever_the_process_waits_for() -> None:
     shutdown = Shutdown()
     with shutdown.handled():

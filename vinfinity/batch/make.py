@@ -14,7 +14,6 @@ from vinfinity.batch.faults import Faults
 from vinfinity.batch.journal import SUFFIX, Journal
 from vinfinity.batch.plan import Batch, naming_row
 from vinfinity.errors import OutputError, RankError, Stopped, VinfinityError, described
-from vinfinity.job import Job
 from vinfinity.networks import Networks
 from vinfinity.parallel.launch import launch
 from vinfinity.parallel.place import find_place
@@ -57,13 +56,6 @@ class Entry:
     row: str
     task: Task
 
-    @property
-    def work(self) -> float:
-        """How much there is to compute, in any unit."""
-        config = self.task.job.config
-        width, height = config.resolution
-        return float(config.frames * config.steps * width * height)
-
 
 @dataclass(frozen=True)
 class Share:
@@ -93,11 +85,10 @@ def prepare_batch(batch: Batch) -> tuple[Entry, ...]:
     Videos with the same ranks, and among them those with the same weights, follow each other. Raises InputError.
     """
     faults, entries = Faults(), list[Entry]()
-    like: Job | None = None
+    like: Task | None = None
     for item in (item for item in batch.items if item.start != "done"):
         with faults.noted(), naming_row(item.origin, item.origins):
-            task = Task.of(item.config, item.destination, like=like)
-            like = task.job
+            task = like = Task.of(item.config, item.destination, like=like)
             entries.append(Entry(item.name, item.origin, task))
     faults.check()
     groups: dict[Hashable, dict[Hashable, list[Entry]]] = {}
@@ -111,7 +102,7 @@ def make_videos(share: Share, ranks: Ranks) -> None:
     ranks may wait for this one, and only new ones can go on.
     """
     networks = Networks(ranks.device, several=True)
-    work = [entry.work for entry in share.entries]
+    work = [entry.task.work for entry in share.entries]
     with (
         shown_messages(share.entries[0].task),
         Overall(work, total=share.total, failed=share.failed, enabled=ranks.first) as overall,

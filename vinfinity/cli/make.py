@@ -141,8 +141,9 @@ def plan(
         else:
             print_columns(report.table(made))
             if made.run.device == "cuda":
-                typer.echo()
-                print_columns(report.time_table(made))
+                for name, part in made.passes:
+                    typer.echo(f"\n{name}" if name else "")
+                    print_columns(report.time_table(part))
                 typer.echo(ASSUMPTIONS)
         if made.refusal is not None:
             raise made.refusal

@@ -317,13 +317,13 @@ def check_rate(video: VideoFormat, fps: Fraction | int) -> None:
         raise InputError("fps", fps, f"give at most {most}, or write an MP4", problem=problem)
 
 
-def check_sound(video: VideoFormat, audio: str | None) -> None:
-    """Raises InputError if the format is silent but sound is asked for."""
-    if audio is not None and video.container.audio is None:
+def check_sound(video: VideoFormat, audio: str, *, field: str = "audio") -> None:
+    """Raises InputError if the format is silent. audio: the file whose sound is asked for."""
+    if video.container.audio is None:
         silent = video.container.title
         sounding = ", ".join(container.suffix for container in CONTAINERS if container.audio)
         raise InputError(
-            "audio", audio, f"use {sounding}", problem=f"cannot be stored: {silent} holds no sound"
+            field, audio, f"use {sounding}", problem=f"cannot be stored: {silent} holds no sound"
         )
 
 

@@ -89,6 +89,13 @@ def check_suffix(field: str, path: str, suffix: str) -> None:
         raise InputError(field, path, f"name it {stem}", problem=f"does not end in {suffix}")
 
 
+def _check_first_size(text: str) -> None:
+    try:
+        parse_size(text)
+    except InputError as error:
+        raise error.about("first_pass.size") from None
+
+
 def _check_out(path: str) -> None:
     check_ending("out", path)
 
@@ -339,6 +346,13 @@ class InputConfig(Group, name="input"):
     last_frame: str | None = setting(
         None, "Picture that the last frame is held to.", panel=INPUT, flag="--last-frame", metavar="IMAGE"
     )
+    keep_audio: bool = setting(
+        False,
+        "Keep the sound of that video; cut at the end, or followed by silence.",
+        latents=False,
+        panel=INPUT,
+        flag="--keep-audio",
+    )
 
     @property
     def share(self) -> float:
@@ -352,12 +366,59 @@ class InputConfig(Group, name="input"):
         return {key: path for key, path in named.items() if path is not None}
 
     def _check_together(self) -> None:
-        if self.strength is not None and self.video is None:
-            problem = "has no video to start from"
-            raise InputError("input.strength", self.strength, "add --from VIDEO", problem=problem)
-        if self.fit is not None and self.video is None and not self.pictures:
-            remedy = "add --from, --first-frame or --last-frame"
-            raise InputError("input.fit", self.fit, remedy, problem="has nothing to fit")
+        if self.keep_audio and self.video is None:
+            raise InputError(
+                "input.keep_audio", True, "add --from VIDEO", problem="has no video to take it from"
+            )
+
+
+@dataclass(frozen=True, kw_only=True)
+class FirstPassConfig(Group, name="first_pass"):
+    """A first pass: the video is generated at another size before, often a smaller one, and starts from the result as
+    it would from `input.video`. With that, there is no first pass.
+    """
+
+    size: str | None = setting(
+        None,
+        "Width and height of the first pass, in pixels. With it, the video is generated in two passes; "
+        "`input.strength` is the strength of the second one.",
+        form=f"WIDTHxHEIGHT, each {SMALLEST_SIDE} to {LARGEST_SIDE}",
+        check=_check_first_size,
+        unset="a single pass",
+    )
+    model: str | None = setting(None, "Model of the first pass.", unset="that of the video")
+    lora: tuple[str, ...] | None = setting(
+        None,
+        "LoRAs of the first pass.",
+        form="FILE or FILE:WEIGHT each",
+        unset="those of the video, or none with another model",
+    )
+    steps: int | None = setting(
+        None,
+        "Number of denoising steps of the first pass.",
+        least=1,
+        most=1000,
+        remedy="30 to 50 are usual",
+        unset="those of the video, or the other model's",
+    )
+    sampler: Sampler | None = setting(
+        None, "Sampling algorithm of the first pass.", unset="that of the video, or the other model's"
+    )
+    guidance: float | None = setting(
+        None,
+        "Guidance scale of the first pass.",
+        least=1,
+        remedy="1 switches guidance off, 7 to 12 are usual",
+        unset="that of the video, or the other model's",
+    )
+
+    def _check_together(self) -> None:
+        for name, value in vars(self).items():
+            if value is not None and self.size is None:
+                problem = "has no first pass to apply to"
+                raise InputError(
+                    f"first_pass.{name}", value, "add first_pass.size=WIDTHxHEIGHT", problem=problem
+                )
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -622,6 +683,7 @@ class RunConfig(Group):
     compute: ComputeConfig = ComputeConfig()
     reuse: ReuseConfig = ReuseConfig()
     input: InputConfig = InputConfig()
+    first_pass: FirstPassConfig = FirstPassConfig()
     edit: EditConfig = EditConfig()
     decode: DecodeConfig = DecodeConfig()
     video: VideoConfig = VideoConfig()
@@ -637,6 +699,25 @@ class RunConfig(Group):
         return self.prompts[0].text if self.prompts and not self.prompt else self.prompt
 
     @property
+    def two_passes(self) -> bool:
+        """Whether the video starts from the result of a first pass."""
+        return self.first_pass.size is not None and self.input.video is None
+
+    @property
+    def starts_from_video(self) -> bool:
+        """Whether the video starts from another one, a file or the result of a first pass."""
+        return self.input.video is not None or self.two_passes
+
+    @property
+    def sound(self) -> tuple[str, str] | None:
+        """The file whose sound accompanies the video, after the setting that names it; None for a silent video."""
+        if self.audio is not None:
+            return "audio", self.audio
+        if self.input.keep_audio and self.input.video is not None:
+            return "input.keep_audio", self.input.video
+        return None
+
+    @property
     def format(self) -> VideoFormat:
         """The format of the video, by the ending of `out` and `video`."""
         return choose_format(self.out, self.video)
@@ -647,13 +728,29 @@ class RunConfig(Group):
         timed_prompts(self)
         video = self.format
         check_rate(video, self.fps)
-        check_sound(video, self.audio)
+        if self.sound is not None:
+            field, path = self.sound
+            check_sound(video, path, field=field)
+        self._check_input()
         if self.frames == 1 and len(self.input.pictures) == 2:
             problem = "cannot be held to two pictures"
             raise InputError("frames", self.frames, "ask for at least 2", problem=problem)
         if self.gpus is not None and self.gpus > self.frames:
             problem = f"is more than the {self.frames} frames of the video"
             raise InputError("gpus", self.gpus, f"ask for at most {self.frames}", problem=problem)
+
+    def _check_input(self) -> None:
+        """Raises InputError for settings of `input` that have nothing to apply to."""
+        given = self.input
+        if given.strength is not None and not self.starts_from_video:
+            problem = "has no video to start from"
+            raise InputError("input.strength", given.strength, "add --from VIDEO", problem=problem)
+        if given.fit is not None and not self.starts_from_video and not given.pictures:
+            remedy = "add --from, --first-frame or --last-frame"
+            raise InputError("input.fit", given.fit, remedy, problem="has nothing to fit")
+        if given.keep_audio and self.audio is not None:
+            problem = "is given beside the sound of the video to start from"
+            raise InputError("audio", self.audio, "leave out one of the two", problem=problem)
 
 
 @cache

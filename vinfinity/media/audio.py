@@ -24,9 +24,16 @@ BIT_RATE = 192_000
 MOST_CHANNELS = 2
 
 
-def check_audio(path: Path, *, field: str = "audio") -> Fraction | None:
-    """The length of a file's sound in seconds, None if the file does not say. Raises InputError if it has none."""
-    other = "name a file with sound, such as a WAV, FLAC, MP3 or MP4"
+def check_audio(
+    path: Path,
+    *,
+    field: str = "audio",
+    other: str = "name a file with sound, such as a WAV, FLAC, MP3 or MP4",
+) -> Fraction | None:
+    """The length of a file's sound in seconds, None if the file does not say.
+
+    field: the setting that names it. other: the remedy for one without sound. Raises InputError if it has none.
+    """
     if not path.is_file():
         problem = "is not a file" if path.exists() else missing_problem(path)
         raise InputError(field, path, "check the path", problem=problem)

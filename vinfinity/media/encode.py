@@ -74,17 +74,32 @@ def block_frames(config: AutoencoderConfig, latent: tuple[int, int]) -> int:
 
     An encoder holds no more hidden states than its decoder.
     """
+    return max(1, min(BLOCK_FRAMES, BLOCK_BYTES // frame_bytes(config, latent)))
+
+
+def frame_bytes(config: AutoencoderConfig, latent: tuple[int, int]) -> int:
+    """The most bytes that encoding a frame takes, without weights. latent: (h, w)."""
     height, width = latent
-    hidden = 4 * config.peak_channels * height * width * config.downscale**2
-    return max(1, min(BLOCK_FRAMES, BLOCK_BYTES // hidden))
+    return 4 * config.peak_channels * height * width * config.downscale**2
 
 
 @torch.no_grad()
 def encode_block(encoder: Encoder, pictures: Tensor, *, latent: tuple[int, int, int]) -> Tensor:
     """The latents of pictures (f, height, width, 3) uint8: (1, c, f, h, w) fp32 on the CPU. latent: (c, h, w).
 
+    Raises NotFiniteError.
+    """
+    latents = encode_pictures(encoder, pictures, latent=latent)
+    if not latents.isfinite().all():
+        raise NotFiniteError("encoding: pictures encoded to NaN or infinite latents; check the autoencoder")
+    return latents.float().cpu().transpose(0, 1)[None].contiguous()
+
+
+def encode_pictures(encoder: Encoder, pictures: Tensor, *, latent: tuple[int, int, int]) -> Tensor:
+    """The latents (f, c, h, w) of pictures (f, height, width, 3) uint8, on the encoder's device. latent: (c, h, w).
+
     Pictures that the latents do not fit exactly are extended by repeating their edges, evenly on both sides, where
-    decoding cuts them off. Raises NotFiniteError.
+    decoding cuts them off.
     """
     weight = next(encoder.parameters())
     x = pictures.to(weight.device).permute(0, 3, 1, 2).to(weight.dtype).div_(127.5).sub_(1)
@@ -93,7 +108,4 @@ def encode_block(encoder: Encoder, pictures: Tensor, *, latent: tuple[int, int, 
     padding = (right // 2, right - right // 2, down // 2, down - down // 2)
     x = torch.nn.functional.pad(x, padding, mode="replicate")
     with fp32_products(tf32=True):
-        latents = encoder.to_latents(x.contiguous(memory_format=torch.channels_last))
-    if not latents.isfinite().all():
-        raise NotFiniteError("encoding: pictures encoded to NaN or infinite latents; check the autoencoder")
-    return latents.float().cpu().transpose(0, 1)[None].contiguous()
+        return encoder.to_latents(x.contiguous(memory_format=torch.channels_last))

@@ -264,5 +264,8 @@ def _named(field: str, path: Path, problem: str) -> Iterator[None]:
     except (av.error.FFmpegError, OSError, ValueError) as error:
         if isinstance(error, InputError):
             raise
+        if isinstance(error, av.error.EOFError):
+            # a container that ends before its first frame
+            raise InputError(field, path, "give another file", problem="has no frames") from error
         detail = f"{problem} ({one_line(getattr(error, 'strerror', None) or error)})"
         raise InputError(field, path, "check the file, or convert it", problem=detail) from error

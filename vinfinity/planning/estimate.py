@@ -21,7 +21,7 @@ Products = Literal["half", "tf32", "fp32"]
 ASSUMPTIONS = (
     f"An estimate. Each operation takes the longer of its arithmetic at {TENSOR:.0%} of the published dense tensor rate"
     f"\nand its bytes at {BANDWIDTH:.0%} of the memory's bandwidth, at least {LAUNCH * 1e6:.0f} µs. Messages take"
-    f" {LINK:.0%} of the link's rate\nand are not overlapped. Loading weights and encoding the MP4 are not included."
+    f" {LINK:.0%} of the link's rate\nand are not overlapped. Loading weights and writing the video are not included."
 )
 
 
@@ -32,15 +32,16 @@ def denoiser_products(dtype: torch.dtype) -> Products:
 
 @dataclass(frozen=True)
 class Seconds:
-    """Time of a whole run. exchange: of the messages between ranks."""
+    """Time of a whole run. exchange: of the messages between ranks. encoding: of the video to start from."""
 
     denoising: float
     exchange: float
     decoding: float
+    encoding: float = 0.0
 
     @property
     def total(self) -> float:
-        return self.denoising + self.exchange + self.decoding
+        return self.encoding + self.denoising + self.exchange + self.decoding
 
 
 def work_seconds(work: WorkCounter, gpu: Gpu, *, batch: int = 1, products: Products = "half") -> float:

@@ -4,9 +4,17 @@ import os
 from dataclasses import dataclass
 
 from vinfinity.denoise.execution import Execution
+from vinfinity.media.encode import frame_bytes
 from vinfinity.models.family import TEXT_ENCODER
 from vinfinity.planning.outline import DeviceType, Outline
-from vinfinity.planning.trace import NetworkMemory, StepMemory, step_memory, trace_decode, trace_text
+from vinfinity.planning.trace import (
+    NetworkMemory,
+    StepMemory,
+    step_memory,
+    trace_decode,
+    trace_encode,
+    trace_text,
+)
 from vinfinity.system.pytorch import uses_expandable_segments
 from vinfinity.weights.load import MAPPED
 
@@ -22,6 +30,8 @@ CUDA_PROCESS = 2 * 2**30
 LOADING = 2 * MAPPED * 4
 # frames that the encoder keeps, in 4:2:0: a look-ahead of 40, references, threads
 X264_FRAMES = 64
+# frames that FFmpeg keeps while it reads a video, in 4:2:0: references, those that wait for their turn, threads
+READ_FRAMES = 32
 
 
 @dataclass(frozen=True)
@@ -40,7 +50,9 @@ class Budget:
 class RunMemory:
     """Peak memory of the rank that needs the most, in bytes.
 
-    The phases of a run (text, steps, decoding) do not overlap. latents, loading, pictures, process: on the host.
+    The phases of a run (encoding, text, steps, decoding) do not overlap. encoding: of the video or the pictures to
+    start from, None without. latents, loading, pictures, reading, process: on the host. pictures: of decoding. reading:
+    of encoding.
     """
 
     execution: Execution
@@ -51,16 +63,21 @@ class RunMemory:
     loading: int
     pictures: int
     process: int
+    encoding: NetworkMemory | None = None
+    reading: int = 0
 
     @property
     def device(self) -> int:
         """On the device that the networks run on."""
-        return max(self.step.device, self.decoding.device, self.text.device)
+        encoding = 0 if self.encoding is None else self.encoding.device
+        return max(self.step.device, self.decoding.device, self.text.device, encoding)
 
     @property
     def host(self) -> int:
         """On rank 0, which writes the video."""
-        return self.process + self.step.host + max(self.loading, self.latents + self.pictures)
+        return (
+            self.process + self.step.host + max(self.loading, self.latents + max(self.pictures, self.reading))
+        )
 
     def needs(self, device: DeviceType) -> tuple[int, int]:
         """Bytes needed on the device and on the host, with what allocators and libraries take; on the CPU all on the
@@ -86,6 +103,8 @@ def trace_memory(run: Outline, execution: Execution) -> RunMemory:
     """Traces the memory of a run's fullest rank."""
     c, h, w = run.latent
     picture, turns = run.picture_bytes, run.turns
+    encoder, at_once = run.encoder, run.encoded_at_once
+    encoding = None if encoder is None else trace_encode(encoder, at_once, run.size, run.latent)
     return RunMemory(
         execution=execution,
         step=step_memory(run.call, execution, run.sampler, branches=run.branches_per_rank),
@@ -103,7 +122,20 @@ def trace_memory(run: Outline, execution: Execution) -> RunMemory:
         pictures=turns.held * turns.length * run.decoder.config.time_downscale * picture
         + X264_FRAMES * picture // 2,
         process=CUDA_PROCESS if run.device == "cuda" else PROCESS,
+        encoding=encoding,
+        reading=_reading(run),
     )
+
+
+def _reading(run: Outline) -> int:
+    """Bytes on rank 0 while the video or the pictures to start from are read: a block for each rank, as pictures and as
+    one tensor, and the frames of the file.
+
+    The file's size is not known to a plan, which needs no files; it is taken for that of the video.
+    """
+    width, height = run.size
+    frames = (run.ranks + 1) * run.encoded_at_once * width * height * 3
+    return frames + READ_FRAMES * width * height * 3 // 2 if run.encoder is not None else 0
 
 
 def memory_bound(run: Outline, execution: Execution) -> int:
@@ -117,7 +149,10 @@ def memory_bound(run: Outline, execution: Execution) -> int:
     state = hidden_state_bytes(run, execution, channels=traits.widest)
     latents = 4 * run.latent_frames * c * h * w * 4
     parameters = max(traits.parameters, run.card.traits.text_parameters)
-    return 64 * state + 2 * run.blocks.bytes + 4 * parameters + latents + PROCESS + LOADING
+    blocks = 2 * run.blocks.bytes
+    if run.encoder is not None:
+        blocks += 2 * run.encoded_at_once * frame_bytes(run.encoder.config, (h, w)) + _reading(run)
+    return 64 * state + blocks + 4 * parameters + latents + PROCESS + LOADING
 
 
 def hidden_state_bytes(run: Outline, execution: Execution, *, channels: int) -> int:

@@ -17,8 +17,9 @@ from vinfinity.denoise.start import pick_sampler
 from vinfinity.denoise.state import Sampler
 from vinfinity.errors import WeightsError
 from vinfinity.media.blocks import Blocks, plan_blocks
+from vinfinity.media.encode import block_frames
 from vinfinity.media.turns import Turns, plan_turns
-from vinfinity.models.decoder import Decoder
+from vinfinity.models.decoder import Decoder, Encoder
 from vinfinity.models.family import AUTOENCODER, SCHEDULER, Family
 from vinfinity.parallel.scopes import NEVER
 from vinfinity.parallel.shards import FrameShards
@@ -27,7 +28,7 @@ from vinfinity.parallel.timeline import Timeline
 from vinfinity.planning.trace import CallShape
 from vinfinity.weights.card import ModelCard
 from vinfinity.weights.dtypes import DTYPES, depends_on_shapes
-from vinfinity.weights.load import empty_autoencoder, empty_decoder
+from vinfinity.weights.load import empty_autoencoder, empty_decoder, empty_encoder
 
 DeviceType = Literal["cuda", "cpu"]
 
@@ -166,6 +167,23 @@ class Outline:
             self.decoder, self.decoded_latents, self.blocks, ranks=ranks, picture_bytes=self.picture_bytes
         )
 
+    @property
+    def encoder(self) -> Encoder | None:
+        """What encodes the video or the pictures that the run starts from, if there are any."""
+        if not self.config.starts_from_video and not self.config.input.pictures:
+            return None
+        return _own_encoder(self.card.family, self.card.configs[AUTOENCODER])
+
+    @property
+    def encoded_at_once(self) -> int:
+        """Frames that a rank encodes at once."""
+        encoder = self.encoder
+        if encoder is None:
+            return 0
+        config = self.config
+        frames = config.frames if config.starts_from_video else len(config.input.pictures)
+        return min(block_frames(encoder.config, self.latent[1:]), frames)
+
     def with_changes(
         self, *, ranks: int | None = None, frames: int | None = None, **settings: Any
     ) -> "Outline":
@@ -218,6 +236,12 @@ def outline(
 def _own_decoder(family: Family, config: Hashable) -> Decoder:
     """The decoding half of a model's own autoencoder, on meta tensors."""
     return empty_autoencoder(family.networks[AUTOENCODER], config)
+
+
+@cache
+def _own_encoder(family: Family, config: Hashable) -> Encoder:
+    """The encoding half of a model's own autoencoder, on meta tensors."""
+    return empty_encoder(family.networks[AUTOENCODER], config)
 
 
 def _active_scopes(phase: Phase) -> int:

@@ -15,6 +15,8 @@ from vinfinity.planning.machines import GPUS, Gpu, find_gpu, free_on_gpus
 from vinfinity.planning.memory import Budget, RunMemory
 from vinfinity.planning.outline import Outline, outline
 from vinfinity.planning.trace import CallWork, call_work
+from vinfinity.runs.first_pass import about_first_pass, first_pass, naming_first_pass
+from vinfinity.runs.paths import Destination
 from vinfinity.system.memory import free_on_host
 from vinfinity.weights.card import planned_card
 
@@ -27,7 +29,8 @@ class Plan:
     """A run on a machine.
 
     gpu: name in `GPUS`, None for this machine. memory: with the fastest execution that fits, or the leanest if none
-    does. work: of the fullest rank in one call of the denoising network, for one guidance branch.
+    does. work: of the fullest rank in one call of the denoising network, for one guidance branch. first: the plan of
+    the first of two passes.
     """
 
     run: Outline
@@ -36,6 +39,12 @@ class Plan:
     memory: RunMemory
     fits: bool
     work: CallWork
+    first: "Plan | None" = None
+
+    @property
+    def passes(self) -> list[tuple[str, "Plan"]]:
+        """The plans of the passes with their names; a single one has none."""
+        return [("", self)] if self.first is None else [("first pass", self.first), ("second pass", self)]
 
     @property
     def steps(self) -> int:
@@ -108,8 +117,13 @@ class Plan:
         between = keep * self.checkpoint_bytes + self.latents_bytes
         kept = self.run.config.format.encoded.bytes(self._pixels)
         decoding = self.latents_bytes + kept + self.video_bytes
-        saved = self.latents_bytes if self.run.config.save_latents else 0
-        return max(denoising, between, decoding) + saved
+        stays = self.latents_bytes if self.run.config.save_latents else 0
+        # the latents of the video to start from
+        stays += self.latents_bytes if self.run.config.starts_from_video else 0
+        own = max(denoising, between, decoding) + stays
+        if self.first is None:
+            return own
+        return max(self.first.disk_bytes, self.first.latents_bytes + self.first.video_bytes + own)
 
     def seconds(self, gpu: Gpu, *, distilled: bool = False) -> Seconds:
         """The time on GPUs of one kind. distilled: in four steps, without the second guidance branch."""
@@ -123,11 +137,21 @@ class Plan:
             denoising=steps * (branches // at_once) * call,
             exchange=steps * exchange_seconds(self.work.bytes * branches, gpu),
             decoding=block * self.run.turns.time / self.run.blocks.frames,
+            encoding=self._encoding_seconds(gpu),
         )
+
+    def _encoding_seconds(self, gpu: Gpu) -> float:
+        """The time of encoding the video to start from, on all ranks."""
+        if self.memory.encoding is None or not self.run.config.starts_from_video:
+            return 0.0
+        blocks = self.run.config.frames / self.run.encoded_at_once
+        return work_seconds(self.memory.encoding.work, gpu, products="tf32") * blocks / self.run.ranks
 
     @cached_property
     def refusal(self) -> InputError | None:
         """The error for a run that does not fit, with settings that do; None for one that fits."""
+        if self.first is not None and self.first.refusal is not None:
+            return about_first_pass(self.first.refusal)
         return None if self.fits else refusal(self.run, self.memory, self.budget)
 
 
@@ -162,7 +186,14 @@ def make_plan(
     local_ranks = ranks if place is None else place.local_size
     budget = find_budget(run, gpu=name, device_memory=device_memory, local_ranks=local_ranks)
     memory, fits = choose(run, budget)
-    return Plan(run=run, budget=budget, gpu=name, memory=memory, fits=fits, work=call_work(run.call))
+    before = first_pass(config, Destination.of(config).folder, planned=True)
+    first = None
+    if before is not None:
+        with naming_first_pass():
+            first = make_plan(before, gpu=gpu, device_memory=device_memory, place=place)
+    return Plan(
+        run=run, budget=budget, gpu=name, memory=memory, fits=fits, work=call_work(run.call), first=first
+    )
 
 
 def find_budget(run: Outline, *, gpu: str | None, device_memory: float | None, local_ranks: int) -> Budget:

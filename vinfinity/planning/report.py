@@ -16,6 +16,16 @@ from vinfinity.system.progress import duration
 
 def essentials(plan: Plan) -> list[tuple[str, str]]:
     """The part of a plan that --dry-run shows, as rows (name, text)."""
+    return [row for name, part in plan.passes for row in [*_heading(name, part), *_essentials(part)]]
+
+
+def _heading(name: str, plan: Plan) -> list[tuple[str, str]]:
+    """The row above the rows of one of two passes."""
+    config = plan.run.config
+    return [(name, f"{config.size}, {plan.steps} steps by {plan.run.card.name}")] if name else []
+
+
+def _essentials(plan: Plan) -> list[tuple[str, str]]:
     memory, run = plan.memory, plan.run
     execution = memory.execution
     skips = "" if run.device == "cpu" else f", skip connections on the {execution.skips}"
@@ -33,6 +43,10 @@ def essentials(plan: Plan) -> list[tuple[str, str]]:
 
 def table(plan: Plan) -> list[tuple[str, ...]]:
     """The whole plan, as rows (name, text)."""
+    return [row for name, part in plan.passes for row in [*_heading(name, part), *_table(part)]]
+
+
+def _table(plan: Plan) -> list[tuple[str, ...]]:
     run, memory, step = plan.run, plan.memory, plan.memory.step
     card = run.card
     published = (
@@ -50,8 +64,9 @@ def table(plan: Plan) -> list[tuple[str, ...]]:
     )
     host = (
         f"latents {gigabytes(memory.latents)}, loading {gigabytes(memory.loading)}, pictures"
-        f" {gigabytes(memory.pictures)}, skip connections {gigabytes(step.host)}"
+        f" {gigabytes(max(memory.pictures, memory.reading))}, skip connections {gigabytes(step.host)}"
     )
+    encoding = "" if memory.encoding is None else f"encoding: {gigabytes(memory.encoding.device)}, "
     free = shutil.disk_usage(_existing_parent(Destination.of(run.config).video)).free
     disk = (
         f"at most {gigabytes(plan.disk_bytes)}, {gigabytes(free)} free: video about {gigabytes(plan.video_bytes)},"
@@ -63,9 +78,12 @@ def table(plan: Plan) -> list[tuple[str, ...]]:
             f"{run.config.frames} frames of {run.config.size}, latents 1x{c}x{latent_frames}x{h}x{w}",
         ),
         ("model", f"{card.name}, {run.dtype}{published}"),
-        *essentials(plan),
+        *_essentials(plan),
         ("", f"denoising: {parts}"),
-        ("", f"text encoder: {gigabytes(memory.text.device)}, decoding: {gigabytes(memory.decoding.device)}"),
+        (
+            "",
+            f"text encoder: {gigabytes(memory.text.device)}, {encoding}decoding: {gigabytes(memory.decoding.device)}",
+        ),
         *([("", besides)] if run.device == "cuda" else []),
         ("", f"host: {host}"),
         ("disk", disk),
@@ -84,10 +102,12 @@ def table(plan: Plan) -> list[tuple[str, ...]]:
 
 def time_table(plan: Plan) -> list[tuple[str, ...]]:
     """Estimated times on GPUs, as a heading and a row for each GPU."""
+    encodes = plan.run.config.starts_from_video
     heading = (
         "GPU",
         "fits",
         "time",
+        *(["encoding"] if encodes else []),
         "denoising",
         "exchange",
         "decoding",
@@ -98,6 +118,7 @@ def time_table(plan: Plan) -> list[tuple[str, ...]]:
             f"{plan.run.ranks} x {name}",
             "yes" if fits else "no",
             duration(seconds.total),
+            *([duration(seconds.encoding)] if encodes else []),
             duration(seconds.denoising),
             duration(seconds.exchange),
             duration(seconds.decoding),
@@ -131,6 +152,7 @@ def as_json(plan: Plan) -> dict[str, Any]:
             **asdict(memory.step),
             "temporaries": memory.step.temporaries,
             "text": memory.text.device,
+            "encoding": 0 if memory.encoding is None else memory.encoding.device,
             "decoding": memory.decoding.device,
         },
         "host_memory": {
@@ -139,6 +161,7 @@ def as_json(plan: Plan) -> dict[str, Any]:
             "process": memory.process,
             "loading": memory.loading,
             "latents": memory.latents,
+            "reading": memory.reading,
             "pictures": memory.pictures,
             "skips": memory.step.host,
         },
@@ -158,6 +181,8 @@ def as_json(plan: Plan) -> dict[str, Any]:
         "fits": plan.fits,
         "nearest": None if plan.refusal is None else plan.refusal.message,
     }
+    if plan.first is not None:
+        figures["first_pass"] = as_json(plan.first)
     if run.device == "cuda":
         figures["assumed"] = ASSUMPTIONS
         figures["time"] = {

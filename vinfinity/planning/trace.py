@@ -13,7 +13,8 @@ from vinfinity.denoise.execution import Execution
 from vinfinity.denoise.guidance import guide
 from vinfinity.denoise.state import Sampler, State, steady_state
 from vinfinity.media.blocks import Blocks
-from vinfinity.models.decoder import Decoder
+from vinfinity.media.encode import encode_pictures
+from vinfinity.models.decoder import Decoder, Encoder
 from vinfinity.models.family import TEXT_ENCODER, DenoiserTraits, Family
 from vinfinity.models.frame_text import FrameText
 from vinfinity.models.network_call import CallOptions, NetworkCall
@@ -374,6 +375,20 @@ def trace_decode(decoder: Decoder, blocks: Blocks, latent: tuple[int, int]) -> N
 
 @lru_cache(maxsize=32)
 @torch.inference_mode()
+def trace_encode(
+    encoder: Encoder, frames: int, size: tuple[int, int], latent: tuple[int, int, int]
+) -> NetworkMemory:
+    """Encoding one block of frames in fp32. size: (width, height). latent: (c, h, w)."""
+    width, height = size
+    with torch.device("meta"):
+        pictures = torch.empty(frames, height, width, 3, dtype=torch.uint8)
+    with LiveBytes() as live, WorkCounter() as work:
+        encode_pictures(encoder, pictures, latent=latent)
+    return NetworkMemory(weights=parameter_bytes(encoder), working=live.peak, work=work)
+
+
+@lru_cache(maxsize=32)
+@torch.inference_mode()
 def trace_text(
     family: Family, config: Hashable, dtype: torch.dtype, *, texts: int, tokens: int
 ) -> NetworkMemory:
@@ -386,5 +401,5 @@ def trace_text(
     return NetworkMemory(weights=parameter_bytes(encoder), working=live.peak, work=work)
 
 
-def parameter_bytes(network: torch.nn.Module | Decoder) -> int:
+def parameter_bytes(network: torch.nn.Module | Decoder | Encoder) -> int:
     return sum(parameter.nbytes for parameter in network.parameters())

@@ -28,7 +28,8 @@ RECORD = "run.json"
 # what a run writes into its folder, apart from temporary files, and the longest path in it
 OWN_NAMES = frozenset({RECORD, "config.yaml", "events.jsonl", "log.txt", "lock", "checkpoints", "latents"})
 OWN_NAMES |= {"input", "pictures", "decoded.mp4", "decoded.json", "preview", "preview.webp", "preview.png"}
-LONGEST_PATH = "checkpoints/step-1000/frames-999999-1000000.safetensors"
+OWN_NAMES |= {"first-pass.mp4", "first-pass.run"}
+LONGEST_PATH = "first-pass.run/checkpoints/step-1000/frames-999999-1000000.safetensors"
 # seconds that the ranks of a killed run may take to exit
 EXIT_SECONDS = 4.0
 
@@ -43,6 +44,7 @@ class RunFolder:
     log.txt       messages of the run                      lock          locked while a run uses the folder
     input/        latents of the video to start from       pictures/     latents of the first and the last frame
     preview.webp  the video as predicted so far            preview.png   the same as a contact sheet
+    first-pass.mp4, first-pass.run  the first of two passes and its run folder
     """
 
     path: Path
@@ -68,6 +70,10 @@ class RunFolder:
         return self.path / "pictures"
 
     @property
+    def first_pass(self) -> Path:
+        return self.path / "first-pass.mp4"
+
+    @property
     def decoded(self) -> Path:
         return self.path / "decoded.mp4"
 
@@ -81,10 +87,12 @@ class RunFolder:
         return self.path / "log.txt"
 
     def holds_work(self) -> bool:
-        """Whether it holds latents or checkpoints that a new run would delete."""
-        latents = self.latents, self.input, self.pictures
-        return any((path / MANIFEST).exists() for path in latents) or any(
-            self.checkpoints.glob(f"*/{MANIFEST}")
+        """Whether it holds latents or checkpoints that a new run would delete, also those of a first pass."""
+        folders = self, run_folder(self.first_pass)
+        return any(
+            any((path / MANIFEST).exists() for path in (folder.latents, folder.input, folder.pictures))
+            or any(folder.checkpoints.glob(f"*/{MANIFEST}"))
+            for folder in folders
         )
 
     def record(self) -> dict[str, Any] | None:

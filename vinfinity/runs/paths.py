@@ -4,6 +4,7 @@ import os
 import re
 import unicodedata
 from dataclasses import dataclass, replace
+from fractions import Fraction
 from pathlib import Path
 
 from vinfinity.config import RunConfig, VideoFormat
@@ -116,6 +117,20 @@ def _same(one: Path, other: Path) -> bool:
     return os.path.realpath(one) == os.path.realpath(other)
 
 
+def check_config_sound(config: RunConfig) -> Fraction | None:
+    """The length of the sound that accompanies a video in seconds, None if the file does not say or there is none.
+
+    Raises InputError if the file has no sound.
+    """
+    if config.sound is None:
+        return None
+    field, path = config.sound
+    file = expanded(path, field=field)
+    if field == "audio":
+        return check_audio(file)
+    return check_audio(file, field=field, other="leave out --keep-audio")
+
+
 def check_inputs(config: RunConfig) -> None:
     """Raise InputError if a file that `config` names does not exist, cannot be read, or has a damaged header."""
     decoder = None if config.decoder is None else expanded(config.decoder, field="decoder")
@@ -123,8 +138,7 @@ def check_inputs(config: RunConfig) -> None:
         remedy = "give the folder with its config.json and its weights"
         problem = missing_problem(decoder, "is not a folder")
         raise InputError("decoder", config.decoder, remedy, problem=problem)
-    if config.audio is not None:
-        check_audio(expanded(config.audio, field="audio"))
+    check_config_sound(config)
     if config.noise_from is not None:
         noise = expanded(config.noise_from, field="noise_from")
         if not os.path.isfile(noise):

@@ -42,10 +42,16 @@ class Sources:
         return [concern for source in self.files for concern in source.concerns()]
 
 
-def open_input(config: RunConfig) -> Sources:
-    """The video that a run starts from. Raises InputError if it cannot be used, or is shorter than the run's."""
-    assert config.input.video is not None
-    source = open_video(config.input.video)
+def open_input(config: RunConfig, folder: RunFolder | None = None) -> Sources:
+    """The video that a run starts from: a file, or the result of the first pass in its folder.
+
+    Raises InputError if it cannot be used, or is shorter than the run's.
+    """
+    path = config.input.video
+    if path is None:
+        assert folder is not None, "a first pass has a run folder"
+        path = str(folder.first_pass)
+    source = open_video(path)
     fps = Fraction(config.fps)
     available = source.frames_at(fps)
     if config.frames > available:
@@ -66,11 +72,17 @@ def open_pictures(config: RunConfig) -> Sources:
 def check_sources(config: RunConfig, folder: RunFolder | None = None) -> list[str]:
     """Raise InputError if the video or a picture to start from cannot be used. Returns what users should know of them.
 
-    folder: of the run if it resumes; what it has encoded already is not needed any more.
+    folder: of the run if it resumes; what it has encoded already is not needed any more. The result of a first pass is
+    not there yet.
     """
     concerns: list[str] = []
     video, pictures = config.input.video is not None, config.input.pictures
-    if video and encoded_before(config) is None and not (folder and is_encoded(folder.input, config.frames)):
+    earlier = encoded_before(config)
+    if config.two_passes and config.edit.run is not None and earlier is None:
+        problem = "has no latents of the same first pass"
+        remedy = "keep its first_pass and input.fit, or give another video with input.video=FILE"
+        raise InputError("edit.run", config.edit.run, remedy, problem=problem)
+    if video and earlier is None and not (folder and is_encoded(folder.input, config.frames)):
         concerns += open_input(config).concerns()
     if pictures and not (folder and is_encoded(folder.pictures, len(pictures))):
         concerns += open_pictures(config).concerns()
@@ -88,7 +100,7 @@ def is_encoded(folder: Path, frames: int) -> bool:
 
 def encoded_before(config: RunConfig) -> Path | None:
     """The folder of latents in which the run that is edited has encoded the same video in the same way; or None."""
-    if config.edit.run is None or config.input.video is None:
+    if config.edit.run is None or not config.starts_from_video:
         return None
     folder = RunFolder(Path(config.edit.run))
     try:
@@ -98,6 +110,7 @@ def encoded_before(config: RunConfig) -> Path | None:
         return None
 
     def way(config: RunConfig) -> tuple[object, ...]:
-        return config.input.video, config.input.fit, config.size, config.fps, config.frames
+        given = config.input
+        return given.video, config.first_pass, given.fit, config.size, config.fps, config.frames
 
     return folder.input if way(earlier) == way(config) and is_encoded(folder.input, config.frames) else None

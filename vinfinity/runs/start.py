@@ -1,5 +1,6 @@
 """Whether a run starts, resumes or is done. Imports no torch: it is decided before torch is loaded."""
 
+import contextlib
 import dataclasses
 from collections.abc import Mapping
 from pathlib import Path
@@ -9,6 +10,7 @@ from vinfinity.config import (
     Resolved,
     RunConfig,
     changes_latents,
+    declared,
     digest,
     leaves,
     load,
@@ -67,7 +69,15 @@ def with_absolute_paths(config: RunConfig, destination: Destination) -> RunConfi
     def absolute_or_none(path: str | None) -> str | None:
         return None if path is None else absolute(path)
 
-    given_as_folder = find_model(config.model) == expanded(config.model, field="model")
+    def absolute_model(model: str) -> str:
+        return absolute(model) if find_model(model) == expanded(model, field="model") else model
+
+    def first_model(model: str | None) -> str | None:
+        # once its video is there, the model of a first pass is not needed any more
+        with contextlib.suppress(InputError):
+            return None if model is None else absolute_model(model)
+        return model
+
     given = config.input
     return dataclasses.replace(
         config,
@@ -77,13 +87,20 @@ def with_absolute_paths(config: RunConfig, destination: Destination) -> RunConfi
             first_frame=absolute_or_none(given.first_frame),
             last_frame=absolute_or_none(given.last_frame),
         ),
-        model=absolute(config.model) if given_as_folder else config.model,
+        model=absolute_model(config.model),
         lora=tuple(absolute(lora) for lora in config.lora),
         decoder=absolute_or_none(config.decoder),
         noise_from=absolute_or_none(config.noise_from),
         save_latents=absolute_or_none(config.save_latents),
         edit=dataclasses.replace(config.edit, run=absolute_or_none(config.edit.run)),
         audio=absolute_or_none(config.audio),
+        first_pass=dataclasses.replace(
+            config.first_pass,
+            model=first_model(config.first_pass.model),
+            lora=None
+            if config.first_pass.lora is None
+            else tuple(absolute(lora) for lora in config.first_pass.lora),
+        ),
         out=absolute(str(destination.video)) + ("/" if destination.format.container.is_folder else ""),
     )
 
@@ -145,8 +162,11 @@ def edited(
     own = [f"edit.run={folder.path.absolute()}", "save_latents=null", "noise_from=null"]
     # what is regenerated is not held to a picture, and what is appended has no video behind it, unless one is given
     own += ["input.first_frame=null", "input.last_frame=null"]
-    if kind != "redo" or started_with.input.video is None:
-        own += ["input.video=null", "input.strength=null", "input.fit=null"]
+    if kind != "redo" or not started_with.starts_from_video:
+        own += ["input.video=null", "input.strength=null", "input.fit=null", "input.keep_audio=false"]
+        own += [f"{key}=null" for key in declared() if key.startswith("first_pass.")]
+        # the sound goes on where the video is longer
+        own += [f"audio={started_with.input.video}"] if started_with.input.keep_audio else []
     own += [] if "edit.redo" in values else ["edit.redo=null"]
     return load(folder.settings, overrides=[*own, *overrides], flags=values, card=model_defaults)
 

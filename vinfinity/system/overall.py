@@ -60,11 +60,23 @@ class Overall:
         self._share = 0.0
         self._say("starting")
 
-    def show(self, label: str, done: int, count: int | None, *, unit: str) -> None:
-        """The current video has come so far. label: such as `denoising`. count: of units, such as steps, if known."""
+    def show(
+        self,
+        label: str,
+        done: int,
+        count: int | None,
+        *,
+        unit: str,
+        share: tuple[float, float] = (0.0, 1.0),
+    ) -> None:
+        """The current video has come so far. label: such as `denoising`. count: of units, such as steps, if known.
+        share: the part of the video's work that the label is about.
+        """
         if count:
-            # other phases are short beside it, and come after it
-            self._share = done / count if label == "denoising" else 1.0
+            # other phases are short beside it: encoding comes before it, decoding after it
+            phase = label.rpartition(": ")[2]
+            part = {"encoding": 0.0, "denoising": done / count}.get(phase, 1.0)
+            self._share = share[0] + part * (share[1] - share[0])
         of = f"{done} of {count} {unit}s" if count else f"{done} {unit}s"
         self._say(f"{label}, {of}")
 

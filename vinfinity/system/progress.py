@@ -1,6 +1,7 @@
 """Messages and progress bars. As a library the package only logs; the command line shows what it logs on stderr."""
 
 import contextlib
+import copy
 import datetime
 import logging
 import sys
@@ -105,7 +106,8 @@ class Progress:
     `interval` seconds, and one when an iterable is exhausted. Notes, warnings and lines are also added to the file
     `log`, with the time of day. With `enabled` off, as on ranks other than 0, nothing is shown or logged.
 
-    overall: shows the progress in place of bars and lines, where the run is one of several.
+    overall: shows the progress in place of bars and lines, where the run is one of several. share: the part of the
+    run's work that this is about, from and to, between 0 and 1.
     """
 
     def __init__(
@@ -115,8 +117,11 @@ class Progress:
         interval: float = LOG_INTERVAL,
         log: Path | None = None,
         overall: "Overall | None" = None,
+        share: tuple[float, float] = (0.0, 1.0),
     ) -> None:
         self.enabled = enabled
+        self._name, self._share = "", share
+        self._warned: set[str] = set()
         self._file, self._interval, self._overall = log, interval, overall
         console = terminal_console()
         self._bars: RichProgress | None = None
@@ -130,6 +135,14 @@ class Progress:
                 _TimeColumn(),
                 console=console,
             )
+
+    def of_part(self, name: str, *, log: Path) -> "Progress":
+        """The progress of a part of the run that comes first, under its name, shown as that of the run. log: its own
+        file.
+        """
+        part = copy.copy(self)
+        part._name, part._share, part._file = f"{name}: ", (0.0, self._share[0]), log
+        return part
 
     def __enter__(self) -> Self:
         if self._bars is not None:
@@ -149,6 +162,7 @@ class Progress:
 
         total: number of items, for iterables without a length. unit: singular noun for what is counted.
         """
+        label = self._name + label
         if total is None and isinstance(iterable, Sized):
             total = len(iterable)
         if not self.enabled:
@@ -156,7 +170,7 @@ class Progress:
         elif self._overall is not None:
             for done, item in enumerate(iterable, 1):
                 yield item
-                self._overall.show(label, done, total, unit=unit)
+                self._overall.show(label, done, total, unit=unit, share=self._share)
             self._log(f"{label}: done")
         elif self._bars is not None:
             yield from self._track_by_bar(self._bars, iterable, total=total, label=label, unit=unit)
@@ -170,11 +184,13 @@ class Progress:
             self._log(message)
 
     def warn(self, message: str) -> None:
-        """Log one warning; of several runs, only the first that has it."""
-        if self.enabled:
-            self._log(f"warning: {message}")
-        if self.enabled and (self._overall is None or self._overall.is_news(message)):
+        """Log one warning; of several runs, or parts of one, only the first that has it."""
+        if not self.enabled:
+            return
+        self._log(f"warning: {message}")
+        if message not in self._warned and (self._overall is None or self._overall.is_news(message)):
             logger.warning("%s", message)
+        self._warned.add(message)
 
     def _track_by_bar(
         self, bars: RichProgress, iterable: Iterable[T], *, total: int | None, label: str, unit: str

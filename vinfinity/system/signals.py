@@ -114,10 +114,13 @@ class Shutdown:
 
     @contextlib.contextmanager
     def checked(self) -> Iterator[None]:
-        """The block calls `check` where it can end. When it is done, a request changes nothing any more."""
+        """The block calls `check` where it can end. When it is done, a request changes nothing any more, unless this
+        is a part of another such block.
+        """
+        inside = self.reaction is Reaction.CHECK
         self.reaction = Reaction.CHECK
         yield
-        self.reaction = Reaction.WAIT
+        self.reaction = Reaction.CHECK if inside else Reaction.WAIT
 
     def check(self) -> None:
         """Raise Stopped if the process was asked to end."""

@@ -1,7 +1,7 @@
 """From a model's folder to modules: built on the meta device, filled tensor by tensor from memory-mapped files."""
 
 import math
-from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
 from dataclasses import replace
 from functools import partial
 from pathlib import Path
@@ -68,9 +68,7 @@ def load_encoder(folder: Path, *, device: torch.device | str, dtype: torch.dtype
     module, network = _empty_autoencoder(folder)
     sources = _find(module, folder, network, prefer_fp16=dtype != torch.float32)
     decoding = tuple(f"{part}." for part in DECODING)
-    for part in DECODING:
-        if hasattr(module, part):
-            delattr(module, part)
+    _drop(module, DECODING)
     own = {name: source for name, source in sources.items() if not name.startswith(decoding)}
     _fill(module, own, device=device, dtype=dtype)
     module = module.eval().requires_grad_(False).to(memory_format=torch.channels_last)  # type: ignore[call-overload]
@@ -111,7 +109,11 @@ def _empty_autoencoder(folder: Path) -> tuple[nn.Module, Network]:
 
 def drop_encoder(autoencoder: nn.Module) -> None:
     """Removes the submodules that only encode."""
-    for part in ENCODING:
+    _drop(autoencoder, ENCODING)
+
+
+def _drop(autoencoder: nn.Module, parts: Iterable[str]) -> None:
+    for part in parts:
         if hasattr(autoencoder, part):
             delattr(autoencoder, part)
 
@@ -148,6 +150,14 @@ def empty_autoencoder(network: Network, config: Any) -> Decoder:
         module = network.build(config)
     drop_encoder(module)
     return cast(Decoder, module)
+
+
+def empty_encoder(network: Network, config: Any) -> Encoder:
+    """The encoding half of the autoencoder that `config` describes, without weights."""
+    with torch.device("meta"):
+        module = network.build(config)
+    _drop(module, DECODING)
+    return cast(Encoder, module)
 
 
 def empty_network(network: Network, folder: Path) -> nn.Module:

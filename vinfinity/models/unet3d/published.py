@@ -64,6 +64,13 @@ PUBLISHED: Mapping[str, PublishedModel] = {
         licence="CC-BY-NC-4.0",
         card={"trained_frames": 24, "size": "576x320", "fps": 8, "steps": 40, "guidance": 9.0},
     ),
+    "zeroscope-xl": PublishedModel(
+        source=Source("cerspense/zeroscope_v2_XL"),
+        about="Zeroscope v2 XL, 1024x576, for the second of two passes",
+        gigabytes=3.8,
+        licence="CC-BY-NC-4.0",
+        card={"trained_frames": 24, "size": "1024x576", "fps": 8, "steps": 40, "guidance": 9.0},
+    ),
     "videocrafter2": PublishedModel(
         source=Source("adamdad/videocrafterv2_diffusers"),
         about="VideoCrafter2, 512x320, with Zeroscope's text encoder and autoencoder",
