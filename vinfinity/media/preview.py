@@ -78,6 +78,16 @@ def enlarged(pictures: Tensor) -> np.ndarray:
     return large.round().to(torch.uint8).permute(0, 2, 3, 1).numpy()
 
 
+def decoded(decoder: Decoder, latents: Tensor) -> np.ndarray:
+    """Pictures (f, h, w, 3) uint8 of latents (f, c, h, w), of about SIDE pixels, each as the first frame of a video."""
+    pictures = []
+    for frame in latents:
+        [picture] = decoder.stream().decode(frame[None])
+        small = F.avg_pool2d(picture.clamp(-1, 1), max(1, round(max(picture.shape[2:]) / SIDE)))
+        pictures.append(small.add(1).mul(127.5).round().to(torch.uint8).permute(0, 2, 3, 1))
+    return torch.cat(pictures).numpy()
+
+
 def write_preview(stem: Path, frames: np.ndarray, *, fps: Fraction) -> None:
     """Write frames (f, h, w, 3) uint8 as an animation, `stem`.webp, and as a contact sheet, `stem`.png.
 
