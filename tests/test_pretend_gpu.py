@@ -22,7 +22,7 @@ from vinfinity.run import run
 # rounded in another order. The largest difference seen is 3e-6.
 CLOSE = 1e-5
 LOOP = "denoise/loop.py:denoise"
-DECODING = "media/decode.py:_decode_blocks"
+DECODING = "media/decode.py:pictures"
 CHECKPOINT = "runs/checkpoints.py:after"
 HOST = ("compute.skips=host", "compute.chunk=24")
 

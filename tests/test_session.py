@@ -10,7 +10,7 @@ import pytest
 import torch
 from oracles.runs import config_of, events
 
-from vinfinity.denoise.samplers import State
+from vinfinity.denoise.state import State
 from vinfinity.errors import BusyError, InputError, NotFiniteError, OutputError, Stopped, VinfinityError
 from vinfinity.job import prepare
 from vinfinity.parallel.ranks import Ranks

@@ -8,7 +8,7 @@ from pathlib import Path
 
 from torch import Tensor
 
-from vinfinity.denoise.samplers import State
+from vinfinity.denoise.state import State
 from vinfinity.errors import DamagedError, InputError
 from vinfinity.job import Job
 from vinfinity.media.encode import encode_frames

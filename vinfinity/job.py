@@ -8,16 +8,18 @@ from pathlib import Path
 import torch
 
 from vinfinity import __version__
-from vinfinity.config import RunConfig, digest, leaves, timed_prompts
+from vinfinity.config import InputConfig, RunConfig, digest, leaves, timed_prompts
+from vinfinity.denoise.flows import Schedule
 from vinfinity.denoise.guidance import guidance_branches
 from vinfinity.denoise.prompts import PromptSchedule, schedule_prompts
-from vinfinity.denoise.samplers import Sampler
 from vinfinity.denoise.schedule import SchedulerConfig
 from vinfinity.denoise.selection import Selection, select_all
 from vinfinity.denoise.start import pick_sampler
+from vinfinity.denoise.state import Sampler
 from vinfinity.errors import InputError, one_line
 from vinfinity.media.blocks import check_tile
 from vinfinity.models.family import AUTOENCODER, SCHEDULER, TOKENIZER, TextTokenizer
+from vinfinity.models.geometry import LatentGeometry
 from vinfinity.parallel.devices import fallen_back, pick_device
 from vinfinity.parallel.launch import check_ranks
 from vinfinity.parallel.place import Place
@@ -61,7 +63,7 @@ class Job:
     weights_digest: str
     decoder_digest: str
     loras: tuple[Lora, ...] = ()
-    schedule: SchedulerConfig = field(default_factory=SchedulerConfig)
+    schedule: Schedule = field(default_factory=SchedulerConfig)
     noise_digest: str = ""
 
     @property
@@ -95,9 +97,15 @@ class Job:
         """Whether each guidance branch has ranks of its own."""
         return self.config.parallel.split_guidance and self.guided
 
+    def dtype(self, device: torch.device) -> torch.dtype:
+        """The type of the weights and of the network's arithmetic."""
+        return pick_dtype(self.config.dtype, device, half=self.card.family.half)
+
     def grouped(self, device: torch.device) -> bool:
         """Whether ranks compute whole groups of frames, so that their number does not change the video."""
-        return depends_on_shapes(pick_dtype(self.config.dtype, device), device.type)
+        # a model with joint attention computes a latent frame at a time
+        joint = self.card.traits.denoiser.joint
+        return not joint and depends_on_shapes(self.dtype(device), device.type)
 
     @property
     def facts(self) -> dict[str, str]:
@@ -140,6 +148,7 @@ class Job:
             concerns.append(f"negative: has no effect: {self.card.name} takes guidance as an input")
         if self.config.parallel.split_guidance and not self.splits_branches:
             concerns.append("parallel.split_guidance: has no effect: there is only one guidance branch")
+        concerns += self._geometry_concerns()
         if self.config.preview >= (steps := len(self.sampler.timesteps)):
             concerns.append(f"preview: {self.config.preview} has no effect: there are only {steps} steps")
         sound, length = check_config_sound(self.config), Fraction(self.config.frames) / self.config.fps
@@ -159,6 +168,44 @@ class Job:
                 )
         return concerns
 
+    def _geometry_concerns(self) -> list[str]:
+        """What the model's latents cannot hold exactly."""
+        config, geometry, concerns = self.config, self.card.geometry, []
+        made = geometry.frames(self.latent_frames)
+        if made > config.frames:
+            step = geometry.time_downscale
+            concerns.append(
+                f"frames: {config.frames} is not a multiple of {step} plus 1; {made} are made and the last "
+                f"{made - config.frames} left out"
+            )
+        width, height = (geometry.downscale * side for side in reversed(self.latent[1:]))
+        if (width, height) != config.resolution and geometry.multiple > 1:
+            step = geometry.downscale * geometry.multiple
+            concerns.append(
+                f"size: {config.size} is not a multiple of {step} pixels; {width}x{height} are made and cropped"
+            )
+        attention, joint = config.attention, self.card.traits.denoiser.joint
+        if attention.positions != "auto" and not joint:
+            concerns.append(f"attention.positions: has no effect: {self.card.name} has no rotary positions")
+        attended = 2 * attention.local + 1 + attention.anchors
+        if joint and self.latent_frames > attention.trained_frames != attended:
+            concerns.append(
+                f"attention: frames attend to {attended} latent frames (2 * local + 1 + anchors); "
+                f"{self.card.name} was trained with {attention.trained_frames}"
+            )
+        return concerns
+
+
+def check_start(config: InputConfig, geometry: LatentGeometry) -> None:
+    """Raises InputError if a run is to start from a video or pictures with a model that has no latents of single
+    frames.
+    """
+    given = {"input.video": config.video, **config.pictures}
+    for name, value in given.items() if geometry.time_downscale > 1 else ():
+        if value is not None:
+            problem = "needs a model with latents for each frame, which this one does not have"
+            raise InputError(name, value, "use another model, such as videocrafter2", problem=problem)
+
 
 def prepare(config: RunConfig, place: Place | None = None, *, like: Job | None = None) -> Job:
     """Check a configuration against the model and the machine; reads no weight.
@@ -173,7 +220,7 @@ def prepare(config: RunConfig, place: Place | None = None, *, like: Job | None =
     check_computing(config, card, ranks=config.gpus or 1 if place is None else place.size)
     geometry = card.geometry
     latent, latent_frames = geometry.latent_size(config.resolution), geometry.latent_frames(config.frames)
-    schedule = load_scheduler(card.folder / SCHEDULER)
+    schedule = load_scheduler(card.folder / SCHEDULER, flow=card.family.flow)
     sampler = pick_sampler(config, schedule)
     prompts = schedule_prompts(config, geometry)
     earlier = EarlierRun.open(config, geometry)
@@ -182,9 +229,10 @@ def prepare(config: RunConfig, place: Place | None = None, *, like: Job | None =
     else:
         selection = earlier.select(config, prompts, steps=len(sampler.timesteps))
     check_ranks(gpus=config.gpus, device=config.device, frames=len(selection.frames), place=place)
-    check_tile(config.decode, downscale=geometry.downscale)
+    check_tile(config.decode, geometry)
+    check_start(config.input, geometry)
     if known is None:
-        half = pick_dtype(config.dtype, pick_device(config.device)) != torch.float32
+        half = pick_dtype(config.dtype, pick_device(config.device), half=card.family.half) != torch.float32
         check_weights(card.folder, prefer_fp16=half)
         if config.decoder is not None:
             check_decoder(decoder_folder(config, card), geometry)
@@ -240,6 +288,9 @@ def check_computing(config: RunConfig, card: ModelCard, *, ranks: int) -> None:
         remedy = "use --gpus 2 or more, or leave it out"
         raise InputError("parallel.split_guidance", True, remedy, problem=problem)
     levels = card.traits.denoiser.levels
+    if config.reuse.interval > 1 and levels == 1:
+        problem = f"reuses features of lower resolutions, which {card.name} does not have"
+        raise InputError("reuse.interval", config.reuse.interval, "leave it out", problem=problem)
     if config.reuse.interval > 1 and config.reuse.depth >= levels:
         problem = f"leaves nothing to reuse of the {levels} levels of {card.name}"
         raise InputError("reuse.depth", config.reuse.depth, f"give at most {levels - 1}", problem=problem)
@@ -273,10 +324,11 @@ def describe(config: RunConfig, place: Place | None = None) -> list[tuple[str, s
     channels, height, width = job.latent
     trained = config.attention.trained_frames
     plain = job.latent_frames <= trained
+    unit = "frames" if job.card.geometry.time_downscale == 1 else "latent frames"
     attention = (
         f"plain: no more than the {job.card.geometry.frames(trained)} trained frames"
         if plain
-        else f"dual-scope: {config.attention.local} frames on either side, {config.attention.anchors} anchors"
+        else f"dual-scope: {config.attention.local} {unit} on either side, {config.attention.anchors} anchors"
     )
     rows = [
         (
@@ -289,7 +341,7 @@ def describe(config: RunConfig, place: Place | None = None) -> list[tuple[str, s
         ("model", f"{job.card.name} ({job.card.folder})"),
         *(("lora", f"{lora.path} at {lora.weight:g}, {lora.layers()}") for lora in job.loras),
         *([("decoder", str(job.decoder))] if config.decoder is not None else []),
-        ("device", f"{device}, {str(pick_dtype(config.dtype, device)).removeprefix('torch.')}"),
+        ("device", f"{device}, {str(job.dtype(device)).removeprefix('torch.')}"),
         ("sampler", f"{config.sampler}, {len(job.sampler.timesteps)} steps, guidance {config.guidance:g}"),
         ("attention", attention),
         ("seed", str(config.seed)),

@@ -9,7 +9,6 @@ from torch import nn
 from vinfinity.job import Job
 from vinfinity.models.decoder import Decoder, Encoder
 from vinfinity.models.family import TEXT_ENCODER
-from vinfinity.weights.dtypes import pick_dtype
 from vinfinity.weights.load import load_decoder, load_encoder, load_network
 from vinfinity.weights.lora import open_loras
 
@@ -88,7 +87,7 @@ class Networks:
             self._kept.clear()
 
     def _dtype(self, job: Job) -> torch.dtype:
-        return pick_dtype(job.config.dtype, self._device)
+        return job.dtype(self._device)
 
     def _find(self, name: str, identity: Hashable, load: Callable[[], Any]) -> Any:
         if name in self._kept and self._kept[name][0] == identity:

@@ -20,10 +20,10 @@ from vinfinity.config.formats import check_rate, check_sound
 from vinfinity.denoise.execution import Execution
 from vinfinity.denoise.kept_frames import KeptFrames
 from vinfinity.denoise.loop import Denoiser, denoise, not_finite
-from vinfinity.denoise.samplers import Sampler, State
 from vinfinity.denoise.scopes import ScheduledContexts
 from vinfinity.denoise.selection import StepNoise
 from vinfinity.denoise.start import noised
+from vinfinity.denoise.state import Sampler, State
 from vinfinity.errors import InputError, OutOfMemoryError, did_you_mean
 from vinfinity.job import Job, prepare
 from vinfinity.media.audio import check_audio
@@ -51,7 +51,6 @@ from vinfinity.system.out_of_memory import describe, is_out_of_memory, named_out
 from vinfinity.system.output import check_output, check_output_folder
 from vinfinity.system.precision import fp32_products
 from vinfinity.system.progress import note, warn
-from vinfinity.weights.dtypes import pick_dtype
 
 # a text, or prompts over time
 Prompts = str | Sequence[str | Mapping[str, object] | Prompt]
@@ -80,23 +79,46 @@ SAVED = ("codec", "crf", "preset", "pixel_format", "quality", "repeat", "bit_dep
 # ---- from prompt to latents, on one rank or many ----
 
 
-@torch.no_grad()
 def encode_text(
     job: Job, *, device: torch.device, dtype: torch.dtype, encoder: nn.Module | None = None
 ) -> FrameText:
     """The text of each frame that the job computes. encoder: loaded, used and freed if None.
 
-    Raises NotFiniteError if they are NaN or infinite.
+    Raises NotFiniteError if its states are NaN or infinite.
     """
     if encoder is None:
         encoder = load_part(job, TEXT_ENCODER, device=device, dtype=dtype)
+    return frame_text(job, text_states(job, encoder, device=device, dtype=dtype))
+
+
+def shared_text(job: Job, networks: Networks, ranks: Ranks) -> FrameText:
+    """The same on every rank, encoded by rank 0 alone: text encoders may be larger than what they guide.
+
+    Raises NotFiniteError on rank 0 if the states are NaN or infinite, RankError on ranks that do not get them.
+    """
+    device, dtype = ranks.device, job.dtype(ranks.device)
+    states = None
+    if ranks.first:
+        states = text_states(job, networks.text_encoder(job), device=device, dtype=dtype)
+    shape = (len(job.texts), job.tokenizer.length, job.card.traits.denoiser.text_width)
+    return frame_text(job, ranks.share(states, shape=shape, dtype=dtype, label="text states"))
+
+
+def frame_text(job: Job, states: Tensor) -> FrameText:
+    """The text of each frame that the job computes. states: (n, t, c), of all texts."""
+    return job.prompts.text_of(states, job.selection.frames, guided=job.guided)
+
+
+@torch.no_grad()
+def text_states(job: Job, encoder: nn.Module, *, device: torch.device, dtype: torch.dtype) -> Tensor:
+    """The states of all texts of a job: (n, t, c). Raises NotFiniteError if they are NaN or infinite."""
     tokens = [job.tokenizer(text) for text in job.texts]
     ids = torch.tensor([prompt.ids for prompt in tokens], device=device)
     with fp32_products(tf32=False):
-        states = job.card.family.encode_text(encoder, ids, [prompt.used for prompt in tokens])
+        states: Tensor = job.card.family.encode_text(encoder, ids, [prompt.used for prompt in tokens])
     if not states.isfinite().all():
         raise not_finite("text encoder", "its output", dtype)
-    return job.prompts.text_of(states, job.selection.frames, guided=job.guided)
+    return states
 
 
 def initial_state(job: Job, frames: Sequence[int], video: LatentSource | None = None) -> State:
@@ -162,6 +184,7 @@ def make_denoiser(
         exchange=exchange,
         chunk_bytes=execution.chunk_bytes,
         device=device,
+        joint=job.card.traits.denoiser.joint,
     )
     options = CallOptions(
         branches_at_once=execution.branches,
@@ -343,7 +366,7 @@ class Pipeline:
         self._ranks = Ranks(device=pick_device(config.device))
         if fallback := fallen_back(config.device):
             warn(fallback)
-        self._dtype = pick_dtype(config.dtype, self._ranks.device)
+        self._dtype = self._job.dtype(self._ranks.device)
         self._networks = Networks(self._ranks.device, several=True)
         with named_out_of_memory(str(self._ranks)):
             self._networks.text_encoder(self._job)

@@ -13,6 +13,7 @@ import time
 from collections.abc import Callable, Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
 from fractions import Fraction
+from functools import partial
 from pathlib import Path
 
 import av
@@ -20,10 +21,11 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from vinfinity.denoise.samplers import Sampler, State, predicted_clean
+from vinfinity.denoise.samplers import predicted_clean
+from vinfinity.denoise.state import Sampler, State
 from vinfinity.errors import VinfinityError
 from vinfinity.job import Job
-from vinfinity.media.preview import FITTED_FRAMES, ColourMap, enlarged, write_preview
+from vinfinity.media.preview import FITTED_FRAMES, ColourMap, decoded, enlarged, write_preview
 from vinfinity.session import Session
 from vinfinity.system.files import write_whole
 from vinfinity.system.folders import data_folder
@@ -32,6 +34,8 @@ from vinfinity.weights.load import load_decoder
 
 # latent frames of a preview at most, spread evenly
 MOST_FRAMES = 64
+# parameters of a decoder that is fast enough for previews, such as TAESD's 2.4 million
+SMALL = 5_000_000
 # seconds in which the latents of the other ranks must arrive, and between two looks at them
 PATIENCE, POLL = 60.0, 0.1
 # what may go wrong with a preview that must not end the run
@@ -73,7 +77,7 @@ class Previews:
         self._pool = ThreadPoolExecutor(max_workers=1, thread_name_prefix="preview")
         self._pending: Future[None] | None = None
         self._closed = threading.Event()
-        self._colours: ColourMap | None = None
+        self._paint: Callable[[Tensor], np.ndarray] | None = None
         self._warned = False
 
     def watch(self, state: State, prediction: Tensor) -> None:
@@ -118,9 +122,9 @@ class Previews:
         latents = torch.cat([torch.from_numpy(np.load(path)) for path in self._files(step)], dim=1)
         shutil.rmtree(self._folder.preview, ignore_errors=True)
         latents = latents.float().transpose(0, 1)
-        if self._colours is None:
-            self._colours = self._colour_map(latents)
-        write_preview(self._folder.preview, enlarged(self._colours(latents)), fps=self._fps)
+        if self._paint is None:
+            self._paint = self._painter(latents)
+        write_preview(self._folder.preview, self._paint(latents), fps=self._fps)
         self._folder.event("preview", step=step)
 
     def _write_own(self, step: int, latents: Tensor) -> None:
@@ -143,6 +147,15 @@ class Previews:
             if ending:
                 return False
             self._closed.wait(POLL)
+
+    def _painter(self, latents: Tensor) -> Callable[[Tensor], np.ndarray]:
+        """What turns latents (f, c, h, w) into pictures: the decoder that the user chose if it is small, or a map."""
+        if self._job.config.decoder is not None:
+            decoder = load_decoder(self._job.decoder, device="cpu", dtype=torch.float32)
+            if sum(parameter.numel() for parameter in decoder.parameters()) <= SMALL:
+                return partial(decoded, decoder)
+        colours = self._colour_map(latents)
+        return lambda latents: enlarged(colours(latents))
 
     def _colour_map(self, latents: Tensor) -> ColourMap:
         """The map for this decoder: kept from an earlier run, or fitted to some of these latents (f, c, h, w)."""

@@ -23,7 +23,7 @@ from vinfinity.parallel.devices import forget_peak_memory, peak_memory
 from vinfinity.parallel.launch import launch
 from vinfinity.parallel.place import find_place
 from vinfinity.parallel.ranks import Ranks
-from vinfinity.pipeline import encode_text, fitting_denoiser, initial_state, steered
+from vinfinity.pipeline import fitting_denoiser, initial_state, shared_text, steered
 from vinfinity.planning.fit import find_fit, refuse_early
 from vinfinity.previews import previews
 from vinfinity.runs.first_pass import first_pass, naming_first_pass
@@ -37,7 +37,6 @@ from vinfinity.system.folders import expanded
 from vinfinity.system.overall import Overall
 from vinfinity.system.progress import Progress, messages_shown, terminal_console
 from vinfinity.system.signals import Reaction, Shutdown
-from vinfinity.weights.dtypes import pick_dtype
 
 
 @dataclass(frozen=True)
@@ -210,8 +209,7 @@ def denoise_video(job: Job, session: Session, networks: Networks) -> tuple[Parts
     session.enter(f"after step {state.step} of {steps}" if state.step else "before anything was computed")
     remaining = steps - state.step
     if remaining:
-        device, dtype = ranks.device, pick_dtype(job.config.dtype, ranks.device)
-        text = encode_text(job, device=device, dtype=dtype, encoder=networks.text_encoder(job))
+        device, text = ranks.device, shared_text(job, networks, ranks)
         network = networks.denoiser(job)
         denoiser, execution = fitting_denoiser(
             job, network, text, team, session.exchange, ranks, fit=fit, t=job.sampler.timesteps[state.step]

@@ -8,7 +8,7 @@ from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 
 from vinfinity.config import to_yaml
-from vinfinity.denoise.samplers import State
+from vinfinity.denoise.state import State
 from vinfinity.errors import (
     BusyError,
     InputError,
@@ -30,7 +30,6 @@ from vinfinity.runs.paths import Destination
 from vinfinity.runs.start import Start, how_to_start, with_absolute_paths
 from vinfinity.system.overall import Overall
 from vinfinity.system.progress import Progress, add_line
-from vinfinity.weights.dtypes import pick_dtype
 
 # exit codes of runs that can go on from their last checkpoint
 RESUMABLE = {kind.exit_code for kind in (OutOfMemoryError, RankError, OutputError, Stopped)}
@@ -214,4 +213,4 @@ def _start(job: Job, destination: Destination, ranks: Ranks, machine: Mapping[st
 def _machine(job: Job, ranks: Ranks) -> dict[str, object]:
     """Software and hardware of all ranks, for the record."""
     machines = ranks.collect(describe_rank(ranks.device))
-    return {**describe_software(ranks.device, pick_dtype(job.config.dtype, ranks.device)), "ranks": machines}
+    return {**describe_software(ranks.device, job.dtype(ranks.device)), "ranks": machines}

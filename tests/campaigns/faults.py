@@ -1,6 +1,6 @@
 """Kills runs at random moments of every phase, resumes them, and compares them with uninterrupted runs.
 
-    tests/campaigns/faults.py [--kills 60] [--seed 0] [--phases decode,mux] [--keep FOLDER]
+    tests/campaigns/faults.py [--kills 60] [--seed 0] [--phases decode,mux] [--keep FOLDER] [--model FOLDER]
 
 Each video is started, killed and resumed, each time on one or two ranks at random, until it is finished; the campaign
 ends after --kills kills. The signal and the process that gets it (any rank, or the one that started them) are also
@@ -27,6 +27,7 @@ from vinfinity.cli import main as vinfinity
 from vinfinity.media.mp4 import read_video
 from vinfinity.runs.parts import DamagedError, read_manifest
 from vinfinity.system.files import TEMPORARY
+from vinfinity.weights.card import read_card
 
 PHASES = ("start", "denoising", "checkpoint", "denoising", "gather", "decode", "mux", "mux")
 SIGNALS = [signal.SIGKILL] * 5 + [signal.SIGTERM, signal.SIGUSR1, signal.SIGINT]
@@ -35,6 +36,7 @@ FRAMES, STEPS, EVERY = 40, 14, 2
 HANG = 60.0
 # largest difference of latents computed on different numbers of ranks
 TOLERANCE = 1e-4
+SAMPLERS = {"unet3d": ("sde-dpmsolver++", "dpmsolver++", "ddim"), "wan": ("unipc", "euler", "dpmsolver++")}
 
 
 @dataclass
@@ -60,10 +62,14 @@ class Report:
     wrong: list[str] = field(default_factory=list)
 
 
+# of all runs
+MODEL = ["mini"]
+
+
 def arguments(seed: int, out: Path) -> list[str]:
     """The command line of a run."""
-    sampler = ("sde-dpmsolver++", "dpmsolver++", "ddim")[seed % 3]
-    command = ["generate", "--prompt", "a red ball bouncing over green grass"]
+    sampler = SAMPLERS[read_card(MODEL[0]).family.name][seed % 3]
+    command = ["generate", "--model", MODEL[0], "--prompt", "a red ball bouncing over green grass"]
     command += ["--frames", str(FRAMES), "--steps", str(STEPS), "--size", "64x48", "--device", "cpu"]
     command += ["--seed", str(seed), "--sampler", sampler, "--out", str(out)]
     return [*command, f"checkpoint.every={EVERY} steps", "video.preset=veryslow", "decode.frames=2"]
@@ -261,7 +267,8 @@ def compare(seed: int, work: Path, out: Path, report: Report, *, one_rank: bool)
         interrupted, whole = (
             read_manifest(path.with_suffix(".run") / "latents") for path in (out, reference)
         )
-        difference = (interrupted.read(range(FRAMES)) - whole.read(range(FRAMES))).abs().max().item()
+        frames = range(whole.frames)
+        difference = (interrupted.read(frames) - whole.read(frames)).abs().max().item()
         complete = len(read_video(out)) == FRAMES
     except (OSError, DamagedError) as error:
         report.losses += 1
@@ -297,7 +304,9 @@ def main() -> None:
         "--phases", default=",".join(PHASES), help="phases in which each video is killed, in this order"
     )
     parser.add_argument("--keep", type=Path, help="folder in which the runs are left")
+    parser.add_argument("--model", default="mini", help="name or folder of the model [%(default)s]")
     options = parser.parse_args()
+    MODEL[0] = options.model
     with contextlib.suppress(OSError):
         # a phase may last only a hundredth of a second
         os.nice(-10)

@@ -187,6 +187,8 @@ def test_the_example_configurations_load() -> None:
         ("zeroscope-xl", 96, "dpmsolver++", 9.0),
         ("modelscope", 128, "dpmsolver++", 9.0),
         ("t2v-turbo", 512, "lcm", 7.5),
+        ("wan2.1", 321, "unipc", 6.0),
+        ("wan2.1-fast", 321, "euler", 1.0),
     ],
 )
 def test_the_settings_of_published_models_load(name: str, frames: int, sampler: str, guidance: float) -> None:

@@ -15,8 +15,9 @@ from safetensors.torch import load_file
 from torch import Tensor
 
 from vinfinity.config import ignored, load
-from vinfinity.denoise.samplers import State, make_sampler
+from vinfinity.denoise.choose_sampler import make_sampler
 from vinfinity.denoise.schedule import SchedulerConfig
+from vinfinity.denoise.state import State
 from vinfinity.job import prepare
 from vinfinity.models.unet3d.call import guidance_features
 from vinfinity.models.unet3d.unet import UNet

@@ -12,9 +12,10 @@ from diffusers import DDIMScheduler, DPMSolverMultistepScheduler
 from oracles.sampling import sample
 from torch import Tensor
 
+from vinfinity.denoise.choose_sampler import make_sampler
 from vinfinity.denoise.guidance import guide
-from vinfinity.denoise.samplers import Sampler, State, make_sampler
 from vinfinity.denoise.schedule import SchedulerConfig, alphas_cumprod
+from vinfinity.denoise.state import Sampler, State
 
 TOLERANCE = 1e-5
 STEPS = (1, 4, 8, 15, 30, 50)

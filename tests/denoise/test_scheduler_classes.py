@@ -17,8 +17,8 @@ from oracles.runs import config_of
 from safetensors.torch import load_file
 from torch import Tensor
 
-from vinfinity.denoise.samplers import State
 from vinfinity.denoise.schedule import SCHEDULERS, SchedulerConfig, alphas_cumprod
+from vinfinity.denoise.state import State
 from vinfinity.errors import InputError
 from vinfinity.job import prepare
 from vinfinity.run import run

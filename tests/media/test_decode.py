@@ -32,7 +32,7 @@ from vinfinity.media.decode import decode_block, decode_frames, decode_tiles, on
 from vinfinity.media.latents import LatentSource, TensorLatents
 from vinfinity.media.mp4 import read_metadata, read_video
 from vinfinity.media.video import write_video
-from vinfinity.models.decoder import Decoder
+from vinfinity.models.decoder import Decoder, FrameDecoder
 from vinfinity.models.unet3d.configs import TinyConfig, VAEConfig
 from vinfinity.models.unet3d.taesd import AutoencoderTiny
 from vinfinity.models.unet3d.vae import AutoencoderKL
@@ -224,7 +224,7 @@ def test_memory_does_not_grow_with_the_video(tmp_path: Path) -> None:
 # ---- tiles ----
 
 
-def tiled(decoder: Decoder, latents: torch.Tensor, tile: int | None) -> torch.Tensor:
+def tiled(decoder: FrameDecoder, latents: torch.Tensor, tile: int | None) -> torch.Tensor:
     """The pieces of `decode_tiles` put together: every pixel must be there exactly once."""
     height, width = (side * decoder.config.downscale for side in latents.shape[2:])
     whole = torch.full((len(latents), 3, height, width), torch.nan)

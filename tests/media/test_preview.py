@@ -1,5 +1,6 @@
 """Previews: colours by a linear map, animations and contact sheets."""
 
+from dataclasses import dataclass
 from fractions import Fraction
 from pathlib import Path
 
@@ -9,17 +10,26 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from vinfinity.media.preview import SIDE, ColourMap, enlarged, write_preview
+from vinfinity.media.preview import SIDE, ColourMap, decoded, enlarged, write_preview
+from vinfinity.models.decoder import Framewise
 
 
-class LinearDecoder(nn.Module):
+@dataclass(frozen=True)
+class LinearConfig:
+    latent_channels: int = 4
+    downscale: int = 2
+    time_downscale: int = 1
+    causal: bool = False
+    peak_channels: int = 4
+    widest_channels: int = 4
+
+
+class LinearDecoder(Framewise):
     """A decoder whose pictures are a linear function of the latents, twice as large."""
-
-    class config:
-        latent_channels, downscale, peak_channels, widest_channels = 4, 2, 4, 4
 
     def __init__(self) -> None:
         super().__init__()
+        self.config = LinearConfig()
         self.to_rgb = nn.Conv2d(4, 3, 1)
 
     def decode(self, latents: Tensor) -> Tensor:
@@ -35,6 +45,19 @@ def test_a_map_fitted_to_a_linear_decoder_gives_its_colours() -> None:
     expected = decoder.to_rgb(latents).permute(0, 2, 3, 1).mul(127.5).add(127.5)
     assert colours(latents).shape == (4, 6, 5, 3)
     assert (colours(latents).float() - expected).abs().max() < 1.5
+
+
+@torch.no_grad()
+@pytest.mark.parametrize(("side", "shown"), [(6, 12), (128, 128), (200, 133)])
+def test_pictures_of_a_decoder_are_shrunk_by_a_whole_factor(side: int, shown: int) -> None:
+    torch.manual_seed(0)
+    decoder = LinearDecoder()
+    latents = 0.3 * torch.randn(2, 4, side, side)
+    pictures = decoded(decoder, latents)
+    assert pictures.shape == (2, shown, shown, 3)
+    if side == SIDE:
+        expected = decoder.to_rgb(latents).clamp(-1, 1).permute(0, 2, 3, 1).add(1).mul(127.5)
+        assert np.abs(pictures - expected.numpy()).max() < 1
 
 
 def test_a_saved_map_is_the_same_and_a_damaged_one_is_no_map(tmp_path: Path) -> None:

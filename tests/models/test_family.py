@@ -81,7 +81,11 @@ def test_published_models_can_be_planned_before_they_are_fetched(
     planned_card.cache_clear()
     card = planned_card(name)
     assert card.published
-    assert card.geometry == LatentGeometry(channels=4, downscale=8)
-    assert card.configs["unet"].block_out_channels == (320, 640, 1280, 1280)
+    if card.family.name == "unet3d":
+        assert card.geometry == LatentGeometry(channels=4, downscale=8)
+        assert card.configs["unet"].block_out_channels == (320, 640, 1280, 1280)
+    else:
+        assert card.geometry == LatentGeometry(channels=16, downscale=8, time_downscale=4, multiple=2)
+        assert card.configs["transformer"].attention_head_dim == 128
     assert card.defaults["sampler"] in card.family.samplers
     planned_card.cache_clear()

@@ -13,7 +13,7 @@ import torch
 
 from vinfinity.denoise.execution import Execution
 from vinfinity.denoise.guidance import guide
-from vinfinity.denoise.samplers import Sampler, State
+from vinfinity.denoise.state import Sampler, State
 from vinfinity.planning.meter import LiveBytes
 from vinfinity.planning.trace import TIMESTEP, CallShape, network_call
 

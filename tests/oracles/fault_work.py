@@ -13,8 +13,8 @@ from torch import Tensor
 
 from vinfinity.config import CheckpointConfig
 from vinfinity.denoise.execution import Execution
-from vinfinity.denoise.samplers import State
 from vinfinity.denoise.selection import select_all
+from vinfinity.denoise.state import State
 from vinfinity.job import prepare
 from vinfinity.networks import load_denoiser
 from vinfinity.parallel.context import plan_halo

@@ -6,7 +6,7 @@ import torch
 from torch import Tensor, nn
 
 from vinfinity.denoise.loop import Denoiser, denoise
-from vinfinity.denoise.samplers import Noise, Sampler, State
+from vinfinity.denoise.state import Noise, Sampler, State
 from vinfinity.parallel.ranks import Ranks
 
 

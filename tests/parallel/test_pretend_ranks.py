@@ -31,7 +31,7 @@ from vinfinity.weights.load import load_decoder
 # as for one rank: tests/test_pretend_gpu.py
 CLOSE = 1e-5
 LOOP = "denoise/loop.py:denoise"
-DECODING = "media/decode.py:_decode_blocks"
+DECODING = "media/decode.py:pictures"
 STEPS = 2
 # 3, 4 and 5 ranks have unequal shares, with fewer frames than the local scope
 SETTINGS: dict[str, Any] = {"frames": 20, "steps": STEPS, "size": "64x48", "guidance": 4.0, "seed": 3}

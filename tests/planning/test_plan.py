@@ -21,7 +21,7 @@ from torch.utils.flop_counter import FlopCounterMode
 
 from vinfinity.config import ComputeConfig, DecodeConfig, RunConfig, load
 from vinfinity.denoise.execution import MIB, Execution
-from vinfinity.denoise.samplers import State
+from vinfinity.denoise.state import State
 from vinfinity.errors import InputError
 from vinfinity.job import Job, prepare
 from vinfinity.models.frame_text import FrameText
@@ -537,7 +537,7 @@ def test_models_that_take_guidance_as_an_input_have_one_branch() -> None:
 def test_every_known_model_has_an_architecture_for_plans(name: str) -> None:
     planned = outline(configure_planned(name, frames=4), planned_card(name), device="cuda", ranks=1)
     traits, text = planned.card.traits.denoiser, planned.card.configs["text_encoder"]
-    assert traits.text_width == text.hidden_size
+    assert traits.text_width == (text.d_model if hasattr(text, "d_model") else text.hidden_size)
     assert traits.channels == planned.decoder.config.latent_channels
 
 

@@ -9,8 +9,8 @@ import torch
 from oracles.fault_work import end_after_a_checkpoint
 
 from vinfinity.config import CheckpointConfig, parse_interval
-from vinfinity.denoise.samplers import State
 from vinfinity.denoise.selection import select_all
+from vinfinity.denoise.state import State
 from vinfinity.errors import InputError, RankError
 from vinfinity.parallel.launch import launch
 from vinfinity.parallel.ranks import Ranks

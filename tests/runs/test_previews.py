@@ -9,11 +9,14 @@ import av
 import numpy as np
 import pytest
 import torch
+from diffusers import AutoencoderTiny
 from oracles.command_line import Cli
+from oracles.reference import fill
 from oracles.runs import config_of, latents, stop_after_step
 
-from vinfinity.denoise.samplers import SAMPLERS, State, predicted_clean
+from vinfinity.denoise.samplers import SAMPLERS, predicted_clean
 from vinfinity.denoise.schedule import SchedulerConfig
+from vinfinity.denoise.state import State
 
 SMALL = ("--frames", "20", "--steps", "4", "--size", "32x32", "--device", "cpu")
 
@@ -84,6 +87,20 @@ def test_a_preview_looks_like_the_video(cli: Cli, tmp_path: Path) -> None:
         small = picture.reformat(width=64, height=40, interpolation="AREA", format="rgb24").to_ndarray()
         pictures.append(small.astype(float))
     assert np.abs(pictures[0] - pictures[1]).mean() < 20
+
+
+def test_a_small_decoder_that_was_chosen_makes_the_previews(cli: Cli, tmp_path: Path, kept: Path) -> None:
+    fill(AutoencoderTiny()).save_pretrained(tmp_path / "taesd")
+    options = ("--decoder", str(tmp_path / "taesd"), "--preview", "3", "--out", str(tmp_path / "a.mp4"))
+    assert cli("generate", "-p", "a red ball", *SMALL, *options)[0] == 0
+    run = tmp_path / "a.run"
+    wait_for_preview(run)
+    assert not kept.exists()
+    assert frames_of_animation(run / "preview.webp") == 20
+    with av.open(str(run / "preview.png")) as sheet:
+        [picture] = sheet.decode(video=0)
+    # four by four frames of the video's own size
+    assert picture.width == 4 * 32 + 5 * 4
 
 
 @pytest.mark.parametrize("ranks", [2, 3])

@@ -19,9 +19,10 @@ import transformers  # noqa: F401
 from oracles import lvdm
 from oracles.networks import load_text_encoder, load_unet, load_vae, one_rank
 from oracles.reference import fill, relative_error, save_model, tiny_unet
-from safetensors.torch import load_file
+from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
+from vinfinity.denoise.schedule import SchedulerConfig
 from vinfinity.errors import InputError, OutputError, VinfinityError
 from vinfinity.models.frame_text import FrameText
 from vinfinity.models.unet3d.lvdm import UNUSED, lvdm_faults, lvdm_parts, unused_text
@@ -252,6 +253,7 @@ def test_converted_folder_is_a_model_with_its_authors_settings(converted: Path) 
     assert card.defaults["sampler"] == "videocrafter2"
     assert card.defaults["size"] == "512x320"
     schedule = load_scheduler(converted / "scheduler")
+    assert isinstance(schedule, SchedulerConfig)
     assert (schedule.beta_schedule, schedule.beta_end) == ("scaled_linear", 0.012)
     assert (schedule.latent_scale, schedule.latent_scale_steps) == (0.7, 400)
     # OpenCLIP pads texts with token 0
@@ -399,7 +401,7 @@ def test_a_checkpoint_needs_a_tokenizer(checkpoint: Path, tmp_path: Path) -> Non
 def test_files_with_other_tensors_are_refused(model_folder: Path, tmp_path: Path) -> None:
     source = saved({"some.weight": torch.zeros(2)}, tmp_path)
     assert "has tensors of unknown names, such as some.weight" in refusal(source, tmp_path / "out")
-    (tmp_path / "a.safetensors").touch()
+    save_file({"some.weight": torch.zeros(2)}, tmp_path / "a.safetensors")
     assert "has a layout that cannot be converted" in refusal(tmp_path / "a.safetensors", tmp_path / "out")
 
 

@@ -219,6 +219,7 @@ def test_a_model_is_fetched_verified_and_used_offline(hub: Hub, command: Command
     assert plan.returncode == 0, plan.stderr
     assert "zeroscope" in plan.stdout
     listed = command("models", "list").stdout
+    assert [line.split()[0] for line in listed.splitlines() if "embedded" in line] == ["mini"]
     assert any(line.split()[:2] == ["zeroscope", "fetched"] for line in listed.splitlines())
     shown = command("models", "show", "zeroscope")
     assert shown.returncode == 0

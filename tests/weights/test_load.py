@@ -14,6 +14,7 @@ from oracles.reference import fill, tiny_text_encoder, tiny_unet
 from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
+from vinfinity.denoise.schedule import SchedulerConfig
 from vinfinity.errors import WeightsError
 from vinfinity.system.safetensors import read_header
 from vinfinity.weights.load import load_scheduler
@@ -161,6 +162,7 @@ def test_text_encoders_in_old_and_new_files_are_equal(prefix: bool, positions: b
 
 def test_scheduler_settings_are_read(own_model: Path) -> None:
     config = load_scheduler(own_model / "scheduler")
+    assert isinstance(config, SchedulerConfig)
     assert (config.beta_schedule, config.beta_end, config.steps_offset) == ("scaled_linear", 0.012, 1)
     assert not config.clip_sample
 

@@ -1,4 +1,4 @@
-"""Loading at full size: VideoCrafter2's UNet with random weights takes little more memory than its weights."""
+"""Loading at full size: VideoCrafter2's UNet and Wan's transformer take little more memory than their weights."""
 
 import json
 import math
@@ -10,8 +10,7 @@ from pathlib import Path
 import pytest
 import torch
 
-from vinfinity.models.unet3d.configs import UNetConfig
-from vinfinity.models.unet3d.unet import UNet
+from vinfinity.models.families import family_named
 from vinfinity.weights.write import write_safetensors
 
 # Elements per shard.
@@ -21,24 +20,34 @@ LOAD = """
 import json, re, sys, time
 from pathlib import Path
 import torch
-from vinfinity.models.unet3d.family import UNET3D
+from vinfinity.models.families import family_named
 from vinfinity.weights.load import load_network
 
 def memory(name): return 1024 * int(re.search(rf"{name}:\\s+(\\d+) kB", Path("/proc/self/status").read_text())[1])
 torch.set_num_threads(1)
 before, started = memory("VmRSS"), time.monotonic()
-network = UNET3D.networks["unet"]
+family = family_named(sys.argv[2])
+network = family.networks[family.denoiser]
 unet = load_network(network, Path(sys.argv[1]), device="cpu", dtype=torch.bfloat16)
 size = sum(p.numel() * p.element_size() for p in unet.parameters())
 print(json.dumps({"size": size, "taken": memory("VmHWM") - before, "seconds": time.monotonic() - started}))
 """
 
 
-def write_shards(folder: Path, dtype: torch.dtype) -> int:
-    """Writes random weights of VideoCrafter2's UNet, shard by shard. Returns the number of parameters."""
-    config = UNetConfig(fps_cond=True)
+# The denoisers, by family: their config.json. Both have about 1.42 billion parameters.
+CONFIGS: dict[str, dict[str, object]] = {
+    "unet3d": {"fps_cond": True},
+    "wan": {"num_attention_heads": 12, "num_layers": 30, "ffn_dim": 8960},
+}
+
+
+def write_shards(folder: Path, family: str, dtype: torch.dtype) -> int:
+    """Writes random weights of a denoiser, shard by shard. Returns the number of parameters."""
+    known = family_named(family)
+    network = known.networks[known.denoiser]
     with torch.device("meta"):
-        shapes = {name: tuple(tensor.shape) for name, tensor in UNet(config).state_dict().items()}
+        module = network.build(network.read_config(CONFIGS[family]))
+    shapes = {name: tuple(tensor.shape) for name, tensor in module.state_dict().items()}
     shards: list[list[str]] = [[]]
     filled = 0
     for name, shape in shapes.items():
@@ -57,25 +66,27 @@ def write_shards(folder: Path, dtype: torch.dtype) -> int:
         places |= dict.fromkeys(names, file)
     index_file = folder / "diffusion_pytorch_model.safetensors.index.json"
     index_file.write_text(json.dumps({"weight_map": places}))
-    (folder / "config.json").write_text(json.dumps({"fps_cond": True}))
+    (folder / "config.json").write_text(json.dumps(CONFIGS[family]))
     return sum(map(math.prod, shapes.values()))
 
 
 @pytest.mark.slow
 @pytest.mark.skipif(not Path("/proc/self/status").exists(), reason="reads what Linux knows of a process")
 @pytest.mark.parametrize("dtype", [torch.float16, torch.float32], ids=str)
+@pytest.mark.parametrize("family", CONFIGS)
 def test_loading_at_full_size_takes_little_more_memory_than_the_weights(
-    dtype: torch.dtype, tmp_path: Path, record_worst: Callable[[str, float], None]
+    family: str, dtype: torch.dtype, tmp_path: Path, record_worst: Callable[[str, float], None]
 ) -> None:
     try:
-        assert 1.40e9 < write_shards(tmp_path, dtype) < 1.42e9
-        done = subprocess.run([sys.executable, "-c", LOAD, str(tmp_path)], capture_output=True, text=True)
+        assert 1.40e9 < write_shards(tmp_path, family, dtype) < 1.43e9
+        command = [sys.executable, "-c", LOAD, str(tmp_path), family]
+        done = subprocess.run(command, capture_output=True, text=True)
         assert done.returncode == 0, done.stderr
         found = json.loads(done.stdout)
     finally:
         for path in tmp_path.glob("*.safetensors"):
             path.unlink()
-    record_worst(f"peak memory over weights, {dtype} to bfloat16", found["taken"] / found["size"])
-    record_worst(f"seconds to load {found['size'] / 1e9:.2f} GB from {dtype}", found["seconds"])
+    record_worst(f"{family}, peak memory over weights, {dtype} to bfloat16", found["taken"] / found["size"])
+    record_worst(f"{family}, seconds to load {found['size'] / 1e9:.2f} GB from {dtype}", found["seconds"])
     assert found["size"] > 2.8e9
     assert found["taken"] <= 1.15 * found["size"]

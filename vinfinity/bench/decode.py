@@ -18,10 +18,11 @@ from torch import Tensor
 from vinfinity.bench.latents import FileLatents
 from vinfinity.config import DecodeConfig, VideoConfig, choose_format, parse_size
 from vinfinity.media.blocks import Blocks, check_tile, plan_blocks
-from vinfinity.media.decode import decode_frames
+from vinfinity.media.decode import decode_frames, geometry_of
 from vinfinity.media.video import write_video
 from vinfinity.media.writer import VideoWriter
 from vinfinity.models.decoder import Decoder
+from vinfinity.models.geometry import LatentGeometry
 from vinfinity.parallel.devices import pick_device
 from vinfinity.parallel.ranks import Ranks
 from vinfinity.system.folders import temporary_folder
@@ -103,12 +104,13 @@ def slope(points: Sequence[tuple[float, float]]) -> float:
 class MonitoredLatents:
     """Latents from a file. Records the memory of the process whenever a block of them is read."""
 
-    def __init__(self, path: Path) -> None:
+    def __init__(self, path: Path, geometry: LatentGeometry) -> None:
         self.resident: list[tuple[int, int]] = []
-        self._source = FileLatents(path)
+        self._source, self._geometry = FileLatents(path), geometry
 
     def read(self, frames: range) -> Tensor:
-        self.resident.append((frames.start, resident_bytes()))
+        """frames: latent ones, see `LatentSource`."""
+        self.resident.append((self._geometry.frame_span(frames).start, resident_bytes()))
         return self._source.read(frames)
 
 
@@ -127,13 +129,13 @@ def measure_decoding(
     device: str,
     decode: DecodeConfig,
 ) -> DecodingFigures:
-    """Decodes `frames` random latents into an MP4 that is deleted, with the settings of a run.
+    """Decodes the random latents of `frames` frames into an MP4 that is deleted, with the settings of a run.
 
     decoder: folder of an autoencoder, None for the model's own. size: (width, height) in pixels, None for the model's.
     Raises InputError.
     """
     card = read_card(model)
-    check_tile(decode, downscale=card.geometry.downscale)
+    check_tile(decode, card.geometry)
     folder = card.folder / "vae"
     if decoder is not None:
         folder = decoder
@@ -145,7 +147,8 @@ def measure_decoding(
     with temporary_folder() as scratch:
         path = scratch / "latents.safetensors"
         generator = torch.Generator().manual_seed(0)
-        save_file({"latents": torch.randn(1, latent[0], frames, *latent[1:], generator=generator)}, path)
+        shape = 1, latent[0], card.geometry.latent_frames(frames), *latent[1:]
+        save_file({"latents": torch.randn(shape, generator=generator)}, path)
         bench = _Bench(network, path, frames, latent, (width, height), decode, ranks)
         bench.warm_up()
         measured = [bench.measure() for _ in range(rounds)]
@@ -187,12 +190,13 @@ class _Bench:
     def warm_up(self) -> None:
         """Decodes a few blocks, and stores pictures of them for encoding."""
         count = max(1, PICTURE_BYTES // (3 * self.size[0] * self.size[1]))
-        few = min(self.frames, max(2 * self.blocks.frames, min(count, 64)))
+        block = self.blocks.frames * self.network.config.time_downscale
+        few = min(self.frames, max(2 * block, min(count, 64)))
         self._pictures = [picture.copy() for picture in self._decoded(few)][:count]
 
     def measure(self) -> tuple[Round, list[tuple[int, int]]]:
         """One round, and the memory by frame while decoding and encoding."""
-        source = MonitoredLatents(self.path)
+        source = MonitoredLatents(self.path, geometry_of(self.network))
         round_ = Round(
             decoding=_cost(lambda: deque(self._decoded(self.frames), maxlen=0)),
             encoding=_cost(self._encode),

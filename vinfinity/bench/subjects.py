@@ -9,6 +9,7 @@ from typing import cast
 import torch
 
 from vinfinity.config import parse_size
+from vinfinity.errors import InputError
 from vinfinity.models.geometry import LatentGeometry
 from vinfinity.models.unet3d.family import UNET3D
 from vinfinity.models.unet3d.unet import UNet, UNetConfig
@@ -70,6 +71,11 @@ def find_subject(model: str, *, size: tuple[int, int] | None = None) -> Subject:
         latent = GEOMETRY.latent_size(size or own_size)[1:]
         return Subject(TITLES[model], latent, 77, partial(_random_unet, config))
     card = read_card(model)
+    if card.family.name != UNET3D.name:
+        remedy = (
+            "name a UNet, such as zeroscope or large; `vinfinity bench e2e` times whole runs of any model"
+        )
+        raise InputError("model", model, remedy, problem="has no UNet")
     latent = card.geometry.latent_size(size or parse_size(str(card.defaults["size"])))[1:]
     return Subject(
         card.name,

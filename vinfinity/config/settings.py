@@ -23,7 +23,7 @@ from vinfinity.config.prompts import Prompt, TimedPrompt, time_prompts
 from vinfinity.config.schema import Declared, Group, declarations, from_model, setting
 from vinfinity.errors import InputError
 
-Sampler = Literal["ddim", "dpmsolver++", "sde-dpmsolver++", "videocrafter2", "lcm"]
+Sampler = Literal["ddim", "dpmsolver++", "sde-dpmsolver++", "videocrafter2", "lcm", "unipc", "euler"]
 Device = Literal["auto", "cuda", "cpu"]
 Dtype = Literal["auto", "fp32", "fp16", "bf16"]
 Memory = Literal["auto", "low", "fast"]
@@ -127,7 +127,9 @@ class Phase:
 
 @dataclass(frozen=True, kw_only=True)
 class AttentionConfig(Group, name="attention"):
-    """Dual-scope attention, for videos longer than the model's training clips (arXiv 2406.16260)."""
+    """Dual-scope attention, for videos longer than the model's training clips (arXiv 2406.16260). Frames are latent
+    frames where the model compresses time, as Wan does. Wan has other defaults: 4, 12, no biases, moving anchors.
+    """
 
     local: int = setting(
         8,
@@ -151,6 +153,11 @@ class AttentionConfig(Group, name="attention"):
         False,
         "Whether anchors move by one frame in each denoising step, so that no frames are special. In a redo or extend, "
         "they stay where they are.",
+    )
+    positions: Literal["auto", "absolute", "grouped"] = setting(
+        "auto",
+        "Distances in time as models with rotary positions (Wan) see them: the true ones (absolute), or such that none "
+        "is longer than in training (grouped); auto groups them in videos of more than six times the trained length.",
     )
     entropy_scaling: bool = setting(
         False, "Whether logits are scaled by log(attended frames) / log(trained frames)."
@@ -229,10 +236,10 @@ class CheckpointConfig(Group, name="checkpoint", latents=False):
 
 @dataclass(frozen=True, kw_only=True)
 class ComputeConfig(Group, name="compute", latents=False):
-    """Parts of a UNet call that `memory` chooses unless they are set here. The video stays the same, up to rounding."""
+    """Parts of a network call that `memory` chooses if they are not set. The video stays the same, up to rounding."""
 
     branches: Literal[1, 2] | None = setting(
-        None, "Number of guidance branches in one UNet call.", unset="chosen by memory"
+        None, "Number of guidance branches in one network call.", unset="chosen by memory"
     )
     skips: Literal["device", "host"] | None = setting(
         None, "Memory that holds skip connections until the up path needs them.", unset="chosen by memory"
@@ -660,13 +667,15 @@ class RunConfig(Group):
         "auto", "Device to compute on; auto uses GPUs if there are any.", latents=False, panel=MACHINE
     )
     dtype: Dtype = setting(
-        "auto", "Precision of the UNet; auto is fp16 on a GPU and fp32 on a CPU.", panel=MACHINE
+        "auto",
+        "Precision of the network; auto is fp16 on a GPU, bf16 for Wan, and fp32 on a CPU.",
+        panel=MACHINE,
     )
     memory: Memory = setting(
         "auto", "Memory budget; auto picks the fastest mode that fits.", latents=False, panel=MACHINE
     )
     compile: bool = setting(
-        False, "Compile the UNet: minutes at the start, faster steps.", latents=False, panel=MACHINE
+        False, "Compile the network: minutes at the start, faster steps.", latents=False, panel=MACHINE
     )
     attention: AttentionConfig
     parallel: ParallelConfig = ParallelConfig()

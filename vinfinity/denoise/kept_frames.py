@@ -1,12 +1,12 @@
 """Steers selected frames to known latents, so that new frames blend into an existing video."""
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import torch
 from torch import Tensor
 
-from vinfinity.denoise.samplers import Noise, Sampler, State
+from vinfinity.denoise.state import Noise, Sampler, State
 
 
 @dataclass(frozen=True)
@@ -28,7 +28,7 @@ class KeptFrames:
     until: Tensor
 
     @property
-    def timesteps(self) -> tuple[int, ...]:
+    def timesteps(self) -> tuple[float, ...]:
         return self.sampler.timesteps
 
     def level(self, step: int) -> tuple[float, float]:
@@ -43,7 +43,7 @@ class KeptFrames:
         after = self.sampler.step(state, prediction, noise)
         if after.step < len(self.timesteps):
             return after
-        return State(after.step, torch.where(kept, self.clean, after.x), after.clean)
+        return replace(after, x=torch.where(kept, self.clean, after.x))
 
 
 def kept_until(frames: Sequence[int], *, known: int, redo: range, blend: int, steps: int) -> Tensor:

@@ -7,7 +7,7 @@ import torch
 from torch import Tensor
 
 from vinfinity.denoise.guidance import guide
-from vinfinity.denoise.samplers import Noise, Sampler, State
+from vinfinity.denoise.state import Noise, Sampler, State
 from vinfinity.errors import NotFiniteError
 from vinfinity.models.network_call import NetworkCall
 from vinfinity.parallel.ranks import Ranks
@@ -63,7 +63,7 @@ def denoise(
         if not votes.finite:
             layers = ranks.collect(denoiser.call.non_finite_layers(state.x, t, renew=renew))
             layer = next((names[0] for names in layers if names), "output")
-            where = f"step {state.step + 1} (timestep {t})"
+            where = f"step {state.step + 1} (timestep {t:g})"
             raise not_finite(where, f"the network's layer {layer}", denoiser.call.dtype)
         guided = denoiser.guided(predictions)
         if watch is not None:

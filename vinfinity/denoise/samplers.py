@@ -5,9 +5,9 @@ Arithmetic is in fp32, whatever the model's type.
 """
 
 import math
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import ClassVar, Protocol
+from typing import ClassVar
 
 import torch
 from torch import Tensor
@@ -18,44 +18,7 @@ from vinfinity.denoise.schedule import (
     respaced_sigmas,
     spaced_timesteps,
 )
-
-Noise = Callable[[int], Tensor]
-
-
-@dataclass(frozen=True)
-class State:
-    """Denoising after `step` steps. x: (1, c, f, h, w) fp32. clean: the last estimate of x0, for multistep samplers."""
-
-    step: int
-    x: Tensor
-    clean: Tensor | None = None
-
-    def to(self, device: torch.device) -> "State":
-        """The state on a device."""
-        return State(self.step, self.x.to(device), None if self.clean is None else self.clean.to(device))
-
-
-class Sampler(Protocol):
-    """timesteps: the training timestep of each step. Samplers with equal settings are equal."""
-
-    def __hash__(self) -> int: ...
-
-    @property
-    def timesteps(self) -> tuple[int, ...]: ...
-
-    def level(self, step: int) -> tuple[float, float]:
-        """(signal, sigma) before a step: its latents are signal * clean + sigma * noise."""
-        ...
-
-    def implied(self, state: State, clean: Tensor) -> Tensor:
-        """The prediction according to which the latents of `state` are `clean` plus noise."""
-        ...
-
-    def step(self, state: State, prediction: Tensor, noise: Noise) -> State:
-        """One step. prediction: (1, c, f, h, w) fp32, after guidance. noise: draws standard normal noise for a step,
-        for samplers that add some.
-        """
-        ...
+from vinfinity.denoise.state import Noise, Sampler, State
 
 
 @dataclass(frozen=True)
@@ -116,6 +79,48 @@ class DDIM:
         return State(step=state.step + 1, x=x)
 
 
+Levels = Sequence[tuple[float, float]]
+
+
+def half_log_snr(level: tuple[float, float]) -> float:
+    """The lambda of DPM-Solver: log(alpha / sigma), of a level (alpha, sigma)."""
+    alpha, sigma = level
+    if sigma == 0:
+        return math.inf
+    return -math.inf if alpha == 0 else math.log(alpha) - math.log(sigma)
+
+
+def dpm_step(
+    x: Tensor,
+    clean: Tensor,
+    previous: Tensor | None,
+    levels: Levels,
+    i: int,
+    *,
+    solver: str,
+    noise: Noise | None = None,
+) -> Tensor:
+    """A step of DPM-Solver++ (Lu et al. 2022, algorithm 2, or section 5 and appendix) from level i to i + 1.
+
+    levels: (alpha, sigma) of all steps and of the end. clean: the estimate of x0. previous: the one of the step before;
+    None for a step of first order. solver: "midpoint" or "heun". noise: for the SDE.
+    """
+    (_, sigma_s), (alpha_t, sigma_t) = levels[i], levels[i + 1]
+    h = half_log_snr(levels[i + 1]) - half_log_snr(levels[i])
+    # (1 - e^-h), or (1 - e^-2h) for the SDE: how far the step moves towards the clean latents
+    towards = -math.expm1(-h if noise is None else -2 * h)
+    x = (sigma_t / sigma_s * (1.0 if noise is None else math.exp(-h))) * x + (alpha_t * towards) * clean
+    # h is 0 where a respaced schedule has already reached the level at which it is to end
+    if previous is not None and h > 0:
+        r = (half_log_snr(levels[i]) - half_log_snr(levels[i - 1])) / h
+        slope = (clean - previous) / r
+        weight = 0.5 * towards if solver == "midpoint" else 1 - towards / (h if noise is None else 2 * h)
+        x = x + (alpha_t * weight) * slope
+    if noise is not None and sigma_t > 0:
+        x = x + (sigma_t * math.sqrt(-math.expm1(-2 * h))) * noise(i)
+    return x
+
+
 @dataclass(frozen=True)
 class DPMSolverPP:
     """DPM-Solver++, second-order multistep (Lu et al. 2022, algorithm 2), and its SDE form (section 5 and appendix)."""
@@ -155,10 +160,6 @@ class DPMSolverPP:
         levels = tuple((1 / math.hypot(1, sigma), sigma / math.hypot(1, sigma)) for sigma in visited)
         object.__setattr__(self, "_levels", levels)
 
-    def _lambda(self, index: int) -> float:
-        alpha, sigma = self._levels[index]
-        return math.inf if sigma == 0 else math.log(alpha) - math.log(sigma)
-
     def level(self, step: int) -> tuple[float, float]:
         return self._levels[step]
 
@@ -167,30 +168,20 @@ class DPMSolverPP:
 
     def step(self, state: State, prediction: Tensor, noise: Noise) -> State:
         c, x, i = self.config, state.x, state.step
-        alpha_s, sigma_s = self._levels[i]
-        alpha_t, sigma_t = self._levels[i + 1]
-        if c.prediction_type == "epsilon":
-            clean = (x - sigma_s * prediction) / alpha_s
-        else:
-            clean = alpha_s * x - sigma_s * prediction
-        h = self._lambda(i + 1) - self._lambda(i)
-        # (1 - e^-h), or (1 - e^-2h) for the SDE: how far the step moves towards the clean latents
-        towards = -math.expm1(-2 * h if self.stochastic else -h)
-        x = (sigma_t / sigma_s * (math.exp(-h) if self.stochastic else 1.0)) * x + (alpha_t * towards) * clean
-        # h is 0 where a respaced schedule has already reached the level at which it is to end
-        if not self._first_order(i) and state.clean is not None and h > 0:
-            r = (self._lambda(i) - self._lambda(i - 1)) / h
-            slope = (clean - state.clean) / r
-            x = x + (alpha_t * self._slope_weight(h, towards)) * slope
-        if self.stochastic and sigma_t > 0:
-            x = x + (sigma_t * math.sqrt(-math.expm1(-2 * h))) * noise(i)
+        alpha, sigma = self._levels[i]
+        epsilon = c.prediction_type == "epsilon"
+        clean = (x - sigma * prediction) / alpha if epsilon else alpha * x - sigma * prediction
+        previous = None if self._first_order(i) else state.clean
+        x = dpm_step(
+            x,
+            clean,
+            previous,
+            self._levels,
+            i,
+            solver=c.solver_type,
+            noise=noise if self.stochastic else None,
+        )
         return State(step=i + 1, x=x, clean=clean)
-
-    def _slope_weight(self, h: float, towards: float) -> float:
-        """The weight of the clean latents' slope in a second-order step."""
-        if self.config.solver_type == "midpoint":
-            return 0.5 * towards
-        return 1 - towards / (2 * h if self.stochastic else h)
 
     def _first_order(self, i: int) -> bool:
         """Whether a step leaves the slope out, for stability."""
@@ -330,10 +321,3 @@ SAMPLERS: Mapping[str, Callable[[SchedulerConfig, int, float], Sampler]] = {
     "videocrafter2": lambda config, steps, eta: VideoCrafter2(config, steps, eta=eta),
     "lcm": lambda config, steps, eta: LCM(config, steps),
 }
-
-
-def make_sampler(name: str, config: SchedulerConfig, *, steps: int, eta: float = 0.0) -> Sampler:
-    """The sampler of that name on a model's noise schedule. Raises ValueError if the two do not go together."""
-    if steps > config.num_train_timesteps:
-        raise ValueError(f"steps: {steps} is more than the {config.num_train_timesteps} training steps")
-    return SAMPLERS[name](config, steps, eta)

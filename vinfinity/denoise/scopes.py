@@ -42,8 +42,9 @@ def timeline_of(
         plain = len(scene) <= attention.trained_frames
         anchors = () if plain else anchor_frames(len(scene), attention.anchors)
         places = sorted(position[scene.start + (anchor + shift) % len(scene)] for anchor in anchors)
-        found.append(Scene(range(selected[0], selected[-1] + 1), tuple(places), plain))
-    return Timeline(tuple(found), loop)
+        found.append(Scene(range(selected[0], selected[-1] + 1), tuple(places), plain, len(scene)))
+    complete = len(selection.frames) == scenes[-1].stop
+    return Timeline(tuple(found), loop, None if complete else tuple(selection.frames))
 
 
 class ScheduledContexts:
@@ -52,7 +53,7 @@ class ScheduledContexts:
     scenes: spans of latent frames that do not see each other. loop: whether the last frame leads into the first.
     timesteps: of all steps, for anchors that move from step to step; an edit, which computes a selection of frames,
     leaves them where they are. Within a selection, the distance between two frames is the number of selected frames
-    from one to the other.
+    from one to the other, but for rotary positions. joint: whether the model has joint attention.
     """
 
     def __init__(
@@ -62,12 +63,14 @@ class ScheduledContexts:
         scenes: Sequence[range],
         *,
         loop: bool,
-        timesteps: Sequence[int],
+        timesteps: Sequence[float],
         team: Team,
         exchange: FrameExchange,
         chunk_bytes: int,
         device: torch.device,
+        joint: bool = False,
     ) -> None:
+        self._joint = attention.positions if joint else None
         self._attention, self._selection, self._scenes, self._loop = attention, selection, scenes, loop
         self._team, self._exchange = team, exchange
         self._chunk_bytes, self._device = chunk_bytes, device
@@ -81,7 +84,7 @@ class ScheduledContexts:
         """The context at training timestep t, which is one of the timesteps."""
         attention, plain = self._attention, self._plain
         scopes = PLAIN if plain else scopes_of(attention, attention.phase(t))
-        shift = self._step[int(t)] if self._moving and not plain else 0
+        shift = self._step[t] if self._moving and not plain else 0
         if (scopes, shift) not in self._built:
             if self._moving:
                 # each is needed in one step only
@@ -96,6 +99,7 @@ class ScheduledContexts:
                 trained_frames=attention.trained_frames,
                 norm=attention.norm,
                 chunk_bytes=self._chunk_bytes,
+                joint=self._joint,
                 device=self._device,
             )
         return self._built[scopes, shift]

@@ -5,12 +5,13 @@ from dataclasses import dataclass, replace
 from torch import Tensor
 
 from vinfinity.config import RunConfig
-from vinfinity.denoise.samplers import Noise, Sampler, State, make_sampler
-from vinfinity.denoise.schedule import SchedulerConfig
+from vinfinity.denoise.choose_sampler import make_sampler
+from vinfinity.denoise.flows import Schedule
+from vinfinity.denoise.state import Noise, Sampler, State
 from vinfinity.errors import InputError
 
 
-def pick_sampler(config: RunConfig, scheduler: SchedulerConfig) -> Sampler:
+def pick_sampler(config: RunConfig, scheduler: Schedule) -> Sampler:
     """The sampler of a run on its model's schedule; from a video, its last steps.
 
     Raises InputError if sampler and schedule do not go together, or if no step is left.
@@ -31,7 +32,7 @@ class LastSteps:
     first: int
 
     @property
-    def timesteps(self) -> tuple[int, ...]:
+    def timesteps(self) -> tuple[float, ...]:
         return self.sampler.timesteps[self.first :]
 
     def level(self, step: int) -> tuple[float, float]:

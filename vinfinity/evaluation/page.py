@@ -16,7 +16,7 @@ from vinfinity.evaluation.report import figure_rows, kinds_of, length_of, notes,
 from vinfinity.evaluation.result import Evaluation, rounded, short_names
 from vinfinity.system.files import write_whole
 
-PARTS = Path(__file__).parent.parent / "assets" / "report"
+PARTS = Path(__file__).parent / "html"
 # digits of numbers in curves: enough to draw them
 DIGITS = 4
 

@@ -5,6 +5,7 @@ from dataclasses import dataclass
 from vinfinity.config import DecodeConfig
 from vinfinity.errors import InputError
 from vinfinity.models.decoder import AutoencoderConfig
+from vinfinity.models.geometry import LatentGeometry
 
 # Without `decode.frames`: the bytes of hidden states that a block of frames may take, and the most frames it may have.
 # More frames are no faster, and would be shared by the ranks less evenly.
@@ -22,7 +23,7 @@ OVERLAP = 4
 class Blocks:
     """How a video is divided.
 
-    frames: frames that are decoded at once. tile: latent positions along the side of a tile; None: whole frames.
+    frames: latent frames that are decoded at once. tile: latent positions along the side of a tile; None: whole frames.
     bytes: the most memory that decoding a block takes in fp32, without weights and the backend's workspace.
     """
 
@@ -31,12 +32,14 @@ class Blocks:
     bytes: int
 
 
-def check_tile(config: DecodeConfig, *, downscale: int) -> None:
-    """Raises InputError if the overlap of `decode.tile` is not a whole number of latent positions.
-
-    downscale: pixels per latent position.
+def check_tile(config: DecodeConfig, geometry: LatentGeometry) -> None:
+    """Raises InputError if the overlap of `decode.tile` is not a whole number of latent positions, or for latents whose
+    frames are not independent of each other.
     """
-    multiple = OVERLAP * downscale
+    if config.tile is not None and geometry.time_downscale > 1:
+        problem = "does not help: the model's decoder keeps frames for every tile, more than for whole frames"
+        raise InputError("decode.tile", config.tile, "leave it out", problem=problem)
+    multiple = OVERLAP * geometry.downscale
     if config.tile is not None and config.tile % multiple:
         below, above = config.tile // multiple * multiple, -(-config.tile // multiple) * multiple
         remedy = f"use {below} or {above}" if below else f"use {above}"
@@ -50,8 +53,8 @@ def plan_blocks(
 ) -> Blocks:
     """The blocks and tiles that `config` asks for. latent: (h, w). sample_bytes: of the pictures, 1 or 2.
 
-    Without `decode.frames`, a block has as many frames as fit into 512 MiB, at least 1 and at most 8. Raises InputError
-    if a tensor would have more elements than kernels can index.
+    Without `decode.frames`, a block has as many frames as fit into 512 MiB, at least 1 and at most 8; with a causal
+    decoder, always one latent frame. Raises InputError if a tensor would have more elements than kernels can index.
     """
     height, width = latent
     side = None if config.tile is None else config.tile // decoder.downscale
@@ -60,17 +63,25 @@ def plan_blocks(
     rows, columns = (height, width) if side is None else (min(side, height), min(side, width))
     area = decoder.downscale**2
     hidden = 4 * decoder.peak_channels * rows * columns * area
+    scale = decoder.time_downscale
     # pictures of this block, and of the block before, which are still being written
-    pictures = sample_bytes * 2 * 3 * height * width * area
+    pictures = sample_bytes * 2 * 3 * scale * height * width * area
     # the lower edges of two rows of tiles, and the right edge of a tile
     edges = 0
     if side is not None:
         edges = 4 * 3 * (side // OVERLAP) * (3 * width + side) * area
-    frames = config.frames or max(1, min(BLOCK_FRAMES, BLOCK_BYTES // hidden))
+    frames = 1 if decoder.causal else config.frames or max(1, min(BLOCK_FRAMES, BLOCK_BYTES // hidden))
     most = MOST_ELEMENTS // (decoder.widest_channels * rows * columns * area)
     if most == 0:
         pixels = f"{columns * decoder.downscale}x{rows * decoder.downscale}"
         problem = f"decodes pieces of {pixels} pixels, in which tensors have more than 2^31 elements"
+        if decoder.causal:
+            raise InputError(
+                "size",
+                f"{width * decoder.downscale}x{height * decoder.downscale}",
+                "use a smaller one",
+                problem=problem,
+            )
         raise InputError("decode.tile", config.tile, "add decode.tile=1024", problem=problem)
     if frames > most:
         problem = "decodes so many frames at once that tensors have more than 2^31 elements"

@@ -1,12 +1,12 @@
-"""From latents to pictures, a block of frames at a time, so that memory does not grow with the video.
+"""From latents to pictures, a block of latent frames at a time, so that memory does not grow with the video.
 
-Dims: f frames of a block, b frames of a tile's batch, c channels, h w latent height and width.
+Dims: l latent frames and f frames of a block, b frames of a tile's batch, c channels, h w latent height and width.
 """
 
 import itertools
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
-from typing import TypeVar
+from typing import TypeVar, cast
 
 import numpy as np
 import torch
@@ -15,7 +15,9 @@ from torch import Tensor
 from vinfinity.errors import NotFiniteError
 from vinfinity.media.blocks import OVERLAP, Blocks
 from vinfinity.media.latents import LatentSource
-from vinfinity.models.decoder import Decoder
+from vinfinity.media.turns import plan_turns
+from vinfinity.models.decoder import Decoder, DecoderStream, FrameDecoder
+from vinfinity.models.geometry import LatentGeometry
 from vinfinity.parallel.ranks import Ranks
 from vinfinity.system.precision import fp32_products
 
@@ -40,70 +42,135 @@ def decode_frames(
 
     source: the latents as the sampler left them, on rank 0; read a block at a time. frames: contiguous, up to the end
     of the video. latent: (c, h, w). size: (width, height) of the frames in pixels, cut from the middle of the decoded
-    pictures. Several ranks take turns: each has two blocks in memory, whatever the length of the video. The blocks, and
-    with them the pictures, are the same on any number of ranks. Yields (height, width, 3), uint8 or, if `bits` is 16,
-    uint16.
+    pictures. Several ranks take turns: each has two blocks in memory, whatever the length of the video. The pictures
+    are the same on any number of ranks. For turns of causal decoders, see `plan_turns`. Yields (height, width, 3),
+    uint8 or, if `bits` is 16, uint16.
 
     Raises Stopped between two pictures if this rank was asked to end.
     """
+    geometry = geometry_of(decoder)
+    wanted = geometry.latent_span(frames)
+    picture_bytes = 3 * size[0] * size[1] * bits // 8
+    turns = plan_turns(decoder, len(wanted), blocks, ranks=ranks.size, picture_bytes=picture_bytes)
+    if ranks.rank >= turns.ranks:
+        return
+    if turns.ranks == 1:
+        ranks = ranks.alone()
+    length = turns.length
     # the last bits of a picture may depend on its block: start with the whole block that contains the first frame
-    surplus = frames.start % blocks.frames
-    spans = [
-        range(start, min(start + blocks.frames, frames.stop))
-        for start in range(frames.start - surplus, frames.stop, blocks.frames)
-    ]
-    pictures = _decode_blocks(
+    begin = wanted.start - wanted.start % blocks.frames
+    spans = [range(start, min(start + length, wanted.stop)) for start in range(begin, wanted.stop, length)]
+    surplus = frames.start - geometry.frame_span(range(begin, wanted.stop)).start
+    shared = _Shared(
         decoder, source, spans, latent=latent, size=size, tile=blocks.tile, ranks=ranks, bits=bits
     )
-    for picture in itertools.islice(pictures, surplus, None):
+    for picture in itertools.islice(shared.pictures(), surplus, surplus + len(frames)):
         ranks.shutdown.check()
         yield picture
 
 
-def _decode_blocks(
-    decoder: Decoder,
-    source: LatentSource | None,
-    spans: list[range],
-    *,
-    latent: tuple[int, int, int],
-    size: tuple[int, int],
-    tile: int | None,
-    ranks: Ranks,
-    bits: int,
-) -> Iterator[np.ndarray]:
-    """The pictures of blocks of frames, in order, on rank 0. spans: the frames of each block."""
-    width, height = size
-    rounds = [spans[first : first + ranks.size] for first in range(0, len(spans), ranks.size)]
-    # on all ranks, the device decodes the next block while the pictures of this one are copied, and sent or written
-    if not ranks.first:
+def geometry_of(decoder: Decoder) -> LatentGeometry:
+    """The grid of the latents that it decodes."""
+    config = decoder.config
+    return LatentGeometry(config.latent_channels, config.downscale, config.time_downscale)
 
-        def received() -> Iterator[Tensor]:
-            for span in spans[ranks.rank :: ranks.size]:
-                ranks.shutdown.check()
-                yield ranks.receive(torch.empty(latent[0], len(span), *latent[1:]), 0, label=LABEL)
 
-        for block in one_ahead(decode_block(decoder, x, size=size, tile=tile, bits=bits) for x in received()):
-            # as bytes: backends know no unsigned numbers of 16 bits
-            ranks.send(block.wait().view(torch.uint8), 0, label=LABEL)
-        return
-    assert source is not None
+def decode_single(
+    decoder: Decoder, source: LatentSource, frame: int, *, size: tuple[int, int], tile: int | None
+) -> np.ndarray:
+    """One frame anywhere in a video, (height, width, 3) uint8. See `decode_block`."""
+    geometry = geometry_of(decoder)
+    span = geometry.latent_span(range(frame, frame + 1))
+    stream = decoder.stream(span.start)
+    latents = source.read(range(stream.first, span.stop))
+    block = decode_block(decoder, latents, size=size, tile=tile, stream=stream)
+    picture: np.ndarray = block.wait()[frame - geometry.frame_span(span).start].numpy()
+    return picture
 
-    def hand_out(spans: list[range]) -> None:
-        for rank, span in enumerate(spans[1:], start=1):
-            ranks.send(source.read(span).contiguous(), rank, label=LABEL)
 
-    own = one_ahead(
-        decode_block(decoder, source.read(spans[0]), size=size, tile=tile, bits=bits) for spans in rounds
-    )
-    hand_out(rounds[0] if rounds else [])
-    for current, following in zip(rounds, [*rounds[1:], []], strict=True):
-        # the other ranks send the pictures of a round after they have the latents of the next one
-        hand_out(following)
-        yield from next(own).wait().numpy()
-        for rank, span in enumerate(current[1:], start=1):
-            pictures = torch.empty(len(span), height, width, 3, dtype=SAMPLES[bits])
-            ranks.receive(pictures.view(torch.uint8), rank, label=LABEL)
-            yield from pictures.numpy()
+class _Shared:
+    """The decoding of spans of latent frames, one a turn, by all ranks."""
+
+    def __init__(
+        self,
+        decoder: Decoder,
+        source: LatentSource | None,
+        spans: list[range],
+        *,
+        latent: tuple[int, int, int],
+        size: tuple[int, int],
+        tile: int | None,
+        ranks: Ranks,
+        bits: int,
+    ) -> None:
+        self._decoder, self._source, self._spans, self._ranks = decoder, source, spans, ranks
+        self._latent, self._size, self._tile, self._bits = latent, size, tile, bits
+
+    def pictures(self) -> Iterator[np.ndarray]:
+        """The pictures of all spans, in order, on rank 0."""
+        ranks = self._ranks
+        # on all ranks, the device decodes the next block while the pictures of this one are copied, and sent or written
+        own = one_ahead(self._decoded(range(ranks.rank, len(self._spans), ranks.size)))
+        if not ranks.first:
+            for block in own:
+                # as bytes: backends know no unsigned numbers of 16 bits
+                ranks.send(block.wait().view(torch.uint8), 0, label=LABEL)
+            return
+        turns = range(len(self._spans))
+        rounds = [turns[first : first + ranks.size] for first in turns[:: ranks.size]]
+        self._hand_out(rounds[0] if rounds else turns)
+        width, height = self._size
+        geometry = geometry_of(self._decoder)
+        for current, following in zip(rounds, [*rounds[1:], turns[:0]], strict=True):
+            # the other ranks send the pictures of a round after they have the latents of the next one
+            self._hand_out(following)
+            yield from next(own).wait().numpy()
+            for rank, turn in enumerate(current[1:], start=1):
+                frames = geometry.frame_span(self._spans[turn])
+                pictures = torch.empty(len(frames), height, width, 3, dtype=SAMPLES[self._bits])
+                ranks.receive(pictures.view(torch.uint8), rank, label=LABEL)
+                yield from pictures.numpy()
+
+    def _decoded(self, turns: range) -> "Iterator[DecodedBlock]":
+        """The blocks of this rank's turns."""
+        stream: DecoderStream | None = None
+        for turn in turns:
+            self._ranks.shutdown.check()
+            if stream is None or not self._continues(turn):
+                stream = self._decoder.stream(self._spans[turn].start)
+            yield decode_block(
+                self._decoder,
+                self._latents(turn),
+                size=self._size,
+                tile=self._tile,
+                bits=self._bits,
+                stream=stream,
+                check=self._ranks.shutdown.check,
+            )
+
+    def _continues(self, turn: int) -> bool:
+        """Whether the rank whose turn it is decoded the span before."""
+        before = turn - self._ranks.size
+        return before >= 0 and self._spans[before].stop == self._spans[turn].start
+
+    def _needed(self, turn: int) -> range:
+        """The latent frames that the rank whose turn it is must be given."""
+        span = self._spans[turn]
+        return span if self._continues(turn) else range(self._decoder.stream(span.start).first, span.stop)
+
+    def _latents(self, turn: int) -> Tensor:
+        """The latents of a turn: read on rank 0, received on the others."""
+        needed = self._needed(turn)
+        if self._source is not None:
+            return self._source.read(needed)
+        channels, *position = self._latent
+        return self._ranks.receive(torch.empty(channels, len(needed), *position), 0, label=LABEL)
+
+    def _hand_out(self, turns: range) -> None:
+        """Sends the other ranks their latents of a round."""
+        assert self._source is not None
+        for rank, turn in enumerate(turns[1:], start=1):
+            self._ranks.send(self._source.read(self._needed(turn)).contiguous(), rank, label=LABEL)
 
 
 def one_ahead(items: Iterable[T]) -> Iterator[T]:
@@ -124,7 +191,7 @@ class DecodedBlock:
     """The pictures of a block, on the CPU or on their way there.
 
     pictures: (f, height, width, 3) uint8 or uint16. finite: (), whether all decoded values are finite.
-    latents: (c, f, h, w). ready: the event after which pictures and flag are on the CPU; None: they are there.
+    latents: (c, l, h, w). ready: the event after which pictures and flag are on the CPU; None: they are there.
     """
 
     pictures: Tensor
@@ -144,47 +211,93 @@ class DecodedBlock:
         return self.pictures
 
 
+def _nothing() -> None:
+    """No check."""
+
+
 @torch.inference_mode()
 def decode_block(
-    decoder: Decoder, latents: Tensor, *, size: tuple[int, int], tile: int | None, bits: int = 8
+    decoder: Decoder,
+    latents: Tensor,
+    *,
+    size: tuple[int, int],
+    tile: int | None,
+    bits: int = 8,
+    stream: DecoderStream | None = None,
+    check: Callable[[], None] = _nothing,
 ) -> DecodedBlock:
     """Starts to decode a block, without waiting for a GPU.
 
-    latents: (c, f, h, w) on the CPU. size: (width, height) in pixels, no larger than what the latents decode to.
-    tile: see `decode_tiles`. bits: of a sample, 8 or 16.
+    latents: (c, l, h, w) on the CPU. size: (width, height) in pixels, no larger than what the latents decode to.
+    tile: see `decode_tiles`. bits: of a sample, 8 or 16. stream: of the decoder, at these latents; None if they begin
+    the video. check: called before pictures are copied; may raise.
     """
     width, height = size
-    white = 2**bits - 1
     weight = next(decoder.parameters())
     on_gpu = weight.device.type == "cuda"
     # copies from memory that is not pinned would make the host wait
     pinned = latents.contiguous().pin_memory() if on_gpu else latents
     x = pinned.to(weight.device, weight.dtype, non_blocking=True).transpose(0, 1)
     x = x.contiguous(memory_format=torch.channels_last)
-    factor = decoder.config.downscale
-    whole = x.new_empty(len(x), factor * x.shape[2], factor * x.shape[3], 3, dtype=SAMPLES[bits])
+    stream = decoder.stream() if stream is None else stream
+    rows, columns = (decoder.config.downscale * side for side in x.shape[2:])
+    top, left = (rows - height) // 2, (columns - width) // 2
     finite = torch.ones((), dtype=torch.bool, device=weight.device)
+    # whole pictures where they are decoded; on their way from a GPU, they are cut
+    shape = stream.frames(len(x)), *((height, width) if on_gpu else (rows, columns)), 3
+    place = torch.device("cpu") if on_gpu else weight.device
+    host = torch.empty(shape, dtype=SAMPLES[bits], device=place, pin_memory=on_gpu)
+    done = 0
     with fp32_products(tf32=True):
-        for top, left, piece in decode_tiles(decoder, x, tile=tile):
-            finite &= piece.isfinite().all()
-            pixels = (
-                piece.float().mul(white / 2).add_(white / 2).round_().clamp_(0, white).permute(0, 2, 3, 1)
-            )
-            whole[:, top : top + pixels.shape[1], left : left + pixels.shape[2]] = pixels
-    top, left = (whole.shape[1] - height) // 2, (whole.shape[2] - width) // 2
-    pictures = whole[:, top : top + height, left : left + width].contiguous()
+        for count, pieces in _decoded_pieces(decoder, stream, x, tile=tile):
+            own = host[done : done + count]
+            whole = x.new_empty(count, rows, columns, 3, dtype=SAMPLES[bits]) if on_gpu else own
+            for row, column, piece in pieces:
+                finite &= piece.isfinite().all()
+                part = to_samples(piece, bits)
+                whole[:, row : row + part.shape[1], column : column + part.shape[2]] = part
+            check()
+            if on_gpu:
+                own.copy_(_cut(whole, top, left, size), non_blocking=True)
+            done += count
     if not on_gpu:
-        return DecodedBlock(pictures, finite, latents, None)
-    host = torch.empty(pictures.shape, dtype=pictures.dtype, pin_memory=True)
+        return DecodedBlock(_cut(host, top, left, size), finite, latents, None)
     flag = torch.empty((), dtype=torch.bool, pin_memory=True)
-    host.copy_(pictures, non_blocking=True)
     flag.copy_(finite, non_blocking=True)
     ready = torch.cuda.Event()
     ready.record()
     return DecodedBlock(host, flag, latents, ready)
 
 
-def decode_tiles(decoder: Decoder, latents: Tensor, *, tile: int | None) -> Iterator[tuple[int, int, Tensor]]:
+def to_samples(pictures: Tensor, bits: int) -> Tensor:
+    """Pictures (f, 3, h, w) in [-1, 1] as samples of `bits` bits, (f, h, w, 3), in floating point."""
+    white = 2**bits - 1
+    samples = pictures.float().mul(white / 2).add_(white / 2).round_().clamp_(0, white)
+    return samples.permute(0, 2, 3, 1)
+
+
+def _cut(pictures: Tensor, top: int, left: int, size: tuple[int, int]) -> Tensor:
+    return pictures[:, top : top + size[1], left : left + size[0]].contiguous()
+
+
+def _decoded_pieces(
+    decoder: Decoder, stream: DecoderStream, x: Tensor, *, tile: int | None
+) -> Iterator[tuple[int, Iterable[tuple[int, int, Tensor]]]]:
+    """The pictures of latents (l, c, h, w), some at a time: their number, and the pieces that cover them.
+
+    A piece is (row, column, (f, 3, h', w')).
+    """
+    if tile is None:
+        for pictures in stream.decode(x):
+            yield len(pictures), [(0, 0, pictures)]
+    else:
+        # only decoders of independent frames have tiles, see `check_tile`
+        yield len(x), decode_tiles(cast(FrameDecoder, decoder), x, tile=tile)
+
+
+def decode_tiles(
+    decoder: FrameDecoder, latents: Tensor, *, tile: int | None
+) -> Iterator[tuple[int, int, Tensor]]:
     """Decodes pictures in tiles that overlap by a quarter and are blended there, as diffusers' AutoencoderKL does.
 
     latents: (b, c, h, w). tile: latent positions along a side, a multiple of 4; None, or a tile that covers the

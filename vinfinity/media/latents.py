@@ -1,6 +1,6 @@
-"""The latents of a whole video, read a block of frames at a time.
+"""The latents of a whole video, read a block at a time.
 
-Dims: c channels, F frames of the video, f frames that are read, h w latent height and width.
+Dims: c channels, F latent frames of the video, f latent frames that are read, h w latent height and width.
 """
 
 from collections.abc import Iterable

@@ -39,7 +39,9 @@ class ColourMap:
         """The map closest to what a decoder makes of latents (f, c, h, w), by least squares over their positions."""
         colours = []
         for frame in latents:
-            picture = decoder.decode(frame[None]).clamp(-1, 1)
+            # as the first frame of a video, which causal decoders decode alone
+            [picture] = decoder.stream().decode(frame[None])
+            picture = picture.clamp(-1, 1)
             colours.append(F.avg_pool2d(picture, decoder.config.downscale))
         targets = torch.cat(colours).permute(0, 2, 3, 1).reshape(-1, 3).double()
         inputs = _with_one(latents).reshape(len(targets), -1).double()
@@ -74,6 +76,16 @@ def enlarged(pictures: Tensor) -> np.ndarray:
     factor = max(1, SIDE // max(pictures.shape[1:3]))
     large = F.interpolate(pictures.permute(0, 3, 1, 2).float(), scale_factor=factor, mode="bilinear")
     return large.round().to(torch.uint8).permute(0, 2, 3, 1).numpy()
+
+
+def decoded(decoder: Decoder, latents: Tensor) -> np.ndarray:
+    """Pictures (f, h, w, 3) uint8 of latents (f, c, h, w), of about SIDE pixels, each as the first frame of a video."""
+    pictures = []
+    for frame in latents:
+        [picture] = decoder.stream().decode(frame[None])
+        small = F.avg_pool2d(picture.clamp(-1, 1), max(1, round(max(picture.shape[2:]) / SIDE)))
+        pictures.append(small.add(1).mul(127.5).round().to(torch.uint8).permute(0, 2, 3, 1))
+    return torch.cat(pictures).numpy()
 
 
 def write_preview(stem: Path, frames: np.ndarray, *, fps: Fraction) -> None:

@@ -11,7 +11,7 @@ import numpy as np
 from vinfinity.config import DecodeConfig, VideoFormat
 from vinfinity.media.background import consume_in_background
 from vinfinity.media.blocks import plan_blocks
-from vinfinity.media.decode import decode_block, decode_frames
+from vinfinity.media.decode import decode_frames, decode_single, geometry_of
 from vinfinity.media.latents import LatentSource
 from vinfinity.media.sheet import ContactSheet, to_8_bits
 from vinfinity.media.watch import FrameWatch, LatentWatch, VideoWatch
@@ -52,7 +52,7 @@ def write_video(
     """
     blocks = plan_blocks(decode, decoder.config, latent[1:])
     everyone = decode.on_all_ranks(ranks.device.type)
-    together = ranks if everyone else Ranks(device=ranks.device, shutdown=ranks.shutdown)
+    together = ranks if everyone else ranks.alone()
     width, height = size
     writer = None
     if ranks.first:
@@ -69,7 +69,8 @@ def write_video(
         )
     first = together.collect(writer.frames if writer else 0)[0]
     remaining = range(first, frames)
-    watched = None if source is None else LatentWatch(source, frames)
+    latent_frames = geometry_of(decoder).latent_frames(frames)
+    watched = None if source is None else LatentWatch(source, latent_frames)
     bits = video_format.sample_bits
     pictures = decode_frames(
         decoder, watched, frames=remaining, latent=latent, size=size, blocks=blocks, ranks=together, bits=bits
@@ -92,12 +93,10 @@ def write_video(
     with writer:
         if contact is not None:
             for frame in itertools.takewhile(lambda frame: frame < first, contact.frames):
-                latents = watched.read(range(frame, frame + 1))
-                block = decode_block(decoder, latents, size=size, tile=blocks.tile)
-                contact.add(block.wait()[0].numpy())
+                contact.add(decode_single(decoder, watched, frame, size=size, tile=blocks.tile))
         shown = progress.track(pictures, total=len(remaining), label="decoding", unit="frame")
         # two blocks: the encoder has work while the next block is decoded, and idles if decoding is slower
-        consume_in_background(shown, write, most_pending=2 * blocks.frames)
+        consume_in_background(shown, write, most_pending=2 * blocks.frames * decoder.config.time_downscale)
     if contact is not None:
         contact.save()
     return VideoWatch(seen, watched)

@@ -4,8 +4,9 @@ from pathlib import Path
 
 from vinfinity.models.family import Family
 from vinfinity.models.unet3d.family import UNET3D
+from vinfinity.models.wan.family import WAN
 
-FAMILIES: tuple[Family, ...] = (UNET3D,)
+FAMILIES: tuple[Family, ...] = (UNET3D, WAN)
 
 
 def family_of(folder: Path) -> Family:
@@ -17,3 +18,8 @@ def family_of(folder: Path) -> Family:
 def published_family(name: str) -> Family | None:
     """The family of a published model; None for names that are not known."""
     return next((family for family in FAMILIES if name in family.published), None)
+
+
+def family_named(name: str) -> Family:
+    """The family of that name. Raises KeyError."""
+    return {family.name: family for family in FAMILIES}[name]

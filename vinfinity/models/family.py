@@ -8,19 +8,20 @@ from __future__ import annotations
 from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Protocol
+from typing import TYPE_CHECKING, Any, Literal, Protocol
 
 from vinfinity.models.geometry import LatentGeometry
 
 if TYPE_CHECKING:
     from torch import Tensor, nn
 
-    from vinfinity.models.checkpoint import Checkpoint, Distillation
+    from vinfinity.models.checkpoint import Checkpoint, CheckpointPart, Distillation, Shapes
     from vinfinity.models.frame_text import FrameText
     from vinfinity.models.network_call import CallOptions, NetworkCall
     from vinfinity.parallel.context import TemporalContext
 
 Configs = Mapping[str, Any]
+Half = Literal["fp16", "bf16"]
 # folders that models of every family have
 TEXT_ENCODER, AUTOENCODER, TOKENIZER, SCHEDULER = "text_encoder", "vae", "tokenizer", "scheduler"
 
@@ -41,8 +42,8 @@ class Network:
 
     read_config: a parsed config.json to a typed config; raises ValueError. build: a config to a module.
     stem: the name of its weight files up to the first dot. rename: the name of a tensor in a file to the parameter it
-    fills, None for a tensor that is skipped. keep_fp32: prefixes of parameters that stay in fp32 in every run, as
-    group norms do anyway.
+    fills, None for a tensor that is skipped. keep_fp32: names, or parts between their dots, of modules and parameters
+    that stay in fp32 in every run, as group norms do anyway.
     always_fp32: whether the whole network does. shown: config entries that describe it to users.
     lora_prefixes: what LoRA files put before the names of its modules; empty for a network that takes no LoRA.
     aliases: the config and the names of all modules to further names of modules, those of other layouts.
@@ -66,8 +67,12 @@ class Network:
         from torch import nn
 
         norms = tuple(f"{name}." for name, layer in module.named_modules() if isinstance(layer, nn.GroupNorm))
-        kept = (*self.keep_fp32, *norms)
-        return frozenset(name for name, _ in module.named_parameters() if name.startswith(kept))
+        kept = {*self.keep_fp32}
+        return frozenset(
+            name
+            for name, _ in module.named_parameters()
+            if name.startswith(norms) or not kept.isdisjoint(name.split("."))
+        )
 
 
 @dataclass(frozen=True)
@@ -79,7 +84,8 @@ class DenoiserTraits:
     None for models that are guided by a second prediction. levels: resolutions that it works at; features of all but
     the finest can be reused over steps. multiple: latent positions of which height and width should be multiples.
     hidden, widest: channels, per latent position, of its narrowest and its widest hidden states. parameters: an upper
-    bound on their number.
+    bound on their number. joint: whether all positions of the attended frames meet in one attention, computed a latent
+    frame at a time, rather than each position over time.
     """
 
     channels: int
@@ -91,15 +97,20 @@ class DenoiserTraits:
     hidden: int
     widest: int
     parameters: int
+    joint: bool = False
 
 
 @dataclass(frozen=True)
 class Traits:
-    """The same of a whole model. text_length: tokens that the text encoder takes."""
+    """The same of a whole model.
+
+    text_length: tokens that the text encoder takes. text_parameters: an upper bound on the number of its parameters.
+    """
 
     geometry: LatentGeometry
     text_length: int
     denoiser: DenoiserTraits
+    text_parameters: int = 0
 
 
 @dataclass(frozen=True)
@@ -170,6 +181,9 @@ class Family(Protocol):
     samplers: the names of the samplers that work with its noise schedules.
     denoiser_class, pipeline_class: prefix of the denoiser's class, and class of the pipeline, in diffusers' JSON files.
     published: models by name. published_files: what the JSON files of all of them have in common, by part.
+    trained_frames: length of the training clips of models whose card does not say it, in frames. flow: whether its
+    models were trained by flow matching. half: the 16 bits that suit its weights on GPUs. original_tokenizer: the
+    folder of the tokenizer among the authors' own files, "" if there is none.
     """
 
     @property
@@ -186,6 +200,14 @@ class Family(Protocol):
     def denoiser_class(self) -> str: ...
     @property
     def pipeline_class(self) -> str: ...
+    @property
+    def trained_frames(self) -> int: ...
+    @property
+    def flow(self) -> bool: ...
+    @property
+    def half(self) -> Half: ...
+    @property
+    def original_tokenizer(self) -> str: ...
     @property
     def published(self) -> Mapping[str, PublishedModel]: ...
     @property
@@ -238,6 +260,14 @@ class Family(Protocol):
         """A checkpoint in its authors' layout; None if it is not of this family.
 
         Raises ValueError if its architecture is not supported.
+        """
+        ...
+
+    def read_part(self, shapes: Shapes) -> tuple[CheckpointPart, list[str]] | None:
+        """One network in its authors' layout, and its faults: tensors that are missing, unexpected or of another shape.
+
+        shapes: by tensor of its files. None if it is not of this family, or the family has no such layout. Raises
+        ValueError if its architecture is not supported.
         """
         ...
 

@@ -12,16 +12,19 @@ class LatentGeometry:
 
     channels: of a latent. downscale: pixels per latent position, along height and along width.
     time_downscale: frames per latent frame; the first frame of a video has a latent frame of its own.
+    multiple: of which height and width of a latent have to be multiples.
     """
 
     channels: int
     downscale: int
     time_downscale: int = 1
+    multiple: int = 1
 
     def latent_size(self, size: tuple[int, int]) -> tuple[int, int, int]:
         """(c, h, w) of the smallest latent frame that covers `size`, (width, height) in pixels."""
-        width, height = size
-        return self.channels, -(-height // self.downscale), -(-width // self.downscale)
+        step = self.downscale * self.multiple
+        width, height = (self.multiple * -(-side // step) for side in size)
+        return self.channels, height, width
 
     def latent_frames(self, frames: int) -> int:
         """The fewest latent frames that cover `frames` frames, at least 1."""
@@ -32,6 +35,13 @@ class LatentGeometry:
         if not frames:
             return range(0)
         return range(self.latent_frames(frames.start + 1) - 1, self.latent_frames(frames.stop))
+
+    def frame_span(self, latent_frames: range) -> range:
+        """The frames that a span of latent frames decodes to."""
+        if not latent_frames:
+            return range(0)
+        start = self.frames(latent_frames.start) if latent_frames.start else 0
+        return range(start, self.frames(latent_frames.stop))
 
     def frames(self, latent_frames: int) -> int:
         """The frames that `latent_frames` latent frames, at least 1, decode to."""

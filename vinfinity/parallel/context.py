@@ -7,6 +7,7 @@ import torch
 
 from vinfinity.parallel.exchange import FrameExchange
 from vinfinity.parallel.groups import Grouping
+from vinfinity.parallel.joint import Positions
 from vinfinity.parallel.scopes import AttentionPlan, Scopes, plan_attention
 from vinfinity.parallel.shards import FrameShards, Route, plan_route
 from vinfinity.parallel.timeline import Timeline
@@ -60,14 +61,15 @@ def temporal_context(
     trained_frames: int = 16,
     norm: Literal["video", "rank"] = "video",
     chunk_bytes: int = CHUNK_BYTES,
+    joint: Positions | None = None,
     device: torch.device | str = "cpu",
 ) -> TemporalContext:
     """The context of `rank` under one set of scopes (None: plain attention over all frames).
 
-    timeline: scenes and loops; by default the video is one scene, see `plan_attention`.
+    timeline: scenes and loops; by default the video is one scene, see `plan_attention`, also for `joint`.
     """
     attention = plan_attention(
-        shards, rank, scopes, timeline=timeline, trained_frames=trained_frames, device=device
+        shards, rank, scopes, timeline=timeline, trained_frames=trained_frames, joint=joint, device=device
     )
     return TemporalContext(
         exchange=exchange,

@@ -49,6 +49,10 @@ class Ranks:
         """Whether this rank writes the files and shows messages."""
         return self.rank == 0
 
+    def alone(self) -> "Ranks":
+        """This rank for work that it does without the others."""
+        return Ranks(device=self.device, shutdown=self.shutdown)
+
     def team(self, frames: int, *, split: bool, grouped: bool = False) -> Team:
         """The ranks that share a video with this one; see `team_of`."""
         team = team_of(self.rank, self.size, frames=frames, split=split, grouped=grouped)
@@ -108,6 +112,22 @@ class Ranks:
             if self.liveness is not None:
                 self.liveness.check()
         return bool(host)
+
+    def share(self, x: Tensor | None, *, shape: tuple[int, ...], dtype: torch.dtype, label: str) -> Tensor:
+        """Rank 0's tensor, on every rank's device; waits for as long as loading may take.
+
+        x: the tensor on rank 0, None on the others. Raises RankError if rank 0 is late or gone.
+        """
+        if self.size == 1:
+            assert x is not None
+            return x
+        if x is None:
+            return self.receive(torch.empty(shape, dtype=dtype), 0, label=label).to(self.device)
+        assert x.shape == shape and x.dtype == dtype
+        sent = x.cpu().contiguous()
+        for rank in range(1, self.size):
+            self.send(sent, rank, label=label)
+        return x
 
     def check_shutdown(self) -> None:
         """Raise Stopped, on every rank, if any of them was asked to end."""

@@ -9,6 +9,7 @@ import torch
 from torch import Tensor
 
 from vinfinity.parallel.groups import UNIT
+from vinfinity.parallel.joint import Positions, key_distances, nearest_frames
 from vinfinity.parallel.shards import FrameShards, Route, anchor_frames, plan_route
 from vinfinity.parallel.timeline import Scene, Timeline, intersection, one_scene
 from vinfinity.system.transfer import to_device
@@ -56,6 +57,7 @@ class QueryBlock:
     once, that cover the queries and the local scopes of all of them. keys: these scopes, which make up one span, and
     the anchors, in video order, each once. bias: (rows, keys) fp32, added to the logits; None if zero. scale: (rows,)
     fp32, the factor of entropy scaling on q; None without it. next_key: the first frame of the next block's span.
+    distances: with joint attention, whose blocks have one query, how far each key is from it in time.
     """
 
     rows: range
@@ -64,6 +66,7 @@ class QueryBlock:
     bias: Tensor | None
     scale: Tensor | None
     next_key: int
+    distances: tuple[int, ...] = ()
     _cast: dict[object, tuple[Tensor | None, Tensor | None]] = field(
         default_factory=dict, compare=False, repr=False
     )
@@ -88,7 +91,8 @@ class AttentionPlan:
     route: the frames to fetch. held: this rank's frames. line: the frames around them, its own included, that local
     scopes reach; empty if none is on. anchors: ascending, of the scenes of this rank's frames. anchor_counts: how many
     of them each scene has. blocks: those of which this rank holds queries. grouped: whether queries and units are
-    computed as a whole, see groups.py. window: the most frames that a block of this video attends to.
+    computed as a whole, see groups.py. window: the most frames that a block of this video attends to. entropy: for
+    joint attention with entropy scaling, the trained length in frames; None otherwise.
     """
 
     route: Route
@@ -100,6 +104,15 @@ class AttentionPlan:
     grouped: bool
     window: int
     timeline: Timeline
+    entropy: int | None = None
+
+    def keys(self, block: QueryBlock) -> list[int]:
+        """The frames of a block's keys, in order."""
+        return [
+            self.anchors[at] if run.anchors else self.timeline.real(at)
+            for run in block.keys
+            for at in run.span
+        ]
 
     def prepare(self, dtype: torch.dtype) -> None:
         """Makes what blocks keep in a type, which is otherwise made when it is first needed."""
@@ -115,6 +128,7 @@ def plan_attention(
     timeline: Timeline | None = None,
     trained_frames: int = 16,
     block: int = QUERY_BLOCK,
+    joint: Positions | None = None,
     device: torch.device | str = "cpu",
 ) -> AttentionPlan:
     """Dual-scope attention in blocks of queries; plain attention over all frames if `scopes` is None.
@@ -123,6 +137,10 @@ def plan_attention(
 
     A block attends to the union of its queries' local scopes and the anchors, each frame once; the bias is -inf for a
     key in neither scope of a query. Cost and temporaries are linear in the frames of the rank.
+
+    joint: for models in which all positions of the attended frames meet in one attention, with rotary positions. Then
+    blocks have one query each, and its local scope is as large as it takes for every query to attend to the same number
+    of frames: see joint.py, also for `Positions`.
 
     Blocks begin at multiples of `block` in the video, or with a scene, and their keys are in video order. Where a rank
     border cuts a block, both ranks use the block's full number of keys; zeros stand in for keys that only the other
@@ -134,7 +152,8 @@ def plan_attention(
     if timeline is None:
         anchors = () if scopes is None else scopes.global_frames(shards.frames)
         timeline = one_scene(shards.frames, anchors=anchors, plain=scopes is None)
-    return _Planner(shards, rank, scopes or PLAIN, timeline, trained_frames, block, device).plan()
+    size = block if joint is None else 1
+    return _Planner(shards, rank, scopes or PLAIN, timeline, trained_frames, size, joint, device).plan()
 
 
 # for videos whose scenes are all plain
@@ -151,6 +170,7 @@ class _Planner:
     timeline: Timeline
     trained_frames: int
     block: int
+    joint: Positions | None
     device: torch.device | str
 
     def plan(self) -> AttentionPlan:
@@ -173,6 +193,7 @@ class _Planner:
             grouped=self._grouped,
             window=max(self._window(scene) for scene in timeline.scenes),
             timeline=timeline,
+            entropy=self.trained_frames if self.joint and self.scopes.entropy_scaling else None,
         )
 
     @property
@@ -195,7 +216,16 @@ class _Planner:
         if self.scopes.local_bias == NEVER:
             return range(0)
         local = self.scopes.local
+        if self.joint is not None:
+            spans = [self._nearest(scene, query) for query in queries]
+            return range(min(span.start for span in spans), max(span.stop for span in spans))
         return self.timeline.clip(range(queries.start - local, queries.stop + local), scene)
+
+    def _nearest(self, scene: Scene, query: int) -> range:
+        """The local scope of a query of joint attention."""
+        anchors = self._anchors(scene)
+        attended = 2 * self.scopes.local + 1 + len(anchors)
+        return nearest_frames(self.timeline, scene, query, anchors, attended=attended)
 
     def _line(self, held: range) -> range:
         spans = [near for scene, part in self._parts(held) if (near := self._near(scene, part))]
@@ -211,8 +241,9 @@ class _Planner:
 
     def _rows(self, scene: Scene, part: range) -> Iterator[range]:
         """The frames of each block of which a rank holds queries. part: those of its frames that are in the scene."""
-        size = len(scene.frames) if scene.plain else self.block
-        first = scene.frames.start if scene.plain else part.start // size * size
+        whole = scene.plain and self.joint is None
+        size = len(scene.frames) if whole else self.block
+        first = scene.frames.start if whole else part.start // size * size
         for start in range(first, part.stop, size):
             yield intersection(range(start, start + size), scene.frames)
 
@@ -226,7 +257,7 @@ class _Planner:
         keys = sorted([*span, *(anchor for anchor in own if anchor not in inside)])
         bias = scale = None
         if not scene.plain:
-            bias, scale = self._bias(rows, keys, own)
+            bias, scale = self._bias(rows, keys, own, span)
         return QueryBlock(
             rows=rows,
             units=self._units(reach, rows, span),
@@ -234,6 +265,11 @@ class _Planner:
             bias=None if bias is None else to_device(bias, self.device),
             scale=None if scale is None else to_device(scale, self.device),
             next_key=self._next_key(rows),
+            distances=()
+            if self.joint is None
+            else key_distances(
+                timeline, scene, rows.start, keys, near=span, rule=self.joint, trained=self.trained_frames
+            ),
         )
 
     def _next_key(self, rows: range) -> int:
@@ -266,12 +302,18 @@ class _Planner:
         return tuple(runs)
 
     def _bias(
-        self, rows: range, keys: Sequence[int], anchors: Sequence[int]
+        self, rows: range, keys: Sequence[int], anchors: Sequence[int], span: range
     ) -> tuple[Tensor | None, Tensor | None]:
-        """The bias of each (query, key) pair and the entropy scale of each query, as in `QueryBlock`."""
+        """The bias of each (query, key) pair and the entropy scale of each query, as in `QueryBlock`.
+
+        span: the frames of their local scopes.
+        """
         scopes, real = self.scopes, [self.timeline.real(key) for key in keys]
         query, key = torch.tensor(rows)[:, None], torch.tensor(keys, dtype=torch.int64)[None, :]
-        near = (query - key).abs() <= scopes.local
+        if self.joint is None:
+            near = (query - key).abs() <= scopes.local
+        else:
+            near = torch.tensor([[key in span for key in keys]])
         local = torch.where(near, scopes.local_bias, NEVER)
         anchored = torch.isin(
             torch.tensor(real, dtype=torch.int64)[None, :], torch.tensor(anchors, dtype=torch.int64)
@@ -283,8 +325,11 @@ class _Planner:
             once = torch.nn.functional.one_hot(bias[:, places].argmax(1), len(places)).bool()
             bias[:, places] = torch.where(once, bias[:, places], NEVER)
         attended = bias > NEVER
-        if not attended.any(1).all():
+        if not attended.numel() or not attended.any(1).all():
             raise ValueError("the attention scopes leave a frame without a key")
+        if self.joint is not None:
+            # a bias that all keys share changes nothing; every key of a single query is attended to
+            return (None if (bias == bias[0, 0]).all() else bias), None
         scale = None
         if scopes.entropy_scaling:
             scale = attended.sum(1).float().log() / math.log(max(self.trained_frames, 2))
@@ -294,5 +339,7 @@ class _Planner:
     def _window(self, scene: Scene) -> int:
         if scene.plain:
             return len(scene.frames)
+        if self.joint is not None:
+            return min(len(scene.frames), 2 * self.scopes.local + 1 + len(self._anchors(scene)))
         local = 0 if self.scopes.local_bias == NEVER else self.scopes.local
         return min(len(scene.frames), self.block + 2 * local + len(self._anchors(scene)))

@@ -68,6 +68,13 @@ class Route:
     sends: tuple[tuple[int, tuple[int, ...]], ...]
     receives: tuple[tuple[int, int, int], ...]
 
+    def compact(self) -> "tuple[tuple[int, ...], Route]":
+        """The positions of all frames that are sent, ascending, and the same route for nothing but these."""
+        sent = sorted({position for _, positions in self.sends for position in positions})
+        place = {position: index for index, position in enumerate(sent)}
+        sends = tuple((peer, tuple(place[at] for at in positions)) for peer, positions in self.sends)
+        return tuple(sent), Route(self.wanted, sends, self.receives)
+
 
 def plan_route(shards: FrameShards, rank: int, wanted_by: Callable[[int], Iterable[int]]) -> Route:
     """The route of `rank` if every rank r fetches those of the frames `wanted_by(r)` that it does not hold."""

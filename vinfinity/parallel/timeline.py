@@ -14,23 +14,33 @@ from itertools import pairwise
 class Scene:
     """Consecutive frames that see each other, and no others.
 
-    anchors: global frames of its attention, ascending. plain: whether every frame attends to all others.
+    anchors: global frames of its attention, ascending. plain: whether every frame attends to all others. whole: frames
+    of the scene in the whole video, of which an edit computes a part; None if these are all.
     """
 
     frames: range
     anchors: tuple[int, ...] = ()
     plain: bool = False
+    whole: int | None = None
+
+    @property
+    def length(self) -> int:
+        """Frames of the scene in the whole video."""
+        return len(self.frames) if self.whole is None else self.whole
 
 
 @dataclass(frozen=True)
 class Timeline:
     """The scenes of a video, in order and without gaps; the first begins at frame 0.
 
-    loop: whether the last frame leads into the first; such a video is one scene. Raises ValueError otherwise.
+    loop: whether the last frame leads into the first; such a video is one scene. places: in an edit, which computes a
+    part of the video, the frame of the whole video that each number stands for; None if they are the same. Raises
+    ValueError for scenes that do not follow each other.
     """
 
     scenes: tuple[Scene, ...]
     loop: bool = False
+    places: tuple[int, ...] | None = None
 
     def __post_init__(self) -> None:
         joined = [0, *(scene.frames.stop for scene in self.scenes)]
@@ -62,6 +72,17 @@ class Timeline:
     def real(self, frame: int) -> int:
         """The frame of the video that a number stands for."""
         return frame % self.frames if self.loop else frame
+
+    def place(self, frame: int) -> int:
+        """The frame of the whole video that a number stands for; in a loop, those beyond the ends go on counting."""
+        if self.places is None:
+            return frame
+        lap, at = divmod(frame, self.frames) if self.loop else (0, frame)
+        return self.places[at] + lap * self.scenes[0].length
+
+    def distance(self, query: int, key: int) -> int:
+        """From one frame to another, in frames of the whole video; negative if the key comes first."""
+        return self.place(key) - self.place(query)
 
     def clip(self, frames: range, scene: Scene) -> range:
         """Those of some frames that exist in a scene; in a loop, all do."""

@@ -10,9 +10,9 @@ from vinfinity.planning.outline import DeviceType, Outline
 from vinfinity.planning.trace import (
     NetworkMemory,
     StepMemory,
+    step_memory,
     trace_decode,
     trace_encode,
-    trace_step,
     trace_text,
 )
 from vinfinity.system.pytorch import uses_expandable_segments
@@ -102,13 +102,12 @@ def allocator_overhead(device: DeviceType) -> float:
 def trace_memory(run: Outline, execution: Execution) -> RunMemory:
     """Traces the memory of a run's fullest rank."""
     c, h, w = run.latent
-    width, height = run.size
-    picture = width * height * 3 * run.config.format.sample_bits // 8
+    picture, turns = run.picture_bytes, run.turns
     encoder, at_once = run.encoder, run.encoded_at_once
     encoding = None if encoder is None else trace_encode(encoder, at_once, run.size, run.latent)
     return RunMemory(
         execution=execution,
-        step=trace_step(run.call, execution, run.sampler, branches=run.branches_per_rank),
+        step=step_memory(run.call, execution, run.sampler, branches=run.branches_per_rank),
         decoding=trace_decode(run.decoder, run.blocks, run.latent[1:]),
         text=trace_text(
             run.card.family,
@@ -120,7 +119,8 @@ def trace_memory(run: Outline, execution: Execution) -> RunMemory:
         # this rank's, in fp32, twice while they are written
         latents=2 * run.call.frames * c * h * w * 4,
         loading=LOADING,
-        pictures=2 * run.blocks.frames * picture + X264_FRAMES * picture // 2,
+        pictures=turns.held * turns.length * run.decoder.config.time_downscale * picture
+        + X264_FRAMES * picture // 2,
         process=CUDA_PROCESS if run.device == "cuda" else PROCESS,
         encoding=encoding,
         reading=_reading(run),
@@ -148,10 +148,11 @@ def memory_bound(run: Outline, execution: Execution) -> int:
     traits = run.card.traits.denoiser
     state = hidden_state_bytes(run, execution, channels=traits.widest)
     latents = 4 * run.latent_frames * c * h * w * 4
+    parameters = max(traits.parameters, run.card.traits.text_parameters)
     blocks = 2 * run.blocks.bytes
     if run.encoder is not None:
         blocks += 2 * run.encoded_at_once * frame_bytes(run.encoder.config, (h, w)) + _reading(run)
-    return 64 * state + blocks + 4 * traits.parameters + latents + PROCESS + LOADING
+    return 64 * state + blocks + 4 * parameters + latents + PROCESS + LOADING
 
 
 def hidden_state_bytes(run: Outline, execution: Execution, *, channels: int) -> int:

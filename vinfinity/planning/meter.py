@@ -2,7 +2,7 @@
 
 import math
 import weakref
-from collections import Counter
+from collections import defaultdict
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -198,12 +198,23 @@ class WorkCounter(Meter):
 
     def __init__(self) -> None:
         super().__init__()
-        self.operations: Counter[tuple[int, int]] = Counter()
+        self.operations: dict[tuple[int, int], float] = defaultdict(float)
         self.attention_flops = 0
 
     @property
     def flops(self) -> int:
-        return sum(flops * count for (flops, _), count in self.operations.items())
+        return round(sum(flops * count for (flops, _), count in self.operations.items()))
+
+    def extrapolated(self, more: "WorkCounter", steps: float) -> "WorkCounter":
+        """This work and `steps` times what `more` has beyond it."""
+        result = WorkCounter()
+        for key in {**self.operations, **more.operations}:
+            own = self.operations.get(key, 0.0)
+            result.operations[key] = own + steps * (more.operations.get(key, 0.0) - own)
+        result.attention_flops = round(
+            self.attention_flops + steps * (more.attention_flops - self.attention_flops)
+        )
+        return result
 
     def record(
         self, function: Callable[..., Any], args: tuple[Any, ...], kwargs: Mapping[str, Any], out: Any

@@ -8,16 +8,17 @@ from typing import Any, Literal
 
 from vinfinity.config import Phase, RunConfig
 from vinfinity.denoise.execution import Execution, ladder
+from vinfinity.denoise.flows import read_schedule
 from vinfinity.denoise.guidance import guidance_branches
 from vinfinity.denoise.prompts import schedule_prompts
-from vinfinity.denoise.samplers import Sampler
-from vinfinity.denoise.schedule import SchedulerConfig
 from vinfinity.denoise.scopes import scopes_of, timeline_of
 from vinfinity.denoise.selection import select_all
 from vinfinity.denoise.start import pick_sampler
+from vinfinity.denoise.state import Sampler
 from vinfinity.errors import WeightsError
 from vinfinity.media.blocks import Blocks, plan_blocks
 from vinfinity.media.encode import block_frames
+from vinfinity.media.turns import Turns, plan_turns
 from vinfinity.models.decoder import Decoder, Encoder
 from vinfinity.models.family import AUTOENCODER, SCHEDULER, Family
 from vinfinity.parallel.scopes import NEVER
@@ -69,7 +70,8 @@ class Outline:
     @property
     def grouped(self) -> bool:
         """Whether ranks compute whole groups of frames."""
-        return depends_on_shapes(DTYPES[self.dtype], self.device)
+        joint = self.card.traits.denoiser.joint
+        return not joint and depends_on_shapes(DTYPES[self.dtype], self.device)
 
     @property
     def branches_per_rank(self) -> int:
@@ -110,6 +112,7 @@ class Outline:
             text_tokens=self.card.text_length,
             reuse_depth=config.reuse.depth if config.reuse.interval > 1 else None,
             timeline=self._timeline,
+            joint=attention.positions if self.card.traits.denoiser.joint else None,
         )
 
     @property
@@ -124,9 +127,9 @@ class Outline:
     @property
     def dtype(self) -> str:
         """The type of the denoiser's weights and arithmetic."""
-        return (
-            {"cuda": "fp16", "cpu": "fp32"}[self.device] if self.config.dtype == "auto" else self.config.dtype
-        )
+        if self.config.dtype != "auto":
+            return self.config.dtype
+        return self.card.family.half if self.device == "cuda" else "fp32"
 
     @property
     def executions(self) -> list[Execution]:
@@ -143,7 +146,26 @@ class Outline:
             self.latent[1:],
             sample_bytes=self.config.format.sample_bits // 8,
         )
-        return replace(blocks, frames=min(blocks.frames, self.config.frames))
+        return replace(blocks, frames=min(blocks.frames, self.decoded_latents))
+
+    @property
+    def decoded_latents(self) -> int:
+        """Latent frames of the whole video."""
+        return self.card.geometry.latent_frames(self.config.frames)
+
+    @property
+    def picture_bytes(self) -> int:
+        """Bytes of one frame."""
+        width, height = self.size
+        return width * height * 3 * self.config.format.sample_bits // 8
+
+    @property
+    def turns(self) -> Turns:
+        """How the ranks share the decoding."""
+        ranks = self.ranks if self.config.decode.on_all_ranks(self.device) else 1
+        return plan_turns(
+            self.decoder, self.decoded_latents, self.blocks, ranks=ranks, picture_bytes=self.picture_bytes
+        )
 
     @property
     def encoder(self) -> Encoder | None:
@@ -189,7 +211,7 @@ def outline(
     Raises InputError if sampler and steps do not go together, or if the model's architecture is not supported.
     """
     try:
-        scheduler = SchedulerConfig.from_dict(card.schedule)
+        scheduler = read_schedule(card.schedule, flow=card.family.flow)
     except (ValueError, TypeError) as error:
         remedy = "use a model with a supported architecture"
         raise WeightsError("model", card.folder / SCHEDULER, remedy, problem=f"{error}") from None

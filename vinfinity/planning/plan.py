@@ -6,7 +6,7 @@ from functools import cached_property
 import torch
 
 from vinfinity.config import RunConfig
-from vinfinity.denoise.samplers import State
+from vinfinity.denoise.state import steady_state
 from vinfinity.errors import InputError
 from vinfinity.parallel.place import Place
 from vinfinity.planning.estimate import Seconds, denoiser_products, exchange_seconds, work_seconds
@@ -14,7 +14,7 @@ from vinfinity.planning.fit import choose, refusal
 from vinfinity.planning.machines import GPUS, Gpu, find_gpu, free_on_gpus
 from vinfinity.planning.memory import Budget, RunMemory
 from vinfinity.planning.outline import Outline, outline
-from vinfinity.planning.trace import CallWork, trace_work
+from vinfinity.planning.trace import CallWork, call_work
 from vinfinity.runs.first_pass import about_first_pass, first_pass, naming_first_pass
 from vinfinity.runs.paths import Destination
 from vinfinity.system.memory import free_on_host
@@ -80,7 +80,7 @@ class Plan:
 
     @property
     def _decoded_blocks(self) -> float:
-        return self.run.config.frames / self.run.blocks.frames
+        return self.run.decoded_latents / self.run.blocks.frames
 
     @property
     def latents_bytes(self) -> int:
@@ -104,8 +104,8 @@ class Plan:
         """Size of one checkpoint: the latents, and the estimate of x0 that multistep samplers keep."""
         with torch.device("meta"):
             x = torch.empty(1)
-            after = self.run.sampler.step(State(step=0, x=x), x, lambda _: x)
-        return self.latents_bytes * (1 if after.clean is None else 2)
+            state = steady_state(self.run.sampler, x)
+        return self.latents_bytes * len(state.tensors)
 
     @property
     def disk_bytes(self) -> int:
@@ -133,11 +133,10 @@ class Plan:
         call = work_seconds(self.work.work, gpu, batch=at_once, products=products)
         # see system/precision.py
         block = work_seconds(self.memory.decoding.work, gpu, products="tf32")
-        decoders = self.run.ranks if self.run.config.decode.on_all_ranks(self.run.device) else 1
         return Seconds(
             denoising=steps * (branches // at_once) * call,
             exchange=steps * exchange_seconds(self.work.bytes * branches, gpu),
-            decoding=block * self._decoded_blocks / decoders,
+            decoding=block * self.run.turns.time / self.run.blocks.frames,
             encoding=self._encoding_seconds(gpu),
         )
 
@@ -193,7 +192,7 @@ def make_plan(
         with naming_first_pass():
             first = make_plan(before, gpu=gpu, device_memory=device_memory, place=place)
     return Plan(
-        run=run, budget=budget, gpu=name, memory=memory, fits=fits, work=trace_work(run.call), first=first
+        run=run, budget=budget, gpu=name, memory=memory, fits=fits, work=call_work(run.call), first=first
     )
 
 

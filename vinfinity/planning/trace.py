@@ -1,7 +1,8 @@
 """Runs the real networks on meta tensors, which have shapes but no data, so that no figure can drift from the code."""
 
+from collections import deque
 from collections.abc import Callable, Hashable, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import asdict, dataclass, replace
 from functools import lru_cache
 from typing import Literal, TypeVar
 
@@ -10,7 +11,7 @@ from torch import Tensor, nn
 
 from vinfinity.denoise.execution import Execution
 from vinfinity.denoise.guidance import guide
-from vinfinity.denoise.samplers import Sampler, State
+from vinfinity.denoise.state import Sampler, State, steady_state
 from vinfinity.media.blocks import Blocks
 from vinfinity.media.encode import encode_pictures
 from vinfinity.models.decoder import Decoder, Encoder
@@ -21,6 +22,7 @@ from vinfinity.models.offload import store_for
 from vinfinity.parallel.context import TemporalContext, temporal_context
 from vinfinity.parallel.exchange import FrameExchange, TracedExchange
 from vinfinity.parallel.groups import Grouping, Piece
+from vinfinity.parallel.joint import Positions
 from vinfinity.parallel.scopes import AttentionPlan, QueryBlock, Scopes
 from vinfinity.parallel.shards import FrameShards
 from vinfinity.parallel.timeline import Timeline, intersection
@@ -28,6 +30,8 @@ from vinfinity.planning.meter import LiveBytes, WorkCounter
 
 T = TypeVar("T")
 
+# latent frames of a rank above which work and memory of joint attention grow linearly with them
+FEW_FRAMES = 24
 # all frames in one chunk: the fewest operations
 ONE_CHUNK = Execution(branches=1, skips="device", chunk_bytes=2**62)
 # any timestep, frame rate and guidance: they change no shape
@@ -43,7 +47,7 @@ class CallShape:
     config: of the denoiser, as its family reads it. shards: the video over the ranks that share it. latent: (h, w).
     scopes: None for plain attention over all frames. text_tokens: length of the text states. reuse_depth: levels that
     run in every step while deep features are reused; None without reuse. A traced call always runs the whole network.
-    timeline: scenes and loops; None for one scene.
+    timeline: scenes and loops; None for one scene. joint: the rule of positions, for models with joint attention.
     """
 
     family: Family
@@ -58,6 +62,7 @@ class CallShape:
     text_tokens: int = 77
     reuse_depth: int | None = None
     timeline: Timeline | None = None
+    joint: Positions | None = None
 
     @property
     def traits(self) -> DenoiserTraits:
@@ -73,6 +78,11 @@ class CallShape:
     def latents(self) -> tuple[int, int, int, int, int]:
         """The shape of this rank's latents, (1, c, f, h, w)."""
         return (1, self.traits.channels, self.frames, *self.latent)
+
+    def with_frames(self, frames: int) -> "CallShape":
+        """The same call with `frames` latent frames on each rank, in one scene."""
+        ranks = self.shards.ranks
+        return replace(self, shards=FrameShards(frames * ranks, ranks, self.shards.group), timeline=None)
 
     def traced_exchange(self) -> TracedExchange:
         """An exchange that allocates this rank's messages and counts them."""
@@ -131,6 +141,7 @@ def call_context(
         trained_frames=shape.trained_frames,
         norm=shape.norm,
         chunk_bytes=execution.chunk_bytes,
+        joint=shape.joint,
         device=device,
     )
 
@@ -230,9 +241,8 @@ def trace_step(shape: CallShape, execution: Execution, sampler: Sampler, *, bran
         return torch.empty(shape.latents, device="meta")
 
     with torch.device("meta"):
-        # multistep samplers have a history from the second step on
-        first = sampler.step(State(step=0, x=torch.empty(shape.latents)), torch.empty(shape.latents), noise)
-    index = min(1, len(sampler.timesteps) - 1)
+        # multistep samplers have a history after the first steps
+        steady = steady_state(sampler, torch.empty(shape.latents))
     live = LiveBytes()
     hook = None
     try:
@@ -249,8 +259,8 @@ def trace_step(shape: CallShape, execution: Execution, sampler: Sampler, *, bran
             middle = calls[0].middle
             if middle is not None:
                 hook = middle.register_forward_pre_hook(lambda *_: before_middle.append(live.now))
-            history = None if first.clean is None else torch.empty(shape.latents, device="meta")
-            state = State(step=index, x=torch.empty(shape.latents, device="meta"), clean=history)
+            kept = {name: torch.empty(shape.latents, device="meta") for name in steady.tensors}
+            state = State(step=steady.step, **kept)
             others = branches - execution.branches
             done = torch.empty(others, *shape.latents[1:], dtype=shape.dtype, device="meta")
             held = live.now
@@ -272,6 +282,21 @@ def trace_step(shape: CallShape, execution: Execution, sampler: Sampler, *, bran
     )
 
 
+def step_memory(shape: CallShape, execution: Execution, sampler: Sampler, *, branches: int) -> StepMemory:
+    """The result of `trace_step`; for many frames with joint attention, extrapolated from two shorter clips.
+
+    Such a model computes one latent frame after another: memory is linear in them, but tracing each takes its time.
+    """
+    if shape.joint is None or shape.frames <= 2 * FEW_FRAMES:
+        return trace_step(shape, execution, sampler, branches=branches)
+    low, high = (
+        asdict(trace_step(shape.with_frames(frames), execution, sampler, branches=branches))
+        for frames in (FEW_FRAMES, 2 * FEW_FRAMES)
+    )
+    steps = (shape.frames - FEW_FRAMES) / FEW_FRAMES
+    return StepMemory(**{part: round(low[part] + steps * (high[part] - low[part])) for part in low})
+
+
 @dataclass(frozen=True)
 class CallWork:
     """What one rank does in one call of the denoising network, for one guidance branch.
@@ -283,6 +308,23 @@ class CallWork:
     waits: int
     messages: int
     bytes: int
+
+
+def call_work(shape: CallShape) -> CallWork:
+    """The result of `trace_work`; for many frames with joint attention, extrapolated from two shorter clips.
+
+    Such a model computes one latent frame after another: counts are linear in them, but tracing each takes its time.
+    """
+    if shape.joint is None or shape.frames <= 2 * FEW_FRAMES:
+        return trace_work(shape)
+    low, high = (trace_work(shape.with_frames(frames)) for frames in (FEW_FRAMES, 2 * FEW_FRAMES))
+    steps = (shape.frames - FEW_FRAMES) / FEW_FRAMES
+    return CallWork(
+        work=low.work.extrapolated(high.work, steps),
+        waits=high.waits,
+        messages=high.messages,
+        bytes=high.bytes,
+    )
 
 
 @lru_cache(maxsize=32)
@@ -314,14 +356,19 @@ class NetworkMemory:
 @lru_cache(maxsize=32)
 @torch.inference_mode()
 def trace_decode(decoder: Decoder, blocks: Blocks, latent: tuple[int, int]) -> NetworkMemory:
-    """Decoding one block of frames in fp32. latent: (h, w).
+    """Decoding one block of latent frames in fp32, not the first of the video. latent: (h, w).
 
     With tiles, memory is what `plan_blocks` computed to cut them; tests compare that with a trace.
     """
     with torch.device("meta"):
         latents = torch.empty(blocks.frames, decoder.config.latent_channels, *latent)
-    with LiveBytes() as live, WorkCounter() as work:
-        decoder.decode(latents)
+    stream = decoder.stream()
+    with LiveBytes() as live:
+        # a causal decoder keeps frames, the most from the third block on
+        for _ in range(2 if decoder.config.causal else 0):
+            deque(stream.decode(latents), maxlen=0)
+        with WorkCounter() as work:
+            deque(stream.decode(latents), maxlen=0)
     working = live.peak if blocks.tile is None else blocks.bytes
     return NetworkMemory(weights=parameter_bytes(decoder), working=working, work=work)
 

@@ -8,8 +8,8 @@ from pathlib import Path
 from torch import Tensor
 
 from vinfinity.config import CheckpointConfig, parse_interval
-from vinfinity.denoise.samplers import State
 from vinfinity.denoise.selection import Selection, spans
+from vinfinity.denoise.state import State
 from vinfinity.errors import DamagedError, InputError, VinfinityError
 from vinfinity.parallel.ranks import Ranks
 from vinfinity.parallel.teams import Team
@@ -72,7 +72,7 @@ class Checkpoints:
         if not self._wanted or state.step % self._reuse_interval or state.step == self._steps:
             return False
         started = time.monotonic()
-        tensors = {"x": state.x} | ({} if state.clean is None else {"clean": state.clean})
+        tensors = state.tensors
         pieces = [(self._team.held, tensors)] if self._team.writes else []
         folder = self._folder.checkpoints / f"step-{state.step:04d}"
         written = self._write(folder, pieces, step=state.step, names=tuple(tensors))

@@ -10,8 +10,8 @@ from torch import Tensor
 from vinfinity.config import RunConfig
 from vinfinity.denoise.kept_frames import KeptFrames, kept_until
 from vinfinity.denoise.prompts import PromptSchedule
-from vinfinity.denoise.samplers import Sampler
 from vinfinity.denoise.selection import Selection, select_around, spans
+from vinfinity.denoise.state import Sampler
 from vinfinity.errors import DamagedError, InputError
 from vinfinity.models.geometry import LatentGeometry
 from vinfinity.runs.folder import RunFolder

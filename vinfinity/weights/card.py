@@ -164,7 +164,7 @@ def _card(
         folder=folder,
         family=family,
         traits=traits,
-        trained_frames=int(own.get("trained_frames", 16)),
+        trained_frames=int(own.get("trained_frames", family.trained_frames)),
         defaults=defaults,
         configs=configs,
         schedule=files[SCHEDULER],

@@ -1,8 +1,9 @@
 """Published weights in other layouts to a model's folder. Everything is checked before the first byte is written.
 
-Sources: a checkpoint in the layout of its authors (VideoCrafter2's `model.ckpt`), diffusers folders with `.bin` or
-`.pth` files, folders with nothing but a denoiser, and a list of low-rank factors (T2V-Turbo's `unet_lora.pt`) for the
-model it was trained on. The folder appears complete or not at all.
+Sources: a checkpoint in the layout of its authors (VideoCrafter2's `model.ckpt`), their files of single networks or the
+folder of them (Wan 2.1), diffusers folders with `.bin` or `.pth` files, folders with nothing but a denoiser, and a list
+of low-rank factors (T2V-Turbo's `unet_lora.pt`) for the model it was trained on. The folder appears complete or not at
+all.
 """
 
 import itertools
@@ -26,14 +27,16 @@ from vinfinity.system.output import check_folder
 from vinfinity.system.safetensors import find_pickles, find_weights, read_json
 from vinfinity.weights.card import find_model
 from vinfinity.weights.dtypes import TORCH_TYPES, WEIGHT_TYPES
-from vinfinity.weights.load import check_fit, empty_network, listed
+from vinfinity.weights.load import check_fit, listed, parse_values
+from vinfinity.weights.originals import OriginalPart, find_originals
 from vinfinity.weights.pickles import PICKLES, read_pickle
 from vinfinity.weights.write import write_safetensors
 
 Layout = dict[str, tuple[torch.dtype, tuple[int, ...]]]
 
 # The files of the parts that are not networks.
-FILES_OF = {"tokenizer": "*.*", "scheduler": "scheduler_config.json"}
+SCHEDULE = "scheduler_config.json"
+FILES_OF = {"tokenizer": "*.*", "scheduler": SCHEDULE}
 
 # The longest of the paths in a model's folder.
 LONGEST_NAME = "text_encoder/diffusion_pytorch_model.safetensors"
@@ -85,7 +88,9 @@ def convert(
         raise InputError("source", source, "check the path", problem="does not exist")
     donor = None if complete_from is None else find_model(complete_from)
     plan = (
-        _plan_folder(source, donor) if os.path.isdir(source) else _plan_file(source, donor, name=target.name)
+        _plan_folder(source, donor, name=target.name)
+        if os.path.isdir(source)
+        else _plan_file(source, donor, name=target.name)
     )
     plan.jsons.update(extra or {})
     for name in extra or {}:
@@ -97,8 +102,14 @@ def convert(
 # ---- planning ----
 
 
-def _plan_folder(source: Path, donor: Path | None) -> FolderPlan:
-    """A diffusers folder, or one with nothing but a denoiser; all weight files become safetensors."""
+def _plan_folder(source: Path, donor: Path | None, *, name: str) -> FolderPlan:
+    """A diffusers folder, or one with nothing but a denoiser, or with its authors' files; all weight files become
+    safetensors.
+    """
+    if not any((source / family.denoiser).is_dir() for family in FAMILIES):
+        originals = _plan_originals(source, donor, name=name)
+        if originals is not None:
+            return originals
     family = family_of(source)
     folders = {part: source / part for part in parts_of(family) if (source / part).is_dir()}
     if (source / "config.json").exists() and family.denoiser not in folders:
@@ -125,7 +136,13 @@ def _plan_folder(source: Path, donor: Path | None) -> FolderPlan:
 
 
 def _plan_file(source: Path, donor: Path | None, *, name: str) -> FolderPlan:
-    """A pickled file: a whole checkpoint, or a list of low-rank factors. name: of the new model."""
+    """A file: one network or a whole checkpoint in its authors' layout, or a list of low-rank factors.
+
+    name: of the new model.
+    """
+    originals = _plan_originals(source, donor, name=name)
+    if originals is not None:
+        return originals
     if source.suffix not in PICKLES:
         remedy = f"name a folder, or a file that ends in {', '.join(PICKLES)}"
         raise InputError("source", source, remedy, problem="has a layout that cannot be converted")
@@ -172,6 +189,33 @@ def _plan_checkpoint(
     text = next(part for part in checkpoint.parts if part.name == "text_encoder")
     _pad_with(plan, donor / "tokenizer", checkpoint.pad_token_id, vocabulary=text.config["vocab_size"])
     return plan
+
+
+def _plan_originals(source: Path, donor: Path | None, *, name: str) -> FolderPlan | None:
+    """Networks in their authors' layout, each in files of its own; other parts come from the donor.
+
+    source: one file, or a folder of them. Returns None if there is no such network.
+    """
+    found = find_originals(source)
+    if not found:
+        return None
+    plan, folders = FolderPlan(found[0].family), dict[str, Path]()
+    for original in found:
+        plan.jsons[f"{original.part.name}/config.json"] = original.part.config
+        plan.weights[plan.weight_file(original.part.name)] = _from_original(original)
+    own_tokenizer = source / plan.family.original_tokenizer
+    if plan.family.original_tokenizer and own_tokenizer.is_dir():
+        folders["tokenizer"] = own_tokenizer
+    if donor is None or not (donor / "scheduler").is_dir():
+        plan.jsons[f"scheduler/{SCHEDULE}"] = plan.family.published_files["scheduler"]
+    _complete(plan, source, folders, donor)
+    _check_plan(plan, source, folders)
+    plan.jsons["card.json"] = {"name": name}
+    return plan
+
+
+def _from_original(original: OriginalPart) -> Weights:
+    return Weights(dict(original.layout), original.tensors)
 
 
 def _from_checkpoint(part: CheckpointPart, tensors: Mapping[str, Tensor]) -> Weights:
@@ -232,6 +276,8 @@ def _pad_with(plan: FolderPlan, folder: Path, pad_token_id: int, *, vocabulary: 
 def _complete(plan: FolderPlan, source: Path, folders: dict[str, Path], donor: Path | None) -> None:
     """Plans all parts, the missing ones from the donor; adds the folders that were used to `folders`."""
     for part in parts_of(plan.family):
+        if f"{part}/config.json" in plan.jsons or f"{part}/{SCHEDULE}" in plan.jsons:
+            continue
         if part not in folders and donor is not None and (donor / part).is_dir():
             folders[part] = donor / part
         if part not in folders:
@@ -290,14 +336,19 @@ def _copy_files(plan: FolderPlan, part: str, folder: Path) -> None:
 def _check_plan(plan: FolderPlan, source: Path, folders: Mapping[str, Path]) -> None:
     """Raises WeightsError if weights do not fit their config.json, parts do not fit together, or a file is missing."""
     configs: dict[str, Any] = {}
-    modules = {part: empty_network(network, folders[part]) for part, network in plan.family.networks.items()}
-    for part, module in modules.items():
+    for part, network in plan.family.networks.items():
+        config = parse_values(
+            plan.jsons[f"{part}/config.json"], network.read_config, folders.get(part, source)
+        )
+        with torch.device("meta"):
+            module = network.build(config)
         layout = plan.weights[plan.weight_file(part)].layout
-        check_fit(module, {name: shape for name, (_, shape) in layout.items()}, folders[part])
-        configs[part] = module.config
+        check_fit(module, {name: shape for name, (_, shape) in layout.items()}, folders.get(part, source))
+        configs[part] = config
     plan.family.check_parts(configs, source)
     plan.family.load_tokenizer(folders["tokenizer"], length=TEXT_LENGTH)
-    read_json(folders["scheduler"] / "scheduler_config.json")
+    if f"scheduler/{SCHEDULE}" not in plan.jsons:
+        read_json(folders["scheduler"] / SCHEDULE)
 
 
 # ---- writing ----

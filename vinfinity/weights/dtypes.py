@@ -2,6 +2,8 @@
 
 import torch
 
+from vinfinity.models.family import Half
+
 # The name in a safetensors header.
 TORCH_TYPES: dict[str, torch.dtype] = {
     "F64": torch.float64,
@@ -32,6 +34,6 @@ def depends_on_shapes(dtype: torch.dtype, device_type: str) -> bool:
     return device_type == "cuda" or dtype != torch.float32
 
 
-def pick_dtype(setting: str, device: torch.device) -> torch.dtype:
-    """The type of the weights and of the UNet's arithmetic; "auto" is fp16 on a GPU and fp32 on the CPU."""
-    return DTYPES[("fp16" if device.type == "cuda" else "fp32") if setting == "auto" else setting]
+def pick_dtype(setting: str, device: torch.device, *, half: Half = "fp16") -> torch.dtype:
+    """The type of the weights and of the network's arithmetic; "auto" is `half` on a GPU and fp32 on the CPU."""
+    return DTYPES[(half if device.type == "cuda" else "fp32") if setting == "auto" else setting]

@@ -37,7 +37,7 @@ def describe_model(folder: Path) -> tuple[list[tuple[str, str]], list[str]]:
     try:
         card = read_card(str(folder))
         family.check_parts(card.configs, folder)
-        schedule = load_scheduler(folder / "scheduler")
+        schedule = load_scheduler(folder / "scheduler", flow=family.flow)
         tokenizer = family.load_tokenizer(folder / "tokenizer", length=card.text_length)
     except InputError as error:
         return rows, [error.message]
@@ -46,7 +46,12 @@ def describe_model(folder: Path) -> tuple[list[tuple[str, str]], list[str]]:
     rows.append(("scheduler", ignored.removeprefix("scheduler: ") or schedule.scheduler or "of no class"))
     rows.append(("trained on", f"clips of {card.trained_frames} frames"))
     rows.append(
-        ("defaults", ", ".join(f"{key} {value}" for key, value in card.defaults.items() if value != ""))
+        (
+            "defaults",
+            ", ".join(
+                f"{key} {value}" for key, value in card.defaults.items() if value != "" and "." not in key
+            ),
+        )
     )
     if (record := read_record(folder)) is not None:
         rows.append(("fetched from", f"{record['repo']} at {record['revision']}"))

@@ -116,6 +116,16 @@ class VAEConfig:
         return 2 ** (len(self.block_out_channels) - 1)
 
     @property
+    def time_downscale(self) -> int:
+        """Frames per latent frame."""
+        return 1
+
+    @property
+    def causal(self) -> bool:
+        """Whether frames depend on earlier ones."""
+        return False
+
+    @property
     def peak_channels(self) -> int:
         """The most channels, counted at the picture's resolution, that are alive at once while decoding.
 
@@ -190,6 +200,16 @@ class TinyConfig:
     def downscale(self) -> int:
         """Pixels per latent position, along height and along width."""
         return self.upsampling_scaling_factor ** (len(self.decoder_block_out_channels) - 1)
+
+    @property
+    def time_downscale(self) -> int:
+        """Frames per latent frame."""
+        return 1
+
+    @property
+    def causal(self) -> bool:
+        """Whether frames depend on earlier ones."""
+        return False
 
     @property
     def peak_channels(self) -> int:

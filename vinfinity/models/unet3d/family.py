@@ -13,6 +13,7 @@ from vinfinity.models.family import (
     TEXT_ENCODER,
     Configs,
     DenoiserTraits,
+    Half,
     Network,
     PublishedModel,
     Traits,
@@ -25,7 +26,7 @@ from vinfinity.models.unet3d.published import COMMON_FILES, PUBLISHED
 if TYPE_CHECKING:
     from torch import Tensor, nn
 
-    from vinfinity.models.checkpoint import Checkpoint, Distillation
+    from vinfinity.models.checkpoint import Checkpoint, CheckpointPart, Distillation, Shapes
     from vinfinity.models.frame_text import FrameText
     from vinfinity.models.network_call import CallOptions, NetworkCall
     from vinfinity.models.unet3d.tokenizer import CLIPTokenizer
@@ -79,7 +80,7 @@ NETWORKS: Mapping[str, Network] = {
         _unet,
         stem="diffusion_pytorch_model",
         # half precision would round timesteps to the same value
-        keep_fp32=("time_embedding.", "fps_embedding."),
+        keep_fp32=("time_embedding", "fps_embedding"),
         shown=("_class_name", "block_out_channels", "cross_attention_dim", "fps_cond", "time_cond_proj_dim"),
         lora_prefixes=("unet.", "lora_unet_", "model.diffusion_model.", "diffusion_model."),
         aliases=_unet_aliases,
@@ -112,6 +113,10 @@ class UNet3DFamily:
     denoiser: str = "unet"
     denoiser_class: str = "UNet3DCondition"
     pipeline_class: str = "TextToVideoSDPipeline"
+    trained_frames: int = 16
+    half: Half = "fp16"
+    original_tokenizer: str = ""
+    flow: bool = False
     samplers: tuple[str, ...] = ("ddim", "dpmsolver++", "sde-dpmsolver++", "videocrafter2", "lcm")
 
     @property
@@ -216,6 +221,9 @@ class UNet3DFamily:
         from vinfinity.models.unet3d.lvdm import is_lvdm, read_lvdm
 
         return read_lvdm(tensors) if is_lvdm(tensors) else None
+
+    def read_part(self, shapes: Shapes) -> tuple[CheckpointPart, list[str]] | None:
+        return None
 
     def read_distillation(self, factors: Sequence[Tensor], config: Mapping[str, Any]) -> Distillation:
         from vinfinity.models.unet3d.turbo import read_turbo

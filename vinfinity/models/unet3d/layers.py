@@ -9,14 +9,12 @@ Parameter names are those of diffusers' files.
 
 import math
 from collections.abc import Callable
-from functools import cache
-from typing import Any
 
-import torch
 import torch.nn.functional as F
 from einops import rearrange
 from torch import Tensor, nn
 
+from vinfinity.models.kernels import Linear, attend, convolve, linear, uses_onednn
 from vinfinity.models.offload import Frames
 from vinfinity.models.unet3d.norm import GroupNorm
 from vinfinity.parallel.context import TemporalContext
@@ -31,26 +29,8 @@ ACTIVATIONS: dict[str, Callable[[Tensor], Tensor]] = {
 }
 
 
-# When torch uses oneDNN for a convolution: 1x1 kernels from this many pictures on, and a single picture above this
-# many elements.
-ONEDNN_PICTURES = 16
-ONEDNN_ELEMENTS = 20480
-
-# Attention on a CPU computes queries in groups of this size: in a multiple of it, a query's result does not depend on
-# the other queries.
-QUERY_GROUP = 4
-
 # The temporaries of a feed-forward layer, as a multiple of its input.
 FEED_FORWARD_MEMORY = 8
-
-# The largest batch that attention's kernels on GPUs take (pytorch#146704).
-ATTENTION_BATCH = 65535
-
-
-def chunks(count: int, item_bytes: int, chunk_bytes: int) -> list[slice]:
-    """Splits `count` items of `item_bytes` bytes into chunks of about `chunk_bytes` bytes, which bounds temporaries."""
-    size = max(1, chunk_bytes // max(item_bytes, 1))
-    return [slice(start, min(start + size, count)) for start in range(0, count, size)]
 
 
 def frame_pieces(x: Frames | Tensor, ctx: TemporalContext, *, share: int = 1) -> list[Piece]:
@@ -81,54 +61,6 @@ def frames_last(x: Tensor, batch: int) -> Tensor:
     return rearrange(x, "(b f) c h w -> b f h w c", b=batch).contiguous()
 
 
-def uses_onednn(x: Tensor) -> bool:
-    """Whether layers compute x with oneDNN (docs/decisions/0006): convolutions by default, linear layers by our choice.
-
-    With oneDNN, the result of a frame is the same to the bit whichever frames it is computed with, and so on any number
-    of ranks. The exception are inputs so small that torch chooses other kernels; layers pad those.
-    """
-    return x.device.type == "cpu" and x.dtype == torch.float32 and not torch.compiler.is_compiling()
-
-
-def linear(x: Tensor, weight: Tensor, bias: Tensor | None = None) -> Tensor:
-    """x Wᵀ + bias. In fp32 on a CPU, it runs as a 1x1 convolution over channels-last memory: torch computes
-    convolutions with oneDNN, but matrix products with MKL, which takes 2.3 times as long on CPUs that are not
-    Intel's (docs/decisions/0006).
-
-    x: (..., c). weight: (c', c). bias: (c',). Returns (..., c').
-    """
-    vectors = x.reshape(-1, x.shape[-1])
-    if not uses_onednn(x) or not x.numel():
-        # as a matrix: for other inputs, the kernel depends on their strides
-        return F.linear(vectors, weight, bias).view(*x.shape[:-1], len(weight))
-    count = len(vectors)
-    rows = picture_rows(count)
-    if rows is None:
-        rows = ONEDNN_PICTURES
-        vectors = F.pad(vectors, (0, 0, 0, -count % rows))
-    picture = rearrange(vectors.view(rows, -1, 1, x.shape[-1]), "rows m one c -> rows c m one")
-    out = F.conv2d(picture, weight[:, :, None, None], bias)
-    return rearrange(out, "rows c m one -> (rows m one) c")[:count].view(*x.shape[:-1], -1)
-
-
-@cache
-def picture_rows(vectors: int) -> int | None:
-    """The number of equal rows into which `vectors` vectors are divided to make a batch of pictures for oneDNN; None if
-    no number from 16 to 256 divides them.
-    """
-    return next((rows for rows in range(ONEDNN_PICTURES, min(vectors, 256) + 1) if vectors % rows == 0), None)
-
-
-def convolve(x: Tensor, weight: Tensor, bias: Tensor | None, **options: Any) -> Tensor:
-    """F.conv2d of pictures (m, c, h, w), with results that do not depend on the number of pictures.
-
-    A small picture alone is doubled: for that, torch would not use oneDNN and would add in another order.
-    """
-    if uses_onednn(x) and len(x) == 1 and x.numel() <= ONEDNN_ELEMENTS:
-        return F.conv2d(torch.cat([x, x]), weight, bias, **options)[:1]
-    return F.conv2d(x, weight, bias, **options)
-
-
 class Conv2d(nn.Conv2d):
     """A convolution by `convolve`, or by `linear` if its kernel is 1x1."""
 
@@ -138,34 +70,6 @@ class Conv2d(nn.Conv2d):
             positions = rearrange(x, "m c h w -> m h w c")
             return rearrange(linear(positions, self.weight.flatten(1), self.bias), "m h w c -> m c h w")
         return convolve(x, self.weight, self.bias, stride=self.stride, padding=self.padding)
-
-
-def attend(q: Tensor, k: Tensor, v: Tensor, *, bias: Tensor | None = None) -> Tensor:
-    """Softmax attention.
-
-    q: (b, heads, m, d). k, v: (b, heads, t, d). bias: (m, t), added to the logits. Returns (b, heads, m, d).
-    """
-    count = q.shape[2]
-    if uses_onednn(q) and count % QUERY_GROUP:
-        q = F.pad(q, (0, 0, 0, -count % QUERY_GROUP))
-        bias = None if bias is None else F.pad(bias, (0, 0, 0, -count % QUERY_GROUP))
-    if len(q) <= ATTENTION_BATCH:
-        return F.scaled_dot_product_attention(q, k, v, attn_mask=bias)[:, :, :count]
-    parts = zip(*(x.split(ATTENTION_BATCH) for x in (q, k, v)), strict=True)
-    return torch.cat(
-        [
-            F.scaled_dot_product_attention(queries, keys, values, attn_mask=bias)
-            for queries, keys, values in parts
-        ]
-    )[:, :, :count]
-
-
-class Linear(nn.Linear):
-    """A linear layer by `linear`."""
-
-    def forward(self, x: Tensor) -> Tensor:
-        """x: (..., in_features). Returns (..., out_features)."""
-        return linear(x, self.weight, self.bias)
 
 
 class Attention(nn.Module):
@@ -302,19 +206,6 @@ class Upsample(nn.Module):
         if size is None:
             size = (2 * x.shape[-2], 2 * x.shape[-1])
         return self.conv(F.interpolate(x, size=size, mode="nearest"))
-
-
-def sinusoids(values: Tensor, width: int) -> Tensor:
-    """Cosines, then sines of `values` at width/2 geometric frequencies (DDPM, as in Stable Diffusion).
-
-    values: (b,), of any type. Returns (b, width) fp32.
-    """
-    half = width // 2
-    frequencies = torch.exp(
-        -torch.arange(half, dtype=torch.float32, device=values.device) * (9.210340371976184 / half)
-    )
-    angles = values.float()[:, None] * frequencies[None, :]
-    return F.pad(torch.cat([angles.cos(), angles.sin()], dim=-1), (0, width % 2))
 
 
 class TimestepEmbedding(nn.Module):

@@ -9,12 +9,8 @@ from typing import cast
 from einops import rearrange
 from torch import Tensor, nn
 
-from vinfinity.models.unet3d.layers import (
-    Linear,
-    TransformerBlock,
-    frames_first,
-    frames_last,
-)
+from vinfinity.models.kernels import Linear
+from vinfinity.models.unet3d.layers import TransformerBlock, frames_first, frames_last
 from vinfinity.models.unet3d.norm import GroupNorm
 
 

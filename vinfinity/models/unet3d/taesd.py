@@ -8,6 +8,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from vinfinity.models.decoder import Framewise
 from vinfinity.models.unet3d.configs import TinyConfig
 from vinfinity.models.unet3d.layers import ACTIVATIONS
 
@@ -47,7 +48,7 @@ class LayerStack(nn.Module):
         self.layers = nn.Sequential(*layers)
 
 
-class AutoencoderTiny(nn.Module):
+class AutoencoderTiny(Framewise):
     """Latents to pictures, upsampling_scaling_factor^(levels - 1) times larger on each side.
 
     The encoder exists only so that every tensor of a checkpoint has a place; it is never run.

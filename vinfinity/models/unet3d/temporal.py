@@ -18,14 +18,11 @@ import torch.nn.functional as F
 from einops import rearrange
 from torch import Tensor, nn
 
+from vinfinity.models.kernels import Linear, attend, chunks, convolve
 from vinfinity.models.unet3d.layers import (
     FEED_FORWARD_MEMORY,
     Attention,
-    Linear,
     TransformerBlock,
-    attend,
-    chunks,
-    convolve,
     frame_pieces,
     own,
     whole,

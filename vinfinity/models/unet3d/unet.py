@@ -13,6 +13,7 @@ from einops import rearrange
 from torch import Tensor, nn
 
 from vinfinity.models.frame_text import FrameText
+from vinfinity.models.kernels import sinusoids
 from vinfinity.models.offload import DeviceStore, Frames, OnDevice, Store
 from vinfinity.models.unet3d.configs import DOWN_BLOCKS, FIRST_ATTENTION_HEADS, UP_BLOCKS, UNetConfig
 from vinfinity.models.unet3d.layers import (
@@ -26,7 +27,6 @@ from vinfinity.models.unet3d.layers import (
     frames_first,
     frames_last,
     own,
-    sinusoids,
     whole,
 )
 from vinfinity.models.unet3d.norm import GroupNorm

@@ -9,6 +9,7 @@ import torch.nn.functional as F
 from einops import rearrange
 from torch import Tensor, nn
 
+from vinfinity.models.decoder import Framewise
 from vinfinity.models.unet3d.configs import VAEConfig
 from vinfinity.models.unet3d.layers import Attention, Downsample, ResnetBlock, Upsample
 from vinfinity.models.unet3d.norm import GroupNorm
@@ -116,7 +117,7 @@ class Decoder(nn.Module):
         return self.conv_out(F.silu(self.conv_norm_out(x)))
 
 
-class AutoencoderKL(nn.Module):
+class AutoencoderKL(Framewise):
     """Pictures to latents and back, 2^(levels - 1) times smaller on each side."""
 
     def __init__(self, config: VAEConfig) -> None:

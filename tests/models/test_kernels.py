@@ -1,11 +1,11 @@
-"""Layers that the networks share."""
+"""Kernels that the networks of all families share."""
 
 from typing import Any
 
 import torch
 
-from vinfinity.models.unet3d import layers
-from vinfinity.models.unet3d.layers import attend
+from vinfinity.models import kernels
+from vinfinity.models.kernels import attend
 from vinfinity.planning.meter import Meter
 
 aten = torch.ops.aten
@@ -35,5 +35,5 @@ def test_attention_in_several_batches_is_that_of_one(monkeypatch: Any) -> None:
     q, k, v = (torch.randn(7, 2, count, 8) for count in (6, 5, 5))
     bias = torch.randn(6, 5)
     whole = attend(q, k, v, bias=bias)
-    monkeypatch.setattr(layers, "ATTENTION_BATCH", 3)
+    monkeypatch.setattr(kernels, "ATTENTION_BATCH", 3)
     assert torch.equal(attend(q, k, v, bias=bias), whole)

@@ -1,0 +1,193 @@
+"""Wan's files: LoRAs in all namings, the authors' own layout, and what is refused."""
+
+import json
+import shutil
+from collections.abc import Callable, Mapping
+from pathlib import Path
+
+import pytest
+import torch
+from oracles.reference import configure
+from oracles.wan import save_wan, tiny_transformer, tiny_wan_pipeline
+from oracles.wan_autoencoder import tiny_wan_vae
+from oracles.wan_text import save_tiny_tokenizer
+from safetensors.torch import load_file, save_file
+from torch import Tensor
+
+from vinfinity.errors import InputError
+from vinfinity.job import prepare
+from vinfinity.models.wan.family import NETWORKS, TRANSFORMER
+from vinfinity.models.wan.names import original_parameter
+from vinfinity.models.wan.original import text_parameter, vae_parameter
+from vinfinity.models.wan.vae_config import DEVIATION, MEAN
+from vinfinity.weights.card import read_card
+from vinfinity.weights.convert import convert
+from vinfinity.weights.load import load_network
+from vinfinity.weights.lora import lora_targets, open_loras, read_lora
+
+MODULES = (
+    "blocks.0.attn1.to_q",
+    "blocks.1.attn2.to_out.0",
+    "blocks.0.ffn.net.0.proj",
+    "blocks.1.ffn.net.2",
+    "condition_embedder.time_proj",
+    "proj_out",
+)
+
+
+@pytest.fixture(scope="module")
+def wan(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return save_wan(tmp_path_factory.mktemp("wan") / "tiny")
+
+
+def original_module(module: str) -> str:
+    return original_parameter(f"{module}.weight").removesuffix(".weight")
+
+
+NAMINGS: dict[str, Callable[[str, str], str]] = {
+    "diffusers": lambda module, end: f"transformer.{module}.lora_{'A' if end == 'down' else 'B'}.weight",
+    "PEFT": lambda module, end: f"base_model.model.{module}.lora_{'A' if end == 'down' else 'B'}.weight",
+    "authors": lambda module, end: f"diffusion_model.{original_module(module)}.lora_{end}.weight",
+    "kohya": lambda module, end: f"lora_unet_{original_module(module).replace('.', '_')}.lora_{end}.weight",
+}
+
+
+@pytest.mark.parametrize("naming", NAMINGS)
+def test_loras_are_merged_under_any_naming(naming: str, wan: Path, tmp_path: Path) -> None:
+    before = load_file(wan / TRANSFORMER / "diffusion_pytorch_model.safetensors")
+    file, expected = {}, dict(before)
+    for module in MODULES:
+        weight = before[f"{module}.weight"]
+        down, up = torch.randn(3, weight.shape[1]), torch.randn(weight.shape[0], 3)
+        file[NAMINGS[naming](module, "down")], file[NAMINGS[naming](module, "up")] = down, up
+        expected[f"{module}.weight"] = weight + 0.5 * (up @ down)
+    save_file(file, tmp_path / "lora.safetensors")
+    lora = read_lora(f"{tmp_path}/lora.safetensors:0.5", lora_targets(read_card(str(wan))))
+    with open_loras([lora], TRANSFORMER) as changes:
+        network = load_network(
+            NETWORKS[TRANSFORMER], wan / TRANSFORMER, device="cpu", dtype=torch.float32, changes=changes
+        )
+    for name, tensor in network.state_dict().items():
+        torch.testing.assert_close(tensor, expected[name], rtol=0, atol=1e-5)
+
+
+def test_time_embedder_tables_and_norms_stay_in_fp32(wan: Path) -> None:
+    network = load_network(NETWORKS[TRANSFORMER], wan / TRANSFORMER, device="cpu", dtype=torch.bfloat16)
+    exact = {name for name, tensor in network.state_dict().items() if tensor.dtype == torch.float32}
+    reference = tiny_transformer()
+    kept = reference._keep_in_fp32_modules
+    assert exact == {name for name in reference.state_dict() if any(part in kept for part in name.split("."))}
+
+
+def test_the_authors_folder_is_converted(tmp_path: Path) -> None:
+    tokenizer = save_tiny_tokenizer(tmp_path / "original" / "google" / "umt5-xxl")
+    pipeline = tiny_wan_pipeline(
+        tokenizer,
+        in_channels=16,
+        out_channels=16,
+        num_attention_heads=1,
+        attention_head_dim=128,
+        freq_dim=256,
+    )
+    pipeline.register_modules(
+        vae=tiny_wan_vae(z_dim=16, latents_mean=list(MEAN), latents_std=list(DEVIATION))
+    )
+    pipeline.save_pretrained(tmp_path / "diffusers")
+    original = tmp_path / "original"
+    whole = renamed(pipeline.transformer.state_dict(), original_parameter)
+    names = sorted(whole)
+    for number, some in enumerate((names[::2], names[1::2]), start=1):
+        save_file(
+            {name: whole[name] for name in some},
+            original / f"diffusion_pytorch_model-0000{number}-of-00002.safetensors",
+        )
+    (original / "config.json").write_text(json.dumps({"_class_name": "WanModel", "model_type": "t2v"}))
+    torch.save(renamed(pipeline.vae.state_dict(), vae_parameter), original / "Wan2.1_VAE.pth")
+    text = {k: v for k, v in pipeline.text_encoder.state_dict().items() if "embed_tokens" not in k}
+    torch.save(renamed(text, text_parameter), original / "models_t5_umt5-xxl-enc-bf16.pth")
+    made = convert(original, tmp_path / "made")
+    for part, stem in ((TRANSFORMER, "diffusion_pytorch_model"), ("vae", "diffusion_pytorch_model")):
+        ours, theirs = (
+            load_file(root / part / f"{stem}.safetensors") for root in (made, tmp_path / "diffusers")
+        )
+        assert ours.keys() == theirs.keys()
+        assert all(torch.equal(ours[name], theirs[name]) for name in ours)
+    card = read_card(str(made))
+    assert card.configs == read_card(str(tmp_path / "diffusers")).configs
+    prepare(configure(made, device="cpu").config)
+
+
+def test_a_single_transformer_takes_its_other_parts_from_another_model(tmp_path: Path) -> None:
+    donor = save_wan(tmp_path / "donor", num_attention_heads=1, attention_head_dim=128, freq_dim=256)
+    state = load_file(donor / TRANSFORMER / "diffusion_pytorch_model.safetensors")
+    prefixed = {f"model.diffusion_model.{name}": x for name, x in renamed(state, original_parameter).items()}
+    save_file(prefixed, tmp_path / "single.safetensors")
+    with pytest.raises(InputError, match="has no vae"):
+        convert(tmp_path / "single.safetensors", tmp_path / "alone")
+    made = convert(tmp_path / "single.safetensors", tmp_path / "made", complete_from=str(donor))
+    ours = load_file(made / TRANSFORMER / "diffusion_pytorch_model.safetensors")
+    assert all(torch.equal(ours[name], state[name]) for name in state)
+
+
+def renamed(state: Mapping[str, Tensor], name: Callable[[str], str]) -> dict[str, Tensor]:
+    return {name(parameter): tensor.clone() for parameter, tensor in state.items()}
+
+
+# ---- refusals ----
+
+
+def refusal(model: Path, **flags: object) -> str:
+    with pytest.raises(InputError) as raised:
+        prepare(configure(model, device="cpu", **flags).config)
+    line = str(raised.value)
+    assert raised.value.exit_code == 2
+    assert "\n" not in line
+    return line
+
+
+@pytest.mark.parametrize(
+    ("index", "line"),
+    [
+        (
+            {"transformer_2": ["diffusers", "WanTransformer3DModel"], "boundary_ratio": 0.875},
+            "a model of Wan 2.2",
+        ),
+        ({"expand_timesteps": True}, "a model of Wan 2.2"),
+        ({"image_encoder": ["transformers", "CLIPVisionModel"]}, "an image-to-video model"),
+    ],
+)
+def test_other_models_of_wan_are_named(
+    index: dict[str, object], line: str, wan: Path, tmp_path: Path
+) -> None:
+    model = Path(shutil.copytree(wan, tmp_path / "other"))
+    path = model / "model_index.json"
+    path.write_text(json.dumps({**json.loads(path.read_text()), **index}))
+    assert line in refusal(model)
+
+
+def test_an_image_to_video_transformer_is_named(wan: Path, tmp_path: Path) -> None:
+    model = Path(shutil.copytree(wan, tmp_path / "other"))
+    path = model / TRANSFORMER / "config.json"
+    path.write_text(json.dumps({**json.loads(path.read_text()), "image_dim": 1280}))
+    assert "image-to-video" in refusal(model)
+
+
+def test_loras_of_the_other_family_are_refused(wan: Path, model_folder: Path, tmp_path: Path) -> None:
+    wan_lora, unet_lora = tmp_path / "wan.safetensors", tmp_path / "unet.safetensors"
+    factors = {"down": torch.zeros(2, 24), "up": torch.zeros(24, 2)}
+    save_file({NAMINGS["diffusers"]("blocks.0.attn1.to_q", end): x for end, x in factors.items()}, wan_lora)
+    module = "unet.down_blocks.0.attentions.0.transformer_blocks.0.attn1.to_q.lora"
+    save_file({f"{module}.{end}.weight": x for end, x in factors.items()}, unet_lora)
+    assert "a diffusion transformer" in refusal(model_folder, lora=[str(wan_lora)])
+    assert "lora" in refusal(wan, lora=[str(unet_lora)])
+
+
+def test_a_tokenizer_without_tokenizer_json_is_named(wan: Path, tmp_path: Path) -> None:
+    model = Path(shutil.copytree(wan, tmp_path / "other"))
+    (model / "tokenizer" / "tokenizer.json").unlink()
+    assert "tokenizer.json" in refusal(model)
+
+
+def test_reuse_of_features_is_refused_since_there_are_none(wan: Path) -> None:
+    with pytest.raises(InputError, match=r"reuse\.interval"):
+        prepare(configure(wan, "reuse.interval=2", device="cpu").config)

@@ -1,0 +1,104 @@
+"""The noise levels of models trained by flow matching (Lipman et al. 2023), and the schedule in a model's folder.
+
+Latents are x = (1 - sigma) x0 + sigma noise, and the model predicts the velocity, noise - x0. A shift moves the levels
+of all steps towards noise, where videos of many tokens need more of them (Esser et al. 2024, eq. 23).
+"""
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+
+import numpy as np
+
+from vinfinity.denoise.schedule import SchedulerConfig
+from vinfinity.system.fields import known_fields
+
+# The schedulers of diffusers that models trained by flow matching name, and the name of the shift in their files.
+FLOW_SCHEDULERS: Mapping[str, str] = {
+    "FlowMatchEulerDiscreteScheduler": "shift",
+    "FlowMatchHeunDiscreteScheduler": "shift",
+    "UniPCMultistepScheduler": "flow_shift",
+    "DPMSolverMultistepScheduler": "flow_shift",
+}
+# Their settings that would change the result, and the only values that are supported.
+ONLY: Mapping[str, tuple[object, ...]] = {
+    "prediction_type": ("flow_prediction",),
+    "final_sigmas_type": ("zero",),
+    "predict_x0": (True,),
+    "thresholding": (False,),
+    "use_dynamic_shifting": (False,),
+    "shift_terminal": (0, False),
+    "stochastic_sampling": (False,),
+    "invert_sigmas": (False,),
+    "use_karras_sigmas": (False,),
+    "use_exponential_sigmas": (False,),
+    "use_beta_sigmas": (False,),
+    "use_lu_lambdas": (False,),
+}
+# what keeps the first level of UniPC below 1, where the logarithm of the signal would be infinite
+BELOW_ONE = 1e-6
+
+
+@dataclass(frozen=True)
+class FlowSchedule:
+    """The settings of a diffusers scheduler_config.json for flow matching.
+
+    shift: of the noise levels. scheduler: the class that the file names. solver_order, solver_type, lower_order_final,
+    disable_corrector: as in diffusers' multistep schedulers.
+
+    Raises ValueError for a setting that would change the result and is not supported.
+    """
+
+    num_train_timesteps: int = 1000
+    shift: float = 1.0
+    solver_order: int = 2
+    solver_type: str = "bh2"
+    lower_order_final: bool = True
+    disable_corrector: tuple[int, ...] = ()
+    scheduler: str | None = field(default=None, compare=False)
+
+    def __post_init__(self) -> None:
+        if self.shift <= 0:
+            raise ValueError(f"shift: {self.shift} is not positive")
+        if self.solver_order not in (1, 2):
+            raise ValueError(f"solver_order: {self.solver_order} is not 1 or 2")
+        if self.solver_type not in ("bh1", "bh2", "midpoint", "heun", "logrho"):
+            raise ValueError(f"solver_type: {self.solver_type!r} is not one of bh1, bh2, midpoint, heun")
+
+    @classmethod
+    def from_dict(cls, values: Mapping[str, object]) -> "FlowSchedule":
+        """From a parsed scheduler_config.json. Raises ValueError for what is not supported."""
+        name = str(values.get("_class_name"))
+        if name not in FLOW_SCHEDULERS:
+            raise ValueError(f"_class_name: {name} is not one of {', '.join(FLOW_SCHEDULERS)}")
+        if not name.startswith("FlowMatch") and not values.get("use_flow_sigmas"):
+            raise ValueError("use_flow_sigmas: is not true, but the model was trained by flow matching")
+        for key, allowed in ONLY.items():
+            if values.get(key) is not None and values[key] not in allowed:
+                raise ValueError(f"{key}: {values[key]!r} is not supported for flow matching")
+        shift = values.get(FLOW_SCHEDULERS[name])
+        given = {key: value for key, value in values.items() if key != "shift"}
+        return cls(
+            **known_fields(cls, given, ignore=None)
+            | {"scheduler": name}
+            | ({} if shift is None else {"shift": shift})
+        )
+
+    def shifted(self, sigmas: np.ndarray) -> np.ndarray:
+        """Noise levels moved towards noise (Esser et al. 2024, eq. 23)."""
+        levels: np.ndarray = self.shift * sigmas / (1 + (self.shift - 1) * sigmas)
+        return levels
+
+    def ignored_by(self, sampler: str) -> str:
+        """What a sampler does not follow of the scheduler that the model's file names: nothing."""
+        return ""
+
+
+Schedule = SchedulerConfig | FlowSchedule
+
+
+def read_schedule(values: Mapping[str, object], *, flow: bool) -> Schedule:
+    """The noise schedule in a parsed scheduler_config.json. flow: whether the model was trained by flow matching.
+
+    Raises ValueError for what is not supported.
+    """
+    return FlowSchedule.from_dict(values) if flow else SchedulerConfig.from_dict(values)

@@ -1,0 +1,69 @@
+"""What changes from step to step while denoising, and what a sampler is.
+
+Dims: c channels, f this rank's latent frames, h w latent height and width.
+"""
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, fields
+from typing import Protocol
+
+import torch
+from torch import Tensor
+
+Noise = Callable[[int], Tensor]
+
+
+@dataclass(frozen=True)
+class State:
+    """Denoising after `step` steps. x: (1, c, f, h, w) fp32.
+
+    What multistep samplers keep, of the same shape: clean, older: the last estimate of x0, and the one before it.
+    before: the latents before the last step.
+    """
+
+    step: int
+    x: Tensor
+    clean: Tensor | None = None
+    older: Tensor | None = None
+    before: Tensor | None = None
+
+    @property
+    def tensors(self) -> Mapping[str, Tensor]:
+        """All that is there, by name."""
+        named = {field.name: getattr(self, field.name) for field in fields(self) if field.name != "step"}
+        return {name: tensor for name, tensor in named.items() if tensor is not None}
+
+    def to(self, device: torch.device) -> "State":
+        """The state on a device."""
+        return State(self.step, **{name: tensor.to(device) for name, tensor in self.tensors.items()})
+
+
+class Sampler(Protocol):
+    """timesteps: the training timestep of each step. Samplers with equal settings are equal."""
+
+    def __hash__(self) -> int: ...
+
+    @property
+    def timesteps(self) -> tuple[float, ...]: ...
+
+    def level(self, step: int) -> tuple[float, float]:
+        """(signal, sigma) before a step: its latents are signal * clean + sigma * noise."""
+        ...
+
+    def implied(self, state: State, clean: Tensor) -> Tensor:
+        """The prediction according to which the latents of `state` are `clean` plus noise."""
+        ...
+
+    def step(self, state: State, prediction: Tensor, noise: Noise) -> State:
+        """One step. prediction: (1, c, f, h, w) fp32, after guidance. noise: draws standard normal noise for a step,
+        for samplers that add some.
+        """
+        ...
+
+
+def steady_state(sampler: Sampler, x: Tensor) -> State:
+    """A state after as many steps as it takes until the sampler keeps all that it ever does. x: for its shape."""
+    state = State(step=0, x=x)
+    while state.step < min(2, len(sampler.timesteps) - 1):
+        state = sampler.step(state, x, lambda _: x)
+    return state

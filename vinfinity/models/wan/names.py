@@ -1,0 +1,59 @@
+"""Names of the authors' files and of LoRA files, and the modules of ours that they stand for."""
+
+from collections.abc import Collection
+
+# Wan's own names of modules, as in `Wan2.1-T2V-1.3B/diffusion_pytorch_model.safetensors`, outside the blocks
+OUTSIDE = {
+    "condition_embedder.time_embedder.linear_1": "time_embedding.0",
+    "condition_embedder.time_embedder.linear_2": "time_embedding.2",
+    "condition_embedder.time_proj": "time_projection.1",
+    "condition_embedder.text_embedder.linear_1": "text_embedding.0",
+    "condition_embedder.text_embedder.linear_2": "text_embedding.2",
+    "proj_out": "head.head",
+    "patch_embedding": "patch_embedding",
+}
+# inside of a block; the authors' norm3 is the one of cross-attention
+INSIDE = {
+    **{
+        f"{ours}.{layer}": f"{theirs}.{own}"
+        for ours, theirs in (("attn1", "self_attn"), ("attn2", "cross_attn"))
+        for layer, own in (("to_q", "q"), ("to_k", "k"), ("to_v", "v"), ("to_out.0", "o"))
+    },
+    **{
+        f"{ours}.{norm}": f"{theirs}.{norm}"
+        for ours, theirs in (("attn1", "self_attn"), ("attn2", "cross_attn"))
+        for norm in ("norm_q", "norm_k")
+    },
+    "norm2": "norm3",
+    "ffn.net.0.proj": "ffn.0",
+    "ffn.net.2": "ffn.2",
+}
+TABLE, MODULATION = "scale_shift_table", "modulation"
+
+
+def original_module(module: str) -> str:
+    """The authors' name of one of our modules. Raises KeyError for a name that we do not have."""
+    if module in OUTSIDE:
+        return OUTSIDE[module]
+    blocks, number, inside = module.split(".", 2)
+    return f"{blocks}.{number}.{INSIDE[inside]}"
+
+
+def original_parameter(parameter: str) -> str:
+    """The authors' name of one of our parameters."""
+    module, _, kind = parameter.rpartition(".")
+    if kind == TABLE:
+        return f"{module}.{MODULATION}" if module else f"head.{MODULATION}"
+    return f"{original_module(module)}.{kind}"
+
+
+def module_aliases(modules: Collection[str]) -> dict[str, str]:
+    """The authors' names of our modules, for LoRA files. modules: all parents of parameters."""
+    aliases = {}
+    for module in modules:
+        try:
+            aliases[original_module(module)] = module
+        except (KeyError, ValueError):
+            # the parents of tables
+            continue
+    return aliases

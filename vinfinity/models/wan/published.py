@@ -1,0 +1,54 @@
+"""Published models of this family: where they are, how large, and under which licence.
+
+This project's tests neither fetch nor load them (docs/guides/models.md). "main" stands for the commit that the first
+fetch finds and records.
+"""
+
+from collections.abc import Mapping
+
+from vinfinity.models.family import PublishedModel, Source
+
+# Wan 2.1 text-to-video, 14B: everything that differs from the defaults of TransformerConfig, WanVAEConfig and
+# UMT5Config. With it, a run can be planned before its model is fetched.
+COMMON_FILES: Mapping[str, Mapping[str, object]] = {
+    "transformer": {"_class_name": "WanTransformer3DModel"},
+    "vae": {"_class_name": "AutoencoderKLWan", "scale_factor_temporal": 4, "scale_factor_spatial": 8},
+    "text_encoder": {"model_type": "umt5"},
+    "scheduler": {
+        "_class_name": "UniPCMultistepScheduler",
+        "use_flow_sigmas": True,
+        "prediction_type": "flow_prediction",
+        "flow_shift": 3.0,
+        "solver_order": 2,
+        "solver_type": "bh2",
+    },
+}
+# Width of the 1.3B model.
+SMALL: Mapping[str, object] = {"num_attention_heads": 12, "num_layers": 30, "ffn_dim": 8960}
+# As the authors sample it at 480p (README of Wan-Video/Wan2.1).
+CARD: Mapping[str, object] = {
+    "trained_frames": 81,
+    "size": "832x480",
+    "fps": 16,
+    "steps": 50,
+    "guidance": 5.0,
+    "sampler": "unipc",
+}
+
+PUBLISHED: Mapping[str, PublishedModel] = {
+    "wan2.1-1.3b": PublishedModel(
+        source=Source("Wan-AI/Wan2.1-T2V-1.3B-Diffusers"),
+        about="Wan 2.1 text-to-video, 1.3B, 832x480, 81 frames",
+        gigabytes=29.0,
+        licence="Apache-2.0",
+        card=CARD,
+        files={"transformer": SMALL},
+    ),
+    "wan2.1-14b": PublishedModel(
+        source=Source("Wan-AI/Wan2.1-T2V-14B-Diffusers"),
+        about="Wan 2.1 text-to-video, 14B, 832x480 to 1280x720, 81 frames",
+        gigabytes=80.0,
+        licence="Apache-2.0",
+        card=CARD,
+    ),
+}

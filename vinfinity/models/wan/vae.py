@@ -1,0 +1,236 @@
+"""AutoencoderKLWan, the causal video autoencoder of Wan 2.1: latents to frames and back, in order.
+
+Dims: c channels and h w height and width of a latent, f frames of a latent frame (1 for the first of a video, then
+4), H W of a picture. Frames are (3, H, W) in [-1, 1]. Each frame depends on earlier ones, never on
+later ones: memory does not grow with the video. Parameters are named as in diffusers' AutoencoderKLWan.
+"""
+
+from collections.abc import Iterable, Iterator
+
+import torch
+from torch import Tensor, nn
+
+from vinfinity.models.wan.causal import (
+    LAYOUT,
+    AttentionBlock,
+    CausalConv3d,
+    Downsample,
+    FrameCache,
+    ResidualBlock,
+    RMSNorm,
+    Upsample,
+)
+from vinfinity.models.wan.vae_config import LevelLayout, WanVAEConfig
+from vinfinity.models.wan.warm_up import Step, WarmUp
+
+
+class MidBlock(nn.Module):
+    """Resnet, self-attention, resnet at the latent's resolution."""
+
+    def __init__(self, channels: int) -> None:
+        super().__init__()
+        self.attentions = nn.ModuleList([AttentionBlock(channels)])
+        self.resnets = nn.ModuleList([ResidualBlock(channels, channels) for _ in range(2)])
+
+    @property
+    def layers(self) -> tuple[nn.Module, ...]:
+        """The layers in the order in which they run."""
+        return self.resnets[0], self.attentions[0], self.resnets[1]
+
+
+class Encoder(nn.Module):
+    """Frames to mean and log variance of their latents."""
+
+    def __init__(self, config: WanVAEConfig) -> None:
+        super().__init__()
+        widths = config.encoder_widths
+        self.conv_in = CausalConv3d(config.in_channels, config.base_dim)
+        layers: list[nn.Module] = []
+        channels = config.base_dim
+        for i, width in enumerate(widths):
+            for _ in range(config.num_res_blocks):
+                layers.append(ResidualBlock(channels, width))
+                channels = width
+            if i < len(widths) - 1:
+                layers.append(Downsample(width, time=config.temperal_downsample[i]))
+        self.down_blocks = nn.ModuleList(layers)
+        self.mid_block = MidBlock(channels)
+        self.norm_out = RMSNorm(channels)
+        self.conv_out = CausalConv3d(channels, 2 * config.z_dim)
+
+    def forward(self, x: Tensor, cache: FrameCache) -> Tensor:
+        """x: (1, 3, f, H, W). Returns (1, 2 c, 1, h, w)."""
+        x = self.conv_in.after(x, cache)
+        for layer in (*self.down_blocks, *self.mid_block.layers):
+            x = layer(x, cache)
+        return self.conv_out.after(x, cache, norm=self.norm_out)
+
+
+class UpBlock(nn.Module):
+    """The resnets of one level, then its change of resolution."""
+
+    def __init__(self, level: LevelLayout, *, layers: int) -> None:
+        super().__init__()
+        self.resnets = nn.ModuleList(
+            [ResidualBlock(level.width if i else level.channels, level.width) for i in range(layers)]
+        )
+        self.upsamplers: nn.ModuleList | None = None
+        if level.upsampled is not None:
+            self.upsamplers = nn.ModuleList([Upsample(level.width, level.upsampled, time=level.doubles)])
+
+
+class Decoder(nn.Module):
+    """Latents to frames."""
+
+    def __init__(self, config: WanVAEConfig) -> None:
+        super().__init__()
+        self.levels = config.levels
+        first, last = self.levels[0], self.levels[-1]
+        self.conv_in = CausalConv3d(config.z_dim, first.channels)
+        self.mid_block = MidBlock(first.channels)
+        self.up_blocks = nn.ModuleList(
+            [UpBlock(level, layers=config.num_res_blocks + 1) for level in self.levels]
+        )
+        self.norm_out = RMSNorm(last.width)
+        self.conv_out = CausalConv3d(last.width, config.out_channels)
+
+    def steps(self) -> tuple[Step, ...]:
+        """What is done to a latent frame, step by step."""
+        first, last = self.levels[0], self.levels[-1]
+        steps = [Step.of(self.conv_in, self.conv_in.after, first)]
+        steps += [Step.of(layer, layer, first) for layer in self.mid_block.layers]
+        for level, block in zip(self.levels, self.up_blocks, strict=True):
+            assert isinstance(block, UpBlock)
+            steps += [Step.of(layer, layer, level) for layer in (*block.resnets, *(block.upsamplers or ()))]
+        return (*steps, Step.of(self.conv_out, self._out, last))
+
+    def _out(self, x: Tensor, cache: FrameCache) -> Tensor:
+        return self.conv_out.after(x, cache, norm=self.norm_out)
+
+
+class AutoencoderKLWan(nn.Module):
+    """Frames to latents and back: 8 times smaller on each side, and 4 times fewer in time."""
+
+    def __init__(self, config: WanVAEConfig) -> None:
+        super().__init__()
+        self.config = config
+        self.encoder = Encoder(config)
+        self.decoder = Decoder(config)
+        channels = config.z_dim
+        self.quant_conv = CausalConv3d(2 * channels, 2 * channels, kernel=(1, 1, 1))
+        self.post_quant_conv = CausalConv3d(channels, channels, kernel=(1, 1, 1))
+
+    @property
+    def warm_up(self) -> WarmUp:
+        """What must come before the first frame of a decoder that begins in the middle of a video."""
+        return WarmUp(self.decoder.steps(), self.config.time_downscale)
+
+    @property
+    def restart_cost(self) -> float:
+        """The time to begin in the middle of a video, in latent frames."""
+        return self.warm_up.cost
+
+    def stream(self, start: int = 0) -> "DecoderStream":
+        """Decodes from the latent frame `start` on, exactly as if the whole video were decoded."""
+        return DecoderStream(self, start)
+
+    def decode_frames(self, latents: Iterable[Tensor], *, start: int = 0) -> Iterator[Tensor]:
+        """The frames (3, H, W) from the latent frame `start` on, in order; none of them stays in memory.
+
+        latents: (c, h, w) each, as the diffusion model leaves them, in order from `stream(start).first` on.
+        """
+        stream = self.stream(start)
+        for latent in latents:
+            for frames in stream.decode(latent[None]):
+                yield from frames
+
+    def encode_frames(self, frames: Iterable[Tensor]) -> Iterator[tuple[Tensor, Tensor]]:
+        """Mean and standard deviation of the raw latents, each (c, h, w), of each latent frame in order.
+
+        frames: (3, H, W) each, 4 k + 1 in all; H and W multiples of 8. Raises ValueError for another number.
+        """
+        cache, group = FrameCache(), 1
+        pending: list[Tensor] = []
+        for frame in frames:
+            pending.append(frame)
+            if len(pending) == group:
+                yield self._encode(torch.stack(pending, dim=1)[None], cache)
+                pending, cache.first, group = [], False, self.config.time_downscale
+        if pending:
+            raise ValueError(f"frames: {len(pending)} are left after groups of {group}")
+
+    def to_latents(self, frames: Iterable[Tensor]) -> Iterator[Tensor]:
+        """The latents (c, h, w) of each latent frame as the diffusion model sees them: the mean of the posterior.
+
+        frames: as for `encode_frames`.
+        """
+        for mean, _ in self.encode_frames(frames):
+            offset, scale = self.moments(mean)
+            yield (mean - offset) / scale
+
+    def moments(self, like: Tensor) -> tuple[Tensor, Tensor]:
+        """Mean and standard deviation of the latents' channels, (c, 1, 1), with the type and device of a tensor."""
+        mean, deviation = (
+            torch.tensor(values, dtype=like.dtype, device=like.device)[:, None, None]
+            for values in (self.config.latents_mean, self.config.latents_std)
+        )
+        return mean, deviation
+
+    def _encode(self, x: Tensor, cache: FrameCache) -> tuple[Tensor, Tensor]:
+        moments = self.quant_conv(self.encoder(x, cache))[0, :, 0]
+        mean, log_variance = moments.chunk(2)
+        return mean, torch.exp(0.5 * log_variance.clamp(-30.0, 20.0))
+
+
+class DecoderStream:
+    """Decodes a video from the latent frame `start` on: see `DecoderStream` in models/decoder.py.
+
+    first: the latent frame that the first call must give. The calls before that of `start` yield no frames: they run
+    what those from `start` on depend on, each layer as late as possible.
+    """
+
+    def __init__(self, autoencoder: AutoencoderKLWan, start: int) -> None:
+        self._autoencoder, self._start = autoencoder, start
+        self._steps = autoencoder.decoder.steps()
+        self._starts = autoencoder.warm_up.starts(start)
+        self.first = self._next = self._starts[0]
+        self._cache = FrameCache()
+        self._moments: tuple[Tensor, Tensor] | None = None
+
+    def frames(self, count: int) -> int:
+        """The frames that the next `count` latent frames decode to."""
+        latents = range(max(self._next, self._start), self._next + count)
+        scale = self._autoencoder.config.time_downscale
+        return sum(scale if latent else 1 for latent in latents)
+
+    @property
+    def bytes(self) -> int:
+        """Memory that it holds between two calls."""
+        return self._cache.bytes
+
+    def decode(self, latents: Tensor) -> Iterator[Tensor]:
+        """The frames of the next latent frames, (1, 3, H, W) one after the other, about [-1, 1]; none before `start`.
+
+        latents: (b, c, h, w), as the diffusion model leaves them. All frames must be taken before the next call.
+        """
+        if self._moments is None:
+            self._moments = self._autoencoder.moments(latents)
+        mean, deviation = self._moments
+        for latent in latents.split(1):
+            x = torch.addcmul(mean, latent, deviation)[:, :, None].contiguous(memory_format=LAYOUT)
+            self._cache.first = self._next == 0
+            yield from self._run(self._autoencoder.post_quant_conv(x), 0)
+            self._next += 1
+
+    def _run(self, x: Tensor, begin: int) -> Iterator[Tensor]:
+        """The steps from number `begin` on; frame by frame after each that doubles them, which takes less memory."""
+        for number, step in enumerate(self._steps[begin:], start=begin):
+            if self._next < self._starts[number]:
+                return
+            x = step.run(x, self._cache)
+            if step.doubles and x.shape[2] > 1:
+                for frame in x.split(1, dim=2):
+                    yield from self._run(frame, number + 1)
+                return
+        if self._next >= self._start:
+            yield x[:, :, 0]
