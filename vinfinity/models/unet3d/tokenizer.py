@@ -8,37 +8,18 @@ from tokenizers import AddedToken, Regex, Tokenizer, decoders, normalizers, pre_
 from tokenizers.models import BPE
 
 from vinfinity.errors import WeightsError, one_line
-from vinfinity.models.family import Tokens
+from vinfinity.models.padded_tokenizer import PaddedTokenizer
 from vinfinity.system.safetensors import read_json
 
 # Words, single digits and runs of other characters, as in OpenAI's CLIP.
 PATTERN = r"<\|startoftext\|>|<\|endoftext\|>|'s|'t|'re|'ve|'m|'ll|'d|[\p{L}]+|[\p{N}]|[^\s\p{L}\p{N}]+"
 
 
-class CLIPTokenizer:
+class CLIPTokenizer(PaddedTokenizer):
     """Text to token ids: lower-cased byte-level BPE between a start and an end token, padded or cut to one length."""
 
-    def __init__(self, tokenizer: Tokenizer, *, pad_id: int, end_id: int, length: int) -> None:
-        self.length, self.pad_id, self.end_id = length, pad_id, end_id
-        self._tokenizer = tokenizer
-
-    @property
-    def vocabulary_size(self) -> int:
-        """Tokens that it knows."""
-        return self._tokenizer.get_vocab_size()
-
-    def token(self, token_id: int) -> str:
-        """The text of a token."""
-        return self._tokenizer.id_to_token(token_id) or ""
-
-    def __call__(self, text: str) -> Tokens:
-        """The ids of `text`, and what was cut off."""
-        ids = self._tokenizer.encode(text).ids
-        cut = ""
-        if len(ids) > self.length:
-            cut = self._tokenizer.decode(ids[self.length - 1 : -1]).replace("</w>", " ").strip()
-            ids = [*ids[: self.length - 1], self.end_id]
-        return Tokens(ids=ids + [self.pad_id] * (self.length - len(ids)), used=len(ids), cut=cut)
+    def readable(self, decoded: str) -> str:
+        return decoded.replace("</w>", " ")
 
 
 def load_tokenizer(folder: Path, *, length: int) -> CLIPTokenizer:

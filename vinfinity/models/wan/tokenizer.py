@@ -8,7 +8,7 @@ from pathlib import Path
 from tokenizers import Tokenizer
 
 from vinfinity.errors import WeightsError, one_line
-from vinfinity.models.family import Tokens
+from vinfinity.models.padded_tokenizer import PaddedTokenizer
 from vinfinity.system.safetensors import read_json
 
 PAD, END = "<pad>", "</s>"
@@ -19,30 +19,11 @@ CONVERT = (
 )
 
 
-class UMT5Tokenizer:
+class UMT5Tokenizer(PaddedTokenizer):
     """Text to token ids: cleaned, with an end token, padded or cut to one length."""
 
-    def __init__(self, tokenizer: Tokenizer, *, pad_id: int, end_id: int, length: int) -> None:
-        self.length, self.pad_id, self.end_id = length, pad_id, end_id
-        self._tokenizer = tokenizer
-
-    @property
-    def vocabulary_size(self) -> int:
-        """Tokens that it knows."""
-        return self._tokenizer.get_vocab_size()
-
-    def token(self, token_id: int) -> str:
-        """The text of a token."""
-        return self._tokenizer.id_to_token(token_id) or ""
-
-    def __call__(self, text: str) -> Tokens:
-        """The ids of `text`, and what was cut off."""
-        ids = self._tokenizer.encode(clean_prompt(text)).ids
-        cut = ""
-        if len(ids) > self.length:
-            cut = self._tokenizer.decode(ids[self.length - 1 : -1]).strip()
-            ids = [*ids[: self.length - 1], self.end_id]
-        return Tokens(ids=ids + [self.pad_id] * (self.length - len(ids)), used=len(ids), cut=cut)
+    def cleaned(self, text: str) -> str:
+        return clean_prompt(text)
 
 
 def clean_prompt(text: str) -> str:
