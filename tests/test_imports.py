@@ -30,23 +30,32 @@ ABOVE = {
     "planning": {*JOB, "job", "machine"},
     "session": {"errors", "config", "denoise", "job", "machine", "parallel", "runs", "system", "weights"},
     "networks": {"job", "models", "weights"},
-    "pipeline": {*BELOW, "job", "networks", "planning"},
+    "video": {"errors", "config", "media", "system"},
+    "inputs": {"errors", "denoise", "job", "media", "models", "networks", "parallel", "system"},
+    "denoiser": {"errors", "denoise", "job", "models", "parallel", "planning", "system"},
+    "pipeline": {*BELOW, "denoiser", "inputs", "job", "networks", "planning", "video"},
     "encoding": {*BELOW, "job", "networks", "session"},
     "figures": {"job", "media", "parallel"},
     "previews": {*BELOW, "job", "session"},
-    "run": {*BELOW, "encoding", "figures", "job", "networks", "planning", "previews", "session", "pipeline"},
-    "decode_again": {"config", "networks", "parallel", "run", "runs", "session", "system"},
+    "task": {"config", "job", "media", "parallel", "runs", "system"},
+    "decoding": {"job", "media", "networks", "parallel", "runs", "system", "task"},
+    "run": {
+        *BELOW,
+        *("decoding", "denoiser", "encoding", "figures", "inputs", "job", "networks", "planning", "previews"),
+        *("session", "task"),
+    },
+    "decode_again": {"config", "decoding", "networks", "parallel", "runs", "session", "system", "task"},
     "evaluation": {"errors", "config", "media", "parallel", "runs", "system"},
-    "batch": {*BELOW, "job", "networks", "planning", "run", "session"},
+    "batch": {*BELOW, "job", "networks", "planning", "run", "session", "task"},
     "doctor": {"errors", "machine", "parallel", "system", "weights"},
-    "api": {*BELOW, "batch", "job", "planning", "pipeline", "run"},
+    "api": {*BELOW, "batch", "job", "planning", "pipeline", "run", "task", "video"},
 }
 EVERYTHING = {*BELOW, *ABOVE}
 TOP = {
     "cli": {*EVERYTHING, "bench"},
     "bench": EVERYTHING,
     "__main__": {"cli"},
-    "__init__": {*BELOW, "api", "batch", "evaluation", "pipeline", "run"},
+    "__init__": {*BELOW, "api", "batch", "evaluation", "pipeline", "task", "video"},
 }
 ALLOWED = {**BELOW, **ABOVE, **TOP}
 

@@ -23,10 +23,11 @@ from torch import Tensor
 
 from vinfinity.config import Resolved
 from vinfinity.errors import InputError, WeightsError
+from vinfinity.inputs import initial_state
 from vinfinity.job import describe, prepare
 from vinfinity.media.mp4 import read_metadata, read_video
-from vinfinity.pipeline import initial_state
-from vinfinity.run import Summary, run
+from vinfinity.run import run
+from vinfinity.task import Summary
 
 
 def resolve(model: Path | str, out: Path, *overrides: str, **flags: Any) -> Resolved:

@@ -31,9 +31,10 @@ if TYPE_CHECKING:
     from vinfinity.evaluation.api import compare, evaluate
     from vinfinity.evaluation.compare import Comparison
     from vinfinity.evaluation.result import Evaluation
-    from vinfinity.pipeline import Pipeline, Video
+    from vinfinity.pipeline import Pipeline
     from vinfinity.resolve import load_config
-    from vinfinity.run import Summary
+    from vinfinity.task import Summary
+    from vinfinity.video import Video
 
 __version__ = "0.1.0"
 
@@ -76,10 +77,10 @@ _HOMES = {
     "Evaluation": "evaluation.result",
     "Failure": "batch.make",
     "Pipeline": "pipeline",
-    "Video": "pipeline",
+    "Video": "video",
     "RunConfig": "config",
     "load_config": "resolve",
-    "Summary": "run",
+    "Summary": "task",
 }
 
 
@@ -87,7 +88,7 @@ def __getattr__(name: str) -> object:
     if name not in __all__:
         raise AttributeError(f"module 'vinfinity' has no attribute {name!r}")
     home = _HOMES.get(name, "errors")
-    if home in ("api", "batch.make", "evaluation.api", "evaluation.result", "pipeline", "run"):
+    if home in ("api", "batch.make", "evaluation.api", "evaluation.result", "pipeline", "task", "video"):
         # before torch is imported, of which an older one lacks much
         importlib.import_module("vinfinity.system.pytorch").require_torch()
     return getattr(importlib.import_module(f"vinfinity.{home}"), name)

@@ -10,12 +10,14 @@ from vinfinity.batch.plan import plan_batch
 from vinfinity.batch.rows import python_rows, read_rows
 from vinfinity.config import RunConfig, load
 from vinfinity.media.source import video_defaults
-from vinfinity.pipeline import LOADED, Pipeline, Prompts, Video, as_settings
+from vinfinity.pipeline import LOADED, Pipeline, Prompts, as_settings
 from vinfinity.resolve import load_config
-from vinfinity.run import Summary, Task, launch_run, run
+from vinfinity.run import launch_run, run
 from vinfinity.runs.parts import read_manifest
 from vinfinity.runs.paths import Destination
 from vinfinity.system.folders import expanded, temporary_folder
+from vinfinity.task import Summary, Task
+from vinfinity.video import Video
 from vinfinity.weights.card import model_defaults
 
 

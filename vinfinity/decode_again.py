@@ -3,16 +3,17 @@
 import time
 
 from vinfinity.config import RunConfig
+from vinfinity.decoding import decode_to_files
 from vinfinity.networks import Networks
 from vinfinity.parallel.launch import launch
 from vinfinity.parallel.ranks import Ranks
-from vinfinity.run import Summary, Task, shown_messages, summary, write_files
 from vinfinity.runs.earlier import final_latents
 from vinfinity.runs.folder import RunFolder
 from vinfinity.runs.paths import Destination
 from vinfinity.session import locked
 from vinfinity.system.progress import Progress
 from vinfinity.system.signals import Shutdown
+from vinfinity.task import Summary, Task
 
 
 def decode_again(
@@ -39,7 +40,7 @@ def decode_on_rank(payload: tuple[Task, RunFolder], ranks: Ranks) -> Summary | N
     (task, folder), started = payload, time.monotonic()
     facts = {name: task.job.facts[name] for name in ("decoder", "version")}
     with (
-        shown_messages(task),
+        task.messages(),
         ranks.shutdown.checked(),
         locked(folder, ranks, facts=facts),
         Progress(enabled=ranks.first, log=folder.log) as progress,
@@ -48,8 +49,8 @@ def decode_on_rank(payload: tuple[Task, RunFolder], ranks: Ranks) -> Summary | N
         ranks.check_shutdown()
         latents = final_latents(folder)
         latents.verify()
-        write_files(task.job, latents, task.destination, folder, Networks(ranks.device), ranks, progress)
+        decode_to_files(task, latents, folder, Networks(ranks.device), ranks, progress)
         if not ranks.first:
             return None
         folder.event("decoded", video=str(task.destination.video))
-        return summary(task, ranks, seconds=time.monotonic() - started)
+        return task.summary(ranks, seconds=time.monotonic() - started)

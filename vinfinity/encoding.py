@@ -1,7 +1,6 @@
 """From the video and the pictures that a run starts from to their latents in the run folder."""
 
 import hashlib
-import shutil
 from collections.abc import Iterator, Mapping
 from functools import partial
 from pathlib import Path
@@ -15,7 +14,7 @@ from vinfinity.media.encode import encode_frames
 from vinfinity.models.decoder import Encoder
 from vinfinity.networks import Networks
 from vinfinity.runs.earlier import COPIED_FRAMES
-from vinfinity.runs.parts import Parts, read_manifest
+from vinfinity.runs.parts import Parts, read_manifest, undamaged_parts
 from vinfinity.runs.sources import Sources, encoded_before, open_input, open_pictures
 from vinfinity.runs.together import write_together
 from vinfinity.session import Session
@@ -114,17 +113,12 @@ def _rounds(
 
 def _found(folder: Path, session: Session) -> Parts | None:
     """What a folder has of the latents; what is damaged or unfinished is deleted."""
-    if not folder.exists():
-        return None
-    try:
-        parts = read_manifest(folder)
-        parts.verify()
-        return parts
-    except DamagedError as error:
+
+    def damaged(error: DamagedError) -> None:
         session.folder.event("damaged", message=error.message)
         session.progress.warn(f"{error.message}; encoding again")
-        shutil.rmtree(folder, ignore_errors=True)
-        return None
+
+    return undamaged_parts(folder, damaged=damaged)
 
 
 def _opened(

@@ -1,106 +1,33 @@
 """A run from top to bottom: check, launch ranks, denoise, decode, record."""
 
-import contextlib
-import os
 import time
 from collections.abc import Mapping
-from dataclasses import asdict, dataclass
-from fractions import Fraction
+from dataclasses import asdict
 from functools import partial
-from pathlib import Path
 
 from vinfinity.config import RunConfig
+from vinfinity.decoding import decode_to_files
 from vinfinity.denoise.execution import Execution
 from vinfinity.denoise.loop import denoise
 from vinfinity.denoise.selection import StepNoise
+from vinfinity.denoiser import fitting_denoiser
 from vinfinity.encoding import encode_input
 from vinfinity.figures import borders_in_frames, find_figures
-from vinfinity.job import Job, prepare
-from vinfinity.media.video import write_video
-from vinfinity.media.watch import VideoFigures, VideoWatch
+from vinfinity.inputs import initial_state, shared_text, steered
+from vinfinity.job import Job
 from vinfinity.networks import Networks
 from vinfinity.parallel.devices import forget_peak_memory, peak_memory
 from vinfinity.parallel.launch import launch
-from vinfinity.parallel.place import find_place
 from vinfinity.parallel.ranks import Ranks
-from vinfinity.pipeline import fitting_denoiser, initial_state, shared_text, steered
 from vinfinity.planning.fit import find_fit, refuse_early
 from vinfinity.previews import previews
-from vinfinity.runs.first_pass import first_pass, naming_first_pass
-from vinfinity.runs.folder import RunFolder
-from vinfinity.runs.parts import Parts, save_whole
+from vinfinity.runs.parts import Parts
 from vinfinity.runs.paths import Destination
-from vinfinity.runs.sources import is_encoded
 from vinfinity.runs.start import how_to_start
 from vinfinity.session import Session, record_end, resumable
-from vinfinity.system.folders import expanded
 from vinfinity.system.overall import Overall
-from vinfinity.system.progress import Progress, messages_shown, terminal_console
 from vinfinity.system.signals import Reaction, Shutdown
-
-
-@dataclass(frozen=True)
-class Summary:
-    """What a run made.
-
-    seconds: wall time. peak_memory: the most bytes that rank 0 has held, of its GPU if it has one, else of the process.
-    figures: cheap ones of what was decoded, with warnings of what stands out.
-    """
-
-    out: Path
-    sheet: Path | None
-    frames: int
-    size: tuple[int, int]
-    fps: Fraction | int
-    seconds: float
-    peak_memory: int
-    figures: VideoFigures | None = None
-
-
-@dataclass(frozen=True)
-class Task:
-    """What the launcher sends to every rank.
-
-    decode: whether the final latents are decoded to files. shown: whether rank 0 shows messages on its terminal.
-    first: the first pass, if there is one whose result is still needed.
-    """
-
-    job: Job
-    destination: Destination
-    decode: bool
-    shown: bool
-    first: "Task | None" = None
-
-    @classmethod
-    def of(
-        cls,
-        config: RunConfig,
-        destination: Destination,
-        *,
-        denoise: bool = True,
-        decode: bool = True,
-        like: "Task | None" = None,
-    ) -> "Task":
-        """The task for a configuration, checked here once for all ranks that are started.
-
-        denoise: whether latents are computed; otherwise they are there. like: a task whose weights were checked just
-        now, see `prepare`. Raises InputError.
-        """
-        folder, first = destination.folder, None
-        before = first_pass(config, folder) if denoise else None
-        if before is not None and not (config.resume and is_encoded(folder.input, config.frames)):
-            with naming_first_pass():
-                first = cls.of(before, Destination.of(before), like=None if like is None else like.first)
-        job = prepare(config, find_place(os.environ), like=None if like is None else like.job)
-        return cls(job, destination, decode, shown=terminal_console() is not None, first=first)
-
-    @property
-    def work(self) -> float:
-        """How much there is to compute, in any unit."""
-        config = self.job.config
-        width, height = config.resolution
-        own = float(config.frames * len(self.job.sampler.timesteps) * width * height)
-        return own if self.first is None else own + self.first.work
+from vinfinity.task import Summary, Task
 
 
 def run(
@@ -139,7 +66,7 @@ def launch_run(task: Task, *, shutdown: Shutdown | None = None) -> Summary | Non
 
 def on_rank(task: Task, ranks: Ranks) -> Summary | None:
     """One rank's part of a run of one video. Returns the summary on rank 0."""
-    with shown_messages(task):
+    with task.messages():
         return make_video(task, ranks, Networks(ranks.device))
 
 
@@ -171,9 +98,7 @@ def make_video(
         session.enter("while decoding")
         watch = None
         if task.decode:
-            watch = write_files(
-                job, latents, task.destination, session.folder, networks, ranks, session.progress
-            )
+            watch = decode_to_files(task, latents, session.folder, networks, ranks, session.progress)
         if not ranks.first:
             return None
         seconds = {"denoising": denoised - started, "decoding": time.monotonic() - denoised}
@@ -190,7 +115,7 @@ def make_video(
         record = session.folder.record() or {}
         session.folder.write_record({**record, **finished, **figures, "finished": True})
         session.folder.event("finished", video=str(task.destination.video))
-        return summary(task, ranks, seconds=time.monotonic() - started, figures=found)
+        return task.summary(ranks, seconds=time.monotonic() - started, figures=found)
 
 
 def denoise_video(job: Job, session: Session, networks: Networks) -> tuple[Parts, Mapping[str, object]]:
@@ -228,63 +153,6 @@ def denoise_video(job: Job, session: Session, networks: Networks) -> tuple[Parts
                     session.after_step(state, votes, steps=steps)
         latents = checkpoints.finish(state)
     return latents, _figures(execution, session, remaining)
-
-
-def write_files(
-    job: Job,
-    latents: Parts,
-    destination: Destination,
-    folder: RunFolder,
-    networks: Networks,
-    ranks: Ranks,
-    progress: Progress,
-) -> VideoWatch | None:
-    """From latents to video and contact sheet, and the copy of the latents. Ranks other than 0 decode their share.
-
-    Returns what was seen of frames and latents, on rank 0.
-    """
-    config = job.config
-    if ranks.first and destination.latents is not None:
-        save_whole(latents, destination.latents, source="x", name="latents")
-    if not ranks.first and not config.decode.on_all_ranks(ranks.device.type):
-        return None
-    return write_video(
-        networks.decoder(job),
-        latents if ranks.first else None,
-        video=destination.video,
-        sheet=destination.sheet,
-        frames=config.frames,
-        latent=job.latent,
-        size=config.resolution,
-        fps=config.fps,
-        video_format=config.format,
-        decode=config.decode,
-        metadata=job.tags() if config.video.metadata else {},
-        audio=None if config.sound is None else expanded(config.sound[1], field=config.sound[0]),
-        unfinished=folder.decoded,
-        identity=f"{latents.digest()} {job.decoder_digest}",
-        ranks=ranks,
-        progress=progress,
-    )
-
-
-def shown_messages(task: Task) -> contextlib.AbstractContextManager[None]:
-    """Shows messages on this rank's terminal if the caller's process does."""
-    return messages_shown() if task.shown else contextlib.nullcontext()
-
-
-def summary(task: Task, ranks: Ranks, *, seconds: float, figures: VideoFigures | None = None) -> Summary:
-    """What was made, for the user."""
-    return Summary(
-        out=task.destination.video,
-        sheet=task.destination.sheet,
-        frames=task.job.config.frames,
-        size=task.job.config.resolution,
-        fps=task.job.config.fps,
-        seconds=seconds,
-        peak_memory=peak_memory(ranks.device).reserved,
-        figures=figures,
-    )
 
 
 def _figures(execution: Execution, session: Session, steps: int) -> Mapping[str, object]:

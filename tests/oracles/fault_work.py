@@ -15,6 +15,8 @@ from vinfinity.config import CheckpointConfig
 from vinfinity.denoise.execution import Execution
 from vinfinity.denoise.selection import select_all
 from vinfinity.denoise.state import State
+from vinfinity.denoiser import fitting_denoiser
+from vinfinity.inputs import encode_text, initial_state
 from vinfinity.job import prepare
 from vinfinity.networks import load_denoiser
 from vinfinity.parallel.context import plan_halo
@@ -25,7 +27,6 @@ from vinfinity.parallel.shards import FrameShards
 from vinfinity.parallel.timeline import one_scene
 from vinfinity.parallel.votes import Votes
 from vinfinity.parallel.waits import DeviceWait
-from vinfinity.pipeline import encode_text, fitting_denoiser, initial_state
 from vinfinity.planning.fit import Fit
 from vinfinity.runs.checkpoints import Checkpoints
 from vinfinity.runs.folder import RunFolder

@@ -24,8 +24,9 @@ from vinfinity.parallel.context import plan_halo
 from vinfinity.parallel.ranks import Ranks
 from vinfinity.parallel.shards import FrameShards
 from vinfinity.parallel.timeline import one_scene
-from vinfinity.run import Task, on_rank, run
+from vinfinity.run import on_rank, run
 from vinfinity.runs.paths import Destination
+from vinfinity.task import Task
 from vinfinity.weights.load import load_decoder
 
 # as for one rank: tests/test_pretend_gpu.py

@@ -22,7 +22,9 @@ from torch.utils.flop_counter import FlopCounterMode
 from vinfinity.config import ComputeConfig, DecodeConfig, RunConfig, load
 from vinfinity.denoise.execution import MIB, Execution
 from vinfinity.denoise.state import State
+from vinfinity.denoiser import make_denoiser
 from vinfinity.errors import InputError
+from vinfinity.inputs import encode_text
 from vinfinity.job import Job, prepare
 from vinfinity.models.frame_text import FrameText
 from vinfinity.models.offload import PINNED_BYTES
@@ -33,7 +35,6 @@ from vinfinity.parallel.exchange import LocalExchange
 from vinfinity.parallel.ranks import Ranks
 from vinfinity.parallel.scopes import Scopes
 from vinfinity.parallel.shards import FrameShards
-from vinfinity.pipeline import encode_text, make_denoiser
 from vinfinity.planning.estimate import work_seconds
 from vinfinity.planning.fit import choose, decide, find_fit
 from vinfinity.planning.machines import GPUS, find_gpu

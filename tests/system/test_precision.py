@@ -6,12 +6,13 @@ from oracles.networks import our_vae
 from oracles.reference import configure, tiny_vae
 from torch import nn
 
+from vinfinity.denoiser import make_denoiser
+from vinfinity.inputs import encode_text
 from vinfinity.job import prepare
 from vinfinity.media.decode import decode_block
 from vinfinity.networks import load_denoiser
 from vinfinity.parallel.ranks import Ranks
 from vinfinity.parallel.teams import team_of
-from vinfinity.pipeline import encode_text, make_denoiser
 from vinfinity.planning.fit import find_fit
 from vinfinity.system.precision import fp32_products
 

@@ -18,13 +18,14 @@ from vinfinity.networks import Networks
 from vinfinity.parallel.launch import launch
 from vinfinity.parallel.place import find_place
 from vinfinity.parallel.ranks import Ranks
-from vinfinity.run import Task, make_video, shown_messages
+from vinfinity.run import make_video
 from vinfinity.runs.start import was_restarted
 from vinfinity.session import record_end
 from vinfinity.system.out_of_memory import named_out_of_memory
 from vinfinity.system.overall import Overall
 from vinfinity.system.progress import logger, note
 from vinfinity.system.signals import Shutdown
+from vinfinity.task import Task
 
 
 @dataclass(frozen=True)
@@ -104,7 +105,7 @@ def make_videos(share: Share, ranks: Ranks) -> None:
     networks = Networks(ranks.device, several=True)
     work = [entry.task.work for entry in share.entries]
     with (
-        shown_messages(share.entries[0].task),
+        share.entries[0].task.messages(),
         Overall(work, total=share.total, failed=share.failed, enabled=ranks.first) as overall,
     ):
         for entry in share.entries:

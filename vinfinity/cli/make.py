@@ -24,7 +24,7 @@ from vinfinity.parallel.place import find_place
 from vinfinity.system.signals import Shutdown
 
 if TYPE_CHECKING:
-    from vinfinity.run import Summary
+    from vinfinity.task import Summary
 
 
 @takes_options

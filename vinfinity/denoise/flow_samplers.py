@@ -16,19 +16,32 @@ from vinfinity.denoise.samplers import dpm_step, half_log_snr
 from vinfinity.denoise.state import Noise, Sampler, State
 
 
-def _velocity(state: State, clean: Tensor, sigma: float) -> Tensor:
-    """The velocity according to which the latents of `state` are `clean` plus noise."""
-    return (state.x - clean) / sigma
+class _OnFlow:
+    """What all samplers on the flow share. _levels: signal and noise before each step and after the last one."""
+
+    _levels: tuple[tuple[float, float], ...]
+
+    def level(self, step: int) -> tuple[float, float]:
+        return self._levels[step]
+
+    def implied(self, state: State, clean: Tensor) -> Tensor:
+        """The velocity according to which the latents of `state` are `clean` plus noise."""
+        return (state.x - clean) / self._levels[state.step][1]
+
+
+def _signal_and_noise(sigmas: np.ndarray) -> tuple[tuple[float, float], ...]:
+    """Signal and noise of these levels of noise, with one without noise behind them."""
+    return tuple((1 - sigma, sigma) for sigma in [*sigmas.astype(np.float32).tolist(), 0.0])
 
 
 @dataclass(frozen=True)
-class FlowEuler:
+class FlowEuler(_OnFlow):
     """Euler's method on the flow (diffusers' FlowMatchEulerDiscreteScheduler)."""
 
     schedule: FlowSchedule
     steps: int
     timesteps: tuple[float, ...] = field(init=False)
-    _sigmas: tuple[float, ...] = field(init=False, repr=False)
+    _levels: tuple[tuple[float, float], ...] = field(init=False, repr=False)
 
     def __post_init__(self) -> None:
         trained = self.schedule.num_train_timesteps
@@ -36,21 +49,15 @@ class FlowEuler:
         times = np.linspace(float(grid[-1]) * trained, float(grid[0]) * trained, self.steps)
         sigmas = self.schedule.shifted(times / trained).astype(np.float32)
         object.__setattr__(self, "timesteps", tuple((sigmas * np.float32(trained)).tolist()))
-        object.__setattr__(self, "_sigmas", (*sigmas.tolist(), 0.0))
-
-    def level(self, step: int) -> tuple[float, float]:
-        return 1 - self._sigmas[step], self._sigmas[step]
-
-    def implied(self, state: State, clean: Tensor) -> Tensor:
-        return _velocity(state, clean, self._sigmas[state.step])
+        object.__setattr__(self, "_levels", _signal_and_noise(sigmas))
 
     def step(self, state: State, prediction: Tensor, noise: Noise) -> State:
-        sigma, following = self._sigmas[state.step : state.step + 2]
+        (_, sigma), (_, following) = self._levels[state.step : state.step + 2]
         return State(step=state.step + 1, x=state.x + (following - sigma) * prediction)
 
 
 @dataclass(frozen=True)
-class FlowDPMSolverPP:
+class FlowDPMSolverPP(_OnFlow):
     """DPM-Solver++ on the flow, whose signal is 1 - sigma, and its SDE form."""
 
     schedule: FlowSchedule
@@ -64,14 +71,7 @@ class FlowDPMSolverPP:
         even = 1.0 - np.linspace(1, 1 / trained, self.steps + 1)
         sigmas = np.flip(self.schedule.shifted(even))[:-1]
         object.__setattr__(self, "timesteps", tuple(int(sigma * trained) for sigma in sigmas))
-        levels = [*sigmas.astype(np.float32).tolist(), 0.0]
-        object.__setattr__(self, "_levels", tuple((1 - sigma, sigma) for sigma in levels))
-
-    def level(self, step: int) -> tuple[float, float]:
-        return self._levels[step]
-
-    def implied(self, state: State, clean: Tensor) -> Tensor:
-        return _velocity(state, clean, self._levels[state.step][1])
+        object.__setattr__(self, "_levels", _signal_and_noise(sigmas))
 
     def step(self, state: State, prediction: Tensor, noise: Noise) -> State:
         s, i = self.schedule, state.step
@@ -103,13 +103,13 @@ class _Coefficients(NamedTuple):
 
 
 @dataclass(frozen=True)
-class UniPC:
+class UniPC(_OnFlow):
     """UniPC of up to second order on the flow (Zhao et al. 2023): a predictor, and in the next step a corrector."""
 
     schedule: FlowSchedule
     steps: int
     timesteps: tuple[float, ...] = field(init=False)
-    _sigmas: tuple[float, ...] = field(init=False, repr=False)
+    _levels: tuple[tuple[float, float], ...] = field(init=False, repr=False)
 
     def __post_init__(self) -> None:
         trained = self.schedule.num_train_timesteps
@@ -117,17 +117,11 @@ class UniPC:
         if abs(sigmas[0] - 1) < BELOW_ONE:
             sigmas[0] -= BELOW_ONE
         object.__setattr__(self, "timesteps", tuple(int(sigma * trained) for sigma in sigmas))
-        object.__setattr__(self, "_sigmas", (*sigmas.astype(np.float32).tolist(), 0.0))
-
-    def level(self, step: int) -> tuple[float, float]:
-        return 1 - self._sigmas[step], self._sigmas[step]
-
-    def implied(self, state: State, clean: Tensor) -> Tensor:
-        return _velocity(state, clean, self._sigmas[state.step])
+        object.__setattr__(self, "_levels", _signal_and_noise(sigmas))
 
     def step(self, state: State, prediction: Tensor, noise: Noise) -> State:
         i = state.step
-        clean = state.x - self._sigmas[i] * prediction
+        clean = state.x - self._levels[i][1] * prediction
         x = state.x
         if state.before is not None and i - 1 not in self.schedule.disable_corrector:
             x = self._corrected(state, clean)
@@ -153,13 +147,12 @@ class UniPC:
     def _order(self, i: int) -> int:
         s = self.schedule
         most = min(s.solver_order, len(self.timesteps) - i) if s.lower_order_final else s.solver_order
-        return min(most, i + 1) if self._sigmas[i + 1] > 0 else 1
+        return min(most, i + 1) if self._levels[i + 1][1] > 0 else 1
 
     def _coefficients(self, i: int) -> _Coefficients:
-        sigma_s, sigma_t = self._sigmas[i : i + 2]
-        levels = [(1 - sigma, sigma) for sigma in self._sigmas[max(0, i - 1) : i + 2]]
-        *earlier, at, to = (half_log_snr(level) for level in levels)
-        h, alpha = to - at, 1 - sigma_t
+        (_, sigma_s), (alpha, sigma_t) = self._levels[i : i + 2]
+        *earlier, at, to = (half_log_snr(level) for level in self._levels[max(0, i - 1) : i + 2])
+        h = to - at
         towards = math.expm1(-h)
         return _Coefficients(
             of_x=sigma_t / sigma_s,

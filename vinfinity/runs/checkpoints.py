@@ -15,7 +15,7 @@ from vinfinity.parallel.ranks import Ranks
 from vinfinity.parallel.teams import Team
 from vinfinity.parallel.votes import Vote, Votes
 from vinfinity.runs.folder import MANIFEST, RunFolder
-from vinfinity.runs.parts import Parts, read_manifest
+from vinfinity.runs.parts import Parts, undamaged_parts
 from vinfinity.runs.together import Piece, write_together
 from vinfinity.system.progress import Progress
 
@@ -144,7 +144,7 @@ class Checkpoints:
         newest: Parts | None = None
         if self._ranks.first:
             for path in [*self._found(finished=False), self._folder.latents][::-1]:
-                newest = newest or self._undamaged(path)
+                newest = newest or undamaged_parts(path, damaged=self._damaged)
         newest = self._ranks.collect(newest)[0]
         if newest is None:
             return None
@@ -160,21 +160,9 @@ class Checkpoints:
         tensors: dict[str, Tensor] = {name: newest.pick(frames, name=name)[None] for name in newest.tensors}
         return State(step=newest.step, **tensors)
 
-    def _undamaged(self, path: Path) -> Parts | None:
-        """The parts in a folder if they are as they were written; a damaged or unfinished folder is deleted."""
-        if not (path / MANIFEST).exists():
-            # the run ended while this checkpoint was being written
-            shutil.rmtree(path, ignore_errors=True)
-            return None
-        try:
-            parts = read_manifest(path)
-            parts.verify()
-            return parts
-        except DamagedError as error:
-            self._folder.event("damaged", message=error.message)
-            self._progress.warn(f"{error.message}; resuming from the checkpoint before it")
-            shutil.rmtree(path, ignore_errors=True)
-            return None
+    def _damaged(self, error: DamagedError) -> None:
+        self._folder.event("damaged", message=error.message)
+        self._progress.warn(f"{error.message}; resuming from the checkpoint before it")
 
     def _found(self, *, finished: bool = True) -> list[Path]:
         """The checkpoint folders, newest last."""

@@ -10,7 +10,8 @@ The manifest is written last: a folder without one is unfinished. Nothing is gat
 import hashlib
 import itertools
 import json
-from collections.abc import Iterable, Mapping, Sequence
+import shutil
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from itertools import pairwise
 from pathlib import Path
@@ -154,6 +155,22 @@ def read_manifest(folder: Path) -> Parts:
     if seal != _seal(facts) or any(one != other for one, other in list(pairwise(ends))[::2]):
         raise DamagedError(f"{path}: was changed after it was written")
     return read
+
+
+def undamaged_parts(path: Path, *, damaged: Callable[[DamagedError], object]) -> Parts | None:
+    """The parts in a folder if they are as they were written; a damaged or unfinished folder is deleted.
+
+    damaged: is told of a damaged one. A folder without a manifest is of a run that ended while it was being written.
+    """
+    if (path / MANIFEST).exists():
+        try:
+            parts = read_manifest(path)
+            parts.verify()
+            return parts
+        except DamagedError as error:
+            damaged(error)
+    shutil.rmtree(path, ignore_errors=True)
+    return None
 
 
 def save_whole(parts: Parts, path: Path, *, source: str, name: str) -> None:

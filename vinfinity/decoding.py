@@ -1,0 +1,48 @@
+"""From final latents to files."""
+
+from vinfinity.media.video import write_video
+from vinfinity.media.watch import VideoWatch
+from vinfinity.networks import Networks
+from vinfinity.parallel.ranks import Ranks
+from vinfinity.runs.folder import RunFolder
+from vinfinity.runs.parts import Parts, save_whole
+from vinfinity.system.folders import expanded
+from vinfinity.system.progress import Progress
+from vinfinity.task import Task
+
+
+def decode_to_files(
+    task: Task,
+    latents: Parts,
+    folder: RunFolder,
+    networks: Networks,
+    ranks: Ranks,
+    progress: Progress,
+) -> VideoWatch | None:
+    """From latents to video and contact sheet, and the copy of the latents. Ranks other than 0 decode their share.
+
+    folder: of the run, where unfinished files lie. Returns what was seen of frames and latents, on rank 0.
+    """
+    job, destination, config = task.job, task.destination, task.job.config
+    if ranks.first and destination.latents is not None:
+        save_whole(latents, destination.latents, source="x", name="latents")
+    if not ranks.first and not config.decode.on_all_ranks(ranks.device.type):
+        return None
+    return write_video(
+        networks.decoder(job),
+        latents if ranks.first else None,
+        video=destination.video,
+        sheet=destination.sheet,
+        frames=config.frames,
+        latent=job.latent,
+        size=config.resolution,
+        fps=config.fps,
+        video_format=config.format,
+        decode=config.decode,
+        metadata=job.tags() if config.video.metadata else {},
+        audio=None if config.sound is None else expanded(config.sound[1], field=config.sound[0]),
+        unfinished=folder.decoded,
+        identity=f"{latents.digest()} {job.decoder_digest}",
+        ranks=ranks,
+        progress=progress,
+    )
