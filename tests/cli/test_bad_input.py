@@ -3,6 +3,7 @@
 import dataclasses
 import os
 import random
+import resource
 import shutil
 import string
 import subprocess
@@ -470,6 +471,7 @@ KINDS: list[Callable[[Draw, Place], Arguments]] = [
     *(notations, notations, other_numbers, limits_of_all, output_names, output_names, other_outputs),
     *(input_names, input_names, texts, outputs_of_edits),
 ]
+CASES_OF_A_KIND = -(-CASES // len(KINDS))
 
 
 @pytest.fixture(scope="module")
@@ -494,7 +496,7 @@ def test_bad_input_is_refused_in_one_line_at_once(
     record_worst: Callable[[str, float], None],
 ) -> None:
     draw, slowest = Draw(kind), 0.0
-    for _ in range(-(-CASES // len(KINDS))):
+    for _ in range(CASES_OF_A_KIND):
         arguments = KINDS[kind](draw, place)
         before = sorted(place.folder.rglob("*"))
         started = time.monotonic()
@@ -510,17 +512,34 @@ def test_bad_input_is_refused_in_one_line_at_once(
     record_worst("slowest refusal in seconds", slowest)
 
 
+def refused_by_a_process(arguments: Arguments) -> float:
+    """Run the installed command, which must refuse in one line; return its processor seconds."""
+    environment = {**os.environ, "PYTHONPATH": str(Path(__file__).parents[2])}
+    before = resource.getrusage(resource.RUSAGE_CHILDREN)
+    command = [sys.executable, "-m", "vinfinity", *arguments]
+    done = subprocess.run(command, capture_output=True, text=True, env=environment, timeout=60)
+    after = resource.getrusage(resource.RUSAGE_CHILDREN)
+    assert done.returncode == 2, (arguments, done.stderr)
+    assert done.stderr.startswith("error: "), (arguments, done.stderr)
+    assert done.stderr.count("\n") == 1, (arguments, done.stderr)
+    return after.ru_utime + after.ru_stime - before.ru_utime - before.ru_stime
+
+
 def test_the_installed_command_refuses_in_one_line_too(place: Place) -> None:
     """A few kinds in a process of their own, which also imports what comes before the refusal."""
     draw = Draw(1)
-    environment = {**os.environ, "PYTHONPATH": str(Path(__file__).parents[2])}
     for kind in (numbers, yaml_files, model_names, runs):
-        arguments = kind(draw, place)
-        command = [sys.executable, "-m", "vinfinity", *arguments]
-        done = subprocess.run(command, capture_output=True, text=True, env=environment, timeout=60)
-        assert done.returncode == 2, (arguments, done.stderr)
-        assert done.stderr.startswith("error: ")
-        assert done.stderr.count("\n") == 1
+        refused_by_a_process(kind(draw, place))
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("kind", range(len(KINDS)), ids=lambda index: f"{index}-{KINDS[index].__name__}")
+def test_the_installed_command_refuses_every_case_in_one_line(
+    kind: int, place: Place, record_worst: Callable[[str, float], None]
+) -> None:
+    draw = Draw(kind)
+    seconds = [refused_by_a_process(KINDS[kind](draw, place)) for _ in range(CASES_OF_A_KIND)]
+    record_worst("slowest refusal of a command in processor seconds", max(seconds))
 
 
 @pytest.mark.parametrize(

@@ -188,16 +188,33 @@ def test_a_run_without_its_video_says_how_to_make_it(cli: Cli, run: Path, tmp_pa
     assert f"is without its video ball.mp4; `vinfinity decode {tmp_path / 'ball.run'}` makes it" in message
 
 
-def test_a_truncated_video_is_an_error_of_its_file(cli: Cli, video: Path, tmp_path: Path) -> None:
+@pytest.fixture
+def truncated(tmp_path: Path) -> Path:
+    """A video whose last two thirds are zeros."""
     frames = np.random.default_rng(0).integers(0, 256, (24, 96, 160, 3), dtype=np.uint8)
     whole = save(tmp_path / "noise.mp4", frames)
     data = bytearray(whole.read_bytes())
     data[len(data) // 3 :] = bytes(len(data) - len(data) // 3)
     whole.write_bytes(data)
-    code, out, err = cli("evaluate", str(whole))
+    return whole
+
+
+def test_a_truncated_video_is_an_error_of_its_file(cli: Cli, truncated: Path) -> None:
+    code, out, err = cli("evaluate", str(truncated))
     assert code in (2, 4)
     assert out == ""
     assert err.startswith("error: ")
+
+
+def test_a_truncated_video_does_not_hide_the_others(cli: Cli, video: Path, truncated: Path) -> None:
+    alone, _, _ = cli("evaluate", str(truncated))
+    code, out, err = cli("evaluate", str(truncated), str(video), "--json")
+    assert code == alone
+    assert [one["video"] for one in json.loads(out)] == [str(video)]
+    warning, *_, error = err.splitlines()
+    assert warning.startswith("warning: ")
+    assert warning.endswith("; measuring the others")
+    assert error.startswith(f"error: 1 of 2 videos cannot be measured, such as {truncated}")
 
 
 @pytest.mark.parametrize(

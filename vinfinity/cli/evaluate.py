@@ -1,26 +1,19 @@
 """Commands that measure videos and compare them."""
 
-import json
-import sys
-from collections.abc import Mapping, Sequence
 from fractions import Fraction
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated
+from typing import Annotated
 
 import typer
 
+from vinfinity.cli.measured import print_comparison, print_evaluations
 from vinfinity.cli.options import number
 from vinfinity.cli.output import Debug, import_engine, reported
 from vinfinity.config import Device
-from vinfinity.errors import InputError, LimitError
+from vinfinity.errors import InputError
 from vinfinity.system.folders import expanded
 from vinfinity.system.numbers import read_rate
 from vinfinity.system.output import check_output
-
-if TYPE_CHECKING:
-    from vinfinity.evaluation.compare import Comparison
-    from vinfinity.evaluation.limits import Limit
-    from vinfinity.evaluation.result import Evaluation
 
 Videos = Annotated[
     list[Path],
@@ -171,11 +164,17 @@ def evaluate(
         from vinfinity.evaluation.api import measure_all
         from vinfinity.evaluation.page import write_page
 
-        measured, previews = measure_all(
-            subjects, prompt=prompt, clip=clip, dino=dino, device=device, previewed=page is not None
+        measured = measure_all(
+            subjects,
+            prompt=prompt,
+            clip=clip,
+            dino=dino,
+            device=device,
+            previewed=page is not None,
+            keep_going=len(subjects) > 1,
         )
-        if page is not None:
-            write_page(page, measured, previews)
+        if page is not None and measured.evaluations:
+            write_page(page, measured.evaluations, measured.previews)
         print_evaluations(measured, allowed, as_json=as_json)
 
 
@@ -234,70 +233,6 @@ def compare(
         if page is not None:
             write_page(page, comparison.evaluations, previews, comparison=comparison)
         print_comparison(comparison, as_json=as_json)
-
-
-def print_evaluations(
-    evaluations: "Sequence[Evaluation]", limits: "Sequence[Limit]", *, as_json: bool
-) -> None:
-    """Print what was measured. Raises LimitError if a video is beyond a limit."""
-    from vinfinity.evaluation.limits import complaints
-
-    beyond = {number: complaints(one.figures, limits) for number, one in enumerate(evaluations)}
-    if as_json:
-        objects = [{**one.as_json(), "beyond": beyond[number]} for number, one in enumerate(evaluations)]
-        json.dump(objects[0] if len(objects) == 1 else objects, sys.stdout, indent=1)
-        typer.echo()
-    else:
-        _print_tables(evaluations, beyond)
-    failed = [number for number, lines in beyond.items() if lines]
-    if not as_json:
-        for number in failed:
-            for line in beyond[number]:
-                typer.echo(f"beyond: {evaluations[number].name}: {line}")
-    if failed:
-        of = f"{len(failed)} of {len(evaluations)} videos are" if len(evaluations) > 1 else "the video is"
-        first = evaluations[failed[0]].name
-        raise LimitError(f"{of} beyond a limit, such as {first}: {beyond[failed[0]][0]}")
-
-
-def print_comparison(comparison: "Comparison", *, as_json: bool) -> None:
-    """Print how videos or batches compare."""
-    from rich.console import Console
-
-    from vinfinity.evaluation import report
-
-    if as_json:
-        json.dump(comparison.as_json(), sys.stdout, indent=1)
-        typer.echo()
-        return
-    console = Console(highlight=False)
-    if comparison.pairs:
-        console.print(f"{len(comparison.pairs)} pairs of videos", markup=False)
-        for number in range(1, len(comparison.groups)):
-            console.print(report.test_table(comparison, number))
-    else:
-        _print_tables(comparison.evaluations, {})
-    for line in report.fidelity_rows(comparison):
-        console.print(line, markup=False)
-    settings = report.settings_table(comparison)
-    if settings is not None:
-        console.print(settings)
-
-
-def _print_tables(evaluations: "Sequence[Evaluation]", beyond: Mapping[int, Sequence[str]]) -> None:
-    from rich.console import Console
-
-    from vinfinity.evaluation import report
-
-    console = Console(highlight=False)
-    if len(evaluations) == 1:
-        console.print(report.length_of(evaluations[0]), markup=False)
-    for table in report.tables(evaluations, beyond=beyond):
-        console.print(table)
-    for one in evaluations if len(evaluations) <= report.MOST_COLUMNS else ():
-        head = f"{one.name}: " if len(evaluations) > 1 else ""
-        for line in report.notes(one):
-            console.print(f"{head}{line}", markup=False)
 
 
 def _page(report: Path | None, *, overwrite: bool) -> Path | None:

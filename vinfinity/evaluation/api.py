@@ -1,12 +1,14 @@
 """`vinfinity.evaluate` and `vinfinity.compare`: they import what they need when they are called."""
 
 from collections.abc import Sequence
+from dataclasses import dataclass, field
 from fractions import Fraction
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 import numpy as np
 
+from vinfinity.errors import DamagedError, InputError, VinfinityError
 from vinfinity.evaluation.extras import check_extras
 from vinfinity.evaluation.groups import Groups, find_groups
 from vinfinity.evaluation.result import Evaluation, short_names
@@ -42,8 +44,8 @@ def evaluate(
     """
     subject = find_subject(video, fps=fps, borders=borders, every=every)
     check_extras()
-    [result], _ = measure_all([subject], prompt=prompt, clip=clip, dino=dino, device=device, shown=False)
-    return result
+    measured = measure_all([subject], prompt=prompt, clip=clip, dino=dino, device=device, shown=False)
+    return measured.evaluations[0]
 
 
 def compare(
@@ -71,6 +73,15 @@ def compare(
     return result
 
 
+@dataclass
+class Measured:
+    """Videos that were measured. previews: of the same videos, for a report. failures: of those that could not be."""
+
+    evaluations: list[Evaluation] = field(default_factory=list)
+    previews: "list[Preview]" = field(default_factory=list)
+    failures: dict[str, VinfinityError] = field(default_factory=dict)
+
+
 def measure_all(
     subjects: Sequence[Subject],
     *,
@@ -80,25 +91,37 @@ def measure_all(
     device: str = "auto",
     previewed: bool = False,
     shown: bool = True,
-) -> tuple[list[Evaluation], "list[Preview]"]:
-    """Videos through all measures, one after the other. previewed: make previews for a report, too. shown: progress."""
+    keep_going: bool = False,
+) -> Measured:
+    """Videos through all measures, one after the other.
+
+    previewed: make previews for a report, too. shown: progress. keep_going: report a video that cannot be read, and
+    measure the others. Raises InputError, and DamagedError where a file cannot be decoded.
+    """
     from vinfinity.evaluation.consistency import Networks
     from vinfinity.evaluation.evaluate import measure
     from vinfinity.evaluation.preview import Preview
 
     networks = Networks.open(clip=clip, dino=dino, device=device)
-    evaluations, previews = [], []
+    measured = Measured()
     with Progress(enabled=shown) as progress:
         for subject in subjects:
-            source, watch = subject.source, None
+            source, preview = subject.source, None
             if previewed:
                 preview = Preview(size=source.size, frames=source.frames, fps=source.fps)
-                previews.append(preview)
-                watch = preview.add
-            evaluations.append(
-                measure(subject, networks=networks, prompt=prompt, progress=progress, watch=watch)
-            )
-    return evaluations, previews
+            watch = None if preview is None else preview.add
+            try:
+                found = measure(subject, networks=networks, prompt=prompt, progress=progress, watch=watch)
+            except (InputError, DamagedError) as error:
+                if not keep_going:
+                    raise
+                progress.warn(f"{error.message}; measuring the others")
+                measured.failures[subject.name] = error
+            else:
+                measured.evaluations.append(found)
+                if preview is not None:
+                    measured.previews.append(preview)
+    return measured
 
 
 def compare_groups(
@@ -115,10 +138,11 @@ def compare_groups(
     from vinfinity.evaluation.compare import compare_evaluations
 
     flat = [subject for group in groups.subjects for subject in group]
-    measured, previews = measure_all(
+    measured = measure_all(
         flat, prompt=prompt, clip=clip, dino=dino, device=device, previewed=previewed, shown=shown
     )
     size = len(groups.subjects[0])
-    split = [measured[start : start + size] for start in range(0, len(measured), size)]
-    names = [str(path) for path in groups.paths] if groups.pairs else short_names(measured)
-    return compare_evaluations(names, split, groups.pairs), previews
+    all_of_them = measured.evaluations
+    split = [all_of_them[start : start + size] for start in range(0, len(all_of_them), size)]
+    names = [str(path) for path in groups.paths] if groups.pairs else short_names(all_of_them)
+    return compare_evaluations(names, split, groups.pairs), measured.previews

@@ -1,0 +1,89 @@
+"""Printing what was measured of videos, and how they compare."""
+
+import json
+import sys
+from collections.abc import Mapping, Sequence
+from typing import TYPE_CHECKING
+
+import typer
+
+from vinfinity.errors import LimitError
+
+if TYPE_CHECKING:
+    from vinfinity.evaluation.api import Measured
+    from vinfinity.evaluation.compare import Comparison
+    from vinfinity.evaluation.limits import Limit
+    from vinfinity.evaluation.result import Evaluation
+
+
+def print_evaluations(measured: "Measured", limits: "Sequence[Limit]", *, as_json: bool) -> None:
+    """Print what was measured. Raises the first error of videos that could not be, and LimitError if one is beyond a
+    limit.
+    """
+    from vinfinity.evaluation.limits import complaints
+
+    evaluations = measured.evaluations
+    beyond = {number: complaints(one.figures, limits) for number, one in enumerate(evaluations)}
+    if as_json:
+        objects = [{**one.as_json(), "beyond": beyond[number]} for number, one in enumerate(evaluations)]
+        alone = len(objects) == 1 and not measured.failures
+        json.dump(objects[0] if alone else objects, sys.stdout, indent=1)
+        typer.echo()
+    elif evaluations:
+        _print_tables(evaluations, beyond)
+    failed = [number for number, lines in beyond.items() if lines]
+    if not as_json:
+        for number in failed:
+            for line in beyond[number]:
+                typer.echo(f"beyond: {evaluations[number].name}: {line}")
+    if measured.failures:
+        error = next(iter(measured.failures.values()))
+        total = len(evaluations) + len(measured.failures)
+        error.message = (
+            f"{len(measured.failures)} of {total} videos cannot be measured, such as {error.message}"
+        )
+        raise error
+    if failed:
+        of = f"{len(failed)} of {len(evaluations)} videos are" if len(evaluations) > 1 else "the video is"
+        first = evaluations[failed[0]].name
+        raise LimitError(f"{of} beyond a limit, such as {first}: {beyond[failed[0]][0]}")
+
+
+def print_comparison(comparison: "Comparison", *, as_json: bool) -> None:
+    """Print how videos or batches compare."""
+    from rich.console import Console
+
+    from vinfinity.evaluation import report
+
+    if as_json:
+        json.dump(comparison.as_json(), sys.stdout, indent=1)
+        typer.echo()
+        return
+    console = Console(highlight=False)
+    if comparison.pairs:
+        console.print(f"{len(comparison.pairs)} pairs of videos", markup=False)
+        for number in range(1, len(comparison.groups)):
+            console.print(report.test_table(comparison, number))
+    else:
+        _print_tables(comparison.evaluations, {})
+    for line in report.fidelity_rows(comparison):
+        console.print(line, markup=False)
+    settings = report.settings_table(comparison)
+    if settings is not None:
+        console.print(settings)
+
+
+def _print_tables(evaluations: "Sequence[Evaluation]", beyond: Mapping[int, Sequence[str]]) -> None:
+    from rich.console import Console
+
+    from vinfinity.evaluation import report
+
+    console = Console(highlight=False)
+    if len(evaluations) == 1:
+        console.print(report.length_of(evaluations[0]), markup=False)
+    for table in report.tables(evaluations, beyond=beyond):
+        console.print(table)
+    for one in evaluations if len(evaluations) <= report.MOST_COLUMNS else ():
+        head = f"{one.name}: " if len(evaluations) > 1 else ""
+        for line in report.notes(one):
+            console.print(f"{head}{line}", markup=False)
