@@ -119,7 +119,7 @@ def freenoise(frames: int, *, seed: int) -> Iterator[None]:
     """Within it, this process generates videos of so many frames and this seed as FreeNoise does."""
     noise, attend_dual = selection.frame_noise, temporal.dual_scope_attention
     try:
-        selection.frame_noise = partial(rescheduled_noise, noise_order(frames, seed=seed))  # type: ignore[assignment]
+        selection.frame_noise = partial(rescheduled_noise, noise_order(frames, seed=seed))
         temporal.dual_scope_attention = window_attention
         yield
     finally:

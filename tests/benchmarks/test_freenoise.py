@@ -1,6 +1,7 @@
 """FreeNoise as a setting of the study: its noise, its windows, and that short videos are the base model's."""
 
 from pathlib import Path
+from typing import Any
 
 import freenoise
 import numpy as np
@@ -83,14 +84,26 @@ def test_attention_on_a_part_of_the_frames_is_refused() -> None:
 def test_a_video_no_longer_than_the_training_clips_is_the_plain_pipelines(
     model_folder: Path, frames: int
 ) -> None:
-    given = {"model": str(model_folder), "size": "32x16", "seed": 5, "steps": 2, "device": "cpu"}
+    given: dict[str, Any] = {
+        "model": str(model_folder),
+        "size": "32x16",
+        "seed": 5,
+        "steps": 2,
+        "device": "cpu",
+    }
     plain = vinfinity.generate("a red ball", frames=frames, **given)
     found = freenoise.generate("a red ball", frames=frames, **given)
     torch.testing.assert_close(found.latents, plain.latents, atol=1e-5, rtol=0)
 
 
 def test_a_longer_video_differs_and_the_package_is_left_as_it_was(model_folder: Path) -> None:
-    given = {"model": str(model_folder), "size": "32x16", "frames": 24, "steps": 2, "device": "cpu"}
+    given: dict[str, Any] = {
+        "model": str(model_folder),
+        "size": "32x16",
+        "frames": 24,
+        "steps": 2,
+        "device": "cpu",
+    }
     plain = vinfinity.generate("a red ball", seed=5, **given)
     found = freenoise.generate("a red ball", seed=5, **given)
     assert (found.latents - plain.latents).abs().max() > 0.01
