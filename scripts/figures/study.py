@@ -109,7 +109,7 @@ class Group:
         return len({scene for scene, _ in self._videos[setting]})
 
     def seconds(self, setting: str) -> float:
-        """The median time of a video."""
+        """The median time of a video on a processor."""
         return float(np.median([float(row["seconds"]) for row in self._videos[setting].values()]))
 
     @property
@@ -222,7 +222,7 @@ def _heading(group: Group) -> str:
     noun = "scene" if scenes == 1 else "scenes"
     text = (
         f"### {group.frames} frames, {group.steps} steps, guidance {group.guidance:g}\n\n"
-        f"{videos} videos of {scenes} {noun} with {len(group.settings)} settings; {group.hours:.1f} hours."
+        f"{videos} videos of {scenes} {noun} with {len(group.settings)} settings; {group.hours:.1f} hours of one core."
     )
     if scenes < FEW:
         text += f" **Fewer than {FEW} scenes: read nothing into differences.**"
@@ -239,7 +239,7 @@ def _means(group: Group) -> str:
     for setting in group.settings:
         cells = [_mean_cell(group.mean(setting, figure.name), figure) for figure in SHOWN]
         lines.append([f"`{setting}`", str(group.count(setting)), f"{group.seconds(setting):.0f}", *cells])
-    return _table(["setting", "videos", "s", *map(column_title, SHOWN)], lines)
+    return _table(["setting", "videos", "core s", *map(column_title, SHOWN)], lines)
 
 
 def _mean_cell(mean: Mean | None, figure: Figure) -> str:

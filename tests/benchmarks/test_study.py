@@ -89,7 +89,7 @@ def test_the_tables_say_how_many_videos_there_are_and_what_is_missing() -> None:
     assert "96 frames and 25 steps have 23 to 24 of 48 videos a setting" in text
     assert "no video of 320 frames was made; no video of 960 frames was made" in text
     assert "| `local` | 23 | 36 |" in text
-    assert "47 videos of 12 scenes with 2 settings; 0.5 hours" in text
+    assert "47 videos of 12 scenes with 2 settings; 0.5 hours of one core" in text
     complete = [row for frames in study.LENGTHS for row in rows(24, frames=frames, local=0.1)]
     assert "not complete" not in study.summary(complete)
 

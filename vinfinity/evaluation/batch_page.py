@@ -2,6 +2,7 @@
 
 import os
 from collections.abc import Iterator, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -24,6 +25,7 @@ def write_batch_page(
 
     If the contact sheets are larger than `most`, pairs without remarkable differences get none. Raises OutputError.
     """
+    comparison = replace(comparison, names=tuple(short_ends(comparison.names)))
     count = len(comparison.pairs)
     by_pair = [[sheet.image() for sheet in sheets[number::count]] for number in range(count)]
     left = most
@@ -32,7 +34,7 @@ def write_batch_page(
         if left < 0:
             by_pair[number] = []
     data = {
-        "names": short_ends(comparison.names),
+        "names": comparison.names,
         "pairs": [
             {
                 "name": name,

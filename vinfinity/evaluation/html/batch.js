@@ -40,7 +40,6 @@ function drawTests() {
 
 function plot(figure) {
   const order = ordered(figure);
-  if (!order.length) return null;
   const found = test(figure), differences = order.map(pair => difference(figure, pair));
   const readout = make("span");
   const svg = make("svg", {role: "slider", tabindex: 0, "aria-valuemin": 1, "aria-valuemax": order.length,
@@ -73,9 +72,9 @@ function plot(figure) {
     }
     const label = (at, anchor, text) => svg.append(make("text", {x: at, y: height - 4, "text-anchor": anchor}, text));
     const better = {low: ["← better", ""], high: ["", "better →"]}[figure.better] || ["", ""];
-    label(side, "start", `${signed(-reach, figure)} ${better[0]}`.trim());
+    label(side, "start", `−${short(reach)} ${better[0]}`.trim());
     label(x(0), "middle", "0");
-    label(width - side, "end", `${better[1]} ${signed(reach, figure)}`.trim());
+    label(width - side, "end", `${better[1]} +${short(reach)}`.trim());
     update();
   }
   function update() {
@@ -107,7 +106,9 @@ function plot(figure) {
 }
 let plots = [];
 function drawPlots() {
-  plots = figures.map(plot).filter(one => one !== null);
+  const equal = figures.filter(figure => pairs.every((_, pair) => !difference(figure, pair)));
+  plots = figures.filter(figure => !equal.includes(figure)).map(plot);
+  $("equal").textContent = equal.length ? `The same in all pairs: ${equal.map(figure => figure.title).join(", ")}.` : "";
   $("plots").replaceChildren(...plots.map(one => one.box));
   plots.forEach(one => one.draw());
 }
@@ -136,7 +137,7 @@ function drawPairs() {
     for (const number of [0, group]) {
       const caption = make("figcaption", {}, swatch(number));
       caption.append(one.links[number] ? make("a", {href: address(one.links[number])}, names[number]) : names[number]);
-      const picture = one.sheets.length ? [make("img", {src: one.sheets[number], loading: "lazy", alt: `Contact sheet of ${one.name} of ${names[number]}`})] : [];
+      const picture = one.sheets.length ? [make("img", {src: one.sheets[number], alt: `Contact sheet of ${one.name} of ${names[number]}`})] : [];
       sheets.append(make("figure", {}, ...picture, caption));
     }
     const item = make("li", {"data-pair": pair}, make("p", {}, button, make("small", {}, ` ${one.about}`)), make("p", {class: "hint"}, values(pair)), sheets);
