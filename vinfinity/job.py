@@ -148,7 +148,7 @@ class Job:
             concerns.append(f"negative: has no effect: {self.card.name} takes guidance as an input")
         if self.config.parallel.split_guidance and not self.splits_branches:
             concerns.append("parallel.split_guidance: has no effect: there is only one guidance branch")
-        concerns += self._geometry_concerns()
+        concerns += self._without_effect() + self._geometry_concerns()
         if self.config.preview >= (steps := len(self.sampler.timesteps)):
             concerns.append(f"preview: {self.config.preview} has no effect: there are only {steps} steps")
         sound, length = check_config_sound(self.config), Fraction(self.config.frames) / self.config.fps
@@ -168,6 +168,30 @@ class Job:
                 )
         return concerns
 
+    def _without_effect(self) -> list[str]:
+        """Settings that are for models of another kind."""
+        config, traits, name = self.config, self.card.traits, self.card.name
+        joint, levels = traits.denoiser.joint, traits.denoiser.levels
+        found = {
+            "attention.positions": (
+                config.attention.positions != "auto" and not joint,
+                f"{name} has no rotary positions",
+            ),
+            "attention.norm": (
+                config.attention.norm != "video" and joint,
+                f"{name} has no GroupNorm over time",
+            ),
+            "compute.skips": (
+                config.compute.skips is not None and levels == 1,
+                f"{name} has no skip connections",
+            ),
+            "decode.frames": (
+                config.decode.frames is not None and self.card.geometry.time_downscale > 1,
+                f"{name} decodes one latent frame at a time",
+            ),
+        }
+        return [f"{key}: has no effect: {why}" for key, (given, why) in found.items() if given]
+
     def _geometry_concerns(self) -> list[str]:
         """What the model's latents cannot hold exactly."""
         config, geometry, concerns = self.config, self.card.geometry, []
@@ -185,8 +209,6 @@ class Job:
                 f"size: {config.size} is not a multiple of {step} pixels; {width}x{height} are made and cropped"
             )
         attention, joint = config.attention, self.card.traits.denoiser.joint
-        if attention.positions != "auto" and not joint:
-            concerns.append(f"attention.positions: has no effect: {self.card.name} has no rotary positions")
         attended = 2 * attention.local + 1 + attention.anchors
         if joint and self.latent_frames > attention.trained_frames != attended:
             concerns.append(

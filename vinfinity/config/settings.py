@@ -432,7 +432,7 @@ class DecodeConfig(Group, name="decode", latents=False):
     )
     frames: int | None = setting(
         None,
-        "Number of frames that are decoded at once.",
+        "Number of frames that are decoded at once; without effect on Wan, which decodes one latent frame at a time.",
         least=1,
         remedy="give a number of frames, or null to choose it by their size",
         unset="as many as fit into 512 MiB, at most 8",

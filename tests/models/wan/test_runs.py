@@ -122,6 +122,26 @@ def test_another_number_of_attended_frames_than_in_training_is_said(wan: Path) -
     assert not any("attention" in line for line in prepare(config_of(wan, "x.mp4", **SETTINGS)).concerns())
 
 
+@pytest.mark.parametrize(
+    ("setting", "reason"),
+    [
+        ("decode.frames=8", "decodes one latent frame at a time"),
+        ("attention.norm=rank", "has no GroupNorm over time"),
+        ("compute.skips=host", "has no skip connections"),
+    ],
+)
+def test_settings_for_unets_are_said_to_have_no_effect(
+    setting: str, reason: str, wan: Path, model_folder: Path
+) -> None:
+    def said(model: Path, *overrides: str) -> list[str]:
+        concerns = prepare(config_of(model, "x.mp4", *overrides, frames=97, size="32x16")).concerns()
+        return [concern for concern in concerns if "has no effect" in concern]
+
+    assert said(wan, setting) == [f"{setting.split('=')[0]}: has no effect: {wan.name} {reason}"]
+    assert said(wan) == []
+    assert said(model_folder, setting) == []
+
+
 def test_defaults_of_a_folder_are_those_of_the_family(wan: Path) -> None:
     job = prepare(config_of(wan, "x.mp4", frames=None, size=None, steps=None))
     config = job.config

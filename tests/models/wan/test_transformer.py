@@ -1,7 +1,7 @@
 """The transformer against diffusers, and against the dense definition for videos longer than the trained clip."""
 
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import pytest
@@ -115,28 +115,53 @@ DENSE = {
     "loop, grouped, moved anchors": DenseJoint(loop=True, grouped=True, shift=3),
 }
 LENGTHS = (22, 37, 60)
+# up to seven times the trained length
+LONG = (
+    *(pytest.param(frames, marks=pytest.mark.slow) for frames in (61, 85, 127)),
+    150,
+)
+
+
+def check_against_the_definition(
+    frames: int, scopes: DenseJoint, size: tuple[int, int], ranks: Sequence[int]
+) -> float:
+    """Compares the engine on one rank with the dense definition, and on several with one. Returns the relative error.
+
+    size: height and width of a latent frame.
+    """
+    height, width = size
+    reference = tiny_transformer()
+    ours = our_transformer(reference)
+    make_dense_joint(reference, frames, scopes, height=height // 2, width=width // 2)
+    x, text = inputs(frames, height, width)
+    with torch.no_grad():
+        expected = reference(x, torch.full((1,), 500.0), text, return_dict=False)[0]
+    alone = predict(ours, x, text, scopes)
+    for count in ranks:
+        assert torch.equal(predict(ours, x, text, scopes, ranks=count), alone), (
+            f"{frames} frames, {count} ranks"
+        )
+    error = relative_error(alone, expected)
+    assert error <= CLOSE, f"{frames} frames"
+    return error
 
 
 @pytest.mark.parametrize("name", DENSE)
 def test_long_videos_match_the_dense_definition(
     name: str, record_worst: Callable[[str, float], None]
 ) -> None:
-    scopes, (height, width) = DENSE[name], (4, 6)
     for frames in LENGTHS:
-        reference = tiny_transformer()
-        ours = our_transformer(reference)
-        make_dense_joint(reference, frames, scopes, height=height // 2, width=width // 2)
-        x, text = inputs(frames, height, width)
-        with torch.no_grad():
-            expected = reference(x, torch.full((1,), 500.0), text, return_dict=False)[0]
-        alone = predict(ours, x, text, scopes)
-        error = relative_error(alone, expected)
-        assert error <= CLOSE, f"{frames} frames"
+        error = check_against_the_definition(frames, DENSE[name], (4, 6), ranks=(2, 3, 5))
         record_worst(f"wan dual scope, {name}", error)
-        for ranks in (2, 3, 5):
-            assert torch.equal(predict(ours, x, text, scopes, ranks=ranks), alone), (
-                f"{frames} frames, {ranks} ranks"
-            )
+
+
+@pytest.mark.parametrize("name", DENSE)
+@pytest.mark.parametrize("frames", LONG)
+def test_videos_of_up_to_150_latent_frames_match_the_dense_definition(
+    frames: int, name: str, record_worst: Callable[[str, float], None]
+) -> None:
+    error = check_against_the_definition(frames, DENSE[name], (2, 4), ranks=(2, 3, 4, 5))
+    record_worst(f"wan dual scope, {frames} latent frames", error)
 
 
 def test_a_video_of_the_trained_length_is_the_same_on_any_number_of_ranks() -> None:
