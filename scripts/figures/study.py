@@ -186,7 +186,7 @@ def summary(rows: Sequence[Row]) -> str:
     for group in groups(rows):
         parts += [
             _heading(group),
-            "Means, with their bootstrap intervals of 95 % over scenes:",
+            _introduced(group),
             _means(group),
         ]
         if group.differences:
@@ -219,14 +219,24 @@ def _numbers(counts: Sequence[int]) -> str:
 
 def _heading(group: Group) -> str:
     videos, scenes = len(group.rows), max(map(group.scenes, group.settings))
-    noun = "scene" if scenes == 1 else "scenes"
     text = (
         f"### {group.frames} frames, {group.steps} steps, guidance {group.guidance:g}\n\n"
-        f"{videos} videos of {scenes} {noun} with {len(group.settings)} settings; {group.hours:.1f} hours of one core."
+        f"{_counted(videos, 'video')} of {_counted(scenes, 'scene')} with {_counted(len(group.settings), 'setting')}; "
+        f"{group.hours:.1f} hours of one core."
     )
     if scenes < FEW:
         text += f" **Fewer than {FEW} scenes: read nothing into differences.**"
     return text
+
+
+def _counted(number: int, noun: str) -> str:
+    return f"{number} {noun}" if number == 1 else f"{number} {noun}s"
+
+
+def _introduced(group: Group) -> str:
+    if max(map(group.scenes, group.settings)) < 2:
+        return "The figures of the one scene, without intervals:"
+    return "Means, with their bootstrap intervals of 95 % over scenes:"
 
 
 def _table(head: Sequence[str], lines: Sequence[Sequence[str]]) -> str:

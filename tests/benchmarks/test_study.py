@@ -96,6 +96,8 @@ def test_the_tables_say_how_many_videos_there_are_and_what_is_missing() -> None:
 
 def test_few_scenes_are_said_to_say_nothing() -> None:
     text = study.summary(rows(1, seeds=1, local=0.2))
+    assert "2 videos of 1 scene with 2 settings" in text
+    assert "without intervals" in text
     assert "read nothing into differences" in text
     assert "| `local` | 1 | 36 | 0.7" in text
     assert "Differences from" not in text
