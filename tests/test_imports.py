@@ -135,7 +135,9 @@ def test_help_loads_no_heavy_packages(arguments: tuple[str, ...]) -> None:
     )
 
 
-def test_refusals_come_before_torch_is_loaded() -> None:
+def test_refusals_come_before_torch_is_loaded(tmp_path: Path) -> None:
+    for name in ("text.safetensors", "text.bin"):
+        (tmp_path / name).write_text("no tensors")
     for wrong in (
         ("--out", "x.avi"),
         ("--frames", "0"),
@@ -143,11 +145,22 @@ def test_refusals_come_before_torch_is_loaded() -> None:
         ("--decoder", "nowhere"),
         ("--frames", "010"),
         ("--lora", "nowhere.safetensors"),
+        ("--lora", str(tmp_path / "text.safetensors")),
+        ("--lora", str(tmp_path / "text.bin")),
+        ("--lora", str(tmp_path)),
+        ("edit.run=nowhere.run",),
+        (f"edit.run={tmp_path}",),
         ("--out", f"{'x' * 252}.mp4"),
         ("--out", "a\nb.mp4"),
         ("frmes=3",),
     ):
         assert "torch" not in loaded_by("generate", "-p", "x", *wrong, code=2)
+
+
+def test_conversions_are_checked_before_torch_is_loaded(tmp_path: Path) -> None:
+    new = str(tmp_path / "new")
+    for wrong in (("nowhere", new), (str(tmp_path), str(tmp_path)), (".", new, "--complete-from", "minni")):
+        assert "torch" not in loaded_by("models", "convert", *wrong, code=2)
 
 
 def test_videos_to_measure_are_checked_before_torch_and_opencv_are_loaded() -> None:

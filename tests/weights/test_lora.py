@@ -23,7 +23,7 @@ from vinfinity.run import run
 from vinfinity.weights.card import read_card
 from vinfinity.weights.convert import convert
 from vinfinity.weights.lora import lora_targets, open_loras, read_lora
-from vinfinity.weights.lora_argument import split_weight
+from vinfinity.weights.named_files import split_weight
 
 CLOSE = 1e-5
 Note = Callable[[str, float], None]

@@ -137,36 +137,28 @@ def from_nothing(cuda: bool) -> list[Stage]:
             lr=1.5e-3,
             more=("--data", "latents1", "latents2", "--seed", "11"),
         ),
+        turn("more", cuda=cuda),
     ]
 
 
-def turn(init: str, *, cuda: bool) -> Stage:
-    """Left and right: fresh mirrored pairs at the noise levels that decide the direction. Not yet shown to work."""
+def turn(init: str, *, cuda: bool, seed: int = 31) -> Stage:
+    """Left and right: mirrored pairs of fresh clips, mostly at the noise levels that decide direction and colour."""
     return Stage(
         name="turn",
         script="finetune.py",
         options=(
-            *("--name", "turn", "--init", init, "--directed", "0.7", "--rank", "2", "--drop", "0.05"),
-            *("--levels", "860", "950", "--level-share", "0.75", "--decays", "0.998"),
-            *("--pairs", "32" if cuda else "2", "--accumulate", "1" if cuda else "2", "--lr", "1e-3"),
+            *("--name", "turn", "--init", init, "--directed", "0.4", "--rank", "2"),
+            *("--levels", "750", "960", "--level-share", "0.7", "--seed", str(seed)),
+            *("--pairs", "32" if cuda else "2", "--accumulate", "1" if cuda else "2", "--lr", "4e-4"),
         ),
-        counts=(("--steps", 6000, 2),),
+        counts=(("--steps", 600 if cuda else 2400, 2),),
         renders=True,
     )
 
 
 def from_shipped(cuda: bool) -> list[Stage]:
     """Further training of the packaged weights."""
-    return [
-        Stage(
-            name="separate",
-            script="separate.py",
-            options=("--model", str(ASSETS)),
-            counts=(("--steps", 1500, 10),),
-            trains=False,
-        ),
-        turn("separate", cuda=cuda),
-    ]
+    return [turn("shipped", cuda=cuda, seed=32)]
 
 
 def run(stage: Stage, args: argparse.Namespace) -> None:
@@ -217,11 +209,13 @@ def main() -> None:
     kept = KEPT if args.start == "shipped" else tuple(args.keep)
     for part in kept:
         shutil.copytree(ASSETS / part, args.work / part, dirs_exist_ok=True)
+    if args.start == "shipped":
+        for part in ("unet", "text_encoder"):
+            shutil.copytree(ASSETS / part, args.work / "shipped" / part, dirs_exist_ok=True)
     for stage in stages:
         if stage.name not in kept:
             run(stage, args)
-    last = "more" if args.start == "nothing" else "turn-0.998"
-    export = ("--run", last, "--out", str(args.work / "export"))
+    export = ("--run", "turn-0.998", "--out", str(args.work / "export"))
     subprocess.run([sys.executable, str(HERE / "export.py"), "--work", str(args.work), *export], check=True)
     evaluate = (
         "--assets",

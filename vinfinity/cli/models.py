@@ -111,6 +111,12 @@ def convert_model(
     Pickled files are read without executing any code in them.
     """
     with reported(context, debug=debug) as shutdown:
+        from vinfinity.weights.card import find_model
+        from vinfinity.weights.named_files import check_conversion
+
+        check_conversion(source, target)
+        if complete_from is not None:
+            find_model(complete_from)
         import_engine()
         shutdown.reaction = Reaction.UNWIND
         from vinfinity.weights.convert import convert

@@ -23,6 +23,10 @@ ONEDNN_ELEMENTS = 20480
 # the other queries.
 QUERY_GROUP = 4
 
+# Attention on a CPU in 16 bits is up to twice as fast in fp32, conversions included, for narrow heads and few keys.
+FEW_KEYS = 48
+NARROW_HEADS = 32
+
 # The largest batch that attention's kernels on GPUs take (pytorch#146704).
 ATTENTION_BATCH = 65535
 
@@ -89,6 +93,9 @@ def attend(
     q: (b, heads, m, d). k, v: (b, heads, t, d). bias: (m, t), added to the logits. scale: of the logits, by default the
     inverse root of d. Returns (b, heads, m, d).
     """
+    if q.device.type == "cpu" and q.dtype.itemsize < 4 and _is_small(k):
+        wide = None if bias is None else bias.float()
+        return attend(q.float(), k.float(), v.float(), bias=wide, scale=scale).to(q.dtype)
     count = q.shape[2]
     if uses_onednn(q) and count % QUERY_GROUP:
         q = F.pad(q, (0, 0, 0, -count % QUERY_GROUP))
@@ -101,6 +108,10 @@ def attend(
         return part(q, k, v)[:, :, :count]
     parts = zip(*(x.split(ATTENTION_BATCH) for x in (q, k, v)), strict=True)
     return torch.cat([part(*some) for some in parts])[:, :, :count]
+
+
+def _is_small(k: Tensor) -> bool:
+    return k.shape[2] <= FEW_KEYS and k.shape[3] <= NARROW_HEADS
 
 
 class Linear(nn.Linear):

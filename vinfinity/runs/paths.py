@@ -12,13 +12,13 @@ from vinfinity.errors import InputError
 from vinfinity.media.audio import check_audio
 from vinfinity.media.encoders import check_encoders
 from vinfinity.media.finish import PICTURES
-from vinfinity.runs.folder import LONGEST_PATH, OWN_NAMES, RECORD, RunFolder, run_folder
+from vinfinity.runs.folder import LONGEST_PATH, MANIFEST, OWN_NAMES, RECORD, RunFolder, run_folder
 from vinfinity.system.files import TEMPORARY, missing_problem
 from vinfinity.system.folders import expanded
 from vinfinity.system.output import check_folder, check_output, check_output_folder
 from vinfinity.system.safetensors import read_header
 from vinfinity.weights.card import check_headers, read_card
-from vinfinity.weights.lora_argument import split_weight
+from vinfinity.weights.named_files import check_lora
 
 # characters of a file name derived from a prompt
 LONGEST_SLUG = 60
@@ -148,7 +148,17 @@ def check_inputs(config: RunConfig) -> None:
             raise InputError("noise_from", noise, "check its permissions", problem="cannot be read")
         read_header(noise, field="noise_from")
     for text in config.lora:
-        path, _ = split_weight(text)
-        if not os.path.exists(path):
-            raise InputError("lora", path, "check the path", problem=missing_problem(path))
+        check_lora(text)
+    if config.edit.run is not None:
+        _check_earlier(expanded(config.edit.run, field="edit.run"))
     check_headers(read_card(config.model))
+
+
+def _check_earlier(folder: Path) -> None:
+    """Raise InputError if a folder is not that of a run with final latents."""
+    if not os.path.isdir(folder):
+        problem = "is not a folder" if os.path.exists(folder) else missing_problem(folder)
+        raise InputError("edit.run", folder, "name the folder of a finished run", problem=problem)
+    if not os.path.isfile(RunFolder(folder).latents / MANIFEST):
+        problem = "has no latents"
+        raise InputError("edit.run", folder, f"`vinfinity resume {folder}` computes them", problem=problem)

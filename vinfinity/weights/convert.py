@@ -23,13 +23,13 @@ from vinfinity.models.checkpoint import Checkpoint, CheckpointPart, changed
 from vinfinity.models.families import FAMILIES, family_of
 from vinfinity.models.family import Family, Network, parts_of
 from vinfinity.system.files import cannot_write, temporary, to_json
-from vinfinity.system.output import check_folder
 from vinfinity.system.safetensors import find_pickles, find_weights, read_json
 from vinfinity.weights.card import find_model
 from vinfinity.weights.dtypes import TORCH_TYPES, WEIGHT_TYPES
 from vinfinity.weights.load import check_fit, listed, parse_values
+from vinfinity.weights.named_files import PICKLES, check_conversion
 from vinfinity.weights.originals import OriginalPart, find_originals
-from vinfinity.weights.pickles import PICKLES, read_pickle
+from vinfinity.weights.pickles import read_pickle
 from vinfinity.weights.write import write_safetensors
 
 Layout = dict[str, tuple[torch.dtype, tuple[int, ...]]]
@@ -37,9 +37,6 @@ Layout = dict[str, tuple[torch.dtype, tuple[int, ...]]]
 # The files of the parts that are not networks.
 SCHEDULE = "scheduler_config.json"
 FILES_OF = {"tokenizer": "*.*", "scheduler": SCHEDULE}
-
-# The longest of the paths in a model's folder.
-LONGEST_NAME = "text_encoder/diffusion_pytorch_model.safetensors"
 
 # Tokens of CLIP's text encoders; a tokenizer is only checked here, a run uses the model's own length.
 TEXT_LENGTH = 77
@@ -81,11 +78,7 @@ def convert(
     were trained on. dtype: of the weights; None keeps that of the source. extra: more JSON files, by name.
     Raises InputError if the source cannot be used, OutputError if writing fails.
     """
-    if os.path.lexists(target):
-        raise InputError("target", target, "name a folder that does not exist yet", problem="exists already")
-    check_folder("target", target, inside=LONGEST_NAME)
-    if not os.path.exists(source):
-        raise InputError("source", source, "check the path", problem="does not exist")
+    check_conversion(source, target)
     donor = None if complete_from is None else find_model(complete_from)
     plan = (
         _plan_folder(source, donor, name=target.name)

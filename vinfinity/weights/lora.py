@@ -6,7 +6,6 @@ Whatever a file holds is merged; a file with anything else in it is rejected.
 """
 
 import contextlib
-import os
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -14,25 +13,17 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
-from vinfinity.errors import InputError, WeightsError
+from vinfinity.errors import WeightsError
 from vinfinity.models.low_rank import DORA, FORMULAS, Shape, parameter_change
-from vinfinity.system.files import missing_problem
 from vinfinity.system.safetensors import TensorEntry, read_json, shape_text
 from vinfinity.weights.card import ModelCard
 from vinfinity.weights.dtypes import WEIGHT_TYPES
 from vinfinity.weights.load import empty_network, listed
-from vinfinity.weights.lora_argument import split_weight
 from vinfinity.weights.lora_config import AdapterConfig, read_config, read_metadata
 from vinfinity.weights.lora_names import Target, find_module, foreign_kind, make_target, read_role
-from vinfinity.weights.pickles import PICKLES
+from vinfinity.weights.named_files import find_lora, split_weight
 from vinfinity.weights.tensor_files import TensorFile, read_tensor_file
 
-# The file of a LoRA's folder, as PEFT and diffusers name it.
-FILES = tuple(
-    f"{stem}.{suffix}"
-    for suffix in ("safetensors", "bin")
-    for stem in ("adapter_model", "pytorch_lora_weights")
-)
 CONFIG = "adapter_config.json"
 METADATA = "lora_adapter_metadata"
 
@@ -123,30 +114,13 @@ def read_lora(text: str, targets: Sequence[Target]) -> Lora:
     Raises InputError if the file does not exist, or WeightsError if it holds anything that cannot be merged.
     """
     named, weight = split_weight(text)
-    path = _find_file(named)
+    path = find_lora(named)
     file = read_tensor_file(path, field="lora")
     settings, config = _settings(file)
     modules = _modules(file, targets)
     changes = _changes(file, modules, settings)
     _check_shapes(file, changes, {target.network: target.shapes for target in targets})
     return Lora(file, weight, changes, config)
-
-
-def _find_file(path: Path) -> Path:
-    """The file of factors that `path`, a file or a folder, names. Raises InputError."""
-    if os.path.isdir(path):
-        found = next((path / name for name in FILES if (path / name).is_file()), None)
-        if found is None:
-            problem = f"is a folder without {' or '.join(FILES[:2])}"
-            raise InputError("lora", path, "name the file", problem=problem)
-        return found
-    if path.suffix not in (".safetensors", *PICKLES):
-        problem = f"does not end in .safetensors, {', '.join(PICKLES)}"
-        raise InputError("lora", path, "use a LoRA file, or a folder that has one", problem=problem)
-    # names that are too long do not exist either
-    if not os.path.isfile(path):
-        raise InputError("lora", path, "check the path", problem=missing_problem(path))
-    return path
 
 
 @dataclass(frozen=True)

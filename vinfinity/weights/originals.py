@@ -15,7 +15,7 @@ from vinfinity.models.families import FAMILIES
 from vinfinity.models.family import Family
 from vinfinity.weights.dtypes import TORCH_TYPES, WEIGHT_TYPES
 from vinfinity.weights.load import listed
-from vinfinity.weights.pickles import PICKLES
+from vinfinity.weights.named_files import PICKLES
 from vinfinity.weights.tensor_files import TensorFile, read_tensor_file
 
 SHARD = re.compile(r"(.+)-\d+-of-\d+")

@@ -9,7 +9,6 @@ from torch import Tensor
 
 from vinfinity.errors import WeightsError, one_line
 
-PICKLES = (".ckpt", ".bin", ".pth", ".pt")
 NAMED_ONLY = "use a file of named tensors"
 
 

@@ -11,7 +11,8 @@ from torch import Tensor
 from vinfinity.errors import WeightsError
 from vinfinity.system.safetensors import TensorEntry, read_header
 from vinfinity.weights.dtypes import NAMES
-from vinfinity.weights.pickles import PICKLES, read_pickle
+from vinfinity.weights.named_files import PICKLES
+from vinfinity.weights.pickles import read_pickle
 
 
 @dataclass(frozen=True)
