@@ -163,7 +163,7 @@ def test_whole_runs_are_measured_by_length(model_folder: Path) -> None:
 
 def test_ranks_share_the_latent_frames_of_a_transformer(wan: Path) -> None:
     """89 frames are 23 latent frames, more than in training."""
-    times = measure_scaling(str(wan), ranks=2, frames=89, rounds=1, device="cpu")
+    times = measure_scaling(str(wan), ranks=2, frames=89, rounds=1, device="cpu", size=(32, 16))
     assert {name: len(seconds) for name, seconds in times.seconds.items()} == {"alone": 1, "together": 1}
 
 

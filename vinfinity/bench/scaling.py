@@ -15,26 +15,29 @@ from vinfinity.weights.dtypes import pick_dtype
 
 @dataclass(frozen=True)
 class ScalingRequest:
-    """model: name or folder. frames: of the whole video."""
+    """model: name or folder. frames: of the whole video. size: (width, height) in pixels, None for the model's own."""
 
     model: str
     frames: int
+    size: tuple[int, int] | None
     rounds: int
 
 
-def measure_scaling(model: str, *, ranks: int, frames: int, rounds: int, device: str) -> Times:
+def measure_scaling(
+    model: str, *, ranks: int, frames: int, rounds: int, device: str, size: tuple[int, int] | None = None
+) -> Times:
     """Seconds of a call of the denoiser for the whole video, in turn by rank 0 alone and by all ranks.
 
     On CPUs each rank has one thread. Raises InputError if `model` does not exist, before ranks start.
     """
     find_subject(model)
-    request = ScalingRequest(model=model, frames=frames, rounds=rounds)
+    request = ScalingRequest(model=model, frames=frames, size=size, rounds=rounds)
     return launch(_measure_on_rank, request, gpus=ranks, device=device, timeout=600.0)
 
 
 def _measure_on_rank(request: ScalingRequest, ranks: Ranks) -> Times:
     torch.set_num_threads(1)
-    subject = find_subject(request.model)
+    subject = find_subject(request.model, size=request.size)
     dtype = pick_dtype("auto", ranks.device, half=subject.family.half)
     network = subject.load(dtype, str(ranks.device))
     team = ranks.team(

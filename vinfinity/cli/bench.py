@@ -134,6 +134,7 @@ def scaling(
         typer.Option(metavar="N", help="Number of ranks that share the video.", parser=number(int, least=2)),
     ] = 2,
     frames: Frames = 192,
+    size: ModelSize = None,
     model: Model = "mini",
     rounds: Rounds = 9,
     device: OnDevice = "auto",
@@ -149,12 +150,13 @@ def scaling(
         if frames < ranks:
             problem = "is more than the number of frames"
             raise InputError("--ranks", ranks, f"give at most {frames}", problem=problem)
+        pixels = None if size is None else parse_size(size)
         import_engine()
         shutdown.reaction = Reaction.UNWIND
         from vinfinity.bench import report
         from vinfinity.bench.scaling import measure_scaling
 
-        times = measure_scaling(model, ranks=ranks, frames=frames, rounds=rounds, device=device)
+        times = measure_scaling(model, ranks=ranks, frames=frames, rounds=rounds, device=device, size=pixels)
         print_columns(report.scaling_table(times, ranks=ranks, frames=frames))
         if out is not None:
             report.write_json(out, times)

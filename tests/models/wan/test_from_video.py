@@ -9,7 +9,7 @@ import pytest
 import torch
 from diffusers import UniPCMultistepScheduler, WanVideoToVideoPipeline
 from oracles.command_line import Cli
-from oracles.films import frames_of, write_film
+from oracles.films import frames_of, write_film, write_picture
 from oracles.reference import relative_error
 from oracles.runs import (
     config_of,
@@ -284,9 +284,7 @@ def test_the_first_pass_may_be_a_unet_s_and_the_second_wan_s(
 
 @pytest.mark.parametrize("option", ["--first-frame", "--last-frame"])
 def test_pictures_are_refused_in_one_line(option: str, cli: Cli, wan: Path, tmp_path: Path) -> None:
-    from oracles.films import write_picture
-
-    picture = write_picture(tmp_path / "a.png", frames_of(1, size=SIZE)[0])
+    picture = write_picture(tmp_path / "first.png", frames_of(1, size=SIZE)[0])
     flags = ["generate", "-p", "a ball", "--model", str(wan), "--device", "cpu", "--size", "32x16"]
     line = cli.refused(*flags, option, str(picture), "--out", str(tmp_path / "a.mp4"))
     assert f"{option}: {picture} needs a model with latents for each frame" in line
