@@ -1,30 +1,37 @@
 """What dual-scope attention gains over other settings in long videos of `mini`: the study's harness, resumable.
 
     python benchmarks/long_video.py [--frames 96 320] [--scenes 24] [--seeds 2] [--settings dual dense ...]
-                                    [--out build/long_video.csv] [--summary]
+                                    [--steps 12] [--guidance 1] [--out build/long_video.csv] [--summary]
 
 Every video is measured by `vinfinity.evaluate` and read by the world's recogniser, which knows what each clip of 16
-frames should show. A line of CSV per video is written at once; the same command goes on after any end. --summary
-prints, for each setting and figure, the mean, its paired difference from `dual` and the interval of 95 %. Needs
-the embedded model alone; one video of 96 frames takes about a minute on one core.
+frames should show. What a setting knows of its borders is not used: all are measured alike, with seams looked for every
+16 frames. A line of CSV per video is written at once; the same command goes on after any end. Each line has its steps
+and guidance, and lines with others are never mixed. Its seconds are those on a processor, of all processes. --summary
+prints the tables of the study: means and paired differences from `dual`, with bootstrap intervals. For
+docs/proof/long-video.md, copy the file to docs/data/long-video.csv and run `python -m scripts.figures`.
+
+Needs the embedded model alone. A video of 96 frames takes about a minute on one core; guidance 1 halves that.
 """
 
 import argparse
 import csv
+import os
 import sys
-import time
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+import freenoise
 import numpy as np
 import torch
 
 import vinfinity
-from vinfinity.evaluation.statistics import paired_test
+from vinfinity.config import RunConfig
+from vinfinity.errors import InputError, VinfinityError
 
-MINI = Path(__file__).parents[1] / "training" / "mini"
+ROOT = Path(__file__).parents[1]
+MINI = ROOT / "training" / "mini"
 CLIP = 16
 BASE = "dual"
 OFF = float("-inf")
@@ -33,7 +40,7 @@ OFF = float("-inf")
 @dataclass(frozen=True)
 class Variant:
     """A setting of the study. settings: of `vinfinity.generate`. apart: whether each 16 frames are a scene of their
-    own.
+    own. freenoise: whether noise and attention are FreeNoise's, see freenoise.py.
 
     ranks: processes that share the video, for settings in which their number matters.
     """
@@ -41,6 +48,7 @@ class Variant:
     about: str
     settings: Mapping[str, Any] = field(default_factory=dict)
     apart: bool = False
+    freenoise: bool = False
     ranks: int = 1
 
 
@@ -56,6 +64,9 @@ VARIANTS = {
     "local": Variant("local scope alone", {"attention.anchors": 0}),
     "dense": Variant("plain attention over all frames", {"attention.trained_frames": 1_000_000}),
     "apart": Variant("clips of 16 frames that see nothing of each other", apart=True),
+    "freenoise": Variant(
+        "FreeNoise: shuffled noise, attention in windows of 16 frames, one every 4 frames", freenoise=True
+    ),
     "rank-norm": Variant("GroupNorm per rank, four ranks", {"attention.norm": "rank"}, ranks=4),
     "entropy": Variant("entropy scaling", {"attention.entropy_scaling": True}),
     "local-4": Variant("4 neighbours on either side", {"attention.local": 4}),
@@ -67,7 +78,11 @@ VARIANTS = {
 }
 # what the recogniser adds to the figures of `evaluate`; all are better if higher
 READ = ("read.right", "read.steady", "read.same")
-COLUMNS = ("setting", "frames", "scene", "seed", "seconds")
+COLUMNS = ("setting", "frames", "scene", "seed", "steps", "guidance", "seconds")
+# significant digits of figures in the file
+DIGITS = 6
+# what tells the videos of a study apart: setting, frames, scene, seed, steps, guidance
+Key = tuple[str, int, int, int, int, float]
 
 
 def scenes(count: int) -> list[Any]:
@@ -77,11 +92,11 @@ def scenes(count: int) -> list[Any]:
     return [world.sample_scene(generator) for _ in range(count)]
 
 
-def generate(variant: Variant, prompt: str, *, frames: int, seed: int, steps: int | None) -> Any:
-    """The video of one setting."""
-    settings = dict(variant.settings)
-    if steps is not None:
-        settings["steps"] = steps
+def generate(variant: Variant, prompt: str, *, frames: int, seed: int, given: Mapping[str, Any]) -> Any:
+    """The video of one setting. given: settings that all share, such as steps."""
+    settings = {**given, **variant.settings}
+    if variant.freenoise:
+        return freenoise.generate(prompt, frames=frames, seed=seed, device="cpu", **settings)
     text: Any = prompt
     if variant.apart:
         starts = range(0, frames, CLIP)
@@ -111,25 +126,27 @@ def read(frames: np.ndarray, scene: Any) -> dict[str, float]:
     }
 
 
-def measure(variant: Variant, scene: Any, *, frames: int, seed: int, steps: int | None) -> dict[str, float]:
+def measure(
+    variant: Variant, scene: Any, *, frames: int, seed: int, given: Mapping[str, Any]
+) -> dict[str, float]:
     """All figures of one video."""
-    started = time.monotonic()
-    video = generate(variant, _world().caption(scene), frames=frames, seed=seed, steps=steps)
-    seconds = time.monotonic() - started
-    result = vinfinity.evaluate(video, every=CLIP)
+    started = processor_seconds()
+    video = generate(variant, _world().caption(scene), frames=frames, seed=seed, given=given)
+    seconds = processor_seconds() - started
+    # the pictures alone: a setting that knows its cuts would be excused from them
+    result = vinfinity.evaluate(video.frames, fps=video.fps, every=CLIP)
     figures = {name: value for name, value in result.figures.items() if value is not None}
-    return {"seconds": seconds, **figures, **read(video.frames, scene)}
+    found = {"seconds": seconds, **figures, **read(video.frames, scene)}
+    return {name: float(f"{value:.{DIGITS}g}") for name, value in found.items()}
+
+
+def processor_seconds() -> float:
+    """Time on a processor of this process and of those that have ended: other work on the machine does not count."""
+    spent = os.times()
+    return spent.user + spent.system + spent.children_user + spent.children_system
 
 
 # ---- results ----
-
-
-def read_results(path: Path) -> list[dict[str, str]]:
-    """The lines that are there already."""
-    if not path.exists():
-        return []
-    with path.open(newline="", encoding="utf-8") as file:
-        return list(csv.DictReader(file))
 
 
 def append(path: Path, row: Mapping[str, object], names: Sequence[str]) -> None:
@@ -143,45 +160,38 @@ def append(path: Path, row: Mapping[str, object], names: Sequence[str]) -> None:
         writer.writerow(row)
 
 
-def planned(options: argparse.Namespace) -> Iterator[tuple[str, int, int, int]]:
-    """(setting, frames, scene, seed) of all videos: what is cheap first, all settings of a video together."""
+def planned(options: argparse.Namespace, config: RunConfig) -> Iterator[Key]:
+    """All videos: what is cheap first, all settings of a video together. config: has their steps and guidance."""
     for frames in sorted(options.frames):
         for scene in range(options.scenes):
             for seed in range(options.seeds):
                 for setting in options.settings:
-                    yield setting, frames, scene, seed
+                    yield setting, frames, scene, seed, config.steps, config.guidance
 
 
-def key(row: Mapping[str, str]) -> tuple[str, int, int, int]:
-    return row["setting"], int(row["frames"]), int(row["scene"]), int(row["seed"])
+def key(row: Mapping[str, str]) -> Key:
+    """The video of a line."""
+    numbers = (int(row[name]) for name in ("frames", "scene", "seed", "steps"))
+    return row["setting"], *numbers, float(row["guidance"])  # type: ignore[return-value]
 
 
-def summary(
-    rows: Sequence[Mapping[str, str]], *, frames: int, figures: Sequence[str]
-) -> list[tuple[str, ...]]:
-    """For each setting: means, and paired differences from the base with their intervals, as text."""
-    by_video = {key(row): row for row in rows if int(row["frames"]) == frames}
-    lines = [("setting", "videos", *figures)]
-    for setting in dict.fromkeys(name for name, *_ in by_video):
-        own = {video[2:]: row for video, row in by_video.items() if video[0] == setting}
-        base = {video[2:]: row for video, row in by_video.items() if video[0] == BASE}
-        cells = [_cell(own, base if setting != BASE else {}, figure) for figure in figures]
-        lines.append((setting, str(len(own)), *cells))
-    return lines
+def read_results(path: Path) -> list[dict[str, str]]:
+    """The lines that are there already. Raises InputError if they lack columns, as those of other versions do."""
+    rows = _study().read_rows(path)
+    missing = [name for name in COLUMNS if rows and not rows[0].get(name)]
+    if missing:
+        problem = f"has lines without {', '.join(missing)}"
+        raise InputError("--out", path, "name a new file", problem=problem)
+    return rows
 
 
-def _cell(own: Mapping[Any, Mapping[str, str]], base: Mapping[Any, Mapping[str, str]], figure: str) -> str:
-    values = [float(row[figure]) for row in own.values() if row.get(figure)]
-    if not values:
-        return "-"
-    pairs = [
-        float(own[video][figure]) - float(base[video][figure])
-        for video in own
-        if video in base and own[video].get(figure) and base[video].get(figure)
-    ]
-    test = paired_test(pairs)
-    mean = f"{np.mean(values):.3f}"
-    return mean if test is None else f"{mean} ({test.mean:+.3f}: {test.low:+.3f} to {test.high:+.3f})"
+def _study() -> Any:
+    """Tables and plots, which the documentation shares."""
+    if str(ROOT) not in sys.path:
+        sys.path.append(str(ROOT))
+    from scripts.figures import study
+
+    return study
 
 
 def _world() -> Any:
@@ -190,19 +200,6 @@ def _world() -> Any:
     import world
 
     return world
-
-
-SHOWN = (
-    "read.right",
-    "read.steady",
-    "read.same",
-    "motion.length",
-    "motion.warp_over_motion",
-    "flicker.pulsing",
-    "seams.ratio",
-    "drift.largest",
-    "repetition.strength",
-)
 
 
 def main(arguments: Sequence[str] | None = None) -> None:
@@ -215,31 +212,39 @@ def main(arguments: Sequence[str] | None = None) -> None:
     parser.add_argument("--seeds", type=int, default=2, help="videos per scene [%(default)s]")
     parser.add_argument("--settings", nargs="+", choices=VARIANTS, default=list(VARIANTS), metavar="SETTING")
     parser.add_argument("--steps", type=int, help="denoising steps [the model's]")
+    parser.add_argument("--guidance", type=float, help="guidance; 1 is without [the model's]")
     parser.add_argument("--out", type=Path, default=Path("build/long_video.csv"), help="[%(default)s]")
     parser.add_argument("--summary", action="store_true", help="print what is there, and make nothing")
     options = parser.parse_args(arguments)
     torch.set_num_threads(1)
-    if not options.summary:
-        make(options)
-    rows = read_results(options.out)
-    for frames in sorted({int(row["frames"]) for row in rows}):
-        print(f"\n{frames} frames\n")
-        for line in summary(rows, frames=frames, figures=SHOWN):
-            print(f"| {' | '.join(line)} |")
+    try:
+        if not options.summary:
+            make(options)
+        print(_study().summary(read_results(options.out)))
+    except VinfinityError as error:
+        sys.exit(f"error: {error}")
 
 
 def make(options: argparse.Namespace) -> None:
     """All videos that have no line yet."""
     from vinfinity.evaluation.figures import FIGURES
 
+    if min(options.frames) < 2 * CLIP:
+        problem, remedy = "is shorter than two clips", f"give at least {2 * CLIP}"
+        raise InputError("--frames", min(options.frames), remedy, problem=problem)
     names = [*COLUMNS, *READ, *FIGURES]
+    given = {
+        name: getattr(options, name) for name in ("steps", "guidance") if getattr(options, name) is not None
+    }
+    config = vinfinity.load_config(prompt="a red ball", **given)
     done = {key(row) for row in read_results(options.out)}
     found = scenes(options.scenes)
-    todo = [video for video in planned(options) if video not in done]
-    for number, (setting, frames, scene, seed) in enumerate(todo, 1):
-        figures = measure(VARIANTS[setting], found[scene], frames=frames, seed=seed, steps=options.steps)
-        row = {"setting": setting, "frames": frames, "scene": scene, "seed": seed, **figures}
-        append(options.out, row, names)
+    todo = [video for video in planned(options, config) if video not in done]
+    for number, video in enumerate(todo, 1):
+        setting, frames, scene, seed, *_ = video
+        figures = measure(VARIANTS[setting], found[scene], frames=frames, seed=seed, given=given)
+        row = dict(zip(COLUMNS, video, strict=False))
+        append(options.out, {**row, **figures}, names)
         print(f"{number} of {len(todo)}: {setting}, {frames} frames, {figures['seconds']:.0f} s", flush=True)
 
 

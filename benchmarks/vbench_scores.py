@@ -6,21 +6,24 @@
     python benchmarks/vbench_scores.py table
 
 `prompts` writes a row per prompt and sample for `vinfinity batch`, with seeds of its own. `score` needs the package
-`vbench`, its weights and a GPU: it cuts videos into clips of 16 frames, as the paper does, and adds the means to
-build/vbench/scores.json. `table` needs nothing; what was not scored is "not run".
+`vbench` (0.1.2 or newer), its weights and a GPU: it cuts videos into clips of 16 frames, as the paper does, and adds
+the means to build/vbench/scores.json. `table` needs nothing; what was not scored is "not run".
 """
 
 import argparse
+import inspect
 import json
+import shutil
 import sys
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 import numpy as np
+import torch
 
 from vinfinity.config import VideoConfig, choose_format
-from vinfinity.errors import InputError, VinfinityError
+from vinfinity.errors import InputError, VinfinityError, one_line
 from vinfinity.media.reader import open_reader
 from vinfinity.media.writer import VideoWriter
 from vinfinity.system.files import to_json, write_whole
@@ -90,33 +93,70 @@ def cut_clips(video: Path, folder: Path) -> list[Path]:
     return clips
 
 
-def score(videos: Path, folder: Path, *, device: str) -> dict[str, float]:
-    """VBench's scores of the clips of all videos of a folder, 0 to 1. Raises InputError without the package."""
+def import_vbench(device: str) -> Any:
+    """The package vbench, from version 0.1.2 on. Raises InputError if it or a GPU is missing."""
+    guide = "see docs/guides/vbench.md"
     try:
-        from vbench import VBench
+        import vbench
     except ImportError as error:
-        remedy = "pip install vbench, on a machine with a GPU; see docs/guides/vbench.md"
-        raise InputError("vbench", str(error), remedy, problem="is needed for scores") from None
-    import vbench
+        if error.name == "vbench":
+            remedy = f"pip install vbench, on a machine with a GPU; {guide}"
+            raise InputError(
+                "package", "vbench", remedy, problem="is needed for scores, and not installed"
+            ) from None
+        remedy = f"install what it needs; {guide}"
+        raise InputError(
+            "package", "vbench", remedy, problem=f"cannot be imported ({one_line(error)})"
+        ) from None
+    if "mode" not in inspect.signature(vbench.VBench.evaluate).parameters:
+        problem = "is older than 0.1.2, which has no mode for custom input"
+        raise InputError("package", "vbench", "pip install --upgrade vbench", problem=problem)
+    if device.partition(":")[0] == "cuda" and not torch.cuda.is_available():
+        raise InputError("--device", device, f"use a machine with a GPU; {guide}", problem="is not there")
+    return vbench
 
+
+def make_clips(videos: Path, folder: Path) -> Path:
+    """The folder with the clips of all videos of a folder, made anew. Raises InputError if there are none."""
     found = sorted(videos.glob("*.mp4"))
     if not found:
         raise InputError("videos", videos, "make them with `vinfinity batch`", problem="has no .mp4 files")
     clips = folder / "clips"
-    clips.mkdir(parents=True, exist_ok=True)
-    for video in found:
-        cut_clips(video, clips)
+    # whatever is in it would be scored, too
+    shutil.rmtree(clips, ignore_errors=True)
+    clips.mkdir(parents=True)
+    if not sum(len(cut_clips(video, clips)) for video in found):
+        problem = f"has no video of {CLIP} frames"
+        raise InputError("videos", videos, "make longer ones", problem=problem)
+    return clips
+
+
+def score(videos: Path, folder: Path, *, device: str) -> dict[str, float]:
+    """VBench's scores of the clips of all videos of a folder, 0 to 1.
+
+    As in the package's own evaluate.py, with its defaults: prompts play no part in these dimensions. Raises InputError
+    without the package, videos or a dimension's score.
+    """
+    vbench = import_vbench(device)
+    clips = make_clips(videos, folder)
     info = Path(vbench.__file__).parent / "VBench_full_info.json"
-    bench = VBench(device, str(info), str(folder))
+    # a device, not its name: to motion smoothness, they are different
+    bench = vbench.VBench(torch.device(device), str(info), str(folder))
     bench.evaluate(
         videos_path=str(clips),
         name="scores",
         dimension_list=list(DIMENSIONS),
-        mode="custom_input",
         local=False,
+        read_frame=False,
+        mode="custom_input",
     )
-    results = json.loads((folder / "scores_eval_results.json").read_text(encoding="utf-8"))
-    return {name: as_share(name, results[name][0]) for name in DIMENSIONS}
+    written = folder / "scores_eval_results.json"
+    try:
+        results = json.loads(written.read_text(encoding="utf-8"))
+        return {name: as_share(name, float(results[name][0])) for name in DIMENSIONS}
+    except (OSError, ValueError, KeyError, IndexError, TypeError) as error:
+        remedy = "see what vbench printed, and score again"
+        raise InputError("vbench", written, remedy, problem=f"has no scores ({error!r})") from None
 
 
 def as_share(dimension: str, value: float) -> float:

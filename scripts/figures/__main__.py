@@ -1,4 +1,4 @@
-"""Draw every figure and plot, and refresh the README's table of files.
+"""Draw every figure and plot, and refresh the tables of the study and the README's table of files.
 
 python -m scripts.figures            # write them
 python -m scripts.figures --check    # write nothing; exit code 1 if a committed file is out of date
@@ -16,6 +16,8 @@ from scripts.figures import (
     pipeline,
     plots,
     reading_order,
+    study,
+    study_plot,
 )
 
 ROOT = Path(__file__).parents[2]
@@ -41,6 +43,9 @@ def main() -> int:
     )
     check = parser.parse_args().check
     wanted = {IMAGES / name: draw() for name, draw in FIGURES.items()}
+    lines = study.read_rows(study.DATA)
+    wanted |= {IMAGES / group.image: study_plot.plot(group) for group in study.groups(lines) if group.plotted}
+    wanted[study.PAGE] = study.page(study.PAGE.read_text(encoding="utf-8"), lines)
     wanted[README] = reading_order.refreshed(README.read_text(encoding="utf-8"))
     stale = [
         path for path, text in wanted.items() if not path.exists() or path.read_text(encoding="utf-8") != text

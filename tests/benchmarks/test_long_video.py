@@ -33,33 +33,73 @@ def test_a_study_goes_on_where_it_ended_and_is_summed_up_by_pairs(
     tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     out = tmp_path / "study.csv"
-    small = ["--frames", "32", "--scenes", "1", "--seeds", "2", "--steps", "1", "--out", str(out)]
+    small = ["--frames", "32", "--scenes", "2", "--seeds", "1", "--steps", "1", "--out", str(out)]
     long_video.main([*small, "--settings", "dual", "apart"])
     with out.open(newline="") as file:
         rows = list(csv.DictReader(file))
-    assert [(row["setting"], row["seed"]) for row in rows] == [
+    assert [(row["setting"], row["scene"]) for row in rows] == [
         ("dual", "0"),
         ("apart", "0"),
         ("dual", "1"),
         ("apart", "1"),
     ]
-    assert all(row["read.right"] and row["motion.length"] for row in rows)
-    # scenes are intended: there is no seam to find
+    assert {(row["steps"], row["guidance"]) for row in rows} == {("1", "1.4")}
+    # a setting that cuts on purpose is measured like all others
+    assert all(row["read.right"] and row["motion.length"] and row["seams.ratio"] for row in rows)
     before = out.read_bytes()
     capsys.readouterr()
     long_video.main([*small, "--settings", "dual", "apart"])
     assert out.read_bytes() == before
     printed = capsys.readouterr().out
-    assert " of " not in printed
-    [line] = [line for line in printed.splitlines() if line.startswith("| apart | 2 |")]
-    assert " to " in line
+    assert not any(line.startswith("1 of ") for line in printed.splitlines())
+    means, differences = [line for line in printed.splitlines() if line.startswith("| `apart` | 2 |")]
+    assert " to " in means
+    assert " to " in differences
+    # other steps and guidance are other videos
+    other = [*small, "--guidance", "1", "--settings", "dual"]
+    long_video.main(other)
+    with out.open(newline="") as file:
+        rows = list(csv.DictReader(file))
+    assert [row["guidance"] for row in rows] == ["1.4"] * 4 + ["1.0"] * 2
+    assert "### 32 frames, 1 steps, guidance 1\n" in capsys.readouterr().out
+
+
+@pytest.mark.parametrize("setting", ["freenoise", "rank-norm"])
+def test_settings_that_are_no_options_make_videos_that_differ(setting: str) -> None:
+    given = {"steps": 1, "guidance": 1.0}
+    [scene] = long_video.scenes(1)
+    caption = long_video._world().caption(scene)
+    videos = [
+        long_video.generate(long_video.VARIANTS[name], caption, frames=32, seed=0, given=given)
+        for name in ("dual", setting)
+    ]
+    assert (videos[0].latents - videos[1].latents).abs().max() > 1e-3
+
+
+def test_lines_of_another_version_are_refused_in_one_line(tmp_path: Path) -> None:
+    out = tmp_path / "old.csv"
+    out.write_text("setting,frames,scene,seed,seconds\ndual,96,0,0,60\n")
+    with pytest.raises(SystemExit) as ended:
+        long_video.main(["--summary", "--out", str(out)])
+    assert str(ended.value) == f"error: --out: {out} has lines without steps, guidance; name a new file"
+
+
+def test_videos_of_fewer_than_two_clips_are_refused(tmp_path: Path) -> None:
+    with pytest.raises(SystemExit, match="at least 32"):
+        long_video.main(["--frames", "16", "--out", str(tmp_path / "a.csv")])
 
 
 def test_the_order_is_cheap_videos_first_and_all_settings_of_a_video_together() -> None:
     options = argparse.Namespace(frames=[64, 32], scenes=1, seeds=1, settings=["dual", "dense"])
-    assert [video[:2] for video in long_video.planned(options)] == [
-        ("dual", 32),
-        ("dense", 32),
-        ("dual", 64),
-        ("dense", 64),
+    config = vinfinity.load_config(prompt="a red ball", steps=12)
+    assert list(long_video.planned(options, config)) == [
+        ("dual", 32, 0, 0, 12, 1.4),
+        ("dense", 32, 0, 0, 12, 1.4),
+        ("dual", 64, 0, 0, 12, 1.4),
+        ("dense", 64, 0, 0, 12, 1.4),
     ]
+
+
+def test_the_page_of_the_study_explains_every_setting() -> None:
+    page = (long_video.ROOT / "docs" / "proof" / "long-video.md").read_text(encoding="utf-8")
+    assert [name for name in long_video.VARIANTS if f"`{name}`" not in page.partition("## How")[0]] == []

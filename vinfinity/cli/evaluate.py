@@ -104,7 +104,8 @@ Report = Annotated[
     Path | None,
     typer.Option(
         metavar="FILE.html",
-        help="Write a report to look at: one page with the videos, curves and tables, which needs no network.",
+        help="Write a report to look at: one page with the videos, or the pairs of batches, curves and tables, which "
+        "needs no network.",
         show_default="none",
     ),
 ]
@@ -170,7 +171,7 @@ def evaluate(
             clip=clip,
             dino=dino,
             device=device,
-            previewed=page is not None,
+            shows="nothing" if page is None else "videos",
             keep_going=len(subjects) > 1,
         )
         if page is not None and measured.evaluations:
@@ -219,19 +220,19 @@ def compare(
             borders=borders,
             every=every,
         )
-        if groups.pairs and page is not None:
-            remedy = "compare two of their videos for a report"
-            raise InputError("--report", videos[0], remedy, problem="shows single videos, not folders")
         check_extras()
         import_engine()
         from vinfinity.evaluation.api import compare_groups
+        from vinfinity.evaluation.batch_page import write_batch_page
         from vinfinity.evaluation.page import write_page
 
-        comparison, previews = compare_groups(
-            groups, prompt=prompt, clip=clip, dino=dino, device=device, previewed=page is not None
+        comparison, measured = compare_groups(
+            groups, prompt=prompt, clip=clip, dino=dino, device=device, reported=page is not None
         )
-        if page is not None:
-            write_page(page, comparison.evaluations, previews, comparison=comparison)
+        if page is not None and comparison.pairs:
+            write_batch_page(page, comparison, measured.sheets)
+        elif page is not None:
+            write_page(page, comparison.evaluations, measured.previews, comparison=comparison)
         print_comparison(comparison, as_json=as_json)
 
 

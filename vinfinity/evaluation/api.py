@@ -1,10 +1,10 @@
 """`vinfinity.evaluate` and `vinfinity.compare`: they import what they need when they are called."""
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from fractions import Fraction
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Literal
 
 import numpy as np
 
@@ -18,7 +18,8 @@ from vinfinity.system.progress import Progress
 
 if TYPE_CHECKING:
     from vinfinity.evaluation.compare import Comparison
-    from vinfinity.evaluation.preview import Preview
+    from vinfinity.evaluation.picture import Picture
+    from vinfinity.evaluation.preview import ContactSheet, Preview
 
 
 def evaluate(
@@ -75,10 +76,12 @@ def compare(
 
 @dataclass
 class Measured:
-    """Videos that were measured. previews: of the same videos, for a report. failures: of those that could not be."""
+    """Videos that were measured. previews, sheets: of the same videos, for a report. failures: of those that could not
+    be."""
 
     evaluations: list[Evaluation] = field(default_factory=list)
     previews: "list[Preview]" = field(default_factory=list)
+    sheets: "list[ContactSheet]" = field(default_factory=list)
     failures: dict[str, VinfinityError] = field(default_factory=dict)
 
 
@@ -89,27 +92,33 @@ def measure_all(
     clip: str | Path | None = None,
     dino: str | Path | None = None,
     device: str = "auto",
-    previewed: bool = False,
+    shows: Literal["nothing", "videos", "sheets"] = "nothing",
     shown: bool = True,
     keep_going: bool = False,
 ) -> Measured:
     """Videos through all measures, one after the other.
 
-    previewed: make previews for a report, too. shown: progress. keep_going: report a video that cannot be read, and
-    measure the others. Raises InputError, and DamagedError where a file cannot be decoded.
+    shows: what a report shows of each video: a copy of it, or a contact sheet. shown: progress. keep_going: report a
+    video that cannot be read, and measure the others.
+
+    Raises InputError, and DamagedError where a file cannot be decoded.
     """
     from vinfinity.evaluation.consistency import Networks
     from vinfinity.evaluation.evaluate import measure
-    from vinfinity.evaluation.preview import Preview
+    from vinfinity.evaluation.preview import ContactSheet, Preview
 
     networks = Networks.open(clip=clip, dino=dino, device=device)
     measured = Measured()
     with Progress(enabled=shown) as progress:
         for subject in subjects:
-            source, preview = subject.source, None
-            if previewed:
+            source = subject.source
+            watch: Callable[[Picture], None] | None = None
+            if shows == "videos":
                 preview = Preview(size=source.size, frames=source.frames, fps=source.fps)
-            watch = None if preview is None else preview.add
+                watch = preview.add
+            elif shows == "sheets":
+                sheet = ContactSheet(frames=source.frames)
+                watch = sheet.add
             try:
                 found = measure(subject, networks=networks, prompt=prompt, progress=progress, watch=watch)
             except (InputError, DamagedError) as error:
@@ -119,8 +128,10 @@ def measure_all(
                 measured.failures[subject.name] = error
             else:
                 measured.evaluations.append(found)
-                if preview is not None:
+                if shows == "videos":
                     measured.previews.append(preview)
+                elif shows == "sheets":
+                    measured.sheets.append(sheet)
     return measured
 
 
@@ -131,18 +142,19 @@ def compare_groups(
     clip: str | Path | None = None,
     dino: str | Path | None = None,
     device: str = "auto",
-    previewed: bool = False,
+    reported: bool = False,
     shown: bool = True,
-) -> tuple["Comparison", "list[Preview]"]:
-    """Videos against those of the first group. previewed, shown: see `measure_all`."""
+) -> tuple["Comparison", Measured]:
+    """Videos against those of the first group. reported: make what a report shows of them, too. shown: progress."""
     from vinfinity.evaluation.compare import compare_evaluations
 
     flat = [subject for group in groups.subjects for subject in group]
-    measured = measure_all(
-        flat, prompt=prompt, clip=clip, dino=dino, device=device, previewed=previewed, shown=shown
-    )
+    shows: Literal["nothing", "videos", "sheets"] = "nothing"
+    if reported:
+        shows = "sheets" if groups.pairs else "videos"
+    measured = measure_all(flat, prompt=prompt, clip=clip, dino=dino, device=device, shows=shows, shown=shown)
     size = len(groups.subjects[0])
     all_of_them = measured.evaluations
     split = [all_of_them[start : start + size] for start in range(0, len(all_of_them), size)]
     names = [str(path) for path in groups.paths] if groups.pairs else short_names(all_of_them)
-    return compare_evaluations(names, split, groups.pairs), measured.previews
+    return compare_evaluations(names, split, groups.pairs), measured

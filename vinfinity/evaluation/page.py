@@ -54,20 +54,30 @@ def write_page(
         "fidelity": [] if comparison is None else _fidelity(comparison),
         "version": __version__,
     }
-    page = (PARTS / "page.html").read_text(encoding="utf-8")
+    copies = "\n".join(
+        f'<script type="text/plain" id="video-{number}">{preview.video()}</script>'
+        for number, preview in enumerate(previews)
+    )
+    write_filled(path, "page", title=title, data=data, videos=copies)
+
+
+def write_filled(path: Path, name: str, *, title: str, data: object, videos: str = "") -> None:
+    """Write the page NAME.html with its style, its script NAME.js, and data. Raises OutputError."""
+
+    def part(file: str) -> str:
+        return (PARTS / file).read_text(encoding="utf-8")
+
+    page = part(f"{name}.html")
     fill = {
         "title": html.escape(title),
-        "style": (PARTS / "page.css").read_text(encoding="utf-8"),
+        "style": part("page.css"),
+        "script": part("common.js") + part(f"{name}.js"),
+        "videos": videos,
         "data": script_json(data),
-        "videos": "\n".join(
-            f'<script type="text/plain" id="video-{number}">{preview.video()}</script>'
-            for number, preview in enumerate(previews)
-        ),
-        "script": (PARTS / "page.js").read_text(encoding="utf-8"),
     }
     # texts of users come in last: nothing is looked for in them
-    for name in ("title", "style", "script", "videos", "data"):
-        page = page.replace(f"<!-- {name} -->", fill[name])
+    for key in ("style", "script", "title", "videos", "data"):
+        page = page.replace(f"<!-- {key} -->", fill[key])
     write_whole(path, page)
 
 

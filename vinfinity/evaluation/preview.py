@@ -1,4 +1,5 @@
-"""What a report shows of a video's frames: a small H.264 copy that every browser plays and seeks, and thumbnails."""
+"""What reports show of a video's frames: a small H.264 copy that every browser plays and seeks, and thumbnails; of each
+video of a batch, a contact sheet."""
 
 import base64
 import io
@@ -16,6 +17,8 @@ from vinfinity.media.mp4 import BT709, ColorRange, to_picture
 PREVIEW_SIDE = 640
 THUMBNAIL_SIDE = 200
 THUMBNAILS = 16
+# of a contact sheet: its thumbnails' long side, columns and rows
+SHEET_SIDE, SHEET_COLUMNS, SHEET_ROWS = 160, 4, 2
 # visually close, about 1 MB per minute of a small video
 CRF = "23"
 # seconds between key frames: browsers seek from one
@@ -28,8 +31,7 @@ class Preview:
 
     def __init__(self, *, size: tuple[int, int], frames: int, fps: Fraction) -> None:
         self.size = _even(size)
-        count = min(THUMBNAILS, frames)
-        self.shown_frames = [(2 * k + 1) * frames // (2 * count) for k in range(count)]
+        self.shown_frames = _spread(frames, THUMBNAILS)
         self.thumbnails: list[str] = []
         self._format = choose_format(None, VideoConfig())
         self._file = io.BytesIO()
@@ -52,13 +54,44 @@ class Preview:
         frame.pts, frame.time_base = picture.index, 1 / self._rate
         self._container.mux(self._stream.encode(frame))
         if picture.index in self.shown_frames:
-            self.thumbnails.append(_jpeg(small))
+            self.thumbnails.append(_jpeg(_shrunk(small, THUMBNAIL_SIDE)))
 
     def video(self) -> str:
         """The copy as base64 of an MP4."""
         self._container.mux(self._stream.encode())
         self._container.close()
         return base64.b64encode(self._file.getvalue()).decode()
+
+
+class ContactSheet:
+    """Is shown each frame of a video, of which it keeps a few in one picture. frames: how many there will be."""
+
+    def __init__(self, *, frames: int) -> None:
+        self._frames = _spread(frames, SHEET_COLUMNS * SHEET_ROWS)
+        self._thumbnails: list[np.ndarray] = []
+
+    def add(self, picture: Picture) -> None:
+        if picture.index in self._frames:
+            self._thumbnails.append(_shrunk(picture.rgb, SHEET_SIDE))
+
+    def image(self) -> str:
+        """The sheet as a data URL of a JPEG; empty if no frame was shown."""
+        if not self._thumbnails:
+            return ""
+        height, width = self._thumbnails[0].shape[:2]
+        columns = min(SHEET_COLUMNS, len(self._thumbnails))
+        rows = -(-len(self._thumbnails) // columns)
+        sheet = np.zeros((rows * height, columns * width, 3), np.uint8)
+        for number, thumbnail in enumerate(self._thumbnails):
+            row, column = divmod(number, columns)
+            sheet[row * height : (row + 1) * height, column * width : (column + 1) * width] = thumbnail
+        return _jpeg(sheet)
+
+
+def _spread(frames: int, most: int) -> list[int]:
+    """At most so many frames of a video, the middles of equal parts."""
+    count = min(most, frames)
+    return [(2 * k + 1) * frames // (2 * count) for k in range(count)]
 
 
 def _even(size: tuple[int, int]) -> tuple[int, int]:
@@ -68,9 +101,13 @@ def _even(size: tuple[int, int]) -> tuple[int, int]:
     return width, height
 
 
-def _jpeg(rgb: np.ndarray) -> str:
-    shrink = min(1.0, THUMBNAIL_SIDE / max(rgb.shape[:2]))
+def _shrunk(rgb: np.ndarray, side: int) -> np.ndarray:
+    """A frame whose long side has at most so many pixels."""
+    shrink = min(1.0, side / max(rgb.shape[:2]))
     size = (max(1, round(rgb.shape[1] * shrink)), max(1, round(rgb.shape[0] * shrink)))
-    small = cv2.resize(rgb, size, interpolation=cv2.INTER_AREA) if shrink < 1 else rgb
-    _, data = cv2.imencode(".jpg", small[..., ::-1], [cv2.IMWRITE_JPEG_QUALITY, JPEG_QUALITY])
+    return cv2.resize(rgb, size, interpolation=cv2.INTER_AREA) if shrink < 1 else rgb
+
+
+def _jpeg(rgb: np.ndarray) -> str:
+    _, data = cv2.imencode(".jpg", rgb[..., ::-1], [cv2.IMWRITE_JPEG_QUALITY, JPEG_QUALITY])
     return f"data:image/jpeg;base64,{base64.b64encode(data.tobytes()).decode()}"

@@ -9,6 +9,7 @@ from rich.table import Table
 from vinfinity.evaluation.compare import Comparison
 from vinfinity.evaluation.figures import FIGURES, Figure
 from vinfinity.evaluation.result import Evaluation, short_names
+from vinfinity.evaluation.statistics import Paired
 from vinfinity.system.numbers import shown_rate
 
 # videos that stand beside each other; more of them stand below each other, with fewer figures
@@ -132,13 +133,21 @@ def test_table(comparison: Comparison, number: int) -> Table:
     table = Table(box=None, pad_edge=False, header_style="bold")
     for title in ("", comparison.names[0], comparison.names[number], "difference", "95 %", "p"):
         table.add_column(title, justify="left" if not title else "right", overflow="fold")
+    for figure, test, cells in tested_rows(comparison, number):
+        table.add_row(figure.title, *cells, style="bold" if test.p < SIGNIFICANT else None)
+    return table
+
+
+def tested_rows(comparison: Comparison, number: int) -> list[tuple[Figure, Paired, list[str]]]:
+    """The rows of that table: a figure, its test, and as text both means, the difference, its interval and p."""
+    rows = []
     for name, test in comparison.tests[number - 1].items():
         figure = FIGURES[name]
         means = [_mean(group, name) for group in (comparison.groups[0], comparison.groups[number])]
         interval = f"{figure.number(test.low)} to {figure.number(test.high)}"
-        row = [*map(figure.shown, means), figure.number(test.mean), interval, f"{test.p:.4f}"]
-        table.add_row(figure.title, *row, style="bold" if test.p < SIGNIFICANT else None)
-    return table
+        cells = [*map(figure.shown, means), figure.number(test.mean), interval, f"{test.p:.4f}"]
+        rows.append((figure, test, cells))
+    return rows
 
 
 def fidelity_rows(comparison: Comparison) -> list[str]:

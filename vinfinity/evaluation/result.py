@@ -82,9 +82,14 @@ def rounded_all(value: Any) -> Any:
 
 def short_names(evaluations: Sequence[Evaluation]) -> list[str]:
     """The shortest ends of the paths that tell the videos apart."""
-    parts = [evaluation.name.rstrip("/").split("/") for evaluation in evaluations]
+    return short_ends([evaluation.name for evaluation in evaluations])
+
+
+def short_ends(paths: Sequence[str]) -> list[str]:
+    """The shortest ends of paths that tell them apart."""
+    parts = [path.rstrip("/").split("/") for path in paths]
     for count in range(1, max(map(len, parts)) + 1):
         names = ["/".join(part[-count:]) for part in parts]
         if len({*names}) == len(names):
             return names
-    return [evaluation.name for evaluation in evaluations]
+    return list(paths)

@@ -93,9 +93,15 @@ def paired_test(differences: Sequence[float]) -> Paired | None:
     if len(values) < 2:
         return None
     generator = np.random.default_rng(0)
+    low, high = bootstrap_interval(values, generator)
+    return Paired(len(values), float(values.mean()), low, high, _sign_test(values, generator))
+
+
+def bootstrap_interval(values: np.ndarray, generator: np.random.Generator) -> tuple[float, float]:
+    """The percentile interval of 95 % of the mean of values (n,)."""
     drawn = values[generator.integers(len(values), size=(DRAWS, len(values)))].mean(axis=1)
     low, high = np.quantile(drawn, [(1 - CONFIDENCE) / 2, (1 + CONFIDENCE) / 2])
-    return Paired(len(values), float(values.mean()), float(low), float(high), _sign_test(values, generator))
+    return float(low), float(high)
 
 
 def _sign_test(values: np.ndarray, generator: np.random.Generator) -> float:

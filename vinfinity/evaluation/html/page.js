@@ -1,31 +1,14 @@
-"use strict";
-const data = JSON.parse(document.getElementById("data").textContent);
 const videos = data.videos;
-const colours = ["var(--c0)", "var(--c1)", "var(--c2)", "var(--c3)"];
-const colour = number => colours[number % colours.length];
-const $ = id => document.getElementById(id);
 // the video with the most time sets the clock; the others stop at their ends
 const longest = videos.reduce((a, b) => (b.frames / b.fps > a.frames / a.fps ? b : a));
 const rate = longest.fps, total = longest.frames;
 let frame = 0, playing = false;
 const watchers = [];
 
-function make(name, attributes = {}, ...children) {
-  const svg = ["svg", "line", "path", "rect", "text", "g"].includes(name);
-  const element = svg ? document.createElementNS("http://www.w3.org/2000/svg", name) : document.createElement(name);
-  for (const [key, value] of Object.entries(attributes)) {
-    if (key.startsWith("on")) element.addEventListener(key.slice(2), value);
-    else if (value !== null && value !== undefined) element.setAttribute(key, value);
-  }
-  element.append(...children);
-  return element;
-}
-const clamp = (value, low, high) => Math.min(high, Math.max(low, value));
 const seconds = at => (at / rate).toFixed(2) + " s";
 // a frame of one video at the time of a frame on the clock, and back
 const own = (video, at) => clamp(Math.floor((at + 0.5) / rate * video.fps), 0, video.frames - 1);
 const shared = (video, at) => clamp(Math.round(at / video.fps * rate), 0, total - 1);
-const swatch = number => make("span", {class: "swatch", style: `background:${colour(number)}`});
 
 // ---- players ----
 
@@ -45,7 +28,7 @@ const players = videos.map((video, number) => {
   player.muted = true;
   player.addEventListener("click", toggle);
   const caption = make("figcaption", {}, ...(videos.length > 1 ? [swatch(number)] : []));
-  caption.append(video.link ? make("a", {href: "./" + video.link.split("/").map(encodeURIComponent).join("/")}, video.name) : video.name, ` · ${video.about}`);
+  caption.append(video.link ? make("a", {href: address(video.link)}, video.name) : video.name, ` · ${video.about}`);
   const figure = make("figure", {}, player, caption);
   player.addEventListener("error", () => {
     // no H.264 here: the thumbnails follow the clock
@@ -172,7 +155,6 @@ videos.forEach((video, number) => {
 });
 if (!$("notes").children.length) $("notes-section").hidden = true;
 
-function row(...cells) { return make("tr", {}, ...cells); }
 const head = make("tr", {}, make("th", {scope: "col"}, ""));
 videos.forEach((video, number) => head.append(make("th", {scope: "col"}, ...(videos.length > 1 ? [swatch(number)] : []), video.name)));
 $("figures").append(make("thead", {}, head));
@@ -293,10 +275,6 @@ function extent(values) {
   for (const value of values) { low = Math.min(low, value); high = Math.max(high, value); }
   return values.length ? [low, high] : [0, 1];
 }
-function short(value) {
-  const size = Math.abs(value);
-  return size >= 100 ? value.toFixed(0) : size >= 10 ? value.toFixed(1) : size >= 1 || size === 0 ? value.toFixed(2) : value.toPrecision(2);
-}
 data.curves.forEach(chart);
 
 // ---- matrices ----
@@ -346,21 +324,13 @@ videos.forEach((video, number) => {
 
 // ---- settings and provenance ----
 
-function settingsTable(keys, value) {
-  const table = make("table"), rows = make("tbody");
-  const top = row(make("th", {class: "text"}, ""));
-  videos.forEach((video, number) => top.append(make("th", {class: "text", scope: "col"}, ...(videos.length > 1 ? [swatch(number)] : []), video.name)));
-  table.append(make("thead", {}, top));
-  for (const key of keys) rows.append(row(make("td", {}, key), ...videos.map((_, number) => make("td", {class: "text"}, value(key, number)))));
-  table.append(rows);
-  return make("div", {class: "scroll"}, table);
-}
+const names = videos.map(video => video.name);
 const differing = Object.keys(data.differing);
-if (differing.length) $("settings").append(make("p", {}, "What differs:"), settingsTable(differing, (key, number) => data.differing[key][number]));
+if (differing.length) $("settings").append(make("p", {}, "What differs:"), columnsTable(names, differing, (key, number) => data.differing[key][number]));
 const fold = (title, field) => {
   const keys = [...new Set(videos.flatMap(video => Object.keys(video[field])))];
   if (keys.length) {
-    $("settings").append(make("details", {}, make("summary", {}, title), settingsTable(keys, (key, number) => videos[number][field][key] ?? "")));
+    $("settings").append(make("details", {}, make("summary", {}, title), columnsTable(names, keys, (key, number) => videos[number][field][key] ?? "")));
   }
 };
 fold("Provenance", "provenance");

@@ -1,0 +1,307 @@
+"""The study of long videos: its table of means, of paired differences, and a plot of them, from the lines of its CSV.
+
+`python -m scripts.figures` writes them into docs/proof/long-video.md and docs/images, and `python
+benchmarks/long_video.py --summary` prints them while the study is running.
+
+Videos of one scene resemble each other, whatever their seeds, so a scene counts once: by the mean of its videos.
+Settings are compared in the scenes and seeds that both have.
+"""
+
+import csv
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from functools import cached_property
+from pathlib import Path
+
+import numpy as np
+
+from vinfinity.evaluation.figures import FIGURES, Figure
+from vinfinity.evaluation.statistics import Paired, bootstrap_interval, paired_test
+
+ROOT = Path(__file__).parents[2]
+DATA = ROOT / "docs" / "data" / "long-video.csv"
+PAGE = ROOT / "docs" / "proof" / "long-video.md"
+BEGIN, END = "<!-- study: begin -->", "<!-- study: end -->"
+BASE = "dual"
+# what the study is to have: lengths, and videos of each setting at the shortest
+LENGTHS, FULL = (96, 320, 960), 48
+# intervals and p-values say little about fewer scenes
+FEW = 6
+SIGNIFICANT = 0.05
+# of the recogniser, which knows the world that `mini` was trained on
+READ = {
+    figure.name: figure
+    for figure in (
+        Figure("read.right", "as the prompt says", "", "Share of clips and aspects that agree.", "high", 3),
+        Figure("read.steady", "steady frames", "", "Share of frames with one subject.", "high", 3),
+        Figure("read.same", "same as at the start", "", "Share of clips that look alike.", "high", 3),
+    )
+}
+SHOWN = tuple(READ.values()) + tuple(
+    FIGURES[name]
+    for name in (
+        "motion.length",
+        "motion.warp_over_motion",
+        "flicker.pulsing",
+        "seams.ratio",
+        "drift.largest",
+        "repetition.strength",
+    )
+)
+
+Row = Mapping[str, str]
+
+
+def read_rows(path: Path) -> list[dict[str, str]]:
+    """The lines of a CSV file of the study; none if there is no file."""
+    if not path.exists():
+        return []
+    with path.open(newline="", encoding="utf-8") as file:
+        return list(csv.DictReader(file))
+
+
+def holm(chances: Sequence[float]) -> list[float]:
+    """p-values of several tests, adjusted so that 5 % is the chance of one false finding among all (Holm 1979)."""
+    adjusted, highest = [1.0] * len(chances), 0.0
+    for rank, at in enumerate(sorted(range(len(chances)), key=chances.__getitem__)):
+        highest = max(highest, min(1.0, (len(chances) - rank) * chances[at]))
+        adjusted[at] = highest
+    return adjusted
+
+
+@dataclass(frozen=True)
+class Mean:
+    """A mean over scenes with its bootstrap interval of 95 %; None where there is one scene only."""
+
+    value: float
+    interval: tuple[float, float] | None
+
+
+@dataclass(frozen=True)
+class Group:
+    """The videos of one length, made with the same number of steps and the same guidance."""
+
+    frames: int
+    steps: int
+    guidance: float
+    rows: Sequence[Row]
+
+    @cached_property
+    def settings(self) -> list[str]:
+        """The settings, the base first."""
+        names = dict.fromkeys(row["setting"] for row in self.rows)
+        return [name for name in names if name == BASE] + [name for name in names if name != BASE]
+
+    @cached_property
+    def _videos(self) -> dict[str, dict[tuple[str, str], Row]]:
+        """By setting, then by scene and seed."""
+        found: dict[str, dict[tuple[str, str], Row]] = {name: {} for name in self.settings}
+        for row in self.rows:
+            found[row["setting"]][row["scene"], row["seed"]] = row
+        return found
+
+    def count(self, setting: str) -> int:
+        """How many videos a setting has."""
+        return len(self._videos[setting])
+
+    def scenes(self, setting: str) -> int:
+        """How many scenes they show."""
+        return len({scene for scene, _ in self._videos[setting]})
+
+    def seconds(self, setting: str) -> float:
+        """The median time of a video on a processor."""
+        return float(np.median([float(row["seconds"]) for row in self._videos[setting].values()]))
+
+    @property
+    def hours(self) -> float:
+        """The time of all videos, without measuring them."""
+        return sum(float(row["seconds"]) for row in self.rows) / 3600
+
+    def mean(self, setting: str, figure: str) -> Mean | None:
+        """None if no video has the figure."""
+        own = self._videos[setting]
+        values = _by_scene({video: float(row[figure]) for video, row in own.items() if row.get(figure)})
+        if not len(values):
+            return None
+        few = len(values) < 2
+        interval = None if few else bootstrap_interval(values, np.random.default_rng(0))
+        return Mean(float(values.mean()), interval)
+
+    def difference(self, setting: str, figure: str) -> Paired | None:
+        """A setting's figure less the base's, over scenes; None for fewer than two scenes that both have."""
+        own, base = self._videos[setting], self._videos.get(BASE, {})
+        differences = {
+            video: float(row[figure]) - float(base[video][figure])
+            for video, row in own.items()
+            if row.get(figure) and video in base and base[video].get(figure)
+        }
+        return paired_test(_by_scene(differences).tolist())
+
+    @cached_property
+    def differences(self) -> dict[tuple[str, str], Paired]:
+        """By setting and figure, for all that are shown."""
+        cells = [(name, figure.name) for name in self.settings if name != BASE for figure in SHOWN]
+        return {cell: test for cell in cells if (test := self.difference(*cell)) is not None}
+
+    @cached_property
+    def holding(self) -> set[tuple[str, str]]:
+        """The differences that are larger than chance explains, all tests of this group considered."""
+        adjusted = holm([test.p for test in self.differences.values()])
+        return {cell for cell, p in zip(self.differences, adjusted, strict=True) if p < SIGNIFICANT}
+
+    @property
+    def image(self) -> str:
+        """The name of the plot."""
+        return f"long-video-{self.frames}-frames-{self.steps}-steps-guidance-{self.guidance:g}.svg"
+
+    @property
+    def plotted(self) -> bool:
+        """Whether there are enough scenes for a plot."""
+        return any(test.pairs >= FEW for test in self.differences.values())
+
+
+def _by_scene(values: Mapping[tuple[str, str], float]) -> np.ndarray:
+    """The mean of each scene. values: by scene and seed."""
+    scenes = dict.fromkeys(scene for scene, _ in values)
+    return np.array(
+        [np.mean([value for (of, _), value in values.items() if of == scene]) for scene in scenes]
+    )
+
+
+def groups(rows: Sequence[Row]) -> list[Group]:
+    """Lines by length, steps and guidance: others are never averaged or compared."""
+    found: dict[tuple[int, int, float], list[Row]] = {}
+    for row in rows:
+        key = int(row["frames"]), int(row["steps"]), float(row["guidance"])
+        found.setdefault(key, []).append(row)
+    return [Group(*key, found[key]) for key in sorted(found)]
+
+
+# ---- tables ----
+
+
+def summary(rows: Sequence[Row]) -> str:
+    """Everything about the lines, as Markdown: counts, means, differences, plots, and what is missing."""
+    parts = [_missing(rows)]
+    for group in groups(rows):
+        parts += [
+            _heading(group),
+            _introduced(group),
+            _means(group),
+        ]
+        if group.differences:
+            parts += [_explained(group), _differences(group)]
+        if group.plotted:
+            about = f"Differences from {BASE} with their intervals, {group.frames} frames"
+            parts.append(f"![{about}](../images/{group.image})")
+    return "\n\n".join(part for part in parts if part)
+
+
+def _missing(rows: Sequence[Row]) -> str:
+    lines = []
+    for length in LENGTHS:
+        if not any(int(row["frames"]) == length for row in rows):
+            lines.append(f"no video of {length} frames was made")
+    short = [
+        f"{group.frames} frames and {group.steps} steps have {_numbers(counts)} of {FULL} videos a setting"
+        for group in groups(rows)
+        if group.frames == LENGTHS[0]
+        and min(counts := [group.count(setting) for setting in group.settings]) < FULL
+    ]
+    found = short + lines
+    return f"**The study is not complete**: {'; '.join(found)}." if found else ""
+
+
+def _numbers(counts: Sequence[int]) -> str:
+    low, high = min(counts), max(counts)
+    return str(low) if low == high else f"{low} to {high}"
+
+
+def _heading(group: Group) -> str:
+    videos, scenes = len(group.rows), max(map(group.scenes, group.settings))
+    text = (
+        f"### {group.frames} frames, {group.steps} steps, guidance {group.guidance:g}\n\n"
+        f"{_counted(videos, 'video')} of {_counted(scenes, 'scene')} with {_counted(len(group.settings), 'setting')}; "
+        f"{group.hours:.1f} hours of one core."
+    )
+    if scenes < FEW:
+        text += f" **Fewer than {FEW} scenes: read nothing into differences.**"
+    return text
+
+
+def _counted(number: int, noun: str) -> str:
+    return f"{number} {noun}" if number == 1 else f"{number} {noun}s"
+
+
+def _introduced(group: Group) -> str:
+    if max(map(group.scenes, group.settings)) < 2:
+        return "The figures of the one scene, without intervals:"
+    return "Means, with their bootstrap intervals of 95 % over scenes:"
+
+
+def _table(head: Sequence[str], lines: Sequence[Sequence[str]]) -> str:
+    rule = "|---" + "|---:" * (len(head) - 1) + "|"
+    return "\n".join([f"| {' | '.join(head)} |", rule, *(f"| {' | '.join(line)} |" for line in lines)])
+
+
+def _means(group: Group) -> str:
+    lines = []
+    for setting in group.settings:
+        cells = [_mean_cell(group.mean(setting, figure.name), figure) for figure in SHOWN]
+        lines.append([f"`{setting}`", str(group.count(setting)), f"{group.seconds(setting):.0f}", *cells])
+    return _table(["setting", "videos", "core s", *map(column_title, SHOWN)], lines)
+
+
+def _mean_cell(mean: Mean | None, figure: Figure) -> str:
+    if mean is None:
+        return "-"
+    value = figure.number(mean.value)
+    return value if mean.interval is None else f"{value} ({_between(*mean.interval, figure)})"
+
+
+def _explained(group: Group) -> str:
+    return (
+        f"Differences from `{BASE}`, paired by scene and seed, with their intervals. Bold ones hold against chance "
+        f"(p < {SIGNIFICANT:g} after Holm's correction for all {len(group.differences)} tests of the table)."
+    )
+
+
+def _differences(group: Group) -> str:
+    lines = []
+    for setting in group.settings:
+        if setting == BASE:
+            continue
+        tests = [group.differences.get((setting, figure.name)) for figure in SHOWN]
+        pairs = max((test.pairs for test in tests if test is not None), default=0)
+        cells = [
+            _difference_cell(test, figure, holds=(setting, figure.name) in group.holding)
+            for test, figure in zip(tests, SHOWN, strict=True)
+        ]
+        lines.append([f"`{setting}`", str(pairs), *cells])
+    return _table(["setting", "scenes", *map(column_title, SHOWN)], lines)
+
+
+def _difference_cell(test: Paired | None, figure: Figure, *, holds: bool) -> str:
+    if test is None:
+        return "-"
+    text = f"{test.mean:+.{figure.digits}f} ({_between(test.low, test.high, figure, sign='+')})"
+    return f"**{text}**" if holds else text
+
+
+def _between(low: float, high: float, figure: Figure, *, sign: str = "") -> str:
+    return f"{low:{sign}.{figure.digits}f} to {high:{sign}.{figure.digits}f}"
+
+
+def column_title(figure: Figure) -> str:
+    """A figure with its unit, and an arrow to what is better."""
+    better = {"high": " ↑", "low": " ↓", None: ""}[figure.better]
+    return f"{figure.title}{f', {figure.unit}' if figure.unit else ''}{better}"
+
+
+def page(text: str, rows: Sequence[Row]) -> str:
+    """The page with what stands between its markers brought up to date. Raises ValueError if they are missing."""
+    before, begin, rest = text.partition(BEGIN)
+    _, end, after = rest.partition(END)
+    if not begin or not end:
+        raise ValueError(f"{PAGE.name} lacks {BEGIN} or {END}")
+    return f"{before}{BEGIN}\n\n{summary(rows)}\n\n{END}{after}"
