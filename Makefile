@@ -9,7 +9,7 @@ BIN   := .venv/bin
 READY := .venv/.ready
 
 .DEFAULT_GOAL := help
-.PHONY: help setup demo test test-slow test-faults test-batch test-signals test-multinode test-slurm test-gpu bench-unet bench-exchange \
+.PHONY: help setup demo test test-slow test-faults test-batch test-signals test-multinode test-slurm test-gpu bench-denoiser bench-exchange \
 	bench-memory bench-scaling bench-decode bench-e2e bench-gpu bench-all paper-table mini reference docs lint format clean
 
 help: ## show this list
@@ -45,8 +45,8 @@ test-slurm: $(READY) ## preempt, requeue and compare on a real SLURM, installed 
 test-gpu: $(READY) ## try this machine's GPUs: ten minutes on one, fifteen on several (ARGS="--device cpu --quick")
 	PYTHONPATH=tests $(BIN)/python tests/campaigns/gpu.py $(ARGS)
 
-bench-unet: $(READY) ## time a UNet call by precision, and against diffusers (ARGS="--compile")
-	$(BIN)/vinfinity bench unet $(ARGS)
+bench-denoiser: $(READY) ## time a call of the UNet or transformer by precision, and against diffusers (ARGS="--compile")
+	$(BIN)/vinfinity bench denoiser $(ARGS)
 	$(BIN)/python benchmarks/rivals/unet.py --frames 16
 	$(BIN)/python benchmarks/rivals/unet.py --frames 96 --rounds 3
 	$(BIN)/python benchmarks/rivals/unet.py --model medium --frames 16 --rounds 3
@@ -57,7 +57,7 @@ bench-exchange: $(READY) ## count what ranks send, and time it (ARGS="--ranks 8 
 bench-memory: $(READY) ## trace the memory of a UNet call (ARGS="--frames 64 --frames 2300 --check")
 	$(BIN)/vinfinity bench memory $(ARGS)
 
-bench-scaling: $(READY) ## time a UNet call on one rank and on several (ARGS="--ranks 2 --device cpu")
+bench-scaling: $(READY) ## time a call on one rank and on several (ARGS="--ranks 2 --device cpu")
 	$(BIN)/vinfinity bench scaling $(ARGS)
 
 bench-decode: $(READY) ## time decoding and encoding, apart and together (ARGS="--frames 2000 --size 512x320")
@@ -69,7 +69,7 @@ bench-e2e: $(READY) ## time whole runs of several lengths (ARGS="--frames 500 --
 bench-gpu: $(READY) ## measure this machine's GPUs against the plan (ARGS="--keep-going")
 	$(BIN)/python benchmarks/gpu.py $(ARGS)
 
-bench-all: bench-unet bench-memory bench-exchange bench-scaling bench-decode bench-e2e ## run all benchmarks
+bench-all: bench-denoiser bench-memory bench-exchange bench-scaling bench-decode bench-e2e ## run all benchmarks
 
 paper-table: $(READY) ## print the paper's table of VBench scores with our lines ("not run" where they were not)
 	$(BIN)/python benchmarks/vbench_scores.py table $(ARGS)

@@ -17,7 +17,7 @@ from pathlib import Path
 from typing import Literal
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from vinfinity.bench.calls import (
     CallFigures,
@@ -36,7 +36,6 @@ from vinfinity.bench.subjects import LARGE_SIZE, Subject, find_subject
 from vinfinity.denoise.execution import CHUNK_BYTES, FEW_FRAMES, Execution
 from vinfinity.media.decode import decode_block, decode_tiles
 from vinfinity.models.unet3d.configs import VAEConfig
-from vinfinity.models.unet3d.unet import UNet
 from vinfinity.models.unet3d.vae import AutoencoderKL
 from vinfinity.system.precision import fp32_products
 from vinfinity.weights.load import channels_last
@@ -58,7 +57,7 @@ def frame_counts(trial: Trial) -> tuple[int, ...]:
 
 
 @functools.cache
-def loaded(device: str, quick: bool) -> tuple[Subject, UNet]:
+def loaded(device: str, quick: bool) -> tuple[Subject, nn.Module]:
     """The UNet that is measured."""
     subject = find_subject("mini" if quick else "large", size=(64, 48) if quick else None)
     return subject, subject.load(torch.float16 if device == "cuda" else torch.float32, device)

@@ -40,21 +40,36 @@ def encode_input(
         if earlier is not None:
             video = _copy(session, earlier)
         else:
-            video = encode(folder.input, partial(open_input, config, folder), total=config.frames)
+            video = encode(
+                folder.input,
+                partial(open_input, config, folder),
+                total=job.latent_frames,
+                frames=config.frames,
+            )
     if config.input.pictures and not finished:
-        pictures = encode(folder.pictures, partial(open_pictures, config), total=len(config.input.pictures))
+        count = len(config.input.pictures)
+        pictures = encode(folder.pictures, partial(open_pictures, config), total=count, frames=count)
     return video, pictures
 
 
 def _encode(
-    job: Job, session: Session, networks: Networks, folder: Path, sources: "partial[Sources]", *, total: int
+    job: Job,
+    session: Session,
+    networks: Networks,
+    folder: Path,
+    sources: "partial[Sources]",
+    *,
+    total: int,
+    frames: int,
 ) -> Parts:
-    """Encodes what `folder` does not have yet. sources: opens the files, on rank 0. total: frames that they give."""
-    ranks = session.ranks
+    """Encodes what `folder` does not have yet. sources: opens the files, on rank 0. total: latent frames that their
+    first `frames` frames give.
+    """
+    ranks, unit = session.ranks, "frames" if total == frames else "latent frames"
     done = ranks.collect(_found(folder, session) if ranks.first else None)[0]
     if done is not None and done.frames == total:
         return done
-    session.enter(f"after encoding {done.frames if done else 0} of {total} frames")
+    session.enter(f"after encoding {done.frames if done else 0} of {total} {unit}")
     opened = ranks.collect(_opened(sources, done, folder) if ranks.first else None)[0]
     if isinstance(opened, InputError):
         raise opened
@@ -64,12 +79,14 @@ def _encode(
         for concern in files.concerns():
             session.progress.warn(concern)
     encoder = networks.encoder(job)
-    frames = range(done.frames if done else 0, total)
+    wanted = range(done.frames if done else 0, total)
     with ranks.shutdown.reacting(Reaction.WAIT):
-        rounds = _rounds(job, session, encoder, files, folder, frames=frames, done=done, settings=settings)
+        rounds = _rounds(
+            job, session, encoder, files, folder, wanted=wanted, frames=frames, done=done, settings=settings
+        )
         for done in session.progress.track(rounds, label="encoding", unit="block"):
             if done.frames < total:
-                session.enter(f"after encoding {done.frames} of {total} frames")
+                session.enter(f"after encoding {done.frames} of {total} {unit}")
     assert done is not None
     session.folder.event("encoded", frames=total, folder=folder.name)
     return done
@@ -82,15 +99,17 @@ def _rounds(
     files: Sources,
     folder: Path,
     *,
-    frames: range,
+    wanted: range,
+    frames: int,
     done: Parts | None,
     settings: str,
 ) -> Iterator[Parts]:
-    """Encodes `frames`; yields what is written after each round."""
+    """Encodes the latent frames `wanted` of a video of `frames` frames; yields what is written after each round."""
     ranks = session.ranks
     blocks = encode_frames(
         encoder,
-        files.read(frames) if ranks.first else None,
+        files.read if ranks.first else None,
+        latent_frames=wanted,
         frames=frames,
         latent=job.latent,
         size=files.size,

@@ -219,14 +219,10 @@ class Job:
 
 
 def check_start(config: InputConfig, geometry: LatentGeometry) -> None:
-    """Raises InputError if a run is to start from a video or pictures with a model that has no latents of single
-    frames.
-    """
-    given = {"input.video": config.video, **config.pictures}
-    for name, value in given.items() if geometry.time_downscale > 1 else ():
-        if value is not None:
-            problem = "needs a model with latents for each frame, which this one does not have"
-            raise InputError(name, value, "use another model, such as videocrafter2", problem=problem)
+    """Raises InputError if frames are to be held to pictures by a model that has no latents of single frames."""
+    for name, value in config.pictures.items() if geometry.time_downscale > 1 else ():
+        problem = "needs a model with latents for each frame, which this one does not have"
+        raise InputError(name, value, "use another model, such as videocrafter2", problem=problem)
 
 
 def prepare(config: RunConfig, place: Place | None = None, *, like: Job | None = None) -> Job:

@@ -188,11 +188,11 @@ class Pipeline:
                 return None
             for concern in sources.concerns():
                 warn(concern)
-            frames = range(sources.frames)
             blocks = encode_frames(
                 encoder,
-                sources.read(frames),
-                frames=frames,
+                sources.read,
+                latent_frames=range(job.card.geometry.latent_frames(sources.frames)),
+                frames=sources.frames,
                 latent=job.latent,
                 size=sources.size,
                 ranks=self._ranks,

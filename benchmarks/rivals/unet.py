@@ -13,10 +13,10 @@ from pathlib import Path
 import torch
 from diffusers import UNet3DConditionModel
 
+from vinfinity.bench.denoiser import call_inputs, timed_call
 from vinfinity.bench.report import write_json
 from vinfinity.bench.subjects import find_subject
 from vinfinity.bench.timing import time_in_turn
-from vinfinity.bench.unet import call_inputs, timed_call
 from vinfinity.models.unet3d.unet import UNet
 from vinfinity.parallel.shards import FrameShards
 from vinfinity.planning.trace import TIMESTEP
@@ -56,6 +56,8 @@ def main() -> None:
     torch.set_num_threads(options.threads)
     subject = find_subject(options.model)
     ours = subject.load(DTYPES[options.dtype], options.device)
+    if not isinstance(ours, UNet):
+        parser.error(f"--model: {options.model} has no UNet")
     rival = rival_of(ours)
     shape = subject.call_shape(ours, shards=FrameShards(options.frames))
     x, text = call_inputs(shape, device=options.device)

@@ -70,7 +70,7 @@ def unet_time() -> str:
     ]
     return chart(
         "Time of a UNet call, relative to diffusers",
-        "one thread of an AMD EPYC with AVX-512, median and range; the dashed line is diffusers (make bench-unet)",
+        "one thread of an AMD EPYC with AVX-512, median and range; the dashed line is diffusers (make bench-denoiser)",
         bars,
         most=1.05,
         mark=1.0,

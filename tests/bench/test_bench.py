@@ -6,20 +6,27 @@ from pathlib import Path
 
 import pytest
 import torch
+from oracles.wan import save_wan
 
 from vinfinity.bench import report
 from vinfinity.bench.decode import measure_decoding, slope
+from vinfinity.bench.denoiser import time_denoiser, timed_call
 from vinfinity.bench.exchange import count_traffic
 from vinfinity.bench.memory import check_footprint
 from vinfinity.bench.scaling import measure_scaling
 from vinfinity.bench.subjects import find_subject, inner_rank_call
 from vinfinity.bench.timing import time_in_turn
-from vinfinity.bench.unet import time_unet, timed_call
 from vinfinity.bench.whole import measure_runs
 from vinfinity.config import DecodeConfig
 from vinfinity.errors import InputError, VinfinityError
-from vinfinity.models.unet3d.unet import compile_blocks
 from vinfinity.parallel.scopes import Scopes
+from vinfinity.parallel.shards import FrameShards
+from vinfinity.weights.card import planned_card
+
+
+@pytest.fixture(scope="module")
+def wan(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return save_wan(tmp_path_factory.mktemp("wan") / "tiny")
 
 
 def test_an_inner_rank_rarely_waits_and_sends_half_the_bytes_of_keys_and_values() -> None:
@@ -102,13 +109,38 @@ def test_calls_are_timed_in_turn_and_compared_round_by_round() -> None:
 
 def test_a_unet_call_is_timed_in_each_precision(model_folder: Path, tmp_path: Path) -> None:
     subject = find_subject(str(model_folder), size=(32, 32))
-    times = time_unet(subject, frames=3, dtypes=("fp32", "bf16"), compiled=False, rounds=2, device="cpu")
+    times = time_denoiser(subject, frames=3, dtypes=("fp32", "bf16"), compiled=False, rounds=2, device="cpu")
     measured = [(subject.title(3), times)]
-    rows = report.unet_table(measured)
+    rows = report.denoiser_table(measured)
     assert [row[0].rpartition(", ")[2] for row in rows[1:]] == ["fp32", "bf16"]
-    report.write_json(tmp_path / "unet.json", report.unet_json(measured))
+    report.write_json(tmp_path / "unet.json", report.denoiser_json(measured))
     (written,) = json.loads((tmp_path / "unet.json").read_text())
     assert [len(seconds) for seconds in written["seconds"].values()] == [2, 2]
+
+
+def test_a_call_of_a_transformer_is_timed_by_frames_of_the_video(wan: Path) -> None:
+    subject = find_subject(str(wan), size=(32, 16))
+    assert subject.title(9) == f"{wan.name}, 9 frames of 3x4x2"
+    network = subject.load(torch.float32, "cpu")
+    assert timed_call(subject, network, frames=9)().shape == (2, 4, 3, 2, 4)
+    times = time_denoiser(subject, frames=9, dtypes=("fp32", "bf16"), compiled=False, rounds=2, device="cpu")
+    assert {name: len(seconds) for name, seconds in times.seconds.items()} == {"fp32": 2, "bf16": 2}
+
+
+def test_wan_of_random_weights_has_the_published_shapes() -> None:
+    subject = find_subject("wan")
+    assert subject.title(81) == "Wan 2.1 1.3B with random weights, 81 frames of 21x104x60"
+    network = subject.load(torch.bfloat16, "meta")
+    card = planned_card("wan2.1-1.3b")
+    assert (subject.config, subject.geometry) == (card.configs["transformer"], card.geometry)
+    assert (subject.text_tokens, subject.trained_frames) == (card.text_length, 21)
+    assert sum(parameter.numel() for parameter in network.parameters()) == pytest.approx(1.42e9, rel=1e-3)
+    # the attention of a long video, too
+    shape = subject.call_shape(network, shards=FrameShards(40), scopes=subject.scopes)
+    assert (shape.dtype, shape.joint, shape.trained_frames) == (torch.bfloat16, "auto", 21)
+    assert shape.scopes is not None
+    found = {"attention.local": shape.scopes.local, "attention.anchors": shape.scopes.anchors}
+    assert found.items() <= dict(card.defaults).items()
 
 
 def test_scaling_compares_one_rank_with_several(model_folder: Path) -> None:
@@ -129,10 +161,16 @@ def test_whole_runs_are_measured_by_length(model_folder: Path) -> None:
         measure_runs((3,), ["stepz=1"], model=str(model_folder))
 
 
+def test_ranks_share_the_latent_frames_of_a_transformer(wan: Path) -> None:
+    """89 frames are 23 latent frames, more than in training."""
+    times = measure_scaling(str(wan), ranks=2, frames=89, rounds=1, device="cpu", size=(32, 16))
+    assert {name: len(seconds) for name, seconds in times.seconds.items()} == {"alone": 1, "together": 1}
+
+
 @pytest.mark.slow
 def test_compiled_layers_give_the_same_output(model_folder: Path) -> None:
     subject = find_subject(str(model_folder), size=(32, 32))
     plain, compiled = (subject.load(torch.float32, "cpu") for _ in range(2))
-    compile_blocks(compiled)
+    subject.family.compile(compiled)
     expected, output = (timed_call(subject, unet, frames=3)() for unet in (plain, compiled))
     torch.testing.assert_close(output, expected, atol=1e-4, rtol=1e-4)

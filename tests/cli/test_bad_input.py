@@ -308,9 +308,9 @@ def other_numbers(draw: Draw, place: Place) -> Arguments:
     """Options that are numbers, but not settings of a run."""
     command, flag = draw.choice(
         [
-            (["bench", "unet"], "--frames"),
-            (["bench", "unet"], "--rounds"),
-            (["bench", "unet"], "--threads"),
+            (["bench", "denoiser"], "--frames"),
+            (["bench", "denoiser"], "--rounds"),
+            (["bench", "denoiser"], "--threads"),
             (["bench", "scaling"], "--ranks"),
             (["bench", "e2e"], "--frames"),
             (["bench", "exchange"], "--local"),
@@ -380,7 +380,7 @@ def other_outputs(draw: Draw, place: Place) -> Arguments:
     names = ["a\nb.json", long_name(draw, ".json"), "/dev/null/a.json", str(place.folder), "a\udcff.json"]
     if draw.random() < 0.4:
         return ["models", "convert", str(place.model), draw.choice([*names, str(place.model)])]
-    command = draw.choice([["unet"], ["scaling"], ["e2e"], ["exchange"], ["memory"], ["decode"]])
+    command = draw.choice([["denoiser"], ["scaling"], ["e2e"], ["exchange"], ["memory"], ["decode"]])
     return ["bench", *command, "--out", draw.choice(names)]
 
 
@@ -567,10 +567,19 @@ def test_the_installed_command_refuses_every_case_in_one_line(
         (("redo", "RUN", "--frames", "1:3", "--seed", "010"), "seed: 010 (--seed) is not a whole number"),
         (("redo", "RUN", "--frames", "01:3"), "--frames: 01:3 is not a range of frames; write it as FROM:TO"),
         (("extend", "RUN", "--frames", "+010"), "--frames: +010 is not a number of frames to append"),
-        (("bench", "unet", "--frames", "010"), "--frames: 010 is not a whole number; write it in decimal"),
+        (
+            ("bench", "denoiser", "--frames", "010"),
+            "--frames: 010 is not a whole number; write it in decimal",
+        ),
         (("plan", "-p", "x", "--device-memory", "1_0"), "--device-memory: 1_0 is not a number; write it in"),
-        (("bench", "unet", "--out", "a\nb.json"), r"--out: 'a\nb.json' has a line break or another control"),
-        (("bench", "unet", "--dtype", "fp61"), "--dtype: 'fp61' is not one of 'fp32', 'fp16', 'bf16'; see"),
+        (
+            ("bench", "denoiser", "--out", "a\nb.json"),
+            r"--out: 'a\nb.json' has a line break or another control",
+        ),
+        (
+            ("bench", "denoiser", "--dtype", "fp61"),
+            "--dtype: 'fp61' is not one of 'fp32', 'fp16', 'bf16'; see",
+        ),
         (("models", "convert", "a", "b", "--dtype", "fp61"), "--dtype: 'fp61' is not one of 'fp32'"),
         (("redo", "RUN"), "Missing option '--frames'; see `vinfinity redo --help`"),
     ],

@@ -288,10 +288,10 @@ def test_frames_beyond_31_bits_are_refused() -> None:
         plan_blocks(DecodeConfig(), WanVAEConfig(), (270, 480))
 
 
-def test_starting_from_a_video_or_pictures_is_refused_for_latents_of_several_frames() -> None:
-    check_start(InputConfig(video="a.mp4"), LatentGeometry(4, 8))
-    check_start(InputConfig(), LatentGeometry(16, 8, time_downscale=4))
-    for field in ("video", "first_frame", "last_frame"):
+def test_frames_are_not_held_to_pictures_with_latents_of_several_frames() -> None:
+    check_start(InputConfig(first_frame="a.png"), LatentGeometry(4, 8))
+    check_start(InputConfig(video="a.mp4"), LatentGeometry(16, 8, time_downscale=4))
+    for field in ("first_frame", "last_frame"):
         given: dict[str, Any] = {field: "a.png"}
         with pytest.raises(
             InputError, match=rf"^input\.{field}: a\.png needs a model with latents for each frame"

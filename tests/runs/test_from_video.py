@@ -155,21 +155,22 @@ def test_any_number_of_ranks_makes_the_same_bits(model_folder: Path, film: Path,
 def test_memory_does_not_grow_with_the_video(model_folder: Path, tmp_path: Path) -> None:
     """Ten times the frames are encoded in the same memory."""
     from vinfinity.media.encode import encode_frames
-    from vinfinity.media.source import open_video, read_frames
+    from vinfinity.media.source import open_video
     from vinfinity.parallel.ranks import Ranks
+    from vinfinity.runs.sources import Sources
 
     encoder = load_encoder(model_folder / "vae", device="cpu", dtype=torch.float32)
     peaks = []
     for count in (200, 2000):
         source = open_video(str(write_film(tmp_path / f"{count}.mkv", frames_of(count))))
-        frames = range(count)
-        pictures = read_frames(source, fps=source.rate, frames=frames, size=SIZE, fit="cover")
+        sources = Sources([source], count, source.rate, SIZE, "cover")
         with LiveBytes("cpu") as live:
             encoded = 0
             for block in encode_frames(
                 encoder,
-                pictures,
-                frames=frames,
+                sources.read,
+                latent_frames=range(count),
+                frames=count,
                 latent=(4, 3, 4),
                 size=SIZE,
                 ranks=Ranks(torch.device("cpu")),
@@ -191,11 +192,18 @@ from vinfinity.parallel.ranks import Ranks
 from vinfinity.weights.load import load_encoder
 
 source = open_video(sys.argv[1])
-frames = range(len(source.times))
-pictures = read_frames(source, fps=source.rate, frames=frames, size=(32, 24), fit="cover")
+count, size = len(source.times), (32, 24)
 encoder = load_encoder(Path(sys.argv[2]), device="cpu", dtype=torch.float32)
 ranks = Ranks(torch.device("cpu"))
-blocks = encode_frames(encoder, pictures, frames=frames, latent=(4, 3, 4), size=(32, 24), ranks=ranks)
+blocks = encode_frames(
+    encoder,
+    lambda frames: read_frames(source, fps=source.rate, frames=frames, size=size, fit="cover"),
+    latent_frames=range(count),
+    frames=count,
+    latent=(4, 3, 4),
+    size=size,
+    ranks=ranks,
+)
 encoded = sum(len(block[0]) for block in blocks)
 # getrusage would count the process that started this one, too
 [peak] = [line.split()[1] for line in open("/proc/self/status") if line.startswith("VmHWM")]

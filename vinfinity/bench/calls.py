@@ -1,4 +1,4 @@
-"""Calls of a UNet as a run makes them: time and memory, beside what the plan says, and what a profiler sees."""
+"""Calls of a denoiser as a run makes them: time and memory, beside what the plan says, and what a profiler sees."""
 
 import statistics
 import time
@@ -6,25 +6,20 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 from torch.autograd import DeviceType
 from torch.profiler import ProfilerActivity, profile
 
-from vinfinity.bench.subjects import Subject
-from vinfinity.bench.unet import call_inputs
+from vinfinity.bench.denoiser import call_inputs
+from vinfinity.bench.subjects import Subject, dtype_of
 from vinfinity.denoise.execution import Execution
-from vinfinity.models.unet3d.unet import UNet
 from vinfinity.parallel.exchange import LocalExchange
-from vinfinity.parallel.scopes import Scopes
 from vinfinity.parallel.shards import FrameShards
 from vinfinity.planning.estimate import denoiser_products, work_seconds
 from vinfinity.planning.machines import GPUS, Gpu
 from vinfinity.planning.meter import LiveBytes
 from vinfinity.planning.trace import TIMESTEP, CallShape, network_call, parameter_bytes, trace_work
-from vinfinity.weights.dtypes import depends_on_shapes
 
-# of a long video, in its first phase
-SCOPES = Scopes(anchor_bias=10.0)
 # calls of the CUDA runtime that make the host wait for the device
 WAITS = ("cudaStreamSynchronize", "cudaDeviceSynchronize", "cudaEventSynchronize", "cudaMemcpy")
 OPERATIONS = 10
@@ -49,7 +44,7 @@ class DeviceMemory:
 
 @dataclass(frozen=True)
 class CallFigures:
-    """A call of a UNet with `execution.branches` guidance branches.
+    """A call of a denoiser with `execution.branches` guidance branches.
 
     seconds: the median of several calls. planned: by the plan's rule for this GPU, None if it is not among the known
     ones. traced, traced_host: bytes on the device and on the host, by the plan's trace. memory: None on the CPU.
@@ -76,14 +71,19 @@ class Profile:
 
 
 def prepare_call(
-    subject: Subject, unet: UNet, *, frames: int, execution: Execution
+    subject: Subject, network: nn.Module, *, frames: int, execution: Execution
 ) -> tuple[CallShape, Callable[[], Tensor]]:
-    """A call of `unet`, which is `subject` loaded, on one rank that holds the whole video. Returns its shapes, too."""
-    device = unet.conv_in.weight.device
-    grouped = depends_on_shapes(unet.conv_in.weight.dtype, device.type)
-    shape = subject.call_shape(unet, shards=FrameShards.of(frames, grouped=grouped), scopes=SCOPES)
+    """A call of `network`, which is `subject` loaded, on one rank that holds the whole video, with its shapes.
+
+    frames: of the video.
+    """
+    device = next(network.parameters()).device
+    grouped = subject.grouped(dtype_of(network), device.type)
+    shards = FrameShards.of(subject.geometry.latent_frames(frames), grouped=grouped)
+    scopes = subject.scopes if shards.frames > subject.trained_frames else None
+    shape = subject.call_shape(network, shards=shards, scopes=scopes)
     x, text = call_inputs(shape, device=str(device))
-    call = network_call(shape, execution, LocalExchange(), network=unet, text=text[: execution.branches])
+    call = network_call(shape, execution, LocalExchange(), network=network, text=text[: execution.branches])
 
     def run() -> Tensor:
         with torch.inference_mode():
@@ -93,12 +93,18 @@ def prepare_call(
 
 
 def measure_call(
-    subject: Subject, unet: UNet, *, frames: int, execution: Execution, rounds: int, gpu: Gpu | None = None
+    subject: Subject,
+    network: nn.Module,
+    *,
+    frames: int,
+    execution: Execution,
+    rounds: int,
+    gpu: Gpu | None = None,
 ) -> CallFigures:
     """Time and memory of a call, after one that warms up. gpu: published figures, for the plan's time."""
-    device = unet.conv_in.weight.device
+    device = next(network.parameters()).device
     on_gpu = device.type == "cuda"
-    shape, call = prepare_call(subject, unet, frames=frames, execution=execution)
+    shape, call = prepare_call(subject, network, frames=frames, execution=execution)
     call()
     if on_gpu:
         torch.cuda.synchronize(device)

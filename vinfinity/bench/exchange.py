@@ -4,18 +4,18 @@ from dataclasses import dataclass, replace
 
 import torch
 
+from vinfinity.bench.denoiser import timed_call
 from vinfinity.bench.subjects import find_subject
 from vinfinity.bench.timing import Times, time_in_turn
-from vinfinity.bench.unet import timed_call
 from vinfinity.parallel.exchange import FrameExchange, OwnFrames
 from vinfinity.parallel.launch import launch
 from vinfinity.parallel.ranks import Ranks
 from vinfinity.parallel.scopes import Scopes
 from vinfinity.planning.trace import ONE_CHUNK, TIMESTEP, CallShape, network_call
-from vinfinity.weights.dtypes import depends_on_shapes, pick_dtype
+from vinfinity.weights.dtypes import pick_dtype
 
 ATTENTION = ("temporal attention 1", "temporal attention 2")
-# frames of each rank in a timed call
+# latent frames of each rank in a timed call
 FRAMES = 24
 
 
@@ -72,7 +72,7 @@ class TimingRequest:
 
 
 def time_exchange(model: str, *, ranks: int, scopes: Scopes, rounds: int, device: str) -> Times:
-    """Times UNet calls on real ranks, with the exchange and without (each rank uses its own frames instead).
+    """Times calls of the denoiser on real ranks, with the exchange and without (each rank uses its own frames instead).
 
     Raises InputError if `model` does not exist, before ranks start.
     """
@@ -83,13 +83,14 @@ def time_exchange(model: str, *, ranks: int, scopes: Scopes, rounds: int, device
 
 def _time_on_rank(request: TimingRequest, ranks: Ranks) -> Times:
     subject = find_subject(request.model)
-    dtype = pick_dtype("auto", ranks.device)
-    unet, grouped = subject.load(dtype, str(ranks.device)), depends_on_shapes(dtype, ranks.device.type)
-    frames = FRAMES * ranks.size
-    team = ranks.team(frames, split=False, grouped=grouped)
+    dtype = pick_dtype("auto", ranks.device, half=subject.family.half)
+    network = subject.load(dtype, str(ranks.device))
+    latent_frames = FRAMES * ranks.size
+    frames = subject.geometry.frames(latent_frames)
+    team = ranks.team(latent_frames, split=False, grouped=subject.grouped(dtype, ranks.device.type))
     exchanges: dict[str, FrameExchange] = {"exchanged": team.exchange(), "local": OwnFrames()}
     calls = {
-        name: timed_call(subject, unet, frames=frames, scopes=request.scopes, team=team, exchange=exchange)
+        name: timed_call(subject, network, frames=frames, scopes=request.scopes, team=team, exchange=exchange)
         for name, exchange in exchanges.items()
     }
     return time_in_turn(calls, rounds=request.rounds, barrier=lambda: ranks.collect(None))

@@ -45,12 +45,12 @@ def write_records(path: Path, records: Sequence[Mapping[str, object]]) -> None:
         writer.writerows(records)
 
 
-# ---- vinfinity bench unet ----
+# ---- vinfinity bench denoiser ----
 
 
-def unet_table(measured: Sequence[tuple[str, Times]]) -> Rows:
+def denoiser_table(measured: Sequence[tuple[str, Times]]) -> Rows:
     """measured: (title, times of each variant). Ratios are to the first variant."""
-    rows: Rows = [("UNet call", "seconds", "ratio")]
+    rows: Rows = [("call", "seconds", "ratio")]
     for title, times in measured:
         first = next(iter(times.seconds))
         for name in times.seconds:
@@ -59,7 +59,7 @@ def unet_table(measured: Sequence[tuple[str, Times]]) -> Rows:
     return rows
 
 
-def unet_json(measured: Sequence[tuple[str, Times]]) -> list[dict[str, Any]]:
+def denoiser_json(measured: Sequence[tuple[str, Times]]) -> list[dict[str, Any]]:
     """measured: (title, times of each variant)."""
     return [{"shape": title, "seconds": dict(times.seconds)} for title, times in measured]
 
@@ -72,7 +72,7 @@ def scaling_table(times: Times, *, ranks: int, frames: int) -> Rows:
     ratios = times.ratios("alone", "together")
     low, middle, high = (ratios[i] / ranks for i in (0, len(ratios) // 2, -1))
     return [
-        ("video", f"{frames} frames, one UNet call, both guidance branches"),
+        ("video", f"{frames} frames, one call, both guidance branches"),
         ("one rank", f"{times.median('alone'):.3f} s"),
         (f"{ranks} ranks", f"{times.median('together'):.3f} s"),
         ("efficiency", f"{middle:.3f} ({low:.3f} to {high:.3f})"),

@@ -1,105 +1,171 @@
-"""The UNets that benchmarks measure, and the shapes that they are called with."""
+"""The denoising networks that benchmarks measure, and the shapes that they are called with."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Hashable
 from dataclasses import dataclass
 from functools import partial
-from pathlib import Path
-from typing import cast
+from typing import Any
 
 import torch
+from torch import nn
 
 from vinfinity.config import parse_size
-from vinfinity.errors import InputError
+from vinfinity.models.family import Family
 from vinfinity.models.geometry import LatentGeometry
 from vinfinity.models.unet3d.family import UNET3D
-from vinfinity.models.unet3d.unet import UNet, UNetConfig
+from vinfinity.models.unet3d.unet import UNetConfig
+from vinfinity.models.wan.configs import TransformerConfig
+from vinfinity.models.wan.family import TEXT_LENGTH, WAN
 from vinfinity.parallel.scopes import Scopes
 from vinfinity.parallel.shards import FrameShards
 from vinfinity.planning.trace import CallShape
 from vinfinity.weights.card import read_card
+from vinfinity.weights.dtypes import depends_on_shapes
 from vinfinity.weights.load import channels_last, load_network
 
 VIDEOCRAFTER2 = UNetConfig(fps_cond=True)
 # 353 M parameters
 MEDIUM = UNetConfig(block_out_channels=(160, 320, 640, 640), attention_head_dim=32, cross_attention_dim=512)
-MEDIUM_SIZE = (256, 160)
+# Wan 2.1 1.3B
+WAN_SMALL = TransformerConfig(num_attention_heads=12, ffn_dim=8960, num_layers=30)
+UNET_GEOMETRY = LatentGeometry(channels=4, downscale=8)
+WAN_GEOMETRY = LatentGeometry(channels=16, downscale=8, time_downscale=4, multiple=2)
+# scopes of a long video, in its first phase
+UNET_SCOPES, WAN_SCOPES = Scopes(anchor_bias=10.0), Scopes(local=4, anchors=12)
 # of VideoCrafter2
 LARGE_SIZE = (512, 320)
-# UNets with random weights, and the sizes of their frames
-RANDOM = {"medium": (MEDIUM, MEDIUM_SIZE), "large": (VIDEOCRAFTER2, LARGE_SIZE)}
-TITLES = {"medium": "353 M parameters", "large": "VideoCrafter2 with random weights"}
-# of all of these
-GEOMETRY = LatentGeometry(channels=4, downscale=8)
 
 
 @dataclass(frozen=True)
 class Subject:
-    """A UNet that can be loaded and timed. latent: (h, w). text_tokens: length of the text states."""
+    """A denoising network that can be loaded and timed.
+
+    config: of the network, as its family reads it. latent: (h, w). text_tokens: length of the text states.
+    trained_frames: latent frames of the training clips. load: the network, of a precision, on a device.
+    """
 
     name: str
+    family: Family
+    config: Hashable
+    geometry: LatentGeometry
     latent: tuple[int, int]
     text_tokens: int
-    load: Callable[[torch.dtype, str], UNet]
+    trained_frames: int
+    load: Callable[[torch.dtype, str], nn.Module]
+
+    @property
+    def joint(self) -> bool:
+        """Whether it computes a latent frame at a time."""
+        return self.family.denoiser_traits(self.config).joint
+
+    @property
+    def scopes(self) -> Scopes:
+        """Those of a long video."""
+        return WAN_SCOPES if self.joint else UNET_SCOPES
 
     def title(self, frames: int) -> str:
         """The name of a call with that many frames, for tables."""
-        return f"{self.name}, {frames} frames of {self.latent[1]}x{self.latent[0]}"
+        latent_frames = self.geometry.latent_frames(frames)
+        times = f"{latent_frames}x" if latent_frames != frames else ""
+        return f"{self.name}, {frames} frames of {times}{self.latent[1]}x{self.latent[0]}"
+
+    def grouped(self, dtype: torch.dtype, device: str) -> bool:
+        """Whether ranks compute whole groups of frames. device: its type."""
+        return not self.joint and depends_on_shapes(dtype, device)
 
     def call_shape(
-        self, unet: UNet, *, shards: FrameShards, rank: int = 0, scopes: Scopes | None = None
+        self, network: nn.Module, *, shards: FrameShards, rank: int = 0, scopes: Scopes | None = None
     ) -> CallShape:
-        """A rank's call. unet: this subject, loaded. scopes: None for plain attention, as in the base model."""
+        """A rank's call. network: this subject, loaded. shards: of latent frames. scopes: None for plain attention, as
+        in the base model.
+        """
         return CallShape(
-            family=UNET3D,
-            config=unet.config,
+            family=self.family,
+            config=self.config,
             shards=shards,
             rank=rank,
             latent=self.latent,
             scopes=scopes,
-            dtype=unet.conv_in.weight.dtype,
+            dtype=dtype_of(network),
+            trained_frames=self.trained_frames,
             text_tokens=self.text_tokens,
+            joint="auto" if self.joint else None,
         )
 
 
+def dtype_of(network: nn.Module) -> torch.dtype:
+    """The type of a network's arithmetic: that of its weights, of which some may stay in fp32."""
+    return min((parameter.dtype for parameter in network.parameters()), key=lambda dtype: dtype.itemsize)
+
+
 def find_subject(model: str, *, size: tuple[int, int] | None = None) -> Subject:
-    """The UNet of a model given by name or folder, or `medium` or `large`, which have random weights and need no files.
+    """The denoiser of a model given by name or folder, or one of `RANDOM`, which have random weights and need no files.
 
     size: (width, height) in pixels, None for the model's own. Raises InputError.
     """
     if model in RANDOM:
-        config, own_size = RANDOM[model]
-        latent = GEOMETRY.latent_size(size or own_size)[1:]
-        return Subject(TITLES[model], latent, 77, partial(_random_unet, config))
+        return RANDOM[model](size)
     card = read_card(model)
-    if card.family.name != UNET3D.name:
-        remedy = (
-            "name a UNet, such as zeroscope or large; `vinfinity bench e2e` times whole runs of any model"
-        )
-        raise InputError("model", model, remedy, problem="has no UNet")
-    latent = card.geometry.latent_size(size or parse_size(str(card.defaults["size"])))[1:]
+    family, geometry = card.family, card.geometry
+    network, folder = family.networks[family.denoiser], card.folder / family.denoiser
     return Subject(
-        card.name,
-        latent,
-        card.text_length,
-        lambda dtype, device: load_unet(card.folder / "unet", device=device, dtype=dtype),
+        name=card.name,
+        family=family,
+        config=card.configs[family.denoiser],
+        geometry=geometry,
+        latent=geometry.latent_size(size or parse_size(str(card.defaults["size"])))[1:],
+        text_tokens=card.text_length,
+        trained_frames=geometry.latent_frames(card.trained_frames),
+        load=lambda dtype, device: load_network(network, folder, device=device, dtype=dtype),
     )
 
 
-def load_unet(folder: Path, *, device: str, dtype: torch.dtype) -> UNet:
-    """The UNet in `folder`. Raises WeightsError."""
-    network = UNET3D.networks[UNET3D.denoiser]
-    return cast(UNet, load_network(network, folder, device=device, dtype=dtype))
+def _random_unet(title: str, config: UNetConfig, own_size: tuple[int, int]) -> Callable[..., Subject]:
+    def subject(size: tuple[int, int] | None) -> Subject:
+        return Subject(
+            name=title,
+            family=UNET3D,
+            config=config,
+            geometry=UNET_GEOMETRY,
+            latent=UNET_GEOMETRY.latent_size(size or own_size)[1:],
+            text_tokens=77,
+            trained_frames=16,
+            load=partial(_random, UNET3D, config),
+        )
+
+    return subject
 
 
-def _random_unet(config: UNetConfig, dtype: torch.dtype, device: str) -> UNet:
-    """A UNet with random weights, in the types that loading gives it."""
+def _random_wan(size: tuple[int, int] | None) -> Subject:
+    return Subject(
+        name="Wan 2.1 1.3B with random weights",
+        family=WAN,
+        config=WAN_SMALL,
+        geometry=WAN_GEOMETRY,
+        latent=WAN_GEOMETRY.latent_size(size or (832, 480))[1:],
+        text_tokens=TEXT_LENGTH,
+        trained_frames=WAN_GEOMETRY.latent_frames(WAN.trained_frames),
+        load=partial(_random, WAN, WAN_SMALL),
+    )
+
+
+def _random(family: Family, config: Any, dtype: torch.dtype, device: str) -> nn.Module:
+    """A network with random weights, in the types that loading gives it."""
     torch.manual_seed(0)
+    network = family.networks[family.denoiser]
     with torch.device(device):
-        unet = UNet(config).eval().requires_grad_(False)
-    kept = UNET3D.networks[UNET3D.denoiser].fp32_parameters(unet)
-    for name, parameter in unet.named_parameters():
+        made = network.build(config).eval().requires_grad_(False)
+    kept = network.fp32_parameters(made)
+    for name, parameter in made.named_parameters():
         parameter.data = channels_last(parameter.data if name in kept else parameter.data.to(dtype))
-    return unet
+    return made
+
+
+# Networks with random weights, for a size in pixels or None for their own.
+RANDOM: dict[str, Callable[[tuple[int, int] | None], Subject]] = {
+    "medium": _random_unet("353 M parameters", MEDIUM, (256, 160)),
+    "large": _random_unet("VideoCrafter2 with random weights", VIDEOCRAFTER2, LARGE_SIZE),
+    "wan": _random_wan,
+}
 
 
 def inner_rank_call(
@@ -120,7 +186,7 @@ def inner_rank_call(
         config=unet,
         shards=FrameShards.of(frames * ranks, ranks, grouped=dtype != torch.float32),
         rank=ranks // 2,
-        latent=GEOMETRY.latent_size(size)[1:],
+        latent=UNET_GEOMETRY.latent_size(size)[1:],
         scopes=scopes,
         dtype=dtype,
     )

@@ -24,8 +24,9 @@ Out = Annotated[
 Model = Annotated[
     str,
     typer.Option(
-        metavar="mini|medium|large|FOLDER",
-        help="Model to time; medium and large have random weights, and the shapes of large are VideoCrafter2's.",
+        metavar="mini|medium|large|wan|FOLDER",
+        help="Model to time; medium, large and wan have random weights, large and wan the shapes of VideoCrafter2 and "
+        "Wan 2.1 1.3B.",
     ),
 ]
 AnyModel = Annotated[str, typer.Option(metavar="mini|FOLDER|NAME", help="Model to run.")]
@@ -53,14 +54,14 @@ def check_out(out: Path | None) -> None:
 
 
 @bench.command()
-def unet(
+def denoiser(
     context: typer.Context,
     model: Annotated[
         list[str] | None,
         typer.Option(
-            metavar="mini|medium|large|FOLDER",
-            help="Model whose UNet is timed; medium has 353 M random parameters, large the shapes of VideoCrafter2 "
-            "(1,413 M). May be repeated.",
+            metavar="mini|medium|large|wan|FOLDER",
+            help="Model whose UNet or transformer is timed; medium, large and wan have random weights: 353 M "
+            "parameters, VideoCrafter2's 1,413 M, and the 1,419 M of Wan 2.1 1.3B. May be repeated.",
             show_default="mini and medium",
         ),
     ] = None,
@@ -70,7 +71,7 @@ def unet(
             metavar="N",
             parser=number(int),
             help="Number of frames in a call; may be repeated.",
-            show_default="16 and 96; 16 for medium and large",
+            show_default="16 and 96; only 16 for random weights",
         ),
     ] = None,
     size: ModelSize = None,
@@ -80,7 +81,7 @@ def unet(
             metavar="fp32|fp16|bf16", help="Precision; may be repeated.", show_default="fp32 and bf16"
         ),
     ] = None,
-    compile: Annotated[bool, typer.Option("--compile", help="Time the compiled UNet, too.")] = False,
+    compile: Annotated[bool, typer.Option("--compile", help="Time the compiled network, too.")] = False,
     rounds: Rounds = 5,
     threads: Annotated[int, typer.Option(metavar="N", help="Number of CPU threads.", parser=number(int))] = 1,
     device: Annotated[
@@ -89,9 +90,9 @@ def unet(
     out: Out = None,
     debug: Debug = False,
 ) -> None:
-    """Time a UNet call with both guidance branches and plain attention, by precision, and compiled.
+    """Time a call of the UNet or transformer with both guidance branches and plain attention, by precision, compiled.
 
-    benchmarks/rivals/unet.py compares it with diffusers' UNet.
+    benchmarks/rivals/unet.py compares a UNet with diffusers'.
     """
     with reported(context, debug=debug) as shutdown:
         check_out(out)
@@ -101,8 +102,8 @@ def unet(
         import torch
 
         from vinfinity.bench import report
-        from vinfinity.bench.subjects import find_subject
-        from vinfinity.bench.unet import time_unet
+        from vinfinity.bench.denoiser import time_denoiser
+        from vinfinity.bench.subjects import RANDOM, find_subject
         from vinfinity.parallel.devices import pick_device
 
         kind = pick_device(device).type
@@ -110,8 +111,8 @@ def unet(
         measured = []
         for name in model or ("mini", "medium"):
             subject = find_subject(name, size=pixels)
-            for count in frames or ((16,) if name in ("medium", "large") else (16, 96)):
-                times = time_unet(
+            for count in frames or ((16,) if name in RANDOM else (16, 96)):
+                times = time_denoiser(
                     subject,
                     frames=count,
                     dtypes=dtype or ("fp32", "bf16"),
@@ -120,9 +121,9 @@ def unet(
                     device=kind,
                 )
                 measured.append((subject.title(count), times))
-        print_columns(report.unet_table(measured))
+        print_columns(report.denoiser_table(measured))
         if out is not None:
-            report.write_json(out, report.unet_json(measured))
+            report.write_json(out, report.denoiser_json(measured))
 
 
 @bench.command()
@@ -133,24 +134,29 @@ def scaling(
         typer.Option(metavar="N", help="Number of ranks that share the video.", parser=number(int, least=2)),
     ] = 2,
     frames: Frames = 192,
+    size: ModelSize = None,
     model: Model = "mini",
     rounds: Rounds = 9,
     device: OnDevice = "auto",
     out: Out = None,
     debug: Debug = False,
 ) -> None:
-    """Time a UNet call on one rank and on several that share it, in turn; on CPUs each rank has one thread."""
+    """Time a call of the UNet or transformer on one rank and on several that share it, in turn.
+
+    On CPUs, each rank has one thread.
+    """
     with reported(context, debug=debug) as shutdown:
         check_out(out)
         if frames < ranks:
             problem = "is more than the number of frames"
             raise InputError("--ranks", ranks, f"give at most {frames}", problem=problem)
+        pixels = None if size is None else parse_size(size)
         import_engine()
         shutdown.reaction = Reaction.UNWIND
         from vinfinity.bench import report
         from vinfinity.bench.scaling import measure_scaling
 
-        times = measure_scaling(model, ranks=ranks, frames=frames, rounds=rounds, device=device)
+        times = measure_scaling(model, ranks=ranks, frames=frames, rounds=rounds, device=device, size=pixels)
         print_columns(report.scaling_table(times, ranks=ranks, frames=frames))
         if out is not None:
             report.write_json(out, times)
@@ -234,7 +240,7 @@ def exchange(
 ) -> None:
     """Count what an inner rank of VideoCrafter2's UNet sends and how often it waits, and time it on this machine.
 
-    Counting needs neither weights nor GPUs. With --timed, UNet calls that exchange frames alternate with calls that use
+    Counting needs neither weights nor GPUs. With --timed, calls that exchange frames alternate with calls that use
     the rank's own frames instead; the ratio of their times is the cost of synchronisation.
     """
     with reported(context, debug=debug) as shutdown:

@@ -55,14 +55,33 @@ class DecoderStream(Protocol):
         ...
 
 
+class EncoderStream(Protocol):
+    """Encodes the frames of a video in order.
+
+    first: the latent frame that the first call must give. It may come before the one that was asked for: what a causal
+    encoder needs of the video so far. Until then, latents are not those of the whole video.
+    """
+
+    @property
+    def first(self) -> int: ...
+
+    def encode(self, pictures: Tensor) -> Tensor:
+        """The latents (b, c, h, w) of the next latent frames as the diffusion model sees them.
+
+        pictures: all those of these latent frames, (f, 3, H, W) in [-1, 1]; of one latent frame if the encoder is
+        causal.
+        """
+        ...
+
+
 class Encoder(Protocol):
-    """Encodes pictures to latents, each frame independently of the others."""
+    """Encodes pictures to latents."""
 
     @property
     def config(self) -> AutoencoderConfig: ...
 
-    def to_latents(self, pictures: Tensor) -> Tensor:
-        """pictures: (b, 3, H, W) in [-1, 1]. Returns (b, c, h, w) as the diffusion model sees them."""
+    def encoder_stream(self, start: int = 0) -> EncoderStream:
+        """Encodes from the latent frame `start` on, exactly as if the whole video were encoded."""
         ...
 
     def parameters(self) -> Iterator[nn.Parameter]: ...
@@ -111,10 +130,24 @@ class FrameStream:
         yield self._decode(latents)
 
 
+class FrameEncoderStream:
+    """The stream of an encoder for which each frame is independent of the others."""
+
+    def __init__(self, encode: Callable[[Tensor], Tensor], start: int) -> None:
+        self._encode, self.first = encode, start
+
+    def encode(self, pictures: Tensor) -> Tensor:
+        return self._encode(pictures)
+
+
 class Framewise(nn.Module):
     """A base for autoencoders for which each frame is independent of the others."""
 
     restart_cost = 0.0
+
+    def to_latents(self, pictures: Tensor) -> Tensor:
+        """pictures: (b, 3, H, W) in [-1, 1]. Returns (b, c, h, w) as the diffusion model sees them."""
+        raise NotImplementedError
 
     def decode(self, latents: Tensor) -> Tensor:
         """latents: (b, c, h, w) as the diffusion model leaves them. Returns (b, 3, H, W), about [-1, 1]."""
@@ -123,3 +156,7 @@ class Framewise(nn.Module):
     def stream(self, start: int = 0) -> FrameStream:
         """Decodes from the latent frame `start` on."""
         return FrameStream(self.decode, start)
+
+    def encoder_stream(self, start: int = 0) -> FrameEncoderStream:
+        """Encodes from the frame `start` on."""
+        return FrameEncoderStream(self.to_latents, start)

@@ -128,13 +128,15 @@ def trace_memory(run: Outline, execution: Execution) -> RunMemory:
 
 
 def _reading(run: Outline) -> int:
-    """Bytes on rank 0 while the video or the pictures to start from are read: a block for each rank, as pictures and as
-    one tensor, and the frames of the file.
+    """Bytes on rank 0 while the video or the pictures to start from are read: what each rank encodes at once, as
+    pictures and as one tensor, and the frames of the file.
 
     The file's size is not known to a plan, which needs no files; it is taken for that of the video.
     """
     width, height = run.size
-    frames = (run.ranks + 1) * run.encoded_at_once * width * height * 3
+    frames = (
+        (run.encoding_ranks + 1) * run.encoded_at_once * run.card.geometry.time_downscale * width * height * 3
+    )
     return frames + READ_FRAMES * width * height * 3 // 2 if run.encoder is not None else 0
 
 

@@ -175,14 +175,24 @@ class Outline:
         return _own_encoder(self.card.family, self.card.configs[AUTOENCODER])
 
     @property
-    def encoded_at_once(self) -> int:
-        """Frames that a rank encodes at once."""
-        encoder = self.encoder
+    def encoded_block(self) -> int:
+        """Latent frames of a block that a rank encodes."""
+        encoder, config = self.encoder, self.config
         if encoder is None:
             return 0
-        config = self.config
-        frames = config.frames if config.starts_from_video else len(config.input.pictures)
+        frames = self.decoded_latents if config.starts_from_video else len(config.input.pictures)
         return min(block_frames(encoder.config, self.latent[1:]), frames)
+
+    @property
+    def encoded_at_once(self) -> int:
+        """Latent frames that an encoder computes at once."""
+        causal = self.encoder is not None and self.encoder.config.causal
+        return min(1, self.encoded_block) if causal else self.encoded_block
+
+    @property
+    def encoding_ranks(self) -> int:
+        """Ranks that encode."""
+        return 1 if self.encoder is not None and self.encoder.config.causal else self.ranks
 
     def with_changes(
         self, *, ranks: int | None = None, frames: int | None = None, **settings: Any

@@ -141,11 +141,12 @@ class Plan:
         )
 
     def _encoding_seconds(self, gpu: Gpu) -> float:
-        """The time of encoding the video to start from, on all ranks."""
+        """The time of encoding the video to start from."""
         if self.memory.encoding is None or not self.run.config.starts_from_video:
             return 0.0
-        blocks = self.run.config.frames / self.run.encoded_at_once
-        return work_seconds(self.memory.encoding.work, gpu, products="tf32") * blocks / self.run.ranks
+        calls = self.run.decoded_latents / self.run.encoded_at_once
+        call = work_seconds(self.memory.encoding.work, gpu, products="tf32")
+        return call * calls / self.run.encoding_ranks
 
     @cached_property
     def refusal(self) -> InputError | None:

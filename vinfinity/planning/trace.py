@@ -376,14 +376,20 @@ def trace_decode(decoder: Decoder, blocks: Blocks, latent: tuple[int, int]) -> N
 @lru_cache(maxsize=32)
 @torch.inference_mode()
 def trace_encode(
-    encoder: Encoder, frames: int, size: tuple[int, int], latent: tuple[int, int, int]
+    encoder: Encoder, latent_frames: int, size: tuple[int, int], latent: tuple[int, int, int]
 ) -> NetworkMemory:
-    """Encoding one block of frames in fp32. size: (width, height). latent: (c, h, w)."""
+    """Encoding latent frames at once in fp32, not the first of the video. size: (width, height). latent: (c, h, w)."""
     width, height = size
+    stream, scale = encoder.encoder_stream(), encoder.config.time_downscale
+    # a causal encoder keeps frames, the most from the third latent frame on
+    before = (1, scale) if encoder.config.causal else ()
     with torch.device("meta"):
-        pictures = torch.empty(frames, height, width, 3, dtype=torch.uint8)
-    with LiveBytes() as live, WorkCounter() as work:
-        encode_pictures(encoder, pictures, latent=latent)
+        pictures = torch.empty(latent_frames * scale, height, width, 3, dtype=torch.uint8)
+    with LiveBytes() as live:
+        for count in before:
+            encode_pictures(encoder, pictures[:count], latent=latent, stream=stream)
+        with WorkCounter() as work:
+            encode_pictures(encoder, pictures, latent=latent, stream=stream)
     return NetworkMemory(weights=parameter_bytes(encoder), working=live.peak, work=work)
 
 

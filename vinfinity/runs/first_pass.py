@@ -3,12 +3,21 @@
 import contextlib
 from collections.abc import Iterator
 from dataclasses import replace
+from functools import partial
 from typing import Any
 
-from vinfinity.config import AttentionConfig, EditConfig, FirstPassConfig, RunConfig, VideoConfig, declared
+from vinfinity.config import (
+    AttentionConfig,
+    EditConfig,
+    FirstPassConfig,
+    RunConfig,
+    VideoConfig,
+    declared,
+    load,
+)
 from vinfinity.errors import InputError
 from vinfinity.runs.folder import RunFolder
-from vinfinity.weights.card import model_defaults
+from vinfinity.weights.card import model_defaults, planned_card, read_card
 
 # nearly lossless: the second pass starts from it
 CRF = 10
@@ -30,9 +39,9 @@ def first_pass(config: RunConfig, folder: RunFolder, *, planned: bool = False) -
     if own.model is not None:
         with naming_first_pass():
             card, _ = model_defaults(own.model, planned=planned)
-        attention: Any = {**vars(config.attention), "trained_frames": card["attention.trained_frames"]}
+            attention = _attention(config, own.model, planned=planned)
         changes |= {name: card[name] for name in OF_MODEL}
-        changes |= {"attention": AttentionConfig(**attention), "lora": (), "decoder": None}
+        changes |= {"attention": attention, "lora": (), "decoder": None}
     changes |= {name: value for name, value in vars(own).items() if value is not None}
     with naming_first_pass():
         return replace(
@@ -51,6 +60,18 @@ def first_pass(config: RunConfig, folder: RunFolder, *, planned: bool = False) -
             overwrite=False,
             resume=True,
         )
+
+
+def _attention(config: RunConfig, model: str, *, planned: bool) -> AttentionConfig:
+    """The attention of a first pass with another model: that of the video, with the length of that model's clips.
+
+    Scopes of another family count other frames: there, it is that model's own.
+    """
+    find = planned_card if planned else read_card
+    own = load(None, flags={"model": model}, card=partial(model_defaults, planned=planned)).config.attention
+    if find(model).family is not find(config.model).family:
+        return own
+    return replace(config.attention, trained_frames=own.trained_frames)
 
 
 @contextlib.contextmanager

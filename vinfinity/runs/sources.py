@@ -11,6 +11,7 @@ from vinfinity.config import RunConfig, load
 from vinfinity.errors import InputError
 from vinfinity.media.source import Source, check_shape, open_picture, open_video, read_frames
 from vinfinity.runs.folder import MANIFEST, RunFolder
+from vinfinity.weights.card import read_card
 
 if TYPE_CHECKING:
     import numpy as np
@@ -82,15 +83,21 @@ def check_sources(config: RunConfig, folder: RunFolder | None = None) -> list[st
         problem = "has no latents of the same first pass"
         remedy = "keep its first_pass and input.fit, or give another video with input.video=FILE"
         raise InputError("edit.run", config.edit.run, remedy, problem=problem)
-    if video and earlier is None and not (folder and is_encoded(folder.input, config.frames)):
+    if video and earlier is None and not (folder and video_is_encoded(folder, config)):
         concerns += open_input(config).concerns()
-    if pictures and not (folder and is_encoded(folder.pictures, len(pictures))):
+    if pictures and not (folder and _is_encoded(folder.pictures, len(pictures))):
         concerns += open_pictures(config).concerns()
     return concerns
 
 
-def is_encoded(folder: Path, frames: int) -> bool:
-    """Whether a folder of parts has so many frames, by its manifest."""
+def video_is_encoded(folder: RunFolder, config: RunConfig) -> bool:
+    """Whether a run has the latents of all of the video that it starts from."""
+    latent_frames = read_card(config.model).geometry.latent_frames(config.frames)
+    return _is_encoded(folder.input, latent_frames)
+
+
+def _is_encoded(folder: Path, frames: int) -> bool:
+    """Whether a folder of parts has so many latent frames, by its manifest."""
     try:
         manifest = json.loads((folder / MANIFEST).read_text(encoding="utf-8"))
         return bool(manifest["parts"][-1]["stop"] == frames)
@@ -113,4 +120,4 @@ def encoded_before(config: RunConfig) -> Path | None:
         given = config.input
         return given.video, config.first_pass, given.fit, config.size, config.fps, config.frames
 
-    return folder.input if way(earlier) == way(config) and is_encoded(folder.input, config.frames) else None
+    return folder.input if way(earlier) == way(config) and video_is_encoded(folder, config) else None

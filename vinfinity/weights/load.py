@@ -71,8 +71,7 @@ def load_encoder(folder: Path, *, device: torch.device | str, dtype: torch.dtype
     _drop(module, DECODING)
     own = {name: source for name, source in sources.items() if not name.startswith(decoding)}
     _fill(module, own, device=device, dtype=dtype)
-    module = module.eval().requires_grad_(False).to(memory_format=torch.channels_last)  # type: ignore[call-overload]
-    return cast(Encoder, module)
+    return cast(Encoder, module.eval().requires_grad_(False))
 
 
 def find_decoder(folder: Path, *, prefer_fp16: bool = False) -> tuple[nn.Module, Sources]:

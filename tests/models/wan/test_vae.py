@@ -35,6 +35,19 @@ def decoded(autoencoder: AutoencoderKLWan, latents: torch.Tensor, start: int = 0
     return torch.stack(list(autoencoder.decode_frames(latents[:, first:].unbind(1), start=start)))
 
 
+def grouped(frames: torch.Tensor, scale: int = 4) -> list[torch.Tensor]:
+    """The frames of each latent frame. frames: (F, 3, H, W)."""
+    return [frames[:1], *(frames[at : at + scale] for at in range(1, len(frames), scale))]
+
+
+def latents_of(autoencoder: AutoencoderKLWan, frames: torch.Tensor, start: int = 0) -> torch.Tensor:
+    """The latents (c, n, h, w) from a latent frame on, given only the frames that it needs."""
+    stream = autoencoder.encoder_stream(start)
+    groups = grouped(frames, autoencoder.config.time_downscale)
+    parts = [stream.encode(group) for group in groups[stream.first :]]
+    return torch.cat(parts)[start - stream.first :].transpose(0, 1)
+
+
 @pytest.mark.parametrize(
     ("latents", "size"),
     [(1, (3, 5)), (2, (4, 4)), (3, (7, 2)), (5, (1, 1)), (8, (3, 2)), (21, (2, 3))],
@@ -71,7 +84,8 @@ def test_encode_matches_diffusers(frames: int, size: tuple[int, int], record_wor
     reference = tiny_wan_vae()
     x = torch.rand(1, 3, frames, *size) * 2 - 1
     expected = reference.encode(x).latent_dist
-    moments = list(our_wan_vae(reference).encode_frames(x[0].unbind(1)))
+    stream = our_wan_vae(reference).encoder_stream()
+    moments = [stream.posterior(group) for group in grouped(x[0].transpose(0, 1))]
     mean, deviation = (torch.stack(parts, dim=1)[None] for parts in zip(*moments, strict=True))
     errors = relative_error(mean, expected.mean), relative_error(deviation, expected.std)
     record_worst(f"wan vae, encode, {frames} frames", max(errors))
@@ -82,18 +96,46 @@ def test_latents_of_the_diffusion_model_decode_to_what_was_encoded_by_diffusers(
     """Encoding normalises as WanPipeline expects it, and decoding takes that back."""
     reference = tiny_wan_vae()
     x = torch.rand(1, 3, 5, 16, 24) * 2 - 1
-    latents = torch.stack(list(our_wan_vae(reference).to_latents(x[0].unbind(1))), dim=1)[None]
+    latents = latents_of(our_wan_vae(reference), x[0].transpose(0, 1))[None]
     expected = reference.encode(x).latent_dist.mean
     torch.testing.assert_close(raw_latents(reference, latents), expected, rtol=1e-4, atol=1e-5)
 
 
 def test_frames_that_fill_no_latent_frame_are_refused() -> None:
-    ours = our_wan_vae(tiny_wan_vae())
-    with pytest.raises(ValueError, match=r"^frames: 2 are left after groups of 4"):
-        list(ours.encode_frames(torch.zeros(7, 3, 8, 8)))
+    stream = our_wan_vae(tiny_wan_vae()).encoder_stream()
+    stream.encode(torch.zeros(1, 3, 8, 8))
+    with pytest.raises(ValueError, match=r"^frames: 2 are given for latent frame 1, which has 4"):
+        stream.encode(torch.zeros(2, 3, 8, 8))
 
 
 # ---- beginning in the middle ----
+
+
+@pytest.mark.parametrize("name", SETTINGS)
+def test_latents_from_any_latent_frame_on_are_those_of_the_whole_video(name: str) -> None:
+    ours = our_wan_vae(tiny_wan_vae(**SETTINGS[name]))
+    far = 1000
+    reach, scale = far - ours.encoder.first(far), ours.config.time_downscale
+    frames = torch.rand(1 + (reach + 3) * scale, 3, 8, 16) * 2 - 1
+    whole = latents_of(ours, frames)
+    for start in (0, 1, 2, reach - 1, reach, reach + 1, reach + 3):
+        assert ours.encoder_stream(start).first == max(0, start - reach)
+        assert torch.equal(latents_of(ours, frames, start), whole[:, start:])
+
+
+def test_the_reach_of_the_encoder_is_exact() -> None:
+    """Of the earlier frames, exactly those that the layers reach change a latent frame."""
+    ours = our_wan_vae(tiny_wan_vae(base_dim=4)).double()
+    last = 32
+    first = ours.encoder.first(last)
+    assert first == last - 28
+    frames = torch.rand(1 + 4 * last, 3, 8, 8, dtype=torch.float64)
+    exact = latents_of(ours, frames)[:, last]
+    # the last frame of that latent frame, not the one before
+    for frame, matters in ((4 * first - 1, False), (4 * first, True)):
+        changed = frames.clone()
+        changed[frame] += 10.0
+        assert torch.equal(latents_of(ours, changed)[:, last], exact) is not matters
 
 
 @pytest.mark.parametrize("name", SETTINGS)
@@ -162,8 +204,9 @@ def test_encoding_takes_flat_memory() -> None:
     peaks = []
     for frames in (41, 401):
         with torch.inference_mode(), LiveBytes("cpu") as live:
-            pictures = (torch.rand(3, 8, 16) for _ in range(frames))
-            assert sum(1 for _ in ours.to_latents(pictures)) == 1 + frames // 4
+            stream = ours.encoder_stream()
+            for latent in range(1 + frames // 4):
+                stream.encode(torch.rand(4 if latent else 1, 3, 8, 16))
         peaks.append(live.peak)
     assert peaks[0] == peaks[1]
 

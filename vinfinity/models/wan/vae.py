@@ -6,6 +6,7 @@ later ones: memory does not grow with the video. Parameters are named as in diff
 """
 
 from collections.abc import Iterable, Iterator
+from typing import cast
 
 import torch
 from torch import Tensor, nn
@@ -21,7 +22,7 @@ from vinfinity.models.wan.causal import (
     Upsample,
 )
 from vinfinity.models.wan.vae_config import LevelLayout, WanVAEConfig
-from vinfinity.models.wan.warm_up import Step, WarmUp
+from vinfinity.models.wan.warm_up import Step, WarmUp, latent_of, reach_of
 
 
 class MidBlock(nn.Module):
@@ -58,10 +59,36 @@ class Encoder(nn.Module):
         self.norm_out = RMSNorm(channels)
         self.conv_out = CausalConv3d(channels, 2 * config.z_dim)
 
+    def first(self, latent: int) -> int:
+        """The first latent frame whose pictures it must see so that the latents from `latent` on are exact.
+
+        Its first layers, with most of the work, see the most of it: unlike the decoder's, none could begin later.
+        """
+        needed, frames = latent, 1
+        for layer in reversed([self.conv_in, *self.down_blocks, *self.mid_block.layers, self.conv_out]):
+            if isinstance(layer, Downsample) and layer.time_conv is not None:
+                # output frame j > 0 is made from the input frames 2 j - 2 to 2 j
+                needed, frames = 2 * needed - 2, 2 * frames
+            needed = max(0, needed - reach_of(layer))
+        return latent_of(needed, frames)
+
     def forward(self, x: Tensor, cache: FrameCache) -> Tensor:
-        """x: (1, 3, f, H, W). Returns (1, 2 c, 1, h, w)."""
-        x = self.conv_in.after(x, cache)
-        for layer in (*self.down_blocks, *self.mid_block.layers):
+        """x: (1, 3, f, H, W). Returns (1, 2 c, 1, h, w).
+
+        Up to the layer that first halves the frames, it runs frame by frame, which takes half the memory.
+        """
+        layers = [*self.down_blocks, *self.mid_block.layers]
+        halving = (at for at, layer in enumerate(layers) if isinstance(layer, Downsample) and layer.time_conv)
+        split = next(halving, len(layers))
+        frames = []
+        for frame in x.split(1, dim=2):
+            hidden = self.conv_in.after(frame, cache)
+            for layer in layers[:split]:
+                hidden = layer(hidden, cache)
+            frames.append(hidden)
+        x = torch.cat(frames, dim=2)
+        del frames, hidden
+        for layer in layers[split:]:
             x = layer(x, cache)
         return self.conv_out.after(x, cache, norm=self.norm_out)
 
@@ -144,29 +171,9 @@ class AutoencoderKLWan(nn.Module):
             for frames in stream.decode(latent[None]):
                 yield from frames
 
-    def encode_frames(self, frames: Iterable[Tensor]) -> Iterator[tuple[Tensor, Tensor]]:
-        """Mean and standard deviation of the raw latents, each (c, h, w), of each latent frame in order.
-
-        frames: (3, H, W) each, 4 k + 1 in all; H and W multiples of 8. Raises ValueError for another number.
-        """
-        cache, group = FrameCache(), 1
-        pending: list[Tensor] = []
-        for frame in frames:
-            pending.append(frame)
-            if len(pending) == group:
-                yield self._encode(torch.stack(pending, dim=1)[None], cache)
-                pending, cache.first, group = [], False, self.config.time_downscale
-        if pending:
-            raise ValueError(f"frames: {len(pending)} are left after groups of {group}")
-
-    def to_latents(self, frames: Iterable[Tensor]) -> Iterator[Tensor]:
-        """The latents (c, h, w) of each latent frame as the diffusion model sees them: the mean of the posterior.
-
-        frames: as for `encode_frames`.
-        """
-        for mean, _ in self.encode_frames(frames):
-            offset, scale = self.moments(mean)
-            yield (mean - offset) / scale
+    def encoder_stream(self, start: int = 0) -> "EncoderStream":
+        """Encodes from the latent frame `start` on, exactly as if the whole video were encoded."""
+        return EncoderStream(self, start)
 
     def moments(self, like: Tensor) -> tuple[Tensor, Tensor]:
         """Mean and standard deviation of the latents' channels, (c, 1, 1), with the type and device of a tensor."""
@@ -176,9 +183,40 @@ class AutoencoderKLWan(nn.Module):
         )
         return mean, deviation
 
-    def _encode(self, x: Tensor, cache: FrameCache) -> tuple[Tensor, Tensor]:
-        moments = self.quant_conv(self.encoder(x, cache))[0, :, 0]
-        mean, log_variance = moments.chunk(2)
+
+class EncoderStream:
+    """Encodes a video from the latent frame `start` on: see `EncoderStream` in models/decoder.py."""
+
+    def __init__(self, autoencoder: AutoencoderKLWan, start: int) -> None:
+        self._autoencoder = autoencoder
+        self.first = self._next = autoencoder.encoder.first(start)
+        self._cache = FrameCache()
+
+    def encode(self, pictures: Tensor) -> Tensor:
+        """The latents (1, c, h, w) of the next latent frame as the diffusion model sees it: the mean of the posterior.
+
+        pictures: as for `posterior`.
+        """
+        mean, _ = self.posterior(pictures)
+        offset, scale = self._autoencoder.moments(mean)
+        return ((mean - offset) / scale)[None]
+
+    def posterior(self, pictures: Tensor) -> tuple[Tensor, Tensor]:
+        """Mean and standard deviation of the next latent frame, each (c, h, w), not normalised.
+
+        pictures: (f, 3, H, W), those of a latent frame; H and W multiples of 8. Raises ValueError for another number.
+        """
+        frames = self._autoencoder.config.time_downscale if self._next else 1
+        if len(pictures) != frames:
+            raise ValueError(
+                f"frames: {len(pictures)} are given for latent frame {self._next}, which has {frames}"
+            )
+        self._cache.first = self._next == 0
+        moments = self._autoencoder.quant_conv(
+            self._autoencoder.encoder(pictures.transpose(0, 1)[None], self._cache)
+        )
+        self._next += 1
+        mean, log_variance = cast(Tensor, moments)[0, :, 0].chunk(2)
         return mean, torch.exp(0.5 * log_variance.clamp(-30.0, 20.0))
 
 

@@ -41,8 +41,7 @@ class Step:
             cost += positions * part.weight.numel()
         if isinstance(layer, Upsample):
             doubles = level.doubles
-        reach = sum(part.reach for part in layer.modules() if isinstance(part, CausalConv3d))
-        return cls(run, reach, doubles, level.frames, cost)
+        return cls(run, reach_of(layer), doubles, level.frames, cost)
 
 
 @dataclass(frozen=True)
@@ -61,7 +60,7 @@ class WarmUp:
                 # input frame j > 0 becomes the frames 2 j - 1 and 2 j
                 needed = (needed + 1) // 2
             needed = max(0, needed - step.reach)
-            starts.append(_latent_of(needed, step.frames))
+            starts.append(latent_of(needed, step.frames))
         return starts[::-1]
 
     @property
@@ -87,5 +86,11 @@ def _first_frame(latent: int, frames: int) -> int:
     return 0 if latent == 0 else 1 + (latent - 1) * frames
 
 
-def _latent_of(frame: int, frames: int) -> int:
+def reach_of(layer: nn.Module) -> int:
+    """The frames before its own that a layer sees, not counting those of a change of the frame rate."""
+    return sum(part.reach for part in layer.modules() if isinstance(part, CausalConv3d))
+
+
+def latent_of(frame: int, frames: int) -> int:
+    """The latent frame of a frame, at `frames` frames a latent frame."""
     return 0 if frame == 0 else 1 + (frame - 1) // frames

@@ -1,19 +1,18 @@
-"""Times UNet calls, by precision and compiled."""
+"""Times calls of a denoising network, by precision and compiled."""
 
 from collections.abc import Callable, Sequence
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
-from vinfinity.bench.subjects import Subject
+from vinfinity.bench.subjects import Subject, dtype_of
 from vinfinity.bench.timing import Times, time_in_turn
 from vinfinity.denoise.execution import CHUNK_BYTES, Execution
-from vinfinity.models.unet3d.unet import UNet, compile_blocks
 from vinfinity.parallel.exchange import FrameExchange
 from vinfinity.parallel.scopes import Scopes
 from vinfinity.parallel.teams import Team, team_of
 from vinfinity.planning.trace import TIMESTEP, CallShape, network_call
-from vinfinity.weights.dtypes import DTYPES, depends_on_shapes
+from vinfinity.weights.dtypes import DTYPES
 
 
 def call_inputs(shape: CallShape, *, device: str) -> tuple[Tensor, Tensor]:
@@ -26,25 +25,28 @@ def call_inputs(shape: CallShape, *, device: str) -> tuple[Tensor, Tensor]:
 
 def timed_call(
     subject: Subject,
-    unet: UNet,
+    network: nn.Module,
     *,
     frames: int,
     scopes: Scopes | None = None,
     team: Team | None = None,
     exchange: FrameExchange | None = None,
 ) -> Callable[[], Tensor]:
-    """A call of `unet`, which is `subject` loaded, with both guidance branches in one pass, as a run makes it.
+    """A call of `network`, which is `subject` loaded, with both guidance branches in one pass, as a run makes it.
 
     frames: of the whole video. scopes: None for plain attention over all frames, as in the base model.
-    team: the ranks that share the video; None for one rank alone. exchange: in place of the team's own.
+    team: the ranks that share its latent frames; None for one rank alone. exchange: in place of the team's own.
     """
-    device = unet.conv_in.weight.device
-    grouped = depends_on_shapes(unet.conv_in.weight.dtype, device.type)
-    team = team or team_of(0, 1, frames=frames, split=False, grouped=grouped)
-    shape = subject.call_shape(unet, shards=team.shards, rank=team.member, scopes=scopes)
+    device = next(network.parameters()).device
+    grouped, latent_frames = (
+        subject.grouped(dtype_of(network), device.type),
+        subject.geometry.latent_frames(frames),
+    )
+    team = team or team_of(0, 1, frames=latent_frames, split=False, grouped=grouped)
+    shape = subject.call_shape(network, shards=team.shards, rank=team.member, scopes=scopes)
     execution = Execution(branches=2, skips="device", chunk_bytes=CHUNK_BYTES[device.type][0])
     x, text = call_inputs(shape, device=str(device))
-    call = network_call(shape, execution, exchange or team.exchange(), network=unet, text=text)
+    call = network_call(shape, execution, exchange or team.exchange(), network=network, text=text)
 
     def run() -> Tensor:
         with torch.inference_mode():
@@ -53,15 +55,15 @@ def timed_call(
     return run
 
 
-def time_unet(
+def time_denoiser(
     subject: Subject, *, frames: int, dtypes: Sequence[str], compiled: bool, rounds: int, device: str
 ) -> Times:
-    """Calls in each precision, in turn. compiled: also time a compiled UNet in each."""
+    """Calls in each precision, in turn. compiled: also time a compiled network in each."""
     calls: dict[str, Callable[[], Tensor]] = {}
     for name in dtypes:
         calls[name] = timed_call(subject, subject.load(DTYPES[name], device), frames=frames)
         if compiled:
-            unet = subject.load(DTYPES[name], device)
-            compile_blocks(unet)
-            calls[f"{name} compiled"] = timed_call(subject, unet, frames=frames)
+            network = subject.load(DTYPES[name], device)
+            subject.family.compile(network)
+            calls[f"{name} compiled"] = timed_call(subject, network, frames=frames)
     return time_in_turn(calls, rounds=rounds)
