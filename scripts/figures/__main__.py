@@ -18,6 +18,7 @@ from scripts.figures import (
     reading_order,
     study,
     study_plot,
+    training,
 )
 
 ROOT = Path(__file__).parents[2]
@@ -33,6 +34,7 @@ FIGURES = {
     "memory.svg": plots.memory,
     "scaling.svg": plots.scaling,
     "reuse.svg": plots.reuse,
+    "mini-training.svg": training.figure,
 }
 
 
