@@ -47,6 +47,8 @@ def decode_on_rank(payload: tuple[Task, RunFolder], ranks: Ranks) -> Summary | N
     ):
         ranks.shutdown.message = "stopped while decoding; the run and its latents are unchanged"
         ranks.check_shutdown()
+        for concern in task.job.without_effect("decode."):
+            progress.warn(concern)
         latents = final_latents(folder)
         latents.verify()
         decode_to_files(task, latents, folder, Networks(ranks.device), ranks, progress)

@@ -148,7 +148,7 @@ class Job:
             concerns.append(f"negative: has no effect: {self.card.name} takes guidance as an input")
         if self.config.parallel.split_guidance and not self.splits_branches:
             concerns.append("parallel.split_guidance: has no effect: there is only one guidance branch")
-        concerns += self._without_effect() + self._geometry_concerns()
+        concerns += self.without_effect() + self._geometry_concerns()
         if self.config.preview >= (steps := len(self.sampler.timesteps)):
             concerns.append(f"preview: {self.config.preview} has no effect: there are only {steps} steps")
         sound, length = check_config_sound(self.config), Fraction(self.config.frames) / self.config.fps
@@ -168,8 +168,8 @@ class Job:
                 )
         return concerns
 
-    def _without_effect(self) -> list[str]:
-        """Settings that are for models of another kind."""
+    def without_effect(self, group: str = "") -> list[str]:
+        """Settings that are for models of another kind. group: the beginning of their keys."""
         config, traits, name = self.config, self.card.traits, self.card.name
         joint, levels = traits.denoiser.joint, traits.denoiser.levels
         found = {
@@ -190,7 +190,11 @@ class Job:
                 f"{name} decodes one latent frame at a time",
             ),
         }
-        return [f"{key}: has no effect: {why}" for key, (given, why) in found.items() if given]
+        return [
+            f"{key}: has no effect: {why}"
+            for key, (given, why) in found.items()
+            if given and key.startswith(group)
+        ]
 
     def _geometry_concerns(self) -> list[str]:
         """What the model's latents cannot hold exactly."""

@@ -4,6 +4,7 @@ from pathlib import Path
 
 import pytest
 import torch
+from oracles.command_line import Cli
 from oracles.runs import (
     config_of,
     exit_code,
@@ -140,6 +141,14 @@ def test_settings_for_unets_are_said_to_have_no_effect(
     assert said(wan, setting) == [f"{setting.split('=')[0]}: has no effect: {wan.name} {reason}"]
     assert said(wan) == []
     assert said(model_folder, setting) == []
+
+
+def test_decoding_again_says_what_has_no_effect(cli: Cli, wan: Path, tmp_path: Path) -> None:
+    run(config_of(wan, tmp_path / "a.mp4", frames=5, size="32x16", steps=1))
+    again = ("decode", str(tmp_path / "a.run"), "--device", "cpu", "--out", str(tmp_path / "b.mp4"))
+    code, _, err = cli(*again, "decode.frames=8")
+    assert code == 0
+    assert f"decode.frames: has no effect: {wan.name} decodes one latent frame at a time" in err
 
 
 def test_defaults_of_a_folder_are_those_of_the_family(wan: Path) -> None:
