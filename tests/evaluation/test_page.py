@@ -192,26 +192,14 @@ def test_curves_borders_tables_and_matrices_are_drawn(page: Page) -> None:
 def test_it_fits_narrow_windows_and_dark_mode(page: Page, report: Path, width: int, dark: bool) -> None:
     page.size(width, dark=dark)
     page.open(report)
-    assert page.run("document.documentElement.scrollWidth") <= width
-    ground = page.run("getComputedStyle(document.body).backgroundColor")
-    assert sum(map(int, ground.removeprefix("rgb(").rstrip(")").split(","))) < 150 or not dark
+    assert page.fits(width, dark=dark)
     assert page.errors == []
 
 
 @needs_browser
 def test_every_control_has_a_name_and_can_be_reached_by_key(page: Page) -> None:
-    unnamed = page.run(
-        "[...document.querySelectorAll('button, input, select, [role=slider]')].filter(e => !(e.textContent.trim() || "
-        "e.getAttribute('aria-label') || e.closest('label') || e.querySelector('img[alt]'))).map(e => e.outerHTML)"
-    )
-    assert unnamed == []
-    for _ in range(60):
-        page.press("Tab")
-        if page.run("document.activeElement.getAttribute('role')") == "slider":
-            break
-    assert page.run("document.activeElement.getAttribute('aria-label')").startswith(
-        "difference of adjacent frames"
-    )
+    assert page.unnamed_controls() == []
+    assert page.tab_to_slider().startswith("difference of adjacent frames")
 
 
 @needs_browser

@@ -109,6 +109,29 @@ class Page:
         self.call("Input.dispatchMouseEvent", type="mousePressed", buttons=1, **at)
         self.call("Input.dispatchMouseEvent", type="mouseReleased", **at)
 
+    def unnamed_controls(self) -> list[str]:
+        """The controls and pictures that have no name for those who do not see them."""
+        found: list[str] = self.run(
+            "[...document.querySelectorAll('button, input, select, img, [role=slider]')].filter(e => "
+            "!(e.textContent.trim() || e.getAttribute('aria-label') || e.closest('label') || e.alt || "
+            "e.querySelector('img[alt]'))).map(e => e.outerHTML)"
+        )
+        return found
+
+    def tab_to_slider(self) -> str:
+        """Press Tab until a slider has the focus, 60 times at most; the name of what has it then."""
+        for _ in range(60):
+            self.press("Tab")
+            if self.run("document.activeElement.getAttribute('role')") == "slider":
+                break
+        return str(self.run("document.activeElement.getAttribute('aria-label')"))
+
+    def fits(self, width: int, *, dark: bool) -> bool:
+        """Whether the page is no wider than the window, and dark where the system is."""
+        ground = self.run("getComputedStyle(document.body).backgroundColor")
+        shade = sum(map(int, ground.removeprefix("rgb(").rstrip(")").split(",")))
+        return bool(self.run("document.documentElement.scrollWidth") <= width) and (shade < 150 or not dark)
+
     def screenshot(self, path: Path, *, whole: bool = True) -> None:
         """A PNG of the whole page, or of the window."""
         data = self.call("Page.captureScreenshot", format="png", captureBeyondViewport=whole)["data"]

@@ -62,12 +62,12 @@ def write_page(
 
 
 def write_filled(path: Path, name: str, *, title: str, data: object, videos: str = "") -> None:
-    """Write the page NAME.html with its style, its script NAME.js, and data. Raises OutputError."""
+    """Write a page with the content of NAME.html, the script NAME.js, and data. Raises OutputError."""
 
     def part(file: str) -> str:
         return (PARTS / file).read_text(encoding="utf-8")
 
-    page = part(f"{name}.html")
+    page = part("frame.html").replace("<!-- body -->", part(f"{name}.html"))
     fill = {
         "title": html.escape(title),
         "style": part("page.css"),
