@@ -8,7 +8,8 @@ a network that ignores the word learns it from few clips.
 
 With `--correct`, some clips come into the network in a wrong colour or with a wrong subject in part of their frames
 and pixels, and must be predicted as the caption says. In sampling the first steps leave such mixtures, which true
-clips never show: without this the network follows what it sees and not what it is told.
+clips never show: without this the network follows what it sees and not what it is told. With `--paint`, the clip that
+a prediction amounts to is also painted (`painter.py`), and its colours are compared with the true ones.
 
 `--levels` and `--level-share` say where most timesteps of these clips fall, `--layers` which parameters train; the
 text encoder stays as it is. Gradients accumulate over `--accumulate` batches. Averages of several lengths are kept.
@@ -41,12 +42,14 @@ from common import (
     save_checkpoint,
 )
 from diffusers import AutoencoderKL, UNet3DConditionModel
+from painter import CELL, Painter, load_painter
 from temporal import build_scheduler, prepare, temporal_parameters
 from torch import Tensor
 from transformers import CLIPTextModel, CLIPTokenizer
 
 FRAMES = 16
 DIRECTED = ("moving left", "moving right")
+PAINTED_BELOW = 820  # timesteps whose predictions are sharp enough to be painted
 
 
 def sample_scenes(pairs: int, *, directed: float, rng: np.random.Generator) -> list[world.Scene]:
@@ -166,6 +169,18 @@ def choose_layers(unet: UNet3DConditionModel, layers: str) -> list[dict[str, obj
     return [{"params": over_time, "scale": 1.0}, {"params": others, "scale": 0.5}]
 
 
+def painting_error(painter: Painter, believed: Tensor, true: Tensor, weight: Tensor) -> Tensor:
+    """Mean square error of painted clips; latents (b, 4, f, h, w), weights of their cells (b, 1, f, h, w)."""
+
+    def pictures(latents: Tensor) -> Tensor:
+        return painter(latents.transpose(1, 2).flatten(0, 1))
+
+    cells = F.interpolate(weight.transpose(1, 2).flatten(0, 1), scale_factor=CELL)
+    with torch.no_grad():
+        wanted = pictures(true)
+    return ((pictures(believed) - wanted).square() * cells).mean() / cells.mean()
+
+
 class States:
     """Text states of captions, computed once each."""
 
@@ -192,6 +207,7 @@ def train(args: argparse.Namespace) -> None:
     tokenizer = CLIPTokenizer.from_pretrained(model / "tokenizer")
     encoder = CLIPTextModel.from_pretrained(start / "text_encoder", torch_dtype=torch.float32).eval()
     vae = AutoencoderKL.from_pretrained(model / "vae", torch_dtype=torch.float32).eval().to(device)
+    painter = load_painter(vae, args.work / "painter.pt") if args.paint > 0 else None
     unet = UNet3DConditionModel.from_pretrained(start / "unet", torch_dtype=torch.float32).to(device).train()
     prepare(unet, temporal=True)
     groups = choose_layers(unet, args.layers)
@@ -270,6 +286,13 @@ def train(args: argparse.Namespace) -> None:
             errors = ((predicted - wanted).square() * weight).mean((1, 2, 3, 4)) / weight.mean((1, 2, 3, 4))
             loss = errors[: len(own)].mean()
             total += loss.item() / args.accumulate
+            if painter is not None:
+                clear = [i for i in range(len(own)) if t[i] < PAINTED_BELOW]
+                believed = a.sqrt() * noisy - (1 - a).sqrt() * predicted
+                if clear:
+                    painted = painting_error(painter, believed[clear], x[clear], weight[clear])
+                    loss = loss + args.paint * painted * len(clear) / len(own)
+                    curves["painted"] = curves.get("painted", painted.item()) * 0.98 + 0.02 * painted.item()
             if ranked:
                 right = errors[[own.index(i) for i in ranked]]
                 wrong = errors[len(own) :]
@@ -332,6 +355,9 @@ def main() -> None:
     )
     parser.add_argument("--correct", type=float, default=0.0, help="share of clips shown with a wrong word")
     parser.add_argument("--correct-levels", type=int, nargs=2, default=(450, 950), help="their timesteps")
+    parser.add_argument(
+        "--paint", type=float, default=0.0, help="weight of the colours of painted predictions"
+    )
     parser.add_argument("--log-every", type=int, default=10)
     parser.add_argument("--save-every", type=int, default=20)
     parser.add_argument("--seed", type=int, default=1)
