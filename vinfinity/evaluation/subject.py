@@ -161,7 +161,7 @@ def check_rate(subjects: Sequence[Subject], fps: Fraction | int | None) -> None:
     """Raises InputError if a rate was given and all videos have another of their own."""
     if fps is not None and subjects and all(subject.source.fps != fps for subject in subjects):
         rate = shown_rate(subjects[0].source.fps)
-        problem = f"is for folders of PNG, and has no effect on {subjects[0].name}, which has {rate}"
+        problem = f"is for folders of PNG, and has no effect on {subjects[0].name}, which has {rate} fps"
         raise InputError("fps", shown_rate(Fraction(fps)), "leave it out", problem=problem)
 
 
@@ -206,8 +206,11 @@ def _on_disk(path: Path, *, fps: Fraction | int | None) -> Subject:
         config = read_settings(folder)
         video = _video_of(folder, config)
         return _with_run(video, folder, config, name=str(path))
-    beside = run_folder(path, is_folder=path.is_dir() and container_of(str(path)) is None)
-    if (beside.path / RECORD).is_file():
+    # the root of a file system has no name, and no run beside it
+    beside = (
+        run_folder(path, is_folder=path.is_dir() and container_of(str(path)) is None) if path.name else None
+    )
+    if beside is not None and (beside.path / RECORD).is_file():
         # an unreadable run beside a readable video is no reason to refuse
         with contextlib.suppress(InputError):
             config = read_settings(beside)
