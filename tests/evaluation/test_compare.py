@@ -79,7 +79,9 @@ def test_batches_are_paired_by_name_and_tested(cli: Cli, tmp_path: Path) -> None
     assert test["p"] == pytest.approx(2 / 128)
     assert result["tests"][0]["cuts.count"]["p"] == 1
     _, out, _ = cli("compare", str(tmp_path / "slow"), str(tmp_path / "fast"))
-    assert "7 pairs of videos" in out
+    assert out.startswith("7 pairs of videos\nleft out: ")
+    assert "more.mp4: has no counterpart" in " ".join(out.split())
+    assert result["unpaired"] == [str(tmp_path / "fast" / "more.mp4")]
 
 
 def batches(folder: Path, *, pairs: int) -> tuple[str, str]:

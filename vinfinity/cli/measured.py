@@ -71,7 +71,7 @@ def _print_comparison(comparison: "Comparison") -> None:
     console = Console(highlight=False)
     if comparison.pairs:
         console.print(report.pairs_of(comparison), markup=False)
-        for line in report.left_out_rows(comparison.left_out):
+        for line in report.left_out_rows(comparison.left_out, comparison.unpaired):
             console.print(line, markup=False)
         for number in range(1, len(comparison.groups)):
             console.print(report.test_table(comparison, number))

@@ -184,7 +184,7 @@ def compare_groups(
     size = len(measured.evaluations) // len(groups.paths)
     split = [measured.evaluations[number * size :][:size] for number in range(len(groups.paths))]
     left_out = {name: error.message for name, error in measured.failures.items()}
-    return compare_evaluations(names, split, pairs, left_out=left_out), measured
+    return compare_evaluations(names, split, pairs, left_out=left_out, unpaired=groups.unpaired), measured
 
 
 def _whole_pairs(groups: Groups, measured: Measured) -> tuple[Measured, tuple[str, ...]]:

@@ -55,7 +55,7 @@ def write_batch_page(
         "tests": [_tests(comparison, number) for number in range(1, len(comparison.groups))],
         "fidelity": fidelity_rows(comparison),
         "differing": comparison.differing_settings(),
-        "left_out": left_out_rows(comparison.left_out),
+        "left_out": left_out_rows(comparison.left_out, comparison.unpaired),
         "version": __version__,
     }
     write_filled(path, "batch", title=pairs_of(comparison), data=data)

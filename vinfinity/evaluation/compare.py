@@ -41,7 +41,7 @@ class Comparison:
     `pairs`. pairs: the names of the videos that batches share, empty for single videos. fidelity: of each video to its
     counterpart in the first group, None where sizes or lengths differ. tests: for each group but the first, by figure:
     the paired test of its difference from the first; empty for single videos. left_out: the names of pairs of which a
-    video is damaged, with what is wrong.
+    video is damaged, with what is wrong. unpaired: videos whose names not all batches have.
     """
 
     names: tuple[str, ...]
@@ -50,6 +50,7 @@ class Comparison:
     fidelity: tuple[tuple[Fidelity | None, ...], ...]
     tests: tuple[Mapping[str, Paired], ...]
     left_out: Mapping[str, str] = field(default_factory=dict)
+    unpaired: tuple[str, ...] = ()
 
     @property
     def evaluations(self) -> list[Evaluation]:
@@ -72,6 +73,7 @@ class Comparison:
             "names": list(self.names),
             "pairs": list(self.pairs),
             "left_out": dict(self.left_out),
+            "unpaired": list(self.unpaired),
             "videos": [[evaluation.as_json() for evaluation in group] for group in self.groups],
             "fidelity": [[_fidelity_json(one) for one in group] for group in self.fidelity],
             "tests": [
@@ -87,6 +89,7 @@ def compare_evaluations(
     pairs: Sequence[str],
     *,
     left_out: Mapping[str, str],
+    unpaired: Sequence[str],
 ) -> Comparison:
     """Reads the frames of all videos but the first once more, beside those of the first."""
     first = groups[0]
@@ -96,7 +99,13 @@ def compare_evaluations(
     ]
     tests = [_tests(first, group) if pairs else {} for group in groups[1:]]
     return Comparison(
-        tuple(names), tuple(map(tuple, groups)), tuple(pairs), tuple(fidelity), tuple(tests), left_out
+        tuple(names),
+        tuple(map(tuple, groups)),
+        tuple(pairs),
+        tuple(fidelity),
+        tuple(tests),
+        left_out,
+        tuple(unpaired),
     )
 
 

@@ -23,13 +23,14 @@ class Groups:
 
     paths: as they were named. pairs: the names that batches share, empty for single videos. subjects: of each group;
     one for a single video, those of `pairs` for a batch. left_out: the names that batches share but of which a video is
-    of no use, with what is wrong.
+    of no use, with what is wrong. unpaired: videos whose names not all batches have.
     """
 
     paths: tuple[Path, ...]
     pairs: tuple[str, ...]
     subjects: tuple[tuple[Subject, ...], ...]
     left_out: Mapping[str, VinfinityError] = field(default_factory=dict)
+    unpaired: tuple[str, ...] = ()
 
 
 def find_groups(
@@ -61,8 +62,13 @@ def find_groups(
     check_rate([subject for subjects in found.values() for subject in subjects], fps)
     if not found:
         raise next(iter(left_out.values()))
+    unpaired = [str(path / name) for path in paths if names for name in videos_in(path) if name not in names]
     return Groups(
-        tuple(paths), tuple(found) if names else (), tuple(zip(*found.values(), strict=True)), left_out
+        tuple(paths),
+        tuple(found) if names else (),
+        tuple(zip(*found.values(), strict=True)),
+        left_out,
+        tuple(unpaired),
     )
 
 

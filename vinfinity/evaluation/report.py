@@ -135,9 +135,10 @@ def pairs_of(comparison: Comparison) -> str:
     return f"{count}{of} {'pair' if count + left == 1 else 'pairs'} of videos"
 
 
-def left_out_rows(left_out: Mapping[str, str]) -> list[str]:
-    """A line for each video or pair that is left out. left_out: what is wrong, by name."""
-    return [f"left out: {name}: {reason}" for name, reason in left_out.items()]
+def left_out_rows(left_out: Mapping[str, str], unpaired: Sequence[str] = ()) -> list[str]:
+    """A line for each video or pair that is left out. left_out: what is wrong, by name. unpaired: see Comparison."""
+    lines = [f"left out: {name}: {reason}" for name, reason in left_out.items()]
+    return lines + [f"left out: {name}: has no counterpart" for name in unpaired]
 
 
 def test_table(comparison: Comparison, number: int) -> Table:
