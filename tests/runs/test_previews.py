@@ -90,7 +90,10 @@ def test_a_preview_looks_like_the_video(cli: Cli, tmp_path: Path) -> None:
 
 
 def test_a_small_decoder_that_was_chosen_makes_the_previews(cli: Cli, tmp_path: Path, kept: Path) -> None:
-    fill(AutoencoderTiny()).save_pretrained(tmp_path / "taesd")
+    # 16 pixels per position, as the autoencoder of `mini`
+    levels = {"encoder_block_out_channels": (8,) * 5, "decoder_block_out_channels": (8,) * 5}
+    blocks = {"num_encoder_blocks": (1,) * 5, "num_decoder_blocks": (1,) * 5}
+    fill(AutoencoderTiny(**levels, **blocks)).save_pretrained(tmp_path / "taesd")
     options = ("--decoder", str(tmp_path / "taesd"), "--preview", "3", "--out", str(tmp_path / "a.mp4"))
     assert cli("generate", "-p", "a red ball", *SMALL, *options)[0] == 0
     run = tmp_path / "a.run"

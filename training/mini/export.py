@@ -82,8 +82,8 @@ def main() -> None:
     parser.add_argument("--vae", default="vae256", help="the folder of the autoencoder [%(default)s]")
     parser.add_argument("--out", type=Path, default=ASSETS)
     parser.add_argument("--fps", type=int, default=8)
-    parser.add_argument("--steps", type=int, default=25)
-    parser.add_argument("--guidance", type=float, default=1.4)
+    parser.add_argument("--steps", type=int, default=12)
+    parser.add_argument("--guidance", type=float, default=1.0)
     parser.add_argument(
         "--sampler", default="sde-dpmsolver++", choices=("ddim", "dpmsolver++", "sde-dpmsolver++")
     )
