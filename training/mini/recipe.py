@@ -163,24 +163,25 @@ def turn(init: str, *, cuda: bool, seed: int = 31) -> Stage:
     )
 
 
-def correct(init: str, *, cuda: bool, seed: int = 41) -> Stage:
-    """The same pairs, two in five of them shown with a wrong colour or subject, to be mended as the caption says."""
+def correct(init: str, *, cuda: bool, seed: int = 51) -> Stage:
+    """Colours: predictions are painted, and some clips are shown in wrong colours, to be mended as the caption says."""
     return Stage(
         name="correct",
         script="finetune.py",
         options=(
-            *("--name", "correct", "--init", init, "--directed", "0.3", "--rank", "1", "--correct", "0.4"),
+            *("--name", "correct", "--init", init, "--directed", "0.3", "--rank", "1", "--correct", "0.3"),
+            *("--correct-levels", "400", "900", "--paint", "6"),
             *("--levels", "750", "960", "--level-share", "0.7", "--seed", str(seed)),
-            *("--pairs", "32" if cuda else "2", "--accumulate", "1" if cuda else "2", "--lr", "4e-4"),
+            *("--pairs", "32" if cuda else "2", "--accumulate", "1" if cuda else "2", "--lr", "3.5e-4"),
         ),
-        counts=(("--steps", 450 if cuda else 1800, 2),),
+        counts=(("--steps", 700 if cuda else 2800, 2),),
         renders=True,
     )
 
 
 def from_shipped(cuda: bool) -> list[Stage]:
     """Further training of the packaged weights."""
-    return [correct("shipped", cuda=cuda, seed=42)]
+    return [correct("shipped", cuda=cuda, seed=52)]
 
 
 def run(stage: Stage, args: argparse.Namespace) -> None:
