@@ -11,14 +11,13 @@ import torch
 from oracles.reference import DenseScopes, dense_attention, dense_bias, fill, on_ranks
 from torch import Tensor, nn
 
+from vinfinity.models.unet3d.dual_scope import OwnFrames, Remote, dual_scope_attention
 from vinfinity.models.unet3d.layers import Attention
 from vinfinity.models.unet3d.temporal import (
-    OwnFrames,
-    Remote,
     TemporalConvLayer,
     TemporalTransformer,
     VideoNorm,
-    dual_scope_attention,
+    parts_of,
     video_sums,
 )
 from vinfinity.parallel.context import temporal_context
@@ -80,6 +79,10 @@ def expected(layer: Attention, x: Tensor, scopes: DenseScopes | None) -> Tensor:
 
 def computed(layer: Attention, x: Tensor, plan: AttentionPlan, own: range) -> Tensor:
     """Our attention on one rank, given the frames that its route fetches. own: the rank's frames."""
+    return torch.cat([computed_branch(layer, branch, plan, own) for branch in x.split(1)])
+
+
+def computed_branch(layer: Attention, x: Tensor, plan: AttentionPlan, own: range) -> Tensor:
     mine = x[:, own.start : own.stop]
 
     def fetch() -> Remote:
@@ -244,9 +247,8 @@ def test_statistics_of_parts_are_bitwise_those_of_the_whole() -> None:
 
     def sums_of(part: Tensor, chunk_bytes: int) -> Tensor:
         shards = FrameShards(part.shape[1])
-        return video_sums(
-            part, 4, temporal_context(LocalExchange(), shards, 0, None, chunk_bytes=chunk_bytes)
-        )
+        ctx = temporal_context(LocalExchange(), shards, 0, None, chunk_bytes=chunk_bytes)
+        return video_sums(parts_of(part, ctx), 4, ctx)
 
     def affine(sums: Tensor) -> tuple[Tensor, Tensor]:
         normalise = VideoNorm.of(norm, sums, one_scene(24))

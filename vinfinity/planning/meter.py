@@ -44,10 +44,26 @@ class ShapeCache:
         known = self._results.get(key)
         if known is not None:
             return known.allocate()
-        out = function(*args, **kwargs)
+        out = _as_laid_out(function, args, function(*args, **kwargs))
         if key not in self._results:
             self._results[key] = _allocated(out, args, kwargs)
         return out
+
+
+def _as_laid_out(function: Callable[..., Any], args: tuple[Any, ...], out: Any) -> Any:
+    """The result with the strides that it has on CPUs and GPUs, where meta tensors have others.
+
+    Convolutions of channels-last pictures are channels-last; attention stores the heads of a query together.
+    """
+    packet = getattr(function, "overloadpacket", None)
+    if not isinstance(out, Tensor) or not out.is_meta:
+        return out
+    if packet is aten.conv2d and args[0].stride(1) == 1:
+        return torch.empty_like(out, memory_format=torch.channels_last)
+    if packet is aten.scaled_dot_product_attention:
+        b, heads, queries, width = out.shape
+        return out.new_empty(b, queries, heads, width).transpose(1, 2)
+    return out
 
 
 def _allocated(out: Any, args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> MetaTensor | None:

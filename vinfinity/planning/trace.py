@@ -153,8 +153,8 @@ def representative_blocks(plan: AttentionPlan) -> AttentionPlan:
     """
 
     def shape(block: QueryBlock) -> tuple[int, ...]:
-        own, keys = len(intersection(block.rows, plan.held)), sum(len(run.span) for run in block.keys)
-        return own, len(block.units), len(block.keys), keys, block.bias is None
+        rows = block.rows if plan.grouped else intersection(block.rows, plan.held)
+        return len(rows), len(block.units), len(block.keys), len(block.places(rows)), block.bias is None
 
     return replace(plan, blocks=tuple(representatives(plan.blocks, shape)))
 
