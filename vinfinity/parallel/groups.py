@@ -27,12 +27,14 @@ def group_size(frames: int) -> int:
 class Piece:
     """A span of frames to compute at once, of which a rank holds those in `own`, as positions among its own frames.
 
-    before, after: frames of the span that other ranks hold, at either end.
+    before, after: frames of the span that other ranks hold, at either end. skipped: whether it is left out, in a trace,
+    and its result only allocated.
     """
 
     own: slice
     before: int = 0
     after: int = 0
+    skipped: bool = False
 
 
 @dataclass(frozen=True)
@@ -59,10 +61,12 @@ class Grouping:
         first = self.held.start + piece.own.start
         return range(first - piece.before, self.held.start + piece.own.stop + piece.after)
 
-    def within(self, borders: Sequence[int], most: int) -> list[Piece]:
-        """The same, but no piece goes beyond a border: frames at which scenes begin, ascending."""
+    def covering(self, borders: Sequence[int], most: int) -> list[Piece]:
+        """The same, but no piece goes beyond a border: frames at which scenes begin, ascending. All of them, those that
+        are skipped, too.
+        """
         cut = []
-        for piece in self.pieces(most):
+        for piece in Grouping.of(self, self.held, most):
             span = self.frames_of(piece)
             inside = [border for border in borders if span.start < border < span.stop]
             for start, stop in pairwise([span.start, *inside, span.stop]):

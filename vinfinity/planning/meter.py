@@ -58,9 +58,9 @@ def _as_laid_out(function: Callable[..., Any], args: tuple[Any, ...], out: Any) 
     packet = getattr(function, "overloadpacket", None)
     if not isinstance(out, Tensor) or not out.is_meta:
         return out
-    if packet is aten.conv2d and args[0].stride(1) == 1:
+    if out.dim() == 4 and packet is aten.conv2d and args[0].stride(1) == 1:
         return torch.empty_like(out, memory_format=torch.channels_last)
-    if packet is aten.scaled_dot_product_attention:
+    if out.dim() == 4 and packet is aten.scaled_dot_product_attention:
         b, heads, queries, width = out.shape
         return out.new_empty(b, queries, heads, width).transpose(1, 2)
     return out
@@ -202,6 +202,10 @@ class LiveBytes(Meter):
 ALLOCATIONS = (aten.empty_like, aten.new_empty, aten.empty, aten.new_empty_strided)
 # operations that read as much of their first input as they write
 GATHERS = (aten.index_select, aten.embedding)
+# operations that overwrite their first input without reading it
+OVERWRITES = (aten.copy_, aten.zero_, aten.fill_)
+# operations that take nothing but the type and device of their first input
+NEW = (aten.new_zeros, aten.new_ones, aten.new_full, aten.zeros_like, aten.ones_like, aten.full_like)
 
 
 class WorkCounter(Meter):
@@ -243,6 +247,8 @@ class WorkCounter(Meter):
         if packet in GATHERS:
             # only the rows that are taken are read
             inputs = outputs
+        elif packet in OVERWRITES or packet in NEW:
+            inputs = list(_tensors(args[1:]))
         elif "out" in kwargs:
             inputs = list(_tensors((args, {name: value for name, value in kwargs.items() if name != "out"})))
         if packet is aten.scaled_dot_product_attention:

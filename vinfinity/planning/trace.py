@@ -162,8 +162,10 @@ def representative_blocks(plan: AttentionPlan) -> AttentionPlan:
 class RepresentativePieces(Grouping):
     """A grouping of which only one pair of consecutive pieces is run for each combination of their shapes."""
 
-    def within(self, borders: Sequence[int], most: int) -> list[Piece]:
-        return representatives(Grouping(**vars(self)).within(borders, most), _piece_shape)
+    def covering(self, borders: Sequence[int], most: int) -> list[Piece]:
+        pieces = super().covering(borders, most)
+        chosen = representatives(pieces, _piece_shape)
+        return [piece if piece in chosen else replace(piece, skipped=True) for piece in pieces]
 
     def of(self, span: range, most: int, *, group: int | None = None) -> list[Piece]:
         return representatives(super().of(span, most, group=group), _piece_shape)

@@ -6,7 +6,7 @@ before a norm, together with the statistics of that norm. The receiver normalise
 bytes of keys and values, and one message less.
 """
 
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from functools import partial
 from itertools import groupby
@@ -24,7 +24,6 @@ from vinfinity.models.unet3d.dual_scope import (
     beyond,
     by_scene,
     dual_scope_attention,
-    joined,
     real_spans,
 )
 from vinfinity.models.unet3d.layers import (
@@ -56,7 +55,9 @@ class Part(NamedTuple):
 
 def parts_of(x: Tensor, ctx: TemporalContext) -> list[Part]:
     """This rank's frames (b, f, h, w, c) in pieces: views, where the rank holds all frames of a piece."""
-    return [Part(piece, whole(x[:, piece.own], piece)) for piece in frame_pieces(x, ctx)]
+    most = ctx.chunk_bytes // max(x[:, :1].nbytes, 1)
+    pieces = ctx.grouping.covering(ctx.timeline.borders, most)
+    return [Part(piece, whole(x[:, piece.own], piece)) for piece in pieces]
 
 
 def frame_at(parts: Sequence[Part], position: int) -> Tensor:
@@ -66,17 +67,22 @@ def frame_at(parts: Sequence[Part], position: int) -> Tensor:
     return part.own[:, at : at + 1]
 
 
-def take(parts: list[Part], start: int, stop: int) -> Iterator[Tensor]:
-    """The frames from position `start` to `stop`, in order, from each part that has some. Drops the parts before."""
-    while parts and parts[0].piece.own.stop <= start:
-        del parts[0]
-    for piece, frames in parts:
-        first, last = max(start, piece.own.start), min(stop, piece.own.stop)
+def take(parts: Sequence[Part], start: int, stop: int) -> Iterator[tuple[int, Tensor]]:
+    """The frames from position `start` to `stop`, in order, and where they begin, from each part that has some."""
+    for part in parts:
+        own = part.piece.own
+        first, last = max(start, own.start), min(stop, own.stop)
         if first < last:
-            yield own(frames, piece)[:, first - piece.own.start : last - piece.own.start]
+            yield first, part.own[:, first - own.start : last - own.start]
 
 
-def video_sums(parts: Iterable[Part], groups: int, ctx: TemporalContext) -> Tensor:
+def drop(parts: list[Part], stop: int) -> None:
+    """Drops the parts that end at position `stop` or before."""
+    while parts and parts[0].piece.own.stop <= stop:
+        del parts[0]
+
+
+def video_sums(parts: Sequence[Part], groups: int, ctx: TemporalContext) -> Tensor:
     """The sums from which `VideoNorm` computes the statistics of a GroupNorm over all frames of each scene.
 
     parts: this rank's frames, (b, f, h, w, c). Returns (b, s·g, 5) fp64 for s scenes: the sums over frames of 1, of the
@@ -84,20 +90,23 @@ def video_sums(parts: Iterable[Part], groups: int, ctx: TemporalContext) -> Tens
     fp64 are exact, and the same to the bit however the frames are split over ranks; means of means would be rounded at
     every rank.
     """
-    moments: tuple[list[Tensor], list[Tensor]] = [], []
+    b, h, w, c = (parts[0].frames.shape[i] for i in (0, 2, 3, 4))
+    held, dtype = ctx.attention.held, parts[0].frames.dtype
+    means, seconds = (parts[0].frames.new_empty(b, len(held), c, dtype=torch.float32) for _ in range(2))
     for piece, frames in parts:
+        if piece.skipped:
+            continue
         rows = rearrange(frames, "b f h w c -> (b f) (h w) c")
-        for found, part in zip(moments, channel_moments(rows), strict=True):
-            found.append(own(rearrange(part, "(b f) c -> b f c", b=len(frames)), piece))
+        for moments, part in zip((means, seconds), channel_moments(rows), strict=True):
+            moments[:, piece.own] = own(rearrange(part, "(b f) c -> b f c", b=b), piece)
     # everything but the pass over memory is done for all frames at once: few launches
-    means, seconds = (joined(found).flatten(0, 1) for found in moments)
-    norm_of = rows.shape[1] if rows.dtype.itemsize < 4 else None
+    means, seconds = means.flatten(0, 1), seconds.flatten(0, 1)
+    norm_of = h * w if dtype.itemsize < 4 else None
     pooled = group_moments(means, seconds, groups, norm_of=norm_of)
-    mean, variance = (rearrange(y, "(b f) g -> b f g", b=len(frames)).double() for y in pooled)
+    mean, variance = (rearrange(y, "(b f) g -> b f g", b=b).double() for y in pooled)
     square = mean.square()
     high = square.float().double()
     summands = torch.stack([torch.ones_like(mean), mean, variance, high, square - high], dim=-1)
-    held = ctx.attention.held
     own_parts = (intersection(held, scene.frames) for scene in ctx.timeline.scenes)
     return torch.cat(
         [summands[:, part.start - held.start : part.stop - held.start].sum(1) for part in own_parts], dim=1
@@ -165,7 +174,8 @@ class TemporalConvStage(nn.ModuleDict):
         norm, conv = cast(tuple[nn.GroupNorm, nn.Conv3d], tuple(self.values()))
         sums = video_sums(parts, norm.num_groups, ctx)
         sent, route = ctx.halo.route.compact()
-        message = joined([frame_at(parts, position) for position in sent or (0,)])
+        # a copy: a view would keep its part alive
+        message = torch.cat([frame_at(parts, position) for position in sent or (0,)], dim=1)
         shared = sums if ctx.norm == "video" else None
         fetched = ctx.exchange.fetch(message, route, sums=shared, label="temporal convolution").wait()
         normalise = VideoNorm.of(norm, sums if fetched.sums is None else fetched.sums, ctx.timeline)
@@ -187,13 +197,24 @@ class TemporalConvStage(nn.ModuleDict):
         # the model pads with zeros after the norm, at both ends of a scene
         zeros = torch.zeros_like(frame_at(parts, 0))
         before, last = neighbour(ctx.halo.before), neighbour(ctx.halo.after)
+
+        def fill(rows: Tensor, start: int, stop: int) -> None:
+            """Activates the frames from position `start` to `stop` into rows."""
+            for at, frames in take(parts, start, stop):
+                first, length = held.start + at, frames.shape[1]
+                activate(frames, range(first, first + length), out=rows[:, at - start : at - start + length])
+
         found = []
-        for piece in ctx.grouping.within(timeline.borders, ctx.chunk_bytes // max(zeros.nbytes, 1)):
+        for piece in ctx.grouping.covering(timeline.borders, ctx.chunk_bytes // max(zeros.nbytes, 1)):
             start, stop = piece.own.start, piece.own.stop
-            if held.start + start in timeline.borders:
-                before = zeros
             # the frames of the piece, one more on either side, and zeros in place of those of other ranks
             length = stop - start + 2
+            if piece.skipped:
+                drop(parts, stop)
+                found.append(Part(piece, zeros.new_empty(len(zeros), length - 2, *zeros.shape[2:])))
+                continue
+            if held.start + start in timeline.borders:
+                before = zeros
             padded = zeros.new_empty(len(zeros), piece.before + length + piece.after, *zeros.shape[2:])
             if piece.before:
                 padded[:, : piece.before].zero_()
@@ -202,15 +223,13 @@ class TemporalConvStage(nn.ModuleDict):
             rows = padded[:, piece.before : piece.before + length]
             rows[:, :1] = before
             ends = held.start + stop in timeline.borders
-            at = start
-            for frames in take(parts, start, stop + (stop < len(held) and not ends)):
-                which = range(held.start + at, held.start + at + frames.shape[1])
-                activate(frames, which, out=rows[:, 1 + at - start :][:, : len(which)])
-                at += len(which)
+            fill(rows[:, 1:], start, stop + (stop < len(held) and not ends))
             if ends or stop == len(held):
                 rows[:, -1:] = zeros if ends else last
+            drop(parts, stop)
             before = rows[:, -2:-1].clone()
             found.append(Part(piece, self._convolve(padded, conv)))
+            del padded, rows
         return found
 
     @staticmethod
