@@ -194,4 +194,9 @@ def test_inner_layers_are_named_first(model_folder: Path, tmp_path: Path) -> Non
     with first_not_finite(attention) as names:
         attention(torch.randn(1, 2, 2, 2, 32), [(range(2), torch.randn(1, 3, 16))])
     assert names == ["proj_out"]
+    convolutions = unet.mid_block.temp_convs[0]
+    convolutions.get_parameter("conv2.3.bias").fill_(math.nan)
+    with first_not_finite(convolutions) as names:
+        convolutions(torch.randn(1, 3, 2, 2, 32), temporal_context(LocalExchange(), FrameShards(3), 0, None))
+    assert names[0] == "conv2"
     assert not any(module._forward_hooks for module in attention.modules())

@@ -2,11 +2,12 @@
 
 from typing import Any
 
+import pytest
 import torch
 
 from vinfinity.models import kernels
-from vinfinity.models.kernels import attend
-from vinfinity.planning.meter import Meter
+from vinfinity.models.kernels import attend, is_matrix, linear
+from vinfinity.planning.meter import LiveBytes, Meter
 
 aten = torch.ops.aten
 
@@ -37,3 +38,32 @@ def test_attention_in_several_batches_is_that_of_one(monkeypatch: Any) -> None:
     whole = attend(q, k, v, bias=bias)
     monkeypatch.setattr(kernels, "ATTENTION_BATCH", 3)
     assert torch.equal(attend(q, k, v, bias=bias), whole)
+
+
+@pytest.mark.parametrize("bias", [None, torch.randn(6)], ids=["plain", "bias"])
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float16])
+def test_a_product_can_be_written_where_it_is_needed(dtype: torch.dtype, bias: torch.Tensor | None) -> None:
+    x, weight = torch.randn(3, 4, 10).to(dtype), torch.randn(6, 10).to(dtype)
+    bias = None if bias is None else bias.to(dtype)
+    expected = linear(x, weight, bias)
+    for place in (slice(0, 3), slice(2, 5)):
+        stored = torch.zeros(5, 4, 9, dtype=dtype)
+        out = stored[place, :, 3:]
+        assert linear(x, weight, bias, out=out) is out
+        torch.testing.assert_close(stored[place, :, 3:], expected)
+        assert not stored[..., :3].any()
+
+
+def test_a_product_is_written_without_a_copy_where_vectors_are_at_equal_distances() -> None:
+    stored = torch.empty(8, 4, 9, device="meta", dtype=torch.float16)
+    x, weight = (torch.empty(*shape, device="meta", dtype=torch.float16) for shape in ((2, 4, 5), (6, 5)))
+    assert is_matrix(stored[2:4, :, 3:])
+    assert not is_matrix(stored[:, 1:3])
+    assert not is_matrix(stored[..., ::2])
+    apart = torch.empty(2, 8, 6, device="meta", dtype=torch.float16)
+    seen = stored.nbytes + x.nbytes + weight.nbytes
+    with torch.inference_mode(), LiveBytes() as live:
+        linear(x, weight, out=stored[2:4, :, 3:])
+        assert live.peak == seen
+        linear(x, weight, out=apart[:, ::2])
+        assert live.peak > seen + apart.nbytes

@@ -25,6 +25,7 @@ from vinfinity.parallel.exchange import FrameExchange, LocalExchange
 from vinfinity.parallel.scopes import AttentionPlan, Scopes, plan_attention
 from vinfinity.parallel.shards import FrameShards
 from vinfinity.parallel.timeline import intersection, one_scene
+from vinfinity.planning.meter import LiveBytes
 
 CLOSE = 1e-5
 OFF = -math.inf
@@ -295,6 +296,17 @@ def test_temporal_layers_on_communicating_ranks_equal_one_rank(ranks: int, scope
             alone = layer(x, one)
             parts = on_ranks(shards, functools.partial(part_of, layer, x, shards, scopes))
             torch.testing.assert_close(torch.cat(parts, 1), alone, rtol=0, atol=5e-5)
+
+
+def test_a_temporal_convolution_frees_its_input_as_it_goes() -> None:
+    """Beside the layer's input there is one hidden state, and a piece of frames with its result."""
+    layer = TemporalConvLayer(16, groups=4)
+    x = torch.randn(1, 80, 16, 20, 16)
+    piece = x[:, :8].nbytes
+    ctx = temporal_context(LocalExchange(), FrameShards(80), 0, None, chunk_bytes=piece)
+    with torch.inference_mode(), LiveBytes("cpu") as live:
+        layer(x, ctx)
+    assert live.peak <= 2 * x.nbytes + 3 * piece
 
 
 def test_norms_per_rank_differ_from_norms_over_the_video() -> None:
