@@ -173,7 +173,7 @@ def test_results_are_laid_out_in_memory_as_on_a_cpu(dtype: torch.dtype) -> None:
     for device in ("cpu", "meta"):
         picture = torch.zeros(2, 6, 7, 8, dtype=dtype, device=device).permute(0, 3, 1, 2)
         weight = torch.zeros(5, 8, 3, 3, dtype=dtype, device=device)
-        heads = torch.zeros(32, 6, 3, 16, dtype=dtype, device=device).permute(1, 2, 0, 3)
+        heads = torch.zeros(6, 32, 3, 16, dtype=dtype, device=device).transpose(1, 2)
         with torch.inference_mode(), LiveBytes(device):
             found = F.conv2d(picture, weight), F.scaled_dot_product_attention(heads, heads, heads)
         strides.append([tensor.stride() for tensor in found])

@@ -11,7 +11,7 @@ import torch
 from einops import rearrange
 from torch import Tensor
 
-from vinfinity.models.kernels import attend, linear
+from vinfinity.models.kernels import attend, is_matrix, linear
 from vinfinity.models.unet3d.layers import Attention, whole
 from vinfinity.parallel.groups import UNIT, Piece
 from vinfinity.parallel.places import Unit
@@ -241,6 +241,8 @@ def _attend(
     per_head = [
         rearrange(y, "1 f n (heads d) -> n heads f d", heads=attention.heads) for y in (queries, keys, values)
     ]
-    # kernels of attention store the heads of a query together: this moves no memory
-    out = rearrange(attend(*per_head, bias=bias), "n heads f d -> n f (heads d)")
-    return rearrange(attention.to_out[0](out), "n f c -> 1 f n c")
+    # kernels store the heads of a query together, but some go position by position, others frame by frame
+    out = rearrange(attend(*per_head, bias=bias), "n heads f d -> f n (heads d)")
+    if is_matrix(out):
+        return attention.to_out[0](out)[None]
+    return attention.to_out[0](out.transpose(0, 1)).transpose(0, 1)[None]
