@@ -1,12 +1,15 @@
 """Kernels that the networks of all families share."""
 
+from collections.abc import Callable
 from typing import Any
 
 import pytest
 import torch
+import torch.nn.functional as F
 
 from vinfinity.models import kernels
 from vinfinity.models.kernels import attend, is_matrix, linear
+from vinfinity.models.unet3d.norm import apply_affine, channel_moments
 from vinfinity.planning.meter import LiveBytes, Meter
 
 aten = torch.ops.aten
@@ -69,3 +72,49 @@ def test_a_product_is_written_without_a_copy_where_vectors_are_at_equal_distance
 
     assert temporaries(stored[2:4, :, 3:]) == 0
     assert temporaries(apart[:, :4]) > 0
+
+
+@pytest.mark.parametrize("threads", [1, 2, 4])
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
+def test_on_a_cpu_a_frame_has_the_same_bits_in_one_group_as_in_several(
+    dtype: torch.dtype, threads: int
+) -> None:
+    """What the layers of a UNet compute for groups of 8 frames, many at once and one at a time. In 16 bits."""
+    before = torch.get_num_threads()
+    torch.set_num_threads(threads)
+    try:
+        for height, width, channels, more in SIZES:
+            x = torch.randn(48, height, width, channels).to(dtype)
+            for layer in layers(channels, more, dtype):
+                with torch.inference_mode():
+                    apart = torch.cat([layer(x[at : at + 8]) for at in range(0, 48, 8)])
+                    for size in (16, 24, 48):
+                        together = torch.cat([layer(x[at : at + size]) for at in range(0, 48, size)])
+                        assert torch.equal(together, apart), (height, width, channels, more, size)
+    finally:
+        torch.set_num_threads(before)
+
+
+SIZES = [(1, 1, 16, 16), (2, 3, 32, 48), (3, 4, 192, 96), (4, 6, 48, 48), (7, 5, 24, 40), (10, 16, 64, 128)]
+
+
+def layers(channels: int, more: int, dtype: torch.dtype) -> list[Callable[[torch.Tensor], torch.Tensor]]:
+    """Layers of frames (f, h, w, c). more: channels of results."""
+    weight, bias = torch.randn(more, channels).to(dtype), torch.randn(more).to(dtype)
+    kernel = torch.randn(more, channels, 3, 3).to(dtype)
+    scale = torch.randn(2, channels)
+
+    def product(x: torch.Tensor) -> torch.Tensor:
+        out = x.new_empty(*x.shape[:-1], 2 * more)[..., more:]
+        return linear(x, weight, out=out)
+
+    return [
+        lambda x: linear(x, weight, bias),
+        product,
+        lambda x: kernels.convolve(x.permute(0, 3, 1, 2), kernel, bias, padding=1),
+        lambda x: F.layer_norm(x, (channels,)),
+        lambda x: F.gelu(x),
+        lambda x: F.silu(x),
+        lambda x: apply_affine(x, *scale),
+        lambda x: torch.stack(channel_moments(x.flatten(1, 2)), dim=1),
+    ]

@@ -48,6 +48,7 @@ class CallShape:
     scopes: None for plain attention over all frames. text_tokens: length of the text states. reuse_depth: levels that
     run in every step while deep features are reused; None without reuse. A traced call always runs the whole network.
     timeline: scenes and loops; None for one scene. joint: the rule of positions, for models with joint attention.
+    on_cpu: whether the call that is traced would run on a CPU.
     """
 
     family: Family
@@ -63,6 +64,7 @@ class CallShape:
     reuse_depth: int | None = None
     timeline: Timeline | None = None
     joint: Positions | None = None
+    on_cpu: bool = False
 
     @property
     def traits(self) -> DenoiserTraits:
@@ -143,6 +145,7 @@ def call_context(
         chunk_bytes=execution.chunk_bytes,
         joint=shape.joint,
         device=device,
+        together=shape.on_cpu or torch.device(device).type == "cpu",
     )
 
 
