@@ -2,30 +2,33 @@
 
     python benchmarks/vbench_scores.py prompts all_dimension.txt --out vbench.jsonl --samples 5
     vinfinity batch vbench.jsonl --folder build/vbench/192 --frames 192 --out "{prompt}-{sample}.mp4" ...
-    python benchmarks/vbench_scores.py score build/vbench/192 --frames 192
+    python benchmarks/vbench_scores.py score build/vbench/192 --frames 192 --python vbench-env/bin/python
     python benchmarks/vbench_scores.py table
 
-`prompts` writes a row per prompt and sample for `vinfinity batch`, with seeds of its own. `score` needs the package
-`vbench` (0.1.2 or newer), its weights and a GPU: it cuts videos into clips of 16 frames, as the paper does, and adds
-the means to build/vbench/scores.json. `table` needs nothing; what was not scored is "not run".
+`prompts` writes a row per prompt and sample for `vinfinity batch`, with seeds of its own. `score` cuts videos into
+clips of 16 frames, as the paper does, has the package `vbench` (0.1.2 or newer) score them, and adds the means to
+build/vbench/scores.json. The package needs an environment of its own, whose Python --python names, its weights, and a
+GPU; for flicker alone, neither: `--dimensions temporal_flickering --device cpu`. `table` needs nothing; what was not
+scored is "not run".
 """
 
 import argparse
-import inspect
 import json
+import math
 import shutil
+import subprocess
 import sys
 from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from fractions import Fraction
 from pathlib import Path
 from typing import Any
 
+import av
 import numpy as np
-import torch
 
-from vinfinity.config import VideoConfig, choose_format
 from vinfinity.errors import InputError, VinfinityError, one_line
 from vinfinity.media.reader import open_reader
-from vinfinity.media.writer import VideoWriter
 from vinfinity.system.files import to_json, write_whole
 
 SCORES = Path("build/vbench/scores.json")
@@ -51,6 +54,8 @@ OURS = "vinfinity"
 LENGTHS = (16, 64, 192)
 # frames of a clip that is scored on its own
 CLIP = 16
+# characters of the reason why a dimension failed
+LONGEST_REASON = 200
 
 
 def rows(prompts: Sequence[str], samples: int) -> Iterator[dict[str, object]]:
@@ -73,90 +78,131 @@ def read_prompts(file: Path) -> list[str]:
 
 
 def cut_clips(video: Path, folder: Path) -> list[Path]:
-    """Consecutive clips of 16 frames of a video, nearly lossless; what is left at its end is left out."""
+    """Consecutive clips of 16 frames of a video; what is left at its end is left out."""
     reader = open_reader(video)
     clips: list[Path] = []
-    width, height = reader.size
     waiting: list[np.ndarray] = []
     for frame in reader:
         waiting.append(frame)
         if len(waiting) == CLIP:
-            path = folder / f"{video.stem}-clip{len(clips):04d}.mp4"
-            config = VideoConfig(crf=4)
-            with VideoWriter(
-                path, choose_format(None, config), width=width, height=height, fps=reader.fps, metadata={}
-            ) as writer:
-                for one in waiting:
-                    writer.write(one)
-            clips.append(path)
+            clips.append(folder / f"{video.stem}-clip{len(clips):04d}.mp4")
+            write_clip(clips[-1], waiting, reader.fps)
             waiting = []
     return clips
 
 
-def import_vbench(device: str) -> Any:
-    """The package vbench, from version 0.1.2 on. Raises InputError if it or a GPU is missing."""
-    guide = "see docs/guides/vbench.md"
-    try:
-        import vbench
-    except ImportError as error:
-        if error.name == "vbench":
-            remedy = f"pip install vbench, on a machine with a GPU; {guide}"
-            raise InputError(
-                "package", "vbench", remedy, problem="is needed for scores, and not installed"
-            ) from None
-        remedy = f"install what it needs; {guide}"
-        raise InputError(
-            "package", "vbench", remedy, problem=f"cannot be imported ({one_line(error)})"
-        ) from None
-    if "mode" not in inspect.signature(vbench.VBench.evaluate).parameters:
-        problem = "is older than 0.1.2, which has no mode for custom input"
-        raise InputError("package", "vbench", "pip install --upgrade vbench", problem=problem)
-    if device.partition(":")[0] == "cuda" and not torch.cuda.is_available():
-        raise InputError("--device", device, f"use a machine with a GPU; {guide}", problem="is not there")
-    return vbench
+def write_clip(path: Path, frames: Sequence[np.ndarray], fps: Fraction) -> None:
+    """An H.264 file of RGB without loss. frames: (h, w, 3) uint8 each.
+
+    Every decoder gives back these frames. Of YUV it would not: OpenCV 4 takes BT.709 for BT.601, and OpenCV and decord
+    repeat colours instead of interpolating them.
+    """
+    height, width = frames[0].shape[:2]
+    with av.open(str(path), "w") as container:
+        stream = container.add_stream("libx264rgb", rate=fps, options={"crf": "0", "preset": "veryfast"})
+        stream.width, stream.height, stream.pix_fmt = width, height, "rgb24"
+        for frame in frames:
+            container.mux(stream.encode(av.VideoFrame.from_ndarray(frame, format="rgb24")))
+        container.mux(stream.encode())
 
 
-def make_clips(videos: Path, folder: Path) -> Path:
-    """The folder with the clips of all videos of a folder, made anew. Raises InputError if there are none."""
+def make_clips(videos: Path, folder: Path, *, frames: int) -> list[Path]:
+    """The clips of all videos of a folder, made anew. frames: the length that each video has.
+
+    Raises InputError if there are none or a video has another length, DamagedError if one cannot be decoded.
+    """
     found = sorted(videos.glob("*.mp4"))
     if not found:
         raise InputError("videos", videos, "make them with `vinfinity batch`", problem="has no .mp4 files")
-    clips = folder / "clips"
+    for video in found:
+        length = open_reader(video).frames
+        if length != frames:
+            remedy = "score videos of one length, and name it by --frames"
+            raise InputError("videos", video, remedy, problem=f"has {length} frames, not {frames}")
     # whatever is in it would be scored, too
-    shutil.rmtree(clips, ignore_errors=True)
-    clips.mkdir(parents=True)
-    if not sum(len(cut_clips(video, clips)) for video in found):
+    shutil.rmtree(folder, ignore_errors=True)
+    folder.mkdir(parents=True)
+    clips = [clip for video in found for clip in cut_clips(video, folder)]
+    if not clips:
         problem = f"has no video of {CLIP} frames"
         raise InputError("videos", videos, "make longer ones", problem=problem)
     return clips
 
 
-def score(videos: Path, folder: Path, *, device: str) -> dict[str, float]:
-    """VBench's scores of the clips of all videos of a folder, 0 to 1.
+@dataclass(frozen=True)
+class Scored:
+    """scores: VBench's, 0 to 1, by dimension. failed: why there is none, by dimension. clips: how many were scored."""
 
-    As in the package's own evaluate.py, with its defaults: prompts play no part in these dimensions. Raises InputError
-    without the package, videos or a dimension's score.
+    scores: Mapping[str, float]
+    failed: Mapping[str, str]
+    clips: int
+
+
+def score(
+    videos: Path, folder: Path, *, frames: int, dimensions: Sequence[str], device: str, python: str
+) -> Scored:
+    """VBench's scores of the clips of all videos of a folder. python: of the environment that has the package.
+
+    The package is called as its own evaluate.py does: prompts play no part in these dimensions. Raises InputError
+    without the package, what its dimensions need, or videos, before anything is scored.
     """
-    vbench = import_vbench(device)
-    clips = make_clips(videos, folder)
-    info = Path(vbench.__file__).parent / "VBench_full_info.json"
-    # a device, not its name: to motion smoothness, they are different
-    bench = vbench.VBench(torch.device(device), str(info), str(folder))
-    bench.evaluate(
-        videos_path=str(clips),
-        name="scores",
-        dimension_list=list(DIMENSIONS),
-        local=False,
-        read_frame=False,
-        mode="custom_input",
-    )
-    written = folder / "scores_eval_results.json"
+    folder.mkdir(parents=True, exist_ok=True)
+    call_package(python, folder, device, dimensions)
+    clips = make_clips(videos, folder / "clips", frames=frames)
+    for dimension in dimensions:
+        result_file(folder, dimension).unlink(missing_ok=True)
+    failed = call_package(python, folder, device, dimensions, clips=folder / "clips")
+    scores = {}
+    for dimension in dimensions:
+        try:
+            if dimension not in failed:
+                scores[dimension] = read_result(result_file(folder, dimension), dimension, clips=len(clips))
+        except (OSError, ValueError, KeyError, IndexError, TypeError) as error:
+            failed[dimension] = f"{result_file(folder, dimension)} has no score ({error!r})"
+    return Scored(scores, failed, len(clips))
+
+
+def call_package(
+    python: str, folder: Path, device: str, dimensions: Sequence[str], *, clips: Path | None = None
+) -> dict[str, str]:
+    """Run vbench_call.py: what failed, by dimension. Without clips, it only checks. Raises InputError."""
+    guide = "see docs/guides/vbench.md"
+    if shutil.which(python) is None:
+        remedy = f"name the Python of the environment with vbench; {guide}"
+        raise InputError("--python", python, remedy, problem="is not a program")
+    outcome = folder / "outcome.json"
+    outcome.unlink(missing_ok=True)
+    script = str(Path(__file__).with_name("vbench_call.py"))
+    options = [] if clips is None else ["--clips", str(clips)]
+    ended = subprocess.run([python, script, str(outcome), device, *dimensions, *options], check=False)
     try:
-        results = json.loads(written.read_text(encoding="utf-8"))
-        return {name: as_share(name, float(results[name][0])) for name in DIMENSIONS}
-    except (OSError, ValueError, KeyError, IndexError, TypeError) as error:
-        remedy = "see what vbench printed, and score again"
-        raise InputError("vbench", written, remedy, problem=f"has no scores ({error!r})") from None
+        result = json.loads(outcome.read_text(encoding="utf-8"))
+    except (OSError, ValueError):
+        problem = f"ended with exit code {ended.returncode}"
+        raise InputError("vbench", python, "see what it printed", problem=problem) from None
+    if result["refused"] is not None:
+        reasons = result["refused"]
+        remedy = f"{reasons['remedy']}; {guide}"
+        raise InputError(reasons["field"], reasons["value"], remedy, problem=reasons["problem"])
+    return {name: one_line(text)[:LONGEST_REASON] for name, text in result["failed"].items()}
+
+
+def result_file(folder: Path, dimension: str) -> Path:
+    """Where the package writes the result of a dimension."""
+    return folder / f"{dimension}_eval_results.json"
+
+
+def read_result(file: Path, dimension: str, *, clips: int) -> float:
+    """A score in a file that the package wrote, `{DIMENSION: [score, [a score per clip]]}`.
+
+    Raises ValueError if it is not of all clips: the package passes over those that it cannot read.
+    """
+    value, each = json.loads(file.read_text(encoding="utf-8"))[dimension]
+    if len(each) != clips:
+        raise ValueError(f"{len(each)} of {clips} clips were scored")
+    if not math.isfinite(value):
+        raise ValueError(f"the score is {value}")
+    return as_share(dimension, float(value))
 
 
 def as_share(dimension: str, value: float) -> float:
@@ -196,6 +242,31 @@ def read_scores(path: Path) -> dict[str, Any]:
     return scores
 
 
+def score_and_keep(options: argparse.Namespace) -> None:
+    """`score`: add what was scored to the file of scores. Raises InputError if a dimension failed."""
+    kept = read_scores(options.scores)
+    length = str(options.frames)
+    scored = score(
+        options.videos,
+        options.scores.parent / f"vbench-{length}",
+        frames=options.frames,
+        dimensions=options.dimensions,
+        device=options.device,
+        python=options.python,
+    )
+    # an earlier score of a dimension that failed now may be that of other videos
+    others = {name: value for name, value in kept.get(length, {}).items() if name not in options.dimensions}
+    kept[length] = {**others, **scored.scores}
+    write_whole(options.scores, to_json(kept, indent=2) + "\n")
+    for name, value in scored.scores.items():
+        print(f"{name}: {value:.4f}, the mean of {scored.clips} clip{'s' * (scored.clips != 1)}")
+    for name, reason in scored.failed.items():
+        print(f"{name}: not scored ({reason})", file=sys.stderr)
+    if scored.failed:
+        remedy = "see what vbench printed, and repeat these with --dimensions"
+        raise InputError("dimensions", ", ".join(scored.failed), remedy, problem="could not be scored")
+
+
 def main(arguments: Sequence[str] | None = None) -> None:
     """The command line of this script."""
     parser = argparse.ArgumentParser(
@@ -209,7 +280,18 @@ def main(arguments: Sequence[str] | None = None) -> None:
     scored = commands.add_parser("score", help="score a folder of videos with the package vbench")
     scored.add_argument("videos", type=Path)
     scored.add_argument("--frames", type=int, required=True, help="length of the videos")
+    scored.add_argument(
+        "--dimensions",
+        nargs="+",
+        choices=list(DIMENSIONS),
+        default=list(DIMENSIONS),
+        metavar="NAME",
+        help=f"what to score: {', '.join(DIMENSIONS)} [all]",
+    )
     scored.add_argument("--device", default="cuda", help="[%(default)s]")
+    scored.add_argument(
+        "--python", default=sys.executable, help="Python of the environment with vbench [this one]"
+    )
     printed = commands.add_parser("table", help="print our scores beside the paper's table 2")
     for command in (scored, printed):
         command.add_argument("--scores", type=Path, default=SCORES, help="[%(default)s]")
@@ -220,10 +302,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
             write_whole(options.out, "".join(to_json(row) + "\n" for row in found))
             print(f"{options.out}: {len(found)} videos")
         elif options.command == "score":
-            scores = read_scores(options.scores)
-            folder = options.scores.parent / f"vbench-{options.frames}"
-            scores[str(options.frames)] = score(options.videos, folder, device=options.device)
-            write_whole(options.scores, to_json(scores, indent=2) + "\n")
+            score_and_keep(options)
         else:
             print("\n".join(table(read_scores(options.scores))))
     except VinfinityError as error:

@@ -98,7 +98,7 @@ class OutputError(VinfinityError):
 
 
 class DamagedError(VinfinityError):
-    """A file of the run is missing, truncated or changed."""
+    """A file of a run, or a video to measure, is missing, truncated or changed."""
 
     exit_code = OutputError.exit_code
     advice = "Restore the file from a copy, or generate the video again."

@@ -24,6 +24,11 @@ def commands() -> dict[str, Any]:
 COMMANDS = commands()
 
 
+@pytest.mark.parametrize("name", list(COMMANDS))
+def test_paragraphs_flow_to_the_width_of_the_screen(name: str) -> None:
+    assert all("\n" not in paragraph for paragraph in COMMANDS[name].help.split("\n\n"))
+
+
 # what `--help` shows in place of a number
 NUMBERS = ("N", "X", "GB", "MiB")
 

@@ -9,7 +9,7 @@ from typing import Any
 
 import pytest
 from oracles.browser import Page, browser_page, find_browser
-from oracles.synthetic import panning, save
+from oracles.synthetic import panning, save, truncate
 
 from vinfinity.evaluation.api import compare_groups
 from vinfinity.evaluation.batch_page import write_batch_page
@@ -22,7 +22,10 @@ PAIRS = 7
 
 @pytest.fixture(scope="module")
 def report(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """Two batches, of which the second moves faster by one pixel per frame; and a third, equal to the first."""
+    """Two batches, of which the second moves faster by one pixel per frame; and a third, equal to the first.
+
+    Of one more pair, a video is truncated.
+    """
     from oracles.runs import exit_code
 
     folder = tmp_path_factory.mktemp("report")
@@ -33,10 +36,13 @@ def report(tmp_path_factory: pytest.TempPathFactory) -> Path:
             speed_of_pair = speed * (1 + number / 20)
             frames = panning(12, height=48, width=64, seed=number, speed=speed_of_pair)
             save(folder / batch / name, frames)
+    for batch in ("slow", "fast"):
+        save(folder / batch / "35 cut.mp4", panning(12, height=48, width=64))
     shutil.copytree(folder / "slow", folder / "same")
+    truncate(folder / "fast" / "35 cut.mp4")
     page = folder / "page.html"
     batches = [str(folder / batch) for batch in ("slow", "fast", "same")]
-    assert exit_code("compare", *batches, "--report", str(page)) == 0
+    assert exit_code("compare", *batches, "--report", str(page)) == 4
     return page
 
 
@@ -94,7 +100,9 @@ def test_the_page_names_nothing_on_the_network(report: Path) -> None:
 def test_it_opens_without_errors_and_without_network(page: Page, report: Path) -> None:
     assert page.errors == []
     assert [url for url in page.requests if not url.startswith("data:")] == [report.resolve().as_uri()]
-    assert page.run("document.title") == f"{PAIRS} pairs of videos"
+    assert page.run("document.title") == f"{PAIRS} of {PAIRS + 1} pairs of videos"
+    [line] = texts(page, "#damaged li")
+    assert re.search(r"^left out: 35 cut\.mp4: .*fast/35 cut\.mp4: ends after \d+ of 12 frames$", line)
     assert page.run("document.getElementById('about').textContent") == "slow · fast · same"
 
 
@@ -177,7 +185,7 @@ def test_pairs_have_contact_sheets_links_and_values_and_are_sorted(page: Page, r
 
     links = page.run("[...document.querySelectorAll('#pairs a')].map(e => new URL(e.href).pathname)")
     assert {Path(unquote(link)) for link in links} == {
-        path for batch in ("slow", "fast") for path in (report.parent / batch).glob("*.mp4")
+        path for batch in ("slow", "fast") for path in (report.parent / batch).glob("*[!t].mp4")
     }
     assert re.match(
         r"motion 1\.\d\d px/frame → 2\.\d\d px/frame \(\+1\.\d\d\)", texts(page, "#pairs .hint")[0]

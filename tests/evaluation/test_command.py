@@ -7,7 +7,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 from oracles.command_line import Cli
-from oracles.synthetic import panning, save
+from oracles.synthetic import panning, save, truncate
 
 from vinfinity.config import VideoConfig, choose_format
 from vinfinity.media.mp4 import read_video
@@ -174,6 +174,29 @@ def test_bad_videos_are_one_line(cli: Cli, tmp_path: Path) -> None:
     assert "has one frame only" in cli.refused("evaluate", str(one))
 
 
+def test_a_folder_with_videos_says_how_to_name_them(
+    cli: Cli, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    save(tmp_path / "batch" / "one.mp4", panning(4))
+    message = cli.refused("evaluate", str(tmp_path / "batch"))
+    assert "batch is a folder with videos, such as one.mp4; name them one by one, as " in message
+    monkeypatch.chdir(tmp_path)
+    for here in (".", "", "batch/..", "/"):
+        assert "is a folder" in cli.refused("evaluate", here)
+
+
+def test_the_current_folder_can_be_a_video(cli: Cli, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    with VideoWriter(
+        tmp_path / "shots", choose_format("shots/", VideoConfig()), width=64, height=48, fps=8, metadata={}
+    ) as writer:
+        for frame in panning(4, height=48, width=64):
+            writer.write(frame)
+    monkeypatch.chdir(tmp_path / "shots")
+    code, out, _ = cli("evaluate", ".", "--fps", "8")
+    assert code == 0
+    assert "4 frames of 64x48, 0.5 s at 8 fps" in out
+
+
 def test_sound_without_pictures_is_no_video(cli: Cli, tmp_path: Path) -> None:
     from oracles.video import tone
 
@@ -207,14 +230,44 @@ def test_a_truncated_video_is_an_error_of_its_file(cli: Cli, truncated: Path) ->
 
 
 def test_a_truncated_video_does_not_hide_the_others(cli: Cli, video: Path, truncated: Path) -> None:
-    alone, _, _ = cli("evaluate", str(truncated))
     code, out, err = cli("evaluate", str(truncated), str(video), "--json")
-    assert code == alone
+    assert code == 4
     assert [one["video"] for one in json.loads(out)] == [str(video)]
     warning, *_, error = err.splitlines()
     assert warning.startswith("warning: ")
     assert warning.endswith("; measuring the others")
     assert error.startswith(f"error: 1 of 2 videos cannot be measured, such as {truncated}")
+
+
+def test_a_video_that_ends_early_is_not_measured_as_a_shorter_one(cli: Cli, tmp_path: Path) -> None:
+    path = truncate(save(tmp_path / "short.mp4", panning(24)))
+    message = cli.refused("evaluate", str(path), code=4)
+    assert message.startswith(f"{path}: ends after ")
+    assert message.endswith(" of 24 frames")
+
+
+def test_files_that_are_no_videos_do_not_hide_the_others(
+    cli: Cli, run: Path, video: Path, tmp_path: Path
+) -> None:
+    import shutil
+
+    (tmp_path / "text.mp4").write_text("not a video")
+    one = save(tmp_path / "one.mp4", panning(1))
+    shutil.copytree(run, tmp_path / "ball.run")
+    page = tmp_path / "page.html"
+    bad = [str(tmp_path / "text.mp4"), str(one), str(tmp_path / "ball.run")]
+    code, out, err = cli("evaluate", *bad, str(video), "--json", "--report", str(page))
+    assert code == 4
+    assert [result["video"] for result in json.loads(out)] == [str(video)]
+    assert err.count("; measuring the others") == 3
+    assert err.splitlines()[-1].startswith("error: 3 of 4 videos cannot be measured, such as video: ")
+    for name in bad:
+        assert f"left out: {name}: " in page.read_text()
+    # a path that is not there is a slip of the pen
+    assert "does not exist" in cli.refused("evaluate", str(video), str(tmp_path / "no.mp4"))
+    code, out, err = cli("evaluate", *bad)
+    assert (code, out) == (4, "")
+    assert "3 of 3 videos cannot be measured" in err
 
 
 @pytest.mark.parametrize(
@@ -228,6 +281,8 @@ def test_a_truncated_video_does_not_hide_the_others(cli: Cli, video: Path, trunc
         (["--limit", "motion"], "is not a limit"),
         (["--limit", "motion.lenght<=3"], "did you mean motion.length"),
         (["--max-drift", "-1"], "is not between 0"),
+        (["--prompt", "a cat"], "prompt: a cat has no effect without CLIP; name its weights by --clip"),
+        (["--fps", "12"], "fps: 12 is for folders of PNG, and has no effect on "),
     ],
 )
 def test_bad_options_are_one_line(cli: Cli, video: Path, arguments: list[str], expected: str) -> None:

@@ -6,7 +6,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 from oracles.command_line import Cli
-from oracles.synthetic import changed, panning, save
+from oracles.synthetic import changed, panning, save, truncate
 from skimage.metrics import peak_signal_noise_ratio, structural_similarity
 
 import vinfinity
@@ -79,7 +79,70 @@ def test_batches_are_paired_by_name_and_tested(cli: Cli, tmp_path: Path) -> None
     assert test["p"] == pytest.approx(2 / 128)
     assert result["tests"][0]["cuts.count"]["p"] == 1
     _, out, _ = cli("compare", str(tmp_path / "slow"), str(tmp_path / "fast"))
-    assert "7 pairs of videos" in out
+    assert out.startswith("7 pairs of videos\nleft out: ")
+    assert "more.mp4: has no counterpart" in " ".join(out.split())
+    assert result["unpaired"] == [str(tmp_path / "fast" / "more.mp4")]
+
+
+def batches(folder: Path, *, pairs: int) -> tuple[str, str]:
+    """Two folders with videos of equal names, of which the second moves faster."""
+    for number in range(pairs):
+        for name, speed in (("slow", 1), ("fast", 2)):
+            frames = panning(8, height=48, width=64, seed=number, speed=speed + number / 10)
+            save(folder / name / f"{number}.mp4", frames)
+    return str(folder / "slow"), str(folder / "fast")
+
+
+def test_a_pair_with_a_damaged_video_is_left_out_on_both_sides(cli: Cli, tmp_path: Path) -> None:
+    slow, fast = batches(tmp_path, pairs=5)
+    _, out, _ = cli("compare", slow, fast, "--json")
+    whole = json.loads(out)
+    assert whole["left_out"] == {}
+    # one of each batch; one that ends early, and one that cannot be opened
+    truncate(tmp_path / "slow" / "1.mp4")
+    (tmp_path / "fast" / "3.mp4").write_bytes(b"nothing")
+    page = tmp_path / "page.html"
+    code, out, err = cli("compare", slow, fast, "--json", "--report", str(page))
+    assert code == 4
+    result = json.loads(out)
+    assert result["pairs"] == ["0.mp4", "2.mp4", "4.mp4"]
+    assert sorted(result["left_out"]) == ["1.mp4", "3.mp4"]
+    for group, before in zip(result["videos"], whole["videos"], strict=True):
+        assert [video["figures"] for video in group] == [before[pair]["figures"] for pair in (0, 2, 4)]
+    assert result["tests"][0]["motion.length"]["pairs"] == 3
+    warnings = [line for line in err.splitlines() if line.startswith("warning: ")]
+    assert len(warnings) == 2
+    assert all(line.endswith("; measuring the others") for line in warnings)
+    assert err.splitlines()[-1].startswith("error: 2 of 5 pairs of videos cannot be compared, such as ")
+    data = json.loads(page.read_text().partition('id="data">')[2].partition("</script>")[0])
+    assert len(data["left_out"]) == 2
+    assert [pair["name"] for pair in data["pairs"]] == result["pairs"]
+    assert all(len(pair["sheets"]) == 2 for pair in data["pairs"])
+    code, out, _ = cli("compare", slow, fast)
+    assert code == 4
+    assert out.startswith("3 of 5 pairs of videos\nleft out: 3.mp4: ")
+    assert "left out: 1.mp4: " in out
+    comparison = vinfinity.compare(slow, fast)
+    assert {*comparison.left_out} == {"1.mp4", "3.mp4"}
+
+
+def test_batches_of_which_every_pair_is_damaged_are_an_error(cli: Cli, tmp_path: Path) -> None:
+    slow, fast = batches(tmp_path, pairs=2)
+    truncate(tmp_path / "slow" / "0.mp4")
+    truncate(tmp_path / "fast" / "1.mp4")
+    code, out, err = cli("compare", slow, fast)
+    assert (code, out) == (4, "")
+    assert "0.mp4: ends after" in err.splitlines()[-1]
+    for number in range(2):
+        (tmp_path / "slow" / f"{number}.mp4").write_bytes(b"nothing")
+    assert "cannot be read as a video" in cli.refused("compare", slow, fast)
+
+
+def test_one_of_two_videos_that_is_damaged_is_an_error(cli: Cli, tmp_path: Path) -> None:
+    one, two = save(tmp_path / "one.mp4", panning(8)), truncate(save(tmp_path / "two.mp4", panning(8)))
+    code, out, err = cli("compare", str(one), str(two))
+    assert (code, out) == (4, "")
+    assert err.splitlines()[-1].startswith(f"error: {two}: ends after ")
 
 
 # ---- bad input ----
@@ -98,6 +161,8 @@ def test_bad_comparisons_are_one_line(cli: Cli, tmp_path: Path) -> None:
         "compare", str(tmp_path / "batch"), str(tmp_path / "other")
     )
     assert "does not exist" in cli.refused("compare", one, str(tmp_path / "no.mp4"))
+    assert "has no effect" in cli.refused("compare", one, one, "--fps", "12")
+    assert "has no effect" in cli.refused("compare", one, one, "--prompt", "a cat")
 
 
 def test_a_report_that_cannot_be_written_is_refused_first(cli: Cli, tmp_path: Path) -> None:

@@ -4,9 +4,10 @@ from fractions import Fraction
 from pathlib import Path
 from typing import Any
 
+import av
 import numpy as np
 import pytest
-from oracles.synthetic import panning, save
+from oracles.synthetic import panning, save, truncate
 
 from vinfinity.config import VideoConfig, choose_format
 from vinfinity.errors import DamagedError, InputError
@@ -82,3 +83,35 @@ def test_damage_within_a_folder_is_named_while_reading(tmp_path: Path) -> None:
     (folder / "000001.png").write_bytes(b"not a picture")
     with pytest.raises(DamagedError, match="cannot be decoded"):
         list(open_reader(folder))
+
+
+def test_a_gap_in_a_folder_is_named_while_reading(tmp_path: Path) -> None:
+    folder = write(tmp_path / "pictures", panning(4))
+    (folder / "000002.png").unlink()
+    with pytest.raises(DamagedError, match="pictures: ends after 2 of 3 frames"):
+        list(open_reader(folder))
+
+
+def test_a_truncated_file_is_not_read_as_a_shorter_video(tmp_path: Path) -> None:
+    """FFmpeg takes the end of the file for the end of the video."""
+    path = truncate(save(tmp_path / "a.mp4", panning(24)))
+    with pytest.raises(DamagedError, match=r"a\.mp4: ends after \d+ of 24 frames"):
+        list(open_reader(path))
+
+
+def test_a_trimmed_file_is_whole(tmp_path: Path) -> None:
+    """Its header counts frames that players leave out."""
+    whole, trimmed = save(tmp_path / "a.mp4", panning(24)), tmp_path / "trimmed.mp4"
+    with av.open(str(whole)) as source, av.open(str(trimmed), "w") as target:
+        stream = source.streams.video[0]
+        copy = target.add_stream_from_template(stream)
+        assert stream.time_base is not None
+        for packet in source.demux(stream):
+            if packet.dts is not None and packet.pts is not None:
+                # to begin 10 frames before 0 makes an edit list
+                shift = round(10 / 24 / stream.time_base)
+                packet.pts, packet.dts, packet.stream = packet.pts - shift, packet.dts - shift, copy
+                target.mux(packet)
+    reader = open_reader(trimmed)
+    assert len(list(reader)) == 14
+    assert reader.frames == 24

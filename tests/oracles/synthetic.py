@@ -3,6 +3,7 @@
 from collections.abc import Callable
 from pathlib import Path
 
+import av
 import cv2
 import numpy as np
 
@@ -49,4 +50,12 @@ def save(path: Path, frames: np.ndarray, *, fps: int = FPS, crf: int = 4) -> Pat
     ) as mp4:
         for frame in frames:
             mp4.write(frame)
+    return path
+
+
+def truncate(path: Path, share: float = 0.5) -> Path:
+    """Keep this share of a video's frames, and none of the file after them, as a copy that was interrupted does."""
+    with av.open(str(path)) as container:
+        positions = sorted(packet.pos for packet in container.demux(video=0) if packet.pos is not None)
+    path.write_bytes(path.read_bytes()[: positions[round(len(positions) * share)]])
     return path

@@ -1,5 +1,6 @@
 """The command line: its groups of commands, and its messages about unknown options and commands."""
 
+import inspect
 import re
 from collections.abc import Sequence
 from typing import Annotated
@@ -33,6 +34,14 @@ app.command()(evaluate.compare)
 app.command()(doctor.doctor)
 app.add_typer(bench.bench, name="bench")
 app.add_typer(models.models, name="models")
+for _command in (
+    *app.registered_commands,
+    *bench.bench.registered_commands,
+    *models.models.registered_commands,
+):
+    # Typer keeps the line breaks of a docstring, and breaks the lines once more to fit the screen
+    _paragraphs = (inspect.getdoc(_command.callback) or "").split("\n\n")
+    _command.help = "\n\n".join(paragraph.replace("\n", " ") for paragraph in _paragraphs)
 
 
 def run_command(arguments: Sequence[str] | None, shutdown: Shutdown) -> int:

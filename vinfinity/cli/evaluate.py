@@ -42,7 +42,7 @@ PromptText = Annotated[
     str | None,
     typer.Option(
         metavar="TEXT",
-        help="Text that the frames are compared with by CLIP.",
+        help="Text that the frames are compared with by CLIP; needs --clip.",
         show_default="the run's prompts",
     ),
 ]
@@ -138,14 +138,14 @@ def evaluate(
     """Measure videos: motion, flicker, seams, cuts, drift, repetition, frozen spans.
 
     Needs no weights and no GPU, and little memory at any length. A run's own borders are known: those of ranks, edits
-    and prompts. Exits with code 7 if a video is beyond a limit.
+    and prompts. Exits with code 7 if a video is beyond a limit, and with 4 if one of several cannot be measured.
 
     For example: vinfinity evaluate ball.run --max-drift 10 --min-motion 0.2
     """
     with reported(context, debug=debug):
         from vinfinity.evaluation.extras import check_extras
         from vinfinity.evaluation.limits import collect_limits
-        from vinfinity.evaluation.subject import find_subject
+        from vinfinity.evaluation.subject import find_subjects
 
         given = {
             "max_drift": max_drift,
@@ -159,7 +159,7 @@ def evaluate(
         allowed = collect_limits(given, limits or [])
         borders = [_frame(text) for text in border or []]
         page = _page(report, overwrite=overwrite)
-        subjects = [find_subject(video, fps=_rate(fps), borders=borders, every=every) for video in videos]
+        subjects, failures = find_subjects(videos, fps=_rate(fps), borders=borders, every=every)
         check_extras()
         import_engine()
         from vinfinity.evaluation.api import measure_all
@@ -172,10 +172,11 @@ def evaluate(
             dino=dino,
             device=device,
             shows="nothing" if page is None else "videos",
-            keep_going=len(subjects) > 1,
+            failures=failures if len(videos) > 1 else None,
         )
         if page is not None and measured.evaluations:
-            write_page(page, measured.evaluations, measured.previews)
+            left_out = {name: error.message for name, error in measured.failures.items()}
+            write_page(page, measured.evaluations, measured.previews, left_out=left_out)
         print_evaluations(measured, allowed, as_json=as_json)
 
 
@@ -204,7 +205,8 @@ def compare(
     """Compare videos with the first of them: all figures of `evaluate`, PSNR and SSIM, and the settings that differ.
 
     PSNR and SSIM need videos of one length. Of folders, videos of equal names are paired, and a paired test says for
-    each figure whether the difference could be chance.
+    each figure whether the difference could be chance. Pairs of which a video is damaged are left out; the exit code is
+    then 4.
 
     For example: vinfinity compare local.run dual-scope.run --report scopes.html
     """
@@ -233,7 +235,7 @@ def compare(
             write_batch_page(page, comparison, measured.sheets)
         elif page is not None:
             write_page(page, comparison.evaluations, measured.previews, comparison=comparison)
-        print_comparison(comparison, as_json=as_json)
+        print_comparison(comparison, measured, as_json=as_json)
 
 
 def _page(report: Path | None, *, overwrite: bool) -> Path | None:

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING
 
 import typer
 
-from vinfinity.errors import LimitError
+from vinfinity.errors import DamagedError, LimitError
 
 if TYPE_CHECKING:
     from vinfinity.evaluation.api import Measured
@@ -17,7 +17,7 @@ if TYPE_CHECKING:
 
 
 def print_evaluations(measured: "Measured", limits: "Sequence[Limit]", *, as_json: bool) -> None:
-    """Print what was measured. Raises the first error of videos that could not be, and LimitError if one is beyond a
+    """Print what was measured. Raises DamagedError if a video of several could not be, LimitError if one is beyond a
     limit.
     """
     from vinfinity.evaluation.limits import complaints
@@ -37,31 +37,42 @@ def print_evaluations(measured: "Measured", limits: "Sequence[Limit]", *, as_jso
             for line in beyond[number]:
                 typer.echo(f"beyond: {evaluations[number].name}: {line}")
     if measured.failures:
-        error = next(iter(measured.failures.values()))
         total = len(evaluations) + len(measured.failures)
-        error.message = (
-            f"{len(measured.failures)} of {total} videos cannot be measured, such as {error.message}"
-        )
-        raise error
+        raise _some_failed(f"{len(measured.failures)} of {total} videos cannot be measured", measured)
     if failed:
         of = f"{len(failed)} of {len(evaluations)} videos are" if len(evaluations) > 1 else "the video is"
         first = evaluations[failed[0]].name
         raise LimitError(f"{of} beyond a limit, such as {first}: {beyond[failed[0]][0]}")
 
 
-def print_comparison(comparison: "Comparison", *, as_json: bool) -> None:
-    """Print how videos or batches compare."""
+def print_comparison(comparison: "Comparison", measured: "Measured", *, as_json: bool) -> None:
+    """Print how videos or batches compare. Raises DamagedError if pairs were left out."""
+    if as_json:
+        json.dump(comparison.as_json(), sys.stdout, indent=1)
+        typer.echo()
+    else:
+        _print_comparison(comparison)
+    if comparison.left_out:
+        left = len(comparison.left_out)
+        total = len(comparison.pairs) + left
+        raise _some_failed(f"{left} of {total} pairs of videos cannot be compared", measured)
+
+
+def _some_failed(head: str, measured: "Measured") -> DamagedError:
+    first = next(iter(measured.failures.values()))
+    return DamagedError(f"{head}, such as {first.message}")
+
+
+def _print_comparison(comparison: "Comparison") -> None:
     from rich.console import Console
 
     from vinfinity.evaluation import report
 
-    if as_json:
-        json.dump(comparison.as_json(), sys.stdout, indent=1)
-        typer.echo()
-        return
     console = Console(highlight=False)
     if comparison.pairs:
-        console.print(f"{len(comparison.pairs)} pairs of videos", markup=False)
+        console.print(report.pairs_of(comparison), markup=False)
+        for line in report.left_out_rows(comparison.left_out, comparison.unpaired):
+            console.print(line, markup=False)
         for number in range(1, len(comparison.groups)):
             console.print(report.test_table(comparison, number))
     else:

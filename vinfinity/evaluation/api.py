@@ -1,6 +1,7 @@
 """`vinfinity.evaluate` and `vinfinity.compare`: they import what they need when they are called."""
 
-from collections.abc import Callable, Sequence
+import itertools
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from fractions import Fraction
 from pathlib import Path
@@ -62,9 +63,11 @@ def compare(
     """Compare videos of one size with the first of them, or batches with the first batch.
 
     videos: two or more video files or run folders; or folders with videos of equal names, which are paired, and whose
-    differences are tested. Other arguments: see `evaluate`. PSNR and SSIM are computed where lengths are equal.
+    differences are tested. Other arguments: see `evaluate`. PSNR and SSIM are computed where lengths are equal. Pairs
+    of which a video is damaged are left out; the result's `left_out` names them.
 
-    Needs the extra `vinfinity[evaluate]`. Raises InputError, and DamagedError where a file cannot be decoded.
+    Needs the extra `vinfinity[evaluate]`. Raises InputError, and DamagedError where a single video or all pairs cannot
+    be decoded.
     """
     groups = find_groups(
         [expanded(video, field="video") for video in videos], fps=fps, borders=borders, every=every
@@ -76,8 +79,10 @@ def compare(
 
 @dataclass
 class Measured:
-    """Videos that were measured. previews, sheets: of the same videos, for a report. failures: of those that could not
-    be."""
+    """Videos that were measured. previews, sheets: of the same videos, for a report.
+
+    failures: what is wrong with the others, by the name of the video, or of the pair that is left out.
+    """
 
     evaluations: list[Evaluation] = field(default_factory=list)
     previews: "list[Preview]" = field(default_factory=list)
@@ -94,12 +99,13 @@ def measure_all(
     device: str = "auto",
     shows: Literal["nothing", "videos", "sheets"] = "nothing",
     shown: bool = True,
-    keep_going: bool = False,
+    failures: Mapping[str, VinfinityError] | None = None,
 ) -> Measured:
     """Videos through all measures, one after the other.
 
-    shows: what a report shows of each video: a copy of it, or a contact sheet. shown: progress. keep_going: report a
-    video that cannot be read, and measure the others.
+    shows: what a report shows of each video: a copy of it, or a contact sheet. shown: progress. failures: what was
+    wrong with other videos; a video that cannot be read is then reported as these are, and the others are measured.
+    None: it is an error.
 
     Raises InputError, and DamagedError where a file cannot be decoded.
     """
@@ -107,9 +113,14 @@ def measure_all(
     from vinfinity.evaluation.evaluate import measure
     from vinfinity.evaluation.preview import ContactSheet, Preview
 
+    if prompt is not None and clip is None:
+        remedy = "name its weights by --clip, or leave the prompt out"
+        raise InputError("prompt", prompt, remedy, problem="has no effect without CLIP")
     networks = Networks.open(clip=clip, dino=dino, device=device)
-    measured = Measured()
+    measured = Measured(failures=dict(failures or {}))
     with Progress(enabled=shown) as progress:
+        for failure in measured.failures.values():
+            progress.warn(f"{failure.message}; measuring the others")
         for subject in subjects:
             source = subject.source
             watch: Callable[[Picture], None] | None = None
@@ -122,7 +133,7 @@ def measure_all(
             try:
                 found = measure(subject, networks=networks, prompt=prompt, progress=progress, watch=watch)
             except (InputError, DamagedError) as error:
-                if not keep_going:
+                if failures is None:
                     raise
                 progress.warn(f"{error.message}; measuring the others")
                 measured.failures[subject.name] = error
@@ -145,16 +156,55 @@ def compare_groups(
     reported: bool = False,
     shown: bool = True,
 ) -> tuple["Comparison", Measured]:
-    """Videos against those of the first group. reported: make what a report shows of them, too. shown: progress."""
+    """Videos against those of the first group. reported: make what a report shows of them, too. shown: progress.
+
+    Pairs of which a video cannot be decoded are left out. Raises DamagedError if a single video or all pairs cannot.
+    """
     from vinfinity.evaluation.compare import compare_evaluations
 
     flat = [subject for group in groups.subjects for subject in group]
     shows: Literal["nothing", "videos", "sheets"] = "nothing"
     if reported:
         shows = "sheets" if groups.pairs else "videos"
-    measured = measure_all(flat, prompt=prompt, clip=clip, dino=dino, device=device, shows=shows, shown=shown)
-    size = len(groups.subjects[0])
-    all_of_them = measured.evaluations
-    split = [all_of_them[start : start + size] for start in range(0, len(all_of_them), size)]
-    names = [str(path) for path in groups.paths] if groups.pairs else short_names(all_of_them)
-    return compare_evaluations(names, split, groups.pairs), measured
+    measured = measure_all(
+        flat,
+        prompt=prompt,
+        clip=clip,
+        dino=dino,
+        device=device,
+        shows=shows,
+        shown=shown,
+        failures=groups.left_out if groups.pairs else None,
+    )
+    if groups.pairs:
+        measured, pairs = _whole_pairs(groups, measured)
+        names = [str(path) for path in groups.paths]
+    else:
+        pairs, names = (), short_names(measured.evaluations)
+    size = len(measured.evaluations) // len(groups.paths)
+    split = [measured.evaluations[number * size :][:size] for number in range(len(groups.paths))]
+    left_out = {name: error.message for name, error in measured.failures.items()}
+    return compare_evaluations(names, split, pairs, left_out=left_out, unpaired=groups.unpaired), measured
+
+
+def _whole_pairs(groups: Groups, measured: Measured) -> tuple[Measured, tuple[str, ...]]:
+    """What was measured of pairs of which all videos could be measured, and their names. Raises the error of another if
+    there are none."""
+    failures = dict(groups.left_out)
+    for group in groups.subjects:
+        for name, subject in zip(groups.pairs, group, strict=True):
+            if subject.name in measured.failures:
+                failures.setdefault(name, measured.failures[subject.name])
+    pairs = tuple(name for name in groups.pairs if name not in failures)
+    if not pairs:
+        raise next(iter(failures.values()))
+    of_videos = [
+        name
+        for group in groups.subjects
+        for name, subject in zip(groups.pairs, group, strict=True)
+        if subject.name not in measured.failures
+    ]
+    whole = [name in pairs for name in of_videos]
+    kept = Measured(list(itertools.compress(measured.evaluations, whole)), failures=failures)
+    kept.sheets = list(itertools.compress(measured.sheets, whole))
+    return kept, pairs

@@ -11,7 +11,14 @@ from vinfinity.evaluation.compare import Comparison
 from vinfinity.evaluation.figures import FIGURES
 from vinfinity.evaluation.page import write_filled
 from vinfinity.evaluation.preview import ContactSheet
-from vinfinity.evaluation.report import SIGNIFICANT, fidelity_rows, length_of, tested_rows
+from vinfinity.evaluation.report import (
+    SIGNIFICANT,
+    fidelity_rows,
+    left_out_rows,
+    length_of,
+    pairs_of,
+    tested_rows,
+)
 from vinfinity.evaluation.result import Evaluation, rounded, short_ends
 
 # characters of all contact sheets together: a page of this size opens at once
@@ -48,9 +55,10 @@ def write_batch_page(
         "tests": [_tests(comparison, number) for number in range(1, len(comparison.groups))],
         "fidelity": fidelity_rows(comparison),
         "differing": comparison.differing_settings(),
+        "left_out": left_out_rows(comparison.left_out, comparison.unpaired),
         "version": __version__,
     }
-    write_filled(path, "batch", title=f"{count} pairs of videos", data=data)
+    write_filled(path, "batch", title=pairs_of(comparison), data=data)
 
 
 def _remarkable(comparison: Comparison) -> Iterator[int]:

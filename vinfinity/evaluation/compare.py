@@ -2,7 +2,7 @@
 
 import itertools
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, field
 from typing import Any
 
 import cv2
@@ -40,7 +40,8 @@ class Comparison:
     names: of the videos or batches. groups: the evaluations of each; of one video, or of a batch in the order of
     `pairs`. pairs: the names of the videos that batches share, empty for single videos. fidelity: of each video to its
     counterpart in the first group, None where sizes or lengths differ. tests: for each group but the first, by figure:
-    the paired test of its difference from the first; empty for single videos.
+    the paired test of its difference from the first; empty for single videos. left_out: the names of pairs of which a
+    video is damaged, with what is wrong. unpaired: videos whose names not all batches have.
     """
 
     names: tuple[str, ...]
@@ -48,6 +49,8 @@ class Comparison:
     pairs: tuple[str, ...]
     fidelity: tuple[tuple[Fidelity | None, ...], ...]
     tests: tuple[Mapping[str, Paired], ...]
+    left_out: Mapping[str, str] = field(default_factory=dict)
+    unpaired: tuple[str, ...] = ()
 
     @property
     def evaluations(self) -> list[Evaluation]:
@@ -55,17 +58,22 @@ class Comparison:
         return [group[0] for group in self.groups]
 
     def differing_settings(self) -> dict[str, list[str]]:
-        """The settings in which the runs differ, with the value of each video, empty where there is none."""
+        """The settings in which the runs differ, with the value of each video, empty where there is none.
+
+        Their files differ anyway.
+        """
         settings = [evaluation.subject.settings for evaluation in self.evaluations]
         keys = dict.fromkeys(itertools.chain.from_iterable(settings))
         values = {key: [one.get(key, "") for one in settings] for key in keys}
-        return {key: row for key, row in values.items() if len({*row}) > 1}
+        return {key: row for key, row in values.items() if len({*row}) > 1 and key != "out"}
 
     def as_json(self) -> dict[str, Any]:
         """Everything but matrices, as JSON has it."""
         return {
             "names": list(self.names),
             "pairs": list(self.pairs),
+            "left_out": dict(self.left_out),
+            "unpaired": list(self.unpaired),
             "videos": [[evaluation.as_json() for evaluation in group] for group in self.groups],
             "fidelity": [[_fidelity_json(one) for one in group] for group in self.fidelity],
             "tests": [
@@ -76,7 +84,12 @@ class Comparison:
 
 
 def compare_evaluations(
-    names: Sequence[str], groups: Sequence[Sequence[Evaluation]], pairs: Sequence[str]
+    names: Sequence[str],
+    groups: Sequence[Sequence[Evaluation]],
+    pairs: Sequence[str],
+    *,
+    left_out: Mapping[str, str],
+    unpaired: Sequence[str],
 ) -> Comparison:
     """Reads the frames of all videos but the first once more, beside those of the first."""
     first = groups[0]
@@ -85,7 +98,15 @@ def compare_evaluations(
         for group in groups[1:]
     ]
     tests = [_tests(first, group) if pairs else {} for group in groups[1:]]
-    return Comparison(tuple(names), tuple(map(tuple, groups)), tuple(pairs), tuple(fidelity), tuple(tests))
+    return Comparison(
+        tuple(names),
+        tuple(map(tuple, groups)),
+        tuple(pairs),
+        tuple(fidelity),
+        tuple(tests),
+        left_out,
+        tuple(unpaired),
+    )
 
 
 def _tests(first: Sequence[Evaluation], group: Sequence[Evaluation]) -> dict[str, Paired]:

@@ -6,7 +6,6 @@ from pathlib import Path
 
 import numpy as np
 
-from vinfinity.errors import InputError
 from vinfinity.evaluation.appearance import Appearance, AppearanceMeasure
 from vinfinity.evaluation.consistency import FeatureMeasure, Features, Networks
 from vinfinity.evaluation.cuts import CutMeasure
@@ -16,8 +15,9 @@ from vinfinity.evaluation.picture import Picture
 from vinfinity.evaluation.repetition import Repetition, RepetitionMeasure
 from vinfinity.evaluation.result import Evaluation
 from vinfinity.evaluation.statistics import find_trend
-from vinfinity.evaluation.subject import Subject
+from vinfinity.evaluation.subject import TWO_FRAMES, Subject
 from vinfinity.media.curves import chance, find_seams
+from vinfinity.media.reader import UnusableVideo
 from vinfinity.system.progress import Progress
 
 # errors are shown in thousandths of full scale
@@ -52,9 +52,7 @@ def measure(
             watch(picture)
         count += 1
     if count < 2:
-        raise InputError(
-            "video", subject.name, "measures compare frames; give at least two", problem="has one frame only"
-        )
+        raise UnusableVideo("video", subject.name, TWO_FRAMES, problem="has one frame only")
     texts, found = _texts(subject, count, prompt), cuts.result()
     return _evaluation(
         subject,

@@ -1,26 +1,36 @@
 """Which videos are compared with which: single videos, or folders whose videos have the same names."""
 
-from collections.abc import Sequence
-from dataclasses import dataclass
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
 from fractions import Fraction
 from pathlib import Path
 
-from vinfinity.config.formats import container_of
-from vinfinity.errors import InputError
-from vinfinity.evaluation.subject import Subject, find_subject, is_picture_folder, is_run
+from vinfinity.errors import InputError, VinfinityError
+from vinfinity.evaluation.subject import (
+    Subject,
+    check_rate,
+    find_subject,
+    is_picture_folder,
+    is_run,
+    videos_in,
+)
+from vinfinity.media.reader import UnusableVideo
 
 
 @dataclass(frozen=True)
 class Groups:
     """Videos to compare: single ones, or batches.
 
-    paths: as they were named. pairs: the names that batches share, empty for single videos.
-    subjects: of each group; one for a single video, those of `pairs` for a batch.
+    paths: as they were named. pairs: the names that batches share, empty for single videos. subjects: of each group;
+    one for a single video, those of `pairs` for a batch. left_out: the names that batches share but of which a video is
+    of no use, with what is wrong. unpaired: videos whose names not all batches have.
     """
 
     paths: tuple[Path, ...]
     pairs: tuple[str, ...]
     subjects: tuple[tuple[Subject, ...], ...]
+    left_out: Mapping[str, VinfinityError] = field(default_factory=dict)
+    unpaired: tuple[str, ...] = ()
 
 
 def find_groups(
@@ -32,16 +42,34 @@ def find_groups(
 ) -> Groups:
     """Single videos, or folders with videos of equal names. fps, borders, every: see `find_subject`.
 
-    Raises InputError if a video cannot be read, if there is only one, or if sizes differ.
+    Raises InputError if there is only one video, if sizes differ, or if a single video or all pairs are of no use.
     """
-    pairs, grouped = _grouped(paths)
-    subjects = tuple(
-        tuple(find_subject(path, fps=fps, borders=borders, every=every) for path in group)
-        for group in grouped
+    names, grouped = _grouped(paths)
+    found: dict[str, tuple[Subject, ...]] = {}
+    left_out: dict[str, VinfinityError] = {}
+    for name, counterparts in zip(names or ("",), zip(*grouped, strict=True), strict=True):
+        try:
+            subjects = tuple(
+                find_subject(path, fps=fps, borders=borders, every=every) for path in counterparts
+            )
+        except UnusableVideo as error:
+            if not names:
+                raise
+            left_out[name] = error
+        else:
+            _check_sizes(subjects)
+            found[name] = subjects
+    check_rate([subject for subjects in found.values() for subject in subjects], fps)
+    if not found:
+        raise next(iter(left_out.values()))
+    unpaired = [str(path / name) for path in paths if names for name in videos_in(path) if name not in names]
+    return Groups(
+        tuple(paths),
+        tuple(found) if names else (),
+        tuple(zip(*found.values(), strict=True)),
+        left_out,
+        tuple(unpaired),
     )
-    for counterparts in zip(*subjects, strict=True):
-        _check_sizes(counterparts)
-    return Groups(tuple(paths), pairs, subjects)
 
 
 def _grouped(paths: Sequence[Path]) -> tuple[tuple[str, ...], list[list[Path]]]:
@@ -60,7 +88,7 @@ def _grouped(paths: Sequence[Path]) -> tuple[tuple[str, ...], list[list[Path]]]:
         other = next(path for path in paths if path not in batches)
         remedy = "compare folders with folders"
         raise InputError("compare", other, remedy, problem=f"is one video, but {batches[0]} holds many")
-    names = [_videos(path) for path in batches]
+    names = [videos_in(path) for path in batches]
     shared = [name for name in names[0] if all(name in others for others in names[1:])]
     if not shared:
         problem = f"has no video of the same name as {batches[0]}"
@@ -80,12 +108,3 @@ def _check_sizes(subjects: Sequence[Subject]) -> None:
 
 def _is_batch(path: Path) -> bool:
     return path.is_dir() and not is_run(path) and not is_picture_folder(path)
-
-
-def _videos(folder: Path) -> list[str]:
-    """The names of the videos in a folder, sorted."""
-    return sorted(
-        path.name
-        for path in folder.iterdir()
-        if (path.is_file() and container_of(path.name) is not None) or is_picture_folder(path)
-    )

@@ -12,7 +12,7 @@ from vinfinity import __version__
 from vinfinity.evaluation.compare import Comparison
 from vinfinity.evaluation.figures import CURVES
 from vinfinity.evaluation.preview import Preview
-from vinfinity.evaluation.report import figure_rows, kinds_of, length_of, notes, shown
+from vinfinity.evaluation.report import figure_rows, kinds_of, left_out_rows, length_of, notes, shown
 from vinfinity.evaluation.result import Evaluation, rounded, short_names
 from vinfinity.system.files import write_whole
 
@@ -27,8 +27,12 @@ def write_page(
     previews: Sequence[Preview],
     *,
     comparison: Comparison | None = None,
+    left_out: Mapping[str, str] | None = None,
 ) -> None:
-    """Write the report of one or several videos. previews: of each. Raises OutputError."""
+    """Write the report of one or several videos. previews: of each. left_out: what is wrong with others, by name.
+
+    Raises OutputError.
+    """
     names = short_names(evaluations)
     title = names[0] if len(names) == 1 else f"{len(names)} videos"
     videos = [
@@ -52,6 +56,7 @@ def write_page(
         ],
         "differing": {} if comparison is None else comparison.differing_settings(),
         "fidelity": [] if comparison is None else _fidelity(comparison),
+        "left_out": left_out_rows(left_out or {}),
         "version": __version__,
     }
     copies = "\n".join(

@@ -128,6 +128,19 @@ def notes(evaluation: Evaluation) -> list[str]:
     return lines
 
 
+def pairs_of(comparison: Comparison) -> str:
+    """`7 pairs of videos`; `6 of 7 pairs of videos` where some are left out."""
+    count, left = len(comparison.pairs), len(comparison.left_out)
+    of = f" of {count + left}" if left else ""
+    return f"{count}{of} {'pair' if count + left == 1 else 'pairs'} of videos"
+
+
+def left_out_rows(left_out: Mapping[str, str], unpaired: Sequence[str] = ()) -> list[str]:
+    """A line for each video or pair that is left out. left_out: what is wrong, by name. unpaired: see Comparison."""
+    lines = [f"left out: {name}: {reason}" for name, reason in left_out.items()]
+    return lines + [f"left out: {name}: has no counterpart" for name in unpaired]
+
+
 def test_table(comparison: Comparison, number: int) -> Table:
     """The paired tests of a batch against the first one. number: of the batch, from 1."""
     table = Table(box=None, pad_edge=False, header_style="bold")
@@ -166,7 +179,7 @@ def fidelity_rows(comparison: Comparison) -> list[str]:
             continue
         text = f"{name}: PSNR {sum(finite) / len(finite):.2f} dB"
         text += f", SSIM {sum(similar) / len(similar):.4f}" if similar else ""
-        same = f"; {equal} of {len(known)} videos are identical" if equal else ""
+        same = f"; {equal} of {len(known)} videos {'is' if equal == 1 else 'are'} identical" if equal else ""
         lines.append(f"{text} to {first}{same}")
     return lines
 

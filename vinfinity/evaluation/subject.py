@@ -13,14 +13,17 @@ import numpy as np
 from vinfinity.config import RunConfig, leaves, plain_text, timed_prompts
 from vinfinity.config.formats import container_of
 from vinfinity.config.prompts import TimedPrompt
-from vinfinity.errors import InputError
+from vinfinity.errors import InputError, VinfinityError
 from vinfinity.media.finish import DIGITS
-from vinfinity.media.reader import FALLBACK_RATE, open_reader
+from vinfinity.media.reader import FALLBACK_RATE, UnusableVideo, open_reader
 from vinfinity.runs.folder import RECORD, SUFFIX, RunFolder, find_run, run_folder, video_of
 from vinfinity.runs.start import read_settings
 from vinfinity.system.folders import expanded
+from vinfinity.system.numbers import shown_rate
 
 BorderKind = Literal["rank", "join", "prompt", "scene", "given"]
+# the remedy for shorter videos
+TWO_FRAMES = "measures compare frames; give at least two"
 # what run.json says that a report repeats
 PROVENANCE = ("version", "command", "device", "ranks", "weights", "decoder", "digest")
 
@@ -112,7 +115,7 @@ def find_subject(
     """A video file, a run folder, a folder of PNG, or frames in memory. Reads no frames.
 
     fps: of an array or a folder of PNG that no run tells of. borders: frames at which to look for seams. every: look
-    for them every so many frames, too. Raises InputError.
+    for them every so many frames, too. Raises InputError, UnusableVideo if the video is there and cannot be measured.
     """
     if isinstance(video, str | Path):
         subject = _on_disk(expanded(video, field="video"), fps=fps)
@@ -124,12 +127,51 @@ def find_subject(
             raise InputError("video", f"{shape} {array.dtype}", remedy, problem="is not a video")
         subject = Subject("video", ArraySource(array, Fraction(rate or FALLBACK_RATE)))
     if subject.source.frames < 2:
-        raise InputError(
-            "video", subject.name, "measures compare frames; give at least two", problem="has one frame only"
-        )
+        raise UnusableVideo("video", subject.name, TWO_FRAMES, problem="has one frame only")
     given = _given(borders, every, frames=subject.source.frames)
     ordered = sorted({*given, *subject.borders}, key=lambda border: (border.frame, border.kind))
     return replace(subject, borders=tuple(ordered))
+
+
+def find_subjects(
+    videos: Sequence[Path],
+    *,
+    fps: Fraction | int | None = None,
+    borders: Sequence[int] = (),
+    every: int | None = None,
+) -> tuple[list[Subject], dict[str, VinfinityError]]:
+    """One or several videos, and what is wrong with those that are of no use. Arguments: see `find_subject`.
+
+    Raises InputError, also if the only video is of no use.
+    """
+    subjects: list[Subject] = []
+    failures: dict[str, VinfinityError] = {}
+    for video in videos:
+        try:
+            subjects.append(find_subject(video, fps=fps, borders=borders, every=every))
+        except UnusableVideo as error:
+            if len(videos) == 1:
+                raise
+            failures[str(video)] = error
+    check_rate(subjects, fps)
+    return subjects, failures
+
+
+def check_rate(subjects: Sequence[Subject], fps: Fraction | int | None) -> None:
+    """Raises InputError if a rate was given and all videos have another of their own."""
+    if fps is not None and subjects and all(subject.source.fps != fps for subject in subjects):
+        rate = shown_rate(subjects[0].source.fps)
+        problem = f"is for folders of PNG, and has no effect on {subjects[0].name}, which has {rate} fps"
+        raise InputError("fps", shown_rate(Fraction(fps)), "leave it out", problem=problem)
+
+
+def videos_in(folder: Path) -> list[str]:
+    """The names of the videos in a folder, sorted: files, and folders of PNG."""
+    return sorted(
+        path.name
+        for path in folder.iterdir()
+        if (path.is_file() and container_of(path.name) is not None) or is_picture_folder(path)
+    )
 
 
 def is_run(path: Path) -> bool:
@@ -156,18 +198,28 @@ def _given(borders: Sequence[int], every: int | None, *, frames: int) -> list[Bo
 
 
 def _on_disk(path: Path, *, fps: Fraction | int | None) -> Subject:
+    if path.name in ("", ".."):
+        # the current folder, whose name tells what run it belongs to
+        path = Path(os.path.realpath(path))
     if is_run(path):
         folder = find_run(path)
         config = read_settings(folder)
         video = _video_of(folder, config)
         return _with_run(video, folder, config, name=str(path))
-    beside = run_folder(path, is_folder=path.is_dir() and container_of(str(path)) is None)
-    if (beside.path / RECORD).is_file():
+    # the root of a file system has no name, and no run beside it
+    beside = (
+        run_folder(path, is_folder=path.is_dir() and container_of(str(path)) is None) if path.name else None
+    )
+    if beside is not None and (beside.path / RECORD).is_file():
         # an unreadable run beside a readable video is no reason to refuse
         with contextlib.suppress(InputError):
             config = read_settings(beside)
             if Path(video_of(beside, config.out or ".mp4")) == path:
                 return _with_run(path, beside, config, name=str(path))
+    if path.is_dir() and not is_picture_folder(path) and (videos := videos_in(path)):
+        problem = f"is a folder with videos, such as {videos[0]}"
+        remedy = f"name them one by one, as {path}/*; `vinfinity compare` takes folders"
+        raise InputError("video", path, remedy, problem=problem)
     return Subject(str(path), open_reader(path, fps=fps), path)
 
 
@@ -177,7 +229,7 @@ def _video_of(folder: RunFolder, config: RunConfig) -> Path:
         started = (folder.latents / "manifest.json").exists()
         verb = "decode" if started else "resume"
         remedy = f"`vinfinity {verb} {folder.path}` makes it"
-        raise InputError("run", folder.path, remedy, problem=f"is without its video {video.name}")
+        raise UnusableVideo("run", folder.path, remedy, problem=f"is without its video {video.name}")
     return video
 
 

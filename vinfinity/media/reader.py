@@ -19,12 +19,16 @@ from vinfinity.system.files import missing_problem
 FALLBACK_RATE = 24
 
 
+class UnusableVideo(InputError):
+    """A video that is there and of no use, such as a damaged file: of several videos, it is passed over."""
+
+
 @dataclass(frozen=True)
 class VideoReader:
     """A video on disk. Iterating over it decodes its frames: (h, w, 3) uint8 full-range RGB each.
 
     size: (width, height) in pixels. frames: in the file. fps: the average rate. codec: FFmpeg's name.
-    Iterating raises DamagedError where the file cannot be decoded.
+    Iterating raises DamagedError where the file cannot be decoded, or ends early.
     """
 
     path: Path
@@ -35,20 +39,47 @@ class VideoReader:
 
     def __iter__(self) -> Iterator[np.ndarray]:
         width, height = self.size
+        count, end = 0, Fraction(0)
         try:
             with _opened(self.path) as container:
-                container.streams.video[0].thread_type = "AUTO"
-                for frame in container.decode(video=0):
+                stream = container.streams.video[0]
+                stream.thread_type = "AUTO"
+                for frame in container.decode(stream):
+                    count, end = count + 1, max(end, _end(frame, self.fps))
                     picture = to_rgb(frame)
                     if picture.shape[:2] != (height, width):
                         raise DamagedError(f"{self.path}: changes its size within the video")
                     yield picture
+                if count < self.frames and (self.path.is_dir() or _ends_early(stream, end, self.fps)):
+                    raise DamagedError(f"{self.path}: ends after {count} of {self.frames} frames")
         except (OSError, av.error.FFmpegError) as error:
             raise DamagedError(f"{self.path}: cannot be decoded ({_reason(error)})") from error
 
 
+def _end(frame: av.VideoFrame, fps: Fraction) -> Fraction:
+    """The second at which a frame ends."""
+    if frame.pts is None or frame.time_base is None:
+        return Fraction(0)
+    duration = frame.duration * frame.time_base if frame.duration else 1 / fps
+    return Fraction(frame.pts * frame.time_base + duration)
+
+
+def _ends_early(stream: av.VideoStream, end: Fraction, fps: Fraction) -> bool:
+    """Whether the last frame ends well before its stream should.
+
+    FFmpeg takes the end of a file for the end of the video. Fewer frames than the header counts say little: players are
+    told to leave some out when a video was trimmed. Its duration has this in it.
+    """
+    if not stream.duration or stream.time_base is None:
+        return False
+    expected = ((stream.start_time or 0) + stream.duration) * stream.time_base
+    return bool(expected - end > Fraction(3, 2) / fps)
+
+
 def open_reader(path: Path, *, field: str = "video", fps: Fraction | int | None = None) -> VideoReader:
-    """A video file, or a folder of PNG. fps: of a folder. Raises InputError if no video can be read from it."""
+    """A video file, or a folder of PNG. fps: of a folder. Raises InputError, UnusableVideo if it is there and no video
+    can be read from it.
+    """
     other = "name a video file, such as an MP4, or a folder of PNG named 000000.png, 000001.png, ..."
     if not os.path.exists(path):
         raise InputError(field, path, "check the path", problem=missing_problem(path))
@@ -57,24 +88,26 @@ def open_reader(path: Path, *, field: str = "video", fps: Fraction | int | None 
     try:
         with _opened(path) as container:
             if not container.streams.video:
-                raise InputError(field, path, other, problem="has no video stream")
+                raise UnusableVideo(field, path, other, problem="has no video stream")
             stream = container.streams.video[0]
             frames = len(_pictures(path)) if path.is_dir() else stream.frames
             if not frames:
                 # not every format says it
                 frames = sum(1 for packet in container.demux(stream) if packet.size)
             if not frames:
-                raise InputError(field, path, other, problem="has no frames")
+                raise UnusableVideo(field, path, other, problem="has no frames")
             rate = Fraction(fps or FALLBACK_RATE) if path.is_dir() else stream.average_rate
             size = (stream.codec_context.width, stream.codec_context.height)
             codec = stream.codec_context.name
     except (OSError, av.error.FFmpegError, ValueError) as error:
-        raise InputError(
+        raise UnusableVideo(
             field, path, other, problem=f"cannot be read as a video ({_reason(error)})"
         ) from None
     if not all(size):
         # such as of an animated WebP
-        raise InputError(field, path, other, problem="is of a format that the installed FFmpeg cannot decode")
+        raise UnusableVideo(
+            field, path, other, problem="is of a format that the installed FFmpeg cannot decode"
+        )
     return VideoReader(path, size, frames, rate or Fraction(FALLBACK_RATE), codec)
 
 

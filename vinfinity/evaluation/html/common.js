@@ -37,3 +37,6 @@ function columnsTable(names, keys, value) {
   return make("div", {class: "scroll"}, table);
 }
 
+// videos or pairs that could not be measured
+$("damaged").append(...data.left_out.map(line => make("li", {}, line)));
+$("damaged").hidden = !data.left_out.length;
