@@ -190,7 +190,7 @@ class ResnetBlock(nn.Module):
         hidden = self.conv1(self.activation(self.norm1(x)), shift)
         hidden = self.conv2(self.activation(self.norm2(hidden)))
         residual = x if self.conv_shortcut is None else self.conv_shortcut(x)
-        total = torch.add(hidden, residual, out=hidden if out is None else out)
+        total = hidden.add_(residual) if out is None else torch.add(hidden, residual, out=out)
         return total.div_(self.out_scale) if self.out_scale != 1.0 else total
 
 
