@@ -66,16 +66,22 @@ def test_frames_in_half_precision_are_close_to_those_in_fp32(
 @pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16])
 def test_the_number_of_ranks_changes_no_bit(dtype: torch.dtype, scopes: Scopes | None) -> None:
     """The UNet of `mini` for both guidance branches. On 5 ranks of 37 frames, each holds a whole group of frames; 13
-    frames are one group, of which ranks hold parts.
+    frames are one group, of which ranks hold parts. Large chunks hold several groups.
     """
     unet = load_unet(EMBEDDED / "mini" / "unet", device="cpu", dtype=dtype)
     text, t = torch.randn(2, 16, 96).to(dtype), torch.tensor([500.0])
-    for frames in (13, 37):
+    for frames, chunk_bytes in ((13, 2**16), (37, 2**16), (37, 2**20)):
         x = torch.randn(1, 4, frames, 4, 6).to(dtype).expand(2, -1, -1, -1, -1)
 
-        def call(shards: FrameShards, rank: int, exchange: FrameExchange, x: Tensor = x) -> Tensor:
+        def call(
+            shards: FrameShards,
+            rank: int,
+            exchange: FrameExchange,
+            x: Tensor = x,
+            chunk_bytes: int = chunk_bytes,
+        ) -> Tensor:
             held = shards.held(rank)
-            context = temporal_context(exchange, shards, rank, scopes, chunk_bytes=2**16)
+            context = temporal_context(exchange, shards, rank, scopes, chunk_bytes=chunk_bytes)
             return unet(x[:, :, held.start : held.stop], t, FrameText.same(text), context)
 
         one = FrameShards.of(frames, 1, grouped=True)
@@ -194,4 +200,9 @@ def test_inner_layers_are_named_first(model_folder: Path, tmp_path: Path) -> Non
     with first_not_finite(attention) as names:
         attention(torch.randn(1, 2, 2, 2, 32), [(range(2), torch.randn(1, 3, 16))])
     assert names == ["proj_out"]
+    convolutions = unet.mid_block.temp_convs[0]
+    convolutions.get_parameter("conv2.3.bias").fill_(math.nan)
+    with first_not_finite(convolutions) as names:
+        convolutions(torch.randn(1, 3, 2, 2, 32), temporal_context(LocalExchange(), FrameShards(3), 0, None))
+    assert names[0] == "conv2"
     assert not any(module._forward_hooks for module in attention.modules())

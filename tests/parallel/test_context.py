@@ -11,14 +11,13 @@ import torch
 from oracles.reference import DenseScopes, dense_attention, dense_bias, fill, on_ranks
 from torch import Tensor, nn
 
+from vinfinity.models.unet3d.dual_scope import OwnFrames, Remote, dual_scope_attention
 from vinfinity.models.unet3d.layers import Attention
 from vinfinity.models.unet3d.temporal import (
-    OwnFrames,
-    Remote,
     TemporalConvLayer,
     TemporalTransformer,
     VideoNorm,
-    dual_scope_attention,
+    parts_of,
     video_sums,
 )
 from vinfinity.parallel.context import temporal_context
@@ -26,6 +25,7 @@ from vinfinity.parallel.exchange import FrameExchange, LocalExchange
 from vinfinity.parallel.scopes import AttentionPlan, Scopes, plan_attention
 from vinfinity.parallel.shards import FrameShards
 from vinfinity.parallel.timeline import intersection, one_scene
+from vinfinity.planning.meter import LiveBytes
 
 CLOSE = 1e-5
 OFF = -math.inf
@@ -80,6 +80,10 @@ def expected(layer: Attention, x: Tensor, scopes: DenseScopes | None) -> Tensor:
 
 def computed(layer: Attention, x: Tensor, plan: AttentionPlan, own: range) -> Tensor:
     """Our attention on one rank, given the frames that its route fetches. own: the rank's frames."""
+    return torch.cat([computed_branch(layer, branch, plan, own) for branch in x.split(1)])
+
+
+def computed_branch(layer: Attention, x: Tensor, plan: AttentionPlan, own: range) -> Tensor:
     mine = x[:, own.start : own.stop]
 
     def fetch() -> Remote:
@@ -244,9 +248,8 @@ def test_statistics_of_parts_are_bitwise_those_of_the_whole() -> None:
 
     def sums_of(part: Tensor, chunk_bytes: int) -> Tensor:
         shards = FrameShards(part.shape[1])
-        return video_sums(
-            part, 4, temporal_context(LocalExchange(), shards, 0, None, chunk_bytes=chunk_bytes)
-        )
+        ctx = temporal_context(LocalExchange(), shards, 0, None, chunk_bytes=chunk_bytes)
+        return video_sums(parts_of(part, ctx), 4, ctx)
 
     def affine(sums: Tensor) -> tuple[Tensor, Tensor]:
         normalise = VideoNorm.of(norm, sums, one_scene(24))
@@ -293,6 +296,17 @@ def test_temporal_layers_on_communicating_ranks_equal_one_rank(ranks: int, scope
             alone = layer(x, one)
             parts = on_ranks(shards, functools.partial(part_of, layer, x, shards, scopes))
             torch.testing.assert_close(torch.cat(parts, 1), alone, rtol=0, atol=5e-5)
+
+
+def test_a_temporal_convolution_frees_its_input_as_it_goes() -> None:
+    """Beside the layer's input there is one hidden state, and a piece of frames with its result."""
+    layer = TemporalConvLayer(16, groups=4)
+    x = torch.randn(1, 80, 16, 20, 16)
+    piece = x[:, :8].nbytes
+    ctx = temporal_context(LocalExchange(), FrameShards(80), 0, None, chunk_bytes=piece)
+    with torch.inference_mode(), LiveBytes("cpu") as live:
+        layer(x, ctx)
+    assert live.peak <= 2 * x.nbytes + 3 * piece
 
 
 def test_norms_per_rank_differ_from_norms_over_the_video() -> None:

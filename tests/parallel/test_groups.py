@@ -61,3 +61,20 @@ def test_shards_keep_units_together_if_there_are_enough(frames: int) -> None:
             assert max(map(len, held)) - min(map(len, held)) <= 2 * unit
         else:
             assert max(map(len, held)) - min(map(len, held)) <= 1
+
+
+@pytest.mark.parametrize("ranks", [1, 3, 7, 20])
+def test_whole_groups_may_be_computed_together(ranks: int) -> None:
+    """Up to the limit; parts of groups stay pieces of their own."""
+    shards = FrameShards(130, ranks, 8)
+    for rank in range(ranks):
+        held = shards.held(rank)
+        apart, together = (Grouping(held, 130, 8, several).pieces(20) for several in (False, True))
+        assert [frame for piece in together for frame in range(*piece.own.indices(130))] == [
+            *range(len(held))
+        ]
+        assert all(piece.own.stop - piece.own.start <= 20 for piece in together)
+        padded = [piece for piece in apart if piece.before or piece.after]
+        assert [piece for piece in together if piece.before or piece.after] == padded
+        if len(held) > 16 and not padded:
+            assert len(together) < len(apart)

@@ -9,13 +9,11 @@ import torch
 from oracles.reference import dense_attention, fill, on_ranks
 from torch import Tensor, nn
 
+from vinfinity.models.unet3d.dual_scope import OwnFrames, Remote, dual_scope_attention
 from vinfinity.models.unet3d.layers import Attention
 from vinfinity.models.unet3d.temporal import (
-    OwnFrames,
-    Remote,
     TemporalConvLayer,
     TemporalTransformer,
-    dual_scope_attention,
 )
 from vinfinity.parallel.context import TemporalContext, plan_halo, temporal_context
 from vinfinity.parallel.exchange import FrameExchange, LocalExchange
@@ -83,6 +81,10 @@ def expected(layer: Attention, x: Tensor, bias: Tensor) -> Tensor:
 
 def computed(layer: Attention, x: Tensor, plan: AttentionPlan) -> Tensor:
     """Our attention on one rank, given the frames that its route fetches."""
+    return torch.cat([computed_branch(layer, branch, plan) for branch in x.split(1)])
+
+
+def computed_branch(layer: Attention, x: Tensor, plan: AttentionPlan) -> Tensor:
     mine = x[:, plan.held.start : plan.held.stop].clone()
 
     def fetch() -> Remote:

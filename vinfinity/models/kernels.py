@@ -7,6 +7,7 @@ Dims: b batch, m pictures or tokens, c channels, t keys, d head width, h w heigh
 """
 
 from functools import cache
+from itertools import pairwise
 from typing import Any
 
 import torch
@@ -46,14 +47,24 @@ def uses_onednn(x: Tensor) -> bool:
     return x.device.type == "cpu" and x.dtype == torch.float32 and not torch.compiler.is_compiling()
 
 
-def linear(x: Tensor, weight: Tensor, bias: Tensor | None = None) -> Tensor:
+def linear(x: Tensor, weight: Tensor, bias: Tensor | None = None, *, out: Tensor | None = None) -> Tensor:
     """x Wᵀ + bias. In fp32 on a CPU, it runs as a 1x1 convolution over channels-last memory: torch computes
     convolutions with oneDNN, but matrix products with MKL, which takes 2.3 times as long on CPUs that are not
     Intel's (docs/decisions/0006).
 
-    x: (..., c). weight: (c', c). bias: (c',). Returns (..., c').
+    x: (..., c). weight: (c', c). bias: (c',). out: (..., c'), where to write the result: without a copy if its memory
+    is that of a matrix, and not in fp32 on a CPU. Returns (..., c').
     """
     vectors = x.reshape(-1, x.shape[-1])
+    if out is not None:
+        if uses_onednn(x) or not is_matrix(out):
+            return out.copy_(linear(x, weight, bias))
+        matrix = out.view(-1, out.shape[-1])
+        if bias is None:
+            torch.mm(vectors, weight.t(), out=matrix)
+        else:
+            torch.addmm(bias, vectors, weight.t(), out=matrix)
+        return out
     if not uses_onednn(x) or not x.numel():
         # as a matrix: for other inputs, the kernel depends on their strides
         return F.linear(vectors, weight, bias).view(*x.shape[:-1], len(weight))
@@ -65,6 +76,12 @@ def linear(x: Tensor, weight: Tensor, bias: Tensor | None = None) -> Tensor:
     picture = rearrange(vectors.view(rows, -1, 1, x.shape[-1]), "rows m one c -> rows c m one")
     out = F.conv2d(picture, weight[:, :, None, None], bias)
     return rearrange(out, "rows c m one -> (rows m one) c")[:count].view(*x.shape[:-1], -1)
+
+
+def is_matrix(x: Tensor) -> bool:
+    """Whether the vectors of x, (..., c), lie at equal distances in memory."""
+    rows = [(size, stride) for size, stride in zip(x.shape[:-1], x.stride(), strict=False) if size > 1]
+    return x.stride(-1) == 1 and all(outer == size * inner for (_, outer), (size, inner) in pairwise(rows))
 
 
 @cache
@@ -117,9 +134,9 @@ def _is_small(k: Tensor) -> bool:
 class Linear(nn.Linear):
     """A linear layer by `linear`."""
 
-    def forward(self, x: Tensor) -> Tensor:
-        """x: (..., in_features). Returns (..., out_features)."""
-        return linear(x, self.weight, self.bias)
+    def forward(self, x: Tensor, *, out: Tensor | None = None) -> Tensor:
+        """x: (..., in_features). out: see `linear`. Returns (..., out_features)."""
+        return linear(x, self.weight, self.bias, out=out)
 
 
 def sinusoids(values: Tensor, width: int) -> Tensor:

@@ -63,11 +63,14 @@ def temporal_context(
     chunk_bytes: int = CHUNK_BYTES,
     joint: Positions | None = None,
     device: torch.device | str = "cpu",
+    together: bool | None = None,
 ) -> TemporalContext:
     """The context of `rank` under one set of scopes (None: plain attention over all frames).
 
-    timeline: scenes and loops; by default the video is one scene, see `plan_attention`, also for `joint`.
+    timeline: scenes and loops; by default the video is one scene, see `plan_attention`, also for `joint`. together:
+    see `Grouping`; None: on CPUs.
     """
+    together = torch.device(device).type == "cpu" if together is None else together
     attention = plan_attention(
         shards, rank, scopes, timeline=timeline, trained_frames=trained_frames, joint=joint, device=device
     )
@@ -75,7 +78,7 @@ def temporal_context(
         exchange=exchange,
         attention=attention,
         halo=plan_halo(shards, rank, attention.timeline),
-        grouping=Grouping(shards.held(rank), shards.frames, shards.group),
+        grouping=Grouping(shards.held(rank), shards.frames, shards.group, together),
         norm=norm,
         chunk_bytes=chunk_bytes,
     )

@@ -3,13 +3,13 @@
 import math
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
-from typing import NamedTuple
 
 import torch
 from torch import Tensor
 
 from vinfinity.parallel.groups import UNIT
 from vinfinity.parallel.joint import Positions, key_distances, nearest_frames
+from vinfinity.parallel.places import Ring, Unit, merged
 from vinfinity.parallel.shards import FrameShards, Route, anchor_frames, plan_route
 from vinfinity.parallel.timeline import Scene, Timeline, intersection, one_scene
 from vinfinity.system.transfer import to_device
@@ -18,6 +18,9 @@ NEVER = -math.inf
 
 # queries in a block
 QUERY_BLOCK = 32
+
+# further away than any frame
+NO_FRAME = -(2**40)
 
 
 @dataclass(frozen=True)
@@ -42,30 +45,25 @@ class Scopes:
         return anchor_frames(frames, self.anchors)
 
 
-class KeyRun(NamedTuple):
-    """Consecutive keys of a block: anchors, by their number among the anchors, or other frames of the video."""
-
-    anchors: bool
-    span: range
-
-
 @dataclass(frozen=True)
 class QueryBlock:
     """Consecutive queries and the keys that they attend to.
 
-    rows: the frames of the queries, of which a rank may hold only a part. units: spans of frames, to be projected at
-    once, that cover the queries and the local scopes of all of them. keys: these scopes, which make up one span, and
-    the anchors, in video order, each once. bias: (rows, keys) fp32, added to the logits; None if zero. scale: (rows,)
-    fp32, the factor of entropy scaling on q; None without it. next_key: the first frame of the next block's span.
-    distances: with joint attention, whose blocks have one query, how far each key is from it in time.
+    rows: the frames of the queries, of which a rank may hold only a part. units: they cover the queries and the local
+    scopes of all of them. anchors: those of the scene, by their numbers among all. keys: the frames in consecutive
+    places, from `first_place` on; None where a place has no frame of these scopes. bias: (rows, keys) fp32, added to
+    the logits; None if zero. scale: (rows,) fp32, the factor of entropy scaling on q; None without it. With joint
+    attention, whose blocks have one query, keys are ascending and have no places. distances: there, how far each key is
+    from the query in time.
     """
 
     rows: range
-    units: tuple[range, ...]
-    keys: tuple[KeyRun, ...]
+    units: tuple[Unit, ...]
+    anchors: range
+    keys: tuple[int | None, ...]
     bias: Tensor | None
     scale: Tensor | None
-    next_key: int
+    first_place: int = 0
     distances: tuple[int, ...] = ()
     _cast: dict[object, tuple[Tensor | None, Tensor | None]] = field(
         default_factory=dict, compare=False, repr=False
@@ -82,6 +80,15 @@ class QueryBlock:
             )
         return self._cast[key]
 
+    @property
+    def key_places(self) -> slice:
+        """The places of the keys."""
+        return slice(self.first_place, self.first_place + len(self.keys))
+
+    def places(self, frames: range) -> list[slice]:
+        """The places of some frames of its units, in order."""
+        return merged([unit.places(frames) for unit in self.units])
+
 
 @dataclass(frozen=True)
 class AttentionPlan:
@@ -91,8 +98,10 @@ class AttentionPlan:
     route: the frames to fetch. held: this rank's frames. line: the frames around them, its own included, that local
     scopes reach; empty if none is on. anchors: ascending, of the scenes of this rank's frames. anchor_counts: how many
     of them each scene has. blocks: those of which this rank holds queries. grouped: whether queries and units are
-    computed as a whole, see groups.py. window: the most frames that a block of this video attends to. entropy: for
-    joint attention with entropy scaling, the trained length in frames; None otherwise.
+    computed as a whole, see groups.py. window: the most frames that a block of this video attends to. places: how
+    many there are for projections, see places.py; none with joint attention. ring: the first one after those of
+    anchors. entropy: for joint attention with entropy
+    scaling, the trained length in frames; None otherwise.
     """
 
     route: Route
@@ -104,15 +113,13 @@ class AttentionPlan:
     grouped: bool
     window: int
     timeline: Timeline
+    ring: int
+    places: int
     entropy: int | None = None
 
     def keys(self, block: QueryBlock) -> list[int]:
         """The frames of a block's keys, in order."""
-        return [
-            self.anchors[at] if run.anchors else self.timeline.real(at)
-            for run in block.keys
-            for at in run.span
-        ]
+        return [self.timeline.real(key) for key in block.keys if key is not None]
 
     def prepare(self, dtype: torch.dtype) -> None:
         """Makes what blocks keep in a type, which is otherwise made when it is first needed."""
@@ -142,10 +149,11 @@ def plan_attention(
     blocks have one query each, and its local scope is as large as it takes for every query to attend to the same number
     of frames: see joint.py, also for `Positions`.
 
-    Blocks begin at multiples of `block` in the video, or with a scene, and their keys are in video order. Where a rank
-    border cuts a block, both ranks use the block's full number of keys; zeros stand in for keys that only the other
-    rank's queries attend to, since a masked key adds nothing. So the sums of a query are the same on any number of
-    ranks, to the last bit (docs/decisions/0011-the-same-bits-on-any-number-of-ranks.md).
+    Blocks begin at multiples of `block` in the video, or with a scene, and the place of each key follows from the scene
+    alone. Where a rank border cuts a block, both ranks use the block's full number of keys; what is in the places of
+    keys that only the other rank's queries attend to does not matter, since a masked key adds nothing. So the sums of a
+    query are the same on any number of ranks, to the last bit
+    (docs/decisions/0011-the-same-bits-on-any-number-of-ranks.md).
 
     Raises ValueError if a query would have no key.
     """
@@ -175,24 +183,30 @@ class _Planner:
 
     def plan(self) -> AttentionPlan:
         held, timeline = self.shards.held(self.rank), self.timeline
-        counts = tuple(len(self._anchors(scene)) for scene, _ in self._parts(held))
-        anchors = tuple(anchor for scene, _ in self._parts(held) for anchor in self._anchors(scene))
+        parts = self._parts(held)
+        counts = [len(self._anchors(scene)) for scene, _ in parts]
         line = self._line(held)
-        blocks = tuple(
-            self._block(scene, rows, line or held, held, anchors)
-            for scene, part in self._parts(held)
-            for rows in self._rows(scene, part)
-        )
+        rings = [None if self.joint else self._ring(scene) for scene in timeline.scenes]
+        blocks = []
+        for index, (scene, part) in enumerate(parts):
+            first = sum(counts[:index])
+            numbers = range(first, first + counts[index])
+            ring = rings[timeline.number(part.start)]
+            blocks += [
+                self._block(scene, rows, line or held, numbers, ring) for rows in self._rows(scene, part)
+            ]
         return AttentionPlan(
             route=plan_route(self.shards, self.rank, self._wanted),
             held=held,
             line=line,
-            anchors=anchors,
+            anchors=tuple(anchor for scene, _ in parts for anchor in self._anchors(scene)),
             anchor_counts=tuple(count for count in counts if count),
-            blocks=blocks,
+            blocks=tuple(blocks),
             grouped=self._grouped,
             window=max(self._window(scene) for scene in timeline.scenes),
             timeline=timeline,
+            ring=max(len(self._anchors(scene)) for scene in timeline.scenes),
+            places=max((ring.start + UNIT * ring.slots for ring in rings if ring), default=0),
             entropy=self.trained_frames if self.joint and self.scopes.entropy_scaling else None,
         )
 
@@ -247,69 +261,66 @@ class _Planner:
         for start in range(first, part.stop, size):
             yield intersection(range(start, start + size), scene.frames)
 
+    def _ring(self, scene: Scene) -> Ring:
+        """The places of a scene's frames, after those of as many anchors as any scene has."""
+        covers = [self._near(scene, rows) or rows for rows in self._rows(scene, scene.frames)]
+        units = self.timeline.units(range(covers[0].start, covers[-1].stop), UNIT)
+        return Ring.of(units, covers, max(len(self._anchors(scene)) for scene in self.timeline.scenes))
+
     def _block(
-        self, scene: Scene, rows: range, reach: range, held: range, anchors: Sequence[int]
+        self, scene: Scene, rows: range, reach: range, anchors: range, ring: Ring | None
     ) -> QueryBlock:
-        """reach: the frames of which this rank has projections. anchors: all of this rank."""
+        """reach: the frames of which this rank has projections. anchors: of the scene, by number."""
         timeline, own = self.timeline, self._anchors(scene)
         span = self._near(scene, rows)
-        inside = {timeline.real(key) for key in span}
-        keys = sorted([*span, *(anchor for anchor in own if anchor not in inside)])
+        units: tuple[Unit, ...] = ()
+        keys: list[int | None]
+        if ring is None:
+            first, keys = 0, [*self._ascending(span, own)]
+        else:
+            units = tuple(ring.around(span or rows, timeline.clip(reach, scene)))
+            first, keys = ring.keys(own, units, span)
         bias = scale = None
         if not scene.plain:
             bias, scale = self._bias(rows, keys, own, span)
+        distances: tuple[int, ...] = ()
+        if self.joint is not None:
+            distances = key_distances(
+                timeline,
+                scene,
+                rows.start,
+                self._ascending(span, own),
+                near=span,
+                rule=self.joint,
+                trained=self.trained_frames,
+            )
         return QueryBlock(
             rows=rows,
-            units=self._units(reach, rows, span),
-            keys=self._runs(keys, own, anchors),
+            units=units,
+            anchors=anchors,
+            keys=tuple(keys),
             bias=None if bias is None else to_device(bias, self.device),
             scale=None if scale is None else to_device(scale, self.device),
-            next_key=self._next_key(rows),
-            distances=()
-            if self.joint is None
-            else key_distances(
-                timeline, scene, rows.start, keys, near=span, rule=self.joint, trained=self.trained_frames
-            ),
+            first_place=first,
+            distances=distances,
         )
 
-    def _next_key(self, rows: range) -> int:
-        """The first frame that the block after `rows` has in its local scopes."""
-        if rows.stop == self.timeline.frames:
-            return rows.stop
-        [(scene, part)] = self._parts(range(rows.stop, rows.stop + 1))
-        return near.start if (near := self._near(scene, part)) else self.timeline.frames
-
-    def _units(self, reach: range, *spans: range) -> tuple[range, ...]:
-        """The units of `reach` that overlap one of the spans; whole ones if grouped."""
-        units = []
-        for unit in self.timeline.units(reach, UNIT if self._grouped else QUERY_BLOCK):
-            present = intersection(unit, reach)
-            if any(intersection(present, span) for span in spans):
-                units.append(unit if self._grouped else present)
-        return tuple(units)
-
-    def _runs(self, keys: Sequence[int], own: Sequence[int], anchors: Sequence[int]) -> tuple[KeyRun, ...]:
-        """Ascending keys as runs of the scene's own anchors, by their number among all anchors, and of other frames."""
-        number = {anchor: anchors.index(anchor) for anchor in own}
-        runs: list[KeyRun] = []
-        for key in keys:
-            anchor = self.timeline.real(key) in number
-            place = number[self.timeline.real(key)] if anchor else key
-            if runs and runs[-1].anchors == anchor and runs[-1].span.stop == place:
-                runs[-1] = KeyRun(anchor, range(runs[-1].span.start, place + 1))
-            else:
-                runs.append(KeyRun(anchor, range(place, place + 1)))
-        return tuple(runs)
+    def _ascending(self, span: range, anchors: Sequence[int]) -> list[int]:
+        """The frames of a span and the anchors, each once."""
+        inside = {self.timeline.real(key) for key in span}
+        return sorted([*span, *(anchor for anchor in anchors if anchor not in inside)])
 
     def _bias(
-        self, rows: range, keys: Sequence[int], anchors: Sequence[int], span: range
+        self, rows: range, keys: Sequence[int | None], anchors: Sequence[int], span: range
     ) -> tuple[Tensor | None, Tensor | None]:
         """The bias of each (query, key) pair and the entropy scale of each query, as in `QueryBlock`.
 
         span: the frames of their local scopes.
         """
-        scopes, real = self.scopes, [self.timeline.real(key) for key in keys]
-        query, key = torch.tensor(rows)[:, None], torch.tensor(keys, dtype=torch.int64)[None, :]
+        scopes = self.scopes
+        real = [NO_FRAME if key is None else self.timeline.real(key) for key in keys]
+        numbers = [NO_FRAME if key is None else key for key in keys]
+        query, key = torch.tensor(rows)[:, None], torch.tensor(numbers, dtype=torch.int64)[None, :]
         if self.joint is None:
             near = (query - key).abs() <= scopes.local
         else:
@@ -319,8 +330,8 @@ class _Planner:
             torch.tensor(real, dtype=torch.int64)[None, :], torch.tensor(anchors, dtype=torch.int64)
         )
         bias = torch.maximum(local, torch.where(anchored, scopes.anchor_bias, NEVER)).float()
-        for twice in {frame for frame in real if real.count(frame) > 1}:
-            # the same frame from both ends of a loop: each query attends to it once
+        for twice in {frame for frame in real if real.count(frame) > 1} - {NO_FRAME}:
+            # an anchor nearby, or a frame from both ends of a loop: each query attends to it once
             places = [index for index, frame in enumerate(real) if frame == twice]
             once = torch.nn.functional.one_hot(bias[:, places].argmax(1), len(places)).bool()
             bias[:, places] = torch.where(once, bias[:, places], NEVER)

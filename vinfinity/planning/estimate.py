@@ -10,7 +10,7 @@ from vinfinity.planning.meter import WorkCounter
 
 # The share of a GPU's published rates that kernels reach. Both were fitted to the paper's three runs (VideoCrafter2,
 # 512x320, 30 steps, guidance, 8 x RTX 6000 Ada; arXiv 2406.16260); docs/decisions/0007 has the figures.
-TENSOR, BANDWIDTH = 0.4, 0.4
+TENSOR, BANDWIDTH = 0.4, 0.34
 # the share of a link's rate that messages of megabytes reach
 LINK = 0.5
 # least time of a kernel, in seconds

@@ -44,10 +44,26 @@ class ShapeCache:
         known = self._results.get(key)
         if known is not None:
             return known.allocate()
-        out = function(*args, **kwargs)
+        out = _as_laid_out(function, args, function(*args, **kwargs))
         if key not in self._results:
             self._results[key] = _allocated(out, args, kwargs)
         return out
+
+
+def _as_laid_out(function: Callable[..., Any], args: tuple[Any, ...], out: Any) -> Any:
+    """The result with the strides that it has on CPUs and GPUs, where meta tensors have others.
+
+    Convolutions of channels-last pictures are channels-last; attention stores the heads of a query together.
+    """
+    packet = getattr(function, "overloadpacket", None)
+    if not isinstance(out, Tensor) or not out.is_meta:
+        return out
+    if out.dim() == 4 and packet is aten.conv2d and args[0].stride(1) == 1:
+        return torch.empty_like(out, memory_format=torch.channels_last)
+    if out.dim() == 4 and packet is aten.scaled_dot_product_attention:
+        b, heads, queries, width = out.shape
+        return out.new_empty(b, queries, heads, width).transpose(1, 2)
+    return out
 
 
 def _allocated(out: Any, args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> MetaTensor | None:
@@ -186,6 +202,10 @@ class LiveBytes(Meter):
 ALLOCATIONS = (aten.empty_like, aten.new_empty, aten.empty, aten.new_empty_strided)
 # operations that read as much of their first input as they write
 GATHERS = (aten.index_select, aten.embedding)
+# operations that overwrite their first input without reading it
+OVERWRITES = (aten.copy_, aten.zero_, aten.fill_)
+# operations that take nothing but the type and device of their first input
+NEW = (aten.new_zeros, aten.new_ones, aten.new_full, aten.zeros_like, aten.ones_like, aten.full_like)
 
 
 class WorkCounter(Meter):
@@ -227,6 +247,8 @@ class WorkCounter(Meter):
         if packet in GATHERS:
             # only the rows that are taken are read
             inputs = outputs
+        elif packet in OVERWRITES or packet in NEW:
+            inputs = list(_tensors(args[1:]))
         elif "out" in kwargs:
             inputs = list(_tensors((args, {name: value for name, value in kwargs.items() if name != "out"})))
         if packet is aten.scaled_dot_product_attention:

@@ -113,6 +113,7 @@ class Outline:
             reuse_depth=config.reuse.depth if config.reuse.interval > 1 else None,
             timeline=self._timeline,
             joint=attention.positions if self.card.traits.denoiser.joint else None,
+            on_cpu=self.device == "cpu",
         )
 
     @property

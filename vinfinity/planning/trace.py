@@ -48,6 +48,7 @@ class CallShape:
     scopes: None for plain attention over all frames. text_tokens: length of the text states. reuse_depth: levels that
     run in every step while deep features are reused; None without reuse. A traced call always runs the whole network.
     timeline: scenes and loops; None for one scene. joint: the rule of positions, for models with joint attention.
+    on_cpu: whether the call that is traced would run on a CPU.
     """
 
     family: Family
@@ -63,6 +64,7 @@ class CallShape:
     reuse_depth: int | None = None
     timeline: Timeline | None = None
     joint: Positions | None = None
+    on_cpu: bool = False
 
     @property
     def traits(self) -> DenoiserTraits:
@@ -143,6 +145,7 @@ def call_context(
         chunk_bytes=execution.chunk_bytes,
         joint=shape.joint,
         device=device,
+        together=shape.on_cpu or torch.device(device).type == "cpu",
     )
 
 
@@ -153,8 +156,8 @@ def representative_blocks(plan: AttentionPlan) -> AttentionPlan:
     """
 
     def shape(block: QueryBlock) -> tuple[int, ...]:
-        own, keys = len(intersection(block.rows, plan.held)), sum(len(run.span) for run in block.keys)
-        return own, len(block.units), len(block.keys), keys, block.bias is None
+        rows = block.rows if plan.grouped else intersection(block.rows, plan.held)
+        return len(rows), len(block.units), len(block.keys), len(block.places(rows)), block.bias is None
 
     return replace(plan, blocks=tuple(representatives(plan.blocks, shape)))
 
@@ -162,8 +165,10 @@ def representative_blocks(plan: AttentionPlan) -> AttentionPlan:
 class RepresentativePieces(Grouping):
     """A grouping of which only one pair of consecutive pieces is run for each combination of their shapes."""
 
-    def within(self, borders: Sequence[int], most: int) -> list[Piece]:
-        return representatives(Grouping(**vars(self)).within(borders, most), _piece_shape)
+    def covering(self, borders: Sequence[int], most: int) -> list[Piece]:
+        pieces = super().covering(borders, most)
+        chosen = representatives(pieces, _piece_shape)
+        return [piece if piece in chosen else replace(piece, skipped=True) for piece in pieces]
 
     def of(self, span: range, most: int, *, group: int | None = None) -> list[Piece]:
         return representatives(super().of(span, most, group=group), _piece_shape)

@@ -10,6 +10,7 @@ Parameter names are those of diffusers' files.
 import math
 from collections.abc import Callable
 
+import torch
 import torch.nn.functional as F
 from einops import rearrange
 from torch import Tensor, nn
@@ -64,12 +65,13 @@ def frames_last(x: Tensor, batch: int) -> Tensor:
 class Conv2d(nn.Conv2d):
     """A convolution by `convolve`, or by `linear` if its kernel is 1x1."""
 
-    def forward(self, x: Tensor) -> Tensor:
-        """x: (m, c, h, w)."""
+    def forward(self, x: Tensor, shift: Tensor | None = None) -> Tensor:
+        """x: (m, c, h, w). shift: (c',), added to the bias."""
+        bias = self.bias if self.bias is None or shift is None else self.bias + shift
         if self.kernel_size == (1, 1) and uses_onednn(x):
             positions = rearrange(x, "m c h w -> m h w c")
-            return rearrange(linear(positions, self.weight.flatten(1), self.bias), "m h w c -> m c h w")
-        return convolve(x, self.weight, self.bias, stride=self.stride, padding=self.padding)
+            return rearrange(linear(positions, self.weight.flatten(1), bias), "m h w c -> m c h w")
+        return convolve(x, self.weight, bias, stride=self.stride, padding=self.padding)
 
 
 class Attention(nn.Module):
@@ -89,14 +91,23 @@ class Attention(nn.Module):
         self.to_v = Linear(context or width, inner, bias=bias)
         self.to_out = nn.ModuleList([Linear(inner, width)])
 
+    def joint_weight(self) -> Tensor:
+        """The weights of queries, keys and values, one after the other: (3·inner, width)."""
+        return torch.cat([self.to_q.weight, self.to_k.weight, self.to_v.weight])
+
+    def _joint_bias(self) -> Tensor | None:
+        if self.to_q.bias is None:
+            return None
+        return torch.cat([self.to_q.bias, self.to_k.bias, self.to_v.bias])
+
     def forward(self, x: Tensor, context: Tensor | None = None) -> Tensor:
         """x: (b, m, c); context: (b, t, c2), None for x itself. Returns (b, m, c)."""
-        source = x if context is None else context
-        q, k, v = (
-            rearrange(y, "b m (heads d) -> b heads m d", heads=self.heads)
-            for y in (self.to_q(x), self.to_k(source), self.to_v(source))
-        )
-        out = attend(q, k, v)
+        if context is None:
+            # one pass over x, see `joint_weight`
+            parts = linear(x, self.joint_weight(), self._joint_bias()).chunk(3, dim=-1)
+        else:
+            parts = self.to_q(x), self.to_k(context), self.to_v(context)
+        out = attend(*(rearrange(y, "b m (heads d) -> b heads m d", heads=self.heads) for y in parts))
         return self.to_out[0](rearrange(out, "b heads m d -> b m (heads d)"))
 
 
@@ -169,18 +180,18 @@ class ResnetBlock(nn.Module):
         self.activation = ACTIVATIONS[activation]
         self.out_scale = out_scale
 
-    def forward(self, x: Tensor, time: Tensor | None = None) -> Tensor:
-        """x: (b·f, c, h, w). time: (b·f, time_channels), or (1, time_channels) for all frames.
-
-        Returns (b·f, c', h, w).
-        """
-        hidden = self.conv1(self.activation(self.norm1(x)))
+    def forward(self, x: Tensor, time: Tensor | None = None, *, out: Tensor | None = None) -> Tensor:
+        """x: (b·f, c, h, w). time: (1, time_channels). out: where to write the result. Returns (b·f, c', h, w)."""
+        shift = None
         if self.time_emb_proj is not None:
             assert time is not None
-            hidden += self.time_emb_proj(self.activation(time))[:, :, None, None]
+            # the same for all frames and positions, like a bias
+            shift = self.time_emb_proj(self.activation(time))[0]
+        hidden = self.conv1(self.activation(self.norm1(x)), shift)
         hidden = self.conv2(self.activation(self.norm2(hidden)))
-        hidden += x if self.conv_shortcut is None else self.conv_shortcut(x)
-        return hidden.div_(self.out_scale) if self.out_scale != 1.0 else hidden
+        residual = x if self.conv_shortcut is None else self.conv_shortcut(x)
+        total = hidden.add_(residual) if out is None else torch.add(hidden, residual, out=out)
+        return total.div_(self.out_scale) if self.out_scale != 1.0 else total
 
 
 class Downsample(nn.Module):

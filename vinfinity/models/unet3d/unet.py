@@ -69,6 +69,7 @@ class UNetBlock(nn.Module):
     def __init__(self, config: UNetConfig, ins: list[int], channels: int, *, attention: bool) -> None:
         super().__init__()
         groups, head_width = config.norm_num_groups, config.attention_head_dim
+        self.channels = channels
         self.resnets = nn.ModuleList([_resnet(config, width, channels) for width in ins])
         self.temp_convs = nn.ModuleList([TemporalConvLayer(channels, groups=groups) for _ in ins])
         self.has_attention = attention
@@ -93,7 +94,7 @@ class UNetBlock(nn.Module):
 
         Returns (b, f, h, w, channels): the resnet's output is a new tensor, which the other layers change in place.
         """
-        x = _per_frame(self.resnets[index], inputs, time, ctx=ctx)
+        x = self._resnet(index, inputs, time, ctx)
         del inputs
         x = self.temp_convs[index](x, ctx)
         if self.has_attention:
@@ -107,6 +108,9 @@ class UNetBlock(nn.Module):
                     frames.copy_(own(attended, piece))
             x = self.temp_attentions[index](x, ctx)
         return x
+
+    def _resnet(self, index: int, inputs: tuple[Frames, ...], time: Tensor, ctx: TemporalContext) -> Tensor:
+        return _per_frame(self.resnets[index], inputs, time, ctx=ctx, channels=self.channels)
 
 
 class DownBlock(UNetBlock):
@@ -174,7 +178,7 @@ class MidBlock(UNetBlock):
     def forward(self, x: Tensor, time: Tensor, text: FrameText, ctx: TemporalContext) -> Tensor:
         """x: (b, f, h, w, c). Returns the same shape."""
         x = self.layer(0, (OnDevice(x),), time, text, ctx)
-        x = _per_frame(self.resnets[1], (OnDevice(x),), time, ctx=ctx)
+        x = self._resnet(1, (OnDevice(x),), time, ctx)
         return self.temp_convs[1](x, ctx)
 
 
@@ -314,11 +318,16 @@ def _advance(states: list[Frames], x: Tensor, store: Store) -> None:
 
 
 def _per_frame(
-    layer: Callable[..., Tensor], inputs: tuple[Frames, ...], *args: object, ctx: TemporalContext
+    layer: Callable[..., Tensor],
+    inputs: tuple[Frames, ...],
+    *args: object,
+    ctx: TemporalContext,
+    channels: int | None = None,
 ) -> Tensor:
     """A layer that works within a frame, in pieces of the frames.
 
-    inputs: (b, f, h, w, c) each, concatenated along the channels one piece at a time. Returns (b, f, h', w', c').
+    inputs: (b, f, h, w, c) each, concatenated along the channels one piece at a time. channels: of the output, for
+    layers that keep h and w and take an argument `out`. Returns (b, f, h', w', c').
     """
     b, f = inputs[0].shape[:2]
     out: Tensor | None = None
@@ -328,7 +337,13 @@ def _per_frame(
         joined = torch.cat(parts, dim=-1) if len(parts) > 1 else parts[0]
         # of stored states, only the chunk that is read next and the one after it are on the device
         del parts
-        computed = own(frames_last(layer(frames_first(whole(joined, piece)), *args), b), piece)
+        pictures = frames_first(whole(joined, piece))
+        if channels is not None and b == 1 and len(pieces) > 1 and not piece.before and not piece.after:
+            if out is None:
+                out = joined.new_empty(b, f, *joined.shape[2:4], channels)
+            layer(pictures, *args, out=frames_first(out[:, piece.own]))
+            continue
+        computed = own(frames_last(layer(pictures, *args), b), piece)
         if computed.shape[1] == f and computed.is_contiguous():
             return computed
         if out is None:
