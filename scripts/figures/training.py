@@ -7,7 +7,13 @@ from scripts.figures.svg import Drawing
 
 WIDTH, HEIGHT, LEFT, RIGHT, TOP, BOTTOM = 700.0, 320.0, 60.0, 32.0, 84.0, 262.0
 MOST = 90_000
-TITLES = {"video8": "8 frames", "video16": "16 frames", "more": "new clips", "turn": "mirrored pairs", "colours": "colours"}
+TITLES = {
+    "video8": "8 frames",
+    "video16": "16 frames",
+    "more": "new clips",
+    "turn": "mirrored pairs",
+    "colours": "colours",
+}
 Point = tuple[float, float]
 
 
