@@ -148,34 +148,32 @@ def from_nothing(cuda: bool) -> list[Stage]:
     ]
 
 
-def turn(init: str, *, cuda: bool, seed: int = 31) -> Stage:
-    """Left and right: mirrored pairs of fresh clips, mostly at the noise levels that decide direction and colour."""
+def finetuning(name: str, init: str, *options: str, cuda: bool, steps: int, lr: str, seed: int) -> Stage:
+    """Further training on mirrored pairs of fresh clips, mostly where direction and colour are decided."""
     return Stage(
-        name="turn",
+        name=name,
         script="finetune.py",
         options=(
-            *("--name", "turn", "--init", init, "--directed", "0.4", "--rank", "2"),
-            *("--levels", "750", "960", "--level-share", "0.7", "--seed", str(seed)),
-            *("--pairs", "32" if cuda else "2", "--accumulate", "1" if cuda else "2", "--lr", "4e-4"),
+            *("--name", name, "--init", init, *options, "--lr", lr, "--seed", str(seed)),
+            *("--levels", "750", "960", "--level-share", "0.7"),
+            *("--pairs", "32" if cuda else "2", "--accumulate", "1" if cuda else "2"),
         ),
-        counts=(("--steps", 600 if cuda else 2400, 2),),
+        counts=(("--steps", steps // 4 if cuda else steps, 2),),
         renders=True,
     )
 
 
+def turn(init: str, *, cuda: bool) -> Stage:
+    """Left and right."""
+    options = ("--directed", "0.4", "--rank", "2")
+    return finetuning("turn", init, *options, cuda=cuda, steps=2400, lr="4e-4", seed=31)
+
+
 def correct(init: str, *, cuda: bool, seed: int = 51) -> Stage:
     """Colours: predictions are painted, and some clips are shown in wrong colours, to be mended as the caption says."""
-    return Stage(
-        name="correct",
-        script="finetune.py",
-        options=(
-            *("--name", "correct", "--init", init, "--directed", "0.3", "--rank", "1", "--correct", "0.3"),
-            *("--correct-levels", "400", "900", "--paint", "6"),
-            *("--levels", "750", "960", "--level-share", "0.7", "--seed", str(seed)),
-            *("--pairs", "32" if cuda else "2", "--accumulate", "1" if cuda else "2", "--lr", "3.5e-4"),
-        ),
-        counts=(("--steps", 700 if cuda else 2800, 2),),
-        renders=True,
+    options = ("--directed", "0.3", "--rank", "1", "--correct", "0.3", "--correct-levels", "400", "900")
+    return finetuning(
+        "correct", init, *options, "--paint", "6", cuda=cuda, steps=2800, lr="3.5e-4", seed=seed
     )
 
 
