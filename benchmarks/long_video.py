@@ -5,12 +5,13 @@
 
 Every video is measured by `vinfinity.evaluate` and read by the world's recogniser, which knows what each clip of 16
 frames should show. What a setting knows of its borders is not used: all are measured alike, with seams looked for every
-16 frames. A line of CSV per video is written at once; the same command goes on after any end. Each line has its steps
-and guidance, and lines with others are never mixed. Its seconds are those on a processor, of all processes. --summary
-prints the tables of the study: means and paired differences from `dual`, with bootstrap intervals. For
-docs/proof/long-video.md, copy the file to docs/data/long-video.csv and run `python -m scripts.figures`.
+16 frames. A line of CSV per video is written at once; the same command goes on after any end. Each line has its steps,
+guidance and the first digits of the digest of the denoiser's weights; lines with others are never mixed. Its seconds
+are those on a processor, of all processes. --summary prints the tables of the study: means and paired differences from
+`dual`, with bootstrap intervals. For docs/proof/long-video.md, copy the file to docs/data/long-video.csv and run
+`python -m scripts.figures`.
 
-Needs the embedded model alone. A video of 96 frames takes about a minute on one core; guidance 1 halves that.
+Needs the embedded model alone. A video of 96 frames takes some 15 seconds of one core.
 """
 
 import argparse
@@ -29,6 +30,7 @@ import torch
 import vinfinity
 from vinfinity.config import RunConfig
 from vinfinity.errors import InputError, VinfinityError
+from vinfinity.weights.card import read_card, weights_digest
 
 ROOT = Path(__file__).parents[1]
 MINI = ROOT / "training" / "mini"
@@ -78,11 +80,11 @@ VARIANTS = {
 }
 # what the recogniser adds to the figures of `evaluate`; all are better if higher
 READ = ("read.right", "read.steady", "read.same")
-COLUMNS = ("setting", "frames", "scene", "seed", "steps", "guidance", "seconds")
+COLUMNS = ("setting", "frames", "scene", "seed", "steps", "guidance", "weights", "seconds")
 # significant digits of figures in the file
 DIGITS = 6
-# what tells the videos of a study apart: setting, frames, scene, seed, steps, guidance
-Key = tuple[str, int, int, int, int, float]
+# what tells the videos of a study apart: setting, frames, scene, seed, steps, guidance, weights
+Key = tuple[str, int, int, int, int, float, str]
 
 
 def scenes(count: int) -> list[Any]:
@@ -162,17 +164,18 @@ def append(path: Path, row: Mapping[str, object], names: Sequence[str]) -> None:
 
 def planned(options: argparse.Namespace, config: RunConfig) -> Iterator[Key]:
     """All videos: what is cheap first, all settings of a video together. config: has their steps and guidance."""
+    weights = weights_digest(read_card(config.model).folder / "unet")[:8]
     for frames in sorted(options.frames):
         for scene in range(options.scenes):
             for seed in range(options.seeds):
                 for setting in options.settings:
-                    yield setting, frames, scene, seed, config.steps, config.guidance
+                    yield setting, frames, scene, seed, config.steps, config.guidance, weights
 
 
 def key(row: Mapping[str, str]) -> Key:
     """The video of a line."""
     numbers = (int(row[name]) for name in ("frames", "scene", "seed", "steps"))
-    return row["setting"], *numbers, float(row["guidance"])  # type: ignore[return-value]
+    return row["setting"], *numbers, float(row["guidance"]), row["weights"]  # type: ignore[return-value]
 
 
 def read_results(path: Path) -> list[dict[str, str]]:

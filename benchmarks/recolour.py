@@ -32,6 +32,7 @@ import recognise
 import world
 
 FRAMES, FPS = 16, 8
+WIDTH, HEIGHT = 256, 160
 OLD, NEW, SUBJECT = "red", "blue", "ball"
 ASPECTS = ("colour", "motion", "kind", "background")
 
@@ -68,15 +69,15 @@ def clips(count: int) -> list[world.Scene]:
 def write_clip(scene: world.Scene, path: Path) -> Path:
     """Draw a clip and write it as a video."""
     video = choose_format(str(path), VideoConfig(crf=8))
-    with VideoWriter(path, video, width=world.WIDTH, height=world.HEIGHT, fps=FPS) as writer:
-        for frame in world.render(scene, np.arange(FRAMES)):
+    with VideoWriter(path, video, width=WIDTH, height=HEIGHT, fps=FPS) as writer:
+        for frame in world.render(scene, np.arange(FRAMES), height=HEIGHT):
             writer.write(frame)
     return path
 
 
 def path_of(frames: np.ndarray) -> np.ndarray:
     """The centre of the subject in each frame, (f, 2) in heights; NaN where there is none."""
-    masks = recognise.paint_masks(frames)
+    masks = recognise.paint_masks(recognise.at_world_size(frames))
     own = masks[masks.sum((1, 2, 3)).argmax()]
     nowhere = (np.nan, np.nan)
     return np.array(

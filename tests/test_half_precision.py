@@ -52,7 +52,8 @@ def test_frames_in_half_precision_are_close_to_those_in_fp32(
 ) -> None:
     """A clip of the trained length by the embedded model, decoded: PSNR over all frames."""
     model = EMBEDDED / "mini"
-    flags = {"frames": 16, "size": "96x64", "steps": 10, "prompt": "a red ball bouncing over green grass"}
+    prompt = "a red ball bouncing over green grass"
+    flags = {"frames": 16, "size": "96x64", "steps": 10, "guidance": 1.4, "prompt": prompt}
     frames = [
         decoded(model, latents_of(model, tmp_path, dtype=kind, **flags), size=(96, 64), block=8)
         for kind in ("fp32", dtype)
@@ -96,7 +97,14 @@ def test_the_number_of_ranks_changes_no_bit(dtype: torch.dtype, scopes: Scopes |
 @pytest.mark.parametrize("frames", [37, 96])
 @pytest.mark.parametrize("dtype", ["fp16", "bf16"])
 def test_runs_on_several_ranks_give_the_same_latents(dtype: str, frames: int, tmp_path: Path) -> None:
-    flags = {"frames": frames, "size": "96x64", "steps": 2, "prompt": "a red ball", "dtype": dtype}
+    flags = {
+        "frames": frames,
+        "size": "96x64",
+        "steps": 2,
+        "guidance": 1.4,
+        "prompt": "a red ball",
+        "dtype": dtype,
+    }
     alone = latents_of(EMBEDDED / "mini", tmp_path, **flags)
     for ranks in (2, 3, 5):
         assert torch.equal(latents_of(EMBEDDED / "mini", tmp_path, gpus=ranks, **flags), alone), ranks

@@ -79,11 +79,12 @@ class Mean:
 
 @dataclass(frozen=True)
 class Group:
-    """The videos of one length, made with the same number of steps and the same guidance."""
+    """The videos of one length, made with the same number of steps, the same guidance and the same weights."""
 
     frames: int
     steps: int
     guidance: float
+    weights: str
     rows: Sequence[Row]
 
     @cached_property
@@ -152,7 +153,7 @@ class Group:
     @property
     def image(self) -> str:
         """The name of the plot."""
-        return f"long-video-{self.frames}-frames-{self.steps}-steps-guidance-{self.guidance:g}.svg"
+        return f"long-video-{self.frames}-frames-{self.steps}-steps-guidance-{self.guidance:g}-{self.weights}.svg"
 
     @property
     def plotted(self) -> bool:
@@ -169,10 +170,10 @@ def _by_scene(values: Mapping[tuple[str, str], float]) -> np.ndarray:
 
 
 def groups(rows: Sequence[Row]) -> list[Group]:
-    """Lines by length, steps and guidance: others are never averaged or compared."""
-    found: dict[tuple[int, int, float], list[Row]] = {}
+    """Lines by length, steps, guidance and weights: others are never averaged or compared."""
+    found: dict[tuple[int, int, float, str], list[Row]] = {}
     for row in rows:
-        key = int(row["frames"]), int(row["steps"]), float(row["guidance"])
+        key = int(row["frames"]), int(row["steps"]), float(row["guidance"]), row["weights"]
         found.setdefault(key, []).append(row)
     return [Group(*key, found[key]) for key in sorted(found)]
 
@@ -220,7 +221,7 @@ def _numbers(counts: Sequence[int]) -> str:
 def _heading(group: Group) -> str:
     videos, scenes = len(group.rows), max(map(group.scenes, group.settings))
     text = (
-        f"### {group.frames} frames, {group.steps} steps, guidance {group.guidance:g}\n\n"
+        f"### {group.frames} frames, {group.steps} steps, guidance {group.guidance:g}, weights {group.weights}\n\n"
         f"{_counted(videos, 'video')} of {_counted(scenes, 'scene')} with {_counted(len(group.settings), 'setting')}; "
         f"{group.hours:.1f} hours of one core."
     )

@@ -19,7 +19,8 @@ def plot(group: Group) -> str:
     width = 32 + LABEL + PER_LINE * (PANEL + GAP)
     lines = -(-len(SHOWN) // PER_LINE)
     title = (
-        f"Differences from {BASE}: {group.frames} frames, {group.steps} steps, guidance {group.guidance:g}"
+        f"Differences from {BASE}: {group.frames} frames, {group.steps} steps, guidance {group.guidance:g}, "
+        f"weights {group.weights}"
     )
     d = Drawing(width, TOP + lines * panel_height, title)
     d.text(32, 36, title, "strong", size=17)

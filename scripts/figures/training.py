@@ -6,8 +6,14 @@ from scripts.figures.plots import rows
 from scripts.figures.svg import Drawing
 
 WIDTH, HEIGHT, LEFT, RIGHT, TOP, BOTTOM = 700.0, 320.0, 60.0, 32.0, 84.0, 262.0
-MOST = 66_000
-TITLES = {"video8": "8 frames", "video16": "16 frames", "more": "new clips", "turn": "mirrored pairs"}
+MOST = 90_000
+TITLES = {
+    "video8": "8 frames",
+    "video16": "16 frames",
+    "more": "new clips",
+    "turn": "mirrored pairs",
+    "colours": "colours",
+}
 Point = tuple[float, float]
 
 
@@ -19,7 +25,7 @@ def figure() -> str:
     d.text(
         LEFT,
         58,
-        "loss on clips (blue), and share of clips whose direction it reads (orange)",
+        "by clips seen: loss (blue), and share of clips whose direction it reads (orange)",
         "muted",
         size=13,
     )
@@ -34,7 +40,6 @@ def figure() -> str:
         d.text(_across((before + last) / 2), BOTTOM + 20, title, size=12, anchor="middle")
         d.text(_across(last), BOTTOM + 40, f"{last / 1000:.0f} k", "muted", size=12, anchor="middle")
         before = last
-    d.text(LEFT, BOTTOM + 40, "clips seen", "muted", size=12)
     for column, style in (("video_loss", "line-blue"), ("told", "line-orange")):
         points = [(_across(int(row["clips"])), _height(float(row[column]))) for row in data if row[column]]
         d.path(_line(points), style, stroke=2)

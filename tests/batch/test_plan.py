@@ -71,7 +71,7 @@ def test_vbench_s_names_can_be_given(tmp_path: Path) -> None:
 def test_templates_may_name_settings_and_folders(tmp_path: Path) -> None:
     rows = [{"prompt": "x", "attention.local": 3}, {"prompt": "x", "out": "own-{{{seed}}}.mp4"}]
     out = "{model}/{attention.local:02}-{size}.mp4"
-    assert names(tmp_path, rows, out=out) == ["mini/03-128x80.mp4", "own-{0}.mp4"]
+    assert names(tmp_path, rows, out=out) == ["mini/03-256x160.mp4", "own-{0}.mp4"]
 
 
 def test_latents_are_named_by_a_template_too(tmp_path: Path) -> None:

@@ -77,7 +77,7 @@ def test_decoding_is_measured_over_all_frames_and_every_block(tmp_path: Path) ->
 
 def test_invalid_decoding_measurements_are_refused(tmp_path: Path) -> None:
     measure = partial(measure_decoding, "mini", frames=2, size=None, rounds=1, device="cpu")
-    with pytest.raises(InputError, match=r"decode\.tile: 50 is not a multiple of 32"):
+    with pytest.raises(InputError, match=r"decode\.tile: 50 is not a multiple of 64"):
         measure(decoder=None, decode=DecodeConfig(tile=50))
     with pytest.raises(InputError, match=r"decoder: .*config\.json is missing"):
         measure(decoder=tmp_path, decode=DecodeConfig())

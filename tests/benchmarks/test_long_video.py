@@ -43,7 +43,7 @@ def test_a_study_goes_on_where_it_ended_and_is_summed_up_by_pairs(
         ("dual", "1"),
         ("apart", "1"),
     ]
-    assert {(row["steps"], row["guidance"]) for row in rows} == {("1", "1.4")}
+    assert {(row["steps"], row["guidance"]) for row in rows} == {("1", "1.0")}
     # a setting that cuts on purpose is measured like all others
     assert all(row["read.right"] and row["motion.length"] and row["seams.ratio"] for row in rows)
     before = out.read_bytes()
@@ -56,12 +56,13 @@ def test_a_study_goes_on_where_it_ended_and_is_summed_up_by_pairs(
     assert " to " in means
     assert " to " in differences
     # other steps and guidance are other videos
-    other = [*small, "--guidance", "1", "--settings", "dual"]
+    other = [*small, "--guidance", "2", "--settings", "dual"]
     long_video.main(other)
     with out.open(newline="") as file:
         rows = list(csv.DictReader(file))
-    assert [row["guidance"] for row in rows] == ["1.4"] * 4 + ["1.0"] * 2
-    assert "### 32 frames, 1 steps, guidance 1\n" in capsys.readouterr().out
+    assert [row["guidance"] for row in rows] == ["1.0"] * 4 + ["2.0"] * 2
+    assert len({row["weights"] for row in rows}) == 1
+    assert "### 32 frames, 1 steps, guidance 2, weights " in capsys.readouterr().out
 
 
 @pytest.mark.parametrize("setting", ["freenoise", "rank-norm"])
@@ -81,7 +82,9 @@ def test_lines_of_another_version_are_refused_in_one_line(tmp_path: Path) -> Non
     out.write_text("setting,frames,scene,seed,seconds\ndual,96,0,0,60\n")
     with pytest.raises(SystemExit) as ended:
         long_video.main(["--summary", "--out", str(out)])
-    assert str(ended.value) == f"error: --out: {out} has lines without steps, guidance; name a new file"
+    assert (
+        str(ended.value) == f"error: --out: {out} has lines without steps, guidance, weights; name a new file"
+    )
 
 
 def test_videos_of_fewer_than_two_clips_are_refused(tmp_path: Path) -> None:
@@ -92,11 +95,11 @@ def test_videos_of_fewer_than_two_clips_are_refused(tmp_path: Path) -> None:
 def test_the_order_is_cheap_videos_first_and_all_settings_of_a_video_together() -> None:
     options = argparse.Namespace(frames=[64, 32], scenes=1, seeds=1, settings=["dual", "dense"])
     config = vinfinity.load_config(prompt="a red ball", steps=12)
-    assert list(long_video.planned(options, config)) == [
-        ("dual", 32, 0, 0, 12, 1.4),
-        ("dense", 32, 0, 0, 12, 1.4),
-        ("dual", 64, 0, 0, 12, 1.4),
-        ("dense", 64, 0, 0, 12, 1.4),
+    assert [video[:-1] for video in long_video.planned(options, config)] == [
+        ("dual", 32, 0, 0, 12, 1.0),
+        ("dense", 32, 0, 0, 12, 1.0),
+        ("dual", 64, 0, 0, 12, 1.0),
+        ("dense", 64, 0, 0, 12, 1.0),
     ]
 
 

@@ -12,14 +12,25 @@ SVG = "{http://www.w3.org/2000/svg}"
 
 
 def rows(
-    scenes: int, seeds: int = 2, frames: int = 96, steps: int = 25, **shifts: float
+    scenes: int,
+    seeds: int = 2,
+    frames: int = 96,
+    steps: int = 25,
+    weights: str = "0123abcd",
+    **shifts: float,
 ) -> list[dict[str, str]]:
     """Lines of `dual`, and of settings whose agreement with the prompt is higher by a shift."""
     noise = np.random.default_rng(0).normal(size=(scenes, seeds))
     return [
         {
             **{"setting": setting, "frames": str(frames), "scene": str(scene), "seed": str(seed)},
-            **{"steps": str(steps), "guidance": "1.4", "seconds": "36", "seams.ratio": ""},
+            **{
+                "steps": str(steps),
+                "guidance": "1.4",
+                "weights": weights,
+                "seconds": "36",
+                "seams.ratio": "",
+            },
             "read.right": str(0.5 + 0.1 * noise[scene, seed] + shift * (1 + 0.1 * noise[scene, seed - 1])),
             "motion.length": "1.5",
         }
@@ -59,10 +70,12 @@ def test_pairs_are_the_scenes_and_seeds_that_both_settings_have() -> None:
     assert group.mean("local", "seams.ratio") is None
 
 
-def test_other_lengths_steps_and_guidance_are_never_mixed() -> None:
+def test_other_lengths_steps_and_weights_are_never_mixed() -> None:
     lines = rows(2, frames=320, local=0.1) + rows(2, local=0.1) + rows(2, steps=12, local=0.1)
+    lines += rows(2, weights="ffffffff", local=0.1)
     assert [(group.frames, group.steps, len(group.rows)) for group in study.groups(lines)] == [
         (96, 12, 8),
+        (96, 25, 8),
         (96, 25, 8),
         (320, 25, 8),
     ]

@@ -70,7 +70,18 @@ def arguments(seed: int, out: Path) -> list[str]:
     """The command line of a run."""
     sampler = SAMPLERS[read_card(MODEL[0]).family.name][seed % 3]
     command = ["generate", "--model", MODEL[0], "--prompt", "a red ball bouncing over green grass"]
-    command += ["--frames", str(FRAMES), "--steps", str(STEPS), "--size", "64x48", "--device", "cpu"]
+    command += [
+        "--frames",
+        str(FRAMES),
+        "--steps",
+        str(STEPS),
+        "--size",
+        "64x48",
+        "--guidance",
+        "2",
+        "--device",
+        "cpu",
+    ]
     command += ["--seed", str(seed), "--sampler", sampler, "--out", str(out)]
     return [*command, f"checkpoint.every={EVERY} steps", "video.preset=veryslow", "decode.frames=2"]
 

@@ -194,7 +194,9 @@ def rehearse_with_too_little_memory(rungs: int, ranks: Ranks) -> list[tuple[int,
 
     Returns, for each rank, the calls it needed, the execution and the prediction.
     """
-    config = configure("mini", prompt="a red ball", frames=12, size="32x32", device="cpu").config
+    config = configure(
+        "mini", prompt="a red ball", frames=12, size="32x32", guidance=1.4, device="cpu"
+    ).config
     job = prepare(config)
     device = ranks.device
     network = load_denoiser(job, device=device, dtype=torch.float32)

@@ -348,7 +348,7 @@ def test_decoding_is_planned_with_the_decoder_and_its_settings(tmp_path: Path) -
 
 def test_plans_include_reused_features() -> None:
     """Deep features of both branches: the outermost level's 96 channels in fp32, stored from step to step."""
-    settings: dict[str, Any] = {"frames": 200, "guidance": 2.0, "size": "128x80"}
+    settings: dict[str, Any] = {"frames": 200, "guidance": 2.0, "size": "256x160"}
     plain, reusing = (
         trace_memory(run, run.executions[-1]).step.working
         for run in (outline_of("mini", **settings), outline_of("mini", "reuse.interval=2", **settings))

@@ -79,18 +79,34 @@ def test_a_preview_looks_like_the_video(cli: Cli, tmp_path: Path) -> None:
     code, _, _ = cli("generate", "-p", "a red ball bouncing over green grass", *options, "--out", str(out))
     assert code == 0
     wait_for_preview(tmp_path / "a.run")
-    pictures = []
-    for path in (tmp_path / "a.run" / "preview.png", tmp_path / "a.png"):
-        with av.open(str(path)) as file:
-            [picture] = file.decode(video=0)
-        # four by four cells
-        small = picture.reformat(width=64, height=40, interpolation="AREA", format="rgb24").to_ndarray()
-        pictures.append(small.astype(float))
-    assert np.abs(pictures[0] - pictures[1]).mean() < 20
+    preview, video = (
+        cells_of_sheet(path) for path in (tmp_path / "a.run" / "preview.png", tmp_path / "a.png")
+    )
+    assert np.abs(preview - video).mean() < 20
+
+
+def cells_of_sheet(path: Path) -> np.ndarray:
+    """The sixteen frames of a contact sheet without the lines between them, (16, 10, 16, 3) floats."""
+    with av.open(str(path)) as file:
+        [picture] = file.decode(video=0)
+    sheet = picture.to_ndarray(format="rgb24").astype(float)
+    line = 4
+    height, width = ((side - line) // 4 for side in sheet.shape[:2])
+    cells = [
+        sheet[row * height + line : (row + 1) * height, column * width + line : (column + 1) * width]
+        for row in range(4)
+        for column in range(4)
+    ]
+    rows, columns = ((side - line) // count for side, count in ((height, 10), (width, 16)))
+    blocks = np.stack(cells)[:, : 10 * rows, : 16 * columns].reshape(16, 10, rows, 16, columns, 3)
+    return blocks.mean((2, 4))
 
 
 def test_a_small_decoder_that_was_chosen_makes_the_previews(cli: Cli, tmp_path: Path, kept: Path) -> None:
-    fill(AutoencoderTiny()).save_pretrained(tmp_path / "taesd")
+    # 16 pixels per position, as the autoencoder of `mini`
+    levels = {"encoder_block_out_channels": (8,) * 5, "decoder_block_out_channels": (8,) * 5}
+    blocks = {"num_encoder_blocks": (1,) * 5, "num_decoder_blocks": (1,) * 5}
+    fill(AutoencoderTiny(**levels, **blocks)).save_pretrained(tmp_path / "taesd")
     options = ("--decoder", str(tmp_path / "taesd"), "--preview", "3", "--out", str(tmp_path / "a.mp4"))
     assert cli("generate", "-p", "a red ball", *SMALL, *options)[0] == 0
     run = tmp_path / "a.run"

@@ -8,7 +8,7 @@ from pathlib import Path
 import numpy as np
 import torch
 import world
-from common import WORK, Log, announce, autocast, render_all, save_checkpoint, to_unit
+from common import WORK, Log, announce, autocast, picture_height, render_all, save_checkpoint, to_unit
 from diffusers import AutoencoderKL
 
 FRAMES = 24
@@ -34,7 +34,7 @@ def main() -> None:
     scenes = [world.sample_scene(rng) for _ in range(args.clips)]
     jobs = ((scene, np.arange(FRAMES)) for scene in scenes)
     latents = []
-    for i, clip in enumerate(render_all(jobs, workers=args.workers)):
+    for i, clip in enumerate(render_all(jobs, workers=args.workers, height=picture_height(vae))):
         with autocast(args.device):
             z = vae.encode(to_unit(clip).to(args.device)).latent_dist.mode()
         latents.append((z.float() * vae.config.scaling_factor).half().cpu())

@@ -7,6 +7,7 @@ import os
 import time
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -32,19 +33,22 @@ def autocast(device: str = "cpu") -> torch.autocast:
     return torch.autocast(device, torch.bfloat16, enabled=computing_type(device) == torch.bfloat16)
 
 
-def render_all(jobs: Iterable[tuple[world.Scene, Array]], *, workers: int) -> Iterator[world.Clip]:
+def render_all(
+    jobs: Iterable[tuple[world.Scene, Array]], *, workers: int, height: int = world.HEIGHT
+) -> Iterator[world.Clip]:
     """Clips of (scene, times), in order, rendered in `workers` processes; in this one if 0."""
+    render_job = partial(_render, height=height)
     if workers == 0:
-        yield from (world.render(*job) for job in jobs)
+        yield from map(render_job, jobs)
         return
     # workers start afresh: a fork would copy threads and a CUDA context
     with multiprocessing.get_context("spawn").Pool(workers) as pool:
         yield from pool.imap(render_job, jobs, chunksize=8)
 
 
-def render_job(job: tuple[world.Scene, Array]) -> world.Clip:
-    """world.render of one (scene, times)."""
-    return world.render(*job)
+def _render(job: tuple[world.Scene, Array], *, height: int) -> world.Clip:
+    scene, times = job
+    return world.render(scene, times, height=height)
 
 
 class Average:
@@ -133,6 +137,11 @@ def save_checkpoint(path: Path, state: dict[str, Any]) -> None:
     part = path.with_suffix(".part")
     torch.save(state, part)
     part.replace(path)
+
+
+def picture_height(vae: AutoencoderKL) -> int:
+    """The height of the pictures whose latents the denoiser takes: 80 at 8 pixels a latent cell, 160 at 16."""
+    return world.HEIGHT // 8 * 2 ** (len(vae.config.block_out_channels) - 1)
 
 
 @torch.no_grad()

@@ -17,7 +17,7 @@ from pathlib import Path
 import numpy as np
 import torch
 import world
-from common import WORK, autocast, encode_clips, to_frames
+from common import WORK, autocast, encode_clips, picture_height, to_frames
 from evaluate import Model, denoise
 from recognise import read_clip, right, shares
 from temporal import build_scheduler, prepare
@@ -115,7 +115,9 @@ def main() -> None:
         while scene.motion != motion:
             scene = world.sample_scene(rng)
         scenes.append(scene)
-    clean = encode_clips(model.vae, [world.render(scene, np.arange(16)) for scene in scenes])
+    clean = encode_clips(
+        model.vae, [world.render(scene, np.arange(16), height=picture_height(model.vae)) for scene in scenes]
+    )
     masks = torch.stack(
         [
             torch.from_numpy(

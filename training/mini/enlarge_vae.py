@@ -196,9 +196,7 @@ def main() -> None:
     """Build, train, measure, save as a diffusers model."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--work", type=Path, default=WORK)
-    parser.add_argument(
-        "--small", type=Path, default=Path("vinfinity/assets/mini/vae"), help="the present one"
-    )
+    parser.add_argument("--small", type=Path, help="the present one; default: WORK/vae")
     parser.add_argument(
         "--name", default="vae256", help="names the checkpoint, the log and the folder of the model"
     )
@@ -215,7 +213,11 @@ def main() -> None:
     torch.set_num_threads(args.threads)
     torch.manual_seed(0)
     announce(args.work)
-    small = AutoencoderKL.from_pretrained(args.small, torch_dtype=torch.float32).eval().to(args.device)
+    small = (
+        AutoencoderKL.from_pretrained(args.small or args.work / "vae", torch_dtype=torch.float32)
+        .eval()
+        .to(args.device)
+    )
     large = build_large(small).to(args.device)
     train(large, small, args=args)
     large.eval()

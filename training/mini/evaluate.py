@@ -140,8 +140,8 @@ def main() -> None:
     )
     parser.add_argument("--frames", type=int, default=16)
     parser.add_argument("--batch", type=int, default=4)
-    parser.add_argument("--steps", type=int, default=25)
-    parser.add_argument("--guidance", type=float, default=1.4)
+    parser.add_argument("--steps", type=int, default=12)
+    parser.add_argument("--guidance", type=float, default=1.0)
     parser.add_argument("--rescale", type=float, default=0.0)
     parser.add_argument(
         "--interval", type=int, nargs=2, default=(0, 1000), help="timesteps at which guidance applies"

@@ -7,7 +7,7 @@ from pathlib import Path
 
 import torch
 import world
-from common import WORK
+from common import WORK, picture_height
 from diffusers import AutoencoderKL, DPMSolverMultistepScheduler, UNet3DConditionModel
 from temporal import build_scheduler
 from transformers import CLIPTextModel
@@ -48,13 +48,13 @@ def vocabulary() -> dict[str, list[str]]:
     return known
 
 
-def card(args: argparse.Namespace, measured: dict[str, object]) -> dict[str, object]:
+def card(args: argparse.Namespace, height: int, measured: dict[str, object]) -> dict[str, object]:
     """What a user and the package need to know of the model."""
     return {
         "name": "mini",
         "about": "a text-to-video latent diffusion model trained from scratch on two CPU cores",
         "trained_frames": 16,
-        "size": f"{world.WIDTH}x{world.HEIGHT}",
+        "size": f"{round(height * world.ASPECT)}x{height}",
         "fps": args.fps,
         "steps": args.steps,
         "guidance": args.guidance,
@@ -79,10 +79,11 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--work", type=Path, default=WORK)
     parser.add_argument("--run", default="video", help="the name of the training run whose models to export")
+    parser.add_argument("--vae", default="vae256", help="the folder of the autoencoder [%(default)s]")
     parser.add_argument("--out", type=Path, default=ASSETS)
     parser.add_argument("--fps", type=int, default=8)
-    parser.add_argument("--steps", type=int, default=25)
-    parser.add_argument("--guidance", type=float, default=1.4)
+    parser.add_argument("--steps", type=int, default=12)
+    parser.add_argument("--guidance", type=float, default=1.0)
     parser.add_argument(
         "--sampler", default="sde-dpmsolver++", choices=("ddim", "dpmsolver++", "sde-dpmsolver++")
     )
@@ -92,7 +93,8 @@ def main() -> None:
     args.out.mkdir(parents=True, exist_ok=True)
     unet = UNet3DConditionModel.from_pretrained(run / "unet")
     unet.to(torch.float16).save_pretrained(args.out / "unet")
-    AutoencoderKL.from_pretrained(args.work / "vae").to(torch.float16).save_pretrained(args.out / "vae")
+    vae = AutoencoderKL.from_pretrained(args.work / args.vae)
+    vae.to(torch.float16).save_pretrained(args.out / "vae")
     CLIPTextModel.from_pretrained(run / "text_encoder").to(torch.float16).save_pretrained(
         args.out / "text_encoder"
     )
@@ -102,7 +104,9 @@ def main() -> None:
         without_paths(path)
     (args.out / "model_index.json").write_text(json.dumps(INDEX, indent=2) + "\n")
     measured = json.loads(args.measured.read_text()) if args.measured else {}
-    (args.out / "card.json").write_text(json.dumps(card(args, measured), indent=2) + "\n")
+    (args.out / "card.json").write_text(
+        json.dumps(card(args, picture_height(vae), measured), indent=2) + "\n"
+    )
     sizes = {
         str(path.relative_to(args.out)): path.stat().st_size for path in args.out.rglob("*") if path.is_file()
     }

@@ -6,6 +6,11 @@ of the gradient's noise. With `--rank`, clips that move left or right are also p
 the caption, and the error must then be larger by `--margin`: what does not depend on the caption cancels out again, so
 a network that ignores the word learns it from few clips.
 
+With `--correct`, some clips come into the network in a wrong colour or with a wrong subject in part of their frames
+and pixels, and must be predicted as the caption says. In sampling the first steps leave such mixtures, which true
+clips never show: without this the network follows what it sees and not what it is told. With `--paint`, the clip that
+a prediction amounts to is also painted (`painter.py`), and its colours are compared with the true ones.
+
 `--levels` and `--level-share` say where most timesteps of these clips fall, `--layers` which parameters train; the
 text encoder stays as it is. Gradients accumulate over `--accumulate` batches. Averages of several lengths are kept.
 Every step draws from its own seed, and the checkpoint holds everything, so a killed run resumes.
@@ -17,20 +22,34 @@ import multiprocessing
 import time
 from collections import deque
 from collections.abc import Iterable, Iterator, Sequence
+from dataclasses import dataclass, replace
 from multiprocessing.pool import AsyncResult
 from pathlib import Path
 
 import numpy as np
 import torch
+import torch.nn.functional as F
 import world
-from common import WORK, Average, Log, announce, autocast, cosine, encode_clips, save_checkpoint
+from common import (
+    WORK,
+    Average,
+    Log,
+    announce,
+    autocast,
+    cosine,
+    encode_clips,
+    picture_height,
+    save_checkpoint,
+)
 from diffusers import AutoencoderKL, UNet3DConditionModel
+from painter import CELL, Painter, load_painter
 from temporal import build_scheduler, prepare, temporal_parameters
 from torch import Tensor
 from transformers import CLIPTextModel, CLIPTokenizer
 
 FRAMES = 16
 DIRECTED = ("moving left", "moving right")
+PAINTED_BELOW = 820  # timesteps whose predictions are sharp enough to be painted
 
 
 def sample_scenes(pairs: int, *, directed: float, rng: np.random.Generator) -> list[world.Scene]:
@@ -45,34 +64,67 @@ def sample_scenes(pairs: int, *, directed: float, rng: np.random.Generator) -> l
     return scenes
 
 
-def render_batch(seed: int, pairs: int, directed: float) -> tuple[list[world.Scene], list[world.Clip]]:
-    """The scenes and clips of one batch."""
-    scenes = sample_scenes(pairs, directed=directed, rng=np.random.default_rng(seed))
-    return scenes, [world.render(scene, np.arange(FRAMES)) for scene in scenes]
+def sample_wrong(scene: world.Scene, *, rng: np.random.Generator) -> world.Scene:
+    """The scene with another colour, or one time in four with another subject."""
+    if rng.random() < 0.25:
+        return replace(scene, subject=str(rng.choice([s for s in world.SUBJECTS if s != scene.subject])))
+    return replace(scene, colour=str(rng.choice([c for c in world.COLOURS if c != scene.colour])))
+
+
+@dataclass(frozen=True, kw_only=True)
+class Batch:
+    """Scenes and their clips; `wrong` holds clips of changed scenes by the number of the scene."""
+
+    seed: int
+    scenes: list[world.Scene]
+    clips: list[world.Clip]
+    wrong: dict[int, world.Clip]
+
+
+def render_batch(seed: int, pairs: int, directed: float, correct: float, height: int) -> Batch:
+    """One batch; the share `correct` of its clips has a wrong version."""
+    rng = np.random.default_rng(seed)
+    scenes = sample_scenes(pairs, directed=directed, rng=rng)
+    times = np.arange(FRAMES)
+    clips = [world.render(scene, times, height=height) for scene in scenes]
+    chosen = [i for i in range(pairs) if rng.random() < correct]
+    wrong = {i: world.render(sample_wrong(scenes[i], rng=rng), times, height=height) for i in chosen}
+    return Batch(seed=seed, scenes=scenes, clips=clips, wrong=wrong)
+
+
+def blend(true: Tensor, wrong: Tensor) -> Tensor:
+    """Latents (4, f, h, w) of a true clip, replaced by a wrong one's in single frames or in smooth patches."""
+    frames, height, width = true.shape[1:]
+    if torch.rand(()) < 0.5:
+        share = (torch.rand(1, frames, 1, 1) < torch.rand(())).float()
+    else:
+        coarse = torch.rand(1, 1, 5, 3, 4)
+        smooth = F.interpolate(coarse, (frames, height, width), mode="trilinear", align_corners=True)[0]
+        share = ((smooth - 0.5) * 5 + 0.5).clamp(0, 1)
+    return torch.lerp(true, wrong, share.to(true.device))
 
 
 class Batches:
     """Rendered batches in the order of their seeds, some ahead of their use if there are worker processes."""
 
-    def __init__(self, seeds: Iterable[int], *, pairs: int, directed: float, workers: int) -> None:
-        self.seeds, self.how, self.workers = iter(seeds), (pairs, directed), workers
+    def __init__(self, seeds: Iterable[int], *, how: tuple[int, float, float, int], workers: int) -> None:
+        """how: the further arguments of `render_batch`."""
+        self.seeds, self.how, self.workers = iter(seeds), how, workers
         self.pool = multiprocessing.get_context("spawn").Pool(workers) if workers else None
 
-    def __iter__(self) -> Iterator[tuple[int, list[world.Scene], list[world.Clip]]]:
-        """(seed, scenes, clips) of each batch."""
+    def __iter__(self) -> Iterator[Batch]:
+        """The batches."""
         if self.pool is None:
             for seed in self.seeds:
-                yield seed, *render_batch(seed, *self.how)
+                yield render_batch(seed, *self.how)
             return
-        waiting: deque[tuple[int, AsyncResult[tuple[list[world.Scene], list[world.Clip]]]]] = deque()
+        waiting: deque[AsyncResult[Batch]] = deque()
         for seed in self.seeds:
-            waiting.append((seed, self.pool.apply_async(render_batch, (seed, *self.how))))
+            waiting.append(self.pool.apply_async(render_batch, (seed, *self.how)))
             if len(waiting) > 2 * self.workers:
-                first, result = waiting.popleft()
-                yield first, *result.get()
+                yield waiting.popleft().get()
         while waiting:
-            first, result = waiting.popleft()
-            yield first, *result.get()
+            yield waiting.popleft().get()
 
 
 def with_mirrors(
@@ -117,6 +169,18 @@ def choose_layers(unet: UNet3DConditionModel, layers: str) -> list[dict[str, obj
     return [{"params": over_time, "scale": 1.0}, {"params": others, "scale": 0.5}]
 
 
+def painting_error(painter: Painter, believed: Tensor, true: Tensor, weight: Tensor) -> Tensor:
+    """Mean square error of painted clips; latents (b, 4, f, h, w), weights of their cells (b, 1, f, h, w)."""
+
+    def pictures(latents: Tensor) -> Tensor:
+        return painter(latents.transpose(1, 2).flatten(0, 1))
+
+    cells = F.interpolate(weight.transpose(1, 2).flatten(0, 1), scale_factor=CELL)
+    with torch.no_grad():
+        wanted = pictures(true)
+    return ((pictures(believed) - wanted).square() * cells).mean() / cells.mean()
+
+
 class States:
     """Text states of captions, computed once each."""
 
@@ -143,6 +207,7 @@ def train(args: argparse.Namespace) -> None:
     tokenizer = CLIPTokenizer.from_pretrained(model / "tokenizer")
     encoder = CLIPTextModel.from_pretrained(start / "text_encoder", torch_dtype=torch.float32).eval()
     vae = AutoencoderKL.from_pretrained(model / "vae", torch_dtype=torch.float32).eval().to(device)
+    painter = load_painter(vae, args.work / "painter.pt") if args.paint > 0 else None
     unet = UNet3DConditionModel.from_pretrained(start / "unet", torch_dtype=torch.float32).to(device).train()
     prepare(unet, temporal=True)
     groups = choose_layers(unet, args.layers)
@@ -169,7 +234,8 @@ def train(args: argparse.Namespace) -> None:
     alphas = build_scheduler().alphas_cumprod.float().to(device)
     numbers = range(first * args.accumulate, args.steps * args.accumulate)
     seeds = [args.seed * 100_000_007 + number for number in numbers]
-    batches = iter(Batches(seeds, pairs=args.pairs, directed=args.directed, workers=args.workers))
+    how = (args.pairs, args.directed, args.correct, picture_height(vae))
+    batches = iter(Batches(seeds, how=how, workers=args.workers))
     began = time.time()
     smooth = 0.0
     curves: dict[str, float] = {}
@@ -179,40 +245,60 @@ def train(args: argparse.Namespace) -> None:
             group["lr"] = rate * group["scale"]
         total = 0.0
         for _ in range(args.accumulate):
-            seed, scenes, clips = next(batches)
-            torch.manual_seed(seed)
-            rng = np.random.default_rng([seed, 1])
-            latents = encode_clips(vae, clips)
+            batch = next(batches)
+            scenes = batch.scenes
+            torch.manual_seed(batch.seed)
+            rng = np.random.default_rng([batch.seed, 1])
+            latents = encode_clips(vae, batch.clips)
             x, mask, captions = with_mirrors(scenes, latents, rng=rng, drop=args.drop)
             noise = torch.randn(latents.shape).to(device)
             noise = torch.cat([noise, noise.flip(-1)])
             moving = torch.tensor([scene.motion in DIRECTED for scene in scenes])
-            low, high = args.levels
-            t = sample_levels(len(scenes), low=low, high=high, share=args.level_share)
-            t = torch.where(moving, t, torch.rand(len(scenes)) * 1000).long().repeat(2)
+            first_level, last_level = args.levels
+            t = sample_levels(len(scenes), low=first_level, high=last_level, share=args.level_share)
+            t = torch.where(moving, t, torch.rand(len(scenes)) * 1000).long()
             count = len(scenes)
+            shown = latents.clone()
+            corrected = [i for i in batch.wrong if captions[i]]
+            if corrected:
+                others = encode_clips(vae, [batch.wrong[i] for i in corrected])
+                for i, other in zip(corrected, others, strict=True):
+                    shown[i] = blend(latents[i], other)
+                low, high = args.correct_levels
+                t[corrected] = torch.randint(low, high, (len(corrected),))
+            shown = torch.cat([shown, shown.flip(-1)])
+            t = t.repeat(2)
             # the world circles one way only, which a mirror would turn round
             own = [i for i in range(2 * count) if i < count or scenes[i % count].motion != "circling"]
-            ranked = [i for i in own if args.rank > 0 and moving[i % count] and captions[i]]
+            told = [i for i in own if captions[i] and i % count not in corrected]
+            ranked = [i for i in told if args.rank > 0 and moving[i % count]]
             rows = own + ranked
-            x, mask, noise, t = (y[rows].to(device) for y in (x, mask, noise, t))
+            x, shown, mask, noise, t = (y[rows].to(device) for y in (x, shown, mask, noise, t))
             # a mirror image's caption is its partner's with the direction exchanged
             words = [captions[i] for i in own] + [captions[(i + count) % (2 * count)] for i in ranked]
             a = alphas[t].view(-1, 1, 1, 1, 1)
-            noisy = a.sqrt() * x + (1 - a).sqrt() * noise
-            wanted = a.sqrt() * noise - (1 - a).sqrt() * x
+            noisy = a.sqrt() * shown + (1 - a).sqrt() * noise
+            # the v from which x follows; for true clips this is the usual sqrt(a) noise - sqrt(1 - a) x
+            wanted = (a.sqrt() * noisy - x) / (1 - a).sqrt()
             with autocast(device.type):
                 predicted = unet(noisy, t, states(words)).sample.float()
             weight = 1 + (args.subject_weight - 1) * mask
             errors = ((predicted - wanted).square() * weight).mean((1, 2, 3, 4)) / weight.mean((1, 2, 3, 4))
             loss = errors[: len(own)].mean()
             total += loss.item() / args.accumulate
+            if painter is not None:
+                clear = [i for i in range(len(own)) if t[i] < PAINTED_BELOW]
+                believed = a.sqrt() * noisy - (1 - a).sqrt() * predicted
+                if clear:
+                    painted = painting_error(painter, believed[clear], x[clear], weight[clear])
+                    loss = loss + args.paint * painted * len(clear) / len(own)
+                    curves["painted"] = curves.get("painted", painted.item()) * 0.98 + 0.02 * painted.item()
             if ranked:
                 right = errors[[own.index(i) for i in ranked]]
                 wrong = errors[len(own) :]
                 gap = (wrong - right) / right.detach()
                 loss = loss + args.rank * (right.detach() * (args.margin - gap).clamp(min=0)).mean()
-                inside = (t[len(own) :] >= low) & (t[len(own) :] < high)
+                inside = (t[len(own) :] >= first_level) & (t[len(own) :] < last_level)
                 for name, value in (("gap", gap), ("told", (gap > 0).float())):
                     for number in value[inside].tolist():
                         curves[name] = curves.get(name, number) * 0.98 + 0.02 * number
@@ -266,6 +352,11 @@ def main() -> None:
     parser.add_argument("--rank", type=float, default=0.0, help="weight of telling left from right")
     parser.add_argument(
         "--margin", type=float, default=0.05, help="how much worse the wrong direction shall be"
+    )
+    parser.add_argument("--correct", type=float, default=0.0, help="share of clips shown with a wrong word")
+    parser.add_argument("--correct-levels", type=int, nargs=2, default=(450, 950), help="their timesteps")
+    parser.add_argument(
+        "--paint", type=float, default=0.0, help="weight of the colours of painted predictions"
     )
     parser.add_argument("--log-every", type=int, default=10)
     parser.add_argument("--save-every", type=int, default=20)

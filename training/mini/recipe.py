@@ -138,27 +138,48 @@ def from_nothing(cuda: bool) -> list[Stage]:
             more=("--data", "latents1", "latents2", "--seed", "11"),
         ),
         turn("more", cuda=cuda),
+        correct("turn-0.998", cuda=cuda),
+        Stage(
+            name="vae256",
+            script="enlarge_vae.py",
+            options=("--batch", "32") if cuda else (),
+            counts=(("--steps", 6000, 10),),
+        ),
     ]
 
 
-def turn(init: str, *, cuda: bool, seed: int = 31) -> Stage:
-    """Left and right: mirrored pairs of fresh clips, mostly at the noise levels that decide direction and colour."""
+def finetuning(name: str, init: str, *options: str, cuda: bool, steps: int, lr: str, seed: int) -> Stage:
+    """Further training on mirrored pairs of fresh clips, mostly where direction and colour are decided."""
     return Stage(
-        name="turn",
+        name=name,
         script="finetune.py",
         options=(
-            *("--name", "turn", "--init", init, "--directed", "0.4", "--rank", "2"),
-            *("--levels", "750", "960", "--level-share", "0.7", "--seed", str(seed)),
-            *("--pairs", "32" if cuda else "2", "--accumulate", "1" if cuda else "2", "--lr", "4e-4"),
+            *("--name", name, "--init", init, *options, "--lr", lr, "--seed", str(seed)),
+            *("--levels", "750", "960", "--level-share", "0.7"),
+            *("--pairs", "32" if cuda else "2", "--accumulate", "1" if cuda else "2"),
         ),
-        counts=(("--steps", 600 if cuda else 2400, 2),),
+        counts=(("--steps", steps // 4 if cuda else steps, 2),),
         renders=True,
+    )
+
+
+def turn(init: str, *, cuda: bool) -> Stage:
+    """Left and right."""
+    options = ("--directed", "0.4", "--rank", "2")
+    return finetuning("turn", init, *options, cuda=cuda, steps=2400, lr="4e-4", seed=31)
+
+
+def correct(init: str, *, cuda: bool, seed: int = 51) -> Stage:
+    """Colours: predictions are painted, and some clips are shown in wrong colours, to be mended as the caption says."""
+    options = ("--directed", "0.3", "--rank", "1", "--correct", "0.3", "--correct-levels", "400", "900")
+    return finetuning(
+        "correct", init, *options, "--paint", "6", cuda=cuda, steps=2800, lr="3.5e-4", seed=seed
     )
 
 
 def from_shipped(cuda: bool) -> list[Stage]:
     """Further training of the packaged weights."""
-    return [turn("shipped", cuda=cuda, seed=32)]
+    return [correct("shipped", cuda=cuda, seed=52)]
 
 
 def run(stage: Stage, args: argparse.Namespace) -> None:
@@ -212,10 +233,13 @@ def main() -> None:
     if args.start == "shipped":
         for part in ("unet", "text_encoder"):
             shutil.copytree(ASSETS / part, args.work / "shipped" / part, dirs_exist_ok=True)
+    # the packaged autoencoder is the enlarged one, with the same latents
+    skipped = (*kept, "vae256") if "vae" in kept else kept
     for stage in stages:
-        if stage.name not in kept:
+        if stage.name not in skipped:
             run(stage, args)
-    export = ("--run", "turn-0.998", "--out", str(args.work / "export"))
+    vae = "vae" if "vae" in kept else "vae256"
+    export = ("--run", "correct-0.998", "--vae", vae, "--out", str(args.work / "export"))
     subprocess.run([sys.executable, str(HERE / "export.py"), "--work", str(args.work), *export], check=True)
     evaluate = (
         "--assets",

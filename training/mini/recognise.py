@@ -164,8 +164,21 @@ def read_motion(xs: Array, ys: Array) -> str:
     return min(candidates)[1]
 
 
+def at_world_size(clip: world.Clip) -> world.Clip:
+    """A clip (f, 80 n, 128 n, 3) as (f, 80, 128, 3): the mean of each n x n pixels."""
+    frames, height, width = clip.shape[:3]
+    factor = height // world.HEIGHT
+    if (height, width) != (factor * world.HEIGHT, factor * world.WIDTH):
+        raise ValueError(f"clips must be a multiple of {world.WIDTH}x{world.HEIGHT}, not {width}x{height}")
+    if factor == 1:
+        return clip
+    cells = clip.reshape(frames, world.HEIGHT, factor, world.WIDTH, factor, 3)
+    return np.rint(cells.mean((2, 4))).astype(np.uint8)
+
+
 def read_clip(clip: world.Clip) -> Reading:
-    """What a clip (f, 80, 128, 3) shows."""
+    """What a clip (f, 80 n, 128 n, 3) shows."""
+    clip = at_world_size(clip)
     rows = np.median(clip.astype(np.float64), axis=(0, 2))
     background = min((float(np.abs(p - rows).mean((1, 2)).min()), name) for name, p in landscapes().items())[
         1
@@ -242,21 +255,24 @@ def main() -> None:
     args = parser.parse_args()
     rng = np.random.default_rng(77)
     scenes = [world.sample_scene(rng) for _ in range(args.clips)]
-    clips = [world.render(scene, np.arange(16)) for scene in scenes]
-    readings = [read_clip(clip) for clip in clips]
+    readings = [read_clip(world.render(scene, np.arange(16))) for scene in scenes]
     print("rendered", shares(readings, scenes))
     print({name: dict(count) for name, count in mistakes(readings, scenes).items()})
     if args.vae is None:
         return
     import torch
-    from common import to_frames, to_unit
+    from common import picture_height, to_frames, to_unit
     from diffusers import AutoencoderKL
 
     torch.set_num_threads(1)
     vae = AutoencoderKL.from_pretrained(args.vae).eval()
-    with torch.no_grad():
-        clips = [to_frames(vae.decode(vae.encode(to_unit(clip)).latent_dist.mode()).sample) for clip in clips]
-    readings = [read_clip(clip) for clip in clips]
+    height = picture_height(vae)
+    readings = []
+    for scene in scenes:
+        pictures = to_unit(world.render(scene, np.arange(16), height=height))
+        with torch.no_grad():
+            through = vae.decode(vae.encode(pictures).latent_dist.mode()).sample
+        readings.append(read_clip(to_frames(through)))
     print("through the autoencoder", shares(readings, scenes))
     print({name: dict(count) for name, count in mistakes(readings, scenes).items()})
 
