@@ -149,6 +149,16 @@ def with_mirrors(
     )
 
 
+def with_wrong(vae: AutoencoderKL, latents: Tensor, batch: Batch, chosen: Sequence[int]) -> Tensor:
+    """The latents (b, 4, f, h, w) of a batch; the chosen clips are replaced by their wrong versions in parts."""
+    shown = latents.clone()
+    if chosen:
+        others = encode_clips(vae, [batch.wrong[i] for i in chosen])
+        for i, other in zip(chosen, others, strict=True):
+            shown[i] = blend(latents[i], other)
+    return shown
+
+
 def sample_levels(count: int, *, low: int, high: int, share: float) -> Tensor:
     """Timesteps: the share `share` of them in [low, high), the others anywhere."""
     inside = low + torch.rand(count) * (high - low)
@@ -258,14 +268,10 @@ def train(args: argparse.Namespace) -> None:
             t = sample_levels(len(scenes), low=first_level, high=last_level, share=args.level_share)
             t = torch.where(moving, t, torch.rand(len(scenes)) * 1000).long()
             count = len(scenes)
-            shown = latents.clone()
             corrected = [i for i in batch.wrong if captions[i]]
+            shown = with_wrong(vae, latents, batch, corrected)
             if corrected:
-                others = encode_clips(vae, [batch.wrong[i] for i in corrected])
-                for i, other in zip(corrected, others, strict=True):
-                    shown[i] = blend(latents[i], other)
-                low, high = args.correct_levels
-                t[corrected] = torch.randint(low, high, (len(corrected),))
+                t[corrected] = torch.randint(*args.correct_levels, (len(corrected),))
             shown = torch.cat([shown, shown.flip(-1)])
             t = t.repeat(2)
             # the world circles one way only, which a mirror would turn round
