@@ -11,7 +11,8 @@ import numpy as np
 
 from vinfinity.config import VideoConfig, choose_format
 from vinfinity.evaluation.picture import Picture
-from vinfinity.media.mp4 import BT709, ColorRange, to_picture
+from vinfinity.media.encoders import machine_options
+from vinfinity.media.mp4 import BT709, THREADS, ColorRange, to_picture
 
 # Pixels of the long side; larger frames are shrunk.
 PREVIEW_SIDE = 640
@@ -36,12 +37,13 @@ class Preview:
         self._format = choose_format(None, VideoConfig())
         self._file = io.BytesIO()
         self._container = av.open(self._file, "w", format="mp4")
-        options = {"crf": CRF, "preset": "veryfast"}
+        options = {"crf": CRF, "preset": "veryfast", **machine_options("libx264")}
         stream = self._container.add_stream("libx264", rate=fps, options=options)
         stream.width, stream.height = self.size
         stream.pix_fmt = "yuv420p"
         stream.gop_size = max(1, round(fps * KEY_SECONDS))
         codec = stream.codec_context
+        codec.thread_count = THREADS
         codec.color_primaries = codec.color_trc = codec.colorspace = BT709
         codec.color_range = ColorRange.MPEG
         self._stream, self._rate = stream, fps

@@ -13,6 +13,7 @@ from pathlib import Path
 
 from vinfinity.machine.probe import Failed, attempt
 from vinfinity.system.memory import free_on_host, host_memory
+from vinfinity.system.processor import CPUINFO, instruction_sets, processor_entries
 
 # instructions that change the speed of networks on CPUs, and their names in /proc/cpuinfo, the widest first
 VECTORS = {"AMX": "amx_bf16", "AVX-512": "avx512f", "AVX2": "avx2", "SVE": "sve", "NEON": "asimd"}
@@ -130,23 +131,15 @@ def _container() -> str:
     return "Kubernetes" if "KUBERNETES_SERVICE_HOST" in os.environ else ""
 
 
-def find_processor(file: Path = Path("/proc/cpuinfo")) -> Processor:
+def find_processor(file: Path = CPUINFO) -> Processor:
     """The processor and its cores. file: Linux's description of it."""
-    entries: dict[str, str] = {}
-    try:
-        for line in file.read_text(encoding="utf-8", errors="replace").splitlines():
-            name, _, value = line.partition(":")
-            entries.setdefault(name.strip(), value.strip())
-    except OSError:
-        # not Linux
-        pass
-    flags = (entries.get("flags") or entries.get("Features") or "").split()
+    found = instruction_sets(file)
     usable = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
     return Processor(
-        name=entries.get("model name") or platform.processor() or platform.machine(),
+        name=processor_entries(file).get("model name") or platform.processor() or platform.machine(),
         cores=os.cpu_count() or usable,
         usable=usable,
-        vectors=next((name for name, flag in VECTORS.items() if flag in flags), ""),
+        vectors=next((name for name, instructions in VECTORS.items() if instructions in found), ""),
     )
 
 

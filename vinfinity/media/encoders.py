@@ -1,14 +1,15 @@
-"""What the installed PyAV can encode."""
+"""What the installed PyAV can encode, and what its encoders need on this machine."""
 
 import contextlib
 import os
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 
 import av
 
 from vinfinity.config import VideoFormat
 from vinfinity.config.formats import CONTAINERS
 from vinfinity.errors import InputError
+from vinfinity.system.processor import instruction_sets
 
 # the level of SVT-AV1's messages at which it prints none
 SILENT = "-1"
@@ -54,6 +55,17 @@ def check_encoders(video: VideoFormat, *, field: str = "out") -> None:
 
 def _known(encoder: str) -> bool:
     return pixel_formats(encoder) is not None
+
+
+def machine_options(encoder: str) -> Mapping[str, str]:
+    """Options that make an encoder give the same bytes for the same frames, each time and on any processor.
+
+    With AVX-512, x264's macroblock tree reads memory that nothing was written to, unless the width is a multiple of 128
+    (docs/decisions/0010). All other instruction sets give what its C code gives.
+    """
+    if encoder == "libx264" and "avx512f" in instruction_sets():
+        return {"x264-params": "asm=AVX2"}
+    return {}
 
 
 def quiet() -> None:

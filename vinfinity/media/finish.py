@@ -73,7 +73,9 @@ def finish(whole: Whole, target: Path) -> None:
 def _copy(whole: Whole, target: Path) -> None:
     """Copies the encoded frames to a file with its index at the front, and encodes the sound."""
     muxer = whole.video.container.muxer
-    options = {"cues_to_front": "1"} if muxer == "webm" else clock_options("+faststart", whole.fps)
+    # without bitexact, a WebM's track gets a random number
+    webm = {"cues_to_front": "1", "fflags": "+bitexact"}
+    options = webm if muxer == "webm" else clock_options("+faststart", whole.fps)
     with (
         av.open(file_url(whole.source)) as source,
         av.open(file_url(target), "w", format=muxer, options=options) as container,

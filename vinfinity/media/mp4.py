@@ -16,7 +16,7 @@ from av.video.reformatter import ColorRange, Colorspace
 
 from vinfinity.config import VideoFormat
 from vinfinity.config.formats import H264, H265
-from vinfinity.media.encoders import quiet, same_priority
+from vinfinity.media.encoders import machine_options, quiet, same_priority
 
 # the code of BT.709 for primaries, transfer and matrix (ITU-T H.273)
 BT709 = 1
@@ -61,7 +61,8 @@ class Second:
         muxer = "mp4" if video.container.muxer in ("mp4", "webm") else "mov"
         self._container = av.open(self._file, "w", format=muxer, options=clock_options(MOVFLAGS, fps))
         quiet()
-        stream = self._container.add_stream(video.codec.encoder, rate=fps, options=dict(video.options))
+        options = {**video.options, **machine_options(video.codec.encoder)}
+        stream = self._container.add_stream(video.codec.encoder, rate=fps, options=options)
         self._stream = typing.cast(av.VideoStream, stream)
         self._stream.width, self._stream.height = width, height
         self._stream.pix_fmt = video.pixel_format

@@ -27,10 +27,8 @@ class VideoWriter:
     Every second is encoded separately and appended to the file `unfinished` as a fragment: with the codec of the video,
     or as PNG for a GIF, a WebP or a folder of PNG. Whatever ends the process, the fragments are playable, and a new
     writer with the same `identity` continues after them, with frame number `frames`. The file is the same however often
-    it was resumed; H.264 only if the width is a multiple of 128, since otherwise x264 reads beyond its rows and spends
-    its bits slightly differently each time. At the end, the container that was asked for is made from the fragments.
-    Without `unfinished`, they are in the same folder and are deleted if anything fails. An older video at `path` stays
-    unchanged until the end.
+    it was resumed. At the end, the container that was asked for is made from the fragments. Without `unfinished`, they
+    are in the same folder and are deleted if anything fails. An older video at `path` stays unchanged until the end.
 
     video: the format, see `choose_format`. fps: an exact rate, such as 24 or Fraction(30000, 1001). Frame number n is
     shown at n / fps seconds; exactly in MP4 and MOV, to the millisecond in WebM and WebP, to 10 ms in GIF.
