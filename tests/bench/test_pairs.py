@@ -23,3 +23,6 @@ def test_pairs_of_pretend_gpus_are_measured() -> None:
     assert [(pair.first, pair.second) for pair in first] == [(0, 1), (0, 2), (1, 2)]
     assert all(pair.intact and pair.rate > 0 for pair in first)
     assert all(outcome.findings.races == [] for outcome in outcomes)
+    for outcome in outcomes:
+        # each rank exchanges once with both others, and twice with each of them; the device waits before and after
+        assert len(outcome.findings.waits_in("bench/pairs.py:seconds")) == 2 * (1 + 2 * 2)

@@ -23,6 +23,8 @@ ROOT = Path(__file__).parents[2]
 PACKAGE = ROOT / "vinfinity"
 # in the order in which they run: those that end soon first
 TESTS = (
+    "tests/bench/test_timings_on_gpus.py",
+    "tests/bench/test_pairs.py",
     "tests/models/test_offload.py",
     "tests/test_gpu.py",
     "tests/test_pretend_gpu.py",

@@ -52,6 +52,16 @@ def test_every_frame_of_every_format_is_read_in_order(
         assert errors[index] < 8
 
 
+@pytest.mark.parametrize("name", ["a.mp4", "a.webm"])
+def test_a_copy_that_was_interrupted_is_an_error_at_its_end(name: str, tmp_path: Path) -> None:
+    reader = open_reader(truncate(write(tmp_path / name, panning(30))))
+    frames = iter(reader)
+    for _ in range(10):
+        next(frames)
+    with pytest.raises(DamagedError, match=r"ends after \d+ of 30 frames|is cut off after \d+ frames"):
+        list(frames)
+
+
 def test_a_file_is_read_as_by_read_video_and_as_often_as_asked(tmp_path: Path) -> None:
     path = save(tmp_path / "a.mp4", panning(6))
     reader = open_reader(path)

@@ -8,6 +8,7 @@ import numpy as np
 import pytest
 from av.video.reformatter import Colorspace
 from oracles.films import frames_of, write_film, write_picture, write_sound
+from oracles.synthetic import panning, save, truncate
 
 from vinfinity.errors import InputError
 from vinfinity.media.source import Source, check_shape, open_picture, open_video, read_frames, video_defaults
@@ -149,6 +150,15 @@ def test_frames_size_and_rate_default_to_those_of_the_video(tmp_path: Path) -> N
     assert (values["frames"], values["size"], str(values["fps"])) == (12, "32x24", "8")
     assert origin == "video a.mkv"
     assert video_defaults(film, Fraction(4))[0]["frames"] == 6
+
+
+@pytest.mark.parametrize("name", ["a.mp4", "a.webm"])
+def test_a_copy_that_was_interrupted_is_refused(name: str, tmp_path: Path) -> None:
+    """It was taken for a shorter video."""
+    film = save(tmp_path / name, panning(40, height=64, width=96))
+    assert video_defaults(str(film), None)[0]["frames"] == 40
+    with pytest.raises(InputError, match=r"is cut off: it ends at 0\.\d\d of 1\.67 s"):
+        open_video(str(truncate(film)))
 
 
 @pytest.mark.parametrize(

@@ -41,12 +41,12 @@ def to_frames(values: np.ndarray) -> np.ndarray:
 
 
 def save(path: Path, frames: np.ndarray, *, fps: int = FPS, crf: int = 4) -> Path:
-    """An MP4 that is close to lossless."""
+    """A video file, MP4 or WebM by its name, that is close to lossless."""
     path.parent.mkdir(exist_ok=True)
     config = VideoConfig(crf=crf, pixel_format="yuv444p")
     _, height, width, _ = frames.shape
     with VideoWriter(
-        path, choose_format(None, config), width=width, height=height, fps=fps, metadata={}
+        path, choose_format(str(path), config), width=width, height=height, fps=fps, metadata={}
     ) as mp4:
         for frame in frames:
             mp4.write(frame)

@@ -1,6 +1,7 @@
 """Videos read a frame at a time: files of any format that FFmpeg decodes, and folders of PNG."""
 
 import os
+import re
 from collections.abc import Iterator
 from dataclasses import dataclass
 from fractions import Fraction
@@ -50,10 +51,18 @@ class VideoReader:
                     if picture.shape[:2] != (height, width):
                         raise DamagedError(f"{self.path}: changes its size within the video")
                     yield picture
-                if count < self.frames and (self.path.is_dir() or _ends_early(stream, end, self.fps)):
-                    raise DamagedError(f"{self.path}: ends after {count} of {self.frames} frames")
+                self._check_end(stream, count, end)
         except (OSError, av.error.FFmpegError) as error:
             raise DamagedError(f"{self.path}: cannot be decoded ({_reason(error)})") from error
+
+    def _check_end(self, stream: av.VideoStream, count: int, end: Fraction) -> None:
+        """Raises DamagedError if frames are missing after the `count` that were decoded, which end at second `end`."""
+        missing, early = count < self.frames, ends_early(stated_end(stream), end, self.fps)
+        if missing and (early or self.path.is_dir()):
+            raise DamagedError(f"{self.path}: ends after {count} of {self.frames} frames")
+        if early and not stream.frames:
+            # in Matroska and WebM, nothing says how many there should be
+            raise DamagedError(f"{self.path}: is cut off after {count} frames")
 
 
 def _end(frame: av.VideoFrame, fps: Fraction) -> Fraction:
@@ -64,16 +73,24 @@ def _end(frame: av.VideoFrame, fps: Fraction) -> Fraction:
     return Fraction(frame.pts * frame.time_base + duration)
 
 
-def _ends_early(stream: av.VideoStream, end: Fraction, fps: Fraction) -> bool:
-    """Whether the last frame ends well before its stream should.
+def ends_early(stated: Fraction | None, end: Fraction, fps: Fraction) -> bool:
+    """Whether the last frame, which ends at second `end`, ends well before its stream should: see `stated_end`.
 
     FFmpeg takes the end of a file for the end of the video. Fewer frames than the header counts say little: players are
     told to leave some out when a video was trimmed. Its duration has this in it.
     """
-    if not stream.duration or stream.time_base is None:
-        return False
-    expected = ((stream.start_time or 0) + stream.duration) * stream.time_base
-    return bool(expected - end > Fraction(3, 2) / fps)
+    return stated is not None and stated - end > Fraction(3, 2) / fps
+
+
+def stated_end(stream: av.VideoStream) -> Fraction | None:
+    """The second at which a stream ends by its header, or by its tag in Matroska and WebM; None if nothing says it."""
+    if stream.duration and stream.time_base is not None:
+        return Fraction(((stream.start_time or 0) + stream.duration) * stream.time_base)
+    tag = re.fullmatch(r"(\d+):(\d\d):(\d\d(?:\.\d+)?)", stream.metadata.get("DURATION", ""))
+    if tag is None:
+        return None
+    hours, minutes, seconds = tag.groups()
+    return (int(hours) * 60 + int(minutes)) * 60 + Fraction(seconds)
 
 
 def open_reader(path: Path, *, field: str = "video", fps: Fraction | int | None = None) -> VideoReader:

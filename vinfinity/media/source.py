@@ -162,17 +162,21 @@ def _opened(path: Path, field: str, kind: str) -> Source:
 def _probed(path: Path, field: str, kind: str, version: tuple[int, int]) -> Source:
     """Reads a file once for all who ask. version: changes when the file does."""
     from vinfinity.media.fit import shown_size
+    from vinfinity.media.reader import ends_early, stated_end
 
     with _named(field, path, f"is not a {kind} that can be read"), _container(path) as container:
         stream = _stream(container)
         if stream is None:
             raise InputError(field, path, f"give a {kind}", problem="has no frames")
         tick = Fraction(stream.time_base or Fraction(1, 1000))
-        stamps = [
-            packet.pts if packet.pts is not None else packet.dts
+        packets = [
+            (packet.pts if packet.pts is not None else packet.dts, packet.duration or 0, packet.is_discard)
             for packet in container.demux(stream)
-            if packet.size and not packet.is_discard
+            if packet.size
         ]
+        stamps = [stamp for stamp, _, left_out in packets if not left_out]
+        ends = [stamp + duration for stamp, duration, _ in packets if stamp is not None]
+        stated = stated_end(stream)
         rates = [stream.average_rate, stream.guessed_rate, stream.base_rate]
     if not stamps:
         raise InputError(field, path, f"give another {kind}", problem="has no frames")
@@ -191,6 +195,10 @@ def _probed(path: Path, field: str, kind: str, version: tuple[int, int]) -> Sour
         ordered = sorted(stamp for stamp in stamps if stamp is not None)
         times = [(stamp - ordered[0]) * tick for stamp in ordered]
     rate, steady = _rate(times, known, tick)
+    if ends and ends_early(stated, end := max(ends) * tick, rate):
+        problem = f"is cut off: it ends at {float(end):.2f} of {float(stated or 0):.2f} s"
+        remedy = "take a complete copy, or remux it, as with ffmpeg -i FILE -c copy NEW"
+        raise InputError(field, path, remedy, problem=problem)
     return Source(
         field=field,
         path=path,
