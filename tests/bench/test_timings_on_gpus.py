@@ -9,6 +9,7 @@ import pytest
 import torch
 from oracles.pretend.clocks import HOST
 from oracles.pretend.device import PretendCuda
+from torch.profiler import profile
 
 from vinfinity.bench import calls
 from vinfinity.bench.calls import measure_call, profile_call, timed
@@ -70,7 +71,7 @@ def test_calls_in_turn_are_timed_to_their_ends(work: Callable[[], object], idle:
 
 def test_the_warming_up_of_a_measured_call_is_not_timed(idle: list[bool], device: torch.device) -> None:
     subject = find_subject("mini", size=(32, 32))
-    network = subject.load(torch.float32, device)
+    network = subject.load(torch.float32, str(device))
     execution = Execution(branches=1, skips="device", chunk_bytes=MIB)
     measure_call(subject, network, frames=4, execution=execution, rounds=2)
     assert idle == [True] * 4
@@ -81,7 +82,7 @@ def test_a_profile_begins_and_ends_with_an_idle_device(
 ) -> None:
     found: list[bool] = []
 
-    class Profile(calls.profile):  # type: ignore[misc]
+    class Profile(profile):
         def __enter__(self) -> Any:
             found.append(is_idle(cuda, device))
             return super().__enter__()
