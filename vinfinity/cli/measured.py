@@ -72,7 +72,8 @@ def _print_comparison(comparison: "Comparison") -> None:
     if comparison.pairs:
         console.print(report.pairs_of(comparison), markup=False)
         for line in report.left_out_rows(comparison.left_out, comparison.unpaired):
-            console.print(line, markup=False)
+            # a path stays in one piece
+            console.print(line, markup=False, soft_wrap=True)
         for number in range(1, len(comparison.groups)):
             console.print(report.test_table(comparison, number))
     else:
