@@ -35,6 +35,7 @@ ORDERING = {"wait_event", "wait_stream", "record_stream", "record", "synchronize
 # arguments that keep a copy asynchronous
 ASYNCHRONOUS = {"non_blocking", "pin_memory"}
 LIMIT = 900.0
+UNUSABLE = "raise ImportError('this is the copy')\n"
 
 
 @dataclass(frozen=True)
@@ -117,7 +118,9 @@ def first_failure(mutation: Mutation | None) -> str | None:
             mutation.apply(copy)
         command = [sys.executable, "-m", "pytest", "-x", "-q", "-p", "no:cacheprovider", "--tb=line", "-rfE"]
         command += ["-m", "not slow", "--rootdir", str(ROOT), "-c", str(ROOT / "pyproject.toml")]
-        environment = {**os.environ, "PYTHONPATH": f"{name}:{ROOT / 'tests'}", "OMP_NUM_THREADS": "1"}
+        # pyproject.toml puts ROOT, with the package as it is, before PYTHONPATH
+        command += ["-o", f"pythonpath={name} {ROOT / 'tests'}"]
+        environment = {**os.environ, "PYTHONPATH": name, "OMP_NUM_THREADS": "1"}
         try:
             done = subprocess.run(
                 [*command, *(str(ROOT / test) for test in TESTS)],
@@ -152,6 +155,9 @@ def main() -> int:
     print(f"{len(planned)} mutations; first the tests without any")
     if (failed := first_failure(None)) is not None:
         print(f"they fail: {failed}")
+        return 1
+    if first_failure(Mutation(Path("errors.py"), 1, "", 0, 0, UNUSABLE)) is None:
+        print("they do not test the copy of the package")
         return 1
     print("| line | change | first test that fails |\n|---|---|---|", flush=True)
     unnoticed = 0
