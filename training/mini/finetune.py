@@ -49,26 +49,46 @@ from transformers import CLIPTextModel, CLIPTokenizer
 
 FRAMES = 16
 DIRECTED = ("moving left", "moving right")
+CLOSE = ("red", "pink", "yellow")  # colours that lie together in the latents
+ENDS = (2, 3)  # the frames at the start and at the end of a clip that have fewer neighbours
 PAINTED_BELOW = 820  # timesteps whose predictions are sharp enough to be painted
 
 
-def sample_scenes(pairs: int, *, directed: float, rng: np.random.Generator) -> list[world.Scene]:
-    """Scenes of one batch; the share `directed` of them moves left or right."""
+@dataclass(frozen=True, kw_only=True)
+class Mixture:
+    """What batches consist of, as shares of their clips.
+
+    pairs: clips of a batch. directed: that move left or right. correct: that have a wrong version. close: whose colour,
+    and that of their wrong version, is one of CLOSE at least; the others have any. height: of the pictures.
+    """
+
+    pairs: int
+    directed: float
+    correct: float
+    close: float
+    height: int
+
+
+def sample_scenes(mixture: Mixture, *, rng: np.random.Generator) -> list[world.Scene]:
+    """Scenes of one batch."""
     scenes = []
-    for _ in range(pairs):
-        wanted = rng.random() < directed
+    for _ in range(mixture.pairs):
+        wanted = rng.random() < mixture.directed
         scene = world.sample_scene(rng)
         while (scene.motion in DIRECTED) != wanted:
             scene = world.sample_scene(rng)
+        if mixture.close and rng.random() < mixture.close:
+            scene = replace(scene, colour=str(rng.choice(CLOSE)))
         scenes.append(scene)
     return scenes
 
 
-def sample_wrong(scene: world.Scene, *, rng: np.random.Generator) -> world.Scene:
+def sample_wrong(scene: world.Scene, *, close: float, rng: np.random.Generator) -> world.Scene:
     """The scene with another colour, or one time in four with another subject."""
     if rng.random() < 0.25:
         return replace(scene, subject=str(rng.choice([s for s in world.SUBJECTS if s != scene.subject])))
-    return replace(scene, colour=str(rng.choice([c for c in world.COLOURS if c != scene.colour])))
+    colours = CLOSE if scene.colour in CLOSE and close and rng.random() < close else world.COLOURS
+    return replace(scene, colour=str(rng.choice([c for c in colours if c != scene.colour])))
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -81,14 +101,15 @@ class Batch:
     wrong: dict[int, world.Clip]
 
 
-def render_batch(seed: int, pairs: int, directed: float, correct: float, height: int) -> Batch:
-    """One batch; the share `correct` of its clips has a wrong version."""
+def render_batch(seed: int, mixture: Mixture) -> Batch:
+    """One batch; a share of its clips has a wrong version."""
     rng = np.random.default_rng(seed)
-    scenes = sample_scenes(pairs, directed=directed, rng=rng)
-    times = np.arange(FRAMES)
+    scenes = sample_scenes(mixture, rng=rng)
+    times, height = np.arange(FRAMES), mixture.height
     clips = [world.render(scene, times, height=height) for scene in scenes]
-    chosen = [i for i in range(pairs) if rng.random() < correct]
-    wrong = {i: world.render(sample_wrong(scenes[i], rng=rng), times, height=height) for i in chosen}
+    chosen = [i for i in range(mixture.pairs) if rng.random() < mixture.correct]
+    changed = {i: sample_wrong(scenes[i], close=mixture.close, rng=rng) for i in chosen}
+    wrong = {i: world.render(scene, times, height=height) for i, scene in changed.items()}
     return Batch(seed=seed, scenes=scenes, clips=clips, wrong=wrong)
 
 
@@ -107,20 +128,19 @@ def blend(true: Tensor, wrong: Tensor) -> Tensor:
 class Batches:
     """Rendered batches in the order of their seeds, some ahead of their use if there are worker processes."""
 
-    def __init__(self, seeds: Iterable[int], *, how: tuple[int, float, float, int], workers: int) -> None:
-        """how: the further arguments of `render_batch`."""
-        self.seeds, self.how, self.workers = iter(seeds), how, workers
+    def __init__(self, seeds: Iterable[int], *, mixture: Mixture, workers: int) -> None:
+        self.seeds, self.mixture, self.workers = iter(seeds), mixture, workers
         self.pool = multiprocessing.get_context("spawn").Pool(workers) if workers else None
 
     def __iter__(self) -> Iterator[Batch]:
         """The batches."""
         if self.pool is None:
             for seed in self.seeds:
-                yield render_batch(seed, *self.how)
+                yield render_batch(seed, self.mixture)
             return
         waiting: deque[AsyncResult[Batch]] = deque()
         for seed in self.seeds:
-            waiting.append(self.pool.apply_async(render_batch, (seed, *self.how)))
+            waiting.append(self.pool.apply_async(render_batch, (seed, self.mixture)))
             if len(waiting) > 2 * self.workers:
                 yield waiting.popleft().get()
         while waiting:
@@ -244,8 +264,16 @@ def train(args: argparse.Namespace) -> None:
     alphas = build_scheduler().alphas_cumprod.float().to(device)
     numbers = range(first * args.accumulate, args.steps * args.accumulate)
     seeds = [args.seed * 100_000_007 + number for number in numbers]
-    how = (args.pairs, args.directed, args.correct, picture_height(vae))
-    batches = iter(Batches(seeds, how=how, workers=args.workers))
+    mixture = Mixture(
+        pairs=args.pairs,
+        directed=args.directed,
+        correct=args.correct,
+        close=args.close,
+        height=picture_height(vae),
+    )
+    batches = iter(Batches(seeds, mixture=mixture, workers=args.workers))
+    ends = torch.ones(FRAMES, 1, 1, device=device)
+    ends[: ENDS[0]] = ends[-ENDS[1] :] = args.ends
     began = time.time()
     smooth = 0.0
     curves: dict[str, float] = {}
@@ -288,7 +316,7 @@ def train(args: argparse.Namespace) -> None:
             wanted = (a.sqrt() * noisy - x) / (1 - a).sqrt()
             with autocast(device.type):
                 predicted = unet(noisy, t, states(words)).sample.float()
-            weight = 1 + (args.subject_weight - 1) * mask
+            weight = (1 + (args.subject_weight - 1) * mask) * ends
             errors = ((predicted - wanted).square() * weight).mean((1, 2, 3, 4)) / weight.mean((1, 2, 3, 4))
             loss = errors[: len(own)].mean()
             total += loss.item() / args.accumulate
@@ -363,6 +391,10 @@ def main() -> None:
     parser.add_argument("--correct-levels", type=int, nargs=2, default=(450, 950), help="their timesteps")
     parser.add_argument(
         "--paint", type=float, default=0.0, help="weight of the colours of painted predictions"
+    )
+    parser.add_argument("--ends", type=float, default=1.0, help="weight of the frames at the ends of a clip")
+    parser.add_argument(
+        "--close", type=float, default=0.0, help="share of clips in colours that are easily confused"
     )
     parser.add_argument("--log-every", type=int, default=10)
     parser.add_argument("--save-every", type=int, default=20)
