@@ -21,6 +21,7 @@ from vinfinity.media.latents import TensorLatents
 from vinfinity.media.mp4 import read_video
 from vinfinity.models import offload
 from vinfinity.parallel.context import plan_halo
+from vinfinity.parallel.meeting import _FirstExchange, _unheard_on_gpu
 from vinfinity.parallel.ranks import Ranks
 from vinfinity.parallel.shards import FrameShards
 from vinfinity.parallel.timeline import one_scene
@@ -54,6 +55,29 @@ def _small_chunks(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(execution, "MIB", 2**10)
     monkeypatch.setattr(offload, "BLOCK_BYTES", 2**12)
     monkeypatch.setattr(offload, "PINNED_BYTES", 2**14)
+
+
+def test_the_host_waits_for_the_messages_of_the_first_exchange() -> None:
+    for outcome in on_pretend_ranks(lambda ranks: None, ranks=3):
+        assert outcome.error is None, outcome.error
+        assert len(outcome.findings.waits_in("parallel/meeting.py:unheard")) == 1
+
+
+def test_messages_that_did_not_arrive_are_looked_for_behind_the_streams_back() -> None:
+    with PretendCuda() as cuda:
+        device = torch.device("cuda", 0)
+        exchange = _FirstExchange(0, 3)
+        # a message consists of its sender's number, counted from 1
+        exchange.arriving = {
+            peer: torch.full((64,), number, dtype=torch.int64, device=device).view(torch.uint8)
+            for peer, number in ((1, 2), (2, 0))
+        }
+        torch.cuda.synchronize(device)
+        assert _unheard_on_gpu(exchange) == [2]
+        found = cuda.findings()
+    assert found.races == []
+    assert found.early_frees == []
+    assert found.slow_copies == []
 
 
 def run_on(ranks: int, tasks: Sequence[Task]) -> list[Outcome]:
