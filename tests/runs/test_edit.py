@@ -112,7 +112,8 @@ def test_an_edit_computes_only_nearby_frames_and_anchors(model_folder: Path, tmp
 
 def test_frames_far_from_an_edit_hardly_affect_it(tmp_path: Path) -> None:
     whole = ("edit.context=300", "--out", str(tmp_path / "whole.mp4"))
-    settings = {"frames": 140, "steps": 6, "size": "128x80", "guidance": 1.4, "seed": 2}
+    # With more steps, sampling makes small differences larger, by a factor that depends on the seed and on the weights.
+    settings = {"frames": 140, "steps": 2, "size": "128x80", "guidance": 1.4, "seed": 2}
     run(config_of("mini", tmp_path / "a.mp4", **settings))
     for options in ((), whole):
         edit("redo", str(tmp_path / "a.run"), "--frames", "60:72", *options)
