@@ -75,6 +75,7 @@ def test_messages_that_did_not_arrive_are_looked_for_behind_the_streams_back() -
         torch.cuda.synchronize(device)
         assert _unheard_on_gpu(exchange) == [2]
         found = cuda.findings()
+    assert len(found.waits_in("parallel/meeting.py:_unheard_on_gpu")) == 1
     assert found.races == []
     assert found.early_frees == []
     assert found.slow_copies == []
