@@ -5,6 +5,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import torch
 from oracles.pretend.device import Findings, PretendCuda
 from oracles.reference import configure, relative_error, save_model, tiny_pipeline
 from oracles.runs import exit_code, latents, stop_after_step
@@ -17,6 +18,7 @@ from vinfinity.denoise import execution
 from vinfinity.errors import NotFiniteError
 from vinfinity.models import offload
 from vinfinity.run import run
+from vinfinity.system.transfer import to_host
 
 # Both compute in fp32 on a CPU, but a GPU's linear layers do not go through oneDNN (`uses_onednn`), so that sums are
 # rounded in another order. The largest difference seen is 3e-6.
@@ -162,3 +164,15 @@ def test_the_pipeline_of_the_library_is_sound(model_folder: Path) -> None:
         video = pipe("a red ball", frames=18, size="64x48", steps=2)
         assert_sound(cuda.findings(), steps=2)
     assert video.frames.shape == (18, 48, 64, 3)
+
+
+def test_a_copy_to_the_host_is_complete_once_it_was_waited_for() -> None:
+    with PretendCuda() as cuda:
+        copy = to_host(torch.arange(6.0, device="cuda:0") * 2)
+        assert cuda.findings().waits == []
+        there = copy.wait().clone()
+        found = cuda.findings()
+    assert there.tolist() == [0, 2, 4, 6, 8, 10]
+    assert len(found.waits) == 1
+    assert found.races == []
+    assert found.slow_copies == []
