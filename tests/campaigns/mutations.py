@@ -25,6 +25,7 @@ PACKAGE = ROOT / "vinfinity"
 TESTS = (
     "tests/bench/test_timings_on_gpus.py",
     "tests/bench/test_pairs.py",
+    "tests/parallel/test_liveness.py",
     "tests/models/test_offload.py",
     "tests/test_gpu.py",
     "tests/test_pretend_gpu.py",

@@ -8,7 +8,7 @@ from oracles.fault_work import Point
 
 from vinfinity.errors import RankError
 from vinfinity.parallel.liveness import LOOK, Clock, Judge, Line
-from vinfinity.parallel.waits import DeviceWait, Waits
+from vinfinity.parallel.waits import Waits
 
 LABEL = "temporal attention 1"
 
@@ -100,13 +100,13 @@ def test_a_suspended_process_does_not_count_the_time_it_missed() -> None:
 
 
 def test_a_gpu_waits_if_it_has_reached_a_message_that_is_not_there() -> None:
-    waits = Waits(lambda: Point(passed=True))
-    assert waits.device is None
-    with waits.on_device("temporal convolution"):
-        pass
-    assert waits.device is None
     reached, answered = Point(passed=False), Point(passed=False)
-    waits._device.append(DeviceWait(LABEL, reached, answered))
+    points = iter([Point(passed=True), Point(passed=True), reached, answered])
+    waits = Waits(lambda: next(points))
+    assert waits.device is None
+    for label in "temporal convolution", LABEL:
+        with waits.on_device(label):
+            pass
     # still busy with what comes before
     assert waits.device is None
     reached.passed = True
