@@ -58,8 +58,8 @@ PAINTED_BELOW = 820  # timesteps whose predictions are sharp enough to be painte
 class Mixture:
     """What batches consist of, as shares of their clips.
 
-    pairs: clips of a batch. directed: that move left or right. correct: that have a wrong version. close: whose colour,
-    and that of their wrong version, is one of CLOSE at least; the others have any. height: of the pictures.
+    pairs: clips of a batch. directed: that move left or right. correct: that have a wrong version. close: whose colour
+    is drawn from CLOSE, as is that of their wrong version; the others have any colour. height: of the pictures.
     """
 
     pairs: int

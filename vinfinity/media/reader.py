@@ -1,11 +1,11 @@
 """Videos read a frame at a time: files of any format that FFmpeg decodes, and folders of PNG."""
 
 import os
-import re
 from collections.abc import Iterator
 from dataclasses import dataclass
 from fractions import Fraction
 from pathlib import Path
+from typing import BinaryIO
 
 import av
 import numpy as np
@@ -16,6 +16,8 @@ from vinfinity.media.fit import to_rgb
 from vinfinity.media.mp4 import file_url
 from vinfinity.system.files import missing_problem
 
+# the identifiers of the first two elements of a Matroska or WebM file
+EBML, SEGMENT = b"\x1a\x45\xdf\xa3", b"\x18\x53\x80\x67"
 # of folders of pictures, which have none of their own
 FALLBACK_RATE = 24
 
@@ -57,11 +59,9 @@ class VideoReader:
 
     def _check_end(self, stream: av.VideoStream, count: int, end: Fraction) -> None:
         """Raises DamagedError if frames are missing after the `count` that were decoded, which end at second `end`."""
-        missing, early = count < self.frames, ends_early(stated_end(stream), end, self.fps)
-        if missing and (early or self.path.is_dir()):
+        if count < self.frames and (self.path.is_dir() or ends_early(stated_end(stream), end, self.fps)):
             raise DamagedError(f"{self.path}: ends after {count} of {self.frames} frames")
-        if early and not stream.frames:
-            # in Matroska and WebM, nothing says how many there should be
+        if lacks_bytes(self.path):
             raise DamagedError(f"{self.path}: is cut off after {count} frames")
 
 
@@ -83,14 +83,36 @@ def ends_early(stated: Fraction | None, end: Fraction, fps: Fraction) -> bool:
 
 
 def stated_end(stream: av.VideoStream) -> Fraction | None:
-    """The second at which a stream ends by its header, or by its tag in Matroska and WebM; None if nothing says it."""
-    if stream.duration and stream.time_base is not None:
-        return Fraction(((stream.start_time or 0) + stream.duration) * stream.time_base)
-    tag = re.fullmatch(r"(\d+):(\d\d):(\d\d(?:\.\d+)?)", stream.metadata.get("DURATION", ""))
-    if tag is None:
+    """The second at which a stream ends by the header of its file; None if that does not say it."""
+    if not stream.duration or stream.time_base is None:
         return None
-    hours, minutes, seconds = tag.groups()
-    return (int(hours) * 60 + int(minutes)) * 60 + Fraction(seconds)
+    return Fraction(((stream.start_time or 0) + stream.duration) * stream.time_base)
+
+
+def lacks_bytes(path: Path) -> bool:
+    """Whether a Matroska or WebM file is shorter than its first segment, by that segment's header (RFC 8794, 9559).
+
+    Their frames are not counted anywhere, and their durations may include a last picture that is shown for long.
+    Recordings that never knew their length are not said to lack any. Raises OSError.
+    """
+    if path.is_dir():
+        return False
+    with path.open("rb") as file:
+        if file.read(len(EBML)) != EBML:
+            return False
+        file.seek(_element_size(file) or 0, os.SEEK_CUR)
+        if file.read(len(SEGMENT)) != SEGMENT:
+            return False
+        size = _element_size(file)
+        return size is not None and file.tell() + size > path.stat().st_size
+
+
+def _element_size(file: BinaryIO) -> int | None:
+    """Reads the size of an EBML element: the zeros at its start count its further bytes. None if it is unknown."""
+    first = file.read(1)[0]
+    length = 9 - first.bit_length()
+    size = int.from_bytes(bytes([first]) + file.read(length - 1)) & (2 ** (7 * length) - 1)
+    return None if size == 2 ** (7 * length) - 1 else size
 
 
 def open_reader(path: Path, *, field: str = "video", fps: Fraction | int | None = None) -> VideoReader:

@@ -25,6 +25,7 @@ if TYPE_CHECKING:
 HDR = {16: "PQ", 18: "HLG"}
 # frames per second that a video can be given, see the setting `fps`
 SLOWEST, FASTEST = 1, 240
+UNCUT = "take a complete copy, or remux it, as with ffmpeg -i FILE -c copy NEW"
 # how much the shape of a picture may differ from that of the video before it counts as another one
 SAME_SHAPE = 0.02
 
@@ -162,7 +163,7 @@ def _opened(path: Path, field: str, kind: str) -> Source:
 def _probed(path: Path, field: str, kind: str, version: tuple[int, int]) -> Source:
     """Reads a file once for all who ask. version: changes when the file does."""
     from vinfinity.media.fit import shown_size
-    from vinfinity.media.reader import ends_early, stated_end
+    from vinfinity.media.reader import ends_early, lacks_bytes, stated_end
 
     with _named(field, path, f"is not a {kind} that can be read"), _container(path) as container:
         stream = _stream(container)
@@ -196,9 +197,14 @@ def _probed(path: Path, field: str, kind: str, version: tuple[int, int]) -> Sour
         times = [(stamp - ordered[0]) * tick for stamp in ordered]
     rate, steady = _rate(times, known, tick)
     if ends and ends_early(stated, end := max(ends) * tick, rate):
-        problem = f"is cut off: it ends at {float(end):.2f} of {float(stated or 0):.2f} s"
-        remedy = "take a complete copy, or remux it, as with ffmpeg -i FILE -c copy NEW"
-        raise InputError(field, path, remedy, problem=problem)
+        raise InputError(
+            field,
+            path,
+            UNCUT,
+            problem=f"is cut off: it ends at {float(end):.2f} of {float(stated or 0):.2f} s",
+        )
+    if lacks_bytes(path):
+        raise InputError(field, path, UNCUT, problem=f"is cut off: it ends at {float(times[-1]):.2f} s")
     return Source(
         field=field,
         path=path,
