@@ -8,10 +8,12 @@ from typing import Any
 import pytest
 from oracles.reference import tiny_pipeline
 
+from vinfinity.config.settings import Phase
 from vinfinity.errors import InputError, WeightsError
 from vinfinity.models.family import parts_of
 from vinfinity.models.geometry import LatentGeometry
 from vinfinity.models.unet3d.family import UNET3D
+from vinfinity.resolve import load_config
 from vinfinity.weights.card import find_model, model_defaults, read_card
 
 
@@ -84,6 +86,43 @@ def test_the_models_card_overrides_its_files(own_model: Path) -> None:
     assert defaults["negative"] == "blurry"
     assert defaults["attention.trained_frames"] == 24
     assert defaults["sampler"] == "ddim"
+
+
+def test_a_card_supplies_settings_of_attention(own_model: Path) -> None:
+    unbiased = [{"above": -1, "local": 0.0, "anchors": 0.0}]
+    write_card(own_model, attention={"schedule": unbiased, "anchors": 12})
+    attention = load_config(model=str(own_model), prompt="a", frames=40).attention
+    assert (attention.schedule, attention.anchors) == ((Phase(above=-1, local=0.0, anchors=0.0),), 12)
+    own = {"local": 5, "anchors": 3}
+    attention = load_config(model=str(own_model), prompt="a", frames=40, attention=own).attention
+    assert (attention.local, attention.anchors, len(attention.schedule)) == (5, 3, 1)
+
+
+def test_an_unknown_setting_of_attention_in_a_card_is_named(own_model: Path) -> None:
+    write_card(own_model, name="tiny", attention={"anchor": 12})
+    with pytest.raises(
+        InputError, match=r"attention.anchor: 12 \(model tiny\).*did you mean attention.anchors"
+    ):
+        load_config(model=str(own_model), prompt="a", frames=40)
+
+
+@pytest.mark.parametrize(
+    ("key", "value", "remedy"),
+    [
+        ("trained_frames", "abc", "give a number of frames, such as 16"),
+        ("trained_frames", 0, "give a number of frames, such as 16"),
+        ("trained_frames", True, "give a number of frames, such as 16"),
+        ("vocabulary", 3, "give lists of words, by group"),
+        ("vocabulary", {"colours": "red"}, "give lists of words, by group"),
+        ("attention", [8, 16], 'give settings, such as {"local": 8}'),
+    ],
+)
+def test_a_value_of_a_card_that_cannot_be_used_is_named(
+    key: str, value: object, remedy: str, own_model: Path
+) -> None:
+    write_card(own_model, **{key: value})
+    line = refusal(own_model)
+    assert f"{own_model / 'card.json'} has {key}: {value}; {remedy}" in line
 
 
 def test_frame_rate_condition_is_detected(own_model: Path) -> None:

@@ -153,6 +153,7 @@ def _card(
             path = folder / part / "config.json"
             raise WeightsError("model", path, "use a model of a supported kind", problem=f"{error}") from None
     traits = family.traits(configs)
+    _check_own(own, folder / "card.json")
     defaults = _defaults(own, family.defaults(configs, files[SCHEDULER]))
     if defaults["sampler"] not in family.samplers:
         problem = f"names the sampler {defaults['sampler']}"
@@ -186,10 +187,28 @@ def check_headers(card: ModelCard) -> None:
             find_weights(card.folder / part, network.stem, prefer_fp16=True)
 
 
+def _check_own(own: Mapping[str, Any], path: Path) -> None:
+    """Raises WeightsError if the values of a card.json that are no settings have the wrong form. path: of the file."""
+    frames, vocabulary = own.get("trained_frames", 1), own.get("vocabulary", {})
+    if type(frames) is not int or frames < 1:
+        raise _unusable(path, "trained_frames", frames, "a number of frames, such as 16")
+    if not isinstance(vocabulary, dict) or not all(isinstance(words, list) for words in vocabulary.values()):
+        raise _unusable(path, "vocabulary", vocabulary, "lists of words, by group")
+    if not isinstance(own.get("attention", {}), dict):
+        raise _unusable(path, "attention", own["attention"], 'settings, such as {"local": 8}')
+
+
+def _unusable(path: Path, key: str, value: object, expected: str) -> WeightsError:
+    return WeightsError("model", path, f"give {expected}", problem=f"has {key}: {value}")
+
+
 def _defaults(own: Mapping[str, Any], general: Mapping[str, object]) -> dict[str, object]:
     """The settings that a model supplies: those of its card.json, else those that follow from its files."""
-    renamed = {"negative": own.get("negative_prompt")} | dict(own)
-    return {key: renamed[key] if renamed.get(key) is not None else value for key, value in general.items()}
+    given = {"negative": own.get("negative_prompt")} | dict(own)
+    attention = {f"attention.{name}": value for name, value in own.get("attention", {}).items()}
+    return {
+        key: value if given.get(key) is None else given[key] for key, value in general.items()
+    } | attention
 
 
 def model_defaults(model: str, *, planned: bool = False) -> tuple[dict[str, object], str]:
