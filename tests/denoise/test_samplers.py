@@ -3,6 +3,7 @@
 import functools
 import itertools
 import math
+import re
 from collections.abc import Callable
 from typing import Any
 
@@ -285,6 +286,17 @@ def test_only_stochastic_samplers_draw_noise_and_pass_its_step(name: str, eta: f
 def test_unsupported_settings_that_change_the_result_are_refused_by_name(changes: dict[str, Any]) -> None:
     [(key, value)] = changes.items()
     with pytest.raises(ValueError, match=rf"^{key}: {value!r} is not"):
+        SchedulerConfig.from_dict(settings(**changes))
+
+
+@pytest.mark.parametrize("key", ["beta_start", "beta_end", "trained_betas"])
+@pytest.mark.parametrize("beta", [-0.1, 0, 1.0, 1e30])
+def test_betas_that_are_no_shares_of_noise_are_refused(key: str, beta: float) -> None:
+    changes = {"trained_betas": [0.1, beta]} if key == "trained_betas" else {key: beta}
+    name = "trained_betas[1]" if key == "trained_betas" else key
+    with pytest.raises(
+        ValueError, match=rf"^{re.escape(name)}: {re.escape(str(beta))} is not between 0 and 1$"
+    ):
         SchedulerConfig.from_dict(settings(**changes))
 
 

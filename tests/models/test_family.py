@@ -1,5 +1,7 @@
 """What a family of models says about itself, and how sizes follow from it."""
 
+import dataclasses
+import re
 from typing import get_args
 
 import pytest
@@ -13,6 +15,8 @@ from vinfinity.models.unet3d.configs import TextConfig, UNetConfig
 from vinfinity.system.fields import known_fields
 from vinfinity.weights.card import EMBEDDED, planned_card
 from vinfinity.weights.registry import KNOWN
+
+WRONG: tuple[object, ...] = ("abc", -1, 0, 2.5, 1e9, True, [], {}, [1, 2], [[]], [None], -0.5)
 
 
 @pytest.mark.parametrize(
@@ -53,6 +57,54 @@ def test_known_fields_skips_what_is_off_and_names_what_is_not() -> None:
         known_fields(UNetConfig, {"thing": 3})
     assert known_fields(UNetConfig, {"thing": 3}, ignore=("thing",)) == {}
     assert known_fields(TextConfig, {"thing": 3, "hidden_size": 8}, ignore=None) == {"hidden_size": 8}
+
+
+@pytest.mark.parametrize(
+    ("value", "problem"),
+    [
+        ({"layers_per_block": "abc"}, "layers_per_block: 'abc' is not a whole number from 1 on"),
+        ({"layers_per_block": True}, "layers_per_block: True is not a whole number from 1 on"),
+        ({"layers_per_block": 2.0}, "layers_per_block: 2.0 is not a whole number from 1 on"),
+        ({"norm_num_groups": 0}, "norm_num_groups: 0 is not a whole number from 1 on"),
+        ({"downsample_padding": -1}, "downsample_padding: -1 is not a whole number from 0 on"),
+        ({"fps_cond": 1}, "fps_cond: 1 is not true or false"),
+        ({"act_fn": ["silu"]}, "act_fn: ['silu'] is not text"),
+        ({"norm_eps": 0}, "norm_eps: 0 is not a number above 0"),
+        ({"norm_eps": float("nan")}, "norm_eps: nan is not a number above 0"),
+        ({"block_out_channels": 32}, "block_out_channels: 32 is not a list"),
+        ({"block_out_channels": [32, None]}, "block_out_channels[1]: None is not a whole number from 1 on"),
+        ({"sample_size": [40]}, "sample_size: [40] is not a list of 2"),
+        ({"sample_size": "40"}, "sample_size: '40' is not a whole number from 1 on"),
+    ],
+    ids=str,
+)
+def test_a_value_of_another_type_is_named(value: dict[str, object], problem: str) -> None:
+    with pytest.raises(ValueError, match=f"^{re.escape(problem)}$"):
+        known_fields(UNetConfig, value)
+
+
+def test_numbers_and_lists_are_taken_as_they_are() -> None:
+    given = {"downsample_padding": 0, "norm_eps": 1, "sample_size": [40, 64]}
+    assert known_fields(UNetConfig, given) == {**given, "sample_size": (40, 64)}
+    assert known_fields(UNetConfig, {"sample_size": 40}) == {"sample_size": 40}
+
+
+@pytest.mark.parametrize("family", FAMILIES, ids=lambda family: family.name)
+def test_every_value_of_a_networks_config_is_usable_or_refused(family: Family) -> None:
+    """Wrong types, signs and lengths: all that follows from a value can be computed, or it is refused."""
+    published = {part: network.read_config({}) for part, network in family.networks.items()}
+    for part, network in family.networks.items():
+        for key, usual in dataclasses.asdict(published[part]).items():
+            items = len(usual) if isinstance(usual, tuple) else 0
+            changed = [[*usual[:i], wrong, *usual[i + 1 :]] for i in range(items) for wrong in WRONG]
+            for value in (*WRONG, *changed):
+                try:
+                    config = network.read_config({key: value})
+                except ValueError:
+                    continue
+                configs = {**published, part: config}
+                assert family.traits(configs).geometry.downscale >= 1
+                assert family.defaults(configs, {})["size"]
 
 
 def test_architectures_name_the_activations_that_layers_have() -> None:

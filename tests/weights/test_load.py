@@ -293,8 +293,10 @@ def test_damaged_configuration_is_named(text: str, own_model: Path) -> None:
         ("unet", {"down_block_types": ["CrossAttnDownBlockMotion", "DownBlock3D"]}),
         ("unet", {"block_out_channels": 16}),
         ("unet", {"norm_num_groups": "eight"}),
+        ("unet", {"layers_per_block": "two"}),
         ("vae", {"act_fn": "sine"}),
         ("text_encoder", {"hidden_act": "relu"}),
+        ("text_encoder", {"num_attention_heads": 3}),
     ],
     ids=str,
 )
@@ -303,7 +305,9 @@ def test_unsupported_configurations_are_refused_naming_the_key(
 ) -> None:
     path = own_model / part / "config.json"
     path.write_text(json.dumps({**json.loads(path.read_text(encoding="utf-8")), **changes}), encoding="utf-8")
-    assert "use a model of a supported kind" in refusal(own_model, part)
+    line = refusal(own_model, part)
+    assert "use a model of a supported kind" in line
+    assert f"{next(iter(changes))}: " in line
 
 
 def test_unsupported_schedulers_are_refused_naming_the_key(own_model: Path) -> None:

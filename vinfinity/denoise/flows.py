@@ -10,7 +10,7 @@ from dataclasses import dataclass, field
 import numpy as np
 
 from vinfinity.denoise.schedule import SchedulerConfig
-from vinfinity.system.fields import known_fields
+from vinfinity.system.fields import above_zero, from_zero, known_fields
 
 # The schedulers of diffusers that models trained by flow matching name, and the name of the shift in their files.
 FLOW_SCHEDULERS: Mapping[str, str] = {
@@ -49,16 +49,14 @@ class FlowSchedule:
     """
 
     num_train_timesteps: int = 1000
-    shift: float = 1.0
+    shift: float = above_zero(1.0)
     solver_order: int = 2
     solver_type: str = "bh2"
     lower_order_final: bool = True
-    disable_corrector: tuple[int, ...] = ()
+    disable_corrector: tuple[int, ...] = from_zero(())
     scheduler: str | None = field(default=None, compare=False)
 
     def __post_init__(self) -> None:
-        if self.shift <= 0:
-            raise ValueError(f"shift: {self.shift} is not positive")
         if self.solver_order not in (1, 2):
             raise ValueError(f"solver_order: {self.solver_order} is not 1 or 2")
         if self.solver_type not in ("bh1", "bh2", "midpoint", "heun", "logrho"):
@@ -75,13 +73,8 @@ class FlowSchedule:
         for key, allowed in ONLY.items():
             if values.get(key) is not None and values[key] not in allowed:
                 raise ValueError(f"{key}: {values[key]!r} is not supported for flow matching")
-        shift = values.get(FLOW_SCHEDULERS[name])
-        given = {key: value for key, value in values.items() if key != "shift"}
-        return cls(
-            **known_fields(cls, given, ignore=None)
-            | {"scheduler": name}
-            | ({} if shift is None else {"shift": shift})
-        )
+        given = {**values, "shift": values.get(FLOW_SCHEDULERS[name])}
+        return cls(**known_fields(cls, given, ignore=None) | {"scheduler": name})
 
     def shifted(self, sigmas: np.ndarray) -> np.ndarray:
         """Noise levels moved towards noise (Esser et al. 2024, eq. 23)."""

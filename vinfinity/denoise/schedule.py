@@ -8,7 +8,7 @@ from dataclasses import dataclass, field
 import numpy as np
 import torch
 
-from vinfinity.system.fields import known_fields
+from vinfinity.system.fields import from_zero, known_fields
 
 # The schedulers of diffusers whose models are trained with betas, and what these assume of settings that a file lacks,
 # as far as it differs from `SchedulerConfig`. All others belong to models that take other timesteps or predict
@@ -112,7 +112,7 @@ class SchedulerConfig:
     trained_betas: tuple[float, ...] | None = None
     prediction_type: str = "epsilon"
     timestep_spacing: str | None = None
-    steps_offset: int = 0
+    steps_offset: int = from_zero(0)
     set_alpha_to_one: bool = True
     clip_sample: bool = True
     clip_sample_range: float = 1.0
@@ -144,6 +144,11 @@ class SchedulerConfig:
             if getattr(self, name) not in allowed:
                 names = ", ".join(str(choice) for choice in allowed if choice is not None)
                 raise ValueError(f"{name}: {getattr(self, name)!r} is not one of {names}")
+        betas = {"beta_start": self.beta_start, "beta_end": self.beta_end}
+        betas |= {f"trained_betas[{index}]": beta for index, beta in enumerate(self.trained_betas or ())}
+        for name, beta in betas.items():
+            if not 0 < beta < 1:
+                raise ValueError(f"{name}: {beta} is not between 0 and 1")
 
     @classmethod
     def from_dict(cls, values: Mapping[str, object]) -> "SchedulerConfig":

@@ -1,8 +1,12 @@
 """Text to token ids, padded or cut to one length: what the tokenizers of all families share."""
 
+from pathlib import Path
+
 from tokenizers import Tokenizer
 
+from vinfinity.errors import WeightsError
 from vinfinity.models.family import Tokens
+from vinfinity.system.safetensors import read_json
 
 
 class PaddedTokenizer:
@@ -37,3 +41,19 @@ class PaddedTokenizer:
     def readable(self, decoded: str) -> str:
         """Decoded tokens as a user would write them."""
         return decoded
+
+
+def padded_length(folder: Path, length: int) -> int:
+    """Token ids per text: `length`, or less if the tokenizer's own model_max_length is below it.
+
+    length: tokens that the text encoder takes. folder: of the tokenizer. Raises WeightsError.
+    """
+    path = folder / "tokenizer_config.json"
+    own = read_json(path).get("model_max_length") if path.exists() else None
+    if own is None:
+        return length
+    # a start and an end token are part of each text
+    if type(own) not in (int, float) or not own >= 2:
+        problem = f"has model_max_length: {own}"
+        raise WeightsError("model", path, "give a number of tokens, such as 77", problem=problem)
+    return int(min(length, own))

@@ -2,6 +2,7 @@
 
 import importlib.util
 import json
+import re
 from collections.abc import Callable
 from pathlib import Path
 
@@ -11,6 +12,7 @@ from oracles.wan_text import TEXT, save_tiny_tokenizer
 from transformers import T5TokenizerFast
 
 from vinfinity.errors import WeightsError
+from vinfinity.models.padded_tokenizer import padded_length
 from vinfinity.models.wan import tokenizer as own_tokenizer
 from vinfinity.models.wan.tokenizer import clean_prompt, load_tokenizer
 
@@ -86,6 +88,23 @@ def test_its_own_length_limits_that_of_the_encoder(tmp_path: Path) -> None:
     save_tiny_tokenizer(tmp_path, model_max_length=24)
     assert load_tokenizer(tmp_path, length=512).length == 24
     assert load_tokenizer(tmp_path, length=16).length == 16
+
+
+@pytest.mark.parametrize("length", ["abc", [77], -1, 1, True], ids=str)
+def test_a_length_that_is_no_number_of_tokens_is_named(length: object, tmp_path: Path) -> None:
+    path = tmp_path / "tokenizer_config.json"
+    path.write_text(json.dumps({"model_max_length": length}), encoding="utf-8")
+    with pytest.raises(WeightsError, match=re.escape(f"{path} has model_max_length: {length}")):
+        padded_length(tmp_path, 512)
+
+
+# transformers writes 1e30 where there is no limit
+@pytest.mark.parametrize("length", [None, 10**30, 1e30], ids=str)
+def test_without_a_length_of_its_own_the_encoders_counts(length: object, tmp_path: Path) -> None:
+    (tmp_path / "tokenizer_config.json").write_text(
+        json.dumps({"model_max_length": length}), encoding="utf-8"
+    )
+    assert padded_length(tmp_path, 77) == 77
 
 
 # ---- cleaning ----

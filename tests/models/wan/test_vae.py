@@ -254,7 +254,7 @@ def test_names_and_shapes_are_those_of_diffusers() -> None:
         ({"patch_size": 2}, "patch_size: 2 is not supported"),
         ({"attn_scales": [0.5]}, r"attn_scales: \[0.5\] is not supported"),
         ({"z_dim": 16}, "latents_mean: 4 numbers for 16 channels"),
-        ({"latents_std": [1.0, 0.0, 1.0, 1.0]}, "latents_std: has a number that is not above 0"),
+        ({"latents_std": [1.0, 0.0, 1.0, 1.0]}, r"latents_std\[1\]: 0.0 is not a number above 0"),
         ({"dim_mult": [1, 2]}, "temperal_downsample: 3 entries for 2 of dim_mult"),
         ({"scale_factor_spatial": 16}, "scale_factor_spatial: 16, but its levels make it 8"),
         ({"clip_output": True}, "clip_output: True is not supported"),

@@ -7,7 +7,7 @@ import math
 from collections.abc import Mapping
 from dataclasses import dataclass
 
-from vinfinity.system.fields import known_fields
+from vinfinity.system.fields import above_zero, from_zero, known_fields
 
 ACTIVATIONS = ("silu", "swish", "mish", "gelu", "relu")
 TEXT_ACTIVATIONS = ("quick_gelu", "gelu")
@@ -43,11 +43,11 @@ class UNetConfig:
     up_block_types: tuple[str, ...] = ("UpBlock3D", *("CrossAttnUpBlock3D",) * 3)
     block_out_channels: tuple[int, ...] = (320, 640, 1280, 1280)
     layers_per_block: int = 2
-    downsample_padding: int = 1
-    mid_block_scale_factor: float = 1.0
+    downsample_padding: int = from_zero(1)
+    mid_block_scale_factor: float = above_zero(1.0)
     act_fn: str = "silu"
     norm_num_groups: int = 32
-    norm_eps: float = 1e-5
+    norm_eps: float = above_zero(1e-5)
     cross_attention_dim: int = 1024
     attention_head_dim: int = 64
     time_cond_proj_dim: int | None = None
@@ -74,12 +74,12 @@ class UNetConfig:
     @classmethod
     def from_dict(cls, values: Mapping[str, object]) -> "UNetConfig":
         """From a parsed config.json. Raises ValueError for features that this UNet does not have."""
-        chosen = known_fields(cls, values)
-        if isinstance(widths := chosen.get("attention_head_dim"), tuple):
-            if len(set(widths)) != 1:
-                raise ValueError(f"attention_head_dim: {widths} has more than one width")
-            chosen["attention_head_dim"] = widths[0]
-        return cls(**chosen)
+        widths = values.get("attention_head_dim")
+        if isinstance(widths, list | tuple):
+            if not widths or any(width != widths[0] for width in widths):
+                raise ValueError(f"attention_head_dim: {widths} is not one width")
+            values = {**values, "attention_head_dim": widths[0]}
+        return cls(**known_fields(cls, values))
 
 
 @dataclass(frozen=True)
@@ -98,13 +98,13 @@ class VAEConfig:
     layers_per_block: int = 2
     norm_num_groups: int = 32
     act_fn: str = "silu"
-    scaling_factor: float = 0.18215
+    scaling_factor: float = above_zero(0.18215)
     shift_factor: float | None = None
     force_upcast: bool = True
     mid_block_add_attention: bool = True
     use_quant_conv: bool = True
     use_post_quant_conv: bool = True
-    sample_size: int | None = None
+    sample_size: int | tuple[int, int] | None = None
 
     def __post_init__(self) -> None:
         _check_activation("act_fn", self.act_fn, ACTIVATIONS)
@@ -182,7 +182,7 @@ class TinyConfig:
     upsampling_scaling_factor: int = 2
     upsample_fn: str = "nearest"
     act_fn: str = "relu"
-    scaling_factor: float = 1.0
+    scaling_factor: float = above_zero(1.0)
     shift_factor: float = 0.0
 
     def __post_init__(self) -> None:
@@ -247,10 +247,14 @@ class TextConfig:
     num_attention_heads: int = 16
     max_position_embeddings: int = 77
     hidden_act: str = "gelu"
-    layer_norm_eps: float = 1e-5
+    layer_norm_eps: float = above_zero(1e-5)
 
     def __post_init__(self) -> None:
         _check_activation("hidden_act", self.hidden_act, TEXT_ACTIVATIONS)
+        if self.hidden_size % self.num_attention_heads:
+            raise ValueError(
+                f"num_attention_heads: {self.num_attention_heads} does not divide hidden_size {self.hidden_size}"
+            )
 
     @classmethod
     def from_dict(cls, values: Mapping[str, object]) -> "TextConfig":
@@ -266,6 +270,8 @@ def _check_activation(field: str, name: str, known: tuple[str, ...]) -> None:
 
 
 def _check_groups(widths: tuple[int, ...], groups: int) -> None:
+    if not widths:
+        raise ValueError("block_out_channels: [] has no level")
     for channels in widths:
         if channels % groups:
             raise ValueError(f"block_out_channels: {channels} is not a multiple of {groups} norm groups")

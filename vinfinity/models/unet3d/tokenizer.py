@@ -8,7 +8,7 @@ from tokenizers import AddedToken, Regex, Tokenizer, decoders, normalizers, pre_
 from tokenizers.models import BPE
 
 from vinfinity.errors import WeightsError, one_line
-from vinfinity.models.padded_tokenizer import PaddedTokenizer
+from vinfinity.models.padded_tokenizer import PaddedTokenizer, padded_length
 from vinfinity.system.safetensors import read_json
 
 # Words, single digits and runs of other characters, as in OpenAI's CLIP.
@@ -57,8 +57,7 @@ def load_tokenizer(folder: Path, *, length: int) -> CLIPTokenizer:
         # the tokenizers package raises bare Exceptions
         problem = f"cannot be read ({one_line(error)})"
         raise WeightsError("model", folder, "fetch its files again", problem=problem) from None
-    own_length = config.get("model_max_length")
-    length = min(length, int(own_length)) if own_length else length
+    length = padded_length(folder, length)
     pad_id, end_id = tokenizer.token_to_id(pad), tokenizer.token_to_id(end)
     if pad_id is None or end_id is None:
         problem = f"lacks its special tokens {pad}, {end}"

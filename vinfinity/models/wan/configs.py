@@ -3,7 +3,7 @@
 from collections.abc import Mapping
 from dataclasses import dataclass
 
-from vinfinity.system.fields import known_fields
+from vinfinity.system.fields import above_zero, known_fields
 
 # entries that only describe how diffusers loads or computes the same model
 UNUSED = ("rope_max_seq_len", "window_size", "add_img_emb", "qk_norm")
@@ -28,7 +28,7 @@ class TransformerConfig:
     ffn_dim: int = 13824
     num_layers: int = 40
     cross_attn_norm: bool = True
-    eps: float = 1e-6
+    eps: float = above_zero(1e-6)
 
     def __post_init__(self) -> None:
         if len(self.patch_size) != 3 or self.patch_size[0] != 1 or self.patch_size[1] != self.patch_size[2]:

@@ -3,7 +3,7 @@
 from collections.abc import Mapping
 from dataclasses import dataclass
 
-from vinfinity.system.fields import known_fields
+from vinfinity.system.fields import above_zero, known_fields
 
 # the only feed-forward layer of UMT5's published models
 GATED_GELU = "gated-gelu"
@@ -27,7 +27,7 @@ class UMT5Config:
     num_heads: int = 64
     relative_attention_num_buckets: int = 32
     relative_attention_max_distance: int = 128
-    layer_norm_epsilon: float = 1e-6
+    layer_norm_epsilon: float = above_zero(1e-6)
     feed_forward_proj: str = GATED_GELU
 
     def __post_init__(self) -> None:

@@ -8,8 +8,7 @@ from pathlib import Path
 from tokenizers import Tokenizer
 
 from vinfinity.errors import WeightsError, one_line
-from vinfinity.models.padded_tokenizer import PaddedTokenizer
-from vinfinity.system.safetensors import read_json
+from vinfinity.models.padded_tokenizer import PaddedTokenizer, padded_length
 
 PAD, END = "<pad>", "</s>"
 # how a folder that has only SentencePiece's file gets a tokenizer.json
@@ -58,9 +57,7 @@ def load_tokenizer(folder: Path, *, length: int) -> UMT5Tokenizer:
         # the tokenizers package raises bare Exceptions
         problem = f"cannot be read ({one_line(error)})"
         raise WeightsError("model", path, "fetch it again", problem=problem) from None
-    config = folder / "tokenizer_config.json"
-    own_length = read_json(config).get("model_max_length") if config.exists() else None
-    length = min(length, int(own_length)) if own_length else length
+    length = padded_length(folder, length)
     pad_id, end_id = tokenizer.token_to_id(PAD), tokenizer.token_to_id(END)
     if pad_id is None or end_id is None:
         problem = f"lacks its special tokens {PAD}, {END}"

@@ -4,7 +4,7 @@ import math
 from collections.abc import Mapping
 from dataclasses import dataclass
 
-from vinfinity.system.fields import known_fields
+from vinfinity.system.fields import above_zero, known_fields
 
 # The moments of Wan 2.1's latents, one number a channel.
 # fmt: off
@@ -53,7 +53,7 @@ class WanVAEConfig:
     num_res_blocks: int = 2
     temperal_downsample: tuple[bool, ...] = (False, True, True)
     latents_mean: tuple[float, ...] = MEAN
-    latents_std: tuple[float, ...] = DEVIATION
+    latents_std: tuple[float, ...] = above_zero(DEVIATION)
     is_residual: bool = False
     in_channels: int = 3
     out_channels: int = 3
@@ -76,8 +76,6 @@ class WanVAEConfig:
         for name in ("latents_mean", "latents_std"):
             if len(getattr(self, name)) != self.z_dim:
                 raise ValueError(f"{name}: {len(getattr(self, name))} numbers for {self.z_dim} channels")
-        if not all(deviation > 0 for deviation in self.latents_std):
-            raise ValueError("latents_std: has a number that is not above 0")
         for name, own in (
             ("scale_factor_temporal", self.time_downscale),
             ("scale_factor_spatial", self.downscale),
