@@ -59,6 +59,8 @@ def phases(*biases: tuple[int, float, float]) -> dict[str, Any]:
     return {"attention.schedule": [{"above": a, "local": b, "anchors": c} for a, b, c in biases]}
 
 
+# what all settings share but those that name another one; `mini` has no biases by default
+PAPER = phases((800, 0.0, 10.0), (-1, 10.0, 0.0))
 VARIANTS = {
     BASE: Variant("dual scope with the paper's schedule"),
     "unbiased": Variant("dual scope without biases", phases((-1, 0.0, 0.0))),
@@ -94,9 +96,14 @@ def scenes(count: int) -> list[Any]:
     return [world.sample_scene(generator) for _ in range(count)]
 
 
+def settings_of(variant: Variant, given: Mapping[str, Any]) -> dict[str, Any]:
+    """The settings of a variant's videos. given: those that all variants share, such as steps."""
+    return {**given, **PAPER, **variant.settings}
+
+
 def generate(variant: Variant, prompt: str, *, frames: int, seed: int, given: Mapping[str, Any]) -> Any:
     """The video of one setting. given: settings that all share, such as steps."""
-    settings = {**given, **variant.settings}
+    settings = settings_of(variant, given)
     if variant.freenoise:
         return freenoise.generate(prompt, frames=frames, seed=seed, device="cpu", **settings)
     text: Any = prompt

@@ -6,7 +6,7 @@ from scripts.figures.plots import rows
 from scripts.figures.svg import Drawing
 
 WIDTH, HEIGHT, LEFT, RIGHT, TOP, BOTTOM = 700.0, 320.0, 60.0, 32.0, 84.0, 262.0
-MOST = 110_000
+MOST = 130_000
 TITLES = {
     "video8": "8 frames",
     "video16": "16 frames",

@@ -9,13 +9,23 @@ import numpy as np
 import pytest
 
 import vinfinity
+from vinfinity.config.settings import AttentionConfig
 
 
 @pytest.mark.parametrize("setting", long_video.VARIANTS)
 def test_every_setting_of_the_study_is_accepted(setting: str) -> None:
-    variant = long_video.VARIANTS[setting]
-    config = vinfinity.load_config(prompt="a red ball", frames=96, **variant.settings)
-    assert config.frames == 96
+    settings = long_video.settings_of(long_video.VARIANTS[setting], {"steps": 2})
+    config = vinfinity.load_config(prompt="a red ball", frames=96, **settings)
+    assert (config.frames, config.steps) == (96, 2)
+
+
+def test_settings_differ_from_the_papers_schedule_only_where_they_say_so() -> None:
+    schedules = {
+        name: vinfinity.load_config(prompt="a", **long_video.settings_of(variant, {})).attention.schedule
+        for name, variant in long_video.VARIANTS.items()
+    }
+    paper = AttentionConfig(trained_frames=16).schedule
+    assert [name for name, schedule in schedules.items() if schedule != paper] == ["unbiased", "t-600", "t-900"]
 
 
 def test_the_oracle_reads_its_own_world_as_right_and_steady() -> None:

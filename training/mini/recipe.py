@@ -140,6 +140,7 @@ def from_nothing(cuda: bool) -> list[Stage]:
         turn("more", cuda=cuda),
         correct("turn-0.998", cuda=cuda),
         steady("correct-0.998", cuda=cuda),
+        ends("steady-0.998", cuda=cuda),
         Stage(
             name="vae256",
             script="enlarge_vae.py",
@@ -180,15 +181,21 @@ def correct(init: str, *, cuda: bool) -> Stage:
     return finetuning("correct", init, *options, cuda=cuda, steps=2800, lr="3.5e-4", seed=51)
 
 
-def steady(init: str, *, cuda: bool, seed: int = 61) -> Stage:
+def steady(init: str, *, cuda: bool) -> Stage:
     """The same colours in each frame: the pictures count twice as much."""
     options = (*WRONG, "--paint", "12")
-    return finetuning("steady", init, *options, cuda=cuda, steps=2400, lr="3e-4", seed=seed)
+    return finetuning("steady", init, *options, cuda=cuda, steps=2400, lr="3e-4", seed=61)
+
+
+def ends(init: str, *, cuda: bool, seed: int = 71) -> Stage:
+    """The first and last frames of clips count more, and colours that are confused are shown more often."""
+    options = (*WRONG, "--paint", "12", "--ends", "2.5", "--close", "0.6")
+    return finetuning("ends", init, *options, cuda=cuda, steps=2400, lr="3e-4", seed=seed)
 
 
 def from_shipped(cuda: bool) -> list[Stage]:
     """Further training of the packaged weights."""
-    return [steady("shipped", cuda=cuda, seed=62)]
+    return [ends("shipped", cuda=cuda, seed=72)]
 
 
 def run(stage: Stage, args: argparse.Namespace) -> None:
@@ -248,7 +255,7 @@ def main() -> None:
         if stage.name not in skipped:
             run(stage, args)
     vae = "vae" if "vae" in kept else "vae256"
-    export = ("--run", "steady-0.998", "--vae", vae, "--out", str(args.work / "export"))
+    export = ("--run", "ends-0.998", "--vae", vae, "--out", str(args.work / "export"))
     subprocess.run([sys.executable, str(HERE / "export.py"), "--work", str(args.work), *export], check=True)
     evaluate = (
         "--assets",
