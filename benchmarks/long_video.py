@@ -59,7 +59,7 @@ def phases(*biases: tuple[int, float, float]) -> dict[str, Any]:
     return {"attention.schedule": [{"above": a, "local": b, "anchors": c} for a, b, c in biases]}
 
 
-# what all settings share but those that name another one; `mini` has no biases by default
+# what all settings share but those that name another one, whatever the model's default
 PAPER = phases((800, 0.0, 10.0), (-1, 10.0, 0.0))
 VARIANTS = {
     BASE: Variant("dual scope with the paper's schedule"),

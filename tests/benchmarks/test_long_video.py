@@ -25,7 +25,11 @@ def test_settings_differ_from_the_papers_schedule_only_where_they_say_so() -> No
         for name, variant in long_video.VARIANTS.items()
     }
     paper = AttentionConfig(trained_frames=16).schedule
-    assert [name for name, schedule in schedules.items() if schedule != paper] == ["unbiased", "t-600", "t-900"]
+    assert [name for name, schedule in schedules.items() if schedule != paper] == [
+        "unbiased",
+        "t-600",
+        "t-900",
+    ]
 
 
 def test_the_oracle_reads_its_own_world_as_right_and_steady() -> None:

@@ -60,8 +60,6 @@ def card(args: argparse.Namespace, height: int, measured: dict[str, object]) -> 
         "guidance": args.guidance,
         "negative_prompt": "",
         "sampler": args.sampler,
-        # docs/decisions/0030
-        "attention": {"schedule": [{"above": -1, "local": 0.0, "anchors": 0.0}]},
         "grammar": "a COLOUR SUBJECT MOTION BACKGROUND",
         "vocabulary": vocabulary(),
         "examples": list(EXAMPLES),

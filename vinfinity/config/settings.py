@@ -128,8 +128,7 @@ class Phase:
 @dataclass(frozen=True, kw_only=True)
 class AttentionConfig(Group, name="attention"):
     """Dual-scope attention, for videos longer than the model's training clips (arXiv 2406.16260). Frames are latent
-    frames where the model compresses time, as Wan does. A model may have other defaults. Wan: 4, 12, no biases,
-    moving anchors. `mini`: no biases.
+    frames where the model compresses time, as Wan does. Wan has other defaults: 4, 12, no biases, moving anchors.
     """
 
     local: int = setting(
