@@ -1,6 +1,6 @@
 """Measures how well scenes keep apart in videos whose prompt changes halfway, with settings of the study.
 
-    python benchmarks/stories.py [--stories 8] [--frames 96] [--settings dual unbiased] [--out FILE]
+    python benchmarks/stories.py [--stories 24] [--frames 96] [--settings dual unbiased] [--steps 12] [--out FILE]
 
 Each video of `mini` has two prompts, the second from its middle on, with the blend of 16 frames that is the default.
 The first third of the frames is read for the first prompt and the last third for the second, by the world's
@@ -9,9 +9,10 @@ the figures as CSV or JSON.
 """
 
 import argparse
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
+from typing import Any
 
 import long_video
 import numpy as np
@@ -42,12 +43,12 @@ class Story:
     steady: float
 
 
-def measure(setting: str, *, seed: int, frames: int) -> Story:
-    """The story of a seed: the scenes 2 · seed and 2 · seed + 1 of the study."""
+def measure(setting: str, *, seed: int, frames: int, given: Mapping[str, Any]) -> Story:
+    """The story of a seed: the scenes 2 · seed and 2 · seed + 1 of the study. given: settings that all share."""
     scenes = long_video.scenes(2 * seed + 2)[-2:]
     first, second = (long_video._world().caption(scene) for scene in scenes)
     prompts = [{"text": first, "at": 0}, {"text": second, "at": frames // 2}]
-    settings = long_video.settings_of(long_video.VARIANTS[setting], {})
+    settings = long_video.settings_of(long_video.VARIANTS[setting], given)
     video = vinfinity.generate(prompts, frames=frames, seed=seed, device="cpu", **settings)
     third = frames // 3
     parts = [
@@ -63,7 +64,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
-    parser.add_argument("--stories", type=int, default=8, help="[%(default)s]")
+    parser.add_argument("--stories", type=int, default=24, help="[%(default)s]")
     parser.add_argument("--frames", type=int, default=96, help="at least 48 [%(default)s]")
     parser.add_argument(
         "--settings",
@@ -73,6 +74,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
         metavar="SETTING",
         help="of the study [dual unbiased]",
     )
+    parser.add_argument("--steps", type=int, help="denoising steps [the model's]")
     parser.add_argument("--out", type=Path, metavar="FILE", help="write the figures as CSV or JSON")
     options = parser.parse_args(arguments)
     if options.frames < 3 * long_video.CLIP:
@@ -80,10 +82,11 @@ def main(arguments: Sequence[str] | None = None) -> None:
             f"--frames: {options.frames} is shorter than three clips; give at least {3 * long_video.CLIP}"
         )
     torch.set_num_threads(1)
+    given = {} if options.steps is None else {"steps": options.steps}
     found = []
     for seed in range(options.stories):
         for setting in options.settings:
-            story = measure(setting, seed=seed, frames=options.frames)
+            story = measure(setting, seed=seed, frames=options.frames, given=given)
             found.append(story)
             print(
                 f"{seed:3} {setting:10} right {story.right:.2f}, steady {story.steady:.2f}  "

@@ -41,17 +41,21 @@ def on_pretend_ranks(
     Raises TimeoutError with what the others reported.
     """
     context = multiprocessing.get_context("fork")
-    store = dist.TCPStore("localhost", 0, is_master=True, wait_for_workers=False)
-    children, receivers = [], []
+    children, receivers, ports = [], [], []
     for rank in range(ranks):
         receiver, sender = context.Pipe(duplex=False)
-        place = Place(rank, ranks, rank, ranks, "localhost", store.port, launcher="vinfinity")
-        children.append(context.Process(target=_rank_main, args=(work, place, timeout, sender)))
+        port, port_sender = context.Pipe(duplex=False)
+        children.append(context.Process(target=_rank_main, args=(work, rank, ranks, port, timeout, sender)))
         children[-1].start()
         sender.close()
         receivers.append(receiver)
+        ports.append(port_sender)
+    # after the last fork: what the store's thread holds locked at that moment would stay locked in the child
+    store = dist.TCPStore("localhost", 0, is_master=True, wait_for_workers=False)
     outcomes: dict[int, Outcome] = {}
     try:
+        for port_sender in ports:
+            port_sender.send(store.port)
         while len(outcomes) < ranks:
             open_receivers = [receivers[rank] for rank in range(ranks) if rank not in outcomes]
             ready = wait(open_receivers, timeout=patience)
@@ -76,17 +80,20 @@ def _received(receiver: Connection) -> Outcome:
         return Outcome(None, "the process ended", Findings([], [], [], []), 0)
 
 
-def _rank_main(work: Callable[[Ranks], Any], place: Place, timeout: float, sender: Connection) -> None:
-    """One rank: does its work, sends its outcome, and is gone."""
+def _rank_main(
+    work: Callable[[Ranks], Any], rank: int, ranks: int, port: Connection, timeout: float, sender: Connection
+) -> None:
+    """One rank: does its work, sends its outcome, and is gone. port: brings that of the store."""
     torch.set_num_threads(1)
+    place = Place(rank, ranks, rank, ranks, "localhost", port.recv(), launcher="vinfinity")
     result, error = None, None
     cuda = PretendCuda(devices=place.local_size)
     nccl = PretendNccl(cuda)
     with contextlib.suppress(BaseException), cuda, nccl:
         try:
             device = rank_device(place, "cuda")
-            with joined(place, device=device, timeout=timeout, shutdown=Shutdown()) as ranks:
-                result = work(ranks)
+            with joined(place, device=device, timeout=timeout, shutdown=Shutdown()) as joined_ranks:
+                result = work(joined_ranks)
         except BaseException as raised:
             error = "".join(traceback.format_exception(raised))
     sender.send_bytes(pickle.dumps(Outcome(result, error, cuda.findings(), nccl.batches)))
