@@ -7,6 +7,7 @@ from typing import get_args
 import pytest
 
 from vinfinity.config import Sampler
+from vinfinity.denoise.schedule import SchedulerConfig
 from vinfinity.models.families import FAMILIES, family_of
 from vinfinity.models.family import Family, parts_of
 from vinfinity.models.geometry import LatentGeometry
@@ -87,6 +88,11 @@ def test_numbers_and_lists_are_taken_as_they_are() -> None:
     given = {"downsample_padding": 0, "norm_eps": 1, "sample_size": [40, 64]}
     assert known_fields(UNetConfig, given) == {**given, "sample_size": (40, 64)}
     assert known_fields(UNetConfig, {"sample_size": 40}) == {"sample_size": 40}
+
+
+def test_a_file_cannot_give_what_describes_a_config() -> None:
+    values = {"noteworthy": {"a": 1}, "scheduler": 3, "beta_end": 0.5}
+    assert known_fields(SchedulerConfig, values, ignore=None) == {"beta_end": 0.5}
 
 
 @pytest.mark.parametrize("family", FAMILIES, ids=lambda family: family.name)

@@ -114,6 +114,7 @@ def test_an_unknown_setting_of_attention_in_a_card_is_named(own_model: Path) -> 
         ("trained_frames", True, "give a number of frames, such as 16"),
         ("vocabulary", 3, "give lists of words, by group"),
         ("vocabulary", {"colours": "red"}, "give lists of words, by group"),
+        ("vocabulary", {"colours": ["red", 3]}, "give lists of words, by group"),
         ("attention", [8, 16], 'give settings, such as {"local": 8}'),
     ],
 )

@@ -10,7 +10,6 @@ from typing import Any
 # Values that switch a feature off.
 OFF: tuple[object, ...] = (None, False, 0, "", "default", [], {})
 
-
 # The types of fields, as a message names them.
 NAMES: Mapping[object, str] = {bool: "true or false", str: "text"}
 
@@ -34,7 +33,8 @@ def known_fields(
     listed in `ignore`. `ignore=None` skips all of them. Raises ValueError naming the first entry that is not supported,
     or that is not of its field's type.
     """
-    known = {one.name: one for one in fields(cls)}
+    # fields that do not count in comparisons say where a config comes from: no file has them
+    known = {one.name: one for one in fields(cls) if one.compare}
     if ignore is not None:
         for key, value in values.items():
             if key not in known and key not in ignore and not key.startswith("_") and value not in OFF:

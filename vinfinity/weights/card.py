@@ -192,7 +192,8 @@ def _check_own(own: Mapping[str, Any], path: Path) -> None:
     frames, vocabulary = own.get("trained_frames", 1), own.get("vocabulary", {})
     if type(frames) is not int or frames < 1:
         raise _unusable(path, "trained_frames", frames, "a number of frames, such as 16")
-    if not isinstance(vocabulary, dict) or not all(isinstance(words, list) for words in vocabulary.values()):
+    groups = list(vocabulary.values()) if isinstance(vocabulary, dict) else [None]
+    if not all(isinstance(words, list) and all(isinstance(word, str) for word in words) for words in groups):
         raise _unusable(path, "vocabulary", vocabulary, "lists of words, by group")
     if not isinstance(own.get("attention", {}), dict):
         raise _unusable(path, "attention", own["attention"], 'settings, such as {"local": 8}')
@@ -205,10 +206,8 @@ def _unusable(path: Path, key: str, value: object, expected: str) -> WeightsErro
 def _defaults(own: Mapping[str, Any], general: Mapping[str, object]) -> dict[str, object]:
     """The settings that a model supplies: those of its card.json, else those that follow from its files."""
     given = {"negative": own.get("negative_prompt")} | dict(own)
-    attention = {f"attention.{name}": value for name, value in own.get("attention", {}).items()}
-    return {
-        key: value if given.get(key) is None else given[key] for key, value in general.items()
-    } | attention
+    chosen = {key: value if given.get(key) is None else given[key] for key, value in general.items()}
+    return chosen | {f"attention.{name}": value for name, value in own.get("attention", {}).items()}
 
 
 def model_defaults(model: str, *, planned: bool = False) -> tuple[dict[str, object], str]:
