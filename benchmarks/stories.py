@@ -20,6 +20,7 @@ import torch
 
 import vinfinity
 from vinfinity.bench.report import write_records
+from vinfinity.evaluation.statistics import paired_test
 
 # those that are settings of a run, and nothing else
 SETTINGS = [
@@ -59,6 +60,22 @@ def measure(setting: str, *, seed: int, frames: int, given: Mapping[str, Any]) -
     return Story(setting=setting, seed=seed, first=first, second=second, right=right, steady=steady)
 
 
+def print_summary(found: Sequence[Story], settings: Sequence[str]) -> None:
+    """The mean of each figure, and its differences from the first setting, paired by seed."""
+    for figure in ("right", "steady"):
+        values = {
+            setting: np.array([getattr(story, figure) for story in found if story.setting == setting])
+            for setting in settings
+        }
+        for setting, own in values.items():
+            line = f"{figure} {own.mean():.3f} in {len(own)} videos of {setting}"
+            difference = None if setting == settings[0] else paired_test(list(own - values[settings[0]]))
+            if difference is not None:
+                mean, low, high, p = difference.mean, difference.low, difference.high, difference.p
+                line += f", {mean:+.3f} ({low:+.3f} to {high:+.3f}, p = {p:.2f}) from {settings[0]}"
+            print(line)
+
+
 def main(arguments: Sequence[str] | None = None) -> None:
     """The command line of this script."""
     parser = argparse.ArgumentParser(
@@ -93,10 +110,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
                 f"{story.first}, then {story.second}",
                 flush=True,
             )
-    for setting in options.settings:
-        own = [story for story in found if story.setting == setting]
-        right, steady = np.mean([story.right for story in own]), np.mean([story.steady for story in own])
-        print(f"{setting}: right {right:.3f}, steady {steady:.3f} in {len(own)} videos")
+    print_summary(found, options.settings)
     if options.out is not None:
         write_records(options.out, [asdict(story) for story in found])
 
