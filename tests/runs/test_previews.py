@@ -138,7 +138,9 @@ def test_a_preview_that_cannot_be_written_is_left_out_with_a_warning(
         "mini", tmp_path / "a.mp4", "checkpoint.every=1 steps", frames=4, size="32x32", preview=1
     )
     stop_after_step(config, tmp_path / "a.run")
-    (tmp_path / "a.run" / "preview.webp").unlink(missing_ok=True)
+    # or it could be written between the two lines below
+    wait_for_preview(tmp_path / "a.run")
+    (tmp_path / "a.run" / "preview.webp").unlink()
     (tmp_path / "a.run" / "preview.webp").mkdir()
     code, _, err = cli("resume", str(tmp_path / "a.run"))
     assert code == 0
