@@ -64,6 +64,9 @@ PAPER = phases((800, 0.0, 10.0), (-1, 10.0, 0.0))
 VARIANTS = {
     BASE: Variant("dual scope with the paper's schedule"),
     "unbiased": Variant("dual scope without biases", phases((-1, 0.0, 0.0))),
+    "early-bias": Variant("the paper's bias above t = 800 alone", phases((800, 0.0, 10.0), (-1, 0.0, 0.0))),
+    "late-bias": Variant("the paper's bias up to t = 800 alone", phases((800, 0.0, 0.0), (-1, 10.0, 0.0))),
+    "bias-2": Variant("biases of 2 for 10", phases((800, 0.0, 2.0), (-1, 2.0, 0.0))),
     "moving": Variant("anchors that move by a frame per step", {"attention.moving_anchors": True}),
     "local": Variant("local scope alone", {"attention.anchors": 0}),
     "dense": Variant("plain attention over all frames", {"attention.trained_frames": 1_000_000}),

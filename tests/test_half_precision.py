@@ -15,6 +15,7 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
 from vinfinity.errors import VinfinityError
+from vinfinity.job import prepare
 from vinfinity.models.finite import first_not_finite
 from vinfinity.models.frame_text import FrameText
 from vinfinity.models.unet3d.unet import UNet
@@ -214,3 +215,19 @@ def test_inner_layers_are_named_first(model_folder: Path, tmp_path: Path) -> Non
         convolutions(torch.randn(1, 3, 2, 2, 32), temporal_context(LocalExchange(), FrameShards(3), 0, None))
     assert names[0] == "conv2"
     assert not any(module._forward_hooks for module in attention.modules())
+
+
+@pytest.mark.parametrize(
+    ("dtype", "check"), [("bf16", "_is_mkldnn_bf16_supported"), ("fp16", "_is_mkldnn_fp16_supported")]
+)
+def test_types_that_the_processor_has_no_instructions_for_are_warned_of(
+    dtype: str, check: str, model_folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def warned(kind: str, *, supported: bool) -> bool:
+        monkeypatch.setattr(torch.ops.mkldnn, check, lambda: supported)
+        config = configure(model_folder, out=str(tmp_path / "a.mp4"), device="cpu", dtype=kind).config
+        return any(line.startswith("dtype: this processor is") for line in prepare(config).concerns())
+
+    assert warned(dtype, supported=False)
+    assert not warned(dtype, supported=True)
+    assert not warned("auto", supported=False)

@@ -32,7 +32,7 @@ from vinfinity.system.folders import expanded
 from vinfinity.system.numbers import shown_rate
 from vinfinity.system.safetensors import read_header
 from vinfinity.weights.card import ModelCard, files_digest, read_card, weights_digest
-from vinfinity.weights.dtypes import depends_on_shapes, pick_dtype
+from vinfinity.weights.dtypes import depends_on_shapes, emulated, pick_dtype
 from vinfinity.weights.load import check_decoder, check_weights, load_scheduler
 from vinfinity.weights.lora import Lora, lora_targets, read_lora
 
@@ -144,6 +144,12 @@ class Job:
         concerns = [ignored] if (ignored := self.schedule.ignored_by(self.config.sampler)) else []
         if fallback := fallen_back(self.config.device):
             concerns.append(fallback)
+        device = pick_device(self.config.device)
+        if emulated(self.dtype(device), device):
+            name = self.config.dtype
+            concerns.append(
+                f"dtype: this processor is 20 times slower in {name} than in fp32, or more; use fp32"
+            )
         if self.card.distilled and self.config.negative:
             concerns.append(f"negative: has no effect: {self.card.name} takes guidance as an input")
         if self.config.parallel.split_guidance and not self.splits_branches:

@@ -27,6 +27,9 @@ def test_settings_differ_from_the_papers_schedule_only_where_they_say_so() -> No
     paper = AttentionConfig(trained_frames=16).schedule
     assert [name for name, schedule in schedules.items() if schedule != paper] == [
         "unbiased",
+        "early-bias",
+        "late-bias",
+        "bias-2",
         "t-600",
         "t-900",
     ]

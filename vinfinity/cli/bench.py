@@ -78,7 +78,9 @@ def denoiser(
     dtype: Annotated[
         list[Precision] | None,
         typer.Option(
-            metavar="fp32|fp16|bf16", help="Precision; may be repeated.", show_default="fp32 and bf16"
+            metavar="fp32|fp16|bf16",
+            help="Precision; may be repeated.",
+            show_default="fp32, and bf16 where the processor has instructions for it",
         ),
     ] = None,
     compile: Annotated[bool, typer.Option("--compile", help="Time the compiled network, too.")] = False,
@@ -105,8 +107,10 @@ def denoiser(
         from vinfinity.bench.denoiser import time_denoiser
         from vinfinity.bench.subjects import RANDOM, find_subject
         from vinfinity.parallel.devices import pick_device
+        from vinfinity.weights.dtypes import DTYPES, emulated
 
-        kind = pick_device(device).type
+        picked = pick_device(device)
+        usual = [name for name in ("fp32", "bf16") if not emulated(DTYPES[name], picked)]
         torch.set_num_threads(threads)
         measured = []
         for name in model or ("mini", "medium"):
@@ -115,10 +119,10 @@ def denoiser(
                 times = time_denoiser(
                     subject,
                     frames=count,
-                    dtypes=dtype or ("fp32", "bf16"),
+                    dtypes=dtype or usual,
                     compiled=compile,
                     rounds=rounds,
-                    device=kind,
+                    device=picked.type,
                 )
                 measured.append((subject.title(count), times))
         print_columns(report.denoiser_table(measured))

@@ -37,3 +37,14 @@ def depends_on_shapes(dtype: torch.dtype, device_type: str) -> bool:
 def pick_dtype(setting: str, device: torch.device, *, half: Half = "fp16") -> torch.dtype:
     """The type of the weights and of the network's arithmetic; "auto" is `half` on a GPU and fp32 on the CPU."""
     return DTYPES[(half if device.type == "cuda" else "fp32") if setting == "auto" else setting]
+
+
+def emulated(dtype: torch.dtype, device: torch.device) -> bool:
+    """Whether this computer's processor lacks instructions for a type, so that products take 20 to 60 times as long as
+    in fp32. False where torch does not say.
+    """
+    checks = {torch.bfloat16: "_is_mkldnn_bf16_supported", torch.float16: "_is_mkldnn_fp16_supported"}
+    if device.type != "cpu" or dtype not in checks:
+        return False
+    check = getattr(torch.ops.mkldnn, checks[dtype], None)
+    return check is not None and not check()
