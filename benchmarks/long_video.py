@@ -7,9 +7,9 @@ Every video is measured by `vinfinity.evaluate` and read by the world's recognis
 frames should show. What a setting knows of its borders is not used: all are measured alike, with seams looked for every
 16 frames. A line of CSV per video is written at once; the same command goes on after any end. Each line has its steps,
 guidance and the first digits of the digest of the denoiser's weights; lines with others are never mixed. Its seconds
-are those on a processor, of all processes. --summary prints the tables of the study: means and paired differences from
-`dual`, with bootstrap intervals. For docs/proof/long-video.md, copy the file to docs/data/long-video.csv and run
-`python -m scripts.figures`.
+are those on a processor, of all processes; times on different processors are never compared. --summary prints the
+tables of the study: means and paired differences from `dual`, with bootstrap intervals. For docs/proof/long-video.md,
+copy the file to docs/data/long-video.csv and run `python -m scripts.figures`.
 
 Needs the embedded model alone. A video of 96 frames takes some 15 seconds of one core.
 """
@@ -30,6 +30,7 @@ import torch
 import vinfinity
 from vinfinity.config import RunConfig
 from vinfinity.errors import InputError, VinfinityError
+from vinfinity.machine.host import find_processor
 from vinfinity.weights.card import read_card, weights_digest
 
 ROOT = Path(__file__).parents[1]
@@ -85,7 +86,7 @@ VARIANTS = {
 }
 # what the recogniser adds to the figures of `evaluate`; all are better if higher
 READ = ("read.right", "read.steady", "read.same")
-COLUMNS = ("setting", "frames", "scene", "seed", "steps", "guidance", "weights", "seconds")
+COLUMNS = ("setting", "frames", "scene", "seed", "steps", "guidance", "weights", "processor", "seconds")
 # significant digits of figures in the file
 DIGITS = 6
 # what tells the videos of a study apart: setting, frames, scene, seed, steps, guidance, weights
@@ -150,6 +151,12 @@ def measure(
     figures = {name: value for name, value in result.figures.items() if value is not None}
     found = {"seconds": seconds, **figures, **read(video.frames, scene)}
     return {name: float(f"{value:.{DIGITS}g}") for name, value in found.items()}
+
+
+def processor() -> str:
+    """The name of the processor and its widest instructions, on which times depend."""
+    found = find_processor()
+    return f"{found.name} with {found.vectors}" if found.vectors else found.name
 
 
 def processor_seconds() -> float:
@@ -257,7 +264,7 @@ def make(options: argparse.Namespace) -> None:
         setting, frames, scene, seed, *_ = video
         figures = measure(VARIANTS[setting], found[scene], frames=frames, seed=seed, given=given)
         row = dict(zip(COLUMNS, video, strict=False))
-        append(options.out, {**row, **figures}, names)
+        append(options.out, {**row, "processor": processor(), **figures}, names)
         print(f"{number} of {len(todo)}: {setting}, {frames} frames, {figures['seconds']:.0f} s", flush=True)
 
 

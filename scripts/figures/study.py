@@ -8,6 +8,7 @@ Settings are compared in the scenes and seeds that both have.
 """
 
 import csv
+from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
@@ -109,14 +110,23 @@ class Group:
         """How many scenes they show."""
         return len({scene for scene, _ in self._videos[setting]})
 
-    def seconds(self, setting: str) -> float:
-        """The median time of a video on a processor."""
-        return float(np.median([float(row["seconds"]) for row in self._videos[setting].values()]))
+    @cached_property
+    def processor(self) -> str:
+        """The one that made most of the videos: times on others cannot be compared with its."""
+        return Counter(row["processor"] for row in self.rows).most_common(1)[0][0]
+
+    def seconds(self, setting: str) -> float | None:
+        """The median time of a video on one core of `processor`; None if that made no video of the setting."""
+        own = [row for row in self._videos[setting].values() if row["processor"] == self.processor]
+        return float(np.median([float(row["seconds"]) for row in own])) if own else None
 
     @property
-    def hours(self) -> float:
-        """The time of all videos, without measuring them."""
-        return sum(float(row["seconds"]) for row in self.rows) / 3600
+    def hours(self) -> dict[str, float]:
+        """The time of all videos by processor, without measuring them."""
+        found: Counter[str] = Counter()
+        for row in self.rows:
+            found[row["processor"]] += float(row["seconds"]) / 3600
+        return dict(found.most_common())
 
     def mean(self, setting: str, figure: str) -> Mean | None:
         """None if no video has the figure."""
@@ -220,10 +230,11 @@ def _numbers(counts: Sequence[int]) -> str:
 
 def _heading(group: Group) -> str:
     videos, scenes = len(group.rows), max(map(group.scenes, group.settings))
+    cost = " and ".join(f"{hours:.1f} hours of one core of {name}" for name, hours in group.hours.items())
     text = (
         f"### {group.frames} frames, {group.steps} steps, guidance {group.guidance:g}, weights {group.weights}\n\n"
         f"{_counted(videos, 'video')} of {_counted(scenes, 'scene')} with {_counted(len(group.settings), 'setting')}; "
-        f"{group.hours:.1f} hours of one core."
+        f"{cost}."
     )
     if scenes < FEW:
         text += f" **Fewer than {FEW} scenes: read nothing into differences.**"
@@ -235,9 +246,10 @@ def _counted(number: int, noun: str) -> str:
 
 
 def _introduced(group: Group) -> str:
+    times = "" if len(group.hours) == 1 else f" Seconds are those on {group.processor}."
     if max(map(group.scenes, group.settings)) < 2:
-        return "The figures of the one scene, without intervals:"
-    return "Means, with their bootstrap intervals of 95 % over scenes:"
+        return f"The figures of the one scene, without intervals.{times}"
+    return f"Means, with their bootstrap intervals of 95 % over scenes.{times}"
 
 
 def _table(head: Sequence[str], lines: Sequence[Sequence[str]]) -> str:
@@ -249,7 +261,9 @@ def _means(group: Group) -> str:
     lines = []
     for setting in group.settings:
         cells = [_mean_cell(group.mean(setting, figure.name), figure) for figure in SHOWN]
-        lines.append([f"`{setting}`", str(group.count(setting)), f"{group.seconds(setting):.0f}", *cells])
+        seconds = group.seconds(setting)
+        time = "-" if seconds is None else f"{seconds:.0f}"
+        lines.append([f"`{setting}`", str(group.count(setting)), time, *cells])
     return _table(["setting", "videos", "core s", *map(column_title, SHOWN)], lines)
 
 

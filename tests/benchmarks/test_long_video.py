@@ -100,7 +100,8 @@ def test_lines_of_another_version_are_refused_in_one_line(tmp_path: Path) -> Non
     with pytest.raises(SystemExit) as ended:
         long_video.main(["--summary", "--out", str(out)])
     assert (
-        str(ended.value) == f"error: --out: {out} has lines without steps, guidance, weights; name a new file"
+        str(ended.value)
+        == f"error: --out: {out} has lines without steps, guidance, weights, processor; name a new file"
     )
 
 

@@ -28,6 +28,7 @@ def rows(
                 "steps": str(steps),
                 "guidance": "1.4",
                 "weights": weights,
+                "processor": "AMD EPYC with AVX2",
                 "seconds": "36",
                 "seams.ratio": "",
             },
@@ -102,9 +103,23 @@ def test_the_tables_say_how_many_videos_there_are_and_what_is_missing() -> None:
     assert "96 frames and 25 steps have 23 to 24 of 48 videos a setting" in text
     assert "no video of 320 frames was made; no video of 960 frames was made" in text
     assert "| `local` | 23 | 36 |" in text
-    assert "47 videos of 12 scenes with 2 settings; 0.5 hours of one core" in text
+    assert "47 videos of 12 scenes with 2 settings; 0.5 hours of one core of AMD EPYC with AVX2." in text
     complete = [row for frames in study.LENGTHS for row in rows(24, frames=frames, local=0.1)]
     assert "not complete" not in study.summary(complete)
+
+
+def test_times_are_those_on_the_processor_that_made_most_videos() -> None:
+    lines = rows(12, local=0.2, dense=0.1)
+    for line in lines:
+        if line["setting"] == "dense" or (line["setting"], line["seed"]) == ("local", "1"):
+            line.update({"processor": "Xeon with AMX", "seconds": "7"})
+    text = study.summary(lines)
+    hours = "0.4 hours of one core of AMD EPYC with AVX2 and 0.1 hours of one core of Xeon with AMX."
+    assert hours in text
+    assert "Seconds are those on AMD EPYC with AVX2." in text
+    assert "| `local` | 24 | 36 |" in text
+    assert "| `dense` | 24 | - |" in text
+    assert "Seconds are those on" not in study.summary(rows(12, local=0.2))
 
 
 def test_few_scenes_are_said_to_say_nothing() -> None:
