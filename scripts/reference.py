@@ -116,7 +116,14 @@ def settings_page() -> list[str]:
             setting_row(setting) for key, setting in declared().items() if key.rpartition(".")[0] == group
         ]
         head = ("Setting", "Meaning", "Values", "Default", "Flag", "Changes the latents")
-        lines += [f"## {heading}", "", about.partition("\n")[0], "", *table(head, rows), ""]
+        lines += [
+            f"## {heading}",
+            "",
+            " ".join(about.partition("\n\n")[0].split()),
+            "",
+            *table(head, rows),
+            "",
+        ]
     return lines
 
 

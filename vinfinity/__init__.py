@@ -43,6 +43,7 @@ __all__ = [
     "BatchSummary",
     "BusyError",
     "Comparison",
+    "DamagedError",
     "Evaluation",
     "Failure",
     "InputError",

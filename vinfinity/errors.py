@@ -126,7 +126,7 @@ class LimitError(VinfinityError):
 
 
 class BatchError(VinfinityError):
-    """Videos of a batch failed; all others are made. The code is 100 and their number, at most 125."""
+    """Videos of a batch failed; all others are made. The code is 100 plus their number, at most 125."""
 
     exit_code = 101
     advice = "Read the line of each, and run the same command to try them again."

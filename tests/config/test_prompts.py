@@ -84,7 +84,7 @@ def test_a_loop_blends_at_its_ends() -> None:
             [Prompt("b", at=30, blend=20), Prompt("c", at=35)],
             r"prompts\[0\]\.blend: 20 reaches the change at frame 35",
         ),
-        ([Prompt("b", at=30, blend=4, cut=True)], r"prompts\[0\]\.blend: 4 is given for a cut"),
+        ([Prompt("b", at=30, blend=4, cut=True)], r"prompts\[0\]\.blend: 4 has no effect at a cut"),
         ([Prompt("b", at="later")], r"prompts\[0\]\.at: later is not a moment"),
     ],
     ids=lambda value: value if isinstance(value, str) else "",

@@ -91,7 +91,7 @@ def test_sound_goes_on_in_an_extended_video(model_folder: Path, tmp_path: Path) 
         ((), "--keep-audio: true has no video to take it from; add --from VIDEO"),
         (
             ("--from", "SILENT", "--audio", "TONE"),
-            "audio: TONE (--audio) is given beside the sound of the video to start from; leave out one of the two",
+            "audio: TONE (--audio) conflicts with input.keep_audio; leave out one of the two",
         ),
         (("--from", "SILENT", "--out", "a.gif"), "GIF holds no sound; use .mp4, .mov, .webm"),
     ],

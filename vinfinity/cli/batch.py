@@ -42,7 +42,7 @@ def batch(
         Path,
         typer.Argument(
             metavar="FILE",
-            help="A prompt a line; or rows with any settings in .yaml, .jsonl or .csv.",
+            help="A prompt per line; or rows with any settings in .yaml, .json, .jsonl, .csv or .tsv.",
             show_default=False,
         ),
     ],
@@ -76,9 +76,9 @@ def batch(
 ) -> None:
     """Generate the videos of all rows of a file. Weights are loaded once.
 
-    Finished videos are skipped, and an interrupted one is resumed: after any end, the same command goes on. A video
-    that fails is reported and passed over; the exit code is then 100 and the number of failed videos. A row's own
-    settings come before those of all rows, which are the options of `generate`.
+    Finished videos are skipped, and an interrupted one is resumed: run the same command again, whatever ended it. A
+    video that fails is reported and passed over; the exit code is then 100 plus the number of failed videos. A row's
+    own settings come before those of all rows, which are the options of `generate`.
 
     For example: vinfinity batch prompts.txt --seeds 0:4 --frames 64
     """

@@ -17,13 +17,13 @@ def doctor(
         int | None,
         typer.Option(
             metavar="N",
-            help="Number of ranks of the run to answer for.",
+            help="Number of ranks of the run to check for.",
             show_default="1, or the ranks of the launcher",
             parser=number(int),
         ),
     ] = None,
     device: Annotated[
-        Device, typer.Option(metavar="auto|cuda|cpu", help="Device of the run to answer for.")
+        Device, typer.Option(metavar="auto|cuda|cpu", help="Device of the run to check for.")
     ] = "auto",
     as_json: Annotated[bool, typer.Option("--json", help="Print everything that was found as JSON.")] = False,
     debug: Debug = False,

@@ -59,7 +59,7 @@ Every = Annotated[
     int | None,
     typer.Option(
         metavar="N",
-        help="Look for seams every N frames, such as the windows of another program.",
+        help="Look for seams every N frames, such as where windows of another program meet.",
         show_default="none",
         parser=number(int),
     ),
@@ -68,7 +68,7 @@ Fps = Annotated[
     float | None,
     typer.Option(
         metavar="X",
-        help="Frame rate of folders of PNG that no run lies beside.",
+        help="Frame rate of PNG folders that have no run folder beside them.",
         show_default="24",
         parser=number(float, least=0.1, most=1000),
     ),
@@ -87,7 +87,7 @@ MaxDrift = Annotated[
 ]
 MaxSeam = Annotated[float | None, limit("--max-seam", "Highest ratio of a border's difference to the usual.")]
 MaxPulsing = Annotated[float | None, limit("--max-pulsing", "Most pulsing of colours, in levels of 255.")]
-MaxCuts = Annotated[float | None, limit("--max-cuts", "Most cuts that were not asked for.")]
+MaxCuts = Annotated[float | None, limit("--max-cuts", "Largest number of cuts that no prompt asked for.")]
 MaxRepetition = Annotated[float | None, limit("--max-repetition", "Highest autocorrelation at a period.")]
 MaxFrozen = Annotated[float | None, limit("--max-frozen", "Largest frozen share of the video, in percent.")]
 MinMotion = Annotated[float | None, limit("--min-motion", "Least mean motion, in pixels per frame.")]
@@ -244,7 +244,7 @@ def _page(report: Path | None, *, overwrite: bool) -> Path | None:
         return None
     path = expanded(report, field="--report")
     if path.suffix.lower() not in (".html", ".htm"):
-        raise InputError("--report", report, "let it end in .html", problem="is not an HTML file")
+        raise InputError("--report", report, "give it the ending .html", problem="is not an HTML file")
     check_output("--report", path, overwrite=overwrite)
     return path
 

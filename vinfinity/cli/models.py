@@ -86,7 +86,8 @@ def convert_model(
     source: Annotated[
         Path,
         typer.Argument(
-            metavar="SOURCE", help="VideoCrafter2's model.ckpt, T2V-Turbo's unet_lora.pt, or a folder."
+            metavar="SOURCE",
+            help="VideoCrafter2's model.ckpt, T2V-Turbo's unet_lora.pt, a file of Wan's transformer, or a folder.",
         ),
     ],
     target: Annotated[Path, typer.Argument(metavar="TARGET", help="Folder to create.")],
@@ -94,7 +95,7 @@ def convert_model(
         str | None,
         typer.Option(
             metavar="NAME|FOLDER",
-            help="Model to take the parts from that SOURCE lacks, such as a tokenizer.",
+            help="Model that supplies the parts that SOURCE lacks, such as a tokenizer.",
             show_default="none",
         ),
     ] = None,

@@ -116,7 +116,9 @@ def _blended(
         if entry.blend is not None:
             blend = parse_moment(entry.blend, frames=frames, fps=fps, field=f"{field}.blend")
             if entry.cut and blend:
-                raise InputError(f"{field}.blend", entry.blend, "leave it out", problem="is given for a cut")
+                raise InputError(
+                    f"{field}.blend", entry.blend, "leave it out", problem="has no effect at a cut"
+                )
         if entry.cut or (index == 0 and not (loop and len(given) > 1)):
             blend = 0
         timed.append(

@@ -324,7 +324,7 @@ class InputConfig(Group, name="input"):
     )
     strength: float | None = setting(
         None,
-        "How far the new video may depart from that one: the share of the denoising steps that are run.",
+        "How far the new video may depart from the one it starts from: the share of the denoising steps that are run.",
         above=0,
         most=1,
         remedy="0.6 is the default, 1 keeps little more than its layout",
@@ -348,7 +348,7 @@ class InputConfig(Group, name="input"):
     )
     keep_audio: bool = setting(
         False,
-        "Keep the sound of that video; cut at the end, or followed by silence.",
+        "Keep the sound of the video to start from; it is cut, or followed by silence, to fit.",
         latents=False,
         panel=INPUT,
         flag="--keep-audio",
@@ -374,8 +374,8 @@ class InputConfig(Group, name="input"):
 
 @dataclass(frozen=True, kw_only=True)
 class FirstPassConfig(Group, name="first_pass"):
-    """A first pass: the video is generated at another size before, often a smaller one, and starts from the result as
-    it would from `input.video`. With that, there is no first pass.
+    """A first pass generates the video at another size, often a smaller one; the video then starts from the result.
+    With `input.video`, there is no first pass.
     """
 
     size: str | None = setting(
@@ -522,8 +522,9 @@ class RunConfig(Group):
     )
     prompts: tuple[Prompt, ...] = setting(
         (),
-        "Prompts that follow `prompt`, each from a frame (96), a second (12s) or a part of the video (50%) on. Frames "
-        "around a change are guided by both texts, over `blend` frames; `cut: true` begins another scene instead.",
+        "Prompts that follow `prompt`, each with the moment it begins: a frame (96), a time (12s) or a percentage "
+        "(50%). Frames around a change are guided by both texts. In YAML, `blend` says how many frames, and "
+        "`cut: true` begins another scene instead.",
         form="in order of their beginning",
         panel=VIDEO,
         flag="--then",
@@ -629,7 +630,7 @@ class RunConfig(Group):
     )
     audio: str | None = setting(
         None,
-        "File whose sound accompanies the video; cut at its end, or followed by silence.",
+        "File with sound for the video; it is cut, or followed by silence, to fit.",
         latents=False,
         panel=FILES,
         metavar="FILE",
@@ -668,7 +669,7 @@ class RunConfig(Group):
     )
     dtype: Dtype = setting(
         "auto",
-        "Precision of the network; auto is fp16 on a GPU, bf16 for Wan, and fp32 on a CPU.",
+        "Precision of the network; auto is fp16 on a GPU (bf16 for Wan) and fp32 on a CPU.",
         panel=MACHINE,
     )
     memory: Memory = setting(
@@ -749,7 +750,7 @@ class RunConfig(Group):
             remedy = "add --from, --first-frame or --last-frame"
             raise InputError("input.fit", given.fit, remedy, problem="has nothing to fit")
         if given.keep_audio and self.audio is not None:
-            problem = "is given beside the sound of the video to start from"
+            problem = "conflicts with input.keep_audio"
             raise InputError("audio", self.audio, "leave out one of the two", problem=problem)
 
 
