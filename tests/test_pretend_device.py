@@ -1,6 +1,7 @@
 """The pretend CUDA devices of the tests find what they claim to find, and nothing in correct code."""
 
 import pickle
+import threading
 from collections.abc import Iterator
 
 import pytest
@@ -210,6 +211,25 @@ def test_new_memory_belongs_to_its_stream(cuda: PretendCuda) -> None:
     with torch.cuda.stream(side):
         x.zero_()
     assert len(cuda.memory.races) == 1
+
+
+def test_threads_must_choose_their_device_before_they_ask_for_events(cuda: PretendCuda) -> None:
+    torch.cuda.set_device(1)
+    event = torch.cuda.Event()
+    event.record()
+    event.query()
+    assert not cuda.contexts
+    for chosen, found in ((None, 1), (1, 1)):
+
+        def ask(chosen: int | None = chosen) -> None:
+            if chosen is not None:
+                torch.cuda.set_device(chosen)
+            event.query()
+
+        thread = threading.Thread(target=ask)
+        thread.start()
+        thread.join()
+        assert len(cuda.contexts) == found
 
 
 def test_device_tensors_are_neither_pickled_nor_read_by_numpy(cuda: PretendCuda) -> None:

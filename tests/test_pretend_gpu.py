@@ -73,6 +73,7 @@ def assert_sound(found: Findings, *, steps: int) -> None:
     """Nothing would go wrong on a GPU, and the host waits for it once in each step, for the vote."""
     assert found.races == []
     assert found.early_frees == []
+    assert found.contexts == []
     assert found.slow_copies_in(LOOP) == []
     assert found.slow_copies_in(DECODING) == []
     assert len(found.waits_in(LOOP)) == steps

@@ -26,6 +26,7 @@ from vinfinity.denoise.state import Sampler, State
 from vinfinity.errors import VinfinityError
 from vinfinity.job import Job
 from vinfinity.media.preview import FITTED_FRAMES, ColourMap, decoded, enlarged, write_preview
+from vinfinity.parallel.devices import select_device
 from vinfinity.session import Session
 from vinfinity.system.files import write_whole
 from vinfinity.system.folders import data_folder
@@ -74,7 +75,12 @@ class Previews:
         self._own = [position for position in self._shown if position in held]
         self._at = [position - held.start for position in self._own]
         self._fps = Fraction(job.config.fps) * len(self._shown) / (count * job.card.geometry.time_downscale)
-        self._pool = ThreadPoolExecutor(max_workers=1, thread_name_prefix="preview")
+        self._pool = ThreadPoolExecutor(
+            max_workers=1,
+            thread_name_prefix="preview",
+            initializer=select_device,
+            initargs=(session.ranks.device,),
+        )
         self._pending: Future[None] | None = None
         self._closed = threading.Event()
         self._paint: Callable[[Tensor], np.ndarray] | None = None

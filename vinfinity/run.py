@@ -141,6 +141,8 @@ def denoise_video(job: Job, session: Session, networks: Networks) -> tuple[Parts
         )
         sampler = steered(job, own, device=device, pictures=pictures)
         noise = StepNoise(job.selection, own, job.latent, device, steps=steps)
+        # some ranks take longer to load their weights
+        ranks.gather()
         ranks.check_shutdown()
     with ranks.shutdown.reacting(Reaction.WAIT):
         if remaining:

@@ -123,10 +123,10 @@ class Group:
     @property
     def hours(self) -> dict[str, float]:
         """The time of all videos by processor, without measuring them."""
-        found: Counter[str] = Counter()
+        found: dict[str, float] = {}
         for row in self.rows:
-            found[row["processor"]] += float(row["seconds"]) / 3600
-        return dict(found.most_common())
+            found[row["processor"]] = found.get(row["processor"], 0.0) + float(row["seconds"]) / 3600
+        return dict(sorted(found.items(), key=lambda entry: -entry[1]))
 
     def mean(self, setting: str, figure: str) -> Mean | None:
         """None if no video has the figure."""

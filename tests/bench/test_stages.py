@@ -96,6 +96,20 @@ def test_all_can_be_carried_out_in_spite_of_failures() -> None:
     assert report.failed
 
 
+def test_all_figures_of_a_stage_can_be_measured_in_spite_of_failures() -> None:
+    def work(_: float) -> Iterator[Figure]:
+        yield at_least("rate", 0.25, 1.0, "GB/s")
+        yield at_most("error", 0.5, 1.0)
+        yield at_most("drift", 3.0, 1.0)
+
+    stage = Stage("mixed", "everything is well", work)
+    [done] = run(stage, keep_going=True).stages
+    assert [found.name for found in done.figures] == ["rate", "error", "drift"]
+    assert (done.outcome, done.why) == ("failed", "rate is not >= 1")
+    [done] = run(stage).stages
+    assert [found.name for found in done.figures] == ["rate"]
+
+
 @pytest.mark.parametrize(
     ("work", "why"), [(refused, "gpus: 9 is more than there are; use fewer"), (broken, "KeyError: 'missing'")]
 )

@@ -164,11 +164,31 @@ def run_out_of_memory_in_an_exchange(where: str, ranks: Ranks) -> None:
 
 def meet_again(seconds: float, ranks: Ranks) -> None:
     """The first exchange, in which rank 1 does not take part in time."""
-    assert ranks.liveness is not None
     if ranks.rank == 1:
         time.sleep(3 * seconds)
+    _meet(ranks, seconds)
+
+
+def _meet(ranks: Ranks, seconds: float) -> None:
+    assert ranks.liveness is not None
     store = dist.PrefixStore("again", ranks.liveness._store)
-    meet(ranks.rank, ranks.size, device=ranks.device, store=store, seconds=seconds)
+    meet(
+        ranks.rank,
+        ranks.size,
+        device=ranks.device,
+        store=store,
+        liveness=ranks.liveness,
+        timeout=seconds,
+    )
+
+
+def connect_without_end(seconds: float, ranks: Ranks) -> None:
+    """The first exchange over a network on which NCCL does not get beyond connecting the ranks."""
+    from vinfinity.parallel import meeting
+
+    meeting.REPORTS = 0.5
+    dist.batch_isend_irecv = lambda *_: time.sleep(FOREVER)  # type: ignore[assignment]
+    _meet(ranks, seconds)
 
 
 class _Deaf(RankExchange):
@@ -186,10 +206,8 @@ def lose_messages(seconds: float, ranks: Ranks) -> None:
     """The first exchange over a network on which messages from rank 0 to rank 2 are lost."""
     from vinfinity.parallel import meeting
 
-    assert ranks.liveness is not None
     meeting._FirstExchange.__bases__ = (_Deaf,)
-    store = dist.PrefixStore("again", ranks.liveness._store)
-    meet(ranks.rank, ranks.size, device=ranks.device, store=store, seconds=seconds)
+    _meet(ranks, seconds)
 
 
 def rehearse_with_too_little_memory(rungs: int, ranks: Ranks) -> list[tuple[int, Execution, Tensor]]:

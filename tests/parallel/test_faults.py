@@ -81,6 +81,15 @@ def test_a_rank_that_misses_the_first_exchange_is_named() -> None:
     assert "no message got from rank 1 to 0" in error.message
 
 
+def test_ranks_that_are_never_connected_end_with_remedies() -> None:
+    error = failure(fault_work.connect_without_end, 1.0)
+    assert isinstance(error, RankError)
+    assert error.message == (
+        "the ranks were not connected within 1 s; set GLOO_SOCKET_IFNAME to the interface of the network between the"
+        " nodes"
+    )
+
+
 def test_pairs_of_ranks_that_cannot_reach_each_other_are_named_with_remedies() -> None:
     error = failure(fault_work.lose_messages, 2.0)
     assert isinstance(error, RankError)

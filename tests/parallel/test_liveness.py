@@ -7,17 +7,22 @@ import pytest
 from oracles.fault_work import Point
 
 from vinfinity.errors import RankError
-from vinfinity.parallel.liveness import LOOK, Clock, Judge, Line
+from vinfinity.parallel.liveness import LOOK, SILENCE, Clock, Judge, Line
 from vinfinity.parallel.waits import Waits
 
 LABEL = "temporal attention 1"
 
 
 def judged(
-    lines: list[list[Line]], *, waits_for: str | None = None, host: int | None = None, seconds: float = 1.0
+    lines: list[list[Line]],
+    *,
+    waits_for: str | None = None,
+    host: int | None = None,
+    seconds: float = 1.0,
+    timeout: float = 3.0,
 ) -> str | None:
     """What rank 0 says after it has read these lines of all ranks, one list every second."""
-    judge = Judge(0, len(lines[0]), timeout=3.0, host=host)
+    judge = Judge(0, len(lines[0]), timeout=timeout, host=host)
     error: RankError | None = None
     for index, read in enumerate(lines):
         now = (index + 1) * seconds
@@ -45,6 +50,12 @@ def test_ranks_that_live_are_not_judged() -> None:
 
 def test_a_rank_whose_line_stands_still_is_named() -> None:
     assert judged(lines(20, frozen=2)) == "rank 2 did not answer in time (no sign of life for 3 s)"
+
+
+def test_a_rank_without_signs_of_life_is_not_given_the_time_of_one_that_works() -> None:
+    assert judged(lines(29, frozen=2), timeout=120.0) is None
+    found = judged(lines(40, frozen=2), timeout=120.0)
+    assert found == f"rank 2 did not answer in time (no sign of life for {SILENCE:g} s)"
 
 
 def test_a_rank_that_has_left_is_not_missed() -> None:

@@ -1,5 +1,7 @@
 """Several ranks on pretend GPUs, with NCCL's rules: whole runs give one CPU's latents, and nothing else is found."""
 
+import dataclasses
+import time
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -94,6 +96,7 @@ def run_on(ranks: int, tasks: Sequence[Task]) -> list[Outcome]:
         found = outcome.findings
         assert found.races == []
         assert found.early_frees == []
+        assert found.contexts == []
         assert found.slow_copies_in(LOOP) == []
         assert found.slow_copies_in(DECODING) == []
         assert len(found.waits_in(LOOP)) == STEPS * len(tasks)
@@ -188,6 +191,41 @@ def test_the_pretend_nccl_delivers_messages() -> None:
     outcomes = on_pretend_ranks(fetch_neighbours, ranks=3)
     assert [outcome.result for outcome in outcomes] == [[1.0], [0.0, 2.0], [1.0]]
     assert [outcome.findings.races for outcome in outcomes] == [[], [], []]
+
+
+def test_a_rank_on_which_nccl_fails_ends_those_that_wait_for_it_to_connect() -> None:
+    """They are inside NCCL, so their thread ends them."""
+    started = time.monotonic()
+    outcomes = on_pretend_ranks(lambda ranks: None, ranks=3, timeout=60.0, broken=1)
+    assert time.monotonic() - started < 30
+    assert "joined within 60 s: NCCL error: unhandled system error" in str(outcomes[1].error)
+    assert [outcomes[rank].error for rank in (0, 2)] == ["the process ended"] * 2
+
+
+def test_ranks_wait_for_those_that_load_for_long(model_folder: Path, tmp_path: Path) -> None:
+    """Later messages wait no longer than `parallel.timeout`."""
+    task = task_for(model_folder, tmp_path / "a.mp4", "steps=1", ranks=2)
+
+    @dataclass(frozen=True)
+    class SlowRanks(Ranks):
+        def gather(self) -> None:
+            order.append("gather")
+            super().gather()
+
+        def check_shutdown(self) -> None:
+            order.append("check")
+            super().check_shutdown()
+
+    order: list[str] = []
+
+    def work(own: Ranks) -> list[str]:
+        fields = {one.name: getattr(own, one.name) for one in dataclasses.fields(own)}
+        on_rank(task, SlowRanks(**fields))
+        return order
+
+    for outcome in on_pretend_ranks(work, ranks=2):
+        assert outcome.error is None, outcome.error
+        assert "gather, check" in ", ".join(outcome.result)
 
 
 def test_the_pretend_nccl_makes_a_communicator_only_of_all_ranks() -> None:

@@ -133,7 +133,7 @@ def run_stages(
     out: Path | None,
     keep_going: bool = False,
 ) -> Report:
-    """Carry out stages in order, up to the first that fails. keep_going: carry out the others, too.
+    """Carry out stages in order, up to the first figure that fails. keep_going: measure all figures and stages.
 
     settings, machine: are written to the file as they are.
     """
@@ -141,7 +141,7 @@ def run_stages(
     report = Report(title=title, settings=settings, machine=machine, started=started)
     for stage in stages:
         print(f"{stage.name}: {stage.accepts}", flush=True)
-        done = _carry_out(stage, context)
+        done = _carry_out(stage, context, keep_going=keep_going)
         report.stages.append(done)
         why = f": {done.why}" if done.why else ""
         print(f"  {done.outcome}{why} ({done.seconds:.1f} s)", flush=True)
@@ -161,16 +161,17 @@ def run_stages(
     return report
 
 
-def _carry_out(stage: Stage[Context], context: Context) -> Done:
-    """One stage; its first figure out of limits ends it."""
+def _carry_out(stage: Stage[Context], context: Context, *, keep_going: bool) -> Done:
+    """One stage. Its first figure out of limits makes it fail, and ends it unless `keep_going`."""
     figures: list[Figure] = []
     started, outcome, why = time.monotonic(), "passed", ""
     try:
         for found in stage.run(context):
             figures.append(found)
             print(found.line, flush=True)
-            if found.passed is False:
+            if found.passed is False and outcome != "failed":
                 outcome, why = "failed", f"{found.name} is not {found.accepts}"
+            if outcome == "failed" and not keep_going:
                 break
     except Skipped as skipped:
         outcome, why = "skipped", str(skipped)

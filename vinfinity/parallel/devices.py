@@ -86,6 +86,16 @@ def fallen_back(wanted: str) -> str | None:
     return f"device: auto takes the CPU, because torch cannot use this machine's GPU: {reason}; see `vinfinity doctor`"
 
 
+def select_device(device: torch.device) -> None:
+    """Make a device the current one of this thread.
+
+    Every thread begins on the first GPU. One that asks for an event of another GPU would create a context on the first
+    one, of half a gigabyte.
+    """
+    if device.type == "cuda":
+        torch.cuda.set_device(device)
+
+
 def check_nccl(size: int, device: torch.device) -> None:
     """Raise InputError if ranks on GPUs cannot reach each other because torch lacks NCCL."""
     if size > 1 and device.type == "cuda" and not dist.is_nccl_available():

@@ -15,9 +15,9 @@ import torch
 import torch.distributed as dist
 
 from vinfinity.errors import RankError, Stopped, VinfinityError, described, one_line
-from vinfinity.parallel.devices import GpuFacts, check_gpus, gpu_facts
+from vinfinity.parallel.devices import GpuFacts, check_gpus, gpu_facts, select_device
 from vinfinity.parallel.liveness import Liveness
-from vinfinity.parallel.meeting import MEETING, REMEDIES, meet
+from vinfinity.parallel.meeting import REMEDIES, meet
 from vinfinity.parallel.place import Place
 from vinfinity.parallel.ranks import Ranks
 from vinfinity.parallel.waits import Waits
@@ -65,13 +65,16 @@ def joined(
     default with a line on stderr.
     """
     _choose_threads(place, device)
+    select_device(device)
     if device.type == "cuda":
-        torch.cuda.set_device(device)
         # messages should not wait behind large kernels
         os.environ.setdefault("TORCH_NCCL_HIGH_PRIORITY", "1")
+        # if a peer dies, NCCL's watchdog would abort this process before it can name the peer
+        os.environ.setdefault("TORCH_NCCL_ASYNC_ERROR_HANDLING", "0")
     waiting = threading.Timer(NOTED_WAIT, _note_waiting, [place])
     waiting.daemon = True
     waits = Waits()
+    liveness: Liveness | None = None
     waiting.start()
     with contextlib.ExitStack() as watched:
         try:
@@ -80,6 +83,7 @@ def joined(
                 place.rank,
                 place.size,
                 store=_connect(place, timeout),
+                device=device,
                 timeout=timeout,
                 waits=waits,
                 end=end or (lambda error: shutdown.end(error.exit_code, error.message)),
@@ -92,13 +96,13 @@ def joined(
             _init_process_group(place, store, liveness, device, timeout)
         except (RuntimeError, ValueError) as error:
             reason = f"{one_line(error)}{_way_out(place)}"
-            raise RankError(
-                f"not all of the {place.size} ranks joined within {timeout:g} s: {reason}"
-            ) from error
+            problem = RankError(f"not all of the {place.size} ranks joined within {timeout:g} s: {reason}")
+            # the others may be inside NCCL, which would keep them until the time limit
+            raise problem if liveness is None else liveness.first_error(problem) from error
         finally:
             waiting.cancel()
         try:
-            meet(place.rank, place.size, device=device, store=store, seconds=min(MEETING, timeout))
+            meet(place.rank, place.size, device=device, store=store, liveness=liveness, timeout=timeout)
             yield Ranks(
                 device=device,
                 rank=place.rank,

@@ -12,13 +12,17 @@ import time
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import asdict, dataclass
 
+import torch
 import torch.distributed as dist
 
 from vinfinity.errors import RankError, Stopped, VinfinityError, error_of
+from vinfinity.parallel.devices import select_device
 from vinfinity.parallel.waits import Waits
 
 # seconds between two lines, and between two looks at what is known
 BEAT, LOOK = 0.5, 0.1
+# seconds without a line after which a rank is gone: a thread of its own writes them, whatever the rank computes
+SILENCE = 30.0
 # seconds that the main thread has to end a rank before this thread does it, and that the store has to answer a rank
 # that leaves
 GRACE, FAREWELL = 0.7, 0.5
@@ -53,7 +57,8 @@ class Clock:
 class Judge:
     """Decides from the lines of all ranks which of them does not answer. Knows no threads and no store.
 
-    timeout: seconds after which a rank counts as lost. host: the rank that hosts the store, None if none does.
+    timeout: seconds after which a rank counts as lost that others wait for. host: the rank that hosts the store, None
+    if none does.
     """
 
     def __init__(self, rank: int, size: int, *, timeout: float, host: int | None = None) -> None:
@@ -63,6 +68,11 @@ class Judge:
         self._changed = dict.fromkeys(range(size), 0.0)
         self._answered = 0.0
         self._stalled: tuple[str, float] | None = None
+
+    @property
+    def silence(self) -> float:
+        """Seconds without a sign of life after which a rank counts as gone."""
+        return min(self.timeout, SILENCE)
 
     def read(self, lines: Sequence[Line], *, now: float) -> None:
         """Note what the store says."""
@@ -74,7 +84,7 @@ class Judge:
 
     def look(self, device_waits_for: str | None, *, now: float) -> RankError | None:
         """The error for a rank that does not answer. device_waits_for: what this rank's GPU waits for."""
-        silent = now - self._answered > self.timeout
+        silent = now - self._answered > self.silence
         if silent and self.host is not None and self.host != self.rank:
             return self._late([self.host])
         if silent:
@@ -83,7 +93,7 @@ class Judge:
         frozen = [
             rank
             for rank, line in self.lines.items()
-            if rank != self.rank and not line.left and now - self._changed[rank] > self.timeout
+            if rank != self.rank and not line.left and now - self._changed[rank] > self.silence
         ]
         if frozen:
             return self._late(frozen)
@@ -111,15 +121,15 @@ class Judge:
 
     def _late(self, ranks: Sequence[int], label: str = "") -> RankError:
         names = f"rank {ranks[0]}" if len(ranks) == 1 else f"the ranks {', '.join(map(str, ranks))}"
-        waited = f" (waited for it in: {label})" if label else f" (no sign of life for {self.timeout:g} s)"
+        waited = f" (waited for it in: {label})" if label else f" (no sign of life for {self.silence:g} s)"
         return RankError(f"{names} did not answer in time{waited}")
 
 
 class Liveness:
     """The threads of one rank: one writes and reads lines, the other judges.
 
-    judge: decides. store: a connection of its own, since one that waits is of no use to others. end: reports an error
-    and ends this process; called if the main thread has not left within GRACE seconds.
+    judge: decides. store: a connection of its own, since one that waits is of no use to others. device: of this rank.
+    end: reports an error and ends this process; called if the main thread has not left within GRACE seconds.
     """
 
     def __init__(
@@ -128,13 +138,14 @@ class Liveness:
         size: int,
         *,
         store: dist.Store,
+        device: torch.device,
         timeout: float,
         waits: Waits,
         end: Callable[[VinfinityError], object],
         host: int | None = None,
     ) -> None:
         self.rank, self.size = rank, size
-        self._store, self._waits, self._end = store, waits, end
+        self._store, self._device, self._waits, self._end = store, device, waits, end
         self.judge, self._clock = Judge(rank, size, timeout=timeout, host=host), Clock()
         self._error: VinfinityError | None = None
         self._limit: tuple[float, RankError] | None = None
@@ -191,6 +202,7 @@ class Liveness:
 
     def _exchange(self) -> None:
         """Writes this rank's line and reads the others'. Waits for the store, however long it takes."""
+        select_device(self._device)
         keys = [_key(rank) for rank in range(self.size)]
         while not self._done.wait(BEAT):
             try:
@@ -210,6 +222,7 @@ class Liveness:
 
     def _watch(self) -> None:
         """Judges, and ends the process if the main thread does not."""
+        select_device(self._device)
         overdue = 0.0
         while not self._done.wait(LOOK):
             self._clock.tick()

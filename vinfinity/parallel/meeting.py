@@ -15,6 +15,7 @@ from torch import Tensor
 
 from vinfinity.errors import RankError
 from vinfinity.parallel.exchange import RankExchange, Work
+from vinfinity.parallel.liveness import Liveness
 from vinfinity.parallel.shards import FrameShards, plan_route
 
 # seconds for the exchange, and for what ranks say of it afterwards
@@ -51,10 +52,31 @@ class _FirstExchange(RankExchange):
         return self.works, self.operations
 
 
-def meet(rank: int, size: int, *, device: torch.device, store: dist.Store, seconds: float = MEETING) -> None:
-    """Exchange a message with every other rank. Raises RankError, on every rank, that names the pairs that cannot."""
-    missing = unheard(rank, size, device=device, seconds=seconds)
-    store.set(f"unheard/{rank}", json.dumps(missing))
+def meet(
+    rank: int,
+    size: int,
+    *,
+    device: torch.device,
+    store: dist.Store,
+    liveness: Liveness,
+    timeout: float,
+    seconds: float = MEETING,
+) -> None:
+    """Exchange a message with every other rank. Raises RankError, on every rank, that names the pairs that cannot.
+
+    timeout: seconds in which NCCL must have connected the ranks. It does so inside a call that has no limit of its own,
+    so this rank is then ended from outside. seconds: for the messages, at most `timeout`.
+    """
+    seconds = min(seconds, timeout)
+    problem = RankError(f"the ranks were not connected within {timeout:g} s; {REMEDIES[device.type]}")
+    with liveness.within(timeout + seconds + 2 * REPORTS, problem):
+        missing = unheard(rank, size, device=device, seconds=seconds)
+        store.set(f"unheard/{rank}", json.dumps(missing))
+        _compare_reports(size, device=device, store=store, seconds=seconds)
+
+
+def _compare_reports(size: int, *, device: torch.device, store: dist.Store, seconds: float) -> None:
+    """Read what all ranks have not heard. Raises RankError if that is anything, or if a rank says nothing."""
     silent: list[int] = []
     lost: list[tuple[int, int]] = []
     deadline = time.monotonic() + seconds + REPORTS
@@ -78,17 +100,21 @@ def meet(rank: int, size: int, *, device: torch.device, store: dist.Store, secon
 
 
 def unheard(rank: int, size: int, *, device: torch.device, seconds: float) -> list[int]:
-    """The ranks whose message does not arrive within `seconds`, when every rank sends one to every other."""
+    """The ranks whose message does not arrive within `seconds`, when every rank sends one to every other.
+
+    NCCL connects the ranks before that, and waits without limit where it cannot.
+    """
     exchange = _FirstExchange(rank, size)
     route = plan_route(FrameShards(size, size), rank, lambda _: range(size))
     # a rank's message consists of its number
     message = torch.full((1, 1, MESSAGE_BYTES // 8), rank + 1, dtype=torch.int64, device=device)
-    deadline = time.monotonic() + seconds
     try:
         pending = exchange.fetch(message, route, label="first exchange")
     except RankError:
         # the others have given up already
         return [other for other in range(size) if other != rank]
+    # the call above has connected the ranks, which may take longer than the messages
+    deadline = time.monotonic() + seconds
     if device.type != "cuda":
         return _unheard_on_host(exchange, deadline)
     pending.wait()

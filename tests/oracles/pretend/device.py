@@ -7,7 +7,9 @@ The package runs on them unchanged. They find what would go wrong on real device
 - each copy between host and device that is not from or to pinned memory with non_blocking=True, or that torch would
   make through memory that is not pinned, since type or layout differ (`Findings.slow_copies`);
 - two streams, or a stream and the host, that use the same memory unordered (`Findings.races`);
-- memory that is freed while a stream other than its own may still use it (`Findings.early_frees`).
+- memory that is freed while a stream other than its own may still use it (`Findings.early_frees`);
+- threads that ask for an event of another device than their current one, which is the first one in a new thread: a real
+  driver would create a context there (`Findings.contexts`).
 
 Operations run at once, in the order in which the host starts them. So results are right even where streams race: races
 are found by vector clocks (clocks.py), not by wrong results. What cannot be tested this way: numerics of CUDA kernels,
@@ -64,12 +66,13 @@ class SlowCopy:
 
 @dataclass(frozen=True)
 class Findings:
-    """What pretend devices have found. races, early_frees: see `Memory`."""
+    """What pretend devices have found. races, early_frees: see `Memory`. contexts: places that would create one."""
 
     races: Sequence[str]
     early_frees: Sequence[str]
     waits: Sequence[Wait]
     slow_copies: Sequence[SlowCopy]
+    contexts: Sequence[str]
 
     def waits_in(self, function: str) -> list[Wait]:
         """The waits inside a function, such as `denoise/loop.py:denoise`."""
@@ -209,10 +212,12 @@ class Event:
     def __init__(self, *_: object, **__: object) -> None:
         self._cuda = PretendCuda.active()
         self.seen: Clock = {}
+        self.device: torch.device | None = None
         self._asked_at: int | None = None
 
     def record(self, stream: Stream | None = None) -> None:
-        name = (stream or self._cuda.stream()).name
+        stream = stream or self._cuda.stream()
+        name, self.device = stream.name, stream.device
         self._cuda.clocks.join(name, self._cuda.clocks.now(HOST))
         self.seen = self._cuda.clocks.now(name)
 
@@ -220,6 +225,7 @@ class Event:
         (stream or self._cuda.stream()).wait_event(self)
 
     def synchronize(self) -> None:
+        self._cuda.look_at(self)
         self._cuda.wait("event.synchronize", self.seen)
 
     def query(self) -> bool:
@@ -227,6 +233,7 @@ class Event:
         True if nothing else was done since it was last asked for.
         """
         cuda = self._cuda
+        cuda.look_at(self)
         if all(cuda.clocks.knows(HOST, actor, number) for actor, number in self.seen.items()):
             return True
         if threading.current_thread() is not threading.main_thread():
@@ -249,8 +256,9 @@ class PretendCuda:
         self.operations = 0
         self.waits: list[Wait] = []
         self.slow_copies: list[SlowCopy] = []
+        self.contexts: list[str] = []
         self._sync_debug = 0
-        self._device = 0
+        self._current = threading.local()
         self._streams: list[tuple[Stream, int]] = []
         self._open = contextlib.ExitStack()
 
@@ -258,7 +266,11 @@ class PretendCuda:
         """All that was found until now."""
         memory = self.memory
         return Findings(
-            list(memory.races), list(memory.early_frees), list(self.waits), list(self.slow_copies)
+            races=list(memory.races),
+            early_frees=list(memory.early_frees),
+            waits=list(self.waits),
+            slow_copies=list(self.slow_copies),
+            contexts=list(self.contexts),
         )
 
     @staticmethod
@@ -268,6 +280,20 @@ class PretendCuda:
         return PretendCuda._active
 
     # ---- places, streams, waits ----
+
+    @property
+    def _device(self) -> int:
+        """The current device of this thread: the first one until it chooses another."""
+        return getattr(self._current, "device", 0)
+
+    @_device.setter
+    def _device(self, index: int) -> None:
+        self._current.device = index
+
+    def look_at(self, event: Event) -> None:
+        """A thread asks for an event, which the driver does in the context of the thread's current device."""
+        if event.device is not None and event.device.index != self._device:
+            self.contexts.append(call_site())
 
     def place(self, device: Any) -> torch.device:
         """A CUDA device with its index; the current device if there is none."""

@@ -63,13 +63,14 @@ class Handle:
 class PretendNccl:
     """torch.distributed's functions with NCCL's rules, while the context is open.
 
-    batches: how many batches of messages this rank has started.
+    batches: how many batches of messages this rank has started. broken: whether NCCL fails on this rank when the ranks
+    are connected.
     """
 
     _active: "PretendNccl | None" = None
 
-    def __init__(self, cuda: PretendCuda) -> None:
-        self._cuda = cuda
+    def __init__(self, cuda: PretendCuda, *, broken: bool = False) -> None:
+        self._cuda, self._broken = cuda, broken
         self._communicators: set[str] = set()
         self._store: dist.Store | None = None
         self._rank = self._size = 0
@@ -108,6 +109,8 @@ class PretendNccl:
         self._rank, self._size = options["rank"], options["world_size"]
         self._limit = options["timeout"].total_seconds()
         dist.distributed_c10d.init_process_group("gloo", **options)
+        if self._broken:
+            raise dist.DistBackendError("NCCL error: unhandled system error")
         if device_id is not None:
             self.make_communicator()
 

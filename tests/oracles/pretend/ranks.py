@@ -1,6 +1,7 @@
 """Several ranks on pretend devices, as forked processes, which need not import torch again."""
 
 import contextlib
+import gc
 import multiprocessing
 import os
 import pickle
@@ -33,11 +34,17 @@ class Outcome:
 
 
 def on_pretend_ranks(
-    work: Callable[[Ranks], Any], *, ranks: int, timeout: float = 30.0, patience: float = 120.0
+    work: Callable[[Ranks], Any],
+    *,
+    ranks: int,
+    timeout: float = 30.0,
+    patience: float = 120.0,
+    broken: int | None = None,
 ) -> list[Outcome]:
     """Runs `work` on every rank, each with a pretend device of its own.
 
     timeout: seconds that ranks wait for each other. patience: seconds after which ranks that still run are ended.
+    broken: the rank on which NCCL fails.
     Raises TimeoutError with what the others reported.
     """
     context = multiprocessing.get_context("fork")
@@ -45,7 +52,8 @@ def on_pretend_ranks(
     for rank in range(ranks):
         receiver, sender = context.Pipe(duplex=False)
         port, port_sender = context.Pipe(duplex=False)
-        children.append(context.Process(target=_rank_main, args=(work, rank, ranks, port, timeout, sender)))
+        arguments = (work, rank, ranks, port, timeout, rank == broken, sender)
+        children.append(context.Process(target=_rank_main, args=arguments))
         children[-1].start()
         sender.close()
         receivers.append(receiver)
@@ -77,18 +85,26 @@ def _received(receiver: Connection) -> Outcome:
         outcome: Outcome = pickle.loads(receiver.recv_bytes())
         return outcome
     except EOFError:
-        return Outcome(None, "the process ended", Findings([], [], [], []), 0)
+        return Outcome(None, "the process ended", Findings([], [], [], [], []), 0)
 
 
 def _rank_main(
-    work: Callable[[Ranks], Any], rank: int, ranks: int, port: Connection, timeout: float, sender: Connection
+    work: Callable[[Ranks], Any],
+    rank: int,
+    ranks: int,
+    port: Connection,
+    timeout: float,
+    broken: bool,
+    sender: Connection,
 ) -> None:
     """One rank: does its work, sends its outcome, and is gone. port: brings that of the store."""
+    # a store that an earlier test left in a cycle has a thread, which is not in this process: freeing it would abort
+    gc.freeze()
     torch.set_num_threads(1)
     place = Place(rank, ranks, rank, ranks, "localhost", port.recv(), launcher="vinfinity")
     result, error = None, None
     cuda = PretendCuda(devices=place.local_size)
-    nccl = PretendNccl(cuda)
+    nccl = PretendNccl(cuda, broken=broken)
     with contextlib.suppress(BaseException), cuda, nccl:
         try:
             device = rank_device(place, "cuda")
