@@ -138,7 +138,7 @@ def test_a_run_writes_its_cheap_figures(run: Path) -> None:
     assert frames["change"] == pytest.approx(np.abs(np.diff(shown, axis=0)).mean(), rel=0.1)
 
 
-def test_borders_of_an_edit_are_its_joins(cli: Cli, run: Path, tmp_path: Path) -> None:
+def test_borders_of_an_edit_are_its_joins_and_those_it_keeps(cli: Cli, run: Path, tmp_path: Path) -> None:
     out = tmp_path / "redone.mp4"
     code, _, err = cli("redo", str(run), "--frames", "3:5", "--gpus", "1", "--out", str(out))
     assert code == 0, err
@@ -147,6 +147,7 @@ def test_borders_of_an_edit_are_its_joins(cli: Cli, run: Path, tmp_path: Path) -
         (3, "join"),
         (5, "join"),
         (5, "prompt"),
+        (6, "rank"),
     ]
 
 
