@@ -54,6 +54,15 @@ def test_several_videos_stand_beside_each_other_and_many_below(cli: Cli, video: 
     assert len(json.loads(out)) == 2
 
 
+@pytest.mark.parametrize("count", [2, 5])
+def test_names_are_printed_as_they_are(count: int, cli: Cli, tmp_path: Path) -> None:
+    names = ["clip[final].mp4", "b].mp4", "[red]x.mp4", "a:fire:.mp4", "back\\[b].mp4"][-count:]
+    paths = [save(tmp_path / "[" / name, panning(4, height=16, width=16)) for name in names]
+    code, out, err = cli("evaluate", *map(str, paths))
+    assert code == 0, err
+    assert all(name in out for name in names)
+
+
 def test_videos_beyond_a_limit_are_named_with_exit_code_7(cli: Cli, video: Path, tmp_path: Path) -> None:
     still = save(tmp_path / "still.mp4", np.repeat(panning(1), 24, axis=0))
     code, out, err = cli("evaluate", str(video), str(still), "--min-motion", "0.5", "--max-frozen", "50")
