@@ -173,6 +173,10 @@ def test_bad_comparisons_are_one_line(cli: Cli, tmp_path: Path) -> None:
     (tmp_path / "batch").mkdir()
     (tmp_path / "other").mkdir()
     assert "compare folders with folders" in cli.refused("compare", one, str(tmp_path / "batch"))
+    # a slip of the pen is not a video beside a folder
+    missing = str(tmp_path / "bathc")
+    assert f"compare: {missing} does not exist" in cli.refused("compare", str(tmp_path / "batch"), missing)
+    assert f"compare: {missing} does not exist" in cli.refused("compare", missing, str(tmp_path / "batch"))
     assert "has no video of the same name" in cli.refused(
         "compare", str(tmp_path / "batch"), str(tmp_path / "other")
     )
