@@ -6,13 +6,17 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+import torch
 from oracles.command_line import Cli
 from oracles.synthetic import panning, save, truncate
 
+import vinfinity
 from vinfinity.config import VideoConfig, choose_format
+from vinfinity.errors import InputError
 from vinfinity.media.mp4 import read_video
 from vinfinity.media.writer import VideoWriter
 from vinfinity.runs.folder import RunFolder
+from vinfinity.video import Video
 
 
 @pytest.fixture(scope="module")
@@ -297,6 +301,15 @@ def test_files_that_are_no_videos_do_not_hide_the_others(
 )
 def test_bad_options_are_one_line(cli: Cli, video: Path, arguments: list[str], expected: str) -> None:
     assert expected in cli.refused("evaluate", str(video), *arguments)
+
+
+def test_a_rate_that_python_gives_is_refused_where_it_has_no_effect(video: Path) -> None:
+    result = Video(panning(4, height=16, width=16), torch.zeros(1, 4, 4, 2, 2), 8, {})
+    for given, name in ((video, str(video)), (result, "video")):
+        with pytest.raises(InputError, match=rf"^fps: 30 is for folders of PNG, and has no effect on {name}"):
+            vinfinity.evaluate(given, fps=30)
+    assert vinfinity.evaluate(result, fps=8).fps == vinfinity.evaluate(result).fps == 8
+    assert vinfinity.evaluate(result.frames, fps=30).fps == 30
 
 
 @pytest.mark.parametrize("package", ["cv2", "scenedetect"])
