@@ -46,8 +46,10 @@ class FrameSource(Protocol):
 class FramesInMemory(Protocol):
     """What `vinfinity.generate` returns."""
 
-    frames: np.ndarray
-    fps: Fraction | int
+    @property
+    def frames(self) -> np.ndarray: ...
+    @property
+    def fps(self) -> Fraction | int: ...
 
 
 @dataclass(frozen=True)
