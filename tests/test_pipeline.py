@@ -139,6 +139,41 @@ def test_several_ranks_can_be_used_from_python(model_folder: Path, pipe: vinfini
     assert shared.frames.shape == alone.frames.shape
 
 
+@pytest.mark.parametrize(
+    "settings",
+    [
+        {"out": "a.mp4"},
+        {"save_latents": "a.safetensors"},
+        {"preview": 2},
+        {"audio": "a.wav"},
+        {"video": {"crf": 4}},
+        {"checkpoint.keep": 3},
+        {"input": {"keep_audio": True}},
+    ],
+    ids=str,
+)
+@pytest.mark.parametrize("gpus", [1, 2])
+def test_settings_of_files_are_refused_on_any_number_of_ranks(
+    gpus: int, settings: dict[str, Any], pipe: vinfinity.Pipeline, model_folder: Path, tmp_path: Path
+) -> None:
+    if "input" in settings:
+        video = pipe("a red ball", **SMALL).save(tmp_path / "from.mp4")
+        settings = {"input": {"video": video, **settings["input"]}}
+    small = {**SMALL, "model": model_folder, "device": "cpu"}
+    name = next(iter(settings))
+    with pytest.raises(
+        vinfinity.InputError,
+        match=rf"^{name}.*: .*belongs to runs that write files; use vinfinity\.generate_f",
+    ):
+        vinfinity.generate("a red ball", gpus=gpus, **small, **settings)
+
+
+def test_ranks_can_be_given_their_own_settings(model_folder: Path) -> None:
+    given: dict[str, Any] = {"gpus": 2, "model": model_folder, "device": "cpu", "parallel": {"timeout": 0}}
+    with pytest.raises(vinfinity.InputError, match=r"parallel\.timeout: 0.0 .*is not more than 0"):
+        vinfinity.generate("a red ball", **given, **SMALL)
+
+
 def test_video_saves_and_shows_itself(pipe: vinfinity.Pipeline, tmp_path: Path) -> None:
     video = pipe("a red ball", **SMALL)
     path = video.save(tmp_path / "a.mp4")

@@ -10,8 +10,7 @@ from vinfinity.batch.plan import plan_batch
 from vinfinity.batch.rows import python_rows, read_rows
 from vinfinity.config import RunConfig, load
 from vinfinity.media.source import video_defaults
-from vinfinity.pipeline import LOADED, Pipeline, Prompts, as_settings
-from vinfinity.resolve import load_config
+from vinfinity.pipeline import LOADED, Pipeline, Prompts, load_in_memory
 from vinfinity.run import launch_run, run
 from vinfinity.runs.parts import read_manifest
 from vinfinity.runs.paths import Destination
@@ -35,8 +34,8 @@ def generate(prompt: Prompts, *, gpus: int | None = None, **settings: Any) -> Vi
         loaded = {name: settings.pop(name) for name in LOADED if name in settings}
         return Pipeline.from_pretrained(**loaded)(prompt, **settings)
     with temporary_folder() as folder:
-        out = folder / "video.mp4"
-        config = load_config(**as_settings(prompt), gpus=gpus, out=out, **settings)
+        fixed = {"gpus": gpus, "out": folder / "video.mp4"}
+        config = load_in_memory(prompt, settings, fixed=fixed, allowed=("parallel",))
         task = Task.of(config, Destination.of(config), decode=False)
         launch_run(task)
         latents = read_manifest(task.destination.folder.latents)

@@ -6,16 +6,29 @@ from vinfinity.parallel.shards import FrameShards
 
 
 def borders(job: Job, shards: FrameShards) -> dict[str, list[int]]:
-    """The first latent frame after each border by kind: `ranks`, but the first rank, and `joins` of an edit.
+    """The first latent frame after each border by kind: `ranks`, but the first rank, and `joins` of edits.
 
+    A loop may have one at frame 0. Between frames that an edit keeps, there are the borders of the earlier video.
     shards: of the frames that the run computes.
     """
     computed, generated = job.selection.frames, job.selection.generated
     new = [frame in generated for frame in range(job.latent_frames)]
-    return {
+    own = {
         "ranks": [computed[shards.held(rank).start] for rank in range(1, shards.ranks)],
-        "joins": [frame for frame in range(1, job.latent_frames) if new[frame] is not new[frame - 1]],
+        "joins": [frame for frame in range(job.latent_frames) if new[frame] is not new[frame - 1]],
     }
+    earlier = {} if job.earlier is None else job.earlier.borders
+    # in a loop, the last frame comes before frame 0
+    inside = range(0 if job.config.loop else 1, job.latent_frames)
+
+    def of_kind(kind: str) -> list[int]:
+        return [
+            frame
+            for frame in inside
+            if frame in (own if new[frame] or new[frame - 1] else earlier).get(kind, ())
+        ]
+
+    return {kind: of_kind(kind) for kind in own}
 
 
 def borders_in_frames(job: Job, shards: FrameShards) -> dict[str, list[int]]:
@@ -38,4 +51,4 @@ def find_figures(job: Job, shards: FrameShards, watch: VideoWatch) -> VideoFigur
 
 def _in_frames(job: Job, starts: list[int]) -> list[int]:
     """The first frame of the video that each of some latent frames decodes to."""
-    return [job.card.geometry.frames(start) for start in starts]
+    return [job.card.geometry.frame_span(range(start, start + 1)).start for start in starts]

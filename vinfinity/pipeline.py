@@ -59,6 +59,29 @@ def as_settings(prompt: Prompts) -> dict[str, object]:
     return {"prompts": [{"text": entry} if isinstance(entry, str) else entry for entry in prompt]}
 
 
+def load_in_memory(
+    prompt: Prompts, settings: Mapping[str, Any], *, fixed: Mapping[str, Any], allowed: Sequence[str] = ()
+) -> RunConfig:
+    """The settings of a video that is returned and not written to files.
+
+    settings: of the caller. fixed: beside them. allowed: those of OF_RUNS that have an effect nevertheless.
+    Raises InputError for unusable settings, and for those that have an effect only in runs that write files.
+    """
+    for name in settings:
+        group = name.partition(".")[0]
+        if group in OF_RUNS and group not in allowed:
+            raise _of_files(name, settings[name], "use vinfinity.generate_file, or Video.save")
+    config = load_config(**as_settings(prompt), **fixed, **settings)
+    if config.input.keep_audio:
+        raise _of_files("input.keep_audio", True, "use vinfinity.generate_file")
+    check_sources(config)
+    return config
+
+
+def _of_files(name: str, value: object, remedy: str) -> InputError:
+    return InputError(name, value, remedy, problem="belongs to runs that write files")
+
+
 class Pipeline:
     """A model loaded on one device, ready to generate any number of videos.
 
@@ -135,22 +158,10 @@ class Pipeline:
             if name in settings:
                 remedy = "load another pipeline with Pipeline.from_pretrained"
                 raise InputError(name, settings[name], remedy, problem="was fixed when the model was loaded")
-        for name in settings:
-            if name.partition(".")[0] in OF_RUNS:
-                remedy = "use vinfinity.generate_file, or Video.save"
-                raise InputError(name, settings[name], remedy, problem="belongs to runs that write files")
         fixed = {name: getattr(loaded, name) for name in LOADED}
-        config = load_config(**as_settings(prompt), **fixed, **settings)
-        if config.two_passes or config.input.keep_audio:
-            key, value = (
-                ("input.keep_audio", True)
-                if config.input.keep_audio
-                else ("first_pass.size", config.first_pass.size)
-            )
-            raise InputError(
-                key, value, "use vinfinity.generate_file", problem="belongs to runs that write files"
-            )
-        check_sources(config)
+        config = load_in_memory(prompt, settings, fixed=fixed)
+        if config.two_passes:
+            raise _of_files("first_pass.size", config.first_pass.size, "use vinfinity.generate_file")
         return prepare(config)
 
     def _denoise(self, job: Job) -> Iterator[State]:

@@ -6,13 +6,17 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+import torch
 from oracles.command_line import Cli
 from oracles.synthetic import panning, save, truncate
 
+import vinfinity
 from vinfinity.config import VideoConfig, choose_format
+from vinfinity.errors import InputError
 from vinfinity.media.mp4 import read_video
 from vinfinity.media.writer import VideoWriter
 from vinfinity.runs.folder import RunFolder
+from vinfinity.video import Video
 
 
 @pytest.fixture(scope="module")
@@ -52,6 +56,15 @@ def test_several_videos_stand_beside_each_other_and_many_below(cli: Cli, video: 
     assert [line.split()[0] for line in out.splitlines() if ".mp4" in line] == [f"{n}.mp4" for n in range(5)]
     _, out, _ = cli("evaluate", str(video), str(others[0]), "--json")
     assert len(json.loads(out)) == 2
+
+
+@pytest.mark.parametrize("count", [2, 5])
+def test_names_are_printed_as_they_are(count: int, cli: Cli, tmp_path: Path) -> None:
+    names = ["clip[final].mp4", "b].mp4", "[red]x.mp4", "a:fire:.mp4", "back\\[b].mp4"][-count:]
+    paths = [save(tmp_path / "[" / name, panning(4, height=16, width=16)) for name in names]
+    code, out, err = cli("evaluate", *map(str, paths))
+    assert code == 0, err
+    assert all(name in out for name in names)
 
 
 def test_videos_beyond_a_limit_are_named_with_exit_code_7(cli: Cli, video: Path, tmp_path: Path) -> None:
@@ -138,7 +151,7 @@ def test_a_run_writes_its_cheap_figures(run: Path) -> None:
     assert frames["change"] == pytest.approx(np.abs(np.diff(shown, axis=0)).mean(), rel=0.1)
 
 
-def test_borders_of_an_edit_are_its_joins(cli: Cli, run: Path, tmp_path: Path) -> None:
+def test_borders_of_an_edit_are_its_joins_and_those_it_keeps(cli: Cli, run: Path, tmp_path: Path) -> None:
     out = tmp_path / "redone.mp4"
     code, _, err = cli("redo", str(run), "--frames", "3:5", "--gpus", "1", "--out", str(out))
     assert code == 0, err
@@ -147,6 +160,7 @@ def test_borders_of_an_edit_are_its_joins(cli: Cli, run: Path, tmp_path: Path) -
         (3, "join"),
         (5, "join"),
         (5, "prompt"),
+        (6, "rank"),
     ]
 
 
@@ -287,6 +301,15 @@ def test_files_that_are_no_videos_do_not_hide_the_others(
 )
 def test_bad_options_are_one_line(cli: Cli, video: Path, arguments: list[str], expected: str) -> None:
     assert expected in cli.refused("evaluate", str(video), *arguments)
+
+
+def test_a_rate_that_python_gives_is_refused_where_it_has_no_effect(video: Path) -> None:
+    result = Video(panning(4, height=16, width=16), torch.zeros(1, 4, 4, 2, 2), 8, {})
+    for given, name in ((video, str(video)), (result, "video")):
+        with pytest.raises(InputError, match=rf"^fps: 30 is for folders of PNG, and has no effect on {name}"):
+            vinfinity.evaluate(given, fps=30)
+    assert vinfinity.evaluate(result, fps=8).fps == vinfinity.evaluate(result).fps == 8
+    assert vinfinity.evaluate(result.frames, fps=30).fps == 30
 
 
 @pytest.mark.parametrize("package", ["cv2", "scenedetect"])

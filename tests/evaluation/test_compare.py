@@ -84,6 +84,22 @@ def test_batches_are_paired_by_name_and_tested(cli: Cli, tmp_path: Path) -> None
     assert result["unpaired"] == [str(tmp_path / "fast" / "more.mp4")]
 
 
+def test_names_of_batches_are_printed_as_they_are(
+    cli: Cli, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    names = ["[red]", "[/b]"]
+    Path("[").mkdir()
+    for name in names:
+        save(Path(name) / "[bold].mp4", panning(4, height=16, width=16))
+    code, out, err = cli("compare", *names)
+    assert code == 0, err
+    assert all(name in out.splitlines()[1] for name in names)
+    code, out, err = cli("compare", *(f"{name}/[bold].mp4" for name in names))
+    assert code == 0, err
+    assert out.splitlines()[0].split() == ["[red]/[bold].mp4", "b]/[bold].mp4"]
+
+
 def batches(folder: Path, *, pairs: int) -> tuple[str, str]:
     """Two folders with videos of equal names, of which the second moves faster."""
     for number in range(pairs):
@@ -157,6 +173,10 @@ def test_bad_comparisons_are_one_line(cli: Cli, tmp_path: Path) -> None:
     (tmp_path / "batch").mkdir()
     (tmp_path / "other").mkdir()
     assert "compare folders with folders" in cli.refused("compare", one, str(tmp_path / "batch"))
+    # a slip of the pen is not a video beside a folder
+    missing = str(tmp_path / "bathc")
+    assert f"compare: {missing} does not exist" in cli.refused("compare", str(tmp_path / "batch"), missing)
+    assert f"compare: {missing} does not exist" in cli.refused("compare", missing, str(tmp_path / "batch"))
     assert "has no video of the same name" in cli.refused(
         "compare", str(tmp_path / "batch"), str(tmp_path / "other")
     )

@@ -2,6 +2,7 @@
 
 import itertools
 from collections.abc import Callable
+from fractions import Fraction
 from functools import cache
 from pathlib import Path
 
@@ -11,7 +12,9 @@ import pytest
 from oracles.synthetic import FPS, changed, panning, save, texture, to_frames
 
 import vinfinity
+from vinfinity.evaluation.api import measure_all
 from vinfinity.evaluation.result import Evaluation
+from vinfinity.evaluation.subject import ArraySource, Border, Subject
 
 FRAMES = 96
 
@@ -177,6 +180,24 @@ def test_flicker_is_found_with_its_size(clean: Evaluation) -> None:
     flickering = measured(changed(cyclic(), lambda t, frame: frame + (4 if t % 2 else -4)))
     assert flickering["flicker.pulsing"] == pytest.approx(8, rel=0.02)
     assert (flickering["flicker.score"] or 1) < (clean["flicker.score"] or 0)
+
+
+def test_cuts_that_were_asked_for_do_not_pulse() -> None:
+    scenes = np.repeat(np.array([60, 120, 60, 120], dtype=np.uint8), 24)
+    video = np.broadcast_to(scenes[:, None, None, None], (FRAMES, 32, 32, 3)).copy()
+    # a flash within a scene is flicker
+    flashing = video.copy()
+    flashing[34] += 47
+
+    def pulsing(frames: np.ndarray) -> float | None:
+        cuts = tuple(Border(frame, "scene") for frame in (24, 48, 72))
+        subject = Subject("scenes", ArraySource(frames, Fraction(FPS)), borders=cuts)
+        return measure_all([subject], shown=False).evaluations[0]["flicker.pulsing"]
+
+    assert pulsing(video) == 0
+    # of the 94 frames between others, 6 are beside cuts
+    assert pulsing(flashing) == pytest.approx((47 + 2 * 47 / 2) / 88)
+    assert pulsing(video[23:25]) is None
 
 
 def test_flicker_is_vbenchs_formula() -> None:

@@ -2,6 +2,7 @@
 
 import subprocess
 import sys
+import tracemalloc
 from pathlib import Path
 
 import numpy as np
@@ -9,6 +10,8 @@ import pytest
 from oracles.synthetic import texture, to_frames
 
 from vinfinity.config import VideoConfig, choose_format
+from vinfinity.evaluation.picture import Picture
+from vinfinity.evaluation.repetition import RepetitionMeasure
 from vinfinity.media.writer import VideoWriter
 
 PROGRAM = """
@@ -17,6 +20,21 @@ import vinfinity
 vinfinity.evaluate(sys.argv[1], every=16)
 print(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024)
 """
+
+
+def test_repetition_takes_a_thumbnail_of_each_frame_and_little_more() -> None:
+    clip = np.random.default_rng(0).integers(0, 256, (64, 16, 24, 3), dtype=np.uint8)
+    peaks, lengths = [], (3_000, 9_000)
+    for frames in lengths:
+        tracemalloc.start()
+        measure = RepetitionMeasure()
+        for index in range(frames):
+            measure.add(Picture(clip[index % len(clip)], index))
+        assert measure.result(fps=8).period == len(clip)
+        peaks.append(tracemalloc.get_traced_memory()[1])
+        tracemalloc.stop()
+    # 1,152 bytes of each frame, and some numbers for each lag
+    assert (peaks[1] - peaks[0]) / (lengths[1] - lengths[0]) < 1_500
 
 
 @pytest.mark.slow

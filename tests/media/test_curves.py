@@ -69,6 +69,19 @@ def test_chance_is_uniform_for_ordinary_borders_and_small_for_seams() -> None:
     assert chance(curve, seams) < 0.01
 
 
+def test_chance_leaves_intended_cuts_out() -> None:
+    curve = np.random.default_rng(0).normal(1, 0.05, 96)
+    curve[[20, 40, 60]] = 3
+    plain = find_seams(curve, [20, 40, 60])
+    cuts = [24, 48, 72]
+    curve[cuts] = 60
+    seams = find_seams(curve, [20, 40, 60], without=cuts)
+    assert plain is not None
+    assert seams is not None
+    assert seams.ratio == pytest.approx(plain.ratio, rel=0.01)
+    assert chance(curve, seams) < 0.002
+
+
 def test_drift_is_between_the_first_and_last_15_percent() -> None:
     assert end_to_end(np.arange(100.0)) == pytest.approx((7.0, 92.0))
     assert end_to_end(np.array([1.0, np.nan, 5.0])) == (1.0, 5.0)

@@ -35,6 +35,9 @@ def write(path: Path, frames: np.ndarray, *, fps: int = 10, **settings: Any) -> 
         ("a.gif", {}),
         ("pictures", {}),
         ("pictures", {"bit_depth": 16}),
+        ("take50%", {}),
+        ("%d%%03d", {}),
+        ("take%d.gif", {}),
     ],
 )
 def test_every_frame_of_every_format_is_read_in_order(

@@ -146,6 +146,39 @@ def test_an_earlier_run_damaged_during_a_redo_ends_it_on_all_ranks(
     assert not (tmp_path / "a-redo.run" / "latents").exists()
 
 
+def test_an_edit_knows_the_borders_of_earlier_ones_between_kept_frames(
+    model_folder: Path, tmp_path: Path
+) -> None:
+    def borders(name: str) -> dict[str, list[int]]:
+        return find_run(tmp_path / f"{name}.run").borders()
+
+    def edited_as(name: str, kind: str, frames: str, *, of: str) -> dict[str, list[int]]:
+        out = ("--out", str(tmp_path / f"{name}.mp4"), "--gpus", "1")
+        edit(kind, str(tmp_path / f"{of}.run"), "--frames", frames, *out)
+        return borders(name)
+
+    run(config_of(model_folder, tmp_path / "a.mp4", frames=8, steps=1, gpus=2))
+    assert borders("a") == {"ranks": [4], "joins": []}
+    assert edited_as("b", "extend", "+8", of="a") == {"ranks": [4], "joins": [8]}
+    assert edited_as("c", "extend", "+8", of="b") == {"ranks": [4], "joins": [8, 16]}
+    assert edited_as("d", "redo", "10:12", of="c") == {"ranks": [4], "joins": [8, 10, 12, 16]}
+    # those that are made anew are gone
+    assert edited_as("e", "redo", "2:11", of="d") == {"ranks": [], "joins": [2, 11, 12, 16]}
+
+
+def test_the_ends_of_a_loop_are_a_join_if_one_of_them_is_made_anew(
+    model_folder: Path, tmp_path: Path
+) -> None:
+    for loop, expected in ((True, [0, 8]), (False, [8])):
+        name = f"loop-{loop}"
+        run(config_of(model_folder, tmp_path / f"{name}.mp4", frames=24, steps=2, loop=loop))
+        edit("redo", str(tmp_path / f"{name}.run"), "--frames", "0:8")
+        assert find_run(tmp_path / f"{name}-redo.run").borders()["joins"] == expected
+    # frames next to a join keep their seed
+    seeds = [read_manifest(tmp_path / f"loop-{loop}-redo.run" / "latents").seeds for loop in (True, False)]
+    assert seeds == [((0, 2, 0), (2, 6, 1), (6, 24, 0)), ((0, 6, 1), (6, 24, 0))]
+
+
 def test_a_stopped_redo_resumes(model_folder: Path, tmp_path: Path) -> None:
     run(config_of(model_folder, tmp_path / "a.mp4", frames=6))
     options = ("--frames", "2:5", "checkpoint.every=1 steps")

@@ -46,10 +46,11 @@ def test_a_short_loop_logs_its_last_line_only() -> None:
 def test_a_terminal_has_a_bar() -> None:
     out, text = console(terminal=True)
     with messages_shown(out), Progress() as progress:
-        for _ in progress.track(range(4), label="denoising [x]", unit="step"):
+        for _ in progress.track(range(4), label="denoising [red][/b]:fire:", unit="step"):
             progress.note("a note")
     shown = text.getvalue()
-    assert "denoising [x]" in shown
+    # names of files are no markup
+    assert "denoising [red][/b]:fire:" in shown
     assert "4/4" in shown
     assert "steps" in shown
     assert "a note" in shown

@@ -10,6 +10,8 @@ import typer
 from vinfinity.errors import DamagedError, LimitError
 
 if TYPE_CHECKING:
+    from rich.console import Console
+
     from vinfinity.evaluation.api import Measured
     from vinfinity.evaluation.compare import Comparison
     from vinfinity.evaluation.limits import Limit
@@ -63,39 +65,42 @@ def _some_failed(head: str, measured: "Measured") -> DamagedError:
     return DamagedError(f"{head}, such as {first.message}")
 
 
-def _print_comparison(comparison: "Comparison") -> None:
+def _console() -> "Console":
+    """A console that prints names and settings as they are, whatever brackets and colons are in them."""
     from rich.console import Console
 
+    return Console(highlight=False, markup=False, emoji=False)
+
+
+def _print_comparison(comparison: "Comparison") -> None:
     from vinfinity.evaluation import report
 
-    console = Console(highlight=False)
+    console = _console()
     if comparison.pairs:
-        console.print(report.pairs_of(comparison), markup=False)
+        console.print(report.pairs_of(comparison))
         for line in report.left_out_rows(comparison.left_out, comparison.unpaired):
             # a path stays in one piece
-            console.print(line, markup=False, soft_wrap=True)
+            console.print(line, soft_wrap=True)
         for number in range(1, len(comparison.groups)):
             console.print(report.test_table(comparison, number))
     else:
         _print_tables(comparison.evaluations, {})
     for line in report.fidelity_rows(comparison):
-        console.print(line, markup=False)
+        console.print(line)
     settings = report.settings_table(comparison)
     if settings is not None:
         console.print(settings)
 
 
 def _print_tables(evaluations: "Sequence[Evaluation]", beyond: Mapping[int, Sequence[str]]) -> None:
-    from rich.console import Console
-
     from vinfinity.evaluation import report
 
-    console = Console(highlight=False)
+    console = _console()
     if len(evaluations) == 1:
-        console.print(report.length_of(evaluations[0]), markup=False)
+        console.print(report.length_of(evaluations[0]))
     for table in report.tables(evaluations, beyond=beyond):
         console.print(table)
     for one in evaluations if len(evaluations) <= report.MOST_COLUMNS else ():
         head = f"{one.name}: " if len(evaluations) > 1 else ""
         for line in report.notes(one):
-            console.print(f"{head}{line}", markup=False)
+            console.print(f"{head}{line}")

@@ -46,24 +46,30 @@ class KeptFrames:
         return replace(after, x=torch.where(kept, self.clean, after.x))
 
 
-def kept_until(frames: Sequence[int], *, known: int, redo: range, blend: int, steps: int) -> Tensor:
+def kept_until(
+    frames: Sequence[int], *, known: int, redo: range, blend: int, steps: int, loop: bool = False
+) -> Tensor:
     """The number of steps for which each frame is kept: (f,) int.
 
     frames: absolute indices. known: number of frames of the earlier video; later frames are new. redo: the span of it
     to regenerate. Inside the span, the `blend` frames next to each join are kept for fewer and fewer steps, at most for
     all but the last: the video departs from the earlier one gradually, in its details first. In a short span, fewer
-    frames blend.
+    frames blend. loop: whether the last frame leads into the first; the ends of other videos are not joins.
     """
     blend = min(blend, len(redo) // 4)
+
+    def is_kept(frame: int) -> bool:
+        frame = frame % known if loop else frame
+        return 0 <= frame < known and frame not in redo
 
     def until(frame: int) -> int:
         if frame >= known:
             return 0
         if frame not in redo:
             return steps
-        # distance to the nearest kept frame; the ends of the video are not joins
-        distances = [frame - redo.start] if redo.start > 0 else []
-        distances += [redo.stop - 1 - frame] if redo.stop < known else []
+        # distance to the nearest kept frame
+        distances = [frame - redo.start] if is_kept(redo.start - 1) else []
+        distances += [redo.stop - 1 - frame] if is_kept(redo.stop) else []
         away = (min(distances, default=blend) + 1) / (blend + 1)
         return min(steps - 1, max(0, round(steps * (1 - away**2))))
 

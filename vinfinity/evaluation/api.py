@@ -13,7 +13,7 @@ from vinfinity.errors import DamagedError, InputError, VinfinityError
 from vinfinity.evaluation.extras import check_extras
 from vinfinity.evaluation.groups import Groups, find_groups
 from vinfinity.evaluation.result import Evaluation, short_names
-from vinfinity.evaluation.subject import FramesInMemory, Subject, find_subject
+from vinfinity.evaluation.subject import FramesInMemory, Subject, check_rate, find_subject
 from vinfinity.system.folders import expanded
 from vinfinity.system.progress import Progress
 
@@ -37,14 +37,16 @@ def evaluate(
     """Measure a video: motion, flicker, seams, cuts, drift, repetition, frozen spans, and VBench's consistency.
 
     video: a video file, a run folder, a folder of PNG, the result of `vinfinity.generate`, or an array (f, height,
-    width, 3) uint8. fps: of an array or a folder of PNG. borders: frames at which to look for seams, beside those that
-    the run knows; every: look there every so many frames. clip, dino: folders of weights in transformers' layout, for
-    the figures `consistency`. prompt: what a video without a run shows. device: of CLIP and DINO.
+    width, 3) uint8. fps: of an array, or of a folder of PNG without a run; other videos have a rate of their own.
+    borders: frames at which to look for seams, beside those that the run knows; every: look there every so many frames.
+    clip, dino: folders of weights in transformers' layout, for the figures `consistency`. prompt: what a video without
+    a run shows. device: of CLIP and DINO.
 
     Needs the extra `vinfinity[evaluate]`, and `vinfinity[consistency]` for weights. Frames are read one at a time.
     Raises InputError, and DamagedError where the file cannot be decoded.
     """
     subject = find_subject(video, fps=fps, borders=borders, every=every)
+    check_rate([subject], fps)
     check_extras()
     measured = measure_all([subject], prompt=prompt, clip=clip, dino=dino, device=device, shown=False)
     return measured.evaluations[0]

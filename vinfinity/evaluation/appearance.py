@@ -1,5 +1,6 @@
 """What frames look like one by one: sharpness, brightness, saturation, colour; their drift and their pulsing."""
 
+from collections.abc import Collection
 from dataclasses import dataclass
 
 import cv2
@@ -49,6 +50,13 @@ class Appearance:
             middle = (self.rgb[:-2] + self.rgb[2:]) / 2
             curve[1:-1] = np.abs(self.rgb[1:-1] - middle).mean(axis=1)
         return curve
+
+    def mean_pulsing(self, *, without: Collection[int] = ()) -> float | None:
+        """The mean of `pulsing`, None without any. without: cuts, of which the frames on either side are left out."""
+        beside = {frame for cut in without for frame in (cut - 1, cut)}
+        curve = np.array([value for frame, value in enumerate(self.pulsing) if frame not in beside])
+        known = curve[np.isfinite(curve)]
+        return float(known.mean()) if len(known) else None
 
     @property
     def drift(self) -> dict[str, float | None]:

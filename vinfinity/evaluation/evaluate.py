@@ -100,7 +100,7 @@ def _evaluation(
         "motion.warp_error": _scaled(means["warp_error"]),
         "motion.warp_over_motion": _scaled(means["warp_over_motion"]),
         "flicker.score": differences.flicker_score,
-        "flicker.pulsing": float(np.nanmean(appearance.pulsing)) if frames > 2 else None,
+        "flicker.pulsing": appearance.mean_pulsing(without=subject.scenes),
         "seams.ratio": None if seams is None else seams.ratio,
         "seams.worst": None if seams is None else seams.worst,
         "seams.warp_ratio": None if warped is None else warped.ratio,

@@ -1,5 +1,6 @@
 """Which videos are compared with which: single videos, or folders whose videos have the same names."""
 
+import os
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from fractions import Fraction
@@ -15,6 +16,7 @@ from vinfinity.evaluation.subject import (
     videos_in,
 )
 from vinfinity.media.reader import UnusableVideo
+from vinfinity.system.files import missing_problem
 
 
 @dataclass(frozen=True)
@@ -75,8 +77,12 @@ def find_groups(
 def _grouped(paths: Sequence[Path]) -> tuple[tuple[str, ...], list[list[Path]]]:
     """The videos by group, with the names of pairs.
 
-    Raises InputError if there is only one, or if folders share no name or stand beside single videos.
+    Raises InputError if one does not exist, if there is only one, or if folders share no name or stand beside single
+    videos.
     """
+    for path in paths:
+        if not os.path.exists(path):
+            raise InputError("compare", path, "check the path", problem=missing_problem(path))
     if len(paths) < 2:
         raise InputError(
             "compare", ", ".join(map(str, paths)), "name two or more", problem="is a single video"

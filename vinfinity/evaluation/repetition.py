@@ -7,8 +7,10 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from vinfinity.evaluation.picture import Picture
+from vinfinity.evaluation.picture import THUMBNAIL, Picture
 
+# of a thumbnail: red, green and blue of every pixel
+NUMBERS = 3 * THUMBNAIL[0] * THUMBNAIL[1]
 # a period is one where the autocorrelation rises again by so much after it has fallen
 LEAST_RISE = 0.2
 # by so much a longer period has to be stronger
@@ -44,13 +46,13 @@ class RepetitionMeasure:
     """Takes frames one at a time; keeps 1,152 bytes of each."""
 
     def __init__(self) -> None:
-        self._thumbnails: list[np.ndarray] = []
+        self._thumbnails = bytearray()
 
     def add(self, picture: Picture) -> None:
-        self._thumbnails.append(picture.thumbnail.reshape(-1))
+        self._thumbnails += picture.thumbnail.tobytes()
 
     def result(self, *, fps: float) -> Repetition:
-        thumbnails = np.stack(self._thumbnails)
+        thumbnails = np.frombuffer(self._thumbnails, np.uint8).reshape(-1, NUMBERS)
         matrix = _matrix(thumbnails)
         correlation = autocorrelation(thumbnails)
         if correlation is None:
@@ -69,12 +71,14 @@ def autocorrelation(thumbnails: np.ndarray) -> np.ndarray | None:
     products = np.zeros(frames)
     energy, variance = np.zeros(frames), 0.0
     for start in range(0, numbers, BLOCK):
-        values = thumbnails[:, start : start + BLOCK].astype(np.float32)
-        values -= values.mean(axis=0)
-        energy += (values.astype(np.float64) ** 2).sum(axis=1)
+        part = thumbnails[:, start : start + BLOCK]
+        means = part.mean(axis=0, dtype=np.float32)
+        for first in range(0, frames, BLOCK):
+            rows = slice(first, first + BLOCK)
+            energy[rows] += ((part[rows] - means).astype(np.float64) ** 2).sum(axis=1)
         spectrum = np.zeros(size // 2 + 1)
-        for column in values.T:
-            spectrum += np.abs(np.fft.rfft(column, size)) ** 2
+        for column, mean in zip(part.T, means, strict=True):
+            spectrum += np.abs(np.fft.rfft(column.astype(np.float32) - mean, size)) ** 2
         products += np.fft.irfft(spectrum, size)[:frames]
     variance = energy.mean()
     if variance <= numbers * LEAST_VARIATION**2:
@@ -107,12 +111,10 @@ def _period(correlation: np.ndarray) -> tuple[int | None, float]:
 def _returning(thumbnails: np.ndarray, *, fps: float) -> float | None:
     chosen = _spread(len(thumbnails), MOST_COMPARED)
     gap = RETURN_SECONDS * fps
-    values = thumbnails.astype(np.float32)
-    steps = np.sqrt(((values[1:] - values[:-1]) ** 2).sum(axis=1))
-    usual = float(np.median(steps))
+    usual = float(np.median(_steps(thumbnails)))
     if usual <= 0 or len(thumbnails) <= gap:
         return None
-    values = values[chosen]
+    values = thumbnails[chosen].astype(np.float32)
     squares = (values**2).sum(axis=1)
     returned = 0
     for start in range(0, len(chosen), BLOCK):
@@ -122,6 +124,15 @@ def _returning(thumbnails: np.ndarray, *, fps: float) -> float | None:
         returned += int((earlier & (distances <= usual**2 * (1 + 1e-4))).any(axis=1).sum())
     later = int((chosen >= gap).sum())
     return returned / later * 100 if later else None
+
+
+def _steps(thumbnails: np.ndarray) -> np.ndarray:
+    """The distance of each thumbnail but the first from the one before it, computed a number at a time."""
+    steps = np.zeros(len(thumbnails) - 1, np.float32)
+    for start in range(0, len(steps), BLOCK):
+        values = thumbnails[start : start + BLOCK + 1].astype(np.float32)
+        steps[start : start + BLOCK] = np.sqrt((np.diff(values, axis=0) ** 2).sum(axis=1))
+    return steps
 
 
 def _matrix(thumbnails: np.ndarray) -> np.ndarray:

@@ -1,9 +1,8 @@
-"""What `evaluate` and `compare` print: tables, and JSON."""
+"""What `evaluate` and `compare` print: tables and sentences, with names and settings as they are, not as markup."""
 
 from collections.abc import Mapping, Sequence
 from fractions import Fraction
 
-from rich.markup import escape
 from rich.table import Table
 
 from vinfinity.evaluation.compare import Comparison
@@ -191,7 +190,7 @@ def settings_table(comparison: Comparison) -> Table | None:
         return None
     table = Table("setting", *comparison.names, box=None, pad_edge=False, header_style="bold")
     for key, values in differing.items():
-        table.add_row(key, *map(escape, values))
+        table.add_row(key, *values)
     return table
 
 

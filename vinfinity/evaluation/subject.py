@@ -6,7 +6,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from fractions import Fraction
 from pathlib import Path
-from typing import Any, Literal, Protocol
+from typing import Literal, Protocol
 
 import numpy as np
 
@@ -46,8 +46,10 @@ class FrameSource(Protocol):
 class FramesInMemory(Protocol):
     """What `vinfinity.generate` returns."""
 
-    frames: np.ndarray
-    fps: Fraction | int
+    @property
+    def frames(self) -> np.ndarray: ...
+    @property
+    def fps(self) -> Fraction | int: ...
 
 
 @dataclass(frozen=True)
@@ -235,14 +237,14 @@ def _video_of(folder: RunFolder, config: RunConfig) -> Path:
 
 def _with_run(video: Path, folder: RunFolder, config: RunConfig, *, name: str) -> Subject:
     source = open_reader(video, fps=config.fps)
-    record = folder.record() or {}
+    record, recorded = folder.record() or {}, folder.borders()
     prompts = timed_prompts(config)
     if source.frames != config.frames:
         # a file of another video took the name: nothing that the run knows holds for it
         return Subject(name, source, video)
     kinds: list[tuple[BorderKind, list[int]]] = [
-        ("rank", _recorded(record, "ranks")),
-        ("join", _recorded(record, "joins")),
+        ("rank", recorded.get("ranks", [])),
+        ("join", recorded.get("joins", [])),
         ("prompt", [prompt.start for prompt in prompts[1:] if not prompt.cut]),
         ("scene", [prompt.start for prompt in prompts[1:] if prompt.cut]),
     ]
@@ -252,10 +254,3 @@ def _with_run(video: Path, folder: RunFolder, config: RunConfig, *, name: str) -
     settings = {key: plain_text(value) for key, value in leaves(config).items() if value is not None}
     provenance = {key: str(record[key]) for key in PROVENANCE if key in record}
     return Subject(name, source, video, borders, prompts, config.loop, settings, provenance)
-
-
-def _recorded(record: Mapping[str, Any], kind: str) -> list[int]:
-    """Borders in run.json; none in those of older versions."""
-    borders = record.get("borders", {})
-    values = borders.get(kind, []) if isinstance(borders, dict) else []
-    return [value for value in values if isinstance(value, int)]

@@ -36,13 +36,14 @@ class Seams:
     """All borders of one curve.
 
     ratio: the mean at borders to the mean elsewhere; 1 where nobody could tell them apart, None in a frozen video.
-    elsewhere: the mean. quantiles: of elsewhere, at 5, 25, 50, 75 and 95 %.
+    elsewhere: the mean. quantiles: of elsewhere, at 5, 25, 50, 75 and 95 %. without: pairs that count on neither side.
     """
 
     ratio: float | None
     elsewhere: float
     quantiles: tuple[float, ...]
     seams: tuple[Seam, ...]
+    without: tuple[int, ...] = ()
 
     @property
     def worst(self) -> float | None:
@@ -55,11 +56,10 @@ def find_seams(curve: np.ndarray, borders: Collection[int], *, without: Collecti
 
     borders: the first frame after each. without: pairs that count on neither side, such as intended cuts.
     """
-    inside = {frame for frame in borders if 0 < frame < len(curve) and np.isfinite(curve[frame])}
-    at = sorted(inside - {*without})
-    usual = np.ones(len(curve), dtype=bool)
-    usual[[0, *at, *(frame for frame in without if 0 <= frame < len(curve))]] = False
-    usual &= np.isfinite(curve)
+    counted = _counted(curve, without)
+    at = sorted({frame for frame in borders if 0 < frame < len(curve) and counted[frame]})
+    usual = counted.copy()
+    usual[at] = False
     if not at or not usual.any():
         return None
     rest = curve[usual]
@@ -74,7 +74,8 @@ def find_seams(curve: np.ndarray, borders: Collection[int], *, without: Collecti
         return Seam(frame, value, _ratio(value, mean), _ratio(value, local), below)
 
     quantiles = tuple(float(value) for value in np.quantile(rest, QUANTILES))
-    return Seams(_ratio(float(curve[at].mean()), mean), mean, quantiles, tuple(seam(frame) for frame in at))
+    ratio, seams = _ratio(float(curve[at].mean()), mean), tuple(seam(frame) for frame in at)
+    return Seams(ratio, mean, quantiles, seams, tuple(sorted(without)))
 
 
 def chance(curve: np.ndarray, seams: Seams, *, draws: int = 1999) -> float:
@@ -83,13 +84,17 @@ def chance(curve: np.ndarray, seams: Seams, *, draws: int = 1999) -> float:
     A test by permutation from a fixed seed: small where borders stand out.
     """
     at = np.array([seam.frame for seam in seams.seams])
-    pool = np.flatnonzero(np.isfinite(curve))
+    pool = np.flatnonzero(_counted(curve, seams.without))
     observed, generator = curve[at].mean() - 1e-12, np.random.default_rng(0)
-    means = [
-        curve[generator.choice(pool, size=min(len(at), len(pool)), replace=False)].mean()
-        for _ in range(draws)
-    ]
+    means = [curve[generator.choice(pool, size=len(at), replace=False)].mean() for _ in range(draws)]
     return float((1 + np.count_nonzero(np.array(means) >= observed)) / (1 + draws))
+
+
+def _counted(curve: np.ndarray, without: Collection[int]) -> np.ndarray:
+    """Which pairs of a curve are known, and not among those to leave out: (F,) bool."""
+    known = np.isfinite(curve)
+    known[[0, *(frame for frame in without if 0 <= frame < len(curve))]] = False
+    return known
 
 
 def ends(length: int) -> tuple[slice, slice]:

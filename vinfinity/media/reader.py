@@ -152,7 +152,9 @@ def open_reader(path: Path, *, field: str = "video", fps: Fraction | int | None 
 
 def _opened(path: Path) -> av.container.InputContainer:
     if path.is_dir():
-        return av.open(f"{file_url(path)}/%0{DIGITS}d.png", format="image2", options={"start_number": "0"})
+        # only the name of the picture has a number in it
+        folder = file_url(path).replace("%", "%%")
+        return av.open(f"{folder}/%0{DIGITS}d.png", format="image2", options={"start_number": "0"})
     return av.open(file_url(path))
 
 

@@ -1,7 +1,7 @@
 """An earlier run, opened once: the frames that an edit keeps, and what guides the frames around them."""
 
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 
 import torch
@@ -35,13 +35,17 @@ class EarlierRun:
     """The run that a redo or extend starts from.
 
     latents: its final latents. redo: the latent frames to regenerate. blend: latent frames at each end of them that
-    leave the earlier video gradually. context: latent frames on either side that guide the new ones.
+    leave the earlier video gradually. context: latent frames on either side that guide the new ones. loop: whether the
+    last frame of the new video leads into the first. borders: of the earlier video by kind, each the first latent
+    frame after one.
     """
 
     latents: Parts
     redo: range
     blend: int
     context: int
+    loop: bool = False
+    borders: Mapping[str, Sequence[int]] = field(default_factory=dict)
 
     @classmethod
     def open(cls, config: RunConfig, geometry: LatentGeometry) -> "EarlierRun | None":
@@ -52,7 +56,8 @@ class EarlierRun:
         edit = config.edit
         if edit.run is None:
             return None
-        latents = final_latents(RunFolder(Path(edit.run)), field="edit.run")
+        folder = RunFolder(Path(edit.run))
+        latents = final_latents(folder, field="edit.run")
         latent = geometry.latent_size(config.resolution)
         c, _, h, w = latents.read(range(1)).shape
         if (c, h, w) != latent:
@@ -74,6 +79,11 @@ class EarlierRun:
             redo=geometry.latent_span(edit.span),
             blend=-(-edit.blend // per_latent),
             context=-(-edit.context // per_latent),
+            loop=config.loop,
+            borders={
+                kind: [geometry.latent_frames(frame + 1) - 1 for frame in frames]
+                for kind, frames in folder.borders().items()
+            },
         )
 
     def select(self, config: RunConfig, prompts: PromptSchedule, *, steps: int) -> Selection:
@@ -94,7 +104,7 @@ class EarlierRun:
             trained_frames=config.attention.trained_frames,
             seeds=seeds,
             scenes=prompts.scenes,
-            loop=config.loop,
+            loop=self.loop,
         )
 
     def sampler(
@@ -117,4 +127,6 @@ class EarlierRun:
                 yield piece, {"x": self.latents.read(piece)[None]}
 
     def _kept_until(self, frames: Sequence[int], *, steps: int) -> Tensor:
-        return kept_until(frames, known=self.latents.frames, redo=self.redo, blend=self.blend, steps=steps)
+        return kept_until(
+            frames, known=self.latents.frames, redo=self.redo, blend=self.blend, steps=steps, loop=self.loop
+        )

@@ -109,6 +109,19 @@ class RunFolder:
             raise InputError("run", path, remedy, problem=f"cannot be read ({error})") from None
         return values
 
+    def borders(self) -> dict[str, list[int]]:
+        """The borders in run.json by kind, in frames of the video; none in those of older versions.
+
+        Raises InputError if it cannot be read.
+        """
+        kinds = (self.record() or {}).get("borders")
+        found = kinds.items() if isinstance(kinds, dict) else ()
+        return {
+            kind: [frame for frame in frames if isinstance(frame, int)]
+            for kind, frames in found
+            if isinstance(frames, list)
+        }
+
     def write_record(self, record: Mapping[str, object]) -> None:
         """Write run.json. Raises OutputError."""
         write_whole(self.path / RECORD, to_json(record, indent=2) + "\n")

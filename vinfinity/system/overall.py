@@ -5,7 +5,6 @@ from collections.abc import Sequence
 from types import TracebackType
 from typing import Self
 
-from rich.markup import escape
 from rich.progress import BarColumn, SpinnerColumn, TextColumn
 from rich.progress import Progress as RichProgress
 
@@ -40,7 +39,7 @@ class Overall:
         self._bar: RichProgress | None = None
         if enabled and console is not None and console.is_terminal:
             self._bar = RichProgress(
-                SpinnerColumn(), TextColumn("{task.description}"), BarColumn(), console=console
+                SpinnerColumn(), TextColumn("{task.description}", markup=False), BarColumn(), console=console
             )
             self._task = self._bar.add_task("", total=total)
 
@@ -107,7 +106,7 @@ class Overall:
             return
         if self._bar is not None:
             completed = self._total - len(self._work) + self._over + self._share
-            self._bar.update(self._task, description=escape(self.line(state)), completed=completed)
+            self._bar.update(self._task, description=self.line(state), completed=completed)
         elif time.monotonic() - self._last_line >= self._interval:
             self._last_line = time.monotonic()
             logger.info("%s", self.line(state))

@@ -12,7 +12,6 @@ from types import TracebackType
 from typing import IO, TYPE_CHECKING, Self, TypeVar, cast
 
 from rich.console import Console
-from rich.markup import escape
 from rich.progress import BarColumn, MofNCompleteColumn, ProgressColumn, SpinnerColumn, Task, TextColumn
 from rich.progress import Progress as RichProgress
 from rich.text import Text
@@ -128,7 +127,7 @@ class Progress:
         if enabled and overall is None and console is not None and console.is_terminal:
             self._bars = RichProgress(
                 SpinnerColumn(finished_text="[green]✓[/]"),
-                TextColumn("{task.description}"),
+                TextColumn("{task.description}", markup=False),
                 BarColumn(),
                 MofNCompleteColumn(),
                 TextColumn("{task.fields[unit]}"),
@@ -195,7 +194,7 @@ class Progress:
     def _track_by_bar(
         self, bars: RichProgress, iterable: Iterable[T], *, total: int | None, label: str, unit: str
     ) -> Iterator[T]:
-        task = bars.add_task(escape(label), total=total, unit=_plural(unit, total or 2))
+        task = bars.add_task(label, total=total, unit=_plural(unit, total or 2))
         for item in iterable:
             yield item
             bars.advance(task)

@@ -20,6 +20,7 @@ from vinfinity.media.mp4 import read_video
 from vinfinity.planning.fit import outline_of
 from vinfinity.planning.trace import call_work, step_memory, trace_step, trace_work
 from vinfinity.run import run
+from vinfinity.runs.folder import find_run
 
 # 25 latent frames, more than the 21 of the training clips
 SETTINGS = {"frames": 97, "size": "32x16", "steps": 8, "guidance": 3.0, "sampler": "unipc"}
@@ -103,6 +104,15 @@ def test_redo_and_extend_leave_other_latent_frames_as_they_are(wan: Path, tmp_pa
     assert torch.equal(extended[:, :36], before)
     assert extended.shape[1] == 40
     assert len(read_video(tmp_path / "a-extend.mp4")) == 157
+
+
+def test_joins_of_edits_are_in_frames_of_the_video(wan: Path, tmp_path: Path) -> None:
+    run(config_of(wan, tmp_path / "a.mp4", "loop=true", **{**SETTINGS, "frames": 21, "steps": 1}))
+    assert exit_code("redo", str(tmp_path / "a.run"), "--frames", "0:3") == 0
+    assert exit_code("extend", str(tmp_path / "a-redo.run"), "--frames", "+8", "loop=false") == 0
+    joins = [find_run(tmp_path / f"a-{name}.run").borders()["joins"] for name in ("redo", "redo-extend")]
+    # latent frames 0 and 1 hold frames 0 to 4; the end of a loop is beside its beginning
+    assert joins == [[0, 5], [5, 21]]
 
 
 def test_frames_and_sizes_that_latents_cannot_hold_are_cropped_and_said(wan: Path, tmp_path: Path) -> None:
