@@ -26,6 +26,7 @@ PUBLIC = {
     "BatchSummary",
     "BusyError",
     "Comparison",
+    "DamagedError",
     "Evaluation",
     "Failure",
     "InputError",
