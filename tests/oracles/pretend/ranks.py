@@ -38,7 +38,7 @@ def on_pretend_ranks(
     *,
     ranks: int,
     timeout: float = 30.0,
-    patience: float = 120.0,
+    patience: float = 300.0,
     broken: int | None = None,
 ) -> list[Outcome]:
     """Runs `work` on every rank, each with a pretend device of its own.
