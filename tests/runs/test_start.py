@@ -5,6 +5,7 @@ import shutil
 from pathlib import Path
 
 import pytest
+from oracles.command_line import Cli
 from oracles.runs import config_of, events, resumed_config, stop_after_step
 from safetensors.torch import load_file, save_file
 
@@ -71,3 +72,19 @@ def test_two_runs_cannot_use_one_folder_at_the_same_time(model_folder: Path, tmp
             run(config_of(model_folder, tmp_path / "a.mp4", steps=2))
         assert raised.value.exit_code == 6
     run(config_of(model_folder, tmp_path / "a.mp4", steps=2))
+def test_a_run_resumes_under_its_own_name_only(model_folder: Path, tmp_path: Path, cli: Cli) -> None:
+    stop_after_step(
+        config_of(model_folder, tmp_path / "a.mp4", "checkpoint.every=1 steps"), tmp_path / "a.run"
+    )
+    command = ("resume", str(tmp_path / "a.run"))
+    message = cli.refused(*command, f"out={tmp_path / 'b.mp4'}")
+    assert message.endswith(
+        "b.mp4 (command line) is not the video of this run; leave it out; "
+        "`vinfinity decode` makes another video of a finished run"
+    )
+    message = cli.refused(*command, "resume=false", "overwrite=true")
+    assert message == "resume: false (command line) would start the run over; leave it out"
+    assert cli(*command, f"out={tmp_path / 'a.mp4'}")[0] == 0
+    assert events(tmp_path / "a.run", "resumed")
+
+

@@ -17,6 +17,7 @@ from vinfinity.config import (
     name_sources,
     timed_prompts,
 )
+from vinfinity.config.prompts import BLEND
 from vinfinity.errors import InputError
 from vinfinity.runs.folder import RunFolder, video_of
 from vinfinity.runs.paths import Destination, check_files
@@ -113,21 +114,46 @@ def read_settings(folder: RunFolder) -> RunConfig:
     return load(folder.settings).config
 
 
-def load_run(folder: RunFolder, *, overrides: list[str], flags: Mapping[str, object]) -> Resolved:
+def load_run(
+    folder: RunFolder,
+    *,
+    overrides: list[str],
+    flags: Mapping[str, object],
+    chosen: Mapping[str, object] | None = None,
+) -> Resolved:
     """The settings of a run, with changes that do not affect the video's latents. Raises InputError.
 
-    The video goes beside the folder and takes its name, wherever the folder was moved to.
+    chosen: what the command chooses where neither `overrides` nor `flags` names a setting. The video goes beside the
+    folder and takes its name, wherever the folder was moved to.
     """
     started_with = read_settings(folder)
-    out = video_of(folder, started_with.out or ".mp4")
-    given = {key: value for key, value in flags.items() if value is not None}
-    flags = {"out": out} | given
-    resolved = load(folder.settings, overrides=overrides, flags=flags, card=model_defaults)
+    out = _own_video(folder, started_with)
+    own = {"out": out, "overwrite": False, **(chosen or {})}
+    resolved = load(folder.settings, chosen=own, overrides=overrides, flags=flags, card=model_defaults)
     new, old = leaves(resolved.config), leaves(started_with)
     for key in new:
         if new[key] != old[key] and changes_latents(key):
             with name_sources(resolved.origins):
                 raise InputError(key, new[key], "start a new run for it", problem="would change the video")
+    return resolved
+
+
+def resumed(
+    folder: RunFolder,
+    *,
+    overrides: list[str],
+    flags: Mapping[str, object],
+    chosen: Mapping[str, object] | None = None,
+) -> Resolved:
+    """The settings with which a run is resumed, see `load_run`. Raises InputError if they would start another one."""
+    resolved = load_run(folder, overrides=overrides, flags=flags, chosen={"resume": True, **(chosen or {})})
+    config, own = resolved.config, Path(_own_video(folder, read_settings(folder)))
+    with name_sources(resolved.origins):
+        if not config.resume:
+            raise InputError("resume", False, "leave it out", problem="would start the run over")
+        if Destination.of(config).video.absolute() != own.absolute():
+            remedy = "leave it out; `vinfinity decode` makes another video of a finished run"
+            raise InputError("out", config.out, remedy, problem="is not the video of this run")
     return resolved
 
 
@@ -138,50 +164,75 @@ def edited(
     overrides: list[str],
     given: Mapping[str, str | None],
     flags: Mapping[str, object],
+    chosen: Mapping[str, object] | None = None,
 ) -> Resolved:
     """The settings of a video that keeps an earlier run's frames, except for a span (`edit.redo`), or adds frames.
 
-    given: settings from the command line, `frames` as `+N`. The video is named after the earlier one and `kind` unless
-    `flags` has an `out`. Raises InputError.
+    given: flags that say what is edited, `frames` as `+N`. chosen: what the command chooses where neither `overrides`
+    nor `flags` names a setting. The video is then named after the earlier one and `kind`. Raises InputError.
     """
     started_with = read_settings(folder)
-    video = video_of(folder, started_with.out or ".mp4")
-    edited = Path(video).with_stem(f"{Path(video).stem}-{kind}")
-    if video.endswith("/"):
-        edited = Path(f"{video[:-1]}-{kind}")
-    values: dict[str, object] = {
+    flags = {key: value for key, value in (*flags.items(), *given.items()) if value is not None}
+    frames = started_with.frames + int(given.get("frames") or 0)
+    flags |= {"frames": frames} if "frames" in flags else {}
+    own: dict[str, object] = {
         "resume": False,
-        "out": f"{edited}/" if video.endswith("/") else str(edited),
+        "overwrite": False,
+        "out": _edited_video(folder, started_with, kind),
         "seed": (started_with.seed + (kind == "redo")) % 2**63,
+        "save_latents": None,
+        "noise_from": None,
+        "edit.run": str(folder.path.absolute()),
+        "edit.redo": None,
+        # what is regenerated is not held to a picture, and what is appended has no video behind it, unless one is given
+        "input.first_frame": None,
+        "input.last_frame": None,
     }
-    values |= {key: value for key, value in (*flags.items(), *given.items()) if value is not None}
-    if "frames" in given:
-        values["frames"] = started_with.frames + int(str(given["frames"]))
-    if started_with.prompts:
-        values |= _edited_prompts(started_with, kind, text=given.get("prompt"))
-    own = [f"edit.run={folder.path.absolute()}", "save_latents=null", "noise_from=null"]
-    # what is regenerated is not held to a picture, and what is appended has no video behind it, unless one is given
-    own += ["input.first_frame=null", "input.last_frame=null"]
     if kind != "redo" or not started_with.starts_from_video:
-        own += ["input.video=null", "input.strength=null", "input.fit=null", "input.keep_audio=false"]
-        own += [f"{key}=null" for key in declared() if key.startswith("first_pass.")]
+        own |= {"input.video": None, "input.strength": None, "input.fit": None, "input.keep_audio": False}
+        own |= {key: None for key in declared() if key.startswith("first_pass.")}
         # the sound goes on where the video is longer
-        own += [f"audio={started_with.input.video}"] if started_with.input.keep_audio else []
-    own += [] if "edit.redo" in values else ["edit.redo=null"]
-    return load(folder.settings, overrides=[*own, *overrides], flags=values, card=model_defaults)
+        own |= {"audio": started_with.input.video} if started_with.input.keep_audio else {}
+    named = {key: text for key, _, text in (override.partition("=") for override in overrides)}
+    if started_with.prompts and "prompts" not in named:
+        text = named.get("prompt") if given.get("prompt") is None else given["prompt"]
+        own |= _edited_prompts(started_with, kind, text=text, frames=frames)
+        flags.pop("prompt", None)
+        overrides = [override for override in overrides if not override.startswith("prompt=")]
+    own |= chosen or {}
+    return load(folder.settings, chosen=own, overrides=overrides, flags=flags, card=model_defaults)
 
 
-def _edited_prompts(before: RunConfig, kind: str, *, text: str | None) -> dict[str, object]:
+def _own_video(folder: RunFolder, started_with: RunConfig) -> str:
+    """The video of a run."""
+    return video_of(folder, started_with.out or ".mp4")
+
+
+def _edited_video(folder: RunFolder, started_with: RunConfig, kind: str) -> str:
+    """The video of an edit, beside that of the earlier run."""
+    video = _own_video(folder, started_with)
+    if video.endswith("/"):
+        return f"{video[:-1]}-{kind}/"
+    return str(Path(video).with_stem(f"{Path(video).stem}-{kind}"))
+
+
+def _edited_prompts(before: RunConfig, kind: str, *, text: str | None, frames: int) -> dict[str, object]:
     """Prompts over time in an edit: those of the earlier video, in frames, since parts of a longer video are others.
 
-    text: of the new frames. In a redo, it guides all frames.
+    text: of the new frames. In a redo, it guides all frames. frames: of the new video.
     """
     if text is not None and kind == "redo":
         return {"prompt": text, "prompts": []}
+    timed = timed_prompts(before)
+    negatives = [None] * bool(before.prompt) + [prompt.negative for prompt in before.prompts]
     prompts: list[dict[str, object]] = [
-        {"at": p.start, "text": p.text, "negative": p.negative, "blend": p.blend, "cut": p.cut}
-        for p in timed_prompts(before)
+        {"at": p.start, "text": p.text, "negative": negative, "blend": p.blend, "cut": p.cut}
+        for p, negative in zip(timed, negatives, strict=True)
     ]
     if text is not None:
-        prompts.append({"at": before.frames, "text": text})
+        last, added = timed[-1], frames - before.frames
+        # 0 at the beginning: what can be extended is not a loop
+        prompts[0]["blend"] = 0
+        room = min(before.frames - last.start, 2 * (before.frames - last.window[1]), added)
+        prompts.append({"at": before.frames, "text": text, "blend": int(min(BLEND, room))})
     return {"prompt": "", "prompts": prompts}
