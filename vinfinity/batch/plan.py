@@ -112,13 +112,13 @@ def _items(
     taken, samples = Taken(), Counter[str]()
     for row in rows:
         with faults.noted(), naming_row(row.origin, {}):
-            if seeds is not None and "seed" in row.layer.values:
-                remedy = "leave out one of them"
-                seed = row.layer.values["seed"]
-                raise InputError("seed", seed, remedy, problem="is given beside --seeds", source=row.origin)
             resolved = load(row.layer)
             require_prompt(resolved.config)
             for seed in [resolved.config.seed] if seeds is None else seeds:
+            if seeds is not None and resolved.origins["seed"] != "default":
+                with name_sources(resolved.origins):
+                    seed, remedy = resolved.config.seed, "leave out one of them"
+                    raise InputError("seed", seed, remedy, problem="is given beside --seeds")
                 config = replace(resolved.config, seed=seed)
                 yield _item(row, replace(resolved, config=config), folder, samples[config.first_text], taken)
                 samples[config.first_text] += 1
