@@ -2,19 +2,23 @@
 
 import contextlib
 import dataclasses
+import shlex
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Literal
+from typing import Any, Literal
 
 from vinfinity.config import (
     Resolved,
     RunConfig,
+    VideoConfig,
     changes_latents,
+    choose_format,
     declared,
     digest,
     leaves,
     load,
     name_sources,
+    plain_text,
     timed_prompts,
 )
 from vinfinity.config.prompts import BLEND
@@ -29,11 +33,28 @@ Start = Literal["new", "resume", "done"]
 
 # set by launchers that start a job or its ranks again
 RESTARTS = {"torchrun": "TORCHELASTIC_RESTART_COUNT", "SLURM": "SLURM_RESTART_COUNT"}
+# settings of a video's files, beside those of the group `video`
+OF_FILES = ("decoder", "audio", "save_latents", "input.keep_audio")
+
+
+def settle_start(config: RunConfig, destination: Destination) -> tuple[RunConfig, Start]:
+    """How `config` starts, see `how_to_start`. With `overwrite`, a run that `resume` cannot continue is replaced.
+
+    Raises InputError.
+    """
+    try:
+        return config, how_to_start(config, destination)
+    except InputError:
+        if not (config.resume and config.overwrite):
+            raise
+    config = dataclasses.replace(config, resume=False)
+    return config, how_to_start(config, destination)
 
 
 def how_to_start(config: RunConfig, destination: Destination) -> Start:
     """Whether `config` starts a new run, resumes one, or names one that is done.
 
+    With `overwrite`, a finished run resumes if its files were made with other settings, and makes them again.
     Raises InputError if a new run would replace one that has computed something, or if the run to resume has other
     settings.
     """
@@ -49,11 +70,72 @@ def how_to_start(config: RunConfig, destination: Destination) -> Start:
     if digest(read_settings(folder)) != digest(with_absolute_paths(config, destination)):
         remedy = f"`vinfinity resume {folder.path}` uses the run's own settings, --overwrite starts over"
         raise InputError("resume", folder.path, remedy, problem="is a run with other settings")
-    if record.get("finished") and video.exists():
+    finished = record.get("finished") and video.exists()
+    if finished and not (config.overwrite and changed_settings(config, destination)):
         return "done"
     check_files(config, destination, overwrite=True)
     check_sources(config, folder)
     return "resume"
+
+
+def check_done(config: RunConfig, destination: Destination) -> None:
+    """Raise InputError if the files of a finished run were made with other settings than those of `config`."""
+    if changed := changed_settings(config, destination):
+        given = shlex.join(f"{key}={plain_text(value)}" for key, value in changed.items())
+        folder = shlex.quote(str(destination.folder.path))
+        again = f"`vinfinity decode {folder} --overwrite {given}`"
+        remedy = f"{again}, or overwrite=true in this command, makes its files again"
+        key, value = next(iter(changed.items()))
+        raise InputError(key, value, remedy, problem="is not what the finished video was made with")
+
+
+def changed_settings(config: RunConfig, destination: Destination) -> dict[str, object]:
+    """The settings of a finished run's files in which `config` differs from what they were made with."""
+    before = made_with(destination.folder, destination.video)
+    now = _of_files(with_absolute_paths(config, destination))
+    changed = {key: value for key, value in now.items() if value != before[key]}
+    if config.save_latents is None:
+        # the copy that is there stays
+        changed.pop("save_latents", None)
+    video = {name: before[f"video.{name}"] for name in vars(config.video)}
+    with contextlib.suppress(InputError):
+        # a default that is written out is the same format
+        if choose_format(config.out, VideoConfig(**video)) == config.format:
+            same = vars(config.video).keys() - {"metadata", "sheet"}
+            changed = {key: value for key, value in changed.items() if key.removeprefix("video.") not in same}
+    return changed
+
+
+def made_with(folder: RunFolder, video: Path) -> dict[str, Any]:
+    """The settings that the files of a run were made with: as recorded for `video`, else those it started with."""
+    made = _recorded_files(folder).get(video.name, {})
+    keys = [key for key in declared() if _is_of_files(key)]
+    if not made.keys() >= set(keys):
+        # of an older version
+        made = {**_of_files(read_settings(folder)), **made}
+    return {key: made[key] for key in keys}
+
+
+def record_of_files(folder: RunFolder, config: RunConfig, destination: Destination) -> dict[str, object]:
+    """What run.json says of the files that were made from a run's latents: by name of the video, their settings."""
+    recorded, name = _recorded_files(folder), destination.video.name
+    made = _of_files(with_absolute_paths(config, destination))
+    # the copy that is there stays
+    made["save_latents"] = made["save_latents"] or recorded.get(name, {}).get("save_latents")
+    return {"files": {**recorded, name: made}}
+
+
+def _recorded_files(folder: RunFolder) -> dict[str, dict[str, object]]:
+    return (folder.record() or {}).get("files", {})
+
+
+def _of_files(config: RunConfig) -> dict[str, object]:
+    return {key: value for key, value in leaves(config).items() if _is_of_files(key)}
+
+
+def _is_of_files(key: str) -> bool:
+    """Whether a setting changes the files that are made from a run's latents."""
+    return key in OF_FILES or key.startswith("video.")
 
 
 def was_restarted(environment: Mapping[str, str]) -> bool:
@@ -146,7 +228,7 @@ def load_run(
     """
     started_with = read_settings(folder)
     out = _own_video(folder, started_with)
-    own = {"out": out, "overwrite": False, **(chosen or {})}
+    own = {**made_with(folder, Path(out)), "out": out, "overwrite": False, **(chosen or {})}
     resolved = load(folder.settings, chosen=own, overrides=overrides, flags=flags, card=model_defaults)
     new, old = leaves(resolved.config), leaves(started_with)
     for key in new:
