@@ -48,7 +48,8 @@ def generate_file(config: RunConfig) -> Summary | None:
     """Generate the MP4 that `config` describes, as the command line does: with a run folder and checkpoints, resumable,
     on as many GPUs as `config.gpus` asks for or a launcher started.
 
-    Returns None on ranks other than 0, and if the run is finished already. Raises VinfinityError.
+    Returns None on ranks other than 0, and if the run is finished already. Raises VinfinityError, also if the files of
+    a finished run were made with other settings.
     """
     return run(config)
 

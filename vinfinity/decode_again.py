@@ -10,6 +10,7 @@ from vinfinity.parallel.ranks import Ranks
 from vinfinity.runs.earlier import final_latents
 from vinfinity.runs.folder import RunFolder
 from vinfinity.runs.paths import Destination
+from vinfinity.runs.start import record_of_files
 from vinfinity.session import locked
 from vinfinity.system.progress import Progress
 from vinfinity.system.signals import Shutdown
@@ -54,5 +55,8 @@ def decode_on_rank(payload: tuple[Task, RunFolder], ranks: Ranks) -> Summary | N
         decode_to_files(task, latents, folder, Networks(ranks.device), ranks, progress)
         if not ranks.first:
             return None
+        if task.destination.folder.path.resolve() == folder.path.resolve():
+            made = record_of_files(folder, task.job.config, task.destination)
+            folder.write_record({**(folder.record() or {}), **made})
         folder.event("decoded", video=str(task.destination.video))
         return task.summary(ranks, seconds=time.monotonic() - started)

@@ -23,7 +23,7 @@ from vinfinity.planning.fit import find_fit, refuse_early
 from vinfinity.previews import previews
 from vinfinity.runs.parts import Parts
 from vinfinity.runs.paths import Destination
-from vinfinity.runs.start import how_to_start
+from vinfinity.runs.start import check_done, record_of_files, settle_start
 from vinfinity.session import Session, record_end, resumable
 from vinfinity.system.overall import Overall
 from vinfinity.system.signals import Reaction, Shutdown
@@ -35,13 +35,15 @@ def run(
 ) -> Summary | None:
     """Generate the video that `config` describes, on as many ranks as it asks for or a launcher started.
 
-    destination: the files to write, if the caller has called `how_to_start` for them already. shutdown: requests to end
+    destination: the files to write, if the caller has called `settle_start` for them already. shutdown: requests to end
     this process, on which the run ends with a checkpoint; None if the caller handles none.
     Returns None on ranks other than 0, and if the run is done already. Raises VinfinityError.
     """
     if destination is None:
         destination = Destination.of(config)
-        if how_to_start(config, destination) == "done":
+        config, begins = settle_start(config, destination)
+        if begins == "done":
+            check_done(config, destination)
             return None
     return launch_run(Task.of(config, destination), shutdown=shutdown)
 
@@ -108,6 +110,7 @@ def make_video(
             "seconds": seconds,
             "peak_memory": peak_memory(ranks.device).reserved,
             "borders": borders_in_frames(job, session.team.shards),
+            **record_of_files(session.folder, job.config, task.destination),
         }
         found = None if watch is None else find_figures(job, session.team.shards, watch)
         if found is not None:

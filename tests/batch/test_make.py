@@ -206,11 +206,26 @@ def test_a_video_that_fails_is_passed_over(gpus: int, model_folder: Path, tmp_pa
 def test_a_restarted_job_does_not_try_failed_videos_again(
     model_folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
+    monkeypatch.setenv("SLURM_JOB_ID", "7")
     make(model_folder, tmp_path / "batch", with_fault(tmp_path))
     monkeypatch.setenv("SLURM_RESTART_COUNT", "1")
     summary = make(model_folder, tmp_path / "batch", with_fault(tmp_path))
     assert [failure.video.name for failure in summary.failed] == ["2.mp4"]
     assert len(journal(tmp_path / "batch")) == 3
+
+
+@pytest.mark.parametrize("earlier", [None, "6"])
+def test_a_restarted_job_tries_videos_that_failed_in_another_job(
+    earlier: str | None, model_folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Without a job, too, or as an older version wrote it."""
+    if earlier is not None:
+        monkeypatch.setenv("SLURM_JOB_ID", earlier)
+    make(model_folder, tmp_path / "batch", with_fault(tmp_path))
+    monkeypatch.setenv("SLURM_JOB_ID", "7")
+    monkeypatch.setenv("SLURM_RESTART_COUNT", "1")
+    make(model_folder, tmp_path / "batch", with_fault(tmp_path))
+    assert len(journal(tmp_path / "batch")) == 4
 
 
 def test_a_video_that_another_process_makes_is_passed_over(model_folder: Path, tmp_path: Path) -> None:

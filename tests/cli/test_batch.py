@@ -38,6 +38,27 @@ def test_videos_go_into_a_folder_named_after_the_file(prompts: Path, model_folde
     assert out.startswith("videos  2 made\n        4 finished before\n")
 
 
+def test_finished_videos_of_other_settings_are_named_and_made_again_on_request(
+    prompts: Path, model_folder: Path, cli: Cli
+) -> None:
+    command = ["batch", "prompts.txt", *small(model_folder)]
+    cli(*command)
+    code, out, err = cli(*command, "video.crf=40")
+    assert (code, "2 finished before" in out) == (0, True)
+    assert err.startswith("warning: video.crf: 40 (command line, for prompts.txt, row 1, line 1) is not what")
+    assert "`vinfinity decode prompts/0001-a-red-ball-0.run --overwrite video.crf=40`" in err
+    assert "(and 1 more row)" in err
+    assert cli(*command, "video.crf=40", "--overwrite")[1].startswith("videos  2 made\n")
+    code, out, err = cli(*command, "video.crf=40", "--overwrite")
+    assert ("2 finished before" in out, "warning" in err) == (True, False)
+    assert Path("prompts/0001-a-red-ball-0.run/events.jsonl").read_text().count('"event": "step"') == 1
+
+
+def test_a_seed_beside_seeds_is_refused(prompts: Path, model_folder: Path, cli: Cli) -> None:
+    message = cli.refused("batch", "prompts.txt", *small(model_folder), "--seed", "5", "--seeds", "0:1")
+    assert message.startswith("seed: 5 (--seed, for prompts.txt, row 1, line 1) is given beside --seeds; ")
+
+
 def test_a_dry_run_lists_the_videos_and_makes_nothing(prompts: Path, model_folder: Path, cli: Cli) -> None:
     arguments = ["batch", "prompts.txt", *small(model_folder), "--part", "2/2", "--dry-run"]
     code, out, _ = cli(*arguments)

@@ -17,6 +17,7 @@ from oracles.runs import latents_on
 from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
+from vinfinity.errors import InputError
 from vinfinity.job import prepare
 from vinfinity.parallel.shards import anchor_frames
 from vinfinity.run import run
@@ -234,6 +235,46 @@ def test_an_edit_keeps_the_schedule(model_folder: Path, tmp_path: Path) -> None:
     assert texts("redo", **{"edit.redo": "5:9", "prompt": BOAT}) == [(0, BOAT, False)]
     assert texts("extend", frames="+8") == kept
     assert texts("extend", frames="+8", prompt=BALL) == [*kept, (37, BALL, False)]
+
+
+def test_a_prompt_is_appended_with_a_blend_that_fits(model_folder: Path, tmp_path: Path) -> None:
+    prompts = f"prompts=[{{at: 20, text: {BOAT}, blend: 16}}]"
+    latents_of(model_folder, tmp_path, prompts, frames=30)
+    folder = find_run(tmp_path / "1.mp4")
+
+    def blends(frames: str, *overrides: str, **given: str) -> list[int]:
+        given = {"frames": frames, **given}
+        resolved = edited(folder, "extend", overrides=[*overrides], given=given, flags={})
+        return [p.blend for p in prepare(resolved.config).prompts.prompts]
+
+    assert blends("+32", prompt=STAR) == blends("+32", f"prompt={STAR}") == [0, 16, 4]
+    assert blends("+3", prompt=STAR) == [0, 16, 3]
+    own = f"prompts=[{{at: 30, text: {STAR}, blend: 9}}]"
+    assert blends("+32", own) == [0, 9]
+    with pytest.raises(InputError, match=r"^prompts\[0\].blend: 99 \(command line\) reaches"):
+        blends("+32", own.replace("9}", "99}"))
+
+
+def test_a_prompt_is_appended_to_a_loop_that_is_opened(model_folder: Path, tmp_path: Path) -> None:
+    latents_of(model_folder, tmp_path, "loop=true", f"prompts=[{{at: 20, text: {BOAT}}}]")
+    folder = find_run(tmp_path / "1.mp4")
+
+    def blends(*overrides: str) -> list[int]:
+        given = {"frames": "+8", "prompt": STAR}
+        resolved = edited(folder, "extend", overrides=[*overrides], given=given, flags={})
+        return [p.blend for p in prepare(resolved.config).prompts.prompts]
+
+    assert blends("loop=false") == [0, 16, 8]
+    with pytest.raises(InputError, match=r"^loop: true leaves no end"):
+        blends()
+
+
+def test_an_edit_may_have_another_negative_prompt(model_folder: Path, tmp_path: Path) -> None:
+    prompts = f"prompts=[{{at: 20, text: {BOAT}, negative: a hat}}]"
+    latents_of(model_folder, tmp_path, prompts)
+    given, overrides = {"edit.redo": "5:9"}, ["negative=fog"]
+    config = edited(find_run(tmp_path / "1.mp4"), "redo", overrides=overrides, given=given, flags={}).config
+    assert [p.negative for p in prepare(config).prompts.prompts] == ["fog", "a hat"]
 
 
 def test_a_redo_computes_frames_of_its_scene_only(model_folder: Path, tmp_path: Path) -> None:

@@ -27,6 +27,25 @@ def test_latents_can_be_decoded_again_with_other_video_settings(model_folder: Pa
     assert exit_code("decode", str(tmp_path / "a.run"), "--out", str(tmp_path / "c.mp4"), "seed=4") == 2
 
 
+def test_settings_of_decoding_come_before_what_the_command_chooses(
+    model_folder: Path, tmp_path: Path
+) -> None:
+    run(config_of(model_folder, tmp_path / "a.mp4", steps=1, size="32x32"))
+    before = (tmp_path / "a.mp4").read_bytes()
+    named = [
+        f"{key}={tmp_path / name}" for key, name in (("out", "b.mp4"), ("save_latents", "l.safetensors"))
+    ]
+    command = ("decode", str(tmp_path / "a.run"), *named, "video.crf=45")
+    assert exit_code(*command) == 0
+    assert len((tmp_path / "b.mp4").read_bytes()) < len(before)
+    assert (tmp_path / "l.safetensors").exists()
+    # b.mp4 exists
+    assert exit_code(*command) == 2
+    assert exit_code(*command, "overwrite=true", "gpus=2") == 0
+    assert exit_code(*command, "--overwrite") == 0
+    assert (tmp_path / "a.mp4").read_bytes() == before
+
+
 def test_resumed_decoding_writes_a_bitwise_identical_video(model_folder: Path, tmp_path: Path) -> None:
     settings = ("decode.frames=3", "video.metadata=false")
     for name in ("uninterrupted", "interrupted"):

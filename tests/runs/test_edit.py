@@ -7,6 +7,7 @@ import pytest
 import torch
 from oracles.runs import (
     config_of,
+    events,
     exit_code,
     latents,
     manifest_of_step,
@@ -69,6 +70,26 @@ def test_extend_adds_frames_and_leaves_the_existing_ones_unchanged(
     redone = latents(tmp_path / "a-extend-redo.run")
     assert torch.equal(redone[:, :18], extended[:, :18])
     assert torch.equal(redone[:, 22:], extended[:, 22:])
+
+
+def test_settings_of_an_edit_come_before_what_the_command_chooses(model_folder: Path, tmp_path: Path) -> None:
+    run(config_of(model_folder, tmp_path / "a.mp4", frames=6, steps=1, seed=3))
+    named = ("seed=7", f"out={tmp_path / 'b.mp4'}", f"save_latents={tmp_path / 'b.safetensors'}")
+    edit("redo", str(tmp_path / "a.run"), "--frames", "2:4", *named)
+    assert read_manifest(tmp_path / "b.run" / "latents").seeds == ((0, 2, 3), (2, 4, 7), (4, 6, 3))
+    assert (tmp_path / "b.safetensors").exists()
+    # finished by the same command
+    edit("redo", str(tmp_path / "a.run"), "--frames", "2:4", *named, "resume=true")
+    edit("redo", str(tmp_path / "a.run"), "--frames", "2:4", *named, "overwrite=true", "gpus=2")
+    assert events(tmp_path / "b.run", "started")[0]["ranks"] == 2
+    assert not (tmp_path / "a-redo.run").exists()
+
+
+@pytest.mark.parametrize("seed", ["--seed=7", "seed=7"])
+def test_new_frames_may_have_another_seed(seed: str, model_folder: Path, tmp_path: Path) -> None:
+    run(config_of(model_folder, tmp_path / "a.mp4", frames=4, steps=1, seed=3))
+    edit("extend", str(tmp_path / "a.run"), "--frames", "+2", seed)
+    assert read_manifest(tmp_path / "a-extend.run" / "latents").seeds == ((0, 4, 3), (4, 6, 7))
 
 
 def test_the_frames_of_an_edited_video_have_their_times(model_folder: Path, tmp_path: Path) -> None:

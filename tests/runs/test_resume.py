@@ -28,7 +28,7 @@ from vinfinity.errors import InputError, VinfinityError
 from vinfinity.media.mp4 import read_video
 from vinfinity.run import run
 from vinfinity.runs.parts import read_manifest
-from vinfinity.runs.start import was_restarted
+from vinfinity.runs.start import jobs_of, was_restarted
 from vinfinity.system.signals import Shutdown
 
 
@@ -157,3 +157,14 @@ def test_restarts_by_launchers_are_detected() -> None:
     assert was_restarted({"SLURM_RESTART_COUNT": "1"})
     assert was_restarted({"TORCHELASTIC_RESTART_COUNT": "2"})
     assert not was_restarted({"TORCHELASTIC_RESTART_COUNT": "0", "SLURM_RESTART_COUNT": ""})
+
+
+def test_jobs_have_the_names_of_their_launchers() -> None:
+    array = {"SLURM_JOB_ID": "12", "SLURM_ARRAY_JOB_ID": "9", "SLURM_ARRAY_TASK_ID": "3"}
+    torchrun = {"TORCHELASTIC_RUN_ID": "none", "WORLD_SIZE": "4", "LOCAL_WORLD_SIZE": "4"}
+    assert jobs_of({"SLURM_JOB_ID": "12"}, parent=1) == {"SLURM": "12"}
+    assert jobs_of(array | torchrun, parent=1) == {"SLURM": "9_3", "torchrun": "process 1"}
+    assert jobs_of({**torchrun, "TORCHELASTIC_RUN_ID": "x"}, parent=1) == {"torchrun": "x"}
+    # on several nodes, ranks have different parents
+    assert jobs_of({**torchrun, "WORLD_SIZE": "8"}, parent=1) == {"torchrun": "none"}
+    assert jobs_of({}, parent=1) == {}

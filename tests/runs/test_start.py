@@ -1,13 +1,16 @@
 """How a run starts if its folder exists already: refuse, resume or overwrite, and one run at a time."""
 
 import os
+import shlex
 import shutil
 from pathlib import Path
 
 import pytest
-from oracles.runs import config_of, events, resumed_config, stop_after_step
+from oracles.command_line import Cli
+from oracles.runs import config_of, events, exit_code, resumed_config, stop_after_step
 from safetensors.torch import load_file, save_file
 
+from vinfinity.config import RunConfig
 from vinfinity.errors import BusyError, InputError
 from vinfinity.run import run
 from vinfinity.runs.folder import RunFolder
@@ -43,6 +46,47 @@ def test_resume_without_a_run_starts_one_but_does_not_overwrite_files(
     assert (tmp_path / "a.mp4").read_bytes() == written
 
 
+def test_other_settings_of_a_finished_video_s_files_are_not_ignored(
+    model_folder: Path, tmp_path: Path, cli: Cli
+) -> None:
+    def config(*overrides: str, **flags: bool) -> RunConfig:
+        return config_of(model_folder, tmp_path / "a.mp4", *overrides, steps=1, resume=True, **flags)
+
+    run(config())
+    # the same, written out
+    assert run(config("video.crf=18", "video.codec=h264")) is None
+    other = config("video.crf=40", f"save_latents={tmp_path / 'my latents.safetensors'}")
+    with pytest.raises(
+        InputError, match=r"^save_latents: .* is not what the finished video was made with"
+    ) as raised:
+        run(other)
+    [_, command, _] = raised.value.message.split("`")
+    assert exit_code(*shlex.split(command)[1:]) == 0
+    assert (tmp_path / "my latents.safetensors").exists()
+    assert run(other) is None
+    assert exit_code("resume", str(tmp_path / "a.run")) == 0
+    with pytest.raises(InputError, match=r"^video\.crf: null is not what the finished video was made with"):
+        run(config())
+    assert run(config(overwrite=True)) is not None
+    assert run(config(overwrite=True)) is None
+    assert run(config()) is None
+    # it was only decoded again
+    assert len(events(tmp_path / "a.run", "step")) == 1
+
+
+def test_a_requeued_job_replaces_a_run_of_other_settings_if_it_may(
+    model_folder: Path, tmp_path: Path, cli: Cli, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    run(config_of(model_folder, tmp_path / "a.mp4", steps=1))
+    monkeypatch.setenv("SLURM_RESTART_COUNT", "1")
+    settings = ("frames=3", "steps=1", "size=32x32", "device=cpu", f"model={model_folder}")
+    command = ("generate", "-p", "a blue boat", "--out", str(tmp_path / "a.mp4"), *settings)
+    assert "is a run with other settings" in cli.refused(*command)
+    assert cli(*command, "--overwrite")[0] == 0
+    assert "a blue boat" in (tmp_path / "a.run" / "config.yaml").read_text()
+    assert cli(*command, "--overwrite")[2].endswith("is finished; nothing to do\n")
+
+
 def test_a_run_does_not_resume_with_other_weights(own_model: Path, tmp_path: Path) -> None:
     stop_after_step(config_of(own_model, tmp_path / "a.mp4", "checkpoint.every=1 steps"), tmp_path / "a.run")
     path = own_model / "unet" / "diffusion_pytorch_model.safetensors"
@@ -62,6 +106,22 @@ def test_a_moved_run_resumes_from_another_working_directory(
     monkeypatch.chdir(tmp_path)
     run(resumed_config(Path("b.run")))
     assert (tmp_path / "b.mp4").is_file()
+
+
+def test_a_run_resumes_under_its_own_name_only(model_folder: Path, tmp_path: Path, cli: Cli) -> None:
+    stop_after_step(
+        config_of(model_folder, tmp_path / "a.mp4", "checkpoint.every=1 steps"), tmp_path / "a.run"
+    )
+    command = ("resume", str(tmp_path / "a.run"))
+    message = cli.refused(*command, f"out={tmp_path / 'b.mp4'}")
+    assert message.endswith(
+        "b.mp4 (command line) is not the video of this run; leave it out; "
+        "`vinfinity decode` makes another video of a finished run"
+    )
+    message = cli.refused(*command, "resume=false", "overwrite=true")
+    assert message == "resume: false (command line) would start the run over; leave it out"
+    assert cli(*command, f"out={tmp_path / 'a.mp4'}")[0] == 0
+    assert events(tmp_path / "a.run", "resumed")
 
 
 def test_two_runs_cannot_use_one_folder_at_the_same_time(model_folder: Path, tmp_path: Path) -> None:

@@ -31,12 +31,23 @@ class Faults:
         """Raise InputError if any fault was found: the last one, after the others were logged as errors."""
         if not self._found:
             return
-        for fault, error in self._found.items():
-            if (others := self._counts[fault] - 1) > 0:
-                error.message += f" (and {others} more row{'s' * (others > 1)})"
+        self._add_counts()
         *before, last = list(self._found.values())[:MOST]
         for error in before:
             logger.error("%s", error.message)
         if len(self._found) > MOST:
             logger.error("there are %d more faults", len(self._found) - MOST)
         raise last
+
+    def warn(self) -> None:
+        """Log what was found as warnings, if anything was."""
+        self._add_counts()
+        for error in list(self._found.values())[:MOST]:
+            logger.warning("%s", error.message)
+        if len(self._found) > MOST:
+            logger.warning("there are %d more like these", len(self._found) - MOST)
+
+    def _add_counts(self) -> None:
+        for fault, error in self._found.items():
+            if (others := self._counts[fault] - 1) > 0:
+                error.message += f" (and {others} more row{'s' * (others > 1)})"

@@ -18,9 +18,13 @@ SUFFIX = ".batch.jsonl"
 
 @dataclass(frozen=True)
 class Journal:
-    """NAME.batch.jsonl: one line per video that was made or that failed, in order, over all calls of the batch."""
+    """NAME.batch.jsonl: one line per video that was made or that failed, in order, over all calls of the batch.
+
+    jobs: what this call is to the launchers that may start it again, see `jobs_of`.
+    """
 
     path: Path
+    jobs: Mapping[str, str]
 
     @contextlib.contextmanager
     def locked(self) -> Iterator[None]:
@@ -44,7 +48,7 @@ class Journal:
     def add(self, event: str, video: str, **facts: object) -> None:
         """Append a line. event: `made` or `failed`. Raises OutputError."""
         now = datetime.datetime.now(datetime.UTC).isoformat(timespec="milliseconds")
-        line = to_json({"time": now, "event": event, "video": video, **facts})
+        line = to_json({"time": now, "event": event, "video": video, **facts, "jobs": self.jobs})
         try:
             # one call, so that lines never mix
             number = os.open(self.path, os.O_WRONLY | os.O_APPEND | os.O_CREAT, 0o666)

@@ -19,7 +19,7 @@ from vinfinity.parallel.launch import launch
 from vinfinity.parallel.place import find_place
 from vinfinity.parallel.ranks import Ranks
 from vinfinity.run import make_video
-from vinfinity.runs.start import was_restarted
+from vinfinity.runs.start import jobs_of, restarted_by
 from vinfinity.session import record_end
 from vinfinity.system.out_of_memory import named_out_of_memory
 from vinfinity.system.overall import Overall
@@ -164,7 +164,8 @@ class _Making:
     def __post_init__(self) -> None:
         self._place = find_place(os.environ)
         self._writes = self._place is None or self._place.rank == 0
-        self._journal = Journal(self.batch.folder / f"{self.batch.name}{SUFFIX}")
+        jobs = jobs_of(os.environ, parent=os.getppid())
+        self._journal = Journal(self.batch.folder / f"{self.batch.name}{SUFFIX}", jobs)
         self._since = self._journal.size()
         self._passed_over: Mapping[str, Mapping[str, Any]] = {}
         self._lost_at: int | None = None
@@ -176,9 +177,7 @@ class _Making:
         if not self.entries:
             return self._summary() if self._writes else None
         with self._journal.locked() if self._writes else contextlib.nullcontext():
-            if was_restarted(os.environ):
-                # this is the same call to the user, in which a video is tried once
-                self._passed_over = self._earlier_failures()
+            self._passed_over = self._earlier_failures()
             try:
                 for _, share in itertools.groupby(self.entries, key=_ranks_of):
                     self._make(tuple(share))
@@ -231,11 +230,14 @@ class _Making:
         return {**self._passed_over, **self._journal.entries(since=self._since)}
 
     def _earlier_failures(self) -> Mapping[str, Mapping[str, Any]]:
-        names = {entry.name for entry in self.entries}
+        """The videos that failed before this job was restarted: to the user, it is one call, which tries each once."""
+        names, jobs = {entry.name for entry in self.entries}, self._journal.jobs
+        same = {(launcher, jobs[launcher]) for launcher in restarted_by(os.environ) if launcher in jobs}
         return {
             name: line
             for name, line in self._journal.entries().items()
-            if line["event"] == "failed" and name in names
+            # lines of older versions do not say whose they are
+            if line["event"] == "failed" and name in names and same & line.get("jobs", {}).items()
         }
 
     def _so_far(self) -> str:

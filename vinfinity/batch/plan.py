@@ -13,7 +13,7 @@ from vinfinity.batch.rows import Row
 from vinfinity.config import Layer, Resolved, RunConfig, leaves, name_sources, require_prompt
 from vinfinity.errors import InputError
 from vinfinity.runs.paths import Destination, slug
-from vinfinity.runs.start import Start, how_to_start
+from vinfinity.runs.start import Start, check_done, settle_start
 from vinfinity.system.folders import expanded
 
 # the configuration of a row: that of all rows, and the row's own settings on top
@@ -86,8 +86,10 @@ def plan_batch(
     place, faults = expanded(folder, field="folder"), Faults()
     items = list(_items(rows, load, folder=place, seeds=seeds, faults=faults))
     faults.check()
-    own = [_with_start(item, faults) for item in items[k - 1 :: n]]
+    changes = Faults()
+    own = [_with_start(item, faults, changes) for item in items[k - 1 :: n]]
     faults.check()
+    changes.warn()
     name = name if part is None else f"{name}-{k}-of-{n}"
     return Batch(name, place, tuple(item for item in own if item is not None), len(items))
 
@@ -112,11 +114,11 @@ def _items(
     taken, samples = Taken(), Counter[str]()
     for row in rows:
         with faults.noted(), naming_row(row.origin, {}):
-            if seeds is not None and "seed" in row.layer.values:
-                remedy = "leave out one of them"
-                seed = row.layer.values["seed"]
-                raise InputError("seed", seed, remedy, problem="is given beside --seeds", source=row.origin)
             resolved = load(row.layer)
+            if seeds is not None and resolved.origins["seed"] != "default":
+                with name_sources(resolved.origins):
+                    seed, remedy = resolved.config.seed, "leave out one of them"
+                    raise InputError("seed", seed, remedy, problem="is given beside --seeds")
             require_prompt(resolved.config)
             for seed in [resolved.config.seed] if seeds is None else seeds:
                 config = replace(resolved.config, seed=seed)
@@ -148,19 +150,16 @@ def _item(row: Row, resolved: Resolved, folder: Path, sample: int, taken: Taken)
     return Item(name, row.origin, origins, config, destination)
 
 
-def _with_start(item: Item, faults: Faults) -> Item | None:
+def _with_start(item: Item, faults: Faults, changes: Faults) -> Item | None:
     """A video with what it begins with, from the files that are there; None if it has a fault.
 
     With --overwrite, what the files of other settings hold is replaced, and what this batch has made so far is kept.
+    changes: collects finished videos that were made with other settings, and are skipped all the same.
     """
-    config = item.config
     with faults.noted(), naming_row(item.origin, item.origins):
-        try:
-            start = how_to_start(config, item.destination)
-        except InputError:
-            if not config.overwrite:
-                raise
-            config = replace(config, resume=False)
-            start = how_to_start(config, item.destination)
+        config, start = settle_start(item.config, item.destination)
+        if start == "done":
+            with changes.noted(), naming_row(item.origin, item.origins):
+                check_done(config, item.destination)
         return replace(item, config=config, start=start)
     return None

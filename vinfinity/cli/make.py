@@ -82,14 +82,15 @@ def show_plan(resolved: Resolved) -> None:
 def start(resolved: Resolved, shutdown: Shutdown) -> None:
     """Starts the run that a command asked for, unless it is finished. Raises VinfinityError."""
     from vinfinity.runs.paths import Destination
-    from vinfinity.runs.start import how_to_start
+    from vinfinity.runs.start import check_done, settle_start
     from vinfinity.system.progress import note
 
-    config = resolved.config
     with name_sources(resolved.origins):
-        destination = Destination.of(config)
+        destination = Destination.of(resolved.config)
         # before torch is imported, which takes seconds
-        if how_to_start(config, destination) == "done":
+        config, begins = settle_start(resolved.config, destination)
+        if begins == "done":
+            check_done(config, destination)
             note(f"{destination.video} is finished; nothing to do")
             return
         import_engine()

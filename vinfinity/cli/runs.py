@@ -56,11 +56,12 @@ def resume(
     For example: vinfinity resume a-red-ball.run --gpus 4
     """
     from vinfinity.runs.folder import find_run
-    from vinfinity.runs.start import load_run
+    from vinfinity.runs.start import resumed
 
     with reported(context, debug=debug) as shutdown:
-        flags = {"resume": True, "device": device, **_gpus(gpus)}
-        start(load_run(find_run(run), overrides=settings or [], flags=flags), shutdown)
+        flags = {"gpus": gpus, "device": device}
+        resolved = resumed(find_run(run), overrides=settings or [], flags=flags, chosen=_ranks_of_launcher())
+        start(resolved, shutdown)
 
 
 def decode(
@@ -84,19 +85,26 @@ def decode(
 
     with reported(context, debug=debug) as shutdown:
         folder = find_run(run)
-        given = {"resume": False, "overwrite": overwrite, "save_latents": "null"}
-        flags = given | {"out": out, "decoder": decoder, "device": device, **_gpus(gpus, default="1")}
-        resolved = load_run(folder, overrides=settings or [], flags=flags)
+        flags = {
+            "out": out,
+            "overwrite": overwrite or None,
+            "decoder": decoder,
+            "gpus": gpus,
+            "device": device,
+        }
+        chosen = {"resume": False, "save_latents": None, "gpus": 1, **_ranks_of_launcher()}
+        resolved = load_run(folder, overrides=settings or [], flags=flags, chosen=chosen)
+        config = resolved.config
         with name_sources(resolved.origins):
-            destination = Destination.of(resolved.config).beside(folder, overwrite=overwrite)
-            check_files(resolved.config, destination, overwrite=overwrite)
+            destination = Destination.of(config).beside(folder, overwrite=config.overwrite)
+            check_files(config, destination, overwrite=config.overwrite)
             if not (folder.latents / "manifest.json").exists():
                 remedy = f"compute them with `vinfinity resume {folder.path}`"
                 raise InputError("run", run, remedy, problem="has no final latents yet")
             import_engine()
             from vinfinity.decode_again import decode_again
 
-            summary = decode_again(resolved.config, folder, destination, shutdown=shutdown)
+            summary = decode_again(config, folder, destination, shutdown=shutdown)
         if summary is not None:
             print_summary(summary)
 
@@ -131,6 +139,9 @@ def extend(
     frames: Annotated[str, typer.Option(metavar="+N", help="Number of frames to append.")],
     settings: NewSettings = None,
     prompt: Prompt = None,
+    seed: Annotated[
+        str | None, option("seed", help="Seed of the new frames' noise.", default=AS_BEFORE)
+    ] = None,
     out: Annotated[str | None, option("out", default="NAME-extend.mp4")] = None,
     overwrite: Overwrite = False,
     gpus: Gpus = None,
@@ -145,7 +156,7 @@ def extend(
         if re.fullmatch(r"\+[1-9][0-9]{0,6}", frames) is None:
             remedy = "give how many frames to append, as in --frames +48"
             raise InputError("--frames", frames, remedy, problem="is not a number of frames to append")
-        given = {"frames": frames, "prompt": prompt}
+        given = {"frames": frames, "seed": seed, "prompt": prompt}
         _edit(
             run, "extend", shutdown, settings, given, out=out, overwrite=overwrite, gpus=gpus, device=device
         )
@@ -168,12 +179,12 @@ def _edit(
     from vinfinity.runs.start import edited
 
     folder = find_run(run)
-    flags = {"overwrite": overwrite, "out": out, "device": device, **_gpus(gpus)}
-    start(edited(folder, kind, overrides=settings or [], given=given, flags=flags), shutdown)
+    flags = {"out": out, "overwrite": overwrite or None, "gpus": gpus, "device": device}
+    chosen = _ranks_of_launcher()
+    resolved = edited(folder, kind, overrides=settings or [], given=given, flags=flags, chosen=chosen)
+    start(resolved, shutdown)
 
 
-def _gpus(given: str | None, *, default: str | None = None) -> dict[str, str | None]:
-    """The number of ranks: the given one, else the launcher's if there is one, else `default`."""
-    if given is None and is_rank(os.environ):
-        return {"gpus": "null"}
-    return {"gpus": given or default}
+def _ranks_of_launcher() -> dict[str, None]:
+    """The ranks that a launcher started, if it did, take the place of the number of an earlier run."""
+    return {"gpus": None} if is_rank(os.environ) else {}

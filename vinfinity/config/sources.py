@@ -2,7 +2,7 @@
 
 A value is taken from the last of these layers that names it:
 
-    defaults < the model's card < the video to start from < YAML file (after its `base`)
+    defaults < the model's card < the video to start from < YAML file (after its `base`) < what a command chooses
              < key=value arguments < flags < keyword arguments < row
 
 A row is one of a batch, which says what sets its video apart from the others.
@@ -52,6 +52,7 @@ class Resolved:
 def load(
     yaml: Path | None,
     *,
+    chosen: Mapping[str, object] | None = None,
     overrides: Sequence[str] = (),
     flags: Mapping[str, object] | None = None,
     settings: Mapping[str, object] | None = None,
@@ -61,6 +62,7 @@ def load(
 ) -> Resolved:
     """Merges all layers into a configuration.
 
+    chosen: dotted key -> value that a command chooses where no argument names one, such as another seed for a redo.
     overrides: `key=value` arguments. flags: dotted key -> value or its text, None for a flag that was not given.
     settings: values by key, dotted or nested, as Python code gives them. row: see `read_row`. card: finds the settings
     of the model that the other layers choose; without it they have to give every setting that a model's card usually
@@ -72,6 +74,7 @@ def load(
     layers = [Layer("default", {key: value for key, value in defaults.items() if value is not MISSING})]
     if yaml is not None:
         layers += _read_yaml(yaml)
+    layers.append(Layer("default", {key: literal(value) for key, value in (chosen or {}).items()}))
     layers.append(Layer(COMMAND_LINE, _parse_overrides(overrides)))
     for key, value in (flags or {}).items():
         if value is not None:

@@ -2,21 +2,26 @@
 
 import contextlib
 import dataclasses
+import shlex
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Literal
+from typing import Any, Literal
 
 from vinfinity.config import (
     Resolved,
     RunConfig,
+    VideoConfig,
     changes_latents,
+    choose_format,
     declared,
     digest,
     leaves,
     load,
     name_sources,
+    plain_text,
     timed_prompts,
 )
+from vinfinity.config.prompts import BLEND
 from vinfinity.errors import InputError
 from vinfinity.runs.folder import RunFolder, video_of
 from vinfinity.runs.paths import Destination, check_files
@@ -27,12 +32,29 @@ from vinfinity.weights.card import find_model, model_defaults
 Start = Literal["new", "resume", "done"]
 
 # set by launchers that start a job or its ranks again
-RESTARTS = ("TORCHELASTIC_RESTART_COUNT", "SLURM_RESTART_COUNT")
+RESTARTS = {"torchrun": "TORCHELASTIC_RESTART_COUNT", "SLURM": "SLURM_RESTART_COUNT"}
+# settings of a video's files, beside those of the group `video`
+OF_FILES = ("decoder", "audio", "save_latents", "input.keep_audio")
+
+
+def settle_start(config: RunConfig, destination: Destination) -> tuple[RunConfig, Start]:
+    """How `config` starts, see `how_to_start`. With `overwrite`, a run that `resume` cannot continue is replaced.
+
+    Raises InputError.
+    """
+    try:
+        return config, how_to_start(config, destination)
+    except InputError:
+        if not (config.resume and config.overwrite):
+            raise
+    config = dataclasses.replace(config, resume=False)
+    return config, how_to_start(config, destination)
 
 
 def how_to_start(config: RunConfig, destination: Destination) -> Start:
     """Whether `config` starts a new run, resumes one, or names one that is done.
 
+    With `overwrite`, a finished run resumes if its files were made with other settings, and makes them again.
     Raises InputError if a new run would replace one that has computed something, or if the run to resume has other
     settings.
     """
@@ -48,16 +70,95 @@ def how_to_start(config: RunConfig, destination: Destination) -> Start:
     if digest(read_settings(folder)) != digest(with_absolute_paths(config, destination)):
         remedy = f"`vinfinity resume {folder.path}` uses the run's own settings, --overwrite starts over"
         raise InputError("resume", folder.path, remedy, problem="is a run with other settings")
-    if record.get("finished") and video.exists():
+    finished = record.get("finished") and video.exists()
+    if finished and not (config.overwrite and changed_settings(config, destination)):
         return "done"
     check_files(config, destination, overwrite=True)
     check_sources(config, folder)
     return "resume"
 
 
+def check_done(config: RunConfig, destination: Destination) -> None:
+    """Raise InputError if the files of a finished run were made with other settings than those of `config`."""
+    if changed := changed_settings(config, destination):
+        given = shlex.join(f"{key}={plain_text(value)}" for key, value in changed.items())
+        folder = shlex.quote(str(destination.folder.path))
+        again = f"`vinfinity decode {folder} --overwrite {given}`"
+        remedy = f"{again}, or overwrite=true in this command, makes its files again"
+        key, value = next(iter(changed.items()))
+        raise InputError(key, value, remedy, problem="is not what the finished video was made with")
+
+
+def changed_settings(config: RunConfig, destination: Destination) -> dict[str, object]:
+    """The settings of a finished run's files in which `config` differs from what they were made with."""
+    before = made_with(destination.folder, destination.video)
+    now = _of_files(with_absolute_paths(config, destination))
+    changed = {key: value for key, value in now.items() if value != before[key]}
+    if config.save_latents is None:
+        # the copy that is there stays
+        changed.pop("save_latents", None)
+    video = {name: before[f"video.{name}"] for name in vars(config.video)}
+    with contextlib.suppress(InputError):
+        # a default that is written out is the same format
+        if choose_format(config.out, VideoConfig(**video)) == config.format:
+            same = vars(config.video).keys() - {"metadata", "sheet"}
+            changed = {key: value for key, value in changed.items() if key.removeprefix("video.") not in same}
+    return changed
+
+
+def made_with(folder: RunFolder, video: Path) -> dict[str, Any]:
+    """The settings that the files of a run were made with: as recorded for `video`, else those it started with."""
+    made = _recorded_files(folder).get(video.name, {})
+    keys = [key for key in declared() if _is_of_files(key)]
+    if not made.keys() >= set(keys):
+        # of an older version
+        made = {**_of_files(read_settings(folder)), **made}
+    return {key: made[key] for key in keys}
+
+
+def record_of_files(folder: RunFolder, config: RunConfig, destination: Destination) -> dict[str, object]:
+    """What run.json says of the files that were made from a run's latents: by name of the video, their settings."""
+    recorded, name = _recorded_files(folder), destination.video.name
+    made = _of_files(with_absolute_paths(config, destination))
+    # the copy that is there stays
+    made["save_latents"] = made["save_latents"] or recorded.get(name, {}).get("save_latents")
+    return {"files": {**recorded, name: made}}
+
+
+def _recorded_files(folder: RunFolder) -> dict[str, dict[str, object]]:
+    return (folder.record() or {}).get("files", {})
+
+
+def _of_files(config: RunConfig) -> dict[str, object]:
+    return {key: value for key, value in leaves(config).items() if _is_of_files(key)}
+
+
+def _is_of_files(key: str) -> bool:
+    """Whether a setting changes the files that are made from a run's latents."""
+    return key in OF_FILES or key.startswith("video.")
+
+
 def was_restarted(environment: Mapping[str, str]) -> bool:
     """Whether a launcher restarted this job or its ranks: torchrun's --max-restarts, or a requeued SLURM job."""
-    return any(environment.get(name, "0") not in ("", "0") for name in RESTARTS)
+    return bool(restarted_by(environment))
+
+
+def restarted_by(environment: Mapping[str, str]) -> list[str]:
+    """The launchers that restarted this job or its ranks."""
+    return [launcher for launcher, name in RESTARTS.items() if environment.get(name, "0") not in ("", "0")]
+
+
+def jobs_of(environment: Mapping[str, str], *, parent: int) -> dict[str, str]:
+    """What this job is to each launcher, the same after a restart and on all ranks. parent: process of this one."""
+    jobs = {}
+    array, task = environment.get("SLURM_ARRAY_JOB_ID"), environment.get("SLURM_ARRAY_TASK_ID")
+    if job := f"{array}_{task}" if array and task else environment.get("SLURM_JOB_ID"):
+        jobs["SLURM"] = job
+    if job := environment.get("TORCHELASTIC_RUN_ID"):
+        one_node = environment.get("LOCAL_WORLD_SIZE") == environment.get("WORLD_SIZE")
+        # torchrun gives all jobs the same name unless it is told one; its own process then tells them apart
+        jobs["torchrun"] = f"process {parent}" if job == "none" and one_node else job
+    return jobs
 
 
 def with_absolute_paths(config: RunConfig, destination: Destination) -> RunConfig:
@@ -113,21 +214,46 @@ def read_settings(folder: RunFolder) -> RunConfig:
     return load(folder.settings).config
 
 
-def load_run(folder: RunFolder, *, overrides: list[str], flags: Mapping[str, object]) -> Resolved:
+def load_run(
+    folder: RunFolder,
+    *,
+    overrides: list[str],
+    flags: Mapping[str, object],
+    chosen: Mapping[str, object] | None = None,
+) -> Resolved:
     """The settings of a run, with changes that do not affect the video's latents. Raises InputError.
 
-    The video goes beside the folder and takes its name, wherever the folder was moved to.
+    chosen: what the command chooses where neither `overrides` nor `flags` names a setting. The video goes beside the
+    folder and takes its name, wherever the folder was moved to.
     """
     started_with = read_settings(folder)
-    out = video_of(folder, started_with.out or ".mp4")
-    given = {key: value for key, value in flags.items() if value is not None}
-    flags = {"out": out} | given
-    resolved = load(folder.settings, overrides=overrides, flags=flags, card=model_defaults)
+    out = _own_video(folder, started_with)
+    own = {**made_with(folder, Path(out)), "out": out, "overwrite": False, **(chosen or {})}
+    resolved = load(folder.settings, chosen=own, overrides=overrides, flags=flags, card=model_defaults)
     new, old = leaves(resolved.config), leaves(started_with)
     for key in new:
         if new[key] != old[key] and changes_latents(key):
             with name_sources(resolved.origins):
                 raise InputError(key, new[key], "start a new run for it", problem="would change the video")
+    return resolved
+
+
+def resumed(
+    folder: RunFolder,
+    *,
+    overrides: list[str],
+    flags: Mapping[str, object],
+    chosen: Mapping[str, object] | None = None,
+) -> Resolved:
+    """The settings with which a run is resumed, see `load_run`. Raises InputError if they would start another one."""
+    resolved = load_run(folder, overrides=overrides, flags=flags, chosen={"resume": True, **(chosen or {})})
+    config, own = resolved.config, Path(_own_video(folder, read_settings(folder)))
+    with name_sources(resolved.origins):
+        if not config.resume:
+            raise InputError("resume", False, "leave it out", problem="would start the run over")
+        if Destination.of(config).video.absolute() != own.absolute():
+            remedy = "leave it out; `vinfinity decode` makes another video of a finished run"
+            raise InputError("out", config.out, remedy, problem="is not the video of this run")
     return resolved
 
 
@@ -138,50 +264,75 @@ def edited(
     overrides: list[str],
     given: Mapping[str, str | None],
     flags: Mapping[str, object],
+    chosen: Mapping[str, object] | None = None,
 ) -> Resolved:
     """The settings of a video that keeps an earlier run's frames, except for a span (`edit.redo`), or adds frames.
 
-    given: settings from the command line, `frames` as `+N`. The video is named after the earlier one and `kind` unless
-    `flags` has an `out`. Raises InputError.
+    given: flags that say what is edited, `frames` as `+N`. chosen: what the command chooses where neither `overrides`
+    nor `flags` names a setting. The video is then named after the earlier one and `kind`. Raises InputError.
     """
     started_with = read_settings(folder)
-    video = video_of(folder, started_with.out or ".mp4")
-    edited = Path(video).with_stem(f"{Path(video).stem}-{kind}")
-    if video.endswith("/"):
-        edited = Path(f"{video[:-1]}-{kind}")
-    values: dict[str, object] = {
+    flags = {key: value for key, value in (*flags.items(), *given.items()) if value is not None}
+    frames = started_with.frames + int(given.get("frames") or 0)
+    flags |= {"frames": frames} if "frames" in flags else {}
+    own: dict[str, object] = {
         "resume": False,
-        "out": f"{edited}/" if video.endswith("/") else str(edited),
+        "overwrite": False,
+        "out": _edited_video(folder, started_with, kind),
         "seed": (started_with.seed + (kind == "redo")) % 2**63,
+        "save_latents": None,
+        "noise_from": None,
+        "edit.run": str(folder.path.absolute()),
+        "edit.redo": None,
+        # what is regenerated is not held to a picture, and what is appended has no video behind it, unless one is given
+        "input.first_frame": None,
+        "input.last_frame": None,
     }
-    values |= {key: value for key, value in (*flags.items(), *given.items()) if value is not None}
-    if "frames" in given:
-        values["frames"] = started_with.frames + int(str(given["frames"]))
-    if started_with.prompts:
-        values |= _edited_prompts(started_with, kind, text=given.get("prompt"))
-    own = [f"edit.run={folder.path.absolute()}", "save_latents=null", "noise_from=null"]
-    # what is regenerated is not held to a picture, and what is appended has no video behind it, unless one is given
-    own += ["input.first_frame=null", "input.last_frame=null"]
     if kind != "redo" or not started_with.starts_from_video:
-        own += ["input.video=null", "input.strength=null", "input.fit=null", "input.keep_audio=false"]
-        own += [f"{key}=null" for key in declared() if key.startswith("first_pass.")]
+        own |= {"input.video": None, "input.strength": None, "input.fit": None, "input.keep_audio": False}
+        own |= {key: None for key in declared() if key.startswith("first_pass.")}
         # the sound goes on where the video is longer
-        own += [f"audio={started_with.input.video}"] if started_with.input.keep_audio else []
-    own += [] if "edit.redo" in values else ["edit.redo=null"]
-    return load(folder.settings, overrides=[*own, *overrides], flags=values, card=model_defaults)
+        own |= {"audio": started_with.input.video} if started_with.input.keep_audio else {}
+    named = {key: text for key, _, text in (override.partition("=") for override in overrides)}
+    if started_with.prompts and "prompts" not in named:
+        text = named.get("prompt") if given.get("prompt") is None else given["prompt"]
+        own |= _edited_prompts(started_with, kind, text=text, frames=frames)
+        flags.pop("prompt", None)
+        overrides = [override for override in overrides if not override.startswith("prompt=")]
+    own |= chosen or {}
+    return load(folder.settings, chosen=own, overrides=overrides, flags=flags, card=model_defaults)
 
 
-def _edited_prompts(before: RunConfig, kind: str, *, text: str | None) -> dict[str, object]:
+def _own_video(folder: RunFolder, started_with: RunConfig) -> str:
+    """The video of a run."""
+    return video_of(folder, started_with.out or ".mp4")
+
+
+def _edited_video(folder: RunFolder, started_with: RunConfig, kind: str) -> str:
+    """The video of an edit, beside that of the earlier run."""
+    video = _own_video(folder, started_with)
+    if video.endswith("/"):
+        return f"{video[:-1]}-{kind}/"
+    return str(Path(video).with_stem(f"{Path(video).stem}-{kind}"))
+
+
+def _edited_prompts(before: RunConfig, kind: str, *, text: str | None, frames: int) -> dict[str, object]:
     """Prompts over time in an edit: those of the earlier video, in frames, since parts of a longer video are others.
 
-    text: of the new frames. In a redo, it guides all frames.
+    text: of the new frames. In a redo, it guides all frames. frames: of the new video.
     """
     if text is not None and kind == "redo":
         return {"prompt": text, "prompts": []}
+    timed = timed_prompts(before)
+    negatives = [None] * bool(before.prompt) + [prompt.negative for prompt in before.prompts]
     prompts: list[dict[str, object]] = [
-        {"at": p.start, "text": p.text, "negative": p.negative, "blend": p.blend, "cut": p.cut}
-        for p in timed_prompts(before)
+        {"at": p.start, "text": p.text, "negative": negative, "blend": p.blend, "cut": p.cut}
+        for p, negative in zip(timed, negatives, strict=True)
     ]
     if text is not None:
-        prompts.append({"at": before.frames, "text": text})
+        last, added = timed[-1], frames - before.frames
+        # 0 at the beginning: what can be extended is not a loop
+        prompts[0]["blend"] = 0
+        room = min(before.frames - last.start, 2 * (before.frames - last.window[1]), added)
+        prompts.append({"at": before.frames, "text": text, "blend": int(min(BLEND, room))})
     return {"prompt": "", "prompts": prompts}
