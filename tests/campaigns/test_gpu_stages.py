@@ -56,7 +56,7 @@ def test_calls_take_the_memory_that_was_traced(tmp_path: Path) -> None:
     failed = [figure.line for figure in found if figure.passed is False and "time to that" not in figure.name]
     assert failed == []
     named = [figure.name for figure in found]
-    for words in ("allocated off the trace", "reserved", "retries of the allocator"):
+    for words in ("allocated to the trace", "reserved", "retries of the allocator"):
         assert sum(words in name for name in named) == 4
 
 
