@@ -197,6 +197,22 @@ def test_it_fits_narrow_windows_and_dark_mode(page: Page, report: Path, width: i
 
 
 @needs_browser
+def test_long_prompts_fit_narrow_windows(browser: Page, model_folder: Path, tmp_path: Path) -> None:
+    from oracles.runs import exit_code
+
+    texts = ("a blue ball bouncing over white snow", "--then", "50%", "a yellow star circling in the starry night")
+    settings = ("--frames", "12", "--size", "32x32", "--device", "cpu", "steps=2")
+    out, report = tmp_path / "story.mp4", tmp_path / "story.html"
+    given = ("--model", str(model_folder), "--out", str(out))
+    assert exit_code("generate", "-p", *texts, *given, *settings) == 0
+    assert exit_code("evaluate", str(out), "--report", str(report)) == 0
+    browser.size(400)
+    browser.open(report)
+    browser.run("document.querySelectorAll('details').forEach(e => e.open = true)")
+    assert browser.fits(400, dark=False)
+
+
+@needs_browser
 def test_every_control_has_a_name_and_can_be_reached_by_key(page: Page) -> None:
     assert page.unnamed_controls() == []
     assert page.tab_to_slider().startswith("difference of adjacent frames")
