@@ -200,7 +200,12 @@ def test_it_fits_narrow_windows_and_dark_mode(page: Page, report: Path, width: i
 def test_long_prompts_fit_narrow_windows(browser: Page, model_folder: Path, tmp_path: Path) -> None:
     from oracles.runs import exit_code
 
-    texts = ("a blue ball bouncing over white snow", "--then", "50%", "a yellow star circling in the starry night")
+    texts = (
+        "a blue ball bouncing over white snow",
+        "--then",
+        "50%",
+        "a yellow star circling in the starry night",
+    )
     settings = ("--frames", "12", "--size", "32x32", "--device", "cpu", "steps=2")
     out, report = tmp_path / "story.mp4", tmp_path / "story.html"
     given = ("--model", str(model_folder), "--out", str(out))
