@@ -2,7 +2,7 @@
 
 A finished stage leaves a file in WORK/done with the seconds that it took and is skipped from then on; an interrupted
 stage resumes from its checkpoint. Start the command again after a kill. `--scale 0.01` runs all stages with a hundredth
-of the steps and clips, which tests the recipe and gives no usable model.
+of the steps and clips, which tests the recipe and gives no usable model. Each run needs a WORK of its own.
 """
 
 import argparse
@@ -15,12 +15,14 @@ import time
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import NoReturn
 
 from common import WORK
 
 HERE = Path(__file__).parent
 ASSETS = HERE.parents[1] / "vinfinity" / "assets" / "mini"
 KEPT = ("tokenizer", "vae")  # parts of the packaged model that further training can build on
+LAST = {"nothing": "ends-0.998", "shipped": "further-0.998"}  # the average that is exported, by --start
 VIDEO = ("--spatial-scale", "0.4", "--text-scale", "0", "--late", "0.6", "--late-start", "650")
 
 
@@ -187,15 +189,42 @@ def steady(init: str, *, cuda: bool) -> Stage:
     return finetuning("steady", init, *options, cuda=cuda, steps=2400, lr="3e-4", seed=61)
 
 
-def ends(init: str, *, cuda: bool, seed: int = 71) -> Stage:
+def ends(init: str, *, cuda: bool, name: str = "ends", seed: int = 71) -> Stage:
     """The first and last frames of clips count more, and colours that are confused are shown more often."""
     options = (*WRONG, "--paint", "12", "--ends", "2.5", "--close", "0.6")
-    return finetuning("ends", init, *options, cuda=cuda, steps=2400, lr="3e-4", seed=seed)
+    return finetuning(name, init, *options, cuda=cuda, steps=2400, lr="3e-4", seed=seed)
 
 
 def from_shipped(cuda: bool) -> list[Stage]:
     """Further training of the packaged weights."""
-    return [ends("shipped", cuda=cuda, seed=72)]
+    return [ends("shipped", cuda=cuda, name="further", seed=72)]
+
+
+def claim(args: argparse.Namespace) -> None:
+    """Note in WORK which run its files belong to. Raises SystemExit if they belong to another."""
+    file = args.work / "recipe.json"
+    run = {
+        "start": args.start,
+        "keep": sorted(set(args.keep)),
+        "gpu": args.device != "cpu",
+        "scale": args.scale,
+    }
+    if file.exists():
+        found = json.loads(file.read_text())
+    else:
+        found = "with unknown options" if (args.work / "done").exists() else run
+    if found != run:
+        refuse(f"--work: {args.work} holds another run ({found}); choose another folder")
+    args.work.mkdir(parents=True, exist_ok=True)
+    part = file.with_suffix(".part")
+    part.write_text(json.dumps(run) + "\n")
+    part.replace(file)
+
+
+def refuse(problem: str) -> NoReturn:
+    """Print one line and exit."""
+    print(f"error: {problem}", file=sys.stderr)
+    sys.exit(2)
 
 
 def run(stage: Stage, args: argparse.Namespace) -> None:
@@ -212,8 +241,8 @@ def run(stage: Stage, args: argparse.Namespace) -> None:
     done.write_text(json.dumps({"seconds": round(time.time() - began), "command": command[1:]}) + "\n")
 
 
-def main() -> None:
-    """Run the stages, export, and evaluate."""
+def parse(arguments: Sequence[str] | None) -> argparse.Namespace:
+    """The options of the command line."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--work", type=Path, default=WORK, help="data, checkpoints, logs and pictures")
     parser.add_argument("--start", choices=("nothing", "shipped"), default="nothing")
@@ -234,15 +263,22 @@ def main() -> None:
     )
     parser.add_argument("--clips", type=int, default=100, help="prompts of the evaluation")
     parser.add_argument("--list", action="store_true", help="print the commands and stop")
-    args = parser.parse_args()
-    cuda = args.device != "cpu"
+    args = parser.parse_args(arguments)
     if args.workers is None:
-        args.workers = 12 if cuda else 0
+        args.workers = 12 if args.device != "cpu" else 0
+    return args
+
+
+def main(arguments: Sequence[str] | None = None) -> None:
+    """Run the stages, export, and evaluate."""
+    args = parse(arguments)
+    cuda = args.device != "cpu"
     stages = from_nothing(cuda) if args.start == "nothing" else from_shipped(cuda)
     if args.list:
         for stage in stages:
             print(" ".join(stage.command(args)[1:]))
         return
+    claim(args)
     kept = KEPT if args.start == "shipped" else tuple(args.keep)
     for part in kept:
         shutil.copytree(ASSETS / part, args.work / part, dirs_exist_ok=True)
@@ -255,7 +291,7 @@ def main() -> None:
         if stage.name not in skipped:
             run(stage, args)
     vae = "vae" if "vae" in kept else "vae256"
-    export = ("--run", "ends-0.998", "--vae", vae, "--out", str(args.work / "export"))
+    export = ("--run", LAST[args.start], "--vae", vae, "--out", str(args.work / "export"))
     subprocess.run([sys.executable, str(HERE / "export.py"), "--work", str(args.work), *export], check=True)
     evaluate = (
         "--assets",
