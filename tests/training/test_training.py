@@ -1,20 +1,58 @@
 """The training scripts of the embedded model, by a few steps of each on tiny data."""
 
+import shutil
+from collections.abc import Callable
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
 
-common = pytest.importorskip("common", reason="needs diffusers and transformers", exc_type=ImportError)
-painter = pytest.importorskip("painter", reason="needs diffusers and transformers", exc_type=ImportError)
-train_vae = pytest.importorskip("train_vae", reason="needs diffusers and transformers", exc_type=ImportError)
+
+def script(name: str) -> Any:
+    """The module of a training script."""
+    return pytest.importorskip(name, reason="needs diffusers and transformers", exc_type=ImportError)
+
+
+finetune, painter, temporal = script("finetune"), script("painter"), script("temporal")
+tokenizer, train_text, train_unet = script("tokenizer"), script("train_text"), script("train_unet")
+train_vae, world = script("train_vae"), script("world")
 
 
 def make_vae(seed: int) -> Any:
     """An untrained autoencoder."""
     torch.manual_seed(seed)
     return train_vae.build_vae().eval()
+
+
+@pytest.fixture(scope="module")
+def work(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A folder with all that the denoiser's stages need, untrained: tokenizer, networks and two clips."""
+    folder = tmp_path_factory.mktemp("work")
+    tokenizer.build(folder / "tokenizer")
+    words = finetune.CLIPTokenizer.from_pretrained(folder / "tokenizer")
+    for path in (folder, folder / "start"):
+        train_text.build_text_encoder(words).save_pretrained(path / "text_encoder")
+    temporal.build_unet().save_pretrained(folder / "start" / "unet")
+    make_vae(1).save_pretrained(folder / "vae")
+    rng = np.random.default_rng(1)
+    scenes = [asdict(world.sample_scene(rng)) for _ in range(2)]
+    torch.save({"latents": torch.randn(2, 24, 4, 10, 16).half(), "scenes": scenes}, folder / "latents.pt")
+    return folder
+
+
+def train_from_nothing(work: Path, *more: str) -> None:
+    """Two steps of the video stage."""
+    sizes = ("--frames", "4", "--batch", "1", "--image-batch", "1", "--steps", "2", "--threads", "1")
+    train_unet.main(["--work", str(work), "--name", "first", *sizes, *more])
+
+
+def train_further(work: Path) -> None:
+    """Two steps of further training, of which the second is a checkpoint's, too."""
+    sizes = ("--pairs", "1", "--accumulate", "1", "--steps", "2", "--save-every", "1", "--decays", "0.9")
+    finetune.main(["--work", str(work), "--name", "second", "--init", "start", *sizes])
 
 
 def same(one: torch.nn.Module, other: torch.nn.Module) -> bool:
@@ -31,3 +69,26 @@ def test_a_painter_is_trained_anew_for_an_autoencoder_with_other_weights(tmp_pat
     assert same(first, again)
     assert not same(first, other)
     assert same(other, kept)
+
+
+def models(folder: Path) -> dict[str, bytes]:
+    """The model files of a folder."""
+    return {
+        str(path.relative_to(folder)): path.read_bytes() for path in folder.rglob("*.*") if path.is_file()
+    }
+
+
+@pytest.mark.parametrize(
+    ("train", "name"),
+    [(train_from_nothing, "first"), (train_further, "second-0.9")],
+    ids=["unet", "finetune"],
+)
+def test_models_lost_after_the_last_checkpoint_are_saved_by_the_next_start(
+    work: Path, train: Callable[[Path], None], name: str
+) -> None:
+    train(work)
+    saved = models(work / name)
+    assert {Path(path).parent.name for path in saved} == {"unet", "text_encoder"}
+    shutil.rmtree(work / name)
+    train(work)
+    assert models(work / name) == saved

@@ -242,10 +242,13 @@ def train(args: argparse.Namespace) -> None:
             state = {"parameters": [p.detach() for p in everything], "optimizer": optimizer.state_dict()}
             state |= {"average": average.shadow, "step": step + 1, "images": images, "clips": clips}
             save_checkpoint(checkpoint, state)
-            save_models(unet, encoder, average.shadow, folder=folder, template=template)
+            if not last:
+                save_models(unet, encoder, average.shadow, folder=folder, template=template)
+    # out of the loop, which has no steps left after a kill that follows the last checkpoint
+    save_models(unet, encoder, average.shadow, folder=folder, template=template)
 
 
-def main() -> None:
+def main(arguments: Sequence[str] | None = None) -> None:
     """Parse the options of one stage and run it."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--work", type=Path, default=WORK)
@@ -278,7 +281,7 @@ def main() -> None:
     parser.add_argument("--seed", type=int, default=1)
     parser.add_argument("--device", default="cpu")
     parser.add_argument("--threads", type=int, default=os.cpu_count())
-    args = parser.parse_args()
+    args = parser.parse_args(arguments)
     torch.set_num_threads(args.threads)
     torch.manual_seed(args.seed)
     announce(args.work)
