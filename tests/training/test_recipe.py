@@ -53,3 +53,14 @@ def test_both_starts_name_their_stages_differently(cuda: bool) -> None:
     assert not {stage.name for stage in nothing} & {stage.name for stage in shipped}
     for start, stages in (("nothing", nothing), ("shipped", shipped)):
         assert recipe.LAST[start].rpartition("-")[0] in {stage.name for stage in stages}
+
+
+@pytest.mark.parametrize("start", ["nothing", "shipped"])
+def test_the_scale_of_a_trial_shrinks_the_painter_too(start: str) -> None:
+    trial = recipe.parse(["--scale", "0.01", "--start", start])
+    stages = recipe.from_nothing(False) if start == "nothing" else recipe.from_shipped(False)
+    commands = [stage.command(trial) for stage in stages if "--paint" in stage.options]
+    assert commands
+    for command in commands:
+        assert command[command.index("--painter-steps") + 1] == "25"
+        assert command[command.index("--painter-frames") + 1] == "40"

@@ -12,7 +12,7 @@ import numpy as np
 import torch
 import torch.nn.functional as F
 import world
-from common import cosine, encode_clips, picture_height, to_unit
+from common import cosine, encode_clips, picture_height, save_checkpoint, to_unit
 from diffusers import AutoencoderKL
 from torch import Tensor, nn
 
@@ -68,7 +68,7 @@ def digest(module: nn.Module) -> str:
     return found.hexdigest()
 
 
-def load_painter(vae: AutoencoderKL, path: Path, *, steps: int = 2500, count: int = 4000) -> Painter:
+def load_painter(vae: AutoencoderKL, path: Path, *, steps: int, count: int) -> Painter:
     """The painter of this autoencoder's latents: read from a file, or trained, in a minute, and kept there.
 
     A file of a painter for an autoencoder with other weights is replaced.
@@ -79,7 +79,7 @@ def load_painter(vae: AutoencoderKL, path: Path, *, steps: int = 2500, count: in
         painter.load_state_dict(found["painter"])
     else:
         train(painter, vae, steps=steps, count=count)
-        torch.save({"painter": painter.state_dict(), "vae": vae_digest}, path)
+        save_checkpoint(path, {"painter": painter.state_dict(), "vae": vae_digest})
     return painter.to(vae.device).eval().requires_grad_(False)
 
 

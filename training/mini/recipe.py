@@ -26,6 +26,11 @@ LAST = {"nothing": "ends-0.998", "shipped": "further-0.998"}  # the average that
 VIDEO = ("--spatial-scale", "0.4", "--text-scale", "0", "--late", "0.6", "--late-start", "650")
 
 
+def scaled(count: int, least: int, *, args: argparse.Namespace) -> int:
+    """A number of steps, clips or prompts, times --scale."""
+    return max(least, round(count * args.scale))
+
+
 @dataclass(frozen=True, kw_only=True)
 class Stage:
     """One call of one script.
@@ -45,7 +50,7 @@ class Stage:
         """The command line."""
         command = [sys.executable, str(HERE / self.script), "--work", str(args.work), *self.options]
         for option, count, least in self.counts:
-            command += [option, str(max(least, round(count * args.scale)))]
+            command += [option, str(scaled(count, least, args=args))]
         if self.trains:
             command += ["--device", args.device]
         if self.renders:
@@ -162,7 +167,11 @@ def finetuning(name: str, init: str, *options: str, cuda: bool, steps: int, lr: 
             *("--levels", "750", "960", "--level-share", "0.7"),
             *("--pairs", "32" if cuda else "2", "--accumulate", "1" if cuda else "2"),
         ),
-        counts=(("--steps", steps // 4 if cuda else steps, 2),),
+        counts=(
+            ("--steps", steps // 4 if cuda else steps, 2),
+            ("--painter-steps", 2500, 10),
+            ("--painter-frames", 4000, 32),
+        ),
         renders=True,
     )
 
@@ -259,9 +268,9 @@ def parse(arguments: Sequence[str] | None) -> argparse.Namespace:
         "--workers", type=int, help="processes that render; default: none on a CPU, 12 with a GPU"
     )
     parser.add_argument(
-        "--scale", type=float, default=1.0, help="multiplies steps and clips; below 1: a trial"
+        "--scale", type=float, default=1.0, help="multiplies steps, clips and prompts; below 1: a trial"
     )
-    parser.add_argument("--clips", type=int, default=100, help="prompts of the evaluation")
+    parser.add_argument("--clips", type=int, default=100, help="prompts of the evaluation, times --scale")
     parser.add_argument("--list", action="store_true", help="print the commands and stop")
     args = parser.parse_args(arguments)
     if args.workers is None:
@@ -297,7 +306,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
         "--assets",
         str(args.work / "export"),
         "--clips",
-        str(args.clips),
+        str(scaled(args.clips, 4, args=args)),
         "--threads",
         str(args.threads),
     )
