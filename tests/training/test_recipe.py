@@ -1,8 +1,16 @@
 """The recipe of the embedded model: which runs share a folder, and what happens to its stages."""
 
+import contextlib
+import fcntl
+import os
+import signal
+import subprocess
+import sys
+import time
 from pathlib import Path
 
 import pytest
+from oracles.processes import SECONDS, command_line
 
 recipe = pytest.importorskip("recipe", reason="needs diffusers and transformers", exc_type=ImportError)
 
@@ -33,11 +41,10 @@ def test_a_folder_holds_one_run_only(
     trial = recipe.parse(["--work", str(tmp_path), "--scale", "0.001"])
     recipe.claim(trial)
     recipe.claim(trial)
-    before = sorted(tmp_path.iterdir())
     line = refusal(capsys, "--work", str(tmp_path), *other)
     assert line.startswith(f"error: --work: {tmp_path} holds another run")
     assert "0.001" in line
-    assert sorted(tmp_path.iterdir()) == before
+    assert {path.name for path in tmp_path.iterdir()} == {"recipe.json", "lock"}
 
 
 def test_a_folder_whose_run_is_not_known_is_refused(
@@ -64,3 +71,54 @@ def test_the_scale_of_a_trial_shrinks_the_painter_too(start: str) -> None:
     for command in commands:
         assert command[command.index("--painter-steps") + 1] == "25"
         assert command[command.index("--painter-frames") + 1] == "40"
+
+
+def start(work: Path) -> tuple[subprocess.Popen[bytes], int]:
+    """A recipe that has just started a stage, and the process id of that stage."""
+    command = [sys.executable, recipe.__file__, "--work", str(work), "--threads", "1"]
+    process = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL)
+    children = Path(f"/proc/{process.pid}/task/{process.pid}/children")
+    deadline = time.monotonic() + SECONDS
+    while not (
+        stages := [
+            int(child) for child in children.read_text().split() if str(work) in command_line(int(child))
+        ]
+    ):
+        assert process.poll() is None, "the recipe ended"
+        assert time.monotonic() < deadline
+        time.sleep(0.01)
+    return process, stages[0]
+
+
+def wait_until_free(work: Path) -> None:
+    """Wait until no process holds this folder."""
+    deadline = time.monotonic() + SECONDS
+    with (work / "lock").open() as file:
+        while True:
+            with contextlib.suppress(BlockingIOError):
+                return fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            assert time.monotonic() < deadline, "the folder stays in use"
+            time.sleep(0.01)
+
+
+def test_sigterm_ends_the_stage_and_a_second_run_is_refused_before(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    process, stage = start(tmp_path)
+    assert f"error: --work: {tmp_path} is in use" in refusal(capsys, "--work", str(tmp_path))
+    process.terminate()
+    assert process.wait(SECONDS) == 128 + signal.SIGTERM
+    assert not command_line(stage)
+    wait_until_free(tmp_path)
+
+
+@pytest.mark.slow
+def test_a_stage_that_outlives_its_recipe_keeps_the_folder(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    process, stage = start(tmp_path)
+    process.kill()
+    process.wait(SECONDS)
+    assert f"error: --work: {tmp_path} is in use" in refusal(capsys, "--work", str(tmp_path))
+    os.kill(stage, signal.SIGKILL)
+    wait_until_free(tmp_path)

@@ -1,21 +1,25 @@
 """Train the embedded model `mini` from nothing, or train the packaged weights further: every stage, in order.
 
 A finished stage leaves a file in WORK/done with the seconds that it took and is skipped from then on; an interrupted
-stage resumes from its checkpoint. Start the command again after a kill. `--scale 0.01` runs all stages with a hundredth
+stage resumes from its checkpoint. Start the command again after a kill. SIGTERM, SIGHUP and Ctrl-C end the present
+stage, too; as long as a stage lives, no second run starts in its WORK. `--scale 0.01` runs all stages with a hundredth
 of the steps and clips, which tests the recipe and gives no usable model. Each run needs a WORK of its own.
 """
 
 import argparse
+import fcntl
 import json
 import os
 import shutil
+import signal
 import subprocess
 import sys
 import time
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import NoReturn
+from types import FrameType
+from typing import IO, NoReturn
 
 from common import WORK
 
@@ -236,7 +240,35 @@ def refuse(problem: str) -> NoReturn:
     sys.exit(2)
 
 
-def run(stage: Stage, args: argparse.Namespace) -> None:
+def lock(work: Path) -> IO[str]:
+    """WORK/lock, held until it is closed here and in every process that inherits it. Raises SystemExit if another
+    process holds it."""
+    work.mkdir(parents=True, exist_ok=True)
+    file = (work / "lock").open("w")
+    try:
+        fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except BlockingIOError:
+        refuse(f"--work: {work} is in use by another run; wait for its end or choose another folder")
+    return file
+
+
+def exit_on_signals() -> None:
+    """Turn SIGTERM and SIGHUP into SystemExit, upon which subprocess.run kills the stage. nohup keeps its effect."""
+
+    def leave(number: int, _: FrameType | None) -> NoReturn:
+        sys.exit(128 + number)
+
+    for number in (signal.SIGTERM, signal.SIGHUP):
+        if signal.getsignal(number) != signal.SIG_IGN:
+            signal.signal(number, leave)
+
+
+def call(command: Sequence[str], *, held: IO[str]) -> None:
+    """Run a command, which holds the lock, too: it may outlive this process. Raises CalledProcessError."""
+    subprocess.run(command, check=True, pass_fds=(held.fileno(),))
+
+
+def run(stage: Stage, args: argparse.Namespace, *, held: IO[str]) -> None:
     """Run one stage unless it is done. Raises CalledProcessError if it fails."""
     done = args.work / "done" / f"{stage.name}.json"
     if done.exists():
@@ -245,7 +277,7 @@ def run(stage: Stage, args: argparse.Namespace) -> None:
     command = stage.command(args)
     print(f"{stage.name}: {' '.join(command[1:])}", flush=True)
     began = time.time()
-    subprocess.run(command, check=True)
+    call(command, held=held)
     done.parent.mkdir(parents=True, exist_ok=True)
     done.write_text(json.dumps({"seconds": round(time.time() - began), "command": command[1:]}) + "\n")
 
@@ -278,16 +310,8 @@ def parse(arguments: Sequence[str] | None) -> argparse.Namespace:
     return args
 
 
-def main(arguments: Sequence[str] | None = None) -> None:
-    """Run the stages, export, and evaluate."""
-    args = parse(arguments)
-    cuda = args.device != "cpu"
-    stages = from_nothing(cuda) if args.start == "nothing" else from_shipped(cuda)
-    if args.list:
-        for stage in stages:
-            print(" ".join(stage.command(args)[1:]))
-        return
-    claim(args)
+def make(stages: Sequence[Stage], args: argparse.Namespace, *, held: IO[str]) -> None:
+    """Run the stages, export, and evaluate. Raises CalledProcessError if a command fails."""
     kept = KEPT if args.start == "shipped" else tuple(args.keep)
     for part in kept:
         shutil.copytree(ASSETS / part, args.work / part, dirs_exist_ok=True)
@@ -298,21 +322,28 @@ def main(arguments: Sequence[str] | None = None) -> None:
     skipped = (*kept, "vae256") if "vae" in kept else kept
     for stage in stages:
         if stage.name not in skipped:
-            run(stage, args)
+            run(stage, args, held=held)
     vae = "vae" if "vae" in kept else "vae256"
-    export = ("--run", LAST[args.start], "--vae", vae, "--out", str(args.work / "export"))
-    subprocess.run([sys.executable, str(HERE / "export.py"), "--work", str(args.work), *export], check=True)
-    evaluate = (
-        "--assets",
-        str(args.work / "export"),
-        "--clips",
-        str(scaled(args.clips, 4, args=args)),
-        "--threads",
-        str(args.threads),
-    )
-    subprocess.run(
-        [sys.executable, str(HERE / "evaluate.py"), "--work", str(args.work), *evaluate], check=True
-    )
+    models = ("--work", str(args.work), "--run", LAST[args.start], "--vae", vae)
+    call([sys.executable, str(HERE / "export.py"), *models, "--out", str(args.work / "export")], held=held)
+    prompts = ("--clips", str(scaled(args.clips, 4, args=args)), "--threads", str(args.threads))
+    evaluate = ("--work", str(args.work), "--assets", str(args.work / "export"), *prompts)
+    call([sys.executable, str(HERE / "evaluate.py"), *evaluate], held=held)
+
+
+def main(arguments: Sequence[str] | None = None) -> None:
+    """Make the model, or list the commands that would."""
+    args = parse(arguments)
+    cuda = args.device != "cpu"
+    stages = from_nothing(cuda) if args.start == "nothing" else from_shipped(cuda)
+    if args.list:
+        for stage in stages:
+            print(" ".join(stage.command(args)[1:]))
+        return
+    with lock(args.work) as held:
+        claim(args)
+        exit_on_signals()
+        make(stages, args, held=held)
 
 
 if __name__ == "__main__":
