@@ -16,9 +16,9 @@ def script(name: str) -> Any:
     return pytest.importorskip(name, reason="needs diffusers and transformers", exc_type=ImportError)
 
 
-finetune, painter, temporal = script("finetune"), script("painter"), script("temporal")
-tokenizer, train_text, train_unet = script("tokenizer"), script("train_text"), script("train_unet")
-train_vae, world = script("train_vae"), script("world")
+common, finetune, painter = script("common"), script("finetune"), script("painter")
+temporal, tokenizer, train_text = script("temporal"), script("tokenizer"), script("train_text")
+train_unet, train_vae, world = script("train_unet"), script("train_vae"), script("world")
 
 
 def make_vae(seed: int) -> Any:
@@ -92,3 +92,26 @@ def test_models_lost_after_the_last_checkpoint_are_saved_by_the_next_start(
     shutil.rmtree(work / name)
     train(work)
     assert models(work / name) == saved
+
+
+@pytest.mark.parametrize("most", [16, 24, 64])
+def test_many_threads_are_tried_in_few_steps_and_the_fastest_number_is_kept(
+    most: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    now, threads, used = 0.0, most, []
+
+    def choose(count: int) -> None:
+        nonlocal threads
+        threads = count
+
+    monkeypatch.setattr(common.time, "time", lambda: now)
+    monkeypatch.setattr(torch, "set_num_threads", choose)
+    monkeypatch.setattr(torch, "get_num_threads", lambda: threads)
+    chooser = common.Threads(most)
+    for _ in range(1600):
+        chooser.step()
+        used.append(threads)
+        now += 1 + abs(threads - 8)
+    late = used[400:]
+    assert late.count(8) > 0.8 * len(late)
+    assert max(used) == most
