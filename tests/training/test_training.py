@@ -3,6 +3,7 @@
 import shutil
 from collections.abc import Callable
 from dataclasses import asdict
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -16,9 +17,10 @@ def script(name: str) -> Any:
     return pytest.importorskip(name, reason="needs diffusers and transformers", exc_type=ImportError)
 
 
-common, finetune, painter = script("common"), script("finetune"), script("painter")
-temporal, tokenizer, train_text = script("temporal"), script("tokenizer"), script("train_text")
-train_unet, train_vae, world = script("train_unet"), script("train_vae"), script("world")
+common, enlarge_vae, finetune = script("common"), script("enlarge_vae"), script("finetune")
+painter, temporal, tokenizer = script("painter"), script("temporal"), script("tokenizer")
+train_text, train_unet, train_vae = script("train_text"), script("train_unet"), script("train_vae")
+world = script("world")
 
 
 def make_vae(seed: int) -> Any:
@@ -115,3 +117,22 @@ def test_many_threads_are_tried_in_few_steps_and_the_fastest_number_is_kept(
     late = used[400:]
     assert late.count(8) > 0.8 * len(late)
     assert max(used) == most
+
+
+@pytest.mark.slow
+def test_worker_processes_render_what_one_process_renders() -> None:
+    mixture = finetune.Mixture(pairs=1, directed=0.5, correct=0.5, close=0.5, height=80)
+    batch = partial(finetune.render_batch, mixture=mixture)
+    for render, jobs in ((batch, range(6)), (enlarge_vae.render_frames, [(seed, 2) for seed in range(6)])):
+        alone, shared = (
+            list(common.render_in_order(jobs, render=render, workers=workers)) for workers in (0, 2)
+        )
+        if render is batch:
+            alone, shared = map(asdict, alone), map(asdict, shared)
+        np.testing.assert_equal(list(shared), list(alone))
+
+
+def test_the_large_autoencoder_trains_in_crops_and_then_in_whole_pictures(work: Path) -> None:
+    sizes = ("--batch", "2", "--steps", "2", "--held-out", "2", "--pictures", "2")
+    enlarge_vae.main(["--work", str(work), *sizes])
+    assert set(models(work / "vae256")) == {"config.json", "diffusion_pytorch_model.safetensors"}

@@ -5,11 +5,13 @@ import math
 import multiprocessing
 import os
 import time
-from collections.abc import Iterable, Iterator, Sequence
+from collections import deque
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
 from functools import partial
+from multiprocessing.pool import AsyncResult
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 import numpy as np
 import torch
@@ -20,6 +22,7 @@ from torch import Tensor, nn
 
 WORK = Path("build/mini")
 Array = NDArray[Any]
+Job, Made = TypeVar("Job"), TypeVar("Made")
 
 
 def computing_type(device: str) -> torch.dtype:
@@ -37,13 +40,24 @@ def render_all(
     jobs: Iterable[tuple[world.Scene, Array]], *, workers: int, height: int = world.HEIGHT
 ) -> Iterator[world.Clip]:
     """Clips of (scene, times), in order, rendered in `workers` processes; in this one if 0."""
-    render_job = partial(_render, height=height)
+    return render_in_order(jobs, render=partial(_render, height=height), workers=workers)
+
+
+def render_in_order(jobs: Iterable[Job], *, render: Callable[[Job], Made], workers: int) -> Iterator[Made]:
+    """What `render` makes of each job, in order. In `workers` processes some are made ahead of their use; with 0
+    workers, each is made in this process when it is asked for."""
     if workers == 0:
-        yield from map(render_job, jobs)
+        yield from map(render, jobs)
         return
     # workers start afresh: a fork would copy threads and a CUDA context
     with multiprocessing.get_context("spawn").Pool(workers) as pool:
-        yield from pool.imap(render_job, jobs, chunksize=8)
+        waiting: deque[AsyncResult[Made]] = deque()
+        for job in jobs:
+            waiting.append(pool.apply_async(render, (job,)))
+            if len(waiting) > 2 * workers:
+                yield waiting.popleft().get()
+        while waiting:
+            yield waiting.popleft().get()
 
 
 def _render(job: tuple[world.Scene, Array], *, height: int) -> world.Clip:

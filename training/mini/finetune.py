@@ -18,12 +18,10 @@ Every step draws from its own seed, and the checkpoint holds everything, so a ki
 
 import argparse
 import copy
-import multiprocessing
 import time
-from collections import deque
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
-from multiprocessing.pool import AsyncResult
+from functools import partial
 from pathlib import Path
 
 import numpy as np
@@ -39,6 +37,7 @@ from common import (
     cosine,
     encode_clips,
     picture_height,
+    render_in_order,
     save_checkpoint,
 )
 from diffusers import AutoencoderKL, UNet3DConditionModel
@@ -101,7 +100,7 @@ class Batch:
     wrong: dict[int, world.Clip]
 
 
-def render_batch(seed: int, mixture: Mixture) -> Batch:
+def render_batch(seed: int, *, mixture: Mixture) -> Batch:
     """One batch; a share of its clips has a wrong version."""
     rng = np.random.default_rng(seed)
     scenes = sample_scenes(mixture, rng=rng)
@@ -123,28 +122,6 @@ def blend(true: Tensor, wrong: Tensor) -> Tensor:
         smooth = F.interpolate(coarse, (frames, height, width), mode="trilinear", align_corners=True)[0]
         share = ((smooth - 0.5) * 5 + 0.5).clamp(0, 1)
     return torch.lerp(true, wrong, share.to(true.device))
-
-
-class Batches:
-    """Rendered batches in the order of their seeds, some ahead of their use if there are worker processes."""
-
-    def __init__(self, seeds: Iterable[int], *, mixture: Mixture, workers: int) -> None:
-        self.seeds, self.mixture, self.workers = iter(seeds), mixture, workers
-        self.pool = multiprocessing.get_context("spawn").Pool(workers) if workers else None
-
-    def __iter__(self) -> Iterator[Batch]:
-        """The batches."""
-        if self.pool is None:
-            for seed in self.seeds:
-                yield render_batch(seed, self.mixture)
-            return
-        waiting: deque[AsyncResult[Batch]] = deque()
-        for seed in self.seeds:
-            waiting.append(self.pool.apply_async(render_batch, (seed, self.mixture)))
-            if len(waiting) > 2 * self.workers:
-                yield waiting.popleft().get()
-        while waiting:
-            yield waiting.popleft().get()
 
 
 def with_mirrors(
@@ -286,7 +263,8 @@ def train(args: argparse.Namespace) -> None:
         close=args.close,
         height=picture_height(vae),
     )
-    batches = iter(Batches(seeds, mixture=mixture, workers=args.workers))
+    render = partial(render_batch, mixture=mixture)
+    batches = render_in_order(seeds, render=render, workers=args.workers)
     ends = torch.ones(FRAMES, 1, 1, device=device)
     ends[: ENDS[0]] = ends[-ENDS[1] :] = args.ends
     began = time.time()

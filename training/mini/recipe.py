@@ -157,6 +157,7 @@ def from_nothing(cuda: bool) -> list[Stage]:
             script="enlarge_vae.py",
             options=("--batch", "32") if cuda else (),
             counts=(("--steps", 6000, 10),),
+            renders=True,
         ),
     ]
 
