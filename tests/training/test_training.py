@@ -136,3 +136,15 @@ def test_the_large_autoencoder_trains_in_crops_and_then_in_whole_pictures(work: 
     sizes = ("--batch", "2", "--steps", "2", "--held-out", "2", "--pictures", "2")
     enlarge_vae.main(["--work", str(work), *sizes])
     assert set(models(work / "vae256")) == {"config.json", "diffusion_pytorch_model.safetensors"}
+
+
+@pytest.mark.parametrize(("scale", "trains"), [("0", False), ("0.2", True)], ids=["fixed", "trained"])
+def test_a_text_encoder_trains_only_at_a_rate_above_zero(work: Path, scale: str, trains: bool) -> None:
+    train_from_nothing(work, "--name", f"text{scale}", "--text-scale", scale)
+    state = torch.load(work / f"text{scale}.ckpt", weights_only=True)
+    unet = len(list(temporal.build_unet().parameters()))
+    encoder = len(list(train_text.CLIPTextModel.from_pretrained(work / "text_encoder").parameters()))
+    expected = unet + encoder if trains else unet
+    assert len(state["parameters"]) == len(state["average"]) == len(state["optimizer"]["state"]) == expected
+    path = Path("text_encoder", "model.safetensors")
+    assert ((work / path).read_bytes() == (work / f"text{scale}" / path).read_bytes()) != trains
