@@ -1,5 +1,6 @@
 """The training scripts of the embedded model, by a few steps of each on tiny data."""
 
+import json
 import shutil
 from collections.abc import Callable
 from dataclasses import asdict
@@ -18,6 +19,7 @@ def script(name: str) -> Any:
 
 
 common, enlarge_vae, finetune = script("common"), script("enlarge_vae"), script("finetune")
+evaluate, export, recipe = script("evaluate"), script("export"), script("recipe")
 painter, temporal, tokenizer = script("painter"), script("temporal"), script("tokenizer")
 train_text, train_unet, train_vae = script("train_text"), script("train_unet"), script("train_vae")
 world = script("world")
@@ -148,3 +150,16 @@ def test_a_text_encoder_trains_only_at_a_rate_above_zero(work: Path, scale: str,
     assert len(state["parameters"]) == len(state["average"]) == len(state["optimizer"]["state"]) == expected
     path = Path("text_encoder", "model.safetensors")
     assert ((work / path).read_bytes() == (work / f"text{scale}" / path).read_bytes()) != trains
+
+
+def test_the_card_has_the_figures_of_the_evaluation_in_the_form_of_the_packaged_card(
+    work: Path, tmp_path: Path
+) -> None:
+    run = ["--work", str(work), "--run", "start", "--vae", "vae"]
+    evaluate.main([*run, "--clips", "1", "--steps", "1", "--threads", "1"])
+    export.main([*run, "--measured", str(work / "evaluation.json"), "--out", str(tmp_path)])
+    ours, packaged = (json.loads((folder / "card.json").read_text()) for folder in (tmp_path, recipe.ASSETS))
+    assert ours.keys() == packaged.keys()
+    figures = ours["measured"]["clips_of_16_frames"]
+    assert list(figures) == list(packaged["measured"]["clips_of_16_frames"])
+    assert figures["n"] == 1

@@ -65,7 +65,8 @@ class Stage:
 
 
 def from_nothing(cuda: bool) -> list[Stage]:
-    """All stages. On a GPU batches are larger and steps fewer, at a higher rate."""
+    """All stages. On a GPU batches are larger; the video stages take fewer steps at a higher rate, further training
+    fewer steps at the same rate, and the other stages as many steps as on a CPU."""
 
     def video(
         name: str, init: str, *, frames: int, steps: int, batch: int, lr: float, more: Sequence[str] = ()
@@ -312,7 +313,7 @@ def parse(arguments: Sequence[str] | None) -> argparse.Namespace:
 
 
 def make(stages: Sequence[Stage], args: argparse.Namespace, *, held: IO[str]) -> None:
-    """Run the stages, export, and evaluate. Raises CalledProcessError if a command fails."""
+    """Run the stages, evaluate, and export. Raises CalledProcessError if a command fails."""
     kept = KEPT if args.start == "shipped" else tuple(args.keep)
     for part in kept:
         shutil.copytree(ASSETS / part, args.work / part, dirs_exist_ok=True)
@@ -326,10 +327,10 @@ def make(stages: Sequence[Stage], args: argparse.Namespace, *, held: IO[str]) ->
             run(stage, args, held=held)
     vae = "vae" if "vae" in kept else "vae256"
     models = ("--work", str(args.work), "--run", LAST[args.start], "--vae", vae)
-    call([sys.executable, str(HERE / "export.py"), *models, "--out", str(args.work / "export")], held=held)
     prompts = ("--clips", str(scaled(args.clips, 4, args=args)), "--threads", str(args.threads))
-    evaluate = ("--work", str(args.work), "--assets", str(args.work / "export"), *prompts)
-    call([sys.executable, str(HERE / "evaluate.py"), *evaluate], held=held)
+    call([sys.executable, str(HERE / "evaluate.py"), *models, *prompts], held=held)
+    export = ("--measured", str(args.work / "evaluation.json"), "--out", str(args.work / "export"))
+    call([sys.executable, str(HERE / "export.py"), *models, *export], held=held)
 
 
 def main(arguments: Sequence[str] | None = None) -> None:
