@@ -130,8 +130,8 @@ def test_worker_processes_render_what_one_process_renders() -> None:
             list(common.render_in_order(jobs, render=render, workers=workers)) for workers in (0, 2)
         )
         if render is batch:
-            alone, shared = map(asdict, alone), map(asdict, shared)
-        np.testing.assert_equal(list(shared), list(alone))
+            alone, shared = [asdict(one) for one in alone], [asdict(one) for one in shared]
+        np.testing.assert_equal(shared, alone)
 
 
 def test_the_large_autoencoder_trains_in_crops_and_then_in_whole_pictures(work: Path) -> None:
