@@ -5,11 +5,13 @@ import math
 import multiprocessing
 import os
 import time
-from collections.abc import Iterable, Iterator, Sequence
+from collections import deque
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
 from functools import partial
+from multiprocessing.pool import AsyncResult
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 import numpy as np
 import torch
@@ -20,6 +22,7 @@ from torch import Tensor, nn
 
 WORK = Path("build/mini")
 Array = NDArray[Any]
+Job, Made = TypeVar("Job"), TypeVar("Made")
 
 
 def computing_type(device: str) -> torch.dtype:
@@ -37,13 +40,24 @@ def render_all(
     jobs: Iterable[tuple[world.Scene, Array]], *, workers: int, height: int = world.HEIGHT
 ) -> Iterator[world.Clip]:
     """Clips of (scene, times), in order, rendered in `workers` processes; in this one if 0."""
-    render_job = partial(_render, height=height)
+    return render_in_order(jobs, render=partial(_render, height=height), workers=workers)
+
+
+def render_in_order(jobs: Iterable[Job], *, render: Callable[[Job], Made], workers: int) -> Iterator[Made]:
+    """What `render` makes of each job, in order. In `workers` processes some are made ahead of their use; with 0
+    workers, each is made in this process when it is asked for."""
     if workers == 0:
-        yield from map(render_job, jobs)
+        yield from map(render, jobs)
         return
     # workers start afresh: a fork would copy threads and a CUDA context
     with multiprocessing.get_context("spawn").Pool(workers) as pool:
-        yield from pool.imap(render_job, jobs, chunksize=8)
+        waiting: deque[AsyncResult[Made]] = deque()
+        for job in jobs:
+            waiting.append(pool.apply_async(render, (job,)))
+            if len(waiting) > 2 * workers:
+                yield waiting.popleft().get()
+        while waiting:
+            yield waiting.popleft().get()
 
 
 def _render(job: tuple[world.Scene, Array], *, height: int) -> world.Clip:
@@ -100,12 +114,13 @@ class Log:
 class Threads:
     """Chooses the number of threads by trial: on a machine that others use too, fewer are often faster.
 
-    Every `period` steps it tries each number for `trial` steps and keeps the one whose median step was fastest.
+    Every `period` steps, or less often if there are many choices, it tries 1, 2, 4, ... and `most` threads for `trial`
+    steps each and keeps the number whose median step was fastest. At most a tenth of the steps are trials.
     """
 
     def __init__(self, most: int, *, period: int = 160, trial: int = 6) -> None:
-        self.choices = list(range(1, most + 1))
-        self.period, self.trial = period, trial
+        self.choices = sorted({most, *(2**power for power in range(most.bit_length()))})
+        self.period, self.trial = max(period, 10 * trial * len(self.choices)), trial
         self.times: dict[int, list[float]] = {}
         self.started: float | None = None
         self.count = 0

@@ -9,6 +9,7 @@ paints the half-size picture, enlarged. What training adds is sharpness.
 
 import argparse
 import time
+from collections.abc import Sequence
 from pathlib import Path
 
 import numpy as np
@@ -23,10 +24,13 @@ from common import (
     autocast,
     cosine,
     psnr,
+    render_in_order,
     save_checkpoint,
     to_frames,
+    to_unit,
 )
 from diffusers import AutoencoderKL
+from numpy.typing import NDArray
 from torch import Tensor, nn
 from train_vae import WHOLE_FROM, gradient_error
 
@@ -79,18 +83,21 @@ def build_large(small: AutoencoderKL) -> AutoencoderKL:
     return large
 
 
-def frames(count: int, *, seed: int, each: int = 1) -> tuple[Tensor, Tensor]:
-    """Random large frames: uint8 (n, 3, h, w), and the subject's masks, bool (n, 1, h, w)."""
+def render_frames(job: tuple[int, int]) -> tuple[NDArray[np.uint8], NDArray[np.bool_]]:
+    """Random large frames: (n, h, w, 3), and the subject's masks, (n, h, w). job: the seed, and n."""
+    seed, count = job
     rng = np.random.default_rng(seed)
     pictures, masks = [], []
-    for _ in range(count // each):
-        scene, times = world.sample_scene(rng), rng.uniform(0, 240, each)
+    for _ in range(count):
+        scene, times = world.sample_scene(rng), rng.uniform(0, 240, 1)
         pictures.append(world.render(scene, times, height=HEIGHT))
         masks.append(world.subject_mask(scene, times, width=WIDTH, height=HEIGHT))
-    return (
-        torch.from_numpy(np.concatenate(pictures)).permute(0, 3, 1, 2).contiguous(),
-        torch.from_numpy(np.concatenate(masks))[:, None],
-    )
+    return np.concatenate(pictures), np.concatenate(masks)
+
+
+def held_out_frames(count: int, *, seed: int) -> Tensor:
+    """Random large frames (n, 3, h, w) in [-1, 1]."""
+    return to_unit(render_frames((seed, count))[0])
 
 
 @torch.no_grad()
@@ -121,7 +128,7 @@ def train(large: AutoencoderKL, small: AutoencoderKL, *, args: argparse.Namespac
     device = torch.device(args.device)
     checkpoint = args.work / f"{args.name}.ckpt"
     log = Log(args.work / f"{args.name}.jsonl")
-    held_out = frames(args.held_out, seed=999)[0].to(device).float() / 127.5 - 1
+    held_out = held_out_frames(args.held_out, seed=999).to(device)
     optimizer = torch.optim.AdamW(
         large.parameters(), lr=args.lr, betas=(0.9, 0.99), weight_decay=1e-4, fused=True
     )
@@ -134,21 +141,28 @@ def train(large: AutoencoderKL, small: AutoencoderKL, *, args: argparse.Namespac
         average.shadow = state["average"]
         first = state["step"]
         print("resumed at step", first, flush=True)
+
+    def is_crop(step: int) -> bool:
+        return step / args.steps < WHOLE_FROM
+
+    jobs = (
+        (10_000_019 + step, args.batch if is_crop(step) else max(1, args.batch // 2))
+        for step in range(first, args.steps)
+    )
+    rendered = render_in_order(jobs, render=render_frames, workers=args.workers)
     began = time.time()
-    for step in range(first, args.steps):
+    for step, (frames, masks) in zip(range(first, args.steps), rendered, strict=True):
         torch.manual_seed(step)
-        progress = step / args.steps
         for group in optimizer.param_groups:
-            group["lr"] = args.lr * min(1.0, (step + 1) / 100) * cosine(progress, floor=0.01)
-        crop = progress < WHOLE_FROM
-        pictures, masks = frames(args.batch if crop else max(1, args.batch // 2), seed=10_000_019 + step)
-        if crop:
+            group["lr"] = args.lr * min(1.0, (step + 1) / 100) * cosine(step / args.steps, floor=0.01)
+        x, mask = to_unit(frames), torch.from_numpy(masks)[:, None]
+        if is_crop(step):
             # even, so that the half-size picture has the same cells
             top, left = (2 * int(torch.randint((size - CROP) // 2 + 1, ())) for size in (HEIGHT, WIDTH))
-            pictures = pictures[:, :, top : top + CROP, left : left + CROP]
-            masks = masks[:, :, top : top + CROP, left : left + CROP]
-        x = pictures.to(device).float() / 127.5 - 1
-        weight = 1 + (args.subject_weight - 1) * masks.to(device).float()
+            x = x[:, :, top : top + CROP, left : left + CROP]
+            mask = mask[:, :, top : top + CROP, left : left + CROP]
+        x = x.to(device)
+        weight = 1 + (args.subject_weight - 1) * mask.to(device).float()
         target = x
         with autocast(args.device):
             with torch.no_grad():
@@ -192,7 +206,7 @@ def train(large: AutoencoderKL, small: AutoencoderKL, *, args: argparse.Namespac
     average.swap()
 
 
-def main() -> None:
+def main(arguments: Sequence[str] | None = None) -> None:
     """Build, train, measure, save as a diffusers model."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--work", type=Path, default=WORK)
@@ -208,8 +222,9 @@ def main() -> None:
     parser.add_argument("--pictures", type=int, default=128, help="held-out pictures of the last measurement")
     parser.add_argument("--measure-every", type=int, default=500)
     parser.add_argument("--device", default="cpu")
+    parser.add_argument("--workers", type=int, default=0, help="processes that render; 0: this one")
     parser.add_argument("--threads", type=int, default=1)
-    args = parser.parse_args()
+    args = parser.parse_args(arguments)
     torch.set_num_threads(args.threads)
     torch.manual_seed(0)
     announce(args.work)
@@ -221,7 +236,7 @@ def main() -> None:
     large = build_large(small).to(args.device)
     train(large, small, args=args)
     large.eval()
-    pictures = frames(args.pictures, seed=11)[0].to(args.device).float() / 127.5 - 1
+    pictures = held_out_frames(args.pictures, seed=11).to(args.device)
     figures, _ = measure(large, small, pictures)
     print(f"held-out frames, n {len(pictures)}:", figures)
     large.save_pretrained(args.work / args.name)

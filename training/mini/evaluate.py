@@ -10,6 +10,7 @@ import argparse
 import json
 import os
 import time
+from collections.abc import Sequence
 from dataclasses import asdict
 from pathlib import Path
 
@@ -128,11 +129,12 @@ def sample(
         return [to_frames(model.vae.decode(clip.transpose(0, 1)).sample) for clip in latents]
 
 
-def main() -> None:
+def main(arguments: Sequence[str] | None = None) -> None:
     """Sample, read, print and write figures and sheets."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--work", type=Path, default=WORK)
     parser.add_argument("--run", help="a training run; default: the exported model")
+    parser.add_argument("--vae", default="vae", help="the folder of the autoencoder [%(default)s]")
     parser.add_argument("--assets", type=Path, default=Path("vinfinity/assets/mini"))
     parser.add_argument("--clips", type=int, default=100)
     parser.add_argument(
@@ -151,10 +153,12 @@ def main() -> None:
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--name", default="evaluation", help="names the sheet and the figures")
     parser.add_argument("--threads", type=int, default=os.cpu_count())
-    args = parser.parse_args()
+    args = parser.parse_args(arguments)
     torch.set_num_threads(args.threads)
     parts = args.work if args.run else args.assets
-    model = Model(parts / args.run if args.run else parts, vae=parts / "vae", tokenizer=parts / "tokenizer")
+    model = Model(
+        parts / args.run if args.run else parts, vae=parts / args.vae, tokenizer=parts / "tokenizer"
+    )
     rng = np.random.default_rng(4242)
     scenes = [world.sample_scene(rng) for _ in range(args.first + args.clips)][args.first :]
     clips: list[world.Clip] = []

@@ -3,6 +3,7 @@
 import argparse
 import json
 import shutil
+from collections.abc import Sequence
 from pathlib import Path
 
 import torch
@@ -52,7 +53,7 @@ def card(args: argparse.Namespace, height: int, measured: dict[str, object]) -> 
     """What a user and the package need to know of the model."""
     return {
         "name": "mini",
-        "about": "a text-to-video latent diffusion model trained from scratch on two CPU cores",
+        "about": "a text-to-video latent diffusion model trained from scratch on clips of a drawn world",
         "trained_frames": 16,
         "size": f"{round(height * world.ASPECT)}x{height}",
         "fps": args.fps,
@@ -67,6 +68,14 @@ def card(args: argparse.Namespace, height: int, measured: dict[str, object]) -> 
     }
 
 
+def figures(path: Path) -> dict[str, object]:
+    """The figures in a file that evaluate.py wrote, with the names and digits of the card."""
+    record = json.loads(path.read_text())
+    names = {"all": "all_four", "steady": "steady_frames"}
+    shares = {names.get(name, name): round(share, 3) for name, share in record["figures"].items()}
+    return {f"clips_of_{record['options']['frames']}_frames": {"n": shares.pop("n"), **shares}}
+
+
 def without_paths(path: Path) -> None:
     """Drop from a configuration the folder that it was read from."""
     config = json.loads(path.read_text())
@@ -74,11 +83,13 @@ def without_paths(path: Path) -> None:
     path.write_text(json.dumps(config, indent=2) + "\n")
 
 
-def main() -> None:
+def main(arguments: Sequence[str] | None = None) -> None:
     """Gather the parts, halve their precision, write them."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--work", type=Path, default=WORK)
-    parser.add_argument("--run", default="video", help="the name of the training run whose models to export")
+    parser.add_argument(
+        "--run", default="ends-0.998", help="the folder of the models to export [%(default)s]"
+    )
     parser.add_argument("--vae", default="vae256", help="the folder of the autoencoder [%(default)s]")
     parser.add_argument("--out", type=Path, default=ASSETS)
     parser.add_argument("--fps", type=int, default=8)
@@ -87,8 +98,12 @@ def main() -> None:
     parser.add_argument(
         "--sampler", default="sde-dpmsolver++", choices=("ddim", "dpmsolver++", "sde-dpmsolver++")
     )
-    parser.add_argument("--measured", type=Path, help="JSON file with the figures of evaluate.py")
-    args = parser.parse_args()
+    parser.add_argument(
+        "--measured",
+        type=Path,
+        help="what evaluate.py wrote of these models, WORK/evaluation.json; the card gets its figures",
+    )
+    args = parser.parse_args(arguments)
     run = args.work / args.run
     args.out.mkdir(parents=True, exist_ok=True)
     unet = UNet3DConditionModel.from_pretrained(run / "unet")
@@ -103,7 +118,7 @@ def main() -> None:
     for path in args.out.glob("*/*config.json"):
         without_paths(path)
     (args.out / "model_index.json").write_text(json.dumps(INDEX, indent=2) + "\n")
-    measured = json.loads(args.measured.read_text()) if args.measured else {}
+    measured = figures(args.measured) if args.measured else {}
     (args.out / "card.json").write_text(
         json.dumps(card(args, picture_height(vae), measured), indent=2) + "\n"
     )

@@ -18,12 +18,10 @@ Every step draws from its own seed, and the checkpoint holds everything, so a ki
 
 import argparse
 import copy
-import multiprocessing
 import time
-from collections import deque
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
-from multiprocessing.pool import AsyncResult
+from functools import partial
 from pathlib import Path
 
 import numpy as np
@@ -39,6 +37,7 @@ from common import (
     cosine,
     encode_clips,
     picture_height,
+    render_in_order,
     save_checkpoint,
 )
 from diffusers import AutoencoderKL, UNet3DConditionModel
@@ -101,7 +100,7 @@ class Batch:
     wrong: dict[int, world.Clip]
 
 
-def render_batch(seed: int, mixture: Mixture) -> Batch:
+def render_batch(seed: int, *, mixture: Mixture) -> Batch:
     """One batch; a share of its clips has a wrong version."""
     rng = np.random.default_rng(seed)
     scenes = sample_scenes(mixture, rng=rng)
@@ -123,28 +122,6 @@ def blend(true: Tensor, wrong: Tensor) -> Tensor:
         smooth = F.interpolate(coarse, (frames, height, width), mode="trilinear", align_corners=True)[0]
         share = ((smooth - 0.5) * 5 + 0.5).clamp(0, 1)
     return torch.lerp(true, wrong, share.to(true.device))
-
-
-class Batches:
-    """Rendered batches in the order of their seeds, some ahead of their use if there are worker processes."""
-
-    def __init__(self, seeds: Iterable[int], *, mixture: Mixture, workers: int) -> None:
-        self.seeds, self.mixture, self.workers = iter(seeds), mixture, workers
-        self.pool = multiprocessing.get_context("spawn").Pool(workers) if workers else None
-
-    def __iter__(self) -> Iterator[Batch]:
-        """The batches."""
-        if self.pool is None:
-            for seed in self.seeds:
-                yield render_batch(seed, self.mixture)
-            return
-        waiting: deque[AsyncResult[Batch]] = deque()
-        for seed in self.seeds:
-            waiting.append(self.pool.apply_async(render_batch, (seed, self.mixture)))
-            if len(waiting) > 2 * self.workers:
-                yield waiting.popleft().get()
-        while waiting:
-            yield waiting.popleft().get()
 
 
 def with_mirrors(
@@ -230,6 +207,18 @@ class States:
         return torch.stack([self.known[caption] for caption in captions])
 
 
+def save_models(
+    unet: UNet3DConditionModel, encoder: CLIPTextModel, averages: Mapping[str, Average], *, run: Path
+) -> None:
+    """Save each average as diffusers and transformers models, in a folder RUN-DECAY."""
+    for name, average in averages.items():
+        folder = run.with_name(f"{run.name}-{name}")
+        average.swap()
+        copy.deepcopy(unet).cpu().save_pretrained(folder / "unet")
+        average.swap()
+        encoder.save_pretrained(folder / "text_encoder")
+
+
 def train(args: argparse.Namespace) -> None:
     """Run from the checkpoint, or from args.init."""
     device = torch.device(args.device)
@@ -237,7 +226,10 @@ def train(args: argparse.Namespace) -> None:
     tokenizer = CLIPTokenizer.from_pretrained(model / "tokenizer")
     encoder = CLIPTextModel.from_pretrained(start / "text_encoder", torch_dtype=torch.float32).eval()
     vae = AutoencoderKL.from_pretrained(model / "vae", torch_dtype=torch.float32).eval().to(device)
-    painter = load_painter(vae, args.work / "painter.pt") if args.paint > 0 else None
+    painter = None
+    if args.paint > 0:
+        path = args.work / "painter.pt"
+        painter = load_painter(vae, path, steps=args.painter_steps, count=args.painter_frames)
     unet = UNet3DConditionModel.from_pretrained(start / "unet", torch_dtype=torch.float32).to(device).train()
     prepare(unet, temporal=True)
     groups = choose_layers(unet, args.layers)
@@ -271,7 +263,8 @@ def train(args: argparse.Namespace) -> None:
         close=args.close,
         height=picture_height(vae),
     )
-    batches = iter(Batches(seeds, mixture=mixture, workers=args.workers))
+    render = partial(render_batch, mixture=mixture)
+    batches = render_in_order(seeds, render=render, workers=args.workers)
     ends = torch.ones(FRAMES, 1, 1, device=device)
     ends[: ENDS[0]] = ends[-ENDS[1] :] = args.ends
     began = time.time()
@@ -352,15 +345,13 @@ def train(args: argparse.Namespace) -> None:
             state = {"parameters": [p.detach() for p in trained], "optimizer": optimizer.state_dict()}
             state |= {"averages": {name: a.shadow for name, a in averages.items()}, "step": step + 1}
             save_checkpoint(checkpoint, state)
-            for name, average in averages.items():
-                folder = args.work / f"{args.name}-{name}"
-                average.swap()
-                copy.deepcopy(unet).cpu().save_pretrained(folder / "unet")
-                average.swap()
-                encoder.save_pretrained(folder / "text_encoder")
+            if not last:
+                save_models(unet, encoder, averages, run=args.work / args.name)
+    # out of the loop, which has no steps left after a kill that follows the last checkpoint
+    save_models(unet, encoder, averages, run=args.work / args.name)
 
 
-def main() -> None:
+def main(arguments: Sequence[str] | None = None) -> None:
     """Parse the options and train."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--work", type=Path, default=WORK)
@@ -396,13 +387,15 @@ def main() -> None:
     parser.add_argument(
         "--close", type=float, default=0.0, help="share of clips in colours that are easily confused"
     )
+    parser.add_argument("--painter-steps", type=int, default=2500)
+    parser.add_argument("--painter-frames", type=int, default=4000, help="rendered frames it learns from")
     parser.add_argument("--log-every", type=int, default=10)
     parser.add_argument("--save-every", type=int, default=20)
     parser.add_argument("--seed", type=int, default=1)
     parser.add_argument("--device", default="cpu")
     parser.add_argument("--workers", type=int, default=0, help="processes that render; 0: this one")
     parser.add_argument("--threads", type=int, default=1)
-    args = parser.parse_args()
+    args = parser.parse_args(arguments)
     torch.set_num_threads(args.threads)
     announce(args.work)
     train(args)

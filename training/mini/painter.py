@@ -5,13 +5,14 @@ an error that turns one into another costs a denoiser little. In pictures it cos
 the autoencoder would take longer than the denoiser; this takes a hundredth of that.
 """
 
+import hashlib
 from pathlib import Path
 
 import numpy as np
 import torch
 import torch.nn.functional as F
 import world
-from common import cosine, encode_clips, picture_height, to_unit
+from common import cosine, encode_clips, picture_height, save_checkpoint, to_unit
 from diffusers import AutoencoderKL
 from torch import Tensor, nn
 
@@ -59,22 +60,34 @@ def examples(vae: AutoencoderKL, count: int, *, seed: int) -> tuple[Tensor, Tens
     return torch.cat(latents), torch.cat(pictures), torch.cat(masks)
 
 
-def load_painter(vae: AutoencoderKL, path: Path) -> Painter:
-    """The painter of this autoencoder's latents: read from a file, or trained, in a minute, and kept there."""
-    painter = Painter()
-    if path.exists():
-        painter.load_state_dict(torch.load(path, weights_only=True))
+def digest(module: nn.Module) -> str:
+    """SHA-256 of a module's weights."""
+    found = hashlib.sha256()
+    for weights in module.state_dict().values():
+        found.update(weights.detach().cpu().numpy().tobytes())
+    return found.hexdigest()
+
+
+def load_painter(vae: AutoencoderKL, path: Path, *, steps: int, count: int) -> Painter:
+    """The painter of this autoencoder's latents: read from a file, or trained, in a minute, and kept there.
+
+    A file of a painter for an autoencoder with other weights is replaced.
+    """
+    painter, vae_digest = Painter(), digest(vae)
+    found = torch.load(path, weights_only=True) if path.exists() else {}
+    if found.get("vae") == vae_digest:
+        painter.load_state_dict(found["painter"])
     else:
-        train(painter, vae)
-        torch.save(painter.state_dict(), path)
+        train(painter, vae, steps=steps, count=count)
+        save_checkpoint(path, {"painter": painter.state_dict(), "vae": vae_digest})
     return painter.to(vae.device).eval().requires_grad_(False)
 
 
-def train(painter: Painter, vae: AutoencoderKL, *, steps: int = 2500, count: int = 4000) -> None:
-    """Fit the painter to rendered frames."""
+def train(painter: Painter, vae: AutoencoderKL, *, steps: int, count: int) -> None:
+    """Fit the painter to `count` rendered frames."""
     torch.manual_seed(0)
     latents, pictures, masks = examples(vae, count, seed=31)
-    held_out = examples(vae, 200, seed=32)
+    held_out = examples(vae, max(4, count // 20), seed=32)
     optimizer = torch.optim.AdamW(painter.parameters(), lr=2e-3)
     for step in range(steps):
         for group in optimizer.param_groups:

@@ -1,27 +1,38 @@
 """Train the embedded model `mini` from nothing, or train the packaged weights further: every stage, in order.
 
 A finished stage leaves a file in WORK/done with the seconds that it took and is skipped from then on; an interrupted
-stage resumes from its checkpoint. Start the command again after a kill. `--scale 0.01` runs all stages with a hundredth
-of the steps and clips, which tests the recipe and gives no usable model.
+stage resumes from its checkpoint. Start the command again after a kill. SIGTERM, SIGHUP and Ctrl-C end the present
+stage, too; as long as a stage lives, no second run starts in its WORK. `--scale 0.01` runs all stages with a hundredth
+of the steps and clips, which tests the recipe and gives no usable model. Each run needs a WORK of its own.
 """
 
 import argparse
+import fcntl
 import json
 import os
 import shutil
+import signal
 import subprocess
 import sys
 import time
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from types import FrameType
+from typing import IO, NoReturn
 
 from common import WORK
 
 HERE = Path(__file__).parent
 ASSETS = HERE.parents[1] / "vinfinity" / "assets" / "mini"
 KEPT = ("tokenizer", "vae")  # parts of the packaged model that further training can build on
+LAST = {"nothing": "ends-0.998", "shipped": "further-0.998"}  # the average that is exported, by --start
 VIDEO = ("--spatial-scale", "0.4", "--text-scale", "0", "--late", "0.6", "--late-start", "650")
+
+
+def scaled(count: int, least: int, *, args: argparse.Namespace) -> int:
+    """A number of steps, clips or prompts, times --scale."""
+    return max(least, round(count * args.scale))
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -43,7 +54,7 @@ class Stage:
         """The command line."""
         command = [sys.executable, str(HERE / self.script), "--work", str(args.work), *self.options]
         for option, count, least in self.counts:
-            command += [option, str(max(least, round(count * args.scale)))]
+            command += [option, str(scaled(count, least, args=args))]
         if self.trains:
             command += ["--device", args.device]
         if self.renders:
@@ -54,7 +65,8 @@ class Stage:
 
 
 def from_nothing(cuda: bool) -> list[Stage]:
-    """All stages. On a GPU batches are larger and steps fewer, at a higher rate."""
+    """All stages. On a GPU batches are larger; the video stages take fewer steps at a higher rate, further training
+    fewer steps at the same rate, and the other stages as many steps as on a CPU."""
 
     def video(
         name: str, init: str, *, frames: int, steps: int, batch: int, lr: float, more: Sequence[str] = ()
@@ -146,6 +158,7 @@ def from_nothing(cuda: bool) -> list[Stage]:
             script="enlarge_vae.py",
             options=("--batch", "32") if cuda else (),
             counts=(("--steps", 6000, 10),),
+            renders=True,
         ),
     ]
 
@@ -160,7 +173,11 @@ def finetuning(name: str, init: str, *options: str, cuda: bool, steps: int, lr: 
             *("--levels", "750", "960", "--level-share", "0.7"),
             *("--pairs", "32" if cuda else "2", "--accumulate", "1" if cuda else "2"),
         ),
-        counts=(("--steps", steps // 4 if cuda else steps, 2),),
+        counts=(
+            ("--steps", steps // 4 if cuda else steps, 2),
+            ("--painter-steps", 2500, 10),
+            ("--painter-frames", 4000, 32),
+        ),
         renders=True,
     )
 
@@ -187,18 +204,73 @@ def steady(init: str, *, cuda: bool) -> Stage:
     return finetuning("steady", init, *options, cuda=cuda, steps=2400, lr="3e-4", seed=61)
 
 
-def ends(init: str, *, cuda: bool, seed: int = 71) -> Stage:
+def ends(init: str, *, cuda: bool, name: str = "ends", seed: int = 71) -> Stage:
     """The first and last frames of clips count more, and colours that are confused are shown more often."""
     options = (*WRONG, "--paint", "12", "--ends", "2.5", "--close", "0.6")
-    return finetuning("ends", init, *options, cuda=cuda, steps=2400, lr="3e-4", seed=seed)
+    return finetuning(name, init, *options, cuda=cuda, steps=2400, lr="3e-4", seed=seed)
 
 
 def from_shipped(cuda: bool) -> list[Stage]:
     """Further training of the packaged weights."""
-    return [ends("shipped", cuda=cuda, seed=72)]
+    return [ends("shipped", cuda=cuda, name="further", seed=72)]
 
 
-def run(stage: Stage, args: argparse.Namespace) -> None:
+def claim(args: argparse.Namespace) -> None:
+    """Note in WORK which run its files belong to. Raises SystemExit if they belong to another."""
+    file = args.work / "recipe.json"
+    run = {
+        "start": args.start,
+        "keep": sorted(set(args.keep)),
+        "gpu": args.device != "cpu",
+        "scale": args.scale,
+    }
+    if file.exists():
+        found = json.loads(file.read_text())
+    else:
+        found = "with unknown options" if (args.work / "done").exists() else run
+    if found != run:
+        refuse(f"--work: {args.work} holds another run ({found}); choose another folder")
+    args.work.mkdir(parents=True, exist_ok=True)
+    part = file.with_suffix(".part")
+    part.write_text(json.dumps(run) + "\n")
+    part.replace(file)
+
+
+def refuse(problem: str) -> NoReturn:
+    """Print one line and exit."""
+    print(f"error: {problem}", file=sys.stderr)
+    sys.exit(2)
+
+
+def lock(work: Path) -> IO[str]:
+    """WORK/lock, held until it is closed here and in every process that inherits it. Raises SystemExit if another
+    process holds it."""
+    work.mkdir(parents=True, exist_ok=True)
+    file = (work / "lock").open("w")
+    try:
+        fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except BlockingIOError:
+        refuse(f"--work: {work} is in use by another run; wait for its end or choose another folder")
+    return file
+
+
+def exit_on_signals() -> None:
+    """Turn SIGTERM and SIGHUP into SystemExit, upon which subprocess.run kills the stage. nohup keeps its effect."""
+
+    def leave(number: int, _: FrameType | None) -> NoReturn:
+        sys.exit(128 + number)
+
+    for number in (signal.SIGTERM, signal.SIGHUP):
+        if signal.getsignal(number) != signal.SIG_IGN:
+            signal.signal(number, leave)
+
+
+def call(command: Sequence[str], *, held: IO[str]) -> None:
+    """Run a command, which holds the lock, too: it may outlive this process. Raises CalledProcessError."""
+    subprocess.run(command, check=True, pass_fds=(held.fileno(),))
+
+
+def run(stage: Stage, args: argparse.Namespace, *, held: IO[str]) -> None:
     """Run one stage unless it is done. Raises CalledProcessError if it fails."""
     done = args.work / "done" / f"{stage.name}.json"
     if done.exists():
@@ -207,13 +279,13 @@ def run(stage: Stage, args: argparse.Namespace) -> None:
     command = stage.command(args)
     print(f"{stage.name}: {' '.join(command[1:])}", flush=True)
     began = time.time()
-    subprocess.run(command, check=True)
+    call(command, held=held)
     done.parent.mkdir(parents=True, exist_ok=True)
     done.write_text(json.dumps({"seconds": round(time.time() - began), "command": command[1:]}) + "\n")
 
 
-def main() -> None:
-    """Run the stages, export, and evaluate."""
+def parse(arguments: Sequence[str] | None) -> argparse.Namespace:
+    """The options of the command line."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--work", type=Path, default=WORK, help="data, checkpoints, logs and pictures")
     parser.add_argument("--start", choices=("nothing", "shipped"), default="nothing")
@@ -230,19 +302,18 @@ def main() -> None:
         "--workers", type=int, help="processes that render; default: none on a CPU, 12 with a GPU"
     )
     parser.add_argument(
-        "--scale", type=float, default=1.0, help="multiplies steps and clips; below 1: a trial"
+        "--scale", type=float, default=1.0, help="multiplies steps, clips and prompts; below 1: a trial"
     )
-    parser.add_argument("--clips", type=int, default=100, help="prompts of the evaluation")
+    parser.add_argument("--clips", type=int, default=100, help="prompts of the evaluation, times --scale")
     parser.add_argument("--list", action="store_true", help="print the commands and stop")
-    args = parser.parse_args()
-    cuda = args.device != "cpu"
+    args = parser.parse_args(arguments)
     if args.workers is None:
-        args.workers = 12 if cuda else 0
-    stages = from_nothing(cuda) if args.start == "nothing" else from_shipped(cuda)
-    if args.list:
-        for stage in stages:
-            print(" ".join(stage.command(args)[1:]))
-        return
+        args.workers = 12 if args.device != "cpu" else 0
+    return args
+
+
+def make(stages: Sequence[Stage], args: argparse.Namespace, *, held: IO[str]) -> None:
+    """Run the stages, evaluate, and export. Raises CalledProcessError if a command fails."""
     kept = KEPT if args.start == "shipped" else tuple(args.keep)
     for part in kept:
         shutil.copytree(ASSETS / part, args.work / part, dirs_exist_ok=True)
@@ -253,21 +324,28 @@ def main() -> None:
     skipped = (*kept, "vae256") if "vae" in kept else kept
     for stage in stages:
         if stage.name not in skipped:
-            run(stage, args)
+            run(stage, args, held=held)
     vae = "vae" if "vae" in kept else "vae256"
-    export = ("--run", "ends-0.998", "--vae", vae, "--out", str(args.work / "export"))
-    subprocess.run([sys.executable, str(HERE / "export.py"), "--work", str(args.work), *export], check=True)
-    evaluate = (
-        "--assets",
-        str(args.work / "export"),
-        "--clips",
-        str(args.clips),
-        "--threads",
-        str(args.threads),
-    )
-    subprocess.run(
-        [sys.executable, str(HERE / "evaluate.py"), "--work", str(args.work), *evaluate], check=True
-    )
+    models = ("--work", str(args.work), "--run", LAST[args.start], "--vae", vae)
+    prompts = ("--clips", str(scaled(args.clips, 4, args=args)), "--threads", str(args.threads))
+    call([sys.executable, str(HERE / "evaluate.py"), *models, *prompts], held=held)
+    export = ("--measured", str(args.work / "evaluation.json"), "--out", str(args.work / "export"))
+    call([sys.executable, str(HERE / "export.py"), *models, *export], held=held)
+
+
+def main(arguments: Sequence[str] | None = None) -> None:
+    """Make the model, or list the commands that would."""
+    args = parse(arguments)
+    cuda = args.device != "cpu"
+    stages = from_nothing(cuda) if args.start == "nothing" else from_shipped(cuda)
+    if args.list:
+        for stage in stages:
+            print(" ".join(stage.command(args)[1:]))
+        return
+    with lock(args.work) as held:
+        claim(args)
+        exit_on_signals()
+        make(stages, args, held=held)
 
 
 if __name__ == "__main__":

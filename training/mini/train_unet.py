@@ -102,6 +102,11 @@ class Copy:
         torch._foreach_copy_(list(self.module.parameters()), self.masters)
 
 
+def trained(module: nn.Module) -> list[nn.Parameter]:
+    """The parameters that train."""
+    return [p for p in module.parameters() if p.requires_grad]
+
+
 def save_models(
     unet: Copy,
     encoder: CLIPTextModel,
@@ -110,17 +115,18 @@ def save_models(
     folder: Path,
     template: UNet3DConditionModel,
 ) -> None:
-    """Save the averaged weights as diffusers and transformers models."""
+    """Save the averaged weights as diffusers and transformers models; of a fixed text encoder, those it has."""
     count = len(unet.masters)
     with torch.no_grad():
         for parameter, value in zip(template.parameters(), average[:count], strict=True):
             parameter.copy_(value)
-        present = [p.detach().clone() for p in encoder.parameters()]
-        for parameter, value in zip(encoder.parameters(), average[count:], strict=True):
+        text = trained(encoder)
+        present = [p.detach().clone() for p in text]
+        for parameter, value in zip(text, average[count:], strict=True):
             parameter.copy_(value)
         template.save_pretrained(folder / "unet")
         encoder.save_pretrained(folder / "text_encoder")
-        for parameter, value in zip(encoder.parameters(), present, strict=True):
+        for parameter, value in zip(text, present, strict=True):
             parameter.copy_(value)
 
 
@@ -147,21 +153,25 @@ def train(args: argparse.Namespace) -> None:
     if args.identity:
         start_as_identity(network)
     network.train()
-    encoder.train()
+    if args.text_scale > 0:
+        encoder.train()
+    else:
+        encoder.eval().requires_grad_(False)
     inside = temporal_parameters(network)
     is_temporal = [id(p) in inside for p in network.parameters()]
     unet = Copy.of(network, dtype)
     prepare(network, temporal=video)
+    text = trained(encoder)
     groups = [
         {
             "params": [m for m, t in zip(unet.masters, is_temporal, strict=True) if not t],
             "scale": args.spatial_scale,
         },
         {"params": [m for m, t in zip(unet.masters, is_temporal, strict=True) if t], "scale": 1.0},
-        {"params": list(encoder.parameters()), "scale": args.text_scale},
+        {"params": text, "scale": args.text_scale},
     ]
     optimizer = torch.optim.AdamW(groups, lr=args.lr, betas=(0.9, 0.99), weight_decay=0.01, fused=True)
-    everything = [*unet.masters, *encoder.parameters()]
+    everything = [*unet.masters, *text]
     average = Average([], decay=args.decay)
     average.parameters = everything
     average.shadow = [p.detach().clone() for p in everything]
@@ -242,10 +252,13 @@ def train(args: argparse.Namespace) -> None:
             state = {"parameters": [p.detach() for p in everything], "optimizer": optimizer.state_dict()}
             state |= {"average": average.shadow, "step": step + 1, "images": images, "clips": clips}
             save_checkpoint(checkpoint, state)
-            save_models(unet, encoder, average.shadow, folder=folder, template=template)
+            if not last:
+                save_models(unet, encoder, average.shadow, folder=folder, template=template)
+    # out of the loop, which has no steps left after a kill that follows the last checkpoint
+    save_models(unet, encoder, average.shadow, folder=folder, template=template)
 
 
-def main() -> None:
+def main(arguments: Sequence[str] | None = None) -> None:
     """Parse the options of one stage and run it."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--work", type=Path, default=WORK)
@@ -266,7 +279,9 @@ def main() -> None:
     parser.add_argument(
         "--spatial-scale", type=float, default=1.0, help="rate of the spatial layers, times --lr"
     )
-    parser.add_argument("--text-scale", type=float, default=0.2, help="rate of the text encoder, times --lr")
+    parser.add_argument(
+        "--text-scale", type=float, default=0.2, help="rate of the text encoder, times --lr; 0: fixed"
+    )
     parser.add_argument("--warmup", type=int, default=100)
     parser.add_argument("--decay", type=float, default=0.998, help="of the average that is saved")
     parser.add_argument("--subject-weight", type=float, default=5.0)
@@ -278,7 +293,7 @@ def main() -> None:
     parser.add_argument("--seed", type=int, default=1)
     parser.add_argument("--device", default="cpu")
     parser.add_argument("--threads", type=int, default=os.cpu_count())
-    args = parser.parse_args()
+    args = parser.parse_args(arguments)
     torch.set_num_threads(args.threads)
     torch.manual_seed(args.seed)
     announce(args.work)
