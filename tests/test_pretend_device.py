@@ -2,7 +2,7 @@
 
 import pickle
 import threading
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 
 import pytest
 import torch
@@ -230,6 +230,34 @@ def test_threads_must_choose_their_device_before_they_ask_for_events(cuda: Prete
         thread.start()
         thread.join()
         assert len(cuda.contexts) == found
+
+
+@pytest.mark.parametrize(
+    "first_use",
+    [
+        torch.cuda.init,
+        lambda: torch.cuda.set_device(0),
+        lambda: torch.cuda.get_device_properties(0),
+        lambda: torch.cuda.mem_get_info(0),
+        lambda: torch.cuda.Stream(ZERO),
+        lambda: torch.cuda.Event(),
+        lambda: torch.empty(1, device=ZERO),
+    ],
+    ids=["init", "set_device", "properties", "mem_get_info", "stream", "event", "allocation"],
+)
+def test_counts_of_memory_are_reset_only_after_cuda_was_initialised(
+    first_use: Callable[[], object], cuda: PretendCuda
+) -> None:
+    resets = torch.cuda.reset_peak_memory_stats, torch.cuda.reset_accumulated_memory_stats
+    assert not torch.cuda.is_initialized()
+    assert torch.cuda.device_count() == 2
+    for reset in resets:
+        with pytest.raises(RuntimeError, match=r"Invalid device argument 0: did you call init\?"):
+            reset(ZERO)
+    first_use()
+    assert torch.cuda.is_initialized()
+    for reset in resets:
+        reset(ZERO)
 
 
 def test_device_tensors_are_neither_pickled_nor_read_by_numpy(cuda: PretendCuda) -> None:

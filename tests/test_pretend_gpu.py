@@ -17,6 +17,9 @@ from vinfinity.config import RunConfig
 from vinfinity.denoise import execution
 from vinfinity.errors import NotFiniteError
 from vinfinity.models import offload
+from vinfinity.parallel.devices import forget_peak_memory
+from vinfinity.parallel.launch import launch
+from vinfinity.parallel.ranks import Ranks
 from vinfinity.run import run
 from vinfinity.system.transfer import to_host
 
@@ -165,6 +168,17 @@ def test_the_pipeline_of_the_library_is_sound(model_folder: Path) -> None:
         video = pipe("a red ball", frames=18, size="64x48", steps=2)
         assert_sound(cuda.findings(), steps=2)
     assert video.frames.shape == (18, 48, 64, 3)
+
+
+def peak_from_now_on(_: None, ranks: Ranks) -> str:
+    forget_peak_memory(ranks.device)
+    return str(ranks.device)
+
+
+@pytest.mark.parametrize("device", ["auto", "cuda"])
+def test_one_rank_can_count_its_peak_memory_before_anything_else_uses_the_gpu(device: str) -> None:
+    with PretendCuda():
+        assert launch(peak_from_now_on, None, gpus=None, device=device, timeout=30.0) == "cuda:0"
 
 
 def test_a_copy_to_the_host_is_complete_once_it_was_waited_for() -> None:

@@ -23,7 +23,7 @@ from vinfinity.media.decode import decode_frames
 from vinfinity.media.encode import encode_frames
 from vinfinity.media.latents import LatentSource, TensorLatents
 from vinfinity.networks import Networks
-from vinfinity.parallel.devices import fallen_back, pick_device
+from vinfinity.parallel.devices import fallen_back
 from vinfinity.parallel.ranks import Ranks
 from vinfinity.planning.fit import find_fit
 from vinfinity.resolve import load_config
@@ -95,7 +95,7 @@ class Pipeline:
 
     def __init__(self, config: RunConfig) -> None:
         self._job = prepare(config)
-        self._ranks = Ranks(device=pick_device(config.device))
+        self._ranks = Ranks.of_one(config.device)
         if fallback := fallen_back(config.device):
             warn(fallback)
         self._dtype = self._job.dtype(self._ranks.device)

@@ -23,7 +23,6 @@ from vinfinity.media.video import write_video
 from vinfinity.media.writer import VideoWriter
 from vinfinity.models.decoder import Decoder
 from vinfinity.models.geometry import LatentGeometry
-from vinfinity.parallel.devices import pick_device
 from vinfinity.parallel.ranks import Ranks
 from vinfinity.system.folders import temporary_folder
 from vinfinity.system.progress import Progress
@@ -142,7 +141,7 @@ def measure_decoding(
         check_decoder(folder, card.geometry)
     width, height = size or parse_size(str(card.defaults["size"]))
     latent = card.geometry.latent_size((width, height))
-    ranks = Ranks(device=pick_device(device))
+    ranks = Ranks.of_one(device)
     network = load_decoder(folder, device=ranks.device, dtype=torch.float32)
     with temporary_folder() as scratch:
         path = scratch / "latents.safetensors"

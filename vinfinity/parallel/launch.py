@@ -89,7 +89,7 @@ def launch(
         ) as ranks:
             return carry_out(worker, payload, ranks)
     if (gpus or 1) == 1:
-        return carry_out(worker, payload, Ranks(device=pick_device(device), shutdown=watched))
+        return carry_out(worker, payload, Ranks.of_one(device, shutdown=watched))
     # from now on `_wait` looks at requests
     watched.reaction = Reaction.WAIT
     with temporary_folder() as folder:

@@ -12,6 +12,7 @@ import torch.distributed as dist
 from torch import Tensor
 
 from vinfinity.errors import RankError
+from vinfinity.parallel.devices import pick_device, select_device
 from vinfinity.parallel.exchange import named_peers
 from vinfinity.parallel.liveness import Liveness
 from vinfinity.parallel.teams import Team, team_of
@@ -43,6 +44,17 @@ class Ranks:
     def __str__(self) -> str:
         """This rank in messages."""
         return f"rank {self.rank} on {self.device}" if self.size > 1 else str(self.device)
+
+    @classmethod
+    def of_one(cls, device: str, *, shutdown: Shutdown | None = None) -> "Ranks":
+        """The rank of a process that shares its work with no other, on the device for "auto", "cuda" or "cpu".
+
+        As where ranks join, a GPU becomes the current one. That also initialises CUDA, which resetting the counts of
+        its memory does not. Raises InputError.
+        """
+        picked = pick_device(device)
+        select_device(picked)
+        return cls(device=picked, shutdown=shutdown or Shutdown())
 
     @property
     def first(self) -> bool:

@@ -9,7 +9,8 @@ The package runs on them unchanged. They find what would go wrong on real device
 - two streams, or a stream and the host, that use the same memory unordered (`Findings.races`);
 - memory that is freed while a stream other than its own may still use it (`Findings.early_frees`);
 - threads that ask for an event of another device than their current one, which is the first one in a new thread: a real
-  driver would create a context there (`Findings.contexts`).
+  driver would create a context there (`Findings.contexts`);
+- counts of memory that are reset before anything has initialised CUDA: these raise RuntimeError, as in torch.
 
 Operations run at once, in the order in which the host starts them. So results are right even where streams race: races
 are found by vector clocks (clocks.py), not by wrong results. What cannot be tested this way: numerics of CUDA kernels,
@@ -17,6 +18,7 @@ time, and the driver.
 """
 
 import contextlib
+import os
 import threading
 import types
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -175,6 +177,7 @@ class Stream:
 
     def __init__(self, device: Any = None, priority: int = 0, *, name: str | None = None) -> None:
         self._cuda = PretendCuda.active()
+        self._cuda.initialize()
         self.device = self._cuda.place(device)
         if name is None:
             Stream._made += 1
@@ -211,6 +214,7 @@ class Event:
 
     def __init__(self, *_: object, **__: object) -> None:
         self._cuda = PretendCuda.active()
+        self._cuda.initialize()
         self.seen: Clock = {}
         self.device: torch.device | None = None
         self._asked_at: int | None = None
@@ -257,6 +261,7 @@ class PretendCuda:
         self.waits: list[Wait] = []
         self.slow_copies: list[SlowCopy] = []
         self.contexts: list[str] = []
+        self._initialized = False
         self._sync_debug = 0
         self._current = threading.local()
         self._streams: list[tuple[Stream, int]] = []
@@ -280,6 +285,10 @@ class PretendCuda:
         return PretendCuda._active
 
     # ---- places, streams, waits ----
+
+    def initialize(self) -> None:
+        """What most functions of torch.cuda do at their first call, in place of torch.cuda._lazy_init."""
+        self._initialized = True
 
     @property
     def _device(self) -> int:
@@ -313,6 +322,7 @@ class PretendCuda:
 
     def stream(self, device: Any = None) -> Stream:
         """The current stream of a device."""
+        self.initialize()
         place = self.place(device)
         for stream, _ in reversed(self._streams):
             if stream.device == place:
@@ -529,6 +539,8 @@ class PretendCuda:
         PretendCuda._active = self
         # torch lists once which functions follow `with torch.device(...)`: that must not be the replacements
         _device_constructors()
+        # a process that has not used its GPU yet may still configure the allocator
+        self._open.enter_context(mock.patch.dict(os.environ))
         for owner, names in self._replacements().items():
             for name, value in names.items():
                 self._open.enter_context(mock.patch.object(owner, name, value))
@@ -570,10 +582,12 @@ class PretendCuda:
             self._sync_debug = mode if isinstance(mode, int) else ("default", "warn", "error").index(mode)
 
         def set_device(device: Any) -> None:
+            self.initialize()
             self._device = self.place(device).index
 
         @contextlib.contextmanager
         def device_guard(device: Any) -> Iterator[None]:
+            self.initialize()
             before, self._device = self._device, self.place(device).index
             try:
                 yield
@@ -584,10 +598,15 @@ class PretendCuda:
             self.wait("synchronize", self.clocks.now(self.stream(device).name))
 
         def properties(device: Any = None) -> Any:
+            self.initialize()
             index = self.place(device).index
             return types.SimpleNamespace(
                 name="Pretend GPU", total_memory=self.total, major=8, minor=0, uuid=f"pretend-{index}"
             )
+
+        def mem_get_info(device: Any = None) -> tuple[int, int]:
+            self.initialize()
+            return self.total - allocated(device), self.total
 
         def allocated(device: Any = None) -> int:
             return self.memory.allocated[self.place(device).index]
@@ -595,9 +614,19 @@ class PretendCuda:
         def peak(device: Any = None) -> int:
             return self.memory.peak[self.place(device).index]
 
-        def reset_peak(device: Any = None) -> None:
+        def known(device: Any) -> int:
+            # torch does not initialise CUDA here, although it does almost everywhere else
             index = self.place(device).index
+            if not self._initialized:
+                raise RuntimeError(f"Invalid device argument {index}: did you call init?")
+            return index
+
+        def reset_peak(device: Any = None) -> None:
+            index = known(device)
             self.memory.peak[index] = self.memory.allocated[index]
+
+        def reset_accumulated(device: Any = None) -> None:
+            known(device)
 
         return {
             torch: {"tensor": tensor},
@@ -609,14 +638,14 @@ class PretendCuda:
                 "record_stream": record_stream,
             },
             torch.cuda: {
-                "_lazy_init": lambda: None,
+                "_lazy_init": self.initialize,
                 "Stream": Stream,
                 "Event": Event,
                 "stream": lambda stream: contextlib.nullcontext() if stream is None else stream,
                 "current_stream": self.stream,
                 "device_count": lambda: self.devices,
                 "is_available": lambda: True,
-                "is_initialized": lambda: True,
+                "is_initialized": lambda: self._initialized,
                 "memory_stats": lambda device=None: {},
                 "current_device": lambda: self._device,
                 "set_device": set_device,
@@ -626,12 +655,13 @@ class PretendCuda:
                 "get_device_properties": properties,
                 "get_device_name": lambda device=None: "Pretend GPU",
                 "get_device_capability": lambda device=None: (8, 0),
-                "mem_get_info": lambda device=None: (self.total - allocated(device), self.total),
+                "mem_get_info": mem_get_info,
                 "memory_allocated": allocated,
                 "memory_reserved": allocated,
                 "max_memory_allocated": peak,
                 "max_memory_reserved": peak,
                 "reset_peak_memory_stats": reset_peak,
+                "reset_accumulated_memory_stats": reset_accumulated,
                 "empty_cache": lambda: None,
             },
         }
