@@ -39,6 +39,7 @@ CUDA_OUT_OF_MEMORY = (
     "CUDA out of memory. Tried to allocate 944.00 MiB. GPU 1 has a total capacity of 23.65 GiB of which 61.00 MiB is"
     " free. Including non-PyTorch memory, this process has 23.58 GiB memory in use."
 )
+CUBLAS_OUT_OF_MEMORY = "CUDA error: CUBLAS_STATUS_ALLOC_FAILED when calling `cublasCreate(handle)`"
 
 
 class Point:
@@ -210,10 +211,13 @@ def lose_messages(seconds: float, ranks: Ranks) -> None:
     _meet(ranks, seconds)
 
 
-def rehearse_with_too_little_memory(rungs: int, ranks: Ranks) -> list[tuple[int, Execution, Tensor]]:
-    """A call of a tiny network on all ranks, of which rank 1 lacks memory for the first `rungs` executions.
+def rehearse_with_too_little_memory(
+    errors: Sequence[Exception], ranks: Ranks
+) -> list[tuple[int, Execution, Tensor]]:
+    """A call of a tiny network on all ranks, of which rank 1 lacks memory for the first executions.
 
-    Returns, for each rank, the calls it needed, the execution and the prediction.
+    errors: what each of them raises there. Returns, for each rank, the calls it needed, the execution and the
+    prediction.
     """
     config = configure(
         "mini", prompt="a red ball", frames=12, size="32x32", guidance=1.4, device="cpu"
@@ -228,8 +232,8 @@ def rehearse_with_too_little_memory(rungs: int, ranks: Ranks) -> list[tuple[int,
     def lack_memory(*_: object) -> None:
         nonlocal calls
         calls += 1
-        if ranks.rank == 1 and calls <= rungs:
-            raise torch.cuda.OutOfMemoryError(CUDA_OUT_OF_MEMORY)
+        if ranks.rank == 1 and calls <= len(errors):
+            raise errors[calls - 1]
 
     network.register_forward_pre_hook(lack_memory)
     executions = [Execution(branches=1, skips="device", chunk_bytes=2**20 * size) for size in (3, 2, 1)]

@@ -102,8 +102,16 @@ def test_pairs_of_ranks_that_cannot_reach_each_other_are_named_with_remedies() -
 # ---- the rehearsal ----
 
 
-def test_all_ranks_take_the_next_execution_if_one_rank_lacks_memory() -> None:
-    found = launch(fault_work.rehearse_with_too_little_memory, 1, gpus=3, device="cpu", timeout=TIMEOUT)
+@pytest.mark.parametrize(
+    "lack",
+    [
+        torch.cuda.OutOfMemoryError(fault_work.CUDA_OUT_OF_MEMORY),
+        RuntimeError(fault_work.CUBLAS_OUT_OF_MEMORY),
+    ],
+    ids=["allocator", "cuBLAS"],
+)
+def test_all_ranks_take_the_next_execution_if_one_rank_lacks_memory(lack: Exception) -> None:
+    found = launch(fault_work.rehearse_with_too_little_memory, [lack], gpus=3, device="cpu", timeout=TIMEOUT)
     assert {execution.chunk_bytes for _, execution, _ in found} == {2 * 2**20}
     # the first two executions, in which both branches of guidance are computed, and the call itself
     calls = [calls for calls, _, _ in found]
@@ -111,12 +119,13 @@ def test_all_ranks_take_the_next_execution_if_one_rank_lacks_memory() -> None:
     assert calls[1] == 5
     predictions = torch.cat([prediction for _, _, prediction in found], dim=2)
     alone = Ranks(device=torch.device("cpu"))
-    [(_, _, expected)] = fault_work.rehearse_with_too_little_memory(0, alone)
+    [(_, _, expected)] = fault_work.rehearse_with_too_little_memory([], alone)
     assert torch.equal(predictions, expected)
 
 
 def test_a_run_that_fits_in_no_execution_ends_on_all_ranks_with_a_remedy() -> None:
-    error = failure(fault_work.rehearse_with_too_little_memory, 99)
+    lack = torch.cuda.OutOfMemoryError(fault_work.CUDA_OUT_OF_MEMORY)
+    error = failure(fault_work.rehearse_with_too_little_memory, [lack] * 99)
     assert isinstance(error, OutOfMemoryError)
     assert error.message.startswith("rank 1 on cpu: out of memory: 944.00 MiB more needed")
 

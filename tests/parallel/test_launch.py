@@ -15,10 +15,12 @@ from oracles.processes import vinfinity, wait_for_ranks, wait_until_gone
 from oracles.rank_work import crash, die, differ
 
 from vinfinity.errors import InputError, RankError, VinfinityError
+from vinfinity.parallel import launch as launching
 from vinfinity.parallel.devices import pick_device
 from vinfinity.parallel.launch import check_ranks, launch
 from vinfinity.parallel.place import find_place
 from vinfinity.runs.parts import read_manifest
+from vinfinity.system.signals import Shutdown
 
 TIMEOUT = 60.0
 
@@ -60,6 +62,27 @@ def test_a_bug_on_one_rank_is_reported_with_its_rank_and_line() -> None:
     with pytest.raises(VinfinityError, match=r"rank 1: KeyError: .*rank_work\.py:\d+") as caught:
         launch(crash, None, gpus=2, device="cpu", timeout=TIMEOUT)
     assert caught.value.exit_code == 1
+
+
+def test_ranks_that_must_be_ended_are_killed_before_one_of_them_is_waited_for(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    seen = []
+
+    class Child(subprocess.Popen[bytes]):
+        def kill(self) -> None:
+            seen.append("kill")
+            super().kill()
+
+        def wait(self, timeout: float | None = None) -> int:
+            seen.append("wait")
+            return super().wait(timeout)
+
+    monkeypatch.setattr(launching, "SHUTDOWN_SECONDS", 0.05)
+    children = [Child(["false"]), Child(["sleep", "600"]), Child(["sleep", "600"])]
+    assert launching._wait(children, Shutdown()) == [1, None, None]
+    assert seen == ["kill", "kill", "wait", "wait"]
+    assert [child.returncode for child in children[1:]] == [-signal.SIGKILL] * 2
 
 
 def test_a_killed_rank_is_named() -> None:

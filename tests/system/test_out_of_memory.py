@@ -2,7 +2,7 @@
 
 import pytest
 import torch
-from oracles.fault_work import CUDA_OUT_OF_MEMORY
+from oracles.fault_work import CUBLAS_OUT_OF_MEMORY, CUDA_OUT_OF_MEMORY
 
 from vinfinity.errors import OutOfMemoryError
 from vinfinity.system.out_of_memory import REMEDY, describe, is_out_of_memory, named_out_of_memory
@@ -41,6 +41,8 @@ def test_a_real_lack_of_memory_on_a_cpu_is_recognised() -> None:
         (torch.cuda.OutOfMemoryError(CUDA_OUT_OF_MEMORY), True),
         (RuntimeError("CUDA error: out of memory"), True),
         (RuntimeError(NCCL), True),
+        (RuntimeError(CUBLAS_OUT_OF_MEMORY), True),
+        (RuntimeError("cuDNN error: CUDNN_STATUS_ALLOC_FAILED"), True),
         (MemoryError(), True),
         (RuntimeError("CUDA error: an illegal memory access was encountered"), False),
         (ValueError("out of memory"), False),

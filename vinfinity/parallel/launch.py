@@ -124,9 +124,7 @@ def _start_ranks(
             raise _fault(files, codes, lines, shutdown)
         return pickle.loads(files.result.read_bytes())
     finally:
-        for child in children:
-            child.kill()
-            child.wait()
+        _kill(children)
 
 
 def _wait(children: Sequence["subprocess.Popen[bytes]"], shutdown: Shutdown) -> list[int | None]:
@@ -146,11 +144,19 @@ def _wait(children: Sequence["subprocess.Popen[bytes]"], shutdown: Shutdown) -> 
             deadline = min(deadline, time.monotonic() + SHUTDOWN_SECONDS)
         if time.monotonic() > deadline:
             late += running
-            for child in running:
-                child.kill()
-                child.wait()
+            _kill(running)
         time.sleep(POLL_SECONDS)
     return [None if child in late else child.returncode for child in children]
+
+
+def _kill(children: Sequence["subprocess.Popen[bytes]"]) -> None:
+    """End processes at once, and wait until they are gone. They go at the same time: each may need seconds to give its
+    GPU back.
+    """
+    for child in children:
+        child.kill()
+    for child in children:
+        child.wait()
 
 
 def _fault(

@@ -8,8 +8,8 @@ import torch
 
 from vinfinity.errors import OutOfMemoryError, one_line
 
-# how torch's allocators, CUDA and NCCL say it; the first are of CPUs
-TEXTS = ("can't allocate memory", "not enough memory", "out of memory")
+# how torch's allocators, CUDA and NCCL say it, and last cuBLAS and cuDNN; the first are of CPUs
+TEXTS = ("can't allocate memory", "not enough memory", "out of memory", "status_alloc_failed")
 REMEDY = "try memory=low, a smaller --size, fewer --frames, or more --gpus"
 
 
