@@ -47,7 +47,7 @@ def test_an_exact_line_has_no_interval_and_few_points_no_trend() -> None:
     assert find_trend(np.array([1.0, np.nan, 2.0, 3.0])) is None
 
 
-@pytest.mark.parametrize("pairs", [6, 40])
+@pytest.mark.parametrize("pairs", [6, 40, 60])
 def test_the_paired_test_is_scipys_permutation_test(pairs: int) -> None:
     differences = np.random.default_rng(pairs).normal(0.4, 1, pairs)
     result = paired_test(list(differences))
@@ -58,3 +58,23 @@ def test_the_paired_test_is_scipys_permutation_test(pairs: int) -> None:
     assert result.p == pytest.approx(expected.pvalue, abs=0.01)
     assert result.low < result.mean < result.high
     assert paired_test([1.0]) is None
+
+
+@pytest.mark.parametrize("pairs", [2, 7, 16])
+@pytest.mark.parametrize("digits", [12, 1, 0])
+def test_the_paired_test_counts_every_change_of_sign(pairs: int, digits: int) -> None:
+    differences = np.round(
+        np.random.default_rng(pairs).normal(0.4, 1, pairs), digits
+    )  # few digits: many ties
+    signs = 1 - 2 * (np.arange(2**pairs)[:, None] >> np.arange(pairs) & 1)
+    sums = np.abs((signs * differences).sum(axis=1))
+    result = paired_test(list(differences))
+    assert result is not None
+    assert result.p == pytest.approx((sums >= abs(differences.sum()) - 1e-9).mean(), abs=1e-12)
+
+
+def test_small_chances_of_the_24_scenes_of_the_study_are_exact() -> None:
+    result = paired_test([1.0] * 22 + [0.0, -0.5])
+    assert result is not None
+    # the ones need one sign; those of 0 and -0.5 are free
+    assert result.p == 2 * 4 / 2**24

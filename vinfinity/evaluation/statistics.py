@@ -9,8 +9,8 @@ import numpy as np
 
 CONFIDENCE = 0.95
 DRAWS = 9999
-# up to so many pairs, a paired test goes through all changes of sign
-MOST_EXACT = 13
+# up to so many pairs, a paired test counts all changes of sign: 2^20 sums for each half of them
+MOST_EXACT = 40
 
 
 @dataclass(frozen=True)
@@ -105,11 +105,32 @@ def bootstrap_interval(values: np.ndarray, generator: np.random.Generator) -> tu
 
 
 def _sign_test(values: np.ndarray, generator: np.random.Generator) -> float:
-    observed = abs(values.mean()) * (1 - 1e-12)
+    # signs that give the observed sum are counted whatever the order in which it is rounded
+    observed = abs(values.sum()) - 1e-12 * np.abs(values).sum()
     if len(values) <= MOST_EXACT:
-        numbers = np.arange(2 ** len(values))[:, None] >> np.arange(len(values)) & 1
-        means = np.abs(((1 - 2 * numbers) * values).mean(axis=1))
-        return float((means >= observed).mean())
+        return _share_of_signs(values, observed)
     signs = generator.choice([-1.0, 1.0], size=(DRAWS, len(values)))
-    means = np.abs((signs * values).mean(axis=1))
-    return float((1 + np.count_nonzero(means >= observed)) / (1 + DRAWS))
+    sums = np.abs((signs * values).sum(axis=1))
+    return float((1 + np.count_nonzero(sums >= observed)) / (1 + DRAWS))
+
+
+def _share_of_signs(values: np.ndarray, least: float) -> float:
+    """The share of all changes of sign whose sum is at least `least` from 0.
+
+    The sums of the first half of the values meet those of the second half, which are sorted: no sum of all is made.
+    """
+    if least <= 0:
+        return 1.0
+    half = len(values) // 2
+    one, other = _signed_sums(values[:half]), np.sort(_signed_sums(values[half:]))
+    above = len(other) - np.searchsorted(other, least - one)
+    # for each choice of signs, the opposite one has the opposite sum
+    return float(2 * above.sum() / 2 ** len(values))
+
+
+def _signed_sums(values: np.ndarray) -> np.ndarray:
+    """The sums (2^n,) of values (n,) with all choices of signs."""
+    sums = np.zeros(1)
+    for value in values:
+        sums = np.concatenate([sums + value, sums - value])
+    return sums
