@@ -4,9 +4,12 @@ from pathlib import Path
 
 import pytest
 import torch
+from torch.autograd import DeviceType
+from torch.autograd.profiler_util import EventList, FunctionEvent
 
 from vinfinity.bench.calls import (
     covered,
+    longest,
     measure_call,
     prepare_call,
     profile_call,
@@ -86,3 +89,28 @@ def test_published_figures_are_found_by_the_name_of_the_driver(name: str, known:
 )
 def test_gpus_without_published_figures_have_none(name: str) -> None:
     assert published_figures(name) is None
+
+
+def test_a_profile_of_a_gpu_counts_the_time_of_each_kernel_once() -> None:
+    host = FunctionEvent(1, "aten::mm", 1, 0, 10, stack=[], use_device="cuda")
+    host.append_kernel("gemm", 0, 40)
+    kernels = [
+        FunctionEvent(number, name, 0, start, stop, stack=[], use_device="cuda", device_type=DeviceType.CUDA)
+        for number, name, start, stop in ((2, "gemm", 20, 60), (3, "softmax", 60, 65), (4, "gemm", 70, 80))
+    ]
+    span = FunctionEvent(
+        5,
+        "layer",
+        0,
+        20,
+        80,
+        stack=[],
+        use_device="cuda",
+        device_type=DeviceType.CUDA,
+        is_user_annotation=True,
+    )
+    events = EventList([host, *kernels, span], use_device="cuda")
+    events._build_tree()
+    found = longest(events.key_averages(), on_gpu=True)
+    assert [name for name, _ in found] == ["gemm", "softmax"]
+    assert [seconds for _, seconds in found] == pytest.approx([50e-6, 5e-6])

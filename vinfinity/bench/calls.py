@@ -2,12 +2,13 @@
 
 import statistics
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 
 import torch
 from torch import Tensor, nn
 from torch.autograd import DeviceType
+from torch.autograd.profiler_util import FunctionEvent, FunctionEventAvg
 from torch.profiler import ProfilerActivity, profile
 
 from vinfinity.bench.denoiser import call_inputs
@@ -178,20 +179,34 @@ def profile_call(call: Callable[[], object], device: torch.device) -> Profile:
             torch.cuda.synchronize(device)
     events = list(profiler.events())
     end = max(event.time_range.end for event in events if event.name == END)
-    kernels = [event for event in events if event.device_type == DeviceType.CUDA]
+    kernels = [event for event in events if _on_device(event)]
     waits = [event for event in events if event.name in WAITS and event.time_range.start < end]
     if not on_gpu:
         kernels = [event for event in events if event.cpu_parent is None and event.name != END]
-    totals: dict[str, float] = {}
-    for average in profiler.key_averages():
-        own = average.self_device_time_total if on_gpu else average.self_cpu_time_total
-        totals[average.key] = own / 1e6
-    longest = sorted(totals.items(), key=lambda entry: -entry[1])[:OPERATIONS]
     return Profile(
         busy=covered([(event.time_range.start, event.time_range.end) for event in kernels]) / 1e6,
         waits=len(waits),
-        operations=tuple(longest),
+        operations=longest(profiler.key_averages(), on_gpu=on_gpu),
     )
+
+
+def longest(averages: Iterable[FunctionEventAvg], *, on_gpu: bool) -> tuple[tuple[str, float], ...]:
+    """(name, seconds) of those that took the longest: kernels of a GPU, or operations of the CPU.
+
+    On a GPU, operations of the host have the time of their kernels, which must not count twice.
+    """
+    if on_gpu:
+        totals = [(str(one.key), one.self_device_time_total / 1e6) for one in averages if _on_device(one)]
+    else:
+        totals = [(str(one.key), one.self_cpu_time_total / 1e6) for one in averages]
+    return tuple(sorted(totals, key=lambda entry: -entry[1])[:OPERATIONS])
+
+
+def _on_device(event: FunctionEvent | FunctionEventAvg) -> bool:
+    """Whether an event is a kernel or a copy of a GPU, and not a span that the program has named."""
+    # older versions of torch do not mark them
+    named = getattr(event, "is_user_annotation", False)
+    return event.device_type == DeviceType.CUDA and not named
 
 
 def covered(spans: Sequence[tuple[float, float]]) -> float:
