@@ -12,7 +12,7 @@ import contextlib
 import functools
 import statistics
 import sys
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Literal
 
@@ -29,11 +29,12 @@ from vinfinity.bench.calls import (
     trace_call,
 )
 from vinfinity.bench.gpus import Trial, run_script
-from vinfinity.bench.pairs import measure_pairs
+from vinfinity.bench.pairs import fewest_lanes, least_rate, measure_pairs
 from vinfinity.bench.scaling import measure_scaling
 from vinfinity.bench.stages import Figure, Stage, at_least, at_most, equals, figure
 from vinfinity.bench.subjects import LARGE_SIZE, Subject, find_subject
 from vinfinity.denoise.execution import CHUNK_BYTES, FEW_FRAMES, Execution
+from vinfinity.machine.nvidia import Link
 from vinfinity.media.decode import decode_block, decode_tiles
 from vinfinity.models.unet3d.configs import VAEConfig
 from vinfinity.models.unet3d.vae import AutoencoderKL
@@ -48,8 +49,6 @@ PLACES: tuple[Skips, ...] = ("device", "host")
 LIBRARIES = 1.5e9
 # bytes that cuBLAS and cuDNN allocate beside the tensors of a call, at most
 WORKSPACES = 0.5e9
-# rates of messages of 50 MiB between two GPUs, in GB/s
-PCIE, NVLINK = 8.0, 50.0
 # frames of each rank, and the least efficiency that several ranks should reach: over PCIe, and over NVLink
 EFFICIENCY = {288: (0.95, 0.95), 96: (0.90, 0.90), 24: (0.75, 0.85)}
 
@@ -215,7 +214,7 @@ def pairs(trial: Trial) -> Iterator[Figure]:
     if trial.on_gpu:
         torch.cuda.empty_cache()
     found = measure_pairs(ranks=ranks, sizes=sizes, rounds=3, device=trial.device)
-    least = _least_rate(trial)
+    least = least_rate(links(trial)) / 1e9 if trial.on_gpu else 0.0
     for pair in found:
         title = f"ranks {pair.first} and {pair.second}, {pair.size // MIB} MiB"
         if pair.size == sizes[-1]:
@@ -225,17 +224,9 @@ def pairs(trial: Trial) -> Iterator[Figure]:
         yield equals(f"{title}, intact", pair.intact, True)
 
 
-def _least_rate(trial: Trial) -> float:
-    if not trial.on_gpu:
-        return 0.0
-    return NVLINK if uses_nvlink(trial) else PCIE
-
-
-def uses_nvlink(trial: Trial) -> bool:
-    """Whether NVLink connects all pairs of GPUs, as far as the driver says."""
-    nvidia = trial.facts.nvidia
-    links = getattr(nvidia, "links", ())
-    return bool(links) and all(link.kind.startswith("NV") for link in links)
+def links(trial: Trial) -> Sequence[Link]:
+    """Between all pairs of GPUs, as far as the driver says."""
+    return getattr(trial.facts.nvidia, "links", ())
 
 
 def scaling(trial: Trial) -> Iterator[Figure]:
@@ -262,7 +253,7 @@ def scaling(trial: Trial) -> Iterator[Figure]:
         yield figure(f"{title}, one rank", times.median("alone"), "s")
         yield figure(f"{title}, all ranks", times.median("together"), "s")
         efficiency = statistics.median(times.ratios("alone", "together")) / ranks
-        least = nvlink if trial.on_gpu and uses_nvlink(trial) else pcie
+        least = nvlink if trial.on_gpu and fewest_lanes(links(trial)) else pcie
         yield at_least(f"{title}, efficiency", efficiency, least)
 
 
@@ -275,7 +266,7 @@ STAGES = [
     Stage("profiles", "kernels fill 95 % of a long call and 85 % of a short one; no waits", profiles),
     Stage("cudnn-attention", "reported only", cudnn_attention),
     Stage("decoding", "TF32 changes frames by 2 levels at most; no waits", decoding),
-    Stage("pairs", f"{PCIE:g} GB/s over PCIe, {NVLINK:g} over NVLink, with 50 MiB", pairs),
+    Stage("pairs", "8 GB/s over PCIe, half of what its lanes have over NVLink, with 50 MiB", pairs),
     Stage("scaling", "0.95 at 288 frames a rank, 0.90 at 96, 0.75 (PCIe) or 0.85 (NVLink) at 24", scaling),
 ]
 

@@ -7,15 +7,21 @@ from dataclasses import dataclass
 
 import torch
 
+from vinfinity.machine.nvidia import Link
 from vinfinity.parallel.exchange import RankExchange
 from vinfinity.parallel.launch import launch
 from vinfinity.parallel.ranks import Ranks
 from vinfinity.parallel.shards import FrameShards, Route
 
+# exchanges between two waits for the device: starting them takes Python's time, which is not to be measured
+EXCHANGES = 10
+# bytes per second in each direction: what PCIe should reach, and what a lane of NVLink has at least, on any board
+PCIE, NVLINK_LANE = 8e9, 12.5e9
+
 
 @dataclass(frozen=True)
 class PairRequest:
-    """sizes: of a message, in bytes. rounds: messages of each size that are timed."""
+    """sizes: of a message, in bytes, multiples of 8. rounds: measurements of each size, of EXCHANGES messages."""
 
     sizes: tuple[int, ...]
     rounds: int
@@ -44,7 +50,7 @@ def _measure_on_rank(request: PairRequest, ranks: Ranks) -> list[PairFigures]:
     exchange = RankExchange(ranks.rank, FrameShards(ranks.size, ranks.size))
     others = [rank for rank in range(ranks.size) if rank != ranks.rank]
     # NCCL connects ranks at their first message, and all of them must take part in that
-    _Swap(exchange, others, 8, ranks).seconds()
+    _Swap(exchange, others, 8, ranks).seconds(1)
     return [
         _measure_pair(exchange, first, second, size, request.rounds, ranks)
         for first in range(ranks.size)
@@ -62,10 +68,21 @@ def _measure_pair(
     # the first round warms up
     for _ in range(1 + rounds):
         ranks.collect(None)
-        seconds.append(0.0 if swap is None else swap.seconds())
+        seconds.append(0.0 if swap is None else swap.seconds(EXCHANGES))
     found = ranks.collect((statistics.median(seconds[1:]), swap is None or swap.intact()))
     slowest = max(time for time, _ in found)
     return PairFigures(first, second, size, rate=size / slowest, intact=all(right for _, right in found))
+
+
+def fewest_lanes(links: Sequence[Link]) -> int:
+    """Of NVLink between any two GPUs; 0 if some pair has PCIe alone, or nothing is known."""
+    lanes = [int(link.kind[2:]) if link.kind.startswith("NV") else 0 for link in links]
+    return min(lanes, default=0)
+
+
+def least_rate(links: Sequence[Link]) -> float:
+    """Bytes per second in each direction that messages of 50 MiB should reach: half of what NVLink has."""
+    return max(PCIE, 0.5 * fewest_lanes(links) * NVLINK_LANE)
 
 
 class _Swap:
@@ -73,7 +90,8 @@ class _Swap:
 
     def __init__(self, exchange: RankExchange, peers: Sequence[int], size: int, ranks: Ranks) -> None:
         self._exchange, self._peers, self._device = exchange, peers, ranks.device
-        self._message = torch.full((1, 1, size), ranks.rank + 1, dtype=torch.uint8, device=ranks.device)
+        # copies of long numbers are as fast as memory, those of bytes are not
+        self._message = torch.full((1, 1, size // 8), ranks.rank + 1, dtype=torch.int64, device=ranks.device)
         self._frames = self._message[:, :0]
         self._route = Route(
             wanted=tuple(peers),
@@ -81,17 +99,19 @@ class _Swap:
             receives=tuple((peer, place, place + 1) for place, peer in enumerate(peers)),
         )
 
-    def seconds(self) -> float:
-        """The time until all messages have arrived."""
+    def seconds(self, exchanges: int) -> float:
+        """The time of an exchange, of several of which one follows the other, until all messages have arrived."""
         self._wait()
         started = time.perf_counter()
-        self._frames = self._exchange.fetch(self._message, self._route, label="pairs of ranks").wait().frames
+        for _ in range(exchanges):
+            fetch = self._exchange.fetch(self._message, self._route, label="pairs of ranks")
+            self._frames = fetch.wait().frames
         self._wait()
-        return time.perf_counter() - started
+        return (time.perf_counter() - started) / exchanges
 
     def intact(self) -> bool:
         """Whether the last messages arrived as they were sent."""
-        wanted = torch.tensor([peer + 1 for peer in self._peers], dtype=torch.uint8, device=self._device)
+        wanted = torch.tensor([peer + 1 for peer in self._peers], dtype=torch.int64, device=self._device)
         return bool((self._frames == wanted[None, :, None]).all())
 
     def _wait(self) -> None:
