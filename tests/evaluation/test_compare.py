@@ -3,6 +3,7 @@
 import json
 from pathlib import Path
 
+import av
 import numpy as np
 import pytest
 from oracles.command_line import Cli
@@ -52,6 +53,36 @@ def test_equal_videos_are_identical_and_json_holds_no_infinity(cli: Cli, tmp_pat
     [[fidelity]] = json.loads(out, parse_constant=lambda name: pytest.fail(name))["fidelity"]
     assert fidelity["identical"]
     assert fidelity["psnr"] is None
+
+
+def trimmed(path: Path, target: Path, *, frames: int) -> Path:
+    """A copy whose edit list leaves out the first frames, which are still in the file."""
+    with (
+        av.open(str(path)) as source,
+        av.open(str(target), "w", options={"use_editlist": "1", "avoid_negative_ts": "disabled"}) as copy,
+    ):
+        stream = copy.add_stream_from_template(source.streams.video[0])
+        for packet in source.demux(video=0):
+            if packet.dts is None or packet.pts is None:
+                continue
+            shift = frames * (packet.duration or 0)
+            packet.pts, packet.dts = packet.pts - shift, packet.dts - shift
+            packet.stream = stream
+            copy.mux(packet)
+    return target
+
+
+def test_the_lengths_of_trimmed_files_are_those_that_are_shown(tmp_path: Path) -> None:
+    whole = save(tmp_path / "whole.mp4", panning(48), fps=12)
+    shown = save(tmp_path / "shown.mp4", panning(48)[6:], fps=12)
+    part = trimmed(whole, tmp_path / "part.mp4", frames=6)
+    comparison = vinfinity.compare(whole, part)
+    assert [evaluation.frames for evaluation in comparison.evaluations] == [48, 42]
+    assert comparison.fidelity == ((None,),)
+    [[fidelity]] = vinfinity.compare(shown, part).fidelity
+    assert fidelity is not None
+    assert fidelity.psnr > 30
+    assert len(fidelity.psnr_curve) == 42
 
 
 def test_videos_of_other_lengths_are_compared_without_psnr(cli: Cli, tmp_path: Path) -> None:

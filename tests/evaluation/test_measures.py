@@ -13,6 +13,7 @@ from oracles.synthetic import FPS, changed, panning, save, texture, to_frames
 
 import vinfinity
 from vinfinity.evaluation.api import measure_all
+from vinfinity.evaluation.repetition import NUMBERS, _returning
 from vinfinity.evaluation.result import Evaluation
 from vinfinity.evaluation.subject import ArraySource, Border, Subject
 
@@ -257,3 +258,33 @@ def test_short_and_small_videos_are_measured() -> None:
 def test_measuring_twice_gives_the_same_figures() -> None:
     video = panning(24)
     assert measured(video, every=8).figures == measured(video, every=8).figures
+
+
+# ---- returning frames, from thumbnails ----
+
+
+def twice(thumbnails: np.ndarray) -> np.ndarray:
+    return np.concatenate([thumbnails, thumbnails]).clip(0, 255).astype(np.uint8)
+
+
+@pytest.mark.parametrize("frames", [500, 1024, 1500, 6000])
+def test_a_video_shown_twice_returns_in_half_of_its_frames_however_long_it_is(frames: int) -> None:
+    walk = np.cumsum(np.random.default_rng(0).normal(size=(frames, NUMBERS)), axis=0)
+    walk = (walk - walk.min()) / (walk.max() - walk.min()) * 255
+    assert _returning(twice(walk), fps=24.0) == pytest.approx(frames / (2 * frames - 24) * 100, abs=2)
+
+
+@pytest.mark.parametrize("level", [60, 200, 240])
+def test_returning_frames_of_calm_bright_videos_are_found(level: int) -> None:
+    # five numbers of a thumbnail rise by one level from frame to frame
+    calm = np.full((200, NUMBERS), level)
+    for frame in range(200):
+        calm[frame, : 5 * frame] += 1
+    assert _returning(twice(calm), fps=24.0) == pytest.approx(200 / 376 * 100, abs=1)
+    assert _returning(calm.astype(np.uint8), fps=24.0) == 0
+
+
+@pytest.mark.parametrize("fps", [0.5, 1.0, 24.0])
+def test_adjacent_frames_are_no_returns_at_any_rate(fps: float) -> None:
+    drift = np.repeat(3 * np.arange(60)[:, None], NUMBERS, axis=1).astype(np.uint8)
+    assert _returning(drift, fps=fps) == 0

@@ -11,7 +11,6 @@ import numpy as np
 from vinfinity.evaluation.figures import FIGURES
 from vinfinity.evaluation.result import Evaluation, rounded, rounded_all
 from vinfinity.evaluation.statistics import Paired, paired_test
-from vinfinity.evaluation.subject import Subject
 
 # of SSIM: side of the window, and the constants of its formula, as scikit-image has them
 WINDOW = 7
@@ -94,7 +93,7 @@ def compare_evaluations(
     """Reads the frames of all videos but the first once more, beside those of the first."""
     first = groups[0]
     fidelity = [
-        tuple(find_fidelity(one.subject, other.subject) for one, other in zip(first, group, strict=True))
+        tuple(find_fidelity(one, other) for one, other in zip(first, group, strict=True))
         for group in groups[1:]
     ]
     tests = [_tests(first, group) if pairs else {} for group in groups[1:]]
@@ -123,13 +122,16 @@ def _tests(first: Sequence[Evaluation], group: Sequence[Evaluation]) -> dict[str
 # ---- frames against frames ----
 
 
-def find_fidelity(reference: Subject, other: Subject) -> Fidelity | None:
-    """PSNR and SSIM of a video against another. None if their sizes or lengths differ."""
-    one, two = reference.source, other.source
-    if (one.size, one.frames) != (two.size, two.frames):
+def find_fidelity(reference: Evaluation, other: Evaluation) -> Fidelity | None:
+    """PSNR and SSIM of a video against another. None if their sizes or lengths differ.
+
+    The lengths are those that were measured: a file that was trimmed may say that it holds more frames than it shows.
+    """
+    one, two = reference.subject.source, other.subject.source
+    if (one.size, reference.frames) != (two.size, other.frames):
         return None
     errors, similarities = [], []
-    for a, b in zip(one, two, strict=False):
+    for a, b in zip(one, two, strict=True):
         difference = cv2.absdiff(np.ascontiguousarray(a), np.ascontiguousarray(b))
         errors.append(float((difference.astype(np.float64) ** 2).mean()))
         similarities.append(structural_similarity(a, b))

@@ -19,7 +19,7 @@ BETTER = 0.02
 LEAST_VARIATION = 0.5
 # seconds between a frame and one that counts as its return
 RETURN_SECONDS = 1.0
-# frames that are compared with each other, spread over the video
+# frames, spread over the video, that are compared with all earlier ones
 MOST_COMPARED = 2048
 MATRIX_SIDE = 240
 BLOCK = 256
@@ -109,21 +109,27 @@ def _period(correlation: np.ndarray) -> tuple[int | None, float]:
 
 
 def _returning(thumbnails: np.ndarray, *, fps: float) -> float | None:
-    chosen = _spread(len(thumbnails), MOST_COMPARED)
-    gap = RETURN_SECONDS * fps
+    # neighbours are no returns, however few frames a second has
+    gap = max(RETURN_SECONDS * fps, 2)
     usual = float(np.median(_steps(thumbnails)))
-    if usual <= 0 or len(thumbnails) <= gap:
+    chosen = _spread(len(thumbnails), MOST_COMPARED)
+    chosen = chosen[chosen >= gap]
+    if usual <= 0 or not len(chosen):
         return None
-    values = thumbnails[chosen].astype(np.float32)
-    squares = (values**2).sum(axis=1)
-    returned = 0
-    for start in range(0, len(chosen), BLOCK):
-        rows = slice(start, start + BLOCK)
-        distances = squares[rows, None] + squares[None] - 2 * values[rows] @ values.T
-        earlier = chosen[None] <= chosen[rows, None] - gap
-        returned += int((earlier & (distances <= usual**2 * (1 + 1e-4))).any(axis=1).sum())
-    later = int((chosen >= gap).sum())
-    return returned / later * 100 if later else None
+    # levels around their mean, in doubles: squares of levels are large, and their differences small
+    mean = thumbnails.mean(axis=0)
+    values = thumbnails[chosen] - mean
+    squares = np.einsum("ij,ij->i", values, values)
+    returned = np.zeros(len(chosen), bool)
+    # a frame may resemble any earlier one, not only those that were chosen
+    for start in range(0, len(thumbnails), BLOCK):
+        block = thumbnails[start : start + BLOCK] - mean
+        places = np.arange(start, start + len(block))
+        later = slice(int(np.searchsorted(chosen, start + gap)), None)
+        distances = squares[later, None] + (block**2).sum(axis=1) - 2 * (values[later] @ block.T)
+        earlier = places <= chosen[later, None] - gap
+        returned[later] |= (earlier & (distances <= usual**2 * (1 + 1e-4))).any(axis=1)
+    return float(returned.mean() * 100)
 
 
 def _steps(thumbnails: np.ndarray) -> np.ndarray:
