@@ -1,6 +1,7 @@
 """The report, in a real browser: it needs no network, plays, and seeks by click and by key."""
 
 import json
+import os
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -98,6 +99,23 @@ def test_names_of_files_are_text_and_their_links_lead_to_them(page: Page, report
         report.parent / "one.mp4",
         report.parent / "<b>two & co #1?.mp4",
     ]
+
+
+@needs_browser
+def test_names_that_are_not_utf8_are_shown_and_linked(browser: Page, cli: Cli, tmp_path: Path) -> None:
+    video = tmp_path / os.fsdecode(b"x_\xff.mp4")
+    save(tmp_path / "x.mp4", panning(4, height=16, width=16)).rename(video)
+    limit = ("--limit", "flicker.score<=0")
+    code, out, err = cli("evaluate", str(video), *limit, "--report", str(tmp_path / "page.html"))
+    assert code == 7, err
+    assert "x_\\udcff.mp4: flicker" in out
+    browser.errors.clear()
+    browser.open(tmp_path / "page.html")
+    browser.wait("players.every(player => player.readyState >= 2)")
+    assert browser.errors == []
+    assert browser.run("document.title") == "x_\\udcff.mp4"
+    link = browser.run("new URL(document.querySelector('#players figcaption a').href).pathname")
+    assert os.fsencode(link).endswith(b"/x_%FF.mp4")
 
 
 @needs_browser

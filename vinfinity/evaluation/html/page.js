@@ -28,7 +28,7 @@ const players = videos.map((video, number) => {
   player.muted = true;
   player.addEventListener("click", toggle);
   const caption = make("figcaption", {}, ...(videos.length > 1 ? [swatch(number)] : []));
-  caption.append(video.link ? make("a", {href: address(video.link)}, video.name) : video.name, ` · ${video.about}`);
+  caption.append(video.link ? make("a", {href: video.link}, video.name) : video.name, ` · ${video.about}`);
   const figure = make("figure", {}, player, caption);
   player.addEventListener("error", () => {
     // no H.264 here: the thumbnails follow the clock
