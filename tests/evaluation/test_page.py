@@ -131,6 +131,19 @@ def test_play_moves_both_videos_in_step_and_stops_at_the_end(page: Page) -> None
 
 
 @needs_browser
+def test_a_shorter_video_plays_on_after_a_seek_from_beyond_its_end(page: Page) -> None:
+    page.run("seek(34)")
+    page.click("#play")
+    page.wait("players[1].ended && players[1].paused")
+    page.press("Home")
+    page.wait("playing && frame > 2 && frame < 30")
+    assert page.run("players.every(player => !player.paused)")
+    page.click("#play")
+    assert page.run("players.every(player => player.paused)")
+    assert page.errors == []
+
+
+@needs_browser
 def test_keys_play_and_seek(page: Page) -> None:
     page.press("ArrowRight")
     assert page.run("frame") == 1

@@ -61,6 +61,8 @@ function seek(at) {
     const video = videos[number];
     // the middle of the frame: rounding cannot show its neighbour
     player.currentTime = (own(video, frame) + 0.5) / video.fps;
+    // a shorter video stopped when it came to its end
+    if (playing && player.paused && own(video, frame) < video.frames - 1) player.play().catch(() => {});
   });
 }
 
