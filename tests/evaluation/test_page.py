@@ -2,6 +2,7 @@
 
 import json
 import os
+import re
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -252,6 +253,12 @@ def test_long_prompts_fit_narrow_windows(browser: Page, model_folder: Path, tmp_
 def test_every_control_has_a_name_and_can_be_reached_by_key(page: Page) -> None:
     assert page.unnamed_controls() == []
     assert page.tab_to_slider().startswith("difference of adjacent frames")
+
+
+def test_screen_readers_do_not_speak_the_clock_at_every_frame(report: Path) -> None:
+    """An output element is a live region otherwise."""
+    [clock] = re.findall(r"<output[^>]*>", report.read_text(encoding="utf-8"))
+    assert 'aria-live="off"' in clock
 
 
 @needs_browser
