@@ -6,7 +6,9 @@ import subprocess
 import sys
 from pathlib import Path
 
+import numpy as np
 import pytest
+from oracles.synthetic import panning, save
 
 ROOT = Path(__file__).parents[2]
 
@@ -51,3 +53,25 @@ def test_the_python_of_the_guide_runs(tmp_path: Path) -> None:
     run(code, tmp_path)
     made = {path.name for path in tmp_path.glob("*.mp4")}
     assert made == {"ball.mp4", "small.mp4", "long.mp4", *(f"boat-{seed}.mp4" for seed in range(4))}
+
+
+def test_the_loop_that_filters_a_batch_moves_only_what_is_beyond_a_limit(tmp_path: Path) -> None:
+    save(tmp_path / "videos" / "still.mp4", np.repeat(panning(1, height=16, width=16), 24, axis=0))
+    (tmp_path / "videos" / "damaged.mp4").write_text("not a video")
+    (tmp_path / "bin").mkdir()
+    command = tmp_path / "bin" / "vinfinity"
+    command.write_text(f'#!/bin/sh\nexec "{sys.executable}" -m vinfinity "$@"\n')
+    command.chmod(0o755)
+    path = f"{command.parent}:{os.environ['PATH']}"
+    text = (ROOT / "docs" / "guides" / "evaluate.md").read_text(encoding="utf-8")
+    [loop] = [
+        block for block in re.findall(r"^```sh\n(.*?)^```", text, flags=re.M | re.S) if "rejected" in block
+    ]
+
+    def rejected_by(script: str) -> list[str]:
+        environment = {**os.environ, "OMP_NUM_THREADS": "1", "PATH": path}
+        subprocess.run(["sh", "-c", script], cwd=tmp_path, env=environment, check=True, timeout=600)
+        return [video.name for video in (tmp_path / "rejected").iterdir()]
+
+    assert rejected_by(loop.replace("--max-drift", "--max-drfit")) == []
+    assert rejected_by(loop) == ["still.mp4"]

@@ -1,6 +1,8 @@
 """The report, in a real browser: it needs no network, plays, and seeks by click and by key."""
 
 import json
+import os
+import re
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -101,6 +103,23 @@ def test_names_of_files_are_text_and_their_links_lead_to_them(page: Page, report
 
 
 @needs_browser
+def test_names_that_are_not_utf8_are_shown_and_linked(browser: Page, cli: Cli, tmp_path: Path) -> None:
+    video = tmp_path / os.fsdecode(b"x_\xff.mp4")
+    save(tmp_path / "x.mp4", panning(4, height=16, width=16)).rename(video)
+    limit = ("--limit", "flicker.score<=0")
+    code, out, err = cli("evaluate", str(video), *limit, "--report", str(tmp_path / "page.html"))
+    assert code == 7, err
+    assert "x_\\udcff.mp4: flicker" in out
+    browser.errors.clear()
+    browser.open(tmp_path / "page.html")
+    browser.wait("players.every(player => player.readyState >= 2)")
+    assert browser.errors == []
+    assert browser.run("document.title") == "x_\\udcff.mp4"
+    link = browser.run("new URL(document.querySelector('#players figcaption a').href).pathname")
+    assert os.fsencode(link).endswith(b"/x_%FF.mp4")
+
+
+@needs_browser
 def test_play_moves_both_videos_in_step_and_stops_at_the_end(page: Page) -> None:
     page.click("#play")
     page.wait("frame > 6")
@@ -109,6 +128,19 @@ def test_play_moves_both_videos_in_step_and_stops_at_the_end(page: Page) -> None
     page.run("seek(40)")
     page.wait(f"!playing && frame === {FRAMES - 1}")
     assert page.run("document.getElementById('play').getAttribute('aria-label')") == "Play"
+    assert page.errors == []
+
+
+@needs_browser
+def test_a_shorter_video_plays_on_after_a_seek_from_beyond_its_end(page: Page) -> None:
+    page.run("seek(34)")
+    page.click("#play")
+    page.wait("players[1].ended && players[1].paused")
+    page.press("Home")
+    page.wait("playing && frame > 2 && frame < 30")
+    assert page.run("players.every(player => !player.paused)")
+    page.click("#play")
+    assert page.run("players.every(player => player.paused)")
     assert page.errors == []
 
 
@@ -221,6 +253,12 @@ def test_long_prompts_fit_narrow_windows(browser: Page, model_folder: Path, tmp_
 def test_every_control_has_a_name_and_can_be_reached_by_key(page: Page) -> None:
     assert page.unnamed_controls() == []
     assert page.tab_to_slider().startswith("difference of adjacent frames")
+
+
+def test_screen_readers_do_not_speak_the_clock_at_every_frame(report: Path) -> None:
+    """An output element is a live region otherwise."""
+    [clock] = re.findall(r"<output[^>]*>", report.read_text(encoding="utf-8"))
+    assert 'aria-live="off"' in clock
 
 
 @needs_browser

@@ -144,7 +144,7 @@ def evaluate(
     """
     with reported(context, debug=debug):
         from vinfinity.evaluation.extras import check_extras
-        from vinfinity.evaluation.limits import collect_limits
+        from vinfinity.evaluation.limits import check_limits, collect_limits
         from vinfinity.evaluation.subject import find_subjects
 
         given = {
@@ -160,6 +160,13 @@ def evaluate(
         borders = [_frame(text) for text in border or []]
         page = _page(report, overwrite=overwrite)
         subjects, failures = find_subjects(videos, fps=_rate(fps), borders=borders, every=every)
+        check_limits(
+            allowed,
+            subjects,
+            clip=clip is not None,
+            dino=dino is not None,
+            prompt=prompt is not None,
+        )
         check_extras()
         import_engine()
         from vinfinity.evaluation.api import measure_all

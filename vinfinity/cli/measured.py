@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING
 
 import typer
 
-from vinfinity.errors import DamagedError, LimitError
+from vinfinity.errors import DamagedError, LimitError, escaped
 
 if TYPE_CHECKING:
     from rich.console import Console
@@ -37,7 +37,7 @@ def print_evaluations(measured: "Measured", limits: "Sequence[Limit]", *, as_jso
     if not as_json:
         for number in failed:
             for line in beyond[number]:
-                typer.echo(f"beyond: {evaluations[number].name}: {line}")
+                typer.echo(f"beyond: {escaped(evaluations[number].name)}: {line}")
     if measured.failures:
         total = len(evaluations) + len(measured.failures)
         raise _some_failed(f"{len(measured.failures)} of {total} videos cannot be measured", measured)
@@ -101,6 +101,6 @@ def _print_tables(evaluations: "Sequence[Evaluation]", beyond: Mapping[int, Sequ
     for table in report.tables(evaluations, beyond=beyond):
         console.print(table)
     for one in evaluations if len(evaluations) <= report.MOST_COLUMNS else ():
-        head = f"{one.name}: " if len(evaluations) > 1 else ""
+        head = f"{escaped(one.name)}: " if len(evaluations) > 1 else ""
         for line in report.notes(one):
             console.print(f"{head}{line}")

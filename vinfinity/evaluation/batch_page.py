@@ -1,6 +1,5 @@
 """The report of batches: one HTML file with the paired test, the differences of all pairs, and their contact sheets."""
 
-import os
 from collections.abc import Iterator, Sequence
 from dataclasses import replace
 from pathlib import Path
@@ -9,7 +8,7 @@ from typing import Any
 from vinfinity import __version__
 from vinfinity.evaluation.compare import Comparison
 from vinfinity.evaluation.figures import FIGURES
-from vinfinity.evaluation.page import write_filled
+from vinfinity.evaluation.page import link_to, write_filled
 from vinfinity.evaluation.preview import ContactSheet
 from vinfinity.evaluation.report import (
     SIGNIFICANT,
@@ -46,7 +45,7 @@ def write_batch_page(
             {
                 "name": name,
                 "about": length_of(comparison.groups[0][number]),
-                "links": [_link(group[number].subject.path, path.parent) for group in comparison.groups],
+                "links": [link_to(group[number].subject.path, path.parent) for group in comparison.groups],
                 "sheets": by_pair[number],
             }
             for number, name in enumerate(comparison.pairs)
@@ -120,7 +119,3 @@ def _tests(comparison: Comparison, number: int) -> dict[str, Any]:
         }
         for figure, test, cells in tested_rows(comparison, number)
     }
-
-
-def _link(video: Path | None, folder: Path) -> str | None:
-    return None if video is None else os.path.relpath(video, folder)

@@ -7,6 +7,7 @@ from typing import Literal
 
 from vinfinity.errors import InputError, did_you_mean
 from vinfinity.evaluation.figures import FIGURES, Figures
+from vinfinity.evaluation.subject import Subject
 from vinfinity.system.numbers import FLOAT
 
 # options, and the figure that each limits
@@ -28,6 +29,9 @@ class Limit:
     figure: str
     sign: Literal["<=", ">="]
     value: float
+
+    def __str__(self) -> str:
+        return f"{self.figure}{self.sign}{self.value:g}"
 
     def holds(self, figures: Figures) -> bool:
         """Whether the figures of a video are within the limit."""
@@ -60,8 +64,30 @@ def collect_limits(options: Mapping[str, float | None], written: Sequence[str]) 
         if match[1] not in FIGURES:
             remedy = did_you_mean(match[1], list(FIGURES)) or f"known are {', '.join(FIGURES)}"
             raise InputError("--limit", text, remedy, problem="names an unknown figure")
-        limits.append(Limit(match[1], "<=" if match[2] == "<=" else ">=", float(match[3])))
+        limit = Limit(match[1], "<=" if match[2] == "<=" else ">=", float(match[3]))
+        if limit.figure.startswith("drift.") and limit.value < 0:
+            remedy = f"a drift to either side counts: write {limit.figure}<={-limit.value:g}"
+            raise InputError("--limit", text, remedy, problem="is a negative drift")
+        limits.append(limit)
     return limits
+
+
+def check_limits(
+    limits: Iterable[Limit], subjects: Sequence[Subject], *, clip: bool, dino: bool, prompt: bool
+) -> None:
+    """Raises InputError for a limit on a figure that no video can have. clip, dino, prompt: whether they were given."""
+    prompted = prompt or any(subject.prompts for subject in subjects)
+    for limit in limits:
+        if limit.figure.startswith("consistency.subject"):
+            needed, given = "--dino", dino
+        elif limit.figure.startswith("consistency."):
+            needed, given = "--clip", clip
+        else:
+            continue
+        if given and limit.figure == "consistency.prompt":
+            needed, given = "--prompt", prompted
+        if not given:
+            raise InputError("--limit", limit, "add it, or leave the limit out", problem=f"needs {needed}")
 
 
 def complaints(figures: Figures, limits: Iterable[Limit]) -> list[str]:

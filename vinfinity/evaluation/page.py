@@ -4,6 +4,7 @@ import base64
 import html
 import json
 import os
+import urllib.parse
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -87,8 +88,13 @@ def write_filled(path: Path, name: str, *, title: str, data: object, videos: str
 
 
 def script_json(value: object) -> str:
-    """JSON that cannot end the script element it stands in, whatever texts are in it."""
-    return json.dumps(value, ensure_ascii=False, allow_nan=False).replace("<", "\\u003c")
+    """JSON in ASCII that cannot end the script element it stands in, whatever texts and names of files are in it."""
+    return json.dumps(value, allow_nan=False).replace("<", "\\u003c")
+
+
+def link_to(video: Path | None, folder: Path) -> str | None:
+    """The address of a video for a page in a folder. Names need not be UTF-8. None for frames in memory."""
+    return None if video is None else urllib.parse.quote(os.fsencode(os.path.relpath(video, folder)))
 
 
 def _video(name: str, evaluation: Evaluation, preview: Preview, *, beside: Path) -> dict[str, Any]:
@@ -98,7 +104,7 @@ def _video(name: str, evaluation: Evaluation, preview: Preview, *, beside: Path)
     return {
         "name": name,
         "path": evaluation.name,
-        "link": None if subject.path is None else os.path.relpath(subject.path, beside),
+        "link": link_to(subject.path, beside),
         "about": length_of(evaluation),
         "frames": evaluation.frames,
         "size": list(preview.size),

@@ -7,6 +7,7 @@ from typing import Any
 
 import numpy as np
 
+from vinfinity.errors import escaped
 from vinfinity.evaluation.figures import Figures
 from vinfinity.evaluation.statistics import Trend
 from vinfinity.evaluation.subject import Subject
@@ -81,8 +82,8 @@ def rounded_all(value: Any) -> Any:
 
 
 def short_names(evaluations: Sequence[Evaluation]) -> list[str]:
-    """The shortest ends of the paths that tell the videos apart."""
-    return short_ends([evaluation.name for evaluation in evaluations])
+    """The shortest ends of the paths that tell the videos apart, as text that any terminal and page can show."""
+    return short_ends([escaped(evaluation.name) for evaluation in evaluations])
 
 
 def short_ends(paths: Sequence[str]) -> list[str]:

@@ -193,8 +193,11 @@ def _given(borders: Sequence[int], every: int | None, *, frames: int) -> list[Bo
             raise InputError(
                 "border", frame, remedy, problem=f"is not inside the video, which has {frames} frames"
             )
-    if every is not None and not 0 < every < frames:
-        raise InputError("every", every, f"give a number from 1 to {frames - 1}", problem="makes no border")
+    if every is not None and not 1 < every < frames:
+        # a seam is told from pairs that are not at a border
+        problem = "makes every pair of frames a border" if every == 1 else "makes no border"
+        remedy = f"give a number from 2 to {frames - 1}" if frames > 2 else "leave it out"
+        raise InputError("every", every, remedy, problem=problem)
     spread = range(every, frames, every) if every else ()
     return [Border(frame, "given") for frame in sorted({*borders, *spread})]
 

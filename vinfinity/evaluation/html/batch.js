@@ -136,7 +136,7 @@ function drawPairs() {
     const sheets = make("div", {class: "both"});
     for (const number of [0, group]) {
       const caption = make("figcaption", {}, swatch(number));
-      caption.append(one.links[number] ? make("a", {href: address(one.links[number])}, names[number]) : names[number]);
+      caption.append(one.links[number] ? make("a", {href: one.links[number]}, names[number]) : names[number]);
       const picture = one.sheets.length ? [make("img", {src: one.sheets[number], alt: `Contact sheet of ${one.name} of ${names[number]}`})] : [];
       sheets.append(make("figure", {}, ...picture, caption));
     }

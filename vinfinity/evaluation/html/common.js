@@ -18,8 +18,6 @@ function make(name, attributes = {}, ...children) {
 const clamp = (value, low, high) => Math.min(high, Math.max(low, value));
 const swatch = number => make("span", {class: "swatch", style: `background:${colour(number)}`});
 
-// the address of a file beside this page
-const address = link => "./" + link.split("/").map(encodeURIComponent).join("/");
 function row(...cells) { return make("tr", {}, ...cells); }
 function short(value) {
   const size = Math.abs(value);

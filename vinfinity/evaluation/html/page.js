@@ -28,7 +28,7 @@ const players = videos.map((video, number) => {
   player.muted = true;
   player.addEventListener("click", toggle);
   const caption = make("figcaption", {}, ...(videos.length > 1 ? [swatch(number)] : []));
-  caption.append(video.link ? make("a", {href: address(video.link)}, video.name) : video.name, ` · ${video.about}`);
+  caption.append(video.link ? make("a", {href: video.link}, video.name) : video.name, ` · ${video.about}`);
   const figure = make("figure", {}, player, caption);
   player.addEventListener("error", () => {
     // no H.264 here: the thumbnails follow the clock
@@ -61,6 +61,8 @@ function seek(at) {
     const video = videos[number];
     // the middle of the frame: rounding cannot show its neighbour
     player.currentTime = (own(video, frame) + 0.5) / video.fps;
+    // a shorter video stopped when it came to its end
+    if (playing && player.paused && own(video, frame) < video.frames - 1) player.play().catch(() => {});
   });
 }
 
