@@ -29,10 +29,10 @@ BLOCK = 256
 class Repetition:
     """strength: the autocorrelation at the period, 1 where the video repeats exactly, 0 where it has no period.
 
-    period: in frames. returning: percent of the frames that were seen before, at least a second and two frames earlier:
-    as similar to that frame as adjacent frames are. autocorrelation: by lag, from 0 to half of the video. matrix: (n, n)
-    uint8, the similarity of n frames spread over the video, 255 where they are equal. All but the matrix are None or
-    empty in a video without variation.
+    period: in frames. returning: percent of the frames that were seen before, at least a second and two frames
+    earlier: as similar to that frame as adjacent frames are. autocorrelation: by lag, from 0 to half of the video.
+    matrix: (n, n) uint8, the similarity of n frames spread over the video, 255 where they are equal. All but the
+    matrix are None or empty in a video without variation.
     """
 
     strength: float | None
