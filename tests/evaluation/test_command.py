@@ -303,11 +303,21 @@ def test_files_that_are_no_videos_do_not_hide_the_others(
         (["--limit", "consistency.prompt>=0.2", "--clip", "clip"], "needs --prompt"),
         (["--max-drift", "-1"], "is not between 0"),
         (["--prompt", "a cat"], "prompt: a cat has no effect without CLIP; name its weights by --clip"),
+        (
+            ["--device", "cuda"],
+            "device: cuda has no effect without CLIP or DINO; name their weights by --clip",
+        ),
+        (["--overwrite"], "--overwrite: true has no effect without a report; name a report by --report"),
         (["--fps", "12"], "fps: 12 is for folders of PNG, and has no effect on "),
     ],
 )
 def test_bad_options_are_one_line(cli: Cli, video: Path, arguments: list[str], expected: str) -> None:
     assert expected in cli.refused("evaluate", str(video), *arguments)
+
+
+@pytest.mark.parametrize("arguments", [["--device", "cuda"], ["--overwrite"]])
+def test_compare_refuses_options_without_effect(cli: Cli, video: Path, arguments: list[str]) -> None:
+    assert "has no effect without" in cli.refused("compare", str(video), str(video), *arguments)
 
 
 def test_a_rate_that_python_gives_is_refused_where_it_has_no_effect(video: Path) -> None:

@@ -37,7 +37,12 @@ Dino = Annotated[
         metavar="FOLDER", help="Weights of DINO: adds VBench's subject consistency.", show_default="none"
     ),
 ]
-Where = Annotated[Device, typer.Option("--device", metavar="auto|cuda|cpu", help="Device of CLIP and DINO.")]
+Where = Annotated[
+    Device,
+    typer.Option(
+        "--device", metavar="auto|cuda|cpu", help="Device of CLIP and DINO; needs --clip or --dino."
+    ),
+]
 PromptText = Annotated[
     str | None,
     typer.Option(
@@ -109,7 +114,7 @@ Report = Annotated[
         show_default="none",
     ),
 ]
-Overwrite = Annotated[bool, typer.Option("--overwrite", help="Replace an existing report.")]
+Overwrite = Annotated[bool, typer.Option("--overwrite", help="Replace an existing report; needs --report.")]
 
 
 def evaluate(
@@ -246,8 +251,11 @@ def compare(
 
 
 def _page(report: Path | None, *, overwrite: bool) -> Path | None:
-    """The file of the report. Raises InputError if it cannot be written."""
+    """The file of the report. Raises InputError if it cannot be written, or if there is none to overwrite."""
     if report is None:
+        if overwrite:
+            remedy = "name a report by --report, or leave it out"
+            raise InputError("--overwrite", overwrite, remedy, problem="has no effect without a report")
         return None
     path = expanded(report, field="--report")
     if path.suffix.lower() not in (".html", ".htm"):

@@ -118,6 +118,9 @@ def measure_all(
     if prompt is not None and clip is None:
         remedy = "name its weights by --clip, or leave the prompt out"
         raise InputError("prompt", prompt, remedy, problem="has no effect without CLIP")
+    if device != "auto" and clip is None and dino is None:
+        remedy = "name their weights by --clip or --dino, or leave the device out"
+        raise InputError("device", device, remedy, problem="has no effect without CLIP or DINO")
     networks = Networks.open(clip=clip, dino=dino, device=device)
     measured = Measured(failures=dict(failures or {}))
     with Progress(enabled=shown) as progress:
