@@ -1,6 +1,7 @@
 """Previews of running runs: what is in the folder, with any number of ranks, and that the video stays the same."""
 
 import json
+import threading
 import time
 from pathlib import Path
 from typing import Any
@@ -11,6 +12,7 @@ import pytest
 import torch
 from diffusers import AutoencoderTiny
 from oracles.command_line import Cli
+from oracles.processes import SECONDS
 from oracles.reference import fill
 from oracles.runs import config_of, latents, stop_after_step
 
@@ -43,8 +45,11 @@ def frames_of_animation(path: Path) -> int:
 
 
 def wait_for_preview(run: Path) -> None:
-    """Previews are finished in the background, after the run if need be."""
-    deadline = time.monotonic() + 60
+    """Previews are finished in the background, after the run if need be. Wait until none is in work any more."""
+    deadline = time.monotonic() + SECONDS
+    for thread in threading.enumerate():
+        if thread.name.startswith("preview"):
+            thread.join(SECONDS)
     while not previewed(run) or (run / "preview").exists():
         assert time.monotonic() < deadline
         time.sleep(0.02)
@@ -138,7 +143,7 @@ def test_a_preview_that_cannot_be_written_is_left_out_with_a_warning(
         "mini", tmp_path / "a.mp4", "checkpoint.every=1 steps", frames=4, size="32x32", preview=1
     )
     stop_after_step(config, tmp_path / "a.run")
-    # or it could be written between the two lines below
+    # or a preview could be written between the two lines below
     wait_for_preview(tmp_path / "a.run")
     (tmp_path / "a.run" / "preview.webp").unlink()
     (tmp_path / "a.run" / "preview.webp").mkdir()

@@ -7,7 +7,9 @@ import signal
 import subprocess
 import sys
 import time
+from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import pytest
 from oracles.processes import SECONDS, command_line
@@ -110,6 +112,45 @@ def test_sigterm_ends_the_stage_and_a_second_run_is_refused_before(
     assert process.wait(SECONDS) == 128 + signal.SIGTERM
     assert not command_line(stage)
     wait_until_free(tmp_path)
+
+
+@pytest.fixture
+def handlers() -> Iterator[None]:
+    """Puts the handlers of signals back."""
+    numbers = (signal.SIGTERM, signal.SIGHUP, signal.SIGINT)
+    before = [signal.getsignal(number) for number in numbers]
+    yield
+    for number, handler in zip(numbers, before, strict=True):
+        signal.signal(number, handler)
+
+
+@pytest.mark.usefixtures("handlers")
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGHUP, signal.SIGINT])
+def test_a_signal_while_a_command_starts_ends_this_command(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, number: signal.Signals
+) -> None:
+    started = []
+
+    class Popen(subprocess.Popen[bytes]):
+        """Gets a signal when its process runs and the caller does not have it yet."""
+
+        def __init__(self, *args: Any, **options: Any) -> None:
+            super().__init__(*args, **options)
+            started.append(self.pid)
+            os.kill(os.getpid(), number)
+
+    with recipe.lock(tmp_path) as held:
+        commands = recipe.Commands(held)
+        with monkeypatch.context() as patch:
+            patch.setattr(subprocess, "Popen", Popen)
+            with pytest.raises(SystemExit) as ended:
+                commands.call([sys.executable, "-c", "import time; time.sleep(600)"])
+        assert ended.value.code == 128 + number
+        [pid] = started
+        assert not command_line(pid)
+        # and no other command is started
+        with pytest.raises(SystemExit):
+            commands.call([sys.executable, "-c", ""])
 
 
 @pytest.mark.slow

@@ -254,23 +254,45 @@ def lock(work: Path) -> IO[str]:
     return file
 
 
-def exit_on_signals() -> None:
-    """Turn SIGTERM and SIGHUP into SystemExit, upon which subprocess.run kills the stage. nohup keeps its effect."""
+class Commands:
+    """Runs commands, one at a time. SIGTERM, SIGHUP and Ctrl-C kill the present one before they end this process.
 
-    def leave(number: int, _: FrameType | None) -> NoReturn:
-        sys.exit(128 + number)
+    The signals are only noted by their handler: an exception from it, raised while a command is being started, would
+    leave that command running. Signals that are ignored, as under nohup, stay ignored.
+    """
 
-    for number in (signal.SIGTERM, signal.SIGHUP):
-        if signal.getsignal(number) != signal.SIG_IGN:
-            signal.signal(number, leave)
+    def __init__(self, held: IO[str]) -> None:
+        """held: a lock that the commands hold, too, since they may outlive this process."""
+        self._held = held
+        self._signal = 0
+        self._process: subprocess.Popen[bytes] | None = None
+        for number in (signal.SIGTERM, signal.SIGHUP, signal.SIGINT):
+            if signal.getsignal(number) != signal.SIG_IGN:
+                signal.signal(number, self._note)
+
+    def _note(self, number: int, _: FrameType | None) -> None:
+        self._signal = number
+        if self._process is not None:
+            self._process.kill()
+
+    def _exit_if_asked(self) -> None:
+        if self._signal:
+            sys.exit(128 + self._signal)
+
+    def call(self, command: Sequence[str]) -> None:
+        """Run a command to its end. Raises CalledProcessError if it fails, SystemExit after a signal."""
+        self._exit_if_asked()
+        self._process = subprocess.Popen(command, pass_fds=(self._held.fileno(),))
+        if self._signal:
+            self._process.kill()
+        code = self._process.wait()
+        self._process = None
+        self._exit_if_asked()
+        if code:
+            raise subprocess.CalledProcessError(code, list(command))
 
 
-def call(command: Sequence[str], *, held: IO[str]) -> None:
-    """Run a command, which holds the lock, too: it may outlive this process. Raises CalledProcessError."""
-    subprocess.run(command, check=True, pass_fds=(held.fileno(),))
-
-
-def run(stage: Stage, args: argparse.Namespace, *, held: IO[str]) -> None:
+def run(stage: Stage, args: argparse.Namespace, *, commands: Commands) -> None:
     """Run one stage unless it is done. Raises CalledProcessError if it fails."""
     done = args.work / "done" / f"{stage.name}.json"
     if done.exists():
@@ -279,7 +301,7 @@ def run(stage: Stage, args: argparse.Namespace, *, held: IO[str]) -> None:
     command = stage.command(args)
     print(f"{stage.name}: {' '.join(command[1:])}", flush=True)
     began = time.time()
-    call(command, held=held)
+    commands.call(command)
     done.parent.mkdir(parents=True, exist_ok=True)
     done.write_text(json.dumps({"seconds": round(time.time() - began), "command": command[1:]}) + "\n")
 
@@ -312,7 +334,7 @@ def parse(arguments: Sequence[str] | None) -> argparse.Namespace:
     return args
 
 
-def make(stages: Sequence[Stage], args: argparse.Namespace, *, held: IO[str]) -> None:
+def make(stages: Sequence[Stage], args: argparse.Namespace, *, commands: Commands) -> None:
     """Run the stages, evaluate, and export. Raises CalledProcessError if a command fails."""
     kept = KEPT if args.start == "shipped" else tuple(args.keep)
     for part in kept:
@@ -324,13 +346,13 @@ def make(stages: Sequence[Stage], args: argparse.Namespace, *, held: IO[str]) ->
     skipped = (*kept, "vae256") if "vae" in kept else kept
     for stage in stages:
         if stage.name not in skipped:
-            run(stage, args, held=held)
+            run(stage, args, commands=commands)
     vae = "vae" if "vae" in kept else "vae256"
     models = ("--work", str(args.work), "--run", LAST[args.start], "--vae", vae)
     prompts = ("--clips", str(scaled(args.clips, 4, args=args)), "--threads", str(args.threads))
-    call([sys.executable, str(HERE / "evaluate.py"), *models, *prompts], held=held)
+    commands.call([sys.executable, str(HERE / "evaluate.py"), *models, *prompts])
     export = ("--measured", str(args.work / "evaluation.json"), "--out", str(args.work / "export"))
-    call([sys.executable, str(HERE / "export.py"), *models, *export], held=held)
+    commands.call([sys.executable, str(HERE / "export.py"), *models, *export])
 
 
 def main(arguments: Sequence[str] | None = None) -> None:
@@ -344,8 +366,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
         return
     with lock(args.work) as held:
         claim(args)
-        exit_on_signals()
-        make(stages, args, held=held)
+        make(stages, args, commands=Commands(held))
 
 
 if __name__ == "__main__":
