@@ -61,7 +61,7 @@ def write_page(
         "version": __version__,
     }
     copies = "\n".join(
-        f'<script type="text/plain" id="video-{number}">{preview.video()}</script>'
+        f'<script type="text/plain" id="video-{number}">{preview.video}</script>'
         for number, preview in enumerate(previews)
     )
     write_filled(path, "page", title=title, data=data, videos=copies)
@@ -132,10 +132,7 @@ def _video(name: str, evaluation: Evaluation, preview: Preview, *, beside: Path)
             "side": len(evaluation.matrix),
             "bytes": base64.b64encode(evaluation.matrix.tobytes()).decode(),
         },
-        "thumbnails": [
-            {"frame": frame, "src": src}
-            for frame, src in zip(preview.shown_frames, preview.thumbnails, strict=False)
-        ],
+        "thumbnails": [{"frame": frame, "src": src} for frame, src in preview.thumbnails.items()],
         "settings": dict(subject.settings),
         "provenance": dict(subject.provenance),
     }
