@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Literal
 
 import numpy as np
 
-from vinfinity.errors import DamagedError, InputError, VinfinityError
+from vinfinity.errors import DamagedError, InputError, VinfinityError, escaped
 from vinfinity.evaluation.extras import check_extras
 from vinfinity.evaluation.groups import Groups, find_groups
 from vinfinity.evaluation.result import Evaluation, short_names
@@ -183,7 +183,7 @@ def compare_groups(
     )
     if groups.pairs:
         measured, pairs = _whole_pairs(groups, measured)
-        names = [str(path) for path in groups.paths]
+        names = [escaped(str(path)) for path in groups.paths]
     else:
         pairs, names = (), short_names(measured.evaluations)
     size = len(measured.evaluations) // len(groups.paths)

@@ -6,6 +6,7 @@ from pathlib import Path
 from typing import Any
 
 from vinfinity import __version__
+from vinfinity.errors import escaped
 from vinfinity.evaluation.compare import Comparison
 from vinfinity.evaluation.figures import FIGURES
 from vinfinity.evaluation.page import link_to, write_filled
@@ -43,7 +44,7 @@ def write_batch_page(
         "names": comparison.names,
         "pairs": [
             {
-                "name": name,
+                "name": escaped(name),
                 "about": length_of(comparison.groups[0][number]),
                 "links": [link_to(group[number].subject.path, path.parent) for group in comparison.groups],
                 "sheets": by_pair[number],

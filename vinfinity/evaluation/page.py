@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from vinfinity import __version__
+from vinfinity.errors import escaped
 from vinfinity.evaluation.compare import Comparison
 from vinfinity.evaluation.figures import CURVES
 from vinfinity.evaluation.preview import Preview
@@ -103,7 +104,7 @@ def _video(name: str, evaluation: Evaluation, preview: Preview, *, beside: Path)
     seams = () if evaluation.seams is None else evaluation.seams.seams
     return {
         "name": name,
-        "path": evaluation.name,
+        "path": escaped(evaluation.name),
         "link": link_to(subject.path, beside),
         "about": length_of(evaluation),
         "frames": evaluation.frames,
