@@ -47,7 +47,9 @@ def main() -> int:
     wanted = {IMAGES / name: draw() for name, draw in FIGURES.items()}
     lines = study.read_rows(study.DATA)
     wanted |= {IMAGES / group.image: study_plot.plot(group) for group in study.groups(lines) if group.plotted}
-    wanted[study.PAGE] = study.page(study.PAGE.read_text(encoding="utf-8"), lines)
+    wanted[study.PAGE] = study.page(
+        study.PAGE.read_text(encoding="utf-8"), lines, study.read_rows(study.SCHEDULES)
+    )
     wanted[README] = reading_order.refreshed(README.read_text(encoding="utf-8"))
     stale = [
         path for path, text in wanted.items() if not path.exists() or path.read_text(encoding="utf-8") != text

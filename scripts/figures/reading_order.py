@@ -2,8 +2,9 @@
 
 from pathlib import Path
 
+from scripts.figures import marked
+
 ROOT = Path(__file__).parents[2]
-BEGIN, END = "<!-- reading order: begin -->", "<!-- reading order: end -->"
 FILES = (
     ("vinfinity/run.py", "a run, from configuration to MP4"),
     ("vinfinity/denoise/loop.py", "the denoising loop: predict, vote, guide, step"),
@@ -27,8 +28,4 @@ def table() -> str:
 
 def refreshed(text: str) -> str:
     """A text with the table between its markers brought up to date. Raises ValueError if they are missing."""
-    before, begin, rest = text.partition(BEGIN)
-    _, end, after = rest.partition(END)
-    if not begin or not end:
-        raise ValueError(f"the README lacks {BEGIN} or {END}")
-    return f"{before}{BEGIN}\n{table()}\n{END}{after}"
+    return marked.refreshed(text, "reading order", table())

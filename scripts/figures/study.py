@@ -1,4 +1,5 @@
-"""The study of long videos: its table of means, of paired differences, and a plot of them, from the lines of its CSV.
+"""The study of long videos: its table of means, of paired differences, and a plot of them, from the lines of its CSV;
+and the table of further schedules of biases.
 
 `python -m scripts.figures` writes them into docs/proof/long-video.md and docs/images, and `python
 benchmarks/long_video.py --summary` prints them while the study is running.
@@ -16,14 +17,15 @@ from pathlib import Path
 
 import numpy as np
 
+from scripts.figures import marked
 from vinfinity.evaluation.figures import FIGURES, Figure
 from vinfinity.evaluation.statistics import Paired, bootstrap_interval, paired_test
 
 ROOT = Path(__file__).parents[2]
 DATA = ROOT / "docs" / "data" / "long-video.csv"
+SCHEDULES = ROOT / "docs" / "data" / "long-video-schedules.csv"
 PAGE = ROOT / "docs" / "proof" / "long-video.md"
-BEGIN, END = "<!-- study: begin -->", "<!-- study: end -->"
-BASE = "dual"
+BASE, UNBIASED = "dual", "unbiased"
 # what the study is to have: lengths, and videos of each setting at the shortest
 LENGTHS, FULL = (96, 320, 960), 48
 # intervals and p-values say little about fewer scenes
@@ -138,13 +140,13 @@ class Group:
         interval = None if few else bootstrap_interval(values, np.random.default_rng(0))
         return Mean(float(values.mean()), interval)
 
-    def difference(self, setting: str, figure: str) -> Paired | None:
+    def difference(self, setting: str, figure: str, *, base: str = BASE) -> Paired | None:
         """A setting's figure less the base's, over scenes; None for fewer than two scenes that both have."""
-        own, base = self._videos[setting], self._videos.get(BASE, {})
+        own, other = self._videos[setting], self._videos.get(base, {})
         differences = {
-            video: float(row[figure]) - float(base[video][figure])
+            video: float(row[figure]) - float(other[video][figure])
             for video, row in own.items()
-            if row.get(figure) and video in base and base[video].get(figure)
+            if row.get(figure) and video in other and other[video].get(figure)
         }
         return paired_test(_by_scene(differences).tolist())
 
@@ -313,10 +315,35 @@ def column_title(figure: Figure) -> str:
     return f"{figure.title}{f', {figure.unit}' if figure.unit else ''}{better}"
 
 
-def page(text: str, rows: Sequence[Row]) -> str:
-    """The page with what stands between its markers brought up to date. Raises ValueError if they are missing."""
-    before, begin, rest = text.partition(BEGIN)
-    _, end, after = rest.partition(END)
-    if not begin or not end:
-        raise ValueError(f"{PAGE.name} lacks {BEGIN} or {END}")
-    return f"{before}{BEGIN}\n\n{summary(rows)}\n\n{END}{after}"
+def schedules(rows: Sequence[Row], study: Sequence[Row]) -> str:
+    """The table of schedules between the paper's and none. rows: of their videos, all of one length.
+
+    study: lines of the study, of which those of the same scenes and seeds count.
+    """
+    made = {(row["scene"], row["seed"]) for row in rows}
+    ends = [
+        row for row in study if row["setting"] in (BASE, UNBIASED) and (row["scene"], row["seed"]) in made
+    ]
+    [group] = [group for group in groups([*rows, *ends]) if rows[0] in group.rows]
+    steady, right = READ["read.steady"], READ["read.right"]
+
+    def mean(setting: str, figure: Figure) -> str:
+        found = group.mean(setting, figure.name)
+        return figure.number(None if found is None else found.value)
+
+    lines = []
+    for setting in group.settings:
+        test = None if setting == UNBIASED else group.difference(setting, steady.name, base=UNBIASED)
+        less = _difference_cell(test, steady, holds=False)
+        lines.append([f"`{setting}`", mean(setting, steady), less, mean(setting, right)])
+    titles = [column_title(steady), "less those without biases", column_title(right)]
+    return _table(["setting", *titles], lines)
+
+
+def page(text: str, rows: Sequence[Row], further: Sequence[Row]) -> str:
+    """The page with what stands between its markers brought up to date. further: lines of further schedules.
+
+    Raises ValueError if markers are missing.
+    """
+    text = marked.refreshed(text, "study", f"\n{summary(rows)}\n")
+    return marked.refreshed(text, "schedules", f"\n{schedules(further, rows)}\n")

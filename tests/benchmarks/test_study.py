@@ -152,10 +152,33 @@ def test_outliers_get_an_arrow_instead_of_all_the_room() -> None:
     assert [head.get("class") for head in heads] == ["green"]
 
 
-@pytest.mark.parametrize("change", [lambda text: text.replace(study.END, ""), lambda text: ""])
+def test_further_schedules_are_compared_with_no_biases_in_the_scenes_and_seeds_that_they_have() -> None:
+    further = [row for row in rows(8, late=0.1) if row["setting"] == "late" and row["seed"] == "0"]
+    # other seeds, lengths and settings of the study do not count
+    lines = rows(8, unbiased=0.2, moving=0.4) + rows(8, frames=320, unbiased=0.9)
+    for row in [*further, *lines]:
+        row["read.steady"] = row["read.right"] if row["seed"] == "0" else "0"
+    table = study.schedules(further, lines).splitlines()
+    assert table[0] == "| setting | steady frames ↑ | less those without biases | as the prompt says ↑ |"
+    assert [line.split("`")[1] for line in table[2:]] == ["dual", "late", "unbiased"]
+    means = [float(line.split(" | ")[1]) for line in table[2:]]
+    for line, mean in zip(table[2:-1], means[:-1], strict=True):
+        assert float(line.split(" | ")[2].split()[0]) == pytest.approx(mean - means[-1], abs=0.0011)
+    assert " | - | " in table[-1]
+
+
+@pytest.mark.parametrize(
+    "change",
+    [lambda text: text.replace("<!-- study: end -->", ""), lambda text: text.replace("schedules", "")],
+)
 def test_a_page_without_its_markers_is_an_error(change: Callable[[str], str]) -> None:
-    text = f"before\n{study.BEGIN}\nold\n{study.END}\nafter"
-    assert study.page(text, []).startswith(f"before\n{study.BEGIN}\n\n**The study is not complete**")
-    assert study.page(text, []).endswith(f"{study.END}\nafter")
+    begin, end = "<!-- schedules: begin -->", "<!-- schedules: end -->"
+    text = f"before\n<!-- study: begin -->\nold\n<!-- study: end -->\nbetween\n{begin}\n{end}\nafter"
+    lines = rows(2, unbiased=0.1)
+    page = study.page(text, lines, lines)
+    assert page.startswith("before\n<!-- study: begin -->\n\n**The study is not complete**")
+    assert f"\n\n<!-- study: end -->\nbetween\n{begin}\n\n| setting |" in page
+    assert page.endswith(f" |\n\n{end}\nafter")
+    assert study.page(page, lines, lines) == page
     with pytest.raises(ValueError, match="lacks"):
-        study.page(change(text), [])
+        study.page(change(text), lines, lines)

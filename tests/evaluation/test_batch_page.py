@@ -57,7 +57,7 @@ def many(tmp_path_factory: pytest.TempPathFactory) -> Path:
     comparison, measured = compare_groups(
         find_groups([folder / "a", folder / "b"]), reported=True, shown=False
     )
-    size = sum(len(sheet.image()) for sheet in measured.sheets)
+    size = sum(map(len, measured.sheets))
     write_batch_page(folder / "page.html", comparison, measured.sheets, most=size // 2)
     return folder / "page.html"
 

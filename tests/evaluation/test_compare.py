@@ -1,6 +1,7 @@
 """`vinfinity compare`: PSNR and SSIM as scikit-image computes them, differing settings, paired tests of batches."""
 
 import json
+import os
 from pathlib import Path
 
 import av
@@ -129,6 +130,43 @@ def test_names_of_batches_are_printed_as_they_are(
     code, out, err = cli("compare", *(f"{name}/[bold].mp4" for name in names))
     assert code == 0, err
     assert out.splitlines()[0].split() == ["[red]/[bold].mp4", "b]/[bold].mp4"]
+
+
+def test_names_that_are_not_utf8_are_escaped_for_people_and_exact_in_json(
+    cli: Cli, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    good, bad, alone = (os.fsdecode(name) for name in (b"good_\xff.mp4", b"bad_\xff.mp4", b"alone_\xff.mp4"))
+    folders = os.fsdecode(b"a_\xff"), os.fsdecode(b"b_\xff\x1b")
+    video = save(Path("x.mp4"), panning(4, height=16, width=16)).read_bytes()
+    for folder in folders:
+        Path(folder).mkdir()
+        (Path(folder) / good).write_bytes(video)
+        (Path(folder) / bad).write_bytes(b"nothing")
+    (Path(folders[0]) / alone).touch()
+    code, out, err = cli("compare", *folders)
+    assert code == 4, err
+    assert out.splitlines()[0] == "1 of 2 pairs of videos"
+    assert "left out: bad_\\udcff.mp4: video: 'a_\\udcff/bad_\\udcff.mp4' cannot be read as a video" in out
+    assert "left out: a_\\udcff/alone_\\udcff.mp4: has no counterpart" in out
+    assert out.splitlines()[3].split()[:2] == ["a_\\udcff", "b_\\udcff\\u001b"]
+    assert "b_\\udcff\\u001b: identical to a_\\udcff" in out
+    assert "measuring good_\\udcff.mp4: 4 frames" in err
+    code, out, _ = cli("compare", *folders, "--json", "--report", "page.html")
+    assert code == 4
+    found = json.loads(out)
+    assert found["pairs"] == [good]
+    assert [*found["left_out"]] == [bad]
+    assert found["unpaired"] == [f"{folders[0]}/{alone}"]
+    assert [group[0]["video"] for group in found["videos"]] == [f"{folder}/{good}" for folder in folders]
+    data = json.loads(Path("page.html").read_text().partition('id="data">')[2].partition("</script>")[0])
+    assert data["names"] == ["a_\\udcff", "b_\\udcff\\u001b"]
+    assert data["pairs"][0]["name"] == "good_\\udcff.mp4"
+    assert data["pairs"][0]["links"] == ["a_%FF/good_%FF.mp4", "b_%FF%1B/good_%FF.mp4"]
+    assert [line.split(": ")[1] for line in data["left_out"]] == [
+        "bad_\\udcff.mp4",
+        "a_\\udcff/alone_\\udcff.mp4",
+    ]
 
 
 def batches(folder: Path, *, pairs: int) -> tuple[str, str]:

@@ -1,10 +1,12 @@
 """Trends, quantiles and paired tests, against scipy."""
 
+import tracemalloc
+
 import numpy as np
 import pytest
 from scipy import stats
 
-from vinfinity.evaluation.statistics import find_trend, paired_test, t_quantile
+from vinfinity.evaluation.statistics import CONFIDENCE, DRAWS, Paired, find_trend, paired_test, t_quantile
 
 
 @pytest.mark.parametrize("freedom", [1, 2, 3, 5, 10, 30, 300])
@@ -78,3 +80,34 @@ def test_small_chances_of_the_24_scenes_of_the_study_are_exact() -> None:
     assert result is not None
     # the ones need one sign; those of 0 and -0.5 are free
     assert result.p == 2 * 4 / 2**24
+
+
+def drawn_at_once(values: np.ndarray) -> Paired:
+    """The paired test of more than 40 pairs in its plainest form, with all draws in memory at once."""
+    generator, count = np.random.default_rng(0), len(values)
+    means = values[generator.integers(count, size=(DRAWS, count))].mean(axis=1)
+    low, high = np.quantile(means, [(1 - CONFIDENCE) / 2, (1 + CONFIDENCE) / 2])
+    signs = generator.choice([-1.0, 1.0], size=(DRAWS, count))
+    least = abs(values.sum()) - 1e-12 * np.abs(values).sum()
+    as_large = np.count_nonzero(np.abs((signs * values).sum(axis=1)) >= least)
+    p = float((1 + as_large) / (1 + DRAWS))
+    return Paired(count, float(values.mean()), float(low), float(high), p)
+
+
+@pytest.mark.parametrize("pairs", [41, 60, 127, 1024, 3001])
+def test_draws_in_blocks_are_those_of_one_draw_to_the_bit(pairs: int) -> None:
+    differences = np.random.default_rng(pairs).normal(1 / np.sqrt(pairs), 1, pairs)
+    result = paired_test(list(differences))
+    assert result == drawn_at_once(differences)
+    assert result is not None
+    assert 0.01 < result.p < 0.99
+
+
+def test_the_paired_test_takes_little_memory_for_thousands_of_pairs() -> None:
+    differences = list(np.random.default_rng(0).normal(size=5_000))
+    tracemalloc.start()
+    paired_test(differences)
+    _, peak = tracemalloc.get_traced_memory()
+    tracemalloc.stop()
+    # all draws at once would take 800 MB
+    assert peak < 16 * 2**20

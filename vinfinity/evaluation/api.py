@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Literal
 
 import numpy as np
 
-from vinfinity.errors import DamagedError, InputError, VinfinityError
+from vinfinity.errors import DamagedError, InputError, VinfinityError, escaped
 from vinfinity.evaluation.extras import check_extras
 from vinfinity.evaluation.groups import Groups, find_groups
 from vinfinity.evaluation.result import Evaluation, short_names
@@ -20,7 +20,7 @@ from vinfinity.system.progress import Progress
 if TYPE_CHECKING:
     from vinfinity.evaluation.compare import Comparison
     from vinfinity.evaluation.picture import Picture
-    from vinfinity.evaluation.preview import ContactSheet, Preview
+    from vinfinity.evaluation.preview import Preview
 
 
 def evaluate(
@@ -81,14 +81,14 @@ def compare(
 
 @dataclass
 class Measured:
-    """Videos that were measured. previews, sheets: of the same videos, for a report.
+    """Videos that were measured. previews: of the same videos, for a report. sheets: their contact sheets as data URLs.
 
     failures: what is wrong with the others, by the name of the video, or of the pair that is left out.
     """
 
     evaluations: list[Evaluation] = field(default_factory=list)
     previews: "list[Preview]" = field(default_factory=list)
-    sheets: "list[ContactSheet]" = field(default_factory=list)
+    sheets: list[str] = field(default_factory=list)
     failures: dict[str, VinfinityError] = field(default_factory=dict)
 
 
@@ -113,7 +113,7 @@ def measure_all(
     """
     from vinfinity.evaluation.consistency import Networks
     from vinfinity.evaluation.evaluate import measure
-    from vinfinity.evaluation.preview import ContactSheet, Preview
+    from vinfinity.evaluation.preview import PreviewMaker, SheetMaker
 
     if prompt is not None and clip is None:
         remedy = "name its weights by --clip, or leave the prompt out"
@@ -130,10 +130,10 @@ def measure_all(
             source = subject.source
             watch: Callable[[Picture], None] | None = None
             if shows == "videos":
-                preview = Preview(size=source.size, frames=source.frames, fps=source.fps)
+                preview = PreviewMaker(size=source.size, frames=source.frames, fps=source.fps)
                 watch = preview.add
             elif shows == "sheets":
-                sheet = ContactSheet(frames=source.frames)
+                sheet = SheetMaker(frames=source.frames)
                 watch = sheet.add
             try:
                 found = measure(subject, networks=networks, prompt=prompt, progress=progress, watch=watch)
@@ -145,9 +145,9 @@ def measure_all(
             else:
                 measured.evaluations.append(found)
                 if shows == "videos":
-                    measured.previews.append(preview)
+                    measured.previews.append(preview.result())
                 elif shows == "sheets":
-                    measured.sheets.append(sheet)
+                    measured.sheets.append(sheet.result())
     return measured
 
 
@@ -183,7 +183,7 @@ def compare_groups(
     )
     if groups.pairs:
         measured, pairs = _whole_pairs(groups, measured)
-        names = [str(path) for path in groups.paths]
+        names = [escaped(str(path)) for path in groups.paths]
     else:
         pairs, names = (), short_names(measured.evaluations)
     size = len(measured.evaluations) // len(groups.paths)

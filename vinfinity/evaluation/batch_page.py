@@ -6,10 +6,10 @@ from pathlib import Path
 from typing import Any
 
 from vinfinity import __version__
+from vinfinity.errors import escaped
 from vinfinity.evaluation.compare import Comparison
 from vinfinity.evaluation.figures import FIGURES
 from vinfinity.evaluation.page import link_to, write_filled
-from vinfinity.evaluation.preview import ContactSheet
 from vinfinity.evaluation.report import (
     SIGNIFICANT,
     fidelity_rows,
@@ -25,15 +25,16 @@ SHEETS_SIZE = 16_000_000
 
 
 def write_batch_page(
-    path: Path, comparison: Comparison, sheets: Sequence[ContactSheet], *, most: int = SHEETS_SIZE
+    path: Path, comparison: Comparison, sheets: Sequence[str], *, most: int = SHEETS_SIZE
 ) -> None:
-    """Write the report of batches of pairs. sheets: of all videos, batch by batch. most: see SHEETS_SIZE.
+    """Write the report of batches of pairs. sheets: data URLs of all videos' contact sheets, batch by batch.
 
-    If the contact sheets are larger than `most`, pairs without remarkable differences get none. Raises OutputError.
+    most: see SHEETS_SIZE. If the contact sheets are larger, pairs without remarkable differences get none. Raises
+    OutputError.
     """
     comparison = replace(comparison, names=tuple(short_ends(comparison.names)))
     count = len(comparison.pairs)
-    by_pair = [[sheet.image() for sheet in sheets[number::count]] for number in range(count)]
+    by_pair = [sheets[number::count] for number in range(count)]
     left = most
     for number in _remarkable(comparison):
         left -= sum(map(len, by_pair[number]))
@@ -43,7 +44,7 @@ def write_batch_page(
         "names": comparison.names,
         "pairs": [
             {
-                "name": name,
+                "name": escaped(name),
                 "about": length_of(comparison.groups[0][number]),
                 "links": [link_to(group[number].subject.path, path.parent) for group in comparison.groups],
                 "sheets": by_pair[number],

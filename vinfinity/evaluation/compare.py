@@ -36,11 +36,12 @@ class Fidelity:
 class Comparison:
     """Videos, or batches of videos, against the first of them.
 
-    names: of the videos or batches. groups: the evaluations of each; of one video, or of a batch in the order of
-    `pairs`. pairs: the names of the videos that batches share, empty for single videos. fidelity: of each video to its
-    counterpart in the first group, None where sizes or lengths differ. tests: for each group but the first, by figure:
-    the paired test of its difference from the first; empty for single videos. left_out: the names of pairs of which a
-    video is damaged, with what is wrong. unpaired: videos whose names not all batches have.
+    names: of the videos or batches, as text that any terminal and page can show. groups: the evaluations of each; of
+    one video, or of a batch in the order of `pairs`. pairs: the names of the videos that batches share, empty for
+    single videos. fidelity: of each video to its counterpart in the first group, None where sizes or lengths differ.
+    tests: for each group but the first, by figure: the paired test of its difference from the first; empty for single
+    videos. left_out: the names of pairs of which a video is damaged, with what is wrong. unpaired: videos whose names
+    not all batches have.
     """
 
     names: tuple[str, ...]

@@ -6,6 +6,7 @@ from pathlib import Path
 
 import numpy as np
 
+from vinfinity.errors import escaped
 from vinfinity.evaluation.appearance import Appearance, AppearanceMeasure
 from vinfinity.evaluation.consistency import FeatureMeasure, Features, Networks
 from vinfinity.evaluation.cuts import CutMeasure
@@ -40,9 +41,8 @@ def measure(
     measures = (differences, appearance, motion, cuts, repetition, features)
     frames: Iterable[np.ndarray] = subject.source
     if progress is not None:
-        frames = progress.track(
-            frames, total=subject.source.frames, label=f"measuring {Path(subject.name).name}", unit="frame"
-        )
+        label = f"measuring {escaped(Path(subject.name).name)}"
+        frames = progress.track(frames, total=subject.source.frames, label=label, unit="frame")
     count = 0
     for rgb in frames:
         picture = Picture(rgb, count)

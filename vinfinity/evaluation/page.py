@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from vinfinity import __version__
+from vinfinity.errors import escaped
 from vinfinity.evaluation.compare import Comparison
 from vinfinity.evaluation.figures import CURVES
 from vinfinity.evaluation.preview import Preview
@@ -61,7 +62,7 @@ def write_page(
         "version": __version__,
     }
     copies = "\n".join(
-        f'<script type="text/plain" id="video-{number}">{preview.video()}</script>'
+        f'<script type="text/plain" id="video-{number}">{preview.video}</script>'
         for number, preview in enumerate(previews)
     )
     write_filled(path, "page", title=title, data=data, videos=copies)
@@ -103,7 +104,7 @@ def _video(name: str, evaluation: Evaluation, preview: Preview, *, beside: Path)
     seams = () if evaluation.seams is None else evaluation.seams.seams
     return {
         "name": name,
-        "path": evaluation.name,
+        "path": escaped(evaluation.name),
         "link": link_to(subject.path, beside),
         "about": length_of(evaluation),
         "frames": evaluation.frames,
@@ -132,10 +133,7 @@ def _video(name: str, evaluation: Evaluation, preview: Preview, *, beside: Path)
             "side": len(evaluation.matrix),
             "bytes": base64.b64encode(evaluation.matrix.tobytes()).decode(),
         },
-        "thumbnails": [
-            {"frame": frame, "src": src}
-            for frame, src in zip(preview.shown_frames, preview.thumbnails, strict=False)
-        ],
+        "thumbnails": [{"frame": frame, "src": src} for frame, src in preview.thumbnails.items()],
         "settings": dict(subject.settings),
         "provenance": dict(subject.provenance),
     }

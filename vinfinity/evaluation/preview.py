@@ -3,6 +3,8 @@ video of a batch, a contact sheet."""
 
 import base64
 import io
+from collections.abc import Mapping
+from dataclasses import dataclass
 from fractions import Fraction
 
 import av
@@ -27,19 +29,34 @@ KEY_SECONDS = Fraction(1, 2)
 JPEG_QUALITY = 80
 
 
+@dataclass(frozen=True)
 class Preview:
-    """Is shown each frame of a video. frames: how many there will be. fps: of the video."""
+    """A video as a report shows it. size: (width, height) of the copy. video: the copy, base64 of an MP4.
+
+    thumbnails: data URLs of JPEGs, by frame.
+    """
+
+    size: tuple[int, int]
+    video: str
+    thumbnails: Mapping[int, str]
+
+
+class PreviewMaker:
+    """Is shown each frame of a video. frames: how many there will be. fps: of the video.
+
+    Until `result`, it holds an encoder, which takes much more memory than what it makes.
+    """
 
     def __init__(self, *, size: tuple[int, int], frames: int, fps: Fraction) -> None:
-        self.size = _even(size)
-        self.shown_frames = _spread(frames, THUMBNAILS)
-        self.thumbnails: list[str] = []
+        self._size = _even(size)
+        self._frames = _spread(frames, THUMBNAILS)
+        self._thumbnails: dict[int, str] = {}
         self._format = choose_format(None, VideoConfig())
         self._file = io.BytesIO()
         self._container = av.open(self._file, "w", format="mp4")
         options = {"crf": CRF, "preset": "veryfast", **machine_options("libx264")}
         stream = self._container.add_stream("libx264", rate=fps, options=options)
-        stream.width, stream.height = self.size
+        stream.width, stream.height = self._size
         stream.pix_fmt = "yuv420p"
         stream.gop_size = max(1, round(fps * KEY_SECONDS))
         codec = stream.codec_context
@@ -50,23 +67,22 @@ class Preview:
 
     def add(self, picture: Picture) -> None:
         small = picture.rgb
-        if (small.shape[1], small.shape[0]) != self.size:
-            small = cv2.resize(small, self.size, interpolation=cv2.INTER_AREA)
+        if (small.shape[1], small.shape[0]) != self._size:
+            small = cv2.resize(small, self._size, interpolation=cv2.INTER_AREA)
         frame = to_picture(small, self._format)
         frame.pts, frame.time_base = picture.index, 1 / self._rate
         self._container.mux(self._stream.encode(frame))
-        if picture.index in self.shown_frames:
-            self.thumbnails.append(_jpeg(_shrunk(small, THUMBNAIL_SIDE)))
+        if picture.index in self._frames:
+            self._thumbnails[picture.index] = _jpeg(_shrunk(small, THUMBNAIL_SIDE))
 
-    def video(self) -> str:
-        """The copy as base64 of an MP4."""
+    def result(self) -> Preview:
         self._container.mux(self._stream.encode())
         self._container.close()
-        return base64.b64encode(self._file.getvalue()).decode()
+        return Preview(self._size, base64.b64encode(self._file.getvalue()).decode(), self._thumbnails)
 
 
-class ContactSheet:
-    """Is shown each frame of a video, of which it keeps a few in one picture. frames: how many there will be."""
+class SheetMaker:
+    """Is shown each frame of a video, and makes a contact sheet of a few. frames: how many there will be."""
 
     def __init__(self, *, frames: int) -> None:
         self._frames = _spread(frames, SHEET_COLUMNS * SHEET_ROWS)
@@ -76,7 +92,7 @@ class ContactSheet:
         if picture.index in self._frames:
             self._thumbnails.append(_shrunk(picture.rgb, SHEET_SIDE))
 
-    def image(self) -> str:
+    def result(self) -> str:
         """The sheet as a data URL of a JPEG; empty if no frame was shown."""
         if not self._thumbnails:
             return ""

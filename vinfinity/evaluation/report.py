@@ -5,6 +5,7 @@ from fractions import Fraction
 
 from rich.table import Table
 
+from vinfinity.errors import escaped
 from vinfinity.evaluation.compare import Comparison
 from vinfinity.evaluation.figures import FIGURES, Figure
 from vinfinity.evaluation.result import Evaluation, short_names
@@ -136,8 +137,8 @@ def pairs_of(comparison: Comparison) -> str:
 
 def left_out_rows(left_out: Mapping[str, str], unpaired: Sequence[str] = ()) -> list[str]:
     """A line for each video or pair that is left out. left_out: what is wrong, by name. unpaired: see Comparison."""
-    lines = [f"left out: {name}: {reason}" for name, reason in left_out.items()]
-    return lines + [f"left out: {name}: has no counterpart" for name in unpaired]
+    lines = [f"left out: {escaped(name)}: {reason}" for name, reason in left_out.items()]
+    return lines + [f"left out: {escaped(name)}: has no counterpart" for name in unpaired]
 
 
 def test_table(comparison: Comparison, number: int) -> Table:

@@ -1,7 +1,7 @@
 """Statistics on few or correlated numbers, with NumPy alone: trends, bootstrap intervals, a paired test."""
 
 import math
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from statistics import NormalDist
 
@@ -9,6 +9,8 @@ import numpy as np
 
 CONFIDENCE = 0.95
 DRAWS = 9999
+# numbers that are drawn at a time, unless a single draw takes more
+BLOCK = 2**18
 # up to so many pairs, a paired test counts all changes of sign: 2^20 sums for each half of them
 MOST_EXACT = 40
 
@@ -99,8 +101,10 @@ def paired_test(differences: Sequence[float]) -> Paired | None:
 
 def bootstrap_interval(values: np.ndarray, generator: np.random.Generator) -> tuple[float, float]:
     """The percentile interval of 95 % of the mean of values (n,)."""
-    drawn = values[generator.integers(len(values), size=(DRAWS, len(values)))].mean(axis=1)
-    low, high = np.quantile(drawn, [(1 - CONFIDENCE) / 2, (1 + CONFIDENCE) / 2])
+    means = np.concatenate(
+        [values[block].mean(axis=1) for block in _drawn(len(values), len(values), generator)]
+    )
+    low, high = np.quantile(means, [(1 - CONFIDENCE) / 2, (1 + CONFIDENCE) / 2])
     return float(low), float(high)
 
 
@@ -109,9 +113,21 @@ def _sign_test(values: np.ndarray, generator: np.random.Generator) -> float:
     observed = abs(values.sum()) - 1e-12 * np.abs(values).sum()
     if len(values) <= MOST_EXACT:
         return _share_of_signs(values, observed)
-    signs = generator.choice([-1.0, 1.0], size=(DRAWS, len(values)))
-    sums = np.abs((signs * values).sum(axis=1))
-    return float((1 + np.count_nonzero(sums >= observed)) / (1 + DRAWS))
+    signs = np.array([-1.0, 1.0])
+    sums = np.concatenate(
+        [(signs[block] * values).sum(axis=1) for block in _drawn(2, len(values), generator)]
+    )
+    return float((1 + np.count_nonzero(np.abs(sums) >= observed)) / (1 + DRAWS))
+
+
+def _drawn(below: int, length: int, generator: np.random.Generator) -> Iterator[np.ndarray]:
+    """DRAWS rows of `length` whole numbers from 0 to `below` - 1, in blocks of rows.
+
+    The numbers are those of a single draw of all rows, which would take 80 KB for each number of a row.
+    """
+    rows = max(1, BLOCK // length)
+    for done in range(0, DRAWS, rows):
+        yield generator.integers(below, size=(min(rows, DRAWS - done), length))
 
 
 def _share_of_signs(values: np.ndarray, least: float) -> float:
