@@ -100,6 +100,7 @@ class SchedulerConfig:
 
     latent_scale, latent_scale_steps: of VideoCrafter2's training, which diffusers does not know: the clean latents are
     multiplied by a factor that falls linearly from 1 to latent_scale over that many timesteps, and stays there.
+    even_skips: of T2V-Turbo, which diffusers does not know either: the timesteps of `lcm` are equally far apart.
     scheduler: the class that the file names. noteworthy: its settings of sampling that a user would miss.
 
     Raises ValueError for a setting that would change the result and is not supported.
@@ -128,6 +129,7 @@ class SchedulerConfig:
     use_lu_lambdas: bool = False
     original_inference_steps: int = 50
     timestep_scaling: float = 10.0
+    even_skips: bool = False
     latent_scale: float = 0.7
     latent_scale_steps: int = 400
     scheduler: str | None = field(default=None, compare=False)
