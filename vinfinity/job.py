@@ -9,12 +9,12 @@ import torch
 
 from vinfinity import __version__
 from vinfinity.config import InputConfig, RunConfig, digest, leaves, timed_prompts
-from vinfinity.denoise.flows import Schedule
+from vinfinity.denoise.flows import FlowSchedule, Schedule
 from vinfinity.denoise.guidance import guidance_branches
 from vinfinity.denoise.prompts import PromptSchedule, schedule_prompts
 from vinfinity.denoise.schedule import SchedulerConfig
 from vinfinity.denoise.selection import Selection, select_all
-from vinfinity.denoise.start import pick_sampler
+from vinfinity.denoise.start import pick_sampler, schedule_of
 from vinfinity.denoise.state import Sampler
 from vinfinity.errors import InputError, one_line
 from vinfinity.media.blocks import check_tile
@@ -44,7 +44,7 @@ OF_WEIGHTS = ("model", "lora", "decoder", "device", "dtype")
 class Job:
     """A run that was checked against its model; no weight was read yet. It travels to all ranks.
 
-    schedule: of the model's training, as its scheduler_config.json has it.
+    schedule: of the model's training, as its scheduler_config.json has it, with the shift that is set.
     selection: the latent frames to compute. earlier: the run that is edited, None for a new video.
     latent: (c, h, w) of one latent frame. latent_frames: of the whole video. prompts: in latent frames.
     weights_digest, decoder_digest: SHA-256 (hex) that tell versions of the weights (LoRAs included) and of the decoder
@@ -248,7 +248,7 @@ def prepare(config: RunConfig, place: Place | None = None, *, like: Job | None =
     check_computing(config, card, ranks=config.gpus or 1 if place is None else place.size)
     geometry = card.geometry
     latent, latent_frames = geometry.latent_size(config.resolution), geometry.latent_frames(config.frames)
-    schedule = load_scheduler(card.folder / SCHEDULER, flow=card.family.flow)
+    schedule = schedule_of(config, load_scheduler(card.folder / SCHEDULER, flow=card.family.flow))
     sampler = pick_sampler(config, schedule)
     prompts = schedule_prompts(config, geometry)
     earlier = EarlierRun.open(config, geometry)
@@ -353,6 +353,7 @@ def describe(config: RunConfig, place: Place | None = None) -> list[tuple[str, s
     trained = config.attention.trained_frames
     plain = job.latent_frames <= trained
     unit = "frames" if job.card.geometry.time_downscale == 1 else "latent frames"
+    shift = f", shift {job.schedule.shift:g}" if isinstance(job.schedule, FlowSchedule) else ""
     attention = (
         f"plain: no more than the {job.card.geometry.frames(trained)} trained frames"
         if plain
@@ -370,7 +371,10 @@ def describe(config: RunConfig, place: Place | None = None) -> list[tuple[str, s
         *(("lora", f"{lora.path} at {lora.weight:g}, {lora.layers()}") for lora in job.loras),
         *([("decoder", str(job.decoder))] if config.decoder is not None else []),
         ("device", f"{device}, {str(job.dtype(device)).removeprefix('torch.')}"),
-        ("sampler", f"{config.sampler}, {len(job.sampler.timesteps)} steps, guidance {config.guidance:g}"),
+        (
+            "sampler",
+            f"{config.sampler}, {len(job.sampler.timesteps)} steps, guidance {config.guidance:g}{shift}",
+        ),
         ("attention", attention),
         ("seed", str(config.seed)),
         ("output", str(Destination.of(config).video)),

@@ -20,6 +20,7 @@ from vinfinity.denoise.schedule import SchedulerConfig
 from vinfinity.denoise.state import State
 from vinfinity.job import prepare
 from vinfinity.models.unet3d.call import guidance_features
+from vinfinity.models.unet3d.published import TURBO_SCHEDULE
 from vinfinity.models.unet3d.unet import UNet
 from vinfinity.run import run
 from vinfinity.weights.card import model_defaults, read_card
@@ -145,6 +146,15 @@ def test_lcm_steps_equal_those_of_diffusers(
         state = State(step=state.step, x=wanted)
     assert worst <= CLOSE
     record_worst(f"lcm, {steps} of {original} steps, {prediction}", worst)
+
+
+@pytest.mark.parametrize("steps", [1, 2, 4, 6, 8, 16, 50])
+def test_t2v_turbo_visits_its_authors_timesteps(steps: int) -> None:
+    """scheduler/t2v_turbo_scheduler.py of Ji4chenLi/t2v-turbo."""
+    schedule = SchedulerConfig.from_dict({**BETAS, **TURBO_SCHEDULE})
+    original = list(range(19, 1000, 20))
+    expected = original[:: -(50 // steps)][:steps]
+    assert list(make_sampler("lcm", schedule, steps=steps).timesteps) == expected
 
 
 def test_lcm_clips_as_diffusers_does() -> None:

@@ -90,9 +90,9 @@ def test_a_schedule_is_read_by_what_its_file_says() -> None:
 @pytest.mark.parametrize(
     ("changes", "named"),
     [
-        ({"use_karras_sigmas": True}, "use_karras_sigmas"),
         ({"use_dynamic_shifting": True}, "use_dynamic_shifting"),
-        ({"solver_order": 3}, "solver_order"),
+        ({"solver_order": "two"}, "solver_order"),
+        ({"shift_terminal": 0.1}, "shift_terminal"),
         ({"flow_shift": 0.0}, "shift"),
         ({"use_flow_sigmas": False}, "use_flow_sigmas"),
         ({"_class_name": "EDMEulerScheduler"}, "_class_name"),
@@ -101,6 +101,33 @@ def test_a_schedule_is_read_by_what_its_file_says() -> None:
 def test_what_would_change_the_result_is_refused(changes: dict[str, Any], named: str) -> None:
     with pytest.raises(ValueError, match=named):
         read_schedule({"_class_name": "UniPCMultistepScheduler", **FLOW, **changes}, flow=True)
+
+
+@pytest.mark.parametrize(
+    ("changes", "named"),
+    [
+        ({"solver_order": 3}, "solver_order: 3"),
+        ({"solver_type": "other"}, 'solver_type: "other"'),
+        ({"use_karras_sigmas": True}, "use_karras_sigmas: true"),
+        ({"use_beta_sigmas": True, "predict_x0": False}, "predict_x0: false, use_beta_sigmas: true"),
+        ({"final_sigmas_type": "sigma_min"}, 'final_sigmas_type: "sigma_min"'),
+        ({"algorithm_type": "dpmsolver"}, 'algorithm_type: "dpmsolver"'),
+    ],
+    ids=str,
+)
+def test_what_concerns_the_steps_alone_is_ignored_with_a_warning(changes: dict[str, Any], named: str) -> None:
+    schedule = read_schedule({"_class_name": "DPMSolverMultistepScheduler", **FLOW, **changes}, flow=True)
+    assert schedule == FlowSchedule()
+    expected = f"scheduler: dpmsolver++ ignores {named} of the model's scheduler_config.json"
+    assert schedule.ignored_by("dpmsolver++") == expected
+
+
+def test_a_scheduler_that_is_no_sampler_here_is_named_in_a_warning() -> None:
+    schedule = read_schedule({"_class_name": "FlowMatchHeunDiscreteScheduler", "shift": 5.0}, flow=True)
+    assert schedule == FlowSchedule(shift=5.0)
+    assert schedule.ignored_by("unipc") == (
+        "scheduler: the model's own, FlowMatchHeunDiscreteScheduler, is not available; unipc follows its shift"
+    )
 
 
 def test_a_sampler_for_betas_is_refused_for_flows_and_the_other_way_round() -> None:

@@ -1,5 +1,6 @@
 """Fetching from a local server that speaks the hub's protocol: resumed, verified by hash, then used offline."""
 
+import contextlib
 import hashlib
 import io
 import json
@@ -11,20 +12,23 @@ from collections.abc import Iterator
 from dataclasses import dataclass, field
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
+from shutil import disk_usage
 from typing import Any
 
 import pytest
 import torch
 from oracles.networks import load_unet
 from oracles.reference import save_model, tiny_pipeline, tiny_unet
-from safetensors.torch import load_file
+from safetensors.torch import load_file, save_file
 
+from vinfinity.errors import OutputError
 from vinfinity.models.unet3d.configs import UNetConfig
 from vinfinity.models.unet3d.lvdm import UNET as PREFIX
 from vinfinity.models.unet3d.lvdm import unet_table
 from vinfinity.models.unet3d.turbo import turbo_order
 from vinfinity.models.unet3d.unet import UNet
-from vinfinity.weights.hub import needed
+from vinfinity.weights.convert import convert
+from vinfinity.weights.hub import check_space, needed
 from vinfinity.weights.load import check_weights
 
 REVISION = "0123456789abcdef0123456789abcdef01234567"
@@ -34,12 +38,13 @@ UNET = "unet/diffusion_pytorch_model.safetensors"
 @dataclass
 class Hub:
     """Repositories of files, and the requests for them. broken: how many transfers of large files break halfway.
-    wrong: files that are served with contents that do not match their hash.
+    wrong: files that are served with contents that do not match their hash. announced: sizes other than the true ones.
     """
 
     repositories: dict[str, dict[str, bytes]]
     broken: int = 0
     wrong: set[str] = field(default_factory=set)
+    announced: dict[str, int] = field(default_factory=dict)
     asked: list[tuple[str, str | None]] = field(default_factory=list)
     sent: int = 0
     url: str = ""
@@ -55,7 +60,8 @@ class Hub:
     def info(self, repo: str) -> dict[str, Any]:
         siblings = []
         for name, data in self.repositories[repo].items():
-            entry: dict[str, Any] = {"rfilename": name, "size": len(data), "blobId": "0" * 40}
+            size = self.announced.get(name, len(data))
+            entry: dict[str, Any] = {"rfilename": name, "size": size, "blobId": "0" * 40}
             if self.large(name):
                 entry["lfs"] = {"sha256": self.etag(name, data), "size": len(data), "pointerSize": 130}
             else:
@@ -242,6 +248,45 @@ def test_a_folder_that_models_cannot_be_written_to_is_named_before_anything_is_f
     assert line.startswith("error: /proc/nowhere/vinfinity/models: cannot be written (")
     assert line.endswith("; set XDG_DATA_HOME to another folder")
     assert hub.asked == []
+
+
+def test_too_little_free_space_is_reported_before_anything_is_fetched(hub: Hub, command: Command) -> None:
+    hub.announced = {UNET: 10**15}
+    done = command("models", "fetch", "zeroscope", "--endpoint", hub.url)
+    assert done.returncode == 4
+    [line] = done.stderr.splitlines()
+    assert f"{command.models}: has " in line
+    assert " GB free, and 1000000.0 GB are needed; free some, or set XDG_DATA_HOME" in line
+    assert hub.asked == []
+
+
+def test_pickled_files_are_counted_twice_since_they_are_converted(tmp_path: Path) -> None:
+    free = disk_usage(tmp_path).free
+    for name, fits in (("unet/a.safetensors", True), ("unet/a.bin", False)):
+        with contextlib.nullcontext() if fits else pytest.raises(OutputError):
+            check_space({name: free * 3 // 4}, tmp_path / "arrived", target=tmp_path)
+
+
+def test_fetched_files_become_part_of_the_model_without_a_copy(tmp_path: Path) -> None:
+    """A single file and shards; a copy would take the space of a large model twice."""
+    source = save_model(tmp_path / "source")
+    state = load_file(source / UNET)
+    shards = {"a.safetensors": list(state)[:9], "b.safetensors": list(state)[9:]}
+    for name, keys in shards.items():
+        save_file({key: state[key] for key in keys}, source / "unet" / name)
+    (source / UNET).unlink()
+    index = {"weight_map": {key: name for name, keys in shards.items() for key in keys}}
+    (source / f"{UNET}.index.json").write_text(json.dumps(index))
+    made = convert(source, tmp_path / "made", link=True)
+    ours = load_unet(made / "unet", device="cpu", dtype=torch.float32).state_dict()
+    assert all(torch.equal(ours[name], state[name]) for name in state)
+    copied = convert(source, tmp_path / "copied")
+    before, linked, other = (
+        {path.stat().st_ino for path in (model / "unet").glob("*.safetensors")}
+        for model in (source, made, copied)
+    )
+    assert linked == before
+    assert other.isdisjoint(before)
 
 
 def test_a_unet_alone_is_completed_with_the_parts_it_needs(hub: Hub, command: Command) -> None:

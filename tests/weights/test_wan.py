@@ -165,6 +165,32 @@ def test_other_models_of_wan_are_named(
     assert line in refusal(model)
 
 
+@pytest.mark.parametrize(
+    ("changes", "sampler", "concern"),
+    [
+        ({"algorithm_type": "sde-dpmsolver++"}, "sde-dpmsolver++", None),
+        ({"algorithm_type": "dpmsolver"}, "dpmsolver++", 'ignores algorithm_type: "dpmsolver"'),
+        ({"solver_order": 3}, "dpmsolver++", "ignores solver_order: 3"),
+        ({"use_karras_sigmas": True}, "dpmsolver++", "ignores use_karras_sigmas: true"),
+    ],
+    ids=str,
+)
+def test_a_scheduler_of_another_kind_gives_its_sampler_or_a_warning(
+    changes: dict[str, object], sampler: str, concern: str | None, wan: Path, tmp_path: Path
+) -> None:
+    model = Path(shutil.copytree(wan, tmp_path / "other"))
+    flow = {"use_flow_sigmas": True, "prediction_type": "flow_prediction", "flow_shift": 3.0}
+    values = {"_class_name": "DPMSolverMultistepScheduler", **flow, **changes}
+    (model / "scheduler" / "scheduler_config.json").write_text(json.dumps(values))
+    config = configure(model, device="cpu", size="32x16", frames=5).config
+    assert config.sampler == sampler
+    concerns = [line for line in prepare(config).concerns() if line.startswith("scheduler: ")]
+    if concern is None:
+        assert concerns == []
+    else:
+        assert concern in concerns[0]
+
+
 def test_an_image_to_video_transformer_is_named(wan: Path, tmp_path: Path) -> None:
     model = Path(shutil.copytree(wan, tmp_path / "other"))
     path = model / TRANSFORMER / "config.json"

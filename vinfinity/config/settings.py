@@ -39,6 +39,8 @@ Preset = Literal[
 SMALLEST_SIDE, LARGEST_SIDE = 16, 8192
 # of runs from a video; as in diffusers
 STRENGTH = 0.6
+# beyond it, the first noise levels of a thousand steps would be the same number in fp32
+MOST_SHIFT = 100
 # the panels of `--help`
 VIDEO, INPUT, SAMPLING = "The video", "A video or pictures to start from", "Sampling"
 FILES, MACHINE = "Files", "The machine"
@@ -411,6 +413,14 @@ class FirstPassConfig(Group, name="first_pass"):
         remedy="1 switches guidance off, 7 to 12 are usual",
         unset="that of the video, or the other model's",
     )
+    shift: float | None = setting(
+        None,
+        "Shift of the noise levels in the first pass.",
+        least=1,
+        most=MOST_SHIFT,
+        remedy="3 and 5 are usual",
+        unset="that of the video, or the other model's",
+    )
 
     def _check_together(self) -> None:
         for name, value in vars(self).items():
@@ -608,6 +618,15 @@ class RunConfig(Group):
         least=0,
         most=1,
         remedy="0 adds no noise, 1 as much as DDPM",
+    )
+    shift: float | None = setting(
+        None,
+        "How far noise levels are moved towards noise in models trained by flow matching, such as Wan; 1 leaves them "
+        "as they are.",
+        least=1,
+        most=MOST_SHIFT,
+        remedy="3 and 5 are usual",
+        unset="the model's",
     )
     noise_from: str | None = setting(
         None,

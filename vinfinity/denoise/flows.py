@@ -9,7 +9,7 @@ from dataclasses import dataclass, field
 
 import numpy as np
 
-from vinfinity.denoise.schedule import SchedulerConfig
+from vinfinity.denoise.schedule import SchedulerConfig, not_followed, unusual
 from vinfinity.system.fields import above_zero, from_zero, known_fields
 
 # The schedulers of diffusers that models trained by flow matching name, and the name of the shift in their files.
@@ -19,19 +19,27 @@ FLOW_SCHEDULERS: Mapping[str, str] = {
     "UniPCMultistepScheduler": "flow_shift",
     "DPMSolverMultistepScheduler": "flow_shift",
 }
-# Their settings that would change the result, and the only values that are supported.
-ONLY: Mapping[str, tuple[object, ...]] = {
+# One of them that is not a sampler here.
+UNAVAILABLE = "FlowMatchHeunDiscreteScheduler"
+# Their settings that say which noise levels the model was trained for, and the only values that are supported.
+OF_THE_MODEL: Mapping[str, tuple[object, ...]] = {
     "prediction_type": ("flow_prediction",),
-    "final_sigmas_type": ("zero",),
-    "predict_x0": (True,),
-    "thresholding": (False,),
     "use_dynamic_shifting": (False,),
     "shift_terminal": (0, False),
-    "stochastic_sampling": (False,),
     "invert_sigmas": (False,),
-    "use_karras_sigmas": (False,),
-    "use_exponential_sigmas": (False,),
+}
+# Settings of their steps that a user would miss, and the values that samplers follow or that mean nothing special.
+NOTEWORTHY: Mapping[str, tuple[object, ...]] = {
+    "algorithm_type": ("dpmsolver++", "sde-dpmsolver++"),
+    "final_sigmas_type": ("zero",),
+    "predict_x0": (True,),
+    "solver_order": (1, 2),
+    "solver_type": ("bh1", "bh2", "midpoint", "heun", "logrho"),
+    "stochastic_sampling": (False,),
+    "thresholding": (False,),
     "use_beta_sigmas": (False,),
+    "use_exponential_sigmas": (False,),
+    "use_karras_sigmas": (False,),
     "use_lu_lambdas": (False,),
 }
 # what keeps the first level of UniPC below 1, where the logarithm of the signal would be infinite
@@ -43,9 +51,7 @@ class FlowSchedule:
     """The settings of a diffusers scheduler_config.json for flow matching.
 
     shift: of the noise levels. scheduler: the class that the file names. solver_order, solver_type, lower_order_final,
-    disable_corrector: as in diffusers' multistep schedulers.
-
-    Raises ValueError for a setting that would change the result and is not supported.
+    disable_corrector: as in diffusers' multistep schedulers. noteworthy: settings of its steps that no sampler follows.
     """
 
     num_train_timesteps: int = 1000
@@ -55,26 +61,26 @@ class FlowSchedule:
     lower_order_final: bool = True
     disable_corrector: tuple[int, ...] = from_zero(())
     scheduler: str | None = field(default=None, compare=False)
-
-    def __post_init__(self) -> None:
-        if self.solver_order not in (1, 2):
-            raise ValueError(f"solver_order: {self.solver_order} is not 1 or 2")
-        if self.solver_type not in ("bh1", "bh2", "midpoint", "heun", "logrho"):
-            raise ValueError(f"solver_type: {self.solver_type!r} is not one of bh1, bh2, midpoint, heun")
+    noteworthy: Mapping[str, object] = field(default_factory=dict, compare=False)
 
     @classmethod
     def from_dict(cls, values: Mapping[str, object]) -> "FlowSchedule":
-        """From a parsed scheduler_config.json. Raises ValueError for what is not supported."""
+        """From a parsed scheduler_config.json. What concerns the model is taken or refused, with a ValueError; of what
+        concerns the steps alone, all that samplers have is taken. See `ignored_by` for the rest.
+        """
         name = str(values.get("_class_name"))
         if name not in FLOW_SCHEDULERS:
             raise ValueError(f"_class_name: {name} is not one of {', '.join(FLOW_SCHEDULERS)}")
         if not name.startswith("FlowMatch") and not values.get("use_flow_sigmas"):
             raise ValueError("use_flow_sigmas: is not true, but the model was trained by flow matching")
-        for key, allowed in ONLY.items():
+        for key, allowed in OF_THE_MODEL.items():
             if values.get(key) is not None and values[key] not in allowed:
                 raise ValueError(f"{key}: {values[key]!r} is not supported for flow matching")
         given = {**values, "shift": values.get(FLOW_SCHEDULERS[name])}
-        return cls(**known_fields(cls, given, ignore=None) | {"scheduler": name})
+        noteworthy = unusual(values, NOTEWORTHY)
+        known = known_fields(cls, given, ignore=None)
+        followed = {key: value for key, value in known.items() if key not in noteworthy}
+        return cls(**followed, scheduler=name, noteworthy=noteworthy)
 
     def shifted(self, sigmas: np.ndarray) -> np.ndarray:
         """Noise levels moved towards noise (Esser et al. 2024, eq. 23)."""
@@ -82,8 +88,9 @@ class FlowSchedule:
         return levels
 
     def ignored_by(self, sampler: str) -> str:
-        """What a sampler does not follow of the scheduler that the model's file names: nothing."""
-        return ""
+        """What a sampler does not follow of the scheduler that the model's file names, as a warning; or ""."""
+        unavailable = UNAVAILABLE if self.scheduler == UNAVAILABLE else None
+        return not_followed(sampler, self.noteworthy, unavailable, follows="shift")
 
 
 Schedule = SchedulerConfig | FlowSchedule

@@ -253,7 +253,8 @@ class VideoCrafter2:
 class LCM:
     """Latent consistency models (Luo et al. 2023, algorithm 3): every step estimates x0, then adds fresh noise.
 
-    The timesteps are a subset of the `original_inference_steps` of the distillation.
+    The timesteps are a subset of the `original_inference_steps` of the distillation: spread over all of them, or with
+    `even_skips` equally far apart, which leaves out the last ones if their number is no multiple of the steps.
     """
 
     config: SchedulerConfig
@@ -272,7 +273,8 @@ class LCM:
                 f"steps: {self.steps} is more than the {original} steps of the model's distillation"
             )
         distilled = [(trained // original) * (i + 1) - 1 for i in range(original)][::-1]
-        times = tuple(distilled[int(i * original / self.steps)] for i in range(self.steps))
+        covered = original - original % self.steps if c.even_skips else original
+        times = tuple(distilled[i * covered // self.steps] for i in range(self.steps))
         object.__setattr__(self, "timesteps", times)
         alphas = alphas_cumprod(c).double()
         object.__setattr__(self, "_alphas", tuple(float(alphas[t]) for t in times))

@@ -100,6 +100,7 @@ class SchedulerConfig:
 
     latent_scale, latent_scale_steps: of VideoCrafter2's training, which diffusers does not know: the clean latents are
     multiplied by a factor that falls linearly from 1 to latent_scale over that many timesteps, and stays there.
+    even_skips: of T2V-Turbo, which diffusers does not know either: the timesteps of `lcm` are equally far apart.
     scheduler: the class that the file names. noteworthy: its settings of sampling that a user would miss.
 
     Raises ValueError for a setting that would change the result and is not supported.
@@ -128,6 +129,7 @@ class SchedulerConfig:
     use_lu_lambdas: bool = False
     original_inference_steps: int = 50
     timestep_scaling: float = 10.0
+    even_skips: bool = False
     latent_scale: float = 0.7
     latent_scale_steps: int = 400
     scheduler: str | None = field(default=None, compare=False)
@@ -175,30 +177,42 @@ class SchedulerConfig:
             value = given.get(key)
             if value is None or not followed or value not in SOLVER_VALUES.get(key, (value,)):
                 given.pop(key, None)
-        noteworthy = {
-            key: values[key]
-            for key, usual in NOTEWORTHY.items()
-            if values.get(key) is not None and values[key] not in usual
-        }
-        return cls(**given | {"scheduler": name, "noteworthy": noteworthy})
+        return cls(**given | {"scheduler": name, "noteworthy": unusual(values, NOTEWORTHY)})
 
     def ignored_by(self, sampler: str) -> str:
         """What a sampler does not follow of the scheduler that the model's file names, as a warning; or ""."""
         solver = sampler in OURS["DPMSolverMultistepScheduler"]
-        ignored = ", ".join(
-            f"{key}: {json.dumps(value)}"
+        ignored = {
+            key: value
             for key, value in self.noteworthy.items()
             if not (solver and getattr(self, key, None) == value)
-        )
-        if self.scheduler is not None and self.scheduler not in OURS:
-            also = f", but not {ignored}" if ignored else ""
-            return (
-                f"scheduler: the model's own, {self.scheduler}, is not available; {sampler} follows its betas, "
-                f"prediction type and spacing{also}"
-            )
-        return (
-            f"scheduler: {sampler} ignores {ignored} of the model's scheduler_config.json" if ignored else ""
-        )
+        }
+        unavailable = None if self.scheduler in OURS else self.scheduler
+        return not_followed(sampler, ignored, unavailable, follows="betas, prediction type and spacing")
+
+
+def unusual(values: Mapping[str, object], usual: Mapping[str, tuple[object, ...]]) -> dict[str, object]:
+    """The settings of a parsed scheduler_config.json that differ from the usual ones."""
+    return {
+        key: values[key]
+        for key, known in usual.items()
+        if values.get(key) is not None and values[key] not in known
+    }
+
+
+def not_followed(
+    sampler: str, ignored: Mapping[str, object], unavailable: str | None, *, follows: str
+) -> str:
+    """What a sampler does not follow of a model's scheduler_config.json; "" if that is nothing.
+
+    ignored: its settings that the sampler ignores. unavailable: its scheduler, if that is no sampler here.
+    follows: what every sampler follows of it.
+    """
+    listed = ", ".join(f"{key}: {json.dumps(value)}" for key, value in ignored.items())
+    if unavailable is not None:
+        also = f", but not {listed}" if listed else ""
+        return f"scheduler: the model's own, {unavailable}, is not available; {sampler} follows its {follows}{also}"
+    return f"scheduler: {sampler} ignores {listed} of the model's scheduler_config.json" if listed else ""
 
 
 def alphas_cumprod(config: SchedulerConfig) -> torch.Tensor:

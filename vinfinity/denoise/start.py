@@ -6,13 +6,26 @@ from torch import Tensor
 
 from vinfinity.config import RunConfig
 from vinfinity.denoise.choose_sampler import make_sampler
-from vinfinity.denoise.flows import Schedule
+from vinfinity.denoise.flows import FlowSchedule, Schedule
 from vinfinity.denoise.state import Noise, Sampler, State
 from vinfinity.errors import InputError
 
 
+def schedule_of(config: RunConfig, model: Schedule) -> Schedule:
+    """The noise schedule of a run: its model's, with `shift` if it is set.
+
+    Raises InputError if the model has none to shift.
+    """
+    if config.shift is None:
+        return model
+    if not isinstance(model, FlowSchedule):
+        problem = "is for models trained by flow matching, which this one was not"
+        raise InputError("shift", config.shift, "leave it out", problem=problem)
+    return replace(model, shift=config.shift)
+
+
 def pick_sampler(config: RunConfig, scheduler: Schedule) -> Sampler:
-    """The sampler of a run on its model's schedule; from a video, its last steps.
+    """The sampler of a run on its schedule; from a video, its last steps.
 
     Raises InputError if sampler and schedule do not go together, or if no step is left.
     """

@@ -13,7 +13,7 @@ from vinfinity.denoise.guidance import guidance_branches
 from vinfinity.denoise.prompts import schedule_prompts
 from vinfinity.denoise.scopes import scopes_of, timeline_of
 from vinfinity.denoise.selection import select_all
-from vinfinity.denoise.start import pick_sampler
+from vinfinity.denoise.start import pick_sampler, schedule_of
 from vinfinity.denoise.state import Sampler
 from vinfinity.errors import WeightsError
 from vinfinity.media.blocks import Blocks, plan_blocks
@@ -219,10 +219,10 @@ def outline(
 ) -> Outline:
     """The outline of a run. latent_frames: those that are denoised, None for all of the video.
 
-    Raises InputError if sampler and steps do not go together, or if the model's architecture is not supported.
+    Raises InputError if sampler, steps and shift do not go together, or if the model's architecture is not supported.
     """
     try:
-        scheduler = read_schedule(card.schedule, flow=card.family.flow)
+        schedule = read_schedule(card.schedule, flow=card.family.flow)
     except (ValueError, TypeError) as error:
         remedy = "use a model with a supported architecture"
         raise WeightsError("model", card.folder / SCHEDULER, remedy, problem=f"{error}") from None
@@ -237,7 +237,7 @@ def outline(
         device=device,
         ranks=ranks,
         decoder=decoder,
-        sampler=pick_sampler(config, scheduler),
+        sampler=pick_sampler(config, schedule_of(config, schedule)),
         branches=guidance_branches(config.guidance, distilled=card.distilled),
         latent=card.geometry.latent_size(config.resolution),
     )

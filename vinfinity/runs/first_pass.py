@@ -41,7 +41,7 @@ def first_pass(config: RunConfig, folder: RunFolder, *, planned: bool = False) -
             card, _ = model_defaults(own.model, planned=planned)
             attention = _attention(config, own.model, planned=planned)
         changes |= {name: card[name] for name in OF_MODEL}
-        changes |= {"attention": attention, "lora": (), "decoder": None}
+        changes |= {"attention": attention, "lora": (), "decoder": None, "shift": None}
     changes |= {name: value for name, value in vars(own).items() if value is not None}
     with naming_first_pass():
         return replace(

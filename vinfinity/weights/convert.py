@@ -44,10 +44,14 @@ TEXT_LENGTH = 77
 
 @dataclass(frozen=True)
 class Weights:
-    """A weight file to write. tensors: opened when it is written; named and shaped as in `layout`."""
+    """A weight file to write. tensors: opened when it is written; named and shaped as in `layout`.
+
+    files: the file of each tensor, if these have all names already; else empty.
+    """
 
     layout: Layout
     tensors: Callable[[], Iterator[tuple[str, Tensor]]]
+    files: Mapping[str, Path] = field(default_factory=dict)
 
 
 @dataclass(frozen=True)
@@ -71,12 +75,14 @@ def convert(
     complete_from: str | None = None,
     dtype: torch.dtype | None = None,
     extra: Mapping[str, Mapping[str, Any]] | None = None,
+    link: bool = False,
 ) -> Path:
     """Writes the model in `source`, a file or a folder, to the new folder `target`, and returns it.
 
     complete_from: the model (a name or a folder) that supplies parts which `source` lacks, or that low-rank factors
     were trained on. dtype: of the weights; None keeps that of the source. extra: more JSON files, by name.
-    Raises InputError if the source cannot be used, OutputError if writing fails.
+    link: whether weight files that need no change may be hard links to those of the source, which then may not be
+    written to any more. Raises InputError if the source cannot be used, OutputError if writing fails.
     """
     check_conversion(source, target)
     donor = None if complete_from is None else find_model(complete_from)
@@ -88,7 +94,7 @@ def convert(
     plan.jsons.update(extra or {})
     for name in extra or {}:
         plan.copies.pop(name, None)
-    _write(plan, target, dtype)
+    _write(plan, target, dtype, link=link)
     return target
 
 
@@ -317,7 +323,8 @@ def _from_files(network: Network, folder: Path) -> Weights:
             with safe_open(entries[name].path, framework="pt", device="cpu") as file:
                 yield parameter, file.get_tensor(name)
 
-    return Weights(layout, read)
+    as_named = all(parameter == name for parameter, name in sources.items()) and len(sources) == len(entries)
+    return Weights(layout, read, {name: entry.path for name, entry in entries.items()} if as_named else {})
 
 
 def _copy_files(plan: FolderPlan, part: str, folder: Path) -> None:
@@ -347,8 +354,8 @@ def _check_plan(plan: FolderPlan, source: Path, folders: Mapping[str, Path]) -> 
 # ---- writing ----
 
 
-def _write(plan: FolderPlan, target: Path, dtype: torch.dtype | None) -> None:
-    """Writes into a folder beside the target, which is renamed at the end. Raises OutputError."""
+def _write(plan: FolderPlan, target: Path, dtype: torch.dtype | None, *, link: bool) -> None:
+    """Writes into a folder beside the target, which is renamed at the end. link: see `convert`. Raises OutputError."""
     unfinished = temporary(target)
     index = {"_class_name": plan.family.pipeline_class}
     try:
@@ -360,6 +367,9 @@ def _write(plan: FolderPlan, target: Path, dtype: torch.dtype | None) -> None:
         for name, origin in plan.copies.items():
             shutil.copyfile(origin, _with_folder(unfinished / name))
         for name, weights in plan.weights.items():
+            if link and dtype is None and weights.files:
+                _link(weights.files, unfinished / name)
+                continue
             layout = {key: (dtype or own, shape) for key, (own, shape) in weights.layout.items()}
             write_safetensors(unfinished / name, layout, weights.tensors())
         unfinished.rename(target)
@@ -367,6 +377,27 @@ def _write(plan: FolderPlan, target: Path, dtype: torch.dtype | None) -> None:
         raise cannot_write(target, error) from error
     finally:
         shutil.rmtree(unfinished, ignore_errors=True)
+
+
+def _link(files: Mapping[str, Path], path: Path) -> None:
+    """Links the weight files of a part.
+
+    files: the file of each tensor. path: of a single file; shards have names like it, and an index.
+    """
+    names = dict.fromkeys(files.values(), path.name)
+    if len(names) > 1:
+        names = {file: f"{path.stem}-{number:05}.safetensors" for number, file in enumerate(names, start=1)}
+        index = {"weight_map": {tensor: names[file] for tensor, file in files.items()}}
+        path.with_name(f"{path.name}.index.json").write_text(
+            to_json(index, indent=2) + "\n", encoding="utf-8"
+        )
+    for file, name in names.items():
+        try:
+            # os.link does not follow symbolic links
+            os.link(file.resolve(), path.with_name(name))
+        except OSError:
+            # the file system has no hard links
+            shutil.copyfile(file, path.with_name(name))
 
 
 def _with_folder(path: Path) -> Path:

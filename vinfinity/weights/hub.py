@@ -13,6 +13,7 @@ from vinfinity.errors import InputError, OutputError, VinfinityError, did_you_me
 from vinfinity.models.families import FAMILIES, published_family
 from vinfinity.models.family import Family, PublishedModel, Source, parts_of
 from vinfinity.weights.convert import convert
+from vinfinity.weights.named_files import PICKLES
 from vinfinity.weights.registry import KNOWN, models_folder
 
 CHUNK_BYTES = 2**20
@@ -45,6 +46,7 @@ def fetch(name: str, *, endpoint: str | None, say: Callable[[str], None]) -> Pat
         target,
         complete_from=known.complete_from,
         extra=_own_files(name, known, record),
+        link=True,
     )
     shutil.rmtree(arrived)
     return target
@@ -117,7 +119,10 @@ def _other_variant(name: str, suffix: str) -> bool:
 def _download(
     source: Source, family: Family, folder: Path, *, endpoint: str | None, say: Callable[[str], None]
 ) -> dict[str, Any]:
-    """Fetches a repository's files into `folder`. Returns repository, revision and hashes."""
+    """Fetches a repository's files into `folder`. Returns repository, revision and hashes.
+
+    Raises OutputError before anything is fetched if there is too little space.
+    """
     import huggingface_hub
 
     def failed(error: Exception) -> VinfinityError:
@@ -138,6 +143,7 @@ def _download(
         raise VinfinityError(
             f"{source.repo}: {error}; the repository has changed, please report it"
         ) from None
+    check_space({name: siblings[name].size or 0 for name in names}, folder, target=models_folder())
     hashes: dict[str, str] = {}
     for name in names:
         sibling = siblings[name]
@@ -160,6 +166,23 @@ def _download(
             )
         hashes[name] = _hash(path, git=False)
     return {"repo": source.repo, "revision": info.sha, "files": hashes}
+
+
+def check_space(sizes: Mapping[str, int], arrived: Path, *, target: Path) -> None:
+    """Raise OutputError if there is too little space for files of these sizes, by name.
+
+    safetensors become part of the model as they are. Pickled files are there twice while they are converted.
+    arrived: the folder with what was fetched before. target: the folder of models.
+    """
+    there = sum(path.stat().st_size for path in arrived.rglob("*") if path.is_file())
+    missing = max(0, sum(sizes.values()) - there)
+    converted = sum(size for name, size in sizes.items() if PurePosixPath(name).suffix in PICKLES)
+    free = shutil.disk_usage(target).free
+    if free < missing + converted:
+        raise OutputError(
+            f"{target}: has {free / 1e9:.1f} GB free, and {(missing + converted) / 1e9:.1f} GB are needed; "
+            "free some, or set XDG_DATA_HOME to another folder"
+        )
 
 
 def _token() -> bool | None:

@@ -35,8 +35,9 @@ from vinfinity.planning.meter import LiveBytes
 from vinfinity.planning.plan import make_plan
 from vinfinity.planning.trace import trace_encode
 from vinfinity.run import run
-from vinfinity.runs.first_pass import CRF
+from vinfinity.runs.first_pass import CRF, first_pass
 from vinfinity.runs.parts import read_manifest
+from vinfinity.runs.paths import Destination
 from vinfinity.system.signals import Shutdown
 from vinfinity.weights.load import empty_encoder, load_encoder
 
@@ -269,14 +270,24 @@ def test_two_passes_resume_in_the_second_one(wan: Path, tmp_path: Path) -> None:
 def test_the_first_pass_may_be_a_unet_s_and_the_second_wan_s(
     wan: Path, model_folder: Path, tmp_path: Path
 ) -> None:
-    settings = ("first_pass.size=32x24", f"first_pass.model={model_folder}", "first_pass.steps=3")
+    settings = ("first_pass.size=32x24", f"first_pass.model={model_folder}", "first_pass.steps=3", "shift=5")
     run(config_of(wan, tmp_path / "a.mp4", *settings, **{**SETTINGS, "frames": 21}))
     first = resumed_config(tmp_path / "a.run" / "first-pass.run")
     # the settings of the UNet, not those of Wan
     plain = config_of(model_folder, tmp_path / "b.mp4", size="32x24", frames=21).attention
     assert first.attention == plain
+    assert first.shift is None
     assert latents(tmp_path / "a.run" / "first-pass.run").shape[1] == 21
     assert latents(tmp_path / "a.run").shape[1] == 6
+
+
+def test_the_first_pass_may_have_a_shift_of_its_own(wan: Path, tmp_path: Path) -> None:
+    for own, expected in (("null", 5.0), ("3", 3.0)):
+        settings = ("shift=5", "first_pass.size=16x16", f"first_pass.shift={own}")
+        config = config_of(wan, tmp_path / "a.mp4", *settings, **SETTINGS)
+        first = first_pass(config, Destination.of(config).folder)
+        assert first is not None
+        assert first.shift == expected
 
 
 # ---- refused ----

@@ -44,6 +44,7 @@ def reference(folder: Path) -> WanPipeline:
         (81, (32, 16), {"guidance": 7.5}),
         (9, (32, 48), {"sampler": "euler"}),
         (9, (48, 32), {"sampler": "dpmsolver++", "steps": 6}),
+        (5, (32, 16), {"shift": 5.0}),
     ],
     ids=str,
 )
@@ -64,6 +65,8 @@ def test_whole_videos_match_diffusers(
     own = UniPCMultistepScheduler.from_config(reference.scheduler.config)
     if chosen["sampler"] == "euler":
         reference.scheduler = FlowMatchEulerDiscreteScheduler(shift=3.0)
+    elif "shift" in chosen:
+        reference.scheduler = UniPCMultistepScheduler.from_config(own.config, flow_shift=chosen["shift"])
     elif chosen["sampler"] in kind:
         reference.scheduler = kind[chosen["sampler"]].from_config(own.config)
     latent_frames = 1 + (frames - 1) // 4

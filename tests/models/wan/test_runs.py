@@ -184,3 +184,30 @@ def test_long_runs_are_planned_from_traces_of_shorter_ones(ranks: int, wan: Path
     work, traced = call_work(planned.call), trace_work(planned.call)
     assert work.work.flops == pytest.approx(traced.work.flops, rel=0.03)
     assert work.bytes == pytest.approx(traced.bytes, rel=0.1)
+
+
+@pytest.mark.parametrize("command", ["generate", "plan"])
+def test_a_shift_is_refused_for_models_trained_with_betas(command: str, cli: Cli) -> None:
+    line = cli.refused(command, "-p", "a ball", "--model", "mini", "--device", "cpu", "shift=5")
+    problem = "is for models trained by flow matching, which this one was not"
+    assert line == f"shift: 5.0 (command line) {problem}; leave it out"
+
+
+def test_a_dry_run_names_the_shift(cli: Cli, wan: Path) -> None:
+    command = [
+        "generate",
+        "-p",
+        "a ball",
+        "--model",
+        str(wan),
+        "--device",
+        "cpu",
+        "--size",
+        "32x16",
+        "-n",
+        "5",
+    ]
+    for given, named in (([], "shift 3"), (["shift=5"], "shift 5")):
+        code, out, _ = cli(*command, "--dry-run", *given)
+        assert code == 0
+        assert named in out

@@ -39,12 +39,14 @@ VIDEOCRAFTER2_CARD: Mapping[str, object] = {
     "guidance": 12.0,
 }
 
-# T2V-Turbo as its authors sample it (pipeline/t2v_turbo_vc2_pipeline.py, predict.py of Ji4chenLi/t2v-turbo).
+# T2V-Turbo as its authors sample it (predict.py, pipeline/t2v_turbo_vc2_pipeline.py, scheduler/t2v_turbo_scheduler.py
+# of Ji4chenLi/t2v-turbo).
 TURBO_GUIDANCE_WIDTH = 256
 TURBO_SCHEDULE: Mapping[str, object] = {
     "_class_name": "LCMScheduler",
     "original_inference_steps": 50,
     "timestep_scaling": 10.0,
+    "even_skips": True,
 }
 TURBO_CARD: Mapping[str, object] = {"steps": 4, "guidance": 7.5, "sampler": "lcm", "fps": 16}
 

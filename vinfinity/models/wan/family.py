@@ -172,12 +172,15 @@ class WanFamily:
         )
 
     def defaults(self, configs: Configs, schedule: Mapping[str, Any]) -> dict[str, object]:
+        sampler = SAMPLER_OF.get(str(schedule.get("_class_name", "")), "unipc")
+        if sampler == "dpmsolver++" and schedule.get("algorithm_type") == "sde-dpmsolver++":
+            sampler = "sde-dpmsolver++"
         return {
             "frames": TRAINED_FRAMES,
             "size": "832x480",
             "fps": 16,
             "steps": 50,
-            "sampler": SAMPLER_OF.get(str(schedule.get("_class_name", "")), "unipc"),
+            "sampler": sampler,
             "guidance": 5.0,
             "negative": "",
             # 9 near frames and 12 anchors: softmaxes over the keys of 21 latent frames, as in training
