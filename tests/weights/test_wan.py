@@ -61,14 +61,47 @@ def test_loras_are_merged_under_any_naming(naming: str, wan: Path, tmp_path: Pat
         down, up = torch.randn(3, weight.shape[1]), torch.randn(weight.shape[0], 3)
         file[NAMINGS[naming](module, "down")], file[NAMINGS[naming](module, "up")] = down, up
         expected[f"{module}.weight"] = weight + 0.5 * (up @ down)
-    save_file(file, tmp_path / "lora.safetensors")
-    lora = read_lora(f"{tmp_path}/lora.safetensors:0.5", lora_targets(read_card(str(wan))))
+    assert_merged(wan, file, expected, tmp_path)
+
+
+def assert_merged(wan: Path, file: dict[str, Tensor], expected: Mapping[str, Tensor], folder: Path) -> None:
+    """The weights with this LoRA at 0.5 are the expected ones."""
+    save_file(file, folder / "lora.safetensors")
+    lora = read_lora(f"{folder}/lora.safetensors:0.5", lora_targets(read_card(str(wan))))
     with open_loras([lora], TRANSFORMER) as changes:
         network = load_network(
             NETWORKS[TRANSFORMER], wan / TRANSFORMER, device="cpu", dtype=torch.float32, changes=changes
         )
     for name, tensor in network.state_dict().items():
         torch.testing.assert_close(tensor, expected[name], rtol=0, atol=1e-5)
+
+
+@pytest.mark.parametrize("table", ["diff_m", "modulation.diff"])
+def test_differences_of_tables_norms_and_biases_are_merged(table: str, wan: Path, tmp_path: Path) -> None:
+    """LightX2V's LoRAs have all of these. table: as LightX2V or ComfyUI names the difference of one."""
+    before = load_file(wan / TRANSFORMER / "diffusion_pytorch_model.safetensors")
+    ends = {"scale_shift_table": table, "weight": "diff", "bias": "diff_b"}
+    file, expected = {}, dict(before)
+    for name in (
+        "scale_shift_table",
+        "blocks.0.scale_shift_table",
+        "blocks.1.scale_shift_table",
+        "blocks.0.norm2.weight",
+        "blocks.1.attn1.norm_q.weight",
+        "blocks.0.ffn.net.2.bias",
+    ):
+        difference = torch.randn(before[name].shape)
+        module, _, _ = original_parameter(name).rpartition(".")
+        file[f"diffusion_model.{module}.{ends[name.rpartition('.')[2]]}"] = difference
+        expected[name] = before[name] + 0.5 * difference
+    weight = before["blocks.0.attn1.to_q.weight"]
+    down, up = torch.randn(3, weight.shape[1]), torch.randn(weight.shape[0], 3)
+    file |= {
+        f"diffusion_model.blocks.0.self_attn.q.lora_{end}.weight": x
+        for end, x in (("down", down), ("up", up))
+    }
+    expected["blocks.0.attn1.to_q.weight"] = weight + 0.5 * (up @ down)
+    assert_merged(wan, file, expected, tmp_path)
 
 
 def test_time_embedder_tables_and_norms_stay_in_fp32(wan: Path) -> None:

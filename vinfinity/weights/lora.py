@@ -206,7 +206,8 @@ def _changes(
             alpha = alphas.get((network, module))
             scale = config.scale(factors.name, rank=rank, alpha=alpha) if formula.scaled else 1.0
             change = Change(name, {role: factors.keys[role] for role in used}, scale)
-            parameter = f"{module}.{formula.parameter}"
+            # the module "" is the network itself
+            parameter = f"{module}.{formula.parameter}".removeprefix(".")
             parameters = changes.setdefault(network, {})
             parameters[parameter] = (*parameters.get(parameter, ()), change)
         if config.dora and "up" in factors.keys and not {*DORA} & {*factors.keys}:

@@ -9,6 +9,8 @@ Trainers and libraries name the same factor in many ways:
     lora_unet_down_blocks_0_attentions_0_proj_in.lora_down.weight                     kohya, LyCORIS
     lora_unet_input_blocks_1_1_proj_in.lora_down.weight                               the same with LVDM's names
     lora_te_text_model_encoder_layers_0_mlp_fc1.hada_w1_a                             LyCORIS, text encoder
+    diffusion_model.blocks.0.diff_m                                                   LightX2V, Wan's tables
+    diffusion_model.blocks.0.modulation.diff                                          the same in ComfyUI
 
 A module is found by looking its name up among all the names that modules of the model can have.
 """
@@ -46,6 +48,8 @@ ROLES: Mapping[str, str] = {
     },
     "embedding_A": rf"lora_embedding_A{_ADAPTER}",
     "embedding_B": rf"lora_embedding_B{_ADAPTER}",
+    # before "diff", which would take the table for a layer
+    "diff_m": r"(?:diff_m|modulation\.diff)",
     "diff": "diff",
     "diff_b": "diff_b",
     "w_norm": "w_norm",
