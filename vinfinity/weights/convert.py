@@ -106,13 +106,15 @@ def _plan_folder(source: Path, donor: Path | None, *, name: str) -> FolderPlan:
     family = family_of(source)
     folders = {part: source / part for part in parts_of(family) if (source / part).is_dir()}
     if (source / "config.json").exists() and family.denoiser not in folders:
-        kind = str(read_json(source / "config.json").get("_class_name", ""))
+        values = read_json(source / "config.json")
+        kind = str(values.get("_class_name", ""))
         matching = [known for known in FAMILIES if kind.startswith(known.denoiser_class)]
         if not matching:
             remedy = "name a model's folder, or that of a UNet3DConditionModel"
             problem = f"is a {kind}" if kind else "has a config.json without _class_name"
             raise WeightsError("source", source, remedy, problem=problem)
         family = matching[0]
+        parse_values(values, family.networks[family.denoiser].read_config, source)
         folders[family.denoiser] = source
     if family.denoiser not in folders:
         remedy = "name a folder in diffusers' layout, or VideoCrafter2's model.ckpt"
@@ -278,8 +280,10 @@ def _complete(plan: FolderPlan, source: Path, folders: dict[str, Path], donor: P
             raise WeightsError("source", source, remedy, problem=f"has no {part}")
         network = plan.family.networks.get(part)
         if network is not None:
-            plan.jsons[f"{part}/config.json"] = read_json(folders[part] / "config.json")
-            plan.weights[plan.weight_file(part)] = _from_files(network, folders[part])
+            weights = _from_files(network, folders[part])
+            config = read_json(folders[part] / "config.json")
+            plan.jsons[f"{part}/config.json"] = {**config, **network.implied(weights.layout)}
+            plan.weights[plan.weight_file(part)] = weights
         else:
             _copy_files(plan, part, folders[part])
 
