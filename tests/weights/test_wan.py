@@ -215,6 +215,24 @@ def test_loras_of_the_other_family_are_refused(wan: Path, model_folder: Path, tm
     assert "lora" in refusal(wan, lora=[str(unet_lora)])
 
 
+@pytest.mark.parametrize(
+    ("tensor", "line"),
+    [
+        ("transformer.blocks.2.attn1.to_q.lora_A.weight", "is for another model: no blocks.2.attn1.to_q"),
+        ("diffusion_model.blocks.2.self_attn.q.lora_A.weight", "another model: no blocks.2.self_attn.q in"),
+        ("transformer.transformer_blocks.0.attn1.to_q.lora_A.weight", "another model: no transformer_blocks"),
+        ("transformer.blocks.0.attn1.to_q.new_A", "unexpected transformer.blocks.0.attn1.to_q.new_A"),
+        ("transformer.single_transformer_blocks.0.attn.to_q.lora_A.weight", "holds FLUX, Stable Diffusion 3"),
+        ("transformer.blocks.0.attn1.to_q.hra_u", "holds HRA"),
+    ],
+)
+def test_a_lora_of_another_transformer_says_what_does_not_fit(
+    tensor: str, line: str, wan: Path, tmp_path: Path
+) -> None:
+    save_file({tensor: torch.zeros(2, 24)}, tmp_path / "a.safetensors")
+    assert line in refusal(wan, lora=[str(tmp_path / "a.safetensors")])
+
+
 def test_a_tokenizer_without_tokenizer_json_is_named(wan: Path, tmp_path: Path) -> None:
     model = Path(shutil.copytree(wan, tmp_path / "other"))
     (model / "tokenizer" / "tokenizer.json").unlink()

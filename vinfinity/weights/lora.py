@@ -152,7 +152,7 @@ def _modules(file: TensorFile, targets: Sequence[Target]) -> Modules:
             if role.name in keys:
                 twice.append(f"{keys[role.name]} and {key} are the same factor")
             keys[role.name] = key
-    if foreign := foreign_kind([*unknown, *elsewhere]):
+    if foreign := foreign_kind([*unknown, *elsewhere], targets):
         key, kind = foreign
         problem = f"holds {kind} ({key}), which cannot be merged into this model"
         raise WeightsError(

@@ -61,7 +61,7 @@ _ENDS = {role: re.compile(rf"(?P<module>.+?)\.{end}") for role, end in ROLES.ite
 # of diffusers before 0.17: the layer and the word "lora" are one
 _PROCESSOR = re.compile(r"\.to_(q|k|v|out)_lora\.")
 
-# What tensors that cannot be merged into these models are, by a pattern in their names.
+# What tensors that cannot be merged into these models are, by a pattern in their names without the model's prefixes.
 FOREIGN: Mapping[str, str] = {
     r"ia3_l|\.on_input$": "IA3",
     r"oft_": "OFT or BOFT",
@@ -76,7 +76,8 @@ FOREIGN: Mapping[str, str] = {
     r"custom_diffusion": "Custom Diffusion",
     r"motion_modules": "a motion module of AnimateDiff",
     r"text_encoder_2|lora_te[23]_|text_encoder_3": "a second text encoder, as in SDXL",
-    r"^(lora_)?transformer[._]|(single|double|joint)_(transformer_)?blocks": "a diffusion transformer",
+    r"(single|double|joint)_(transformer_)?blocks": "FLUX, Stable Diffusion 3 or a relative of them",
+    r"^(lora_transformer_|transformer\.)": "a diffusion transformer",
     r"^(unet|text_encoder):\d+:": "cloneofsimo's lora, which numbers the layers",
 }
 
@@ -115,6 +116,16 @@ def make_target(name: str, network: Network, config: Any, shapes: Mapping[str, S
 
 def read_role(key: str, targets: Collection[Target]) -> Role | None:
     """What a tensor of a LoRA file is, by its name; None if that is not the name of anything that can be merged."""
+    name, network = _without_prefixes(key, targets)
+    name = _PROCESSOR.sub(r".to_\1.lora.", name.replace(".processor.", "."))
+    for role, end in _ENDS.items():
+        if match := end.fullmatch(name):
+            return Role(role, match["module"], network)
+    return None
+
+
+def _without_prefixes(key: str, targets: Collection[Target]) -> tuple[str, str | None]:
+    """A tensor's name without the prefixes of this model's networks and of wrappers, and the network they name."""
     name, network = key, None
     prefixes = [(prefix, target.network) for target in targets for prefix in target.prefixes]
     while found := next(
@@ -126,11 +137,7 @@ def read_role(key: str, targets: Collection[Target]) -> Role | None:
         None,
     ):
         name, network = name.removeprefix(found[0]), found[1]
-    name = _PROCESSOR.sub(r".to_\1.lora.", name.replace(".processor.", "."))
-    for role, end in _ENDS.items():
-        if match := end.fullmatch(name):
-            return Role(role, match["module"], network)
-    return None
+    return name, network
 
 
 def find_module(role: Role, targets: Collection[Target]) -> tuple[str, str] | None:
@@ -141,10 +148,11 @@ def find_module(role: Role, targets: Collection[Target]) -> tuple[str, str] | No
     return None
 
 
-def foreign_kind(keys: Collection[str]) -> tuple[str, str] | None:
+def foreign_kind(keys: Collection[str], targets: Collection[Target]) -> tuple[str, str] | None:
     """The first of these tensors that is known to be of a kind that cannot be merged, and that kind."""
     for key in keys:
+        name, _ = _without_prefixes(key, targets)
         for pattern, kind in FOREIGN.items():
-            if re.search(pattern, key):
+            if re.search(pattern, name):
                 return key, kind
     return None

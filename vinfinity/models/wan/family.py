@@ -80,7 +80,13 @@ NETWORKS: Mapping[str, Network] = {
         stem="diffusion_pytorch_model",
         keep_fp32=("time_embedder", "scale_shift_table", "norm2"),
         shown=("_class_name", "num_layers", "num_attention_heads", "ffn_dim"),
-        lora_prefixes=("transformer.", "diffusion_model.", "model.diffusion_model.", "lora_unet_"),
+        lora_prefixes=(
+            "transformer.",
+            "diffusion_model.",
+            "model.diffusion_model.",
+            "lora_unet_",
+            "lora_transformer_",
+        ),
         aliases=_transformer_aliases,
     ),
     AUTOENCODER: Network(
