@@ -500,6 +500,16 @@ def test_a_unet_alone_is_completed_from_another_model(flat: bool, model_folder: 
     check_weights(folder, prefer_fp16=False)
 
 
+def test_a_card_is_that_of_the_denoisers_model_under_the_new_name(own_model: Path, tmp_path: Path) -> None:
+    card = own_model / "card.json"
+    card.write_text(json.dumps({"name": "donor", "trained_frames": 24, "size": "576x320"}))
+    tiny_unet().save_pretrained(tmp_path / "unet")
+    completed = read_card(str(convert(tmp_path / "unet", tmp_path / "new", complete_from=str(own_model))))
+    assert (completed.name, completed.trained_frames, completed.defaults["size"]) == ("new", 16, "32x32")
+    copied = read_card(str(convert(own_model, tmp_path / "copy")))
+    assert (copied.name, copied.trained_frames, copied.defaults["size"]) == ("copy", 24, "576x320")
+
+
 @pytest.mark.parametrize(
     "config",
     [

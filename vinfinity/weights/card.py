@@ -114,11 +114,15 @@ def read_card(model: str) -> ModelCard:
             f"a model's folder has {', '.join(parts)}; vinfinity models convert adds parts of another model"
         )
         raise InputError("model", folder, remedy, problem=f"has no {missing[0]}")
-    own_card = folder / "card.json"
-    own = read_json(own_card) if own_card.exists() or own_card.is_symlink() else {}
     files = {part: read_json(folder / part / "config.json") for part in family.networks}
     files[SCHEDULER] = read_json(folder / SCHEDULER / "scheduler_config.json")
-    return _card(folder, family, own, files)
+    return _card(folder, family, own_card(folder), files)
+
+
+def own_card(folder: Path) -> dict[str, Any]:
+    """The content of a model's card.json, empty if there is none. Raises WeightsError."""
+    path = folder / "card.json"
+    return read_json(path) if path.exists() or path.is_symlink() else {}
 
 
 @cache

@@ -24,7 +24,7 @@ from vinfinity.models.families import FAMILIES, family_of
 from vinfinity.models.family import Family, Network, parts_of
 from vinfinity.system.files import cannot_write, temporary, to_json
 from vinfinity.system.safetensors import find_pickles, find_weights, read_json
-from vinfinity.weights.card import find_model
+from vinfinity.weights.card import find_model, own_card
 from vinfinity.weights.dtypes import TORCH_TYPES, WEIGHT_TYPES
 from vinfinity.weights.load import check_fit, listed, parse_values
 from vinfinity.weights.named_files import PICKLES, check_conversion
@@ -86,8 +86,6 @@ def convert(
         else _plan_file(source, donor, name=target.name)
     )
     plan.jsons.update(extra or {})
-    for name in extra or {}:
-        plan.copies.pop(name, None)
     _write(plan, target, dtype)
     return target
 
@@ -121,11 +119,8 @@ def _plan_folder(source: Path, donor: Path | None, *, name: str) -> FolderPlan:
         raise WeightsError("source", source, remedy, problem=f"has no {family.denoiser}")
     plan = FolderPlan(family)
     _complete(plan, source, folders, donor)
-    card = next(
-        (root / "card.json" for root in (source, donor) if root and (root / "card.json").exists()), None
-    )
-    if card is not None:
-        plan.copies["card.json"] = card
+    # a donor's card describes its own denoiser
+    plan.jsons["card.json"] = own_card(source) | {"name": name}
     _check_plan(plan, source, folders)
     return plan
 
@@ -249,8 +244,7 @@ def _plan_distillation(
     schedule = read_json(folders["scheduler"] / "scheduler_config.json")
     plan.copies.pop("scheduler/scheduler_config.json")
     plan.jsons["scheduler/scheduler_config.json"] = {**schedule, **distilled.schedule}
-    card = read_json(base / "card.json") if (base / "card.json").exists() else {}
-    plan.jsons["card.json"] = card | {"name": name, **distilled.card}
+    plan.jsons["card.json"] = own_card(base) | {"name": name, **distilled.card}
     return plan
 
 
