@@ -16,13 +16,14 @@ from torch import Tensor
 
 from vinfinity.errors import InputError
 from vinfinity.job import prepare
+from vinfinity.models.family import TEXT_ENCODER
 from vinfinity.models.wan.family import NETWORKS, TRANSFORMER
 from vinfinity.models.wan.names import original_parameter
 from vinfinity.models.wan.original import text_parameter, vae_parameter
 from vinfinity.models.wan.vae_config import DEVIATION, MEAN
 from vinfinity.weights.card import read_card
 from vinfinity.weights.convert import convert
-from vinfinity.weights.load import load_network
+from vinfinity.weights.load import check_weights, load_network
 from vinfinity.weights.lora import lora_targets, open_loras, read_lora
 
 MODULES = (
@@ -102,6 +103,29 @@ def test_differences_of_tables_norms_and_biases_are_merged(table: str, wan: Path
     }
     expected["blocks.0.attn1.to_q.weight"] = weight + 0.5 * (up @ down)
     assert_merged(wan, file, expected, tmp_path)
+
+
+@pytest.mark.parametrize("ending", [".safetensors", ".bin"])
+def test_a_token_embedding_that_a_file_has_twice_is_the_shared_one(
+    ending: str, wan: Path, tmp_path: Path
+) -> None:
+    """So do some versions of transformers write it, with zeros in the other place."""
+    model = Path(shutil.copytree(wan, tmp_path / "twice"))
+    path = model / TEXT_ENCODER / "model.safetensors"
+    before = load_file(path)
+    twice = {**before, "encoder.embed_tokens.weight": torch.zeros_like(before["shared.weight"])}
+    if ending == ".bin":
+        path.unlink()
+        torch.save(twice, path.with_name("pytorch_model.bin"))
+        model = convert(model, tmp_path / "converted")
+    else:
+        save_file(twice, path)
+    check_weights(model, prefer_fp16=False)
+    encoder = load_network(
+        NETWORKS[TEXT_ENCODER], model / TEXT_ENCODER, device="cpu", dtype=torch.float32
+    ).state_dict()
+    assert encoder.keys() == before.keys()
+    assert all(torch.equal(encoder[name], x) for name, x in before.items())
 
 
 def test_time_embedder_tables_and_norms_stay_in_fp32(wan: Path) -> None:

@@ -23,7 +23,7 @@ from vinfinity.models.geometry import LatentGeometry
 from vinfinity.models.wan.configs import TransformerConfig
 from vinfinity.models.wan.names import module_aliases
 from vinfinity.models.wan.published import COMMON_FILES, PUBLISHED
-from vinfinity.models.wan.text_config import UMT5Config
+from vinfinity.models.wan.text_config import UMT5Config, text_name
 from vinfinity.models.wan.vae_config import WanVAEConfig
 from vinfinity.system.safetensors import read_json
 
@@ -100,6 +100,7 @@ NETWORKS: Mapping[str, Network] = {
         UMT5Config.from_dict,
         _text_encoder,
         stem="model",
+        rename=text_name,
         shown=("model_type", "d_model", "num_layers"),
     ),
 }
