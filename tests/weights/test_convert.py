@@ -500,6 +500,14 @@ def test_a_unet_alone_is_completed_from_another_model(flat: bool, model_folder: 
     check_weights(folder, prefer_fp16=False)
 
 
+def test_a_denoiser_behind_a_broken_link_does_not_come_from_the_donor(
+    own_model: Path, model_folder: Path, tmp_path: Path
+) -> None:
+    shutil.rmtree(own_model / "unet")
+    (own_model / "unet").symlink_to("nowhere")
+    assert str(own_model / "unet") in refusal(own_model, tmp_path / "out", complete_from=str(model_folder))
+
+
 def test_a_card_is_that_of_the_denoisers_model_under_the_new_name(own_model: Path, tmp_path: Path) -> None:
     card = own_model / "card.json"
     card.write_text(json.dumps({"name": "donor", "trained_frames": 24, "size": "576x320"}))

@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 import torch
-from oracles.reference import configure
+from oracles.reference import configure, tiny_unet
 from oracles.wan import save_wan, tiny_transformer, tiny_wan_pipeline
 from oracles.wan_autoencoder import tiny_wan_vae
 from oracles.wan_text import save_tiny_tokenizer
@@ -23,6 +23,7 @@ from vinfinity.models.wan.original import text_parameter, vae_parameter
 from vinfinity.models.wan.vae_config import DEVIATION, MEAN
 from vinfinity.weights.card import read_card
 from vinfinity.weights.convert import convert
+from vinfinity.weights.inspect import describe_model
 from vinfinity.weights.load import check_weights, load_network
 from vinfinity.weights.lora import lora_targets, open_loras, read_lora
 
@@ -191,6 +192,67 @@ def renamed(state: Mapping[str, Tensor], name: Callable[[str], str]) -> dict[str
 
 
 # ---- refusals ----
+
+
+def from_another_layout(path: Path) -> str:
+    with pytest.raises(InputError) as raised:
+        convert(path, path.parent / "new")
+    return str(raised.value)
+
+
+def from_a_run(path: Path) -> str:
+    return refusal(path)
+
+
+def from_show(path: Path) -> str:
+    [line] = describe_model(path)[1]
+    return line
+
+
+@pytest.mark.parametrize(
+    ("command", "source", "line"),
+    [
+        (
+            from_another_layout,
+            "wan.safetensors",
+            "add --complete-from MODEL with one that has, such as wan2.1-",
+        ),
+        (from_another_layout, "unet", "add --complete-from MODEL with one that has, such as modelscope"),
+        (
+            from_a_run,
+            "wan.safetensors",
+            "is a file; name a model's folder; vinfinity models convert makes one",
+        ),
+        (
+            from_a_run,
+            "authors",
+            "has no unet or transformer; name a model's folder; vinfinity models convert",
+        ),
+        (from_a_run, "unet", "has no unet or transformer; name a model's folder; vinfinity models convert"),
+        (
+            from_show,
+            "authors",
+            "has the class WanModel, and is neither a known decoder nor a whole model; vin",
+        ),
+        (from_show, "unet", "has the class UNet3DConditionModel, and is neither a known decoder nor a whole"),
+        (from_show, "empty", "has no unet or transformer; name a model's folder; vinfinity models convert"),
+    ],
+)
+def test_models_in_other_layouts_are_sent_to_their_conversion(
+    command: Callable[[Path], str], source: str, line: str, tmp_path: Path
+) -> None:
+    """Not to models of the other family."""
+    transformer = tiny_transformer(num_attention_heads=1, attention_head_dim=128, freq_dim=256)
+    state = renamed(transformer.state_dict(), original_parameter)
+    save_file(state, tmp_path / "wan.safetensors")
+    (tmp_path / "empty").mkdir()
+    (tmp_path / "authors").mkdir()
+    save_file(state, tmp_path / "authors" / "diffusion_pytorch_model.safetensors")
+    (tmp_path / "authors" / "config.json").write_text(json.dumps({"_class_name": "WanModel"}))
+    tiny_unet().save_pretrained(tmp_path / "unet")
+    said = command(tmp_path / source)
+    assert "\n" not in said
+    assert line in said
 
 
 def refusal(model: Path, **flags: object) -> str:
