@@ -46,11 +46,23 @@ def original_module(module: str) -> str:
     return original_parameter(f"{module}.weight").removesuffix(".weight")
 
 
+def flat(module: str) -> str:
+    return module.replace(".", "_")
+
+
 NAMINGS: dict[str, Callable[[str, str], str]] = {
     "diffusers": lambda module, end: f"transformer.{module}.lora_{'A' if end == 'down' else 'B'}.weight",
     "PEFT": lambda module, end: f"base_model.model.{module}.lora_{'A' if end == 'down' else 'B'}.weight",
     "authors": lambda module, end: f"diffusion_model.{original_module(module)}.lora_{end}.weight",
-    "kohya": lambda module, end: f"lora_unet_{original_module(module).replace('.', '_')}.lora_{end}.weight",
+    "kohya": lambda module, end: f"lora_unet_{flat(original_module(module))}.lora_{end}.weight",
+    "VideoX-Fun": lambda module, end: f"lora_unet__{flat(original_module(module))}.lora_{end}.weight",
+    "LyCORIS": lambda module, end: f"lycoris_{flat(module)}.lora_{end}.weight",
+    "LyCORIS, authors": lambda module, end: f"lycoris_{flat(original_module(module))}.lora_{end}.weight",
+    "DiffSynth-Studio": (
+        lambda module, end: (
+            f"pipe.dit.{original_module(module)}.lora_{'A' if end == 'down' else 'B'}.default.weight"
+        )
+    ),
 }
 
 

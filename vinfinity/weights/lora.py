@@ -233,9 +233,9 @@ def _settings(file: TensorFile) -> tuple[dict[str, AdapterConfig], Path | None]:
     try:
         if METADATA in file.metadata:
             return read_metadata(file.metadata[METADATA]), None
-        # kohya's files have all they need inside, and may lie beside those of another LoRA
+        # kohya's and LyCORIS' files have all they need inside, and may lie beside those of another LoRA
         if not (beside.is_file() or beside.is_symlink()) or any(
-            key.startswith("lora_") for key in file.entries
+            key.startswith(("lora_", "lycoris_")) for key in file.entries
         ):
             return {}, None
         source = beside

@@ -9,6 +9,9 @@ Trainers and libraries name the same factor in many ways:
     lora_unet_down_blocks_0_attentions_0_proj_in.lora_down.weight                     kohya, LyCORIS
     lora_unet_input_blocks_1_1_proj_in.lora_down.weight                               the same with LVDM's names
     lora_te_text_model_encoder_layers_0_mlp_fc1.hada_w1_a                             LyCORIS, text encoder
+    lycoris_down_blocks_0_attentions_0_proj_in.lokr_w1                                LyCORIS outside kohya's scripts
+    lora_unet__blocks_0_self_attn_q.lora_down.weight                                  VideoX-Fun, Wan's own names
+    pipe.dit.blocks.0.self_attn.q.lora_A.default.weight                               DiffSynth-Studio
     diffusion_model.blocks.0.diff_m                                                   LightX2V, Wan's tables
     diffusion_model.blocks.0.modulation.diff                                          the same in ComfyUI
 
@@ -24,7 +27,7 @@ from vinfinity.models.family import Network
 from vinfinity.models.low_rank import FORMULAS, Shape
 
 # What wrappers of the training put before all names.
-WRAPPERS = ("base_model.model.", "module.", "_orig_mod.")
+WRAPPERS = ("base_model.model.", "module.", "_orig_mod.", "lycoris_")
 
 _DOWN = r"(?:lora_A|lora_down|lora\.down|lora_linear_layer\.down)"
 _UP = r"(?:lora_B|lora_up|lora\.up|lora_linear_layer\.up)"

@@ -84,6 +84,8 @@ NETWORKS: Mapping[str, Network] = {
             "transformer.",
             "diffusion_model.",
             "model.diffusion_model.",
+            "pipe.dit.",
+            "lora_unet__",
             "lora_unet_",
             "lora_transformer_",
         ),
