@@ -45,7 +45,8 @@ def load_network(
 ) -> nn.Module:
     """A network for inference: every parameter must be in the files, with its shape, and nothing else may be.
 
-    loras: merged into it one tensor at a time. Raises WeightsError, before any weight is read, if the files do not fit.
+    changes: merged into it one tensor at a time. Raises WeightsError, before any weight is read, if the files do not
+    fit.
     """
     module = empty_network(network, folder)
     sources = _find(module, folder, network, prefer_fp16=dtype != torch.float32)
