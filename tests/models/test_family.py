@@ -127,6 +127,7 @@ def test_families_name_samplers_that_exist_and_a_denoiser_that_is_a_part(family:
 
 def test_the_family_of_a_folder_is_that_of_its_denoiser() -> None:
     family = family_of(EMBEDDED / "mini")
+    assert family is not None
     assert family.name == "unet3d"
     assert parts_of(family) == ("unet", "vae", "text_encoder", "tokenizer", "scheduler")
 

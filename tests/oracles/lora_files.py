@@ -594,6 +594,9 @@ LAYOUTS: dict[str, Maker] = {
         lambda unet, text: kohya_state(unet, text, te="lora_te1_text_model_"),
     ),
     "kohya, temporal layers": by_hand(lora_layer(), text=TEXT),
+    "LyCORIS outside kohya's scripts": by_hand(
+        lora_layer(), text=TEXT, prefixes=("lycoris_", "lycoris_text_model_")
+    ),
     "kohya, without alpha": by_hand(lora_layer(alpha=None)),
     "kohya, .pt": by_hand(lora_layer(), text=TEXT, name="lora.pt"),
     "kohya, .ckpt with state_dict": by_hand(lora_layer(), name="lora.ckpt", inside="state_dict"),

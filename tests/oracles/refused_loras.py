@@ -107,6 +107,7 @@ class Payload:
 FIRST = "lora_unet_down_blocks_0_attentions_0_proj_in"
 SDXL = "lora_te2_text_model_encoder_layers_0_mlp_fc1.lora_down.weight"
 FLUX = "transformer.single_transformer_blocks.0.attn.to_q.lora_A.weight"
+WAN = "transformer.blocks.0.attn1.to_q.lora_A.weight"
 MOTION = (
     "down_blocks.0.motion_modules.0.temporal_transformer.transformer_blocks.0"
     ".attention_blocks.0.processor.to_q_lora.down.weight"
@@ -179,7 +180,8 @@ REFUSED: dict[str, tuple[Refused, str]] = {
     ),
     # for other models
     "SDXL's second text encoder": (of_names(SDXL), "holds a second text encoder, as in SDXL (lora_te2_"),
-    "a diffusion transformer": (of_names(FLUX), "holds a diffusion transformer (transformer.single"),
+    "FLUX": (of_names(FLUX), "holds FLUX, Stable Diffusion 3 or a relative of them (transformer.single"),
+    "a diffusion transformer": (of_names(WAN), "holds a diffusion transformer (transformer.blocks"),
     "AnimateDiff's motion module": (of_names(MOTION), "holds a motion module of AnimateDiff (down_blocks.0"),
     "another width": (
         lambda folder: save(folder, factors(trained(tiny_unet(block_out_channels=(32, 32)), ["to_q"]))),

@@ -137,6 +137,11 @@ def test_missing_part_is_named(part: str, own_model: Path) -> None:
     assert f"has no {part}" in refusal(own_model)
 
 
+def test_a_broken_link_to_a_denoiser_tells_the_family(tmp_path: Path) -> None:
+    (tmp_path / "transformer").symlink_to("nowhere")
+    assert f"model: {tmp_path / 'transformer'} is a broken link to nowhere" in refusal(tmp_path)
+
+
 def test_a_sampler_that_the_family_does_not_have_is_refused(own_model: Path) -> None:
     write_card(own_model, sampler="euler")
     line = refusal(own_model)
@@ -144,13 +149,13 @@ def test_a_sampler_that_the_family_does_not_have_is_refused(own_model: Path) -> 
 
 
 def test_empty_folder_is_not_a_model(tmp_path: Path) -> None:
-    assert f"model: {tmp_path} has no unet; a model's folder has unet, vae" in refusal(tmp_path)
+    assert f"model: {tmp_path} has no unet or transformer; name a model's folder" in refusal(tmp_path)
 
 
 def test_file_is_not_a_model(tmp_path: Path) -> None:
     path = tmp_path / "weights.safetensors"
     path.touch()
-    assert "is a file; name the folder" in refusal(path)
+    assert "is a file; name a model's folder; vinfinity models convert makes one" in refusal(path)
 
 
 @pytest.mark.parametrize("name", ["minni", "mni", "Mini"])

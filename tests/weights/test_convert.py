@@ -16,6 +16,7 @@ import torch
 
 # imported before the stand-in for torchvision below
 import transformers  # noqa: F401
+from diffusers.models.embeddings import TimestepEmbedding
 from oracles import lvdm
 from oracles.networks import load_text_encoder, load_unet, load_vae, one_rank
 from oracles.reference import fill, relative_error, save_model, tiny_unet
@@ -497,6 +498,57 @@ def test_a_unet_alone_is_completed_from_another_model(flat: bool, model_folder: 
     loaded = load_unet(folder / "unet", **FP32).state_dict()
     assert all(torch.equal(loaded[name], x) for name, x in unet.state_dict().items())
     check_weights(folder, prefer_fp16=False)
+
+
+def test_a_denoiser_behind_a_broken_link_does_not_come_from_the_donor(
+    own_model: Path, model_folder: Path, tmp_path: Path
+) -> None:
+    shutil.rmtree(own_model / "unet")
+    (own_model / "unet").symlink_to("nowhere")
+    assert str(own_model / "unet") in refusal(own_model, tmp_path / "out", complete_from=str(model_folder))
+
+
+def test_a_card_is_that_of_the_denoisers_model_under_the_new_name(own_model: Path, tmp_path: Path) -> None:
+    card = own_model / "card.json"
+    card.write_text(json.dumps({"name": "donor", "trained_frames": 24, "size": "576x320"}))
+    tiny_unet().save_pretrained(tmp_path / "unet")
+    completed = read_card(str(convert(tmp_path / "unet", tmp_path / "new", complete_from=str(own_model))))
+    assert (completed.name, completed.trained_frames, completed.defaults["size"]) == ("new", 16, "32x32")
+    copied = read_card(str(convert(own_model, tmp_path / "copy")))
+    assert (copied.name, copied.trained_frames, copied.defaults["size"]) == ("copy", 24, "576x320")
+
+
+@pytest.mark.parametrize(
+    "config",
+    [
+        {"_class_name": "UNet3DVideoCrafterConditionModel", "fps_cond": True},
+        {"_class_name": "UNetVideoCrafter"},
+        {"_class_name": "UNet3DConditionModel"},
+    ],
+    ids=str,
+)
+def test_a_unet_of_videocrafter2s_conversions_takes_a_frame_rate(
+    config: dict[str, Any], model_folder: Path, tmp_path: Path
+) -> None:
+    """Their classes have it by default, so that the file may not say it."""
+    source = tmp_path / "source"
+    tiny_unet().save_pretrained(source)
+    weights, path = source / "diffusion_pytorch_model.safetensors", source / "config.json"
+    embedding = fill(TimestepEmbedding(16, 64), seed=3).state_dict()
+    save_file({**load_file(weights), **{f"fps_embedding.{k}": x for k, x in embedding.items()}}, weights)
+    path.write_text(json.dumps({**json.loads(path.read_text()), **config}))
+    folder = convert(source, tmp_path / "out", complete_from=str(model_folder))
+    check_weights(folder, prefer_fp16=False)
+    assert read_card(str(folder)).traits.denoiser.takes_fps
+    loaded = load_unet(folder / "unet", **FP32).state_dict()
+    assert torch.equal(loaded["fps_embedding.linear_1.weight"], embedding["linear_1.weight"])
+
+
+def test_a_unet_of_another_architecture_is_refused_without_asking_for_other_parts(tmp_path: Path) -> None:
+    config = {"_class_name": "UNet2DConditionModel", "down_block_types": ["DownBlock2D"] * 4}
+    (tmp_path / "source").mkdir()
+    (tmp_path / "source" / "config.json").write_text(json.dumps(config))
+    assert "down_block_types: 'DownBlock2D' is not one of" in refusal(tmp_path / "source", tmp_path / "out")
 
 
 def test_parts_of_different_models_are_refused(model_folder: Path, tmp_path: Path) -> None:

@@ -1,5 +1,6 @@
 """The families of models that are supported. Importing this loads no torch."""
 
+import os
 from pathlib import Path
 
 from vinfinity.models.family import Family
@@ -9,10 +10,11 @@ from vinfinity.models.wan.family import WAN
 FAMILIES: tuple[Family, ...] = (UNET3D, WAN)
 
 
-def family_of(folder: Path) -> Family:
-    """The family of the model in `folder`, by the folder of its denoiser; the first family if there is none."""
-    found = (family for family in FAMILIES if (folder / family.denoiser).is_dir())
-    return next(found, FAMILIES[0])
+def family_of(folder: Path) -> Family | None:
+    """The family of the model in `folder`, by the folder of its denoiser, also if that is a broken link; None if there
+    is no such folder.
+    """
+    return next((family for family in FAMILIES if os.path.lexists(folder / family.denoiser)), None)
 
 
 def published_family(name: str) -> Family | None:

@@ -36,6 +36,11 @@ def no_aliases(config: Any, modules: Collection[str]) -> Mapping[str, str]:
     return {}
 
 
+def nothing_implied(tensors: Collection[str]) -> Mapping[str, object]:
+    """For networks whose config.json says everything."""
+    return {}
+
+
 @dataclass(frozen=True)
 class Network:
     """One network of a family.
@@ -47,6 +52,7 @@ class Network:
     always_fp32: whether the whole network does. shown: config entries that describe it to users.
     lora_prefixes: what LoRA files put before the names of its modules; empty for a network that takes no LoRA.
     aliases: the config and the names of all modules to further names of modules, those of other layouts.
+    implied: the names of its tensors to entries of config.json that follow from them, whatever the file says.
     """
 
     read_config: Callable[[Mapping[str, Any]], Any]
@@ -58,6 +64,7 @@ class Network:
     shown: tuple[str, ...] = ()
     lora_prefixes: tuple[str, ...] = ()
     aliases: Callable[[Any, Collection[str]], Mapping[str, str]] = no_aliases
+    implied: Callable[[Collection[str]], Mapping[str, object]] = nothing_implied
 
     def fp32_parameters(self, module: nn.Module) -> frozenset[str]:
         """The parameters of a module of this network that stay in fp32 in every run.

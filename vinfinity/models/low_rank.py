@@ -26,7 +26,7 @@ class Formula:
 
     compute: the factors and the parameter's shape to the change; raises ValueError or RuntimeError if they do not fit.
     sets: the roles of a complete set of factors, in order of preference. optional: roles that may be there as well.
-    ranks: roles whose first axis is the rank, the first that is there counts. parameter: "weight" or "bias".
+    ranks: roles whose first axis is the rank, the first that is there counts. parameter: its name inside the module.
     scaled: whether alpha / rank applies. replaces: whether the result takes the place of the parameter.
     """
 
@@ -200,4 +200,6 @@ FORMULAS: Mapping[str, Formula] = {
     "bias": Formula(_diff, (("up_bias",),), parameter="bias"),
     "bias difference": Formula(_diff, (("diff_b",), ("b_norm",)), parameter="bias", scaled=False),
     "bias replacement": Formula(_diff, (("bias",),), parameter="bias", scaled=False, replaces=True),
+    # the shifts and scales of Wan's blocks and of its last layer
+    "table difference": Formula(_diff, (("diff_m",),), parameter="scale_shift_table", scaled=False),
 }

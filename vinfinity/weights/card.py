@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import Any
 
 from vinfinity.errors import InputError, WeightsError, did_you_mean
-from vinfinity.models.families import family_of, published_family
+from vinfinity.models.families import FAMILIES, family_of, published_family
 from vinfinity.models.family import SCHEDULER, Family, Traits, parts_of
 from vinfinity.models.geometry import LatentGeometry
 from vinfinity.system.files import missing_problem, tree_files
@@ -83,7 +83,8 @@ def find_model(model: str) -> Path:
     if os.path.isdir(folder):
         return folder
     if os.path.exists(folder):
-        raise InputError("model", model, "name the folder that has model_index.json", problem="is a file")
+        remedy = "name a model's folder; vinfinity models convert makes one of a file of weights"
+        raise InputError("model", model, remedy, problem="is a file")
     if os.path.islink(folder):
         remedy = "restore what it leads to, or link it again"
         raise InputError("model", model, remedy, problem=missing_problem(folder))
@@ -98,11 +99,21 @@ def find_model(model: str) -> Path:
     )
 
 
+def model_family(folder: Path, *, field: str = "model") -> Family:
+    """The family of the model in a folder that `field` names. Raises InputError if there is no denoiser in it."""
+    family = family_of(folder)
+    if family is None:
+        remedy = "name a model's folder; vinfinity models convert makes one of other layouts"
+        problem = f"has no {' or '.join(known.denoiser for known in FAMILIES)}"
+        raise InputError(field, folder, remedy, problem=problem)
+    return family
+
+
 @cache
 def read_card(model: str) -> ModelCard:
     """The card of a model. Raises InputError if its folder is not a complete model of a supported kind."""
     folder = find_model(model)
-    family = family_of(folder)
+    family = model_family(folder)
     parts = parts_of(family)
     missing = [part for part in parts if not (folder / part).is_dir()]
     if missing:
@@ -114,11 +125,15 @@ def read_card(model: str) -> ModelCard:
             f"a model's folder has {', '.join(parts)}; vinfinity models convert adds parts of another model"
         )
         raise InputError("model", folder, remedy, problem=f"has no {missing[0]}")
-    own_card = folder / "card.json"
-    own = read_json(own_card) if own_card.exists() or own_card.is_symlink() else {}
     files = {part: read_json(folder / part / "config.json") for part in family.networks}
     files[SCHEDULER] = read_json(folder / SCHEDULER / "scheduler_config.json")
-    return _card(folder, family, own, files)
+    return _card(folder, family, own_card(folder), files)
+
+
+def own_card(folder: Path) -> dict[str, Any]:
+    """The content of a model's card.json, empty if there is none. Raises WeightsError."""
+    path = folder / "card.json"
+    return read_json(path) if path.exists() or path.is_symlink() else {}
 
 
 @cache

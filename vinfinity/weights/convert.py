@@ -24,7 +24,7 @@ from vinfinity.models.families import FAMILIES, family_of
 from vinfinity.models.family import Family, Network, parts_of
 from vinfinity.system.files import cannot_write, temporary, to_json
 from vinfinity.system.safetensors import find_pickles, find_weights, read_json
-from vinfinity.weights.card import find_model
+from vinfinity.weights.card import find_model, model_family, own_card
 from vinfinity.weights.dtypes import TORCH_TYPES, WEIGHT_TYPES
 from vinfinity.weights.load import check_fit, listed, parse_values
 from vinfinity.weights.named_files import PICKLES, check_conversion
@@ -92,8 +92,6 @@ def convert(
         else _plan_file(source, donor, name=target.name)
     )
     plan.jsons.update(extra or {})
-    for name in extra or {}:
-        plan.copies.pop(name, None)
     _write(plan, target, dtype, link=link)
     return target
 
@@ -105,33 +103,38 @@ def _plan_folder(source: Path, donor: Path | None, *, name: str) -> FolderPlan:
     """A diffusers folder, or one with nothing but a denoiser, or with its authors' files; all weight files become
     safetensors.
     """
-    if not any((source / family.denoiser).is_dir() for family in FAMILIES):
+    family = family_of(source)
+    alone = family is None
+    if family is None:
         originals = _plan_originals(source, donor, name=name)
         if originals is not None:
             return originals
-    family = family_of(source)
+        family = _family_of_denoiser(source)
     folders = {part: source / part for part in parts_of(family) if (source / part).is_dir()}
-    if (source / "config.json").exists() and family.denoiser not in folders:
-        kind = str(read_json(source / "config.json").get("_class_name", ""))
-        matching = [known for known in FAMILIES if kind.startswith(known.denoiser_class)]
-        if not matching:
-            remedy = "name a model's folder, or that of a UNet3DConditionModel"
-            problem = f"is a {kind}" if kind else "has a config.json without _class_name"
-            raise WeightsError("source", source, remedy, problem=problem)
-        family = matching[0]
-        folders[family.denoiser] = source
-    if family.denoiser not in folders:
-        remedy = "name a folder in diffusers' layout, or VideoCrafter2's model.ckpt"
-        raise WeightsError("source", source, remedy, problem=f"has no {family.denoiser}")
+    folders[family.denoiser] = source if alone else source / family.denoiser
     plan = FolderPlan(family)
     _complete(plan, source, folders, donor)
-    card = next(
-        (root / "card.json" for root in (source, donor) if root and (root / "card.json").exists()), None
-    )
-    if card is not None:
-        plan.copies["card.json"] = card
+    # a donor's card describes its own denoiser
+    plan.jsons["card.json"] = own_card(source) | {"name": name}
     _check_plan(plan, source, folders)
     return plan
+
+
+def _family_of_denoiser(folder: Path) -> Family:
+    """The family of the denoiser in a folder, by its config.json. Raises WeightsError if it is none of ours."""
+    if not (folder / "config.json").exists():
+        remedy = "name a folder in diffusers' or in Wan's own layout, or VideoCrafter2's model.ckpt"
+        problem = f"has no {' or '.join(family.denoiser for family in FAMILIES)}"
+        raise WeightsError("source", folder, remedy, problem=problem)
+    values = read_json(folder / "config.json")
+    kind = str(values.get("_class_name", ""))
+    family = next((known for known in FAMILIES if kind.startswith(known.denoiser_class)), None)
+    if family is None:
+        remedy = "name a model's folder, or that of its UNet or transformer"
+        problem = f"is a {kind}" if kind else "has a config.json without _class_name"
+        raise WeightsError("source", folder, remedy, problem=problem)
+    parse_values(values, family.networks[family.denoiser].read_config, folder)
+    return family
 
 
 def _plan_file(source: Path, donor: Path | None, *, name: str) -> FolderPlan:
@@ -183,8 +186,7 @@ def _plan_checkpoint(
     plan.jsons["card.json"] = {"name": name, **checkpoint.card}
     if donor is None or not (donor / "tokenizer").is_dir():
         problem = "has no tokenizer" if donor is None else f"has no tokenizer, and neither has {donor}"
-        remedy = "add --complete-from MODEL with one that has, such as zeroscope"
-        raise WeightsError("source", source, remedy, problem=problem)
+        raise WeightsError("source", source, _donor_remedy(family), problem=problem)
     text = next(part for part in checkpoint.parts if part.name == "text_encoder")
     _pad_with(plan, donor / "tokenizer", checkpoint.pad_token_id, vocabulary=text.config["vocab_size"])
     return plan
@@ -229,7 +231,7 @@ def _plan_distillation(
     if base is None:
         remedy = "add --complete-from videocrafter2, the model it was trained on"
         raise WeightsError("source", source, remedy, problem="is a LoRA, not a model")
-    family = family_of(base)
+    family = model_family(base, field="complete_from")
     plan = FolderPlan(family)
     folders = {part: base / part for part in parts_of(family) if (base / part).is_dir()}
     _complete(plan, source, folders, None)
@@ -253,8 +255,7 @@ def _plan_distillation(
     schedule = read_json(folders["scheduler"] / "scheduler_config.json")
     plan.copies.pop("scheduler/scheduler_config.json")
     plan.jsons["scheduler/scheduler_config.json"] = {**schedule, **distilled.schedule}
-    card = read_json(base / "card.json") if (base / "card.json").exists() else {}
-    plan.jsons["card.json"] = card | {"name": name, **distilled.card}
+    plan.jsons["card.json"] = own_card(base) | {"name": name, **distilled.card}
     return plan
 
 
@@ -280,14 +281,20 @@ def _complete(plan: FolderPlan, source: Path, folders: dict[str, Path], donor: P
         if part not in folders and donor is not None and (donor / part).is_dir():
             folders[part] = donor / part
         if part not in folders:
-            remedy = "add --complete-from MODEL with one that has, such as zeroscope"
-            raise WeightsError("source", source, remedy, problem=f"has no {part}")
+            raise WeightsError("source", source, _donor_remedy(plan.family), problem=f"has no {part}")
         network = plan.family.networks.get(part)
         if network is not None:
-            plan.jsons[f"{part}/config.json"] = read_json(folders[part] / "config.json")
-            plan.weights[plan.weight_file(part)] = _from_files(network, folders[part])
+            weights = _from_files(network, folders[part])
+            config = read_json(folders[part] / "config.json")
+            plan.jsons[f"{part}/config.json"] = {**config, **network.implied(weights.layout)}
+            plan.weights[plan.weight_file(part)] = weights
         else:
             _copy_files(plan, part, folders[part])
+
+
+def _donor_remedy(family: Family) -> str:
+    whole = next(name for name, model in family.published.items() if model.complete_from is None)
+    return f"add --complete-from MODEL with one that has, such as {whole}"
 
 
 def _from_files(network: Network, folder: Path) -> Weights:

@@ -5,23 +5,33 @@ from collections import Counter
 from pathlib import Path
 from typing import cast
 
-from vinfinity.errors import InputError
+from vinfinity.errors import InputError, WeightsError
 from vinfinity.models.decoder import Decoder
 from vinfinity.models.families import family_of
 from vinfinity.models.family import Network, parts_of
 from vinfinity.system.safetensors import TensorEntry, find_weights, read_json
-from vinfinity.weights.card import read_card
+from vinfinity.weights.card import model_family, read_card
 from vinfinity.weights.hub import read_record
-from vinfinity.weights.load import check_fit, empty_network, find_decoder, load_scheduler
+from vinfinity.weights.load import (
+    check_fit,
+    decoder_class,
+    empty_network,
+    find_decoder,
+    known_decoders,
+    load_scheduler,
+)
 
 
 def describe_model(folder: Path) -> tuple[list[tuple[str, str]], list[str]]:
     """Rows for a table of what is in a folder, a model's or that of a decoder, and its problems, one line each."""
-    family = family_of(folder)
-    if (folder / "config.json").is_file() and not any((folder / part).is_dir() for part in parts_of(family)):
-        return _describe_decoder(folder)
     rows: list[tuple[str, str]] = [("folder", str(folder))]
     problems: list[str] = []
+    try:
+        if family_of(folder) is None and (folder / "config.json").is_file():
+            return _describe_decoder(folder)
+        family = model_family(folder)
+    except InputError as error:
+        return rows, [error.message]
     for part in parts_of(family):
         if not (folder / part).is_dir():
             problems.append(
@@ -59,11 +69,13 @@ def describe_model(folder: Path) -> tuple[list[tuple[str, str]], list[str]]:
 
 
 def _describe_decoder(folder: Path) -> tuple[list[tuple[str, str]], list[str]]:
+    """As `describe_model`. Raises WeightsError."""
     rows = [("folder", str(folder))]
-    try:
-        module, sources = find_decoder(folder)
-    except InputError as error:
-        return rows, [error.message]
+    if (kind := decoder_class(folder)) not in known_decoders():
+        remedy = "vinfinity models convert makes a model's folder of other layouts"
+        problem = f"has the class {kind}, and is neither a known decoder nor a whole model"
+        raise WeightsError("model", folder, remedy, problem=problem)
+    module, sources = find_decoder(folder)
     config, entries = cast(Decoder, module).config, dict(sources.values())
     rows.append(("decoder", f"{_size_text(entries)}; {type(module).__name__}"))
     rows.append(

@@ -15,10 +15,11 @@ from vinfinity.denoise.flows import Schedule, read_schedule
 from vinfinity.errors import WeightsError
 from vinfinity.models.checkpoint import Change, changed
 from vinfinity.models.decoder import Decoder, Encoder
-from vinfinity.models.families import FAMILIES, family_of
+from vinfinity.models.families import FAMILIES
 from vinfinity.models.family import Network
 from vinfinity.models.geometry import LatentGeometry
 from vinfinity.system.safetensors import TensorEntry, find_weights, read_json, shape_text
+from vinfinity.weights.card import model_family
 
 Config = TypeVar("Config")
 
@@ -44,7 +45,8 @@ def load_network(
 ) -> nn.Module:
     """A network for inference: every parameter must be in the files, with its shape, and nothing else may be.
 
-    loras: merged into it one tensor at a time. Raises WeightsError, before any weight is read, if the files do not fit.
+    changes: merged into it one tensor at a time. Raises WeightsError, before any weight is read, if the files do not
+    fit.
     """
     module = empty_network(network, folder)
     sources = _find(module, folder, network, prefer_fp16=dtype != torch.float32)
@@ -98,12 +100,21 @@ def empty_decoder(folder: Path) -> Decoder:
 
 
 def _empty_autoencoder(folder: Path) -> tuple[nn.Module, Network]:
-    decoders = {name: network for family in FAMILIES for name, network in family.decoders.items()}
-    name = str(read_json(folder / "config.json").get("_class_name", "AutoencoderKL"))
+    decoders, name = known_decoders(), decoder_class(folder)
     if name not in decoders:
         remedy = f"use {' or '.join(decoders)}"
         raise WeightsError("model", folder, remedy, problem=f"has the class {name}")
     return empty_network(decoders[name], folder), decoders[name]
+
+
+def known_decoders() -> dict[str, Network]:
+    """The autoencoders of all families by class."""
+    return {name: network for family in FAMILIES for name, network in family.decoders.items()}
+
+
+def decoder_class(folder: Path) -> str:
+    """The class that FOLDER/config.json names, AutoencoderKL if it names none. Raises WeightsError."""
+    return str(read_json(folder / "config.json").get("_class_name", "AutoencoderKL"))
 
 
 def drop_encoder(autoencoder: nn.Module) -> None:
@@ -171,7 +182,7 @@ def check_weights(model: Path, *, prefer_fp16: bool) -> None:
 
     prefer_fp16: whether the run is in half precision. Raises WeightsError.
     """
-    family = family_of(model)
+    family = model_family(model)
     configs: dict[str, Any] = {}
     modules = {part: empty_network(network, model / part) for part, network in family.networks.items()}
     for part, network in family.networks.items():

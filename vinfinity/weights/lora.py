@@ -152,7 +152,7 @@ def _modules(file: TensorFile, targets: Sequence[Target]) -> Modules:
             if role.name in keys:
                 twice.append(f"{keys[role.name]} and {key} are the same factor")
             keys[role.name] = key
-    if foreign := foreign_kind([*unknown, *elsewhere]):
+    if foreign := foreign_kind([*unknown, *elsewhere], targets):
         key, kind = foreign
         problem = f"holds {kind} ({key}), which cannot be merged into this model"
         raise WeightsError(
@@ -206,7 +206,8 @@ def _changes(
             alpha = alphas.get((network, module))
             scale = config.scale(factors.name, rank=rank, alpha=alpha) if formula.scaled else 1.0
             change = Change(name, {role: factors.keys[role] for role in used}, scale)
-            parameter = f"{module}.{formula.parameter}"
+            # the module "" is the network itself
+            parameter = f"{module}.{formula.parameter}".removeprefix(".")
             parameters = changes.setdefault(network, {})
             parameters[parameter] = (*parameters.get(parameter, ()), change)
         if config.dora and "up" in factors.keys and not {*DORA} & {*factors.keys}:
@@ -232,9 +233,9 @@ def _settings(file: TensorFile) -> tuple[dict[str, AdapterConfig], Path | None]:
     try:
         if METADATA in file.metadata:
             return read_metadata(file.metadata[METADATA]), None
-        # kohya's files have all they need inside, and may lie beside those of another LoRA
+        # kohya's and LyCORIS' files have all they need inside, and may lie beside those of another LoRA
         if not (beside.is_file() or beside.is_symlink()) or any(
-            key.startswith("lora_") for key in file.entries
+            key.startswith(("lora_", "lycoris_")) for key in file.entries
         ):
             return {}, None
         source = beside

@@ -9,6 +9,11 @@ Trainers and libraries name the same factor in many ways:
     lora_unet_down_blocks_0_attentions_0_proj_in.lora_down.weight                     kohya, LyCORIS
     lora_unet_input_blocks_1_1_proj_in.lora_down.weight                               the same with LVDM's names
     lora_te_text_model_encoder_layers_0_mlp_fc1.hada_w1_a                             LyCORIS, text encoder
+    lycoris_down_blocks_0_attentions_0_proj_in.lokr_w1                                LyCORIS outside kohya's scripts
+    lora_unet__blocks_0_self_attn_q.lora_down.weight                                  VideoX-Fun, Wan's own names
+    pipe.dit.blocks.0.self_attn.q.lora_A.default.weight                               DiffSynth-Studio
+    diffusion_model.blocks.0.diff_m                                                   LightX2V, Wan's tables
+    diffusion_model.blocks.0.modulation.diff                                          the same in ComfyUI
 
 A module is found by looking its name up among all the names that modules of the model can have.
 """
@@ -22,7 +27,7 @@ from vinfinity.models.family import Network
 from vinfinity.models.low_rank import FORMULAS, Shape
 
 # What wrappers of the training put before all names.
-WRAPPERS = ("base_model.model.", "module.", "_orig_mod.")
+WRAPPERS = ("base_model.model.", "module.", "_orig_mod.", "lycoris_")
 
 _DOWN = r"(?:lora_A|lora_down|lora\.down|lora_linear_layer\.down)"
 _UP = r"(?:lora_B|lora_up|lora\.up|lora_linear_layer\.up)"
@@ -46,6 +51,8 @@ ROLES: Mapping[str, str] = {
     },
     "embedding_A": rf"lora_embedding_A{_ADAPTER}",
     "embedding_B": rf"lora_embedding_B{_ADAPTER}",
+    # before "diff", which would take the table for a layer
+    "diff_m": r"(?:diff_m|modulation\.diff)",
     "diff": "diff",
     "diff_b": "diff_b",
     "w_norm": "w_norm",
@@ -57,7 +64,7 @@ _ENDS = {role: re.compile(rf"(?P<module>.+?)\.{end}") for role, end in ROLES.ite
 # of diffusers before 0.17: the layer and the word "lora" are one
 _PROCESSOR = re.compile(r"\.to_(q|k|v|out)_lora\.")
 
-# What tensors that cannot be merged into these models are, by a pattern in their names.
+# What tensors that cannot be merged into these models are, by a pattern in their names without the model's prefixes.
 FOREIGN: Mapping[str, str] = {
     r"ia3_l|\.on_input$": "IA3",
     r"oft_": "OFT or BOFT",
@@ -72,7 +79,8 @@ FOREIGN: Mapping[str, str] = {
     r"custom_diffusion": "Custom Diffusion",
     r"motion_modules": "a motion module of AnimateDiff",
     r"text_encoder_2|lora_te[23]_|text_encoder_3": "a second text encoder, as in SDXL",
-    r"^(lora_)?transformer[._]|(single|double|joint)_(transformer_)?blocks": "a diffusion transformer",
+    r"(single|double|joint)_(transformer_)?blocks": "FLUX, Stable Diffusion 3 or a relative of them",
+    r"^(lora_transformer_|transformer\.)": "a diffusion transformer",
     r"^(unet|text_encoder):\d+:": "cloneofsimo's lora, which numbers the layers",
 }
 
@@ -111,6 +119,16 @@ def make_target(name: str, network: Network, config: Any, shapes: Mapping[str, S
 
 def read_role(key: str, targets: Collection[Target]) -> Role | None:
     """What a tensor of a LoRA file is, by its name; None if that is not the name of anything that can be merged."""
+    name, network = _without_prefixes(key, targets)
+    name = _PROCESSOR.sub(r".to_\1.lora.", name.replace(".processor.", "."))
+    for role, end in _ENDS.items():
+        if match := end.fullmatch(name):
+            return Role(role, match["module"], network)
+    return None
+
+
+def _without_prefixes(key: str, targets: Collection[Target]) -> tuple[str, str | None]:
+    """A tensor's name without the prefixes of this model's networks and of wrappers, and the network they name."""
     name, network = key, None
     prefixes = [(prefix, target.network) for target in targets for prefix in target.prefixes]
     while found := next(
@@ -122,11 +140,7 @@ def read_role(key: str, targets: Collection[Target]) -> Role | None:
         None,
     ):
         name, network = name.removeprefix(found[0]), found[1]
-    name = _PROCESSOR.sub(r".to_\1.lora.", name.replace(".processor.", "."))
-    for role, end in _ENDS.items():
-        if match := end.fullmatch(name):
-            return Role(role, match["module"], network)
-    return None
+    return name, network
 
 
 def find_module(role: Role, targets: Collection[Target]) -> tuple[str, str] | None:
@@ -137,10 +151,11 @@ def find_module(role: Role, targets: Collection[Target]) -> tuple[str, str] | No
     return None
 
 
-def foreign_kind(keys: Collection[str]) -> tuple[str, str] | None:
+def foreign_kind(keys: Collection[str], targets: Collection[Target]) -> tuple[str, str] | None:
     """The first of these tensors that is known to be of a kind that cannot be merged, and that kind."""
     for key in keys:
+        name, _ = _without_prefixes(key, targets)
         for pattern, kind in FOREIGN.items():
-            if re.search(pattern, key):
+            if re.search(pattern, name):
                 return key, kind
     return None

@@ -20,7 +20,7 @@ from vinfinity.models.family import (
 )
 from vinfinity.models.geometry import LatentGeometry
 from vinfinity.models.unet3d.configs import TextConfig, TinyConfig, UNetConfig, VAEConfig
-from vinfinity.models.unet3d.names import text_module_aliases, text_name, vae_name
+from vinfinity.models.unet3d.names import text_module_aliases, text_name, unet_entries, vae_name
 from vinfinity.models.unet3d.published import COMMON_FILES, PUBLISHED
 
 if TYPE_CHECKING:
@@ -84,6 +84,7 @@ NETWORKS: Mapping[str, Network] = {
         shown=("_class_name", "block_out_channels", "cross_attention_dim", "fps_cond", "time_cond_proj_dim"),
         lora_prefixes=("unet.", "lora_unet_", "model.diffusion_model.", "diffusion_model."),
         aliases=_unet_aliases,
+        implied=unet_entries,
     ),
     AUTOENCODER: Network(
         VAEConfig.from_dict,
@@ -111,7 +112,8 @@ class UNet3DFamily:
 
     name: str = "unet3d"
     denoiser: str = "unet"
-    denoiser_class: str = "UNet3DCondition"
+    # VideoCrafter2's conversions have classes of their own
+    denoiser_class: str = "UNet"
     pipeline_class: str = "TextToVideoSDPipeline"
     trained_frames: int = 16
     half: Half = "fp16"

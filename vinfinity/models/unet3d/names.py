@@ -14,6 +14,14 @@ def vae_name(name: str) -> str:
     return name
 
 
+def unet_entries(tensors: Collection[str]) -> dict[str, object]:
+    """Entries of a UNet's config.json that its tensors imply.
+
+    The classes of VideoCrafter2's conversions take the frame rate by default, so that their files need not say it.
+    """
+    return {"fps_cond": True} if "fps_embedding.linear_1.weight" in tensors else {}
+
+
 def text_name(name: str) -> str | None:
     """The parameter that a tensor in a text encoder's file fills; None for a buffer that only older files have.
 

@@ -1,7 +1,7 @@
 """Published models of this family: where they are, how large, under which licence, and how they are assembled.
 
-This project's tests neither fetch nor load them (docs/guides/models.md). Revisions are pinned where they are known;
-"main" stands for the commit that the first fetch finds and records.
+This project's tests neither fetch nor load them (docs/guides/models.md). No revision is pinned: the first fetch takes
+"main" and records its commit.
 """
 
 from collections.abc import Mapping

@@ -23,7 +23,7 @@ from vinfinity.models.geometry import LatentGeometry
 from vinfinity.models.wan.configs import TransformerConfig
 from vinfinity.models.wan.names import module_aliases
 from vinfinity.models.wan.published import COMMON_FILES, PUBLISHED
-from vinfinity.models.wan.text_config import UMT5Config
+from vinfinity.models.wan.text_config import UMT5Config, text_name
 from vinfinity.models.wan.vae_config import WanVAEConfig
 from vinfinity.system.safetensors import read_json
 
@@ -80,7 +80,15 @@ NETWORKS: Mapping[str, Network] = {
         stem="diffusion_pytorch_model",
         keep_fp32=("time_embedder", "scale_shift_table", "norm2"),
         shown=("_class_name", "num_layers", "num_attention_heads", "ffn_dim"),
-        lora_prefixes=("transformer.", "diffusion_model.", "model.diffusion_model.", "lora_unet_"),
+        lora_prefixes=(
+            "transformer.",
+            "diffusion_model.",
+            "model.diffusion_model.",
+            "pipe.dit.",
+            "lora_unet__",
+            "lora_unet_",
+            "lora_transformer_",
+        ),
         aliases=_transformer_aliases,
     ),
     AUTOENCODER: Network(
@@ -94,6 +102,7 @@ NETWORKS: Mapping[str, Network] = {
         UMT5Config.from_dict,
         _text_encoder,
         stem="model",
+        rename=text_name,
         shown=("model_type", "d_model", "num_layers"),
     ),
 }

@@ -29,6 +29,8 @@ INSIDE = {
     "ffn.net.2": "ffn.2",
 }
 TABLE, MODULATION = "scale_shift_table", "modulation"
+# the authors' name of the module that has the last table, which is our network itself
+HEAD = "head"
 
 
 def original_module(module: str) -> str:
@@ -43,17 +45,17 @@ def original_parameter(parameter: str) -> str:
     """The authors' name of one of our parameters."""
     module, _, kind = parameter.rpartition(".")
     if kind == TABLE:
-        return f"{module}.{MODULATION}" if module else f"head.{MODULATION}"
+        return f"{module or HEAD}.{MODULATION}"
     return f"{original_module(module)}.{kind}"
 
 
 def module_aliases(modules: Collection[str]) -> dict[str, str]:
     """The authors' names of our modules, for LoRA files. modules: all parents of parameters."""
-    aliases = {}
+    aliases = {HEAD: ""}
     for module in modules:
         try:
             aliases[original_module(module)] = module
         except (KeyError, ValueError):
-            # the parents of tables
+            # the parents of tables, which have the same names but for the last
             continue
     return aliases

@@ -47,6 +47,9 @@ class UMT5Config:
         return cls(**known_fields(cls, values, ignore=None))
 
 
-def text_name(name: str) -> str:
-    """The parameter that a tensor in a text encoder's file fills. Some files have the token embedding twice."""
-    return "shared.weight" if name == "encoder.embed_tokens.weight" else name
+def text_name(name: str) -> str | None:
+    """The parameter that a tensor in a text encoder's file fills; None for the token embedding's second name.
+
+    Some files have it twice; the second may be zeros then.
+    """
+    return None if name == "encoder.embed_tokens.weight" else name
