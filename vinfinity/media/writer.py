@@ -3,6 +3,7 @@
 import hashlib
 import json
 import os
+import secrets
 import shutil
 from collections.abc import Mapping
 from fractions import Fraction
@@ -64,12 +65,14 @@ class VideoWriter:
         self._padding = ((0, -height % rows), (0, -width % columns), (0, 0))
         self._metadata, self._audio = metadata or {}, audio
         self._resumable = unfinished is not None
-        # nobody else writes what belongs to a run folder, and what a killed run leaves is overwritten
-        self._copy = temporary(path, "part" if self._resumable else f"{os.getpid()}.part")
+        # nobody else writes what belongs to a run folder, and what a killed run leaves is overwritten; elsewhere, names
+        # are random: even process numbers repeat, on other machines and in containers
+        own = "" if self._resumable else f"{secrets.token_hex(4)}."
+        self._copy = temporary(path, f"{own}part")
         encoding = [self._encoded.codec.encoder, dict(self._encoded.options), self._encoded.pixel_format]
         depends_on = json.dumps([identity, self._shape, str(self._fps), encoding, av.__version__])
         self._fragments = Fragments(
-            unfinished or temporary(path, f"{os.getpid()}.fragments"),
+            unfinished or temporary(path, f"{own}fragments"),
             identity=hashlib.sha256(depends_on.encode()).hexdigest(),
             # users know neither the name nor the purpose of a temporary file
             shown=unfinished or path,
