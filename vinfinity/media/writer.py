@@ -65,10 +65,12 @@ class VideoWriter:
         self._padding = ((0, -height % rows), (0, -width % columns), (0, 0))
         self._metadata, self._audio = metadata or {}, audio
         self._resumable = unfinished is not None
+        # a folder is made beside the one that it replaces, on the same file system, also where `path` is a link
+        self._target = Path(os.path.realpath(path)) if video.container.is_folder else path
         # nobody else writes what belongs to a run folder, and what a killed run leaves is overwritten; elsewhere, names
         # are random: even process numbers repeat, on other machines and in containers
         own = "" if self._resumable else f"{secrets.token_hex(4)}."
-        self._copy = temporary(path, f"{own}part")
+        self._copy = temporary(self._target, f"{own}part")
         encoding = [self._encoded.codec.encoder, dict(self._encoded.options), self._encoded.pixel_format]
         depends_on = json.dumps([identity, self._shape, str(self._fps), encoding, av.__version__])
         self._fragments = Fragments(
@@ -97,7 +99,7 @@ class VideoWriter:
         try:
             self._end_second()
             finish(self._whole(), self._copy)
-            _replace(self._copy, self.path)
+            _replace(self._copy, self._target)
             self._fragments.remove()
         except OutputError:
             self._abandon()
@@ -175,14 +177,17 @@ class VideoWriter:
 
 
 def _replace(new: Path, path: Path) -> None:
-    """Put a file or a folder in the place of an older one. Raises OSError."""
+    """Put a file or a folder in the place of an older one, which stays if this fails. Raises OSError."""
     if new.is_dir() and path.is_dir():
         # a folder is replaced only if it is empty
-        target = Path(os.path.realpath(path))
-        old = temporary(target, "old")
+        old = temporary(path, "old")
         shutil.rmtree(old, ignore_errors=True)
-        os.rename(target, old)
-        os.rename(new, target)
+        os.rename(path, old)
+        try:
+            os.rename(new, path)
+        except OSError:
+            os.rename(old, path)
+            raise
         shutil.rmtree(old, ignore_errors=True)
     else:
         os.replace(new, path)
