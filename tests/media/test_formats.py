@@ -5,7 +5,7 @@ import signal
 import subprocess
 import sys
 import tempfile
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 from fractions import Fraction
 from pathlib import Path
@@ -315,6 +315,15 @@ def test_a_folder_is_replaced_whole(tmp_path: Path) -> None:
     (tmp_path / "empty").mkdir()
     write(tmp_path / "empty", case, patches(2))
     assert len(read(tmp_path / "empty", case)) == 2
+
+
+@pytest.mark.parametrize("case", ALL, ids=str)
+def test_a_video_is_on_disk_when_it_appears(
+    case: Case, tmp_path: Path, on_disk: Callable[[Path], bool]
+) -> None:
+    path = write(tmp_path / case.name, case, patches(2))
+    for written in (tmp_path, path, *(path.iterdir() if path.is_dir() else ())):
+        assert on_disk(written)
 
 
 @pytest.fixture

@@ -19,7 +19,7 @@ from vinfinity.errors import OutputError, one_line
 from vinfinity.media.finish import Whole, finish
 from vinfinity.media.fragments import Fragments
 from vinfinity.media.mp4 import HEAD_BOXES, Second, to_picture
-from vinfinity.system.files import cannot_write, sync_folder, temporary
+from vinfinity.system.files import cannot_write, sync, temporary
 
 
 class VideoWriter:
@@ -191,4 +191,4 @@ def _replace(new: Path, path: Path) -> None:
         shutil.rmtree(old, ignore_errors=True)
     else:
         os.replace(new, path)
-    sync_folder(path.parent)
+    sync(path.parent)
