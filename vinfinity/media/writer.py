@@ -40,7 +40,8 @@ class VideoWriter:
         with VideoWriter(Path("a.mp4"), choose_format("a.mp4", VideoConfig()), width=512, height=320, fps=24) as video:
             video.write(frame)
 
-    Raises OutputError if the video cannot be written or the encoder fails, ValueError for frames of another shape.
+    Raises OutputError if the video cannot be written or the encoder fails, DamagedError if the sound cannot be read any
+    more, ValueError for frames of another shape.
     """
 
     def __init__(
@@ -83,7 +84,7 @@ class VideoWriter:
         self.frames = self._fragments.frames
         try:
             self._second: Second | None = self._begin_second()
-        except OutputError:
+        except BaseException:
             self._abandon()
             raise
 
@@ -101,12 +102,12 @@ class VideoWriter:
             finish(self._whole(), self._copy)
             _replace(self._copy, self._target)
             self._fragments.remove()
-        except OutputError:
-            self._abandon()
-            raise
         except (OSError, ValueError, av.error.FFmpegError) as failure:
             self._abandon()
             raise cannot_write(self.path, failure) from failure
+        except BaseException:
+            self._abandon()
+            raise
 
     def write(self, frame: np.ndarray) -> None:
         """Adds one frame, (height, width, 3): uint8, or uint16 for formats of more than 8 bits; full-range RGB."""
