@@ -51,6 +51,19 @@ def own_model(model_folder: Path, tmp_path: Path) -> Path:
 
 
 @pytest.fixture
+def on_disk(monkeypatch: pytest.MonkeyPatch) -> Callable[[Path], bool]:
+    """Whether a file, or the entries of a folder, were flushed to disk during the test, under any name."""
+    flush, flushed = os.fsync, set()
+
+    def fsync(number: int) -> None:
+        flush(number)
+        flushed.add(os.fstat(number).st_ino)
+
+    monkeypatch.setattr(os, "fsync", fsync)
+    return lambda path: path.stat().st_ino in flushed
+
+
+@pytest.fixture
 def record_worst(record_property: Callable[[str, object], None]) -> Callable[[str, float], None]:
     """Record a figure in the test report, and on the terminal with `-s`."""
 

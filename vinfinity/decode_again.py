@@ -1,6 +1,7 @@
 """Decoding the final latents of a run again, with another decoder, codec or quality."""
 
 import time
+from pathlib import Path
 
 from vinfinity.config import RunConfig
 from vinfinity.decoding import decode_to_files
@@ -10,7 +11,7 @@ from vinfinity.parallel.ranks import Ranks
 from vinfinity.runs.earlier import final_latents
 from vinfinity.runs.folder import RunFolder
 from vinfinity.runs.paths import Destination
-from vinfinity.runs.start import record_of_files
+from vinfinity.runs.start import own_video, record_of_files
 from vinfinity.session import locked
 from vinfinity.system.progress import Progress
 from vinfinity.system.signals import Shutdown
@@ -25,7 +26,9 @@ def decode_again(
     Returns None on ranks other than 0. Raises InputError if the run has no final latents yet.
     """
     final_latents(folder)
-    task = (Task.of(config, destination, denoise=False), folder)
+    is_own = destination.video.absolute() == own_video(folder).absolute()
+    unfinished = folder.decoded if is_own else folder.decoded_of(destination.video)
+    task = (Task.of(config, destination, denoise=False), folder, unfinished)
     return launch(
         decode_on_rank,
         task,
@@ -36,9 +39,9 @@ def decode_again(
     )
 
 
-def decode_on_rank(payload: tuple[Task, RunFolder], ranks: Ranks) -> Summary | None:
+def decode_on_rank(payload: tuple[Task, RunFolder, Path], ranks: Ranks) -> Summary | None:
     """One rank's part of decoding again."""
-    (task, folder), started = payload, time.monotonic()
+    (task, folder, unfinished), started = payload, time.monotonic()
     facts = {name: task.job.facts[name] for name in ("decoder", "version")}
     with (
         task.messages(),
@@ -52,7 +55,7 @@ def decode_on_rank(payload: tuple[Task, RunFolder], ranks: Ranks) -> Summary | N
             progress.warn(concern)
         latents = final_latents(folder)
         latents.verify()
-        decode_to_files(task, latents, folder, Networks(ranks.device), ranks, progress)
+        decode_to_files(task, latents, Networks(ranks.device), ranks, progress, unfinished=unfinished)
         if not ranks.first:
             return None
         if task.destination.folder.path.resolve() == folder.path.resolve():

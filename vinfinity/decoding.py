@@ -1,10 +1,11 @@
 """From final latents to files."""
 
+from pathlib import Path
+
 from vinfinity.media.video import write_video
 from vinfinity.media.watch import VideoWatch
 from vinfinity.networks import Networks
 from vinfinity.parallel.ranks import Ranks
-from vinfinity.runs.folder import RunFolder
 from vinfinity.runs.parts import Parts, save_whole
 from vinfinity.system.folders import expanded
 from vinfinity.system.progress import Progress
@@ -14,14 +15,15 @@ from vinfinity.task import Task
 def decode_to_files(
     task: Task,
     latents: Parts,
-    folder: RunFolder,
     networks: Networks,
     ranks: Ranks,
     progress: Progress,
+    *,
+    unfinished: Path,
 ) -> VideoWatch | None:
     """From latents to video and contact sheet, and the copy of the latents. Ranks other than 0 decode their share.
 
-    folder: of the run, where unfinished files lie. Returns what was seen of frames and latents, on rank 0.
+    unfinished: the file of what is decoded so far. Returns what was seen of frames and latents, on rank 0.
     """
     job, destination, config = task.job, task.destination, task.job.config
     if ranks.first and destination.latents is not None:
@@ -41,7 +43,7 @@ def decode_to_files(
         decode=config.decode,
         metadata=job.tags() if config.video.metadata else {},
         audio=None if config.sound is None else expanded(config.sound[1], field=config.sound[0]),
-        unfinished=folder.decoded,
+        unfinished=unfinished,
         identity=f"{latents.digest()} {job.decoder_digest}",
         ranks=ranks,
         progress=progress,

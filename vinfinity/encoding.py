@@ -13,8 +13,7 @@ from vinfinity.job import Job
 from vinfinity.media.encode import encode_frames
 from vinfinity.models.decoder import Encoder
 from vinfinity.networks import Networks
-from vinfinity.runs.earlier import COPIED_FRAMES
-from vinfinity.runs.parts import Parts, read_manifest, undamaged_parts
+from vinfinity.runs.parts import Parts, in_pieces, read_manifest, undamaged_parts
 from vinfinity.runs.sources import Sources, encoded_before, open_input, open_pictures
 from vinfinity.runs.together import write_together
 from vinfinity.session import Session
@@ -168,11 +167,6 @@ def _copy(session: Session, earlier: Path) -> Parts:
     if ranks.first:
         source.verify()
 
-    def pieces() -> Iterator[tuple[range, Mapping[str, Tensor]]]:
-        for start in range(0, source.frames, COPIED_FRAMES):
-            piece = range(start, min(start + COPIED_FRAMES, source.frames))
-            yield piece, {"x": source.read(piece)[None]}
-
-    return write_together(
-        folder, pieces() if ranks.first else (), ranks=ranks, settings=source.settings, tensors=source.tensors
-    )
+    own = in_pieces(range(source.frames)) if ranks.first else ()
+    copied = ((piece, {"x": source.read(piece)[None]}) for piece in own)
+    return write_together(folder, copied, ranks=ranks, settings=source.settings, tensors=source.tensors)

@@ -100,7 +100,8 @@ def make_video(
         session.enter("while decoding")
         watch = None
         if task.decode:
-            watch = decode_to_files(task, latents, session.folder, networks, ranks, session.progress)
+            unfinished = session.folder.decoded
+            watch = decode_to_files(task, latents, networks, ranks, session.progress, unfinished=unfinished)
         if not ranks.first:
             return None
         seconds = {"denoising": denoised - started, "decoding": time.monotonic() - denoised}

@@ -264,16 +264,23 @@ def test_a_full_disk_ends_a_batch(model_folder: Path, tmp_path: Path) -> None:
 
 
 def test_two_processes_do_not_make_the_same_batch(model_folder: Path, tmp_path: Path) -> None:
-    make(model_folder, tmp_path, PROMPTS[:1])
     refused: list[str] = []
 
     def make_again() -> None:
-        with pytest.raises(BusyError, match="another process makes these videos") as raised:
-            make(model_folder, tmp_path, steps=12, overwrite=True)
-        refused.append(raised.value.message)
+        try:
+            with pytest.raises(BusyError, match="another process makes these videos") as raised:
+                make(model_folder, tmp_path, steps=1000)
+            refused.append(raised.value.message)
+        finally:
+            os.kill(os.getpid(), signal.SIGTERM)
 
-    with when_exists(tmp_path / "2.run" / "events.jsonl", make_again):
-        make(model_folder, tmp_path, steps=12, overwrite=True)
+    with (
+        Shutdown().handled() as shutdown,
+        when_exists(tmp_path / "1.run" / "events.jsonl", make_again),
+        pytest.raises(Stopped),
+    ):
+        # so many steps that it lasts until the other one is refused
+        make_batch(plan(model_folder, tmp_path, steps=1000), shutdown=shutdown)
     assert len(refused) == 1
 
 

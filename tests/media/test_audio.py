@@ -1,5 +1,6 @@
 """Sound: which files have it, and where it is in the video."""
 
+from collections.abc import Callable
 from fractions import Fraction
 from pathlib import Path
 
@@ -8,7 +9,7 @@ import pytest
 from oracles.video import loudness, tone
 
 from vinfinity.config import VideoConfig, choose_format
-from vinfinity.errors import InputError
+from vinfinity.errors import DamagedError, InputError
 from vinfinity.media.audio import check_audio
 from vinfinity.media.writer import VideoWriter
 
@@ -20,6 +21,11 @@ def video(path: Path, *, seconds: int, audio: Path | None) -> Path:
         for _ in range(10 * seconds):
             writer.write(np.zeros((16, 16, 3), kind))
     return path
+
+
+def silence(sound: Path) -> None:
+    """Replace a sound by a video without any."""
+    video(sound.with_suffix(".mp4"), seconds=1, audio=None).replace(sound)
 
 
 def test_the_length_of_a_file_is_read(tmp_path: Path) -> None:
@@ -43,6 +49,23 @@ def test_files_without_usable_sound_are_refused(tmp_path: Path) -> None:
     ):
         with pytest.raises(InputError, match=message):
             check_audio(path)
+
+
+@pytest.mark.parametrize("change", [Path.unlink, lambda sound: sound.write_text("text " * 100), silence])
+def test_sound_that_changes_while_frames_are_written_is_named(
+    change: Callable[[Path], object], tmp_path: Path
+) -> None:
+    sound = tone(tmp_path / "tone.wav", seconds=1)
+
+    def write() -> None:
+        path, made = tmp_path / "a.mp4", choose_format(None, VideoConfig())
+        with VideoWriter(path, made, width=16, height=16, fps=8, audio=sound) as writer:
+            writer.write(np.zeros((16, 16, 3), np.uint8))
+            change(sound)
+
+    with pytest.raises(DamagedError, match=r"^\S+tone\.wav: (cannot be read as sound \(|has no sound)"):
+        write()
+    assert {path.name for path in tmp_path.iterdir()} <= {"tone.wav"}
 
 
 @pytest.mark.parametrize("name", ["a.mp4", "a.mov", "a.webm"])

@@ -1,8 +1,11 @@
 """Every format, opened again: frames, rate, duration, colours and their tags, repetition, metadata; and continued."""
 
+import os
 import signal
 import subprocess
 import sys
+import tempfile
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 from fractions import Fraction
 from pathlib import Path
@@ -17,7 +20,7 @@ from PIL.PngImagePlugin import PngImageFile
 
 from vinfinity.config import VideoConfig, choose_format
 from vinfinity.media.encoders import check_encoders
-from vinfinity.media.writer import VideoWriter
+from vinfinity.media.writer import VideoWriter, _replace
 
 FILM, WHOLE = Fraction(24000, 1001), Fraction(8)
 
@@ -312,6 +315,45 @@ def test_a_folder_is_replaced_whole(tmp_path: Path) -> None:
     (tmp_path / "empty").mkdir()
     write(tmp_path / "empty", case, patches(2))
     assert len(read(tmp_path / "empty", case)) == 2
+
+
+@pytest.mark.parametrize("case", ALL, ids=str)
+def test_a_video_is_on_disk_when_it_appears(
+    case: Case, tmp_path: Path, on_disk: Callable[[Path], bool]
+) -> None:
+    path = write(tmp_path / case.name, case, patches(2))
+    for written in (tmp_path, path, *(path.iterdir() if path.is_dir() else ())):
+        assert on_disk(written)
+
+
+@pytest.fixture
+def elsewhere(tmp_path: Path) -> Iterator[Path]:
+    """A folder on another file system."""
+    memory = Path("/dev/shm")
+    if not os.access(memory, os.W_OK) or memory.stat().st_dev == tmp_path.stat().st_dev:
+        pytest.skip("there is no second file system to write to")
+    with tempfile.TemporaryDirectory(dir=memory) as folder:
+        yield Path(folder)
+
+
+def test_a_folder_behind_a_link_is_replaced_on_its_own_file_system(elsewhere: Path, tmp_path: Path) -> None:
+    case = FOLDERS[0]
+    (elsewhere / "frames").mkdir()
+    (tmp_path / "link").symlink_to(elsewhere / "frames")
+    for count in (3, 2):
+        write(tmp_path / "link", case, patches(count))
+        assert len(read(tmp_path / "link", case)) == count
+        assert (tmp_path / "link").is_symlink()
+        assert [path.name for path in elsewhere.iterdir()] == ["frames"]
+
+
+def test_a_folder_that_cannot_be_replaced_stays(elsewhere: Path, tmp_path: Path) -> None:
+    path = write(tmp_path / "a", FOLDERS[0], patches(2))
+    (elsewhere / "new").mkdir()
+    with pytest.raises(OSError, match="cross-device"):
+        _replace(elsewhere / "new", path)
+    assert len(read(path, FOLDERS[0])) == 2
+    assert list(tmp_path.iterdir()) == [path]
 
 
 @pytest.mark.parametrize("case", ALL, ids=str)

@@ -179,6 +179,17 @@ def test_a_failure_leaves_the_old_file_unchanged(tmp_path: Path, failure: type[B
     assert list(tmp_path.iterdir()) == [path]
 
 
+def test_what_a_killed_process_left_is_not_part_of_the_next_video(tmp_path: Path) -> None:
+    path = tmp_path / "a.mp4"
+    killed = VideoWriter(path, MP4, width=16, height=16, fps=4)
+    for frame in patches(16, 16):
+        killed.write(frame)
+    with VideoWriter(path, MP4, width=16, height=16, fps=4) as mp4:
+        assert mp4.frames == 0
+        mp4.write(patches(16, 16)[0])
+    assert len(read_video(path)) == 1
+
+
 def test_an_unwritable_path_is_one_error(tmp_path: Path) -> None:
     (tmp_path / "file").write_text("")
     with pytest.raises(OutputError, match="cannot be written"):

@@ -103,3 +103,26 @@ def test_a_frame_that_is_read_again_for_the_contact_sheet_changes_nothing() -> N
     before = watch.change.copy()
     watch.read(range(5, 6))
     assert watch.change == pytest.approx(before, nan_ok=True)
+
+
+def test_memory_does_not_grow_with_blocks_that_overlap() -> None:
+    """Ranks that decode Wan in turns are each given some latent frames before their own."""
+    x = torch.randn(1, 4, 400, 6, 6)
+    expected = (x[0, :, 1:] - x[0, :, :-1]).abs().mean(dim=(0, 2, 3)).numpy()
+    watch = LatentWatch(TensorLatents(x), 400)
+    for first in range(0, 400, 40):
+        # rank 0 hands out the latents of the others before it reads its own
+        for start in (first + 10, first + 20, first + 30, first):
+            watch.read(range(max(0, start - 3), start + 10))
+        # the last of these frames waits for the next one
+        assert len(watch._edges) <= 1
+    assert watch.change[1:] == pytest.approx(expected, rel=1e-5)
+
+
+def test_frames_that_are_read_alone_are_compared_with_both_neighbours() -> None:
+    x = torch.randn(1, 4, 3, 6, 6)
+    expected = (x[0, :, 1:] - x[0, :, :-1]).abs().mean(dim=(0, 2, 3)).numpy()
+    watch = LatentWatch(TensorLatents(x), 3)
+    for frame in (1, 0, 0, 2):
+        watch.read(range(frame, frame + 1))
+    assert watch.change[1:] == pytest.approx(expected, rel=1e-5)

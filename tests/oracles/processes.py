@@ -1,13 +1,23 @@
-"""Processes that tests start: the ranks of a run, by /proc."""
+"""Processes that tests start: the ranks of a run, by /proc. Threads that they must not leave."""
 
 import contextlib
 import subprocess
 import sys
+import threading
 import time
+from collections.abc import Iterator
 from pathlib import Path
 
 # enough for any process under load
 SECONDS = 60.0
+
+
+@contextlib.contextmanager
+def no_thread_left() -> Iterator[None]:
+    """No thread that starts inside the block outlives it. Those of earlier tests may end meanwhile."""
+    before = set(threading.enumerate())
+    yield
+    assert set(threading.enumerate()) <= before
 
 
 def command_line(pid: int) -> str:

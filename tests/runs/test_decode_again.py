@@ -4,12 +4,16 @@ import json
 from pathlib import Path
 
 import numpy as np
+import pytest
 from oracles.runs import config_of, exit_code, signal_when_exists
 from oracles.video import assert_exact_times
 from PIL import Image
 
+from vinfinity.errors import Stopped
 from vinfinity.media.mp4 import read_metadata, read_video
 from vinfinity.run import run
+from vinfinity.runs.folder import find_run
+from vinfinity.system.signals import Shutdown
 
 
 def test_latents_can_be_decoded_again_with_other_video_settings(model_folder: Path, tmp_path: Path) -> None:
@@ -53,9 +57,10 @@ def test_resumed_decoding_writes_a_bitwise_identical_video(model_folder: Path, t
         run(config_of(model_folder, out, *settings, frames=58, steps=1, size="128x64"))
     folder = tmp_path / "interrupted.run"
     command = ("decode", str(folder), "--out", str(tmp_path / "again.mp4"))
-    with signal_when_exists(folder / "decoded.json"):
+    record = find_run(folder).decoded_of(tmp_path / "again.mp4").with_suffix(".json")
+    with signal_when_exists(record):
         assert exit_code(*command) == 75
-    decoded = json.loads((folder / "decoded.json").read_text())["frames"]
+    decoded = json.loads(record.read_text())["frames"]
     assert 8 <= decoded < 58
     assert exit_code(*command, "--gpus", "2", "decode.where=ranks") == 0
     assert f"{decoded} of 58 frames have already been decoded" in (folder / "log.txt").read_text()
@@ -65,5 +70,26 @@ def test_resumed_decoding_writes_a_bitwise_identical_video(model_folder: Path, t
         np.asarray(Image.open(tmp_path / f"{name}.png")) for name in ("again", "uninterrupted")
     )
     assert np.abs(sheet.astype(int) - expected).max() <= 1
-    assert not (folder / "decoded.mp4").exists()
-    assert not (folder / "decoded.json").exists()
+    assert not record.exists()
+    assert not record.with_suffix(".mp4").exists()
+
+
+def test_frames_of_an_interrupted_run_stay_when_its_latents_are_decoded_to_another_video(
+    model_folder: Path, tmp_path: Path
+) -> None:
+    folder = tmp_path / "a.run"
+    config = config_of(model_folder, tmp_path / "a.mp4", "decode.frames=1", frames=58, steps=1, size="128x64")
+    with (
+        Shutdown().handled() as shutdown,
+        signal_when_exists(folder / "decoded.json"),
+        pytest.raises(Stopped),
+    ):
+        run(config, shutdown=shutdown)
+    decoded = json.loads((folder / "decoded.json").read_text())["frames"]
+    assert 8 <= decoded < 58
+    for name in ("b.gif", "b.mp4", "a.gif"):
+        sheet = "video.sheet=false"
+        assert exit_code("decode", str(folder), "--out", str(tmp_path / name), sheet) == 0
+    assert exit_code("resume", str(folder)) == 0
+    assert f"{decoded} of 58 frames have already been decoded" in (folder / "log.txt").read_text()
+    assert [path.name for path in folder.iterdir() if path.suffix == ".mp4"] == []

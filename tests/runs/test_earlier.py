@@ -11,9 +11,9 @@ from vinfinity.config import RunConfig
 from vinfinity.denoise.prompts import schedule_prompts
 from vinfinity.errors import DamagedError, InputError
 from vinfinity.models.geometry import LatentGeometry
-from vinfinity.runs.earlier import COPIED_FRAMES, EarlierRun, final_latents
+from vinfinity.runs.earlier import EarlierRun, final_latents
 from vinfinity.runs.folder import RunFolder
-from vinfinity.runs.parts import write_manifest, write_part
+from vinfinity.runs.parts import COPIED_FRAMES, write_manifest, write_part
 
 LATENT = (4, 3, 2)
 SIZE = "16x24"

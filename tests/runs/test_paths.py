@@ -132,6 +132,17 @@ def test_unusable_files_are_refused(
         check(run_config(prompt="a ball", **given))
 
 
+@pytest.mark.skipif(
+    not os.path.ismount("/dev/shm") or not os.access("/dev", os.W_OK), reason="no mount point"
+)
+def test_a_mount_point_cannot_become_a_folder_of_pictures(tmp_path: Path) -> None:
+    """It cannot be renamed, which would end the run when all is computed."""
+    (tmp_path / "link").symlink_to("/dev/shm")
+    for path in ("/dev/shm/", f"{tmp_path}/link/"):
+        with pytest.raises(InputError, match="is a mount point; name a new folder inside it"):
+            check(run_config(prompt="a ball", out=path, overwrite=True))
+
+
 def test_unusual_names_are_accepted(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(tmp_path)
     names = [

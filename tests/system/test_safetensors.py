@@ -1,5 +1,6 @@
 """Safetensors files written and read without torch's help."""
 
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
@@ -32,6 +33,14 @@ def test_tensors_are_written_in_any_order_and_in_pieces(tmp_path: Path) -> None:
         "a": ("U8", (2, 3)),
         "b": ("I16", (2,)),
     }
+
+
+def test_a_file_is_on_disk_when_it_appears(tmp_path: Path, on_disk: Callable[[Path], bool]) -> None:
+    path = tmp_path / "a.safetensors"
+    with streamed_file(path, {"a": ("U8", (1,))}) as file:
+        file.write("a", b"\x01")
+    assert on_disk(path)
+    assert on_disk(tmp_path)
 
 
 def test_a_file_with_missing_bytes_does_not_appear(tmp_path: Path) -> None:

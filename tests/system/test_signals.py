@@ -8,6 +8,7 @@ import sys
 import threading
 
 import pytest
+from oracles.processes import no_thread_left
 
 from vinfinity.errors import Stopped
 from vinfinity.system.signals import SIGNALS, Reaction, Shutdown
@@ -68,12 +69,10 @@ def test_work_without_checks_is_interrupted_so_that_it_cleans_up() -> None:
 
 def test_handlers_are_replaced_for_the_block_only() -> None:
     before = [signal.getsignal(number) for number in SIGNALS]
-    threads = threading.active_count()
-    with Shutdown().handled():
+    with no_thread_left(), Shutdown().handled():
         during = [signal.getsignal(number) for number in SIGNALS]
         assert all(one is not other for one, other in zip(during, before, strict=True))
     assert [signal.getsignal(number) for number in SIGNALS] == before
-    assert threading.active_count() == threads
 
 
 def test_a_library_call_leaves_all_handlers_alone() -> None:

@@ -1,5 +1,6 @@
 """The sound of a video: any file's, cut at the end of the video or followed by silence."""
 
+import contextlib
 import itertools
 import typing
 from collections.abc import Iterator
@@ -12,7 +13,7 @@ import av
 from av.filter import Graph
 
 from vinfinity.config import VideoFormat
-from vinfinity.errors import InputError, one_line
+from vinfinity.errors import DamagedError, InputError, one_line
 from vinfinity.media.filters import pulled
 from vinfinity.media.mp4 import file_url
 from vinfinity.system.files import missing_problem
@@ -22,6 +23,8 @@ RATE = 48_000
 # bits per second; PCM has none
 BIT_RATE = 192_000
 MOST_CHANNELS = 2
+# what FFmpeg raises for files that are missing, of no known kind, or damaged
+UNREADABLE = (OSError, av.error.FFmpegError, ValueError)
 
 
 def check_audio(
@@ -47,22 +50,30 @@ def check_audio(
             if stream.duration is not None and stream.time_base is not None:
                 return stream.duration * stream.time_base
             return None if container.duration is None else Fraction(container.duration, av.time_base)
-    except (OSError, av.error.FFmpegError, ValueError) as error:
-        problem = f"cannot be read as sound ({one_line(getattr(error, 'strerror', None) or str(error))})"
-        raise InputError(field, path, other, problem=problem) from None
+    except UNREADABLE as error:
+        raise InputError(field, path, other, problem=_problem(error)) from None
+
+
+def _problem(error: Exception) -> str:
+    return f"cannot be read as sound ({one_line(getattr(error, 'strerror', None) or str(error))})"
 
 
 class Sound:
     """The track of a container that holds the sound of a file, `seconds` long.
 
-    Sound starts where it does in the file. Parts that cannot be decoded are silent.
+    Sound starts where it does in the file. Parts that cannot be decoded are silent. Raises DamagedError if the file
+    cannot be read any more.
     """
 
     def __init__(
         self, container: av.container.OutputContainer, path: Path, video: VideoFormat, seconds: Fraction
     ) -> None:
         assert video.container.audio is not None
-        self._container, self._file = container, av.open(file_url(path))
+        self._container, self._path = container, path
+        with self._reading():
+            self._file = av.open(file_url(path))
+        if not self._file.streams.audio:
+            raise DamagedError(f"{path}: has no sound any more")
         source = self._file.streams.audio[0]
         stereo = source.codec_context.layout.nb_channels >= MOST_CHANNELS
         layout = "stereo" if stereo else "mono"
@@ -125,12 +136,21 @@ class Sound:
 
     def _decoded(self, source: av.AudioStream) -> Iterator[av.AudioFrame]:
         start = Fraction(self._file.start_time or 0, av.time_base)
-        for packet in self._file.demux(source):
-            try:
-                frames = packet.decode()
-            except av.error.InvalidDataError:
-                continue
-            for frame in frames:
-                if frame.pts is not None and frame.time_base is not None:
-                    frame.pts -= round(start / frame.time_base)
-                yield frame
+        with self._reading():
+            for packet in self._file.demux(source):
+                try:
+                    frames = packet.decode()
+                except av.error.InvalidDataError:
+                    continue
+                for frame in frames:
+                    if frame.pts is not None and frame.time_base is not None:
+                        frame.pts -= round(start / frame.time_base)
+                    yield frame
+
+    @contextlib.contextmanager
+    def _reading(self) -> Iterator[None]:
+        """The file was checked before the run, and may have changed since."""
+        try:
+            yield
+        except UNREADABLE as error:
+            raise DamagedError(f"{self._path}: {_problem(error)}") from error

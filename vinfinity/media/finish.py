@@ -22,6 +22,7 @@ from vinfinity.errors import CONTROL
 from vinfinity.media.audio import Sound
 from vinfinity.media.filters import pulled
 from vinfinity.media.mp4 import ONE_THREAD, TAGS, clock_options, file_url
+from vinfinity.system.files import sync
 
 PNG_SIGNATURE_AND_HEADER = 8 + 25
 # digits of a frame's number in the names of a folder's files
@@ -65,9 +66,8 @@ def finish(whole: Whole, target: Path) -> None:
     """Write the complete file, or folder, and flush it to disk. Raises OSError or an error of FFmpeg."""
     write: dict[str, Callable[[Whole, Path], None]] = {"gif": _gif, "webp": _webp, "image2": _pictures}
     write.get(whole.video.container.muxer, _copy)(whole, target)
-    for path in sorted(target.iterdir()) if target.is_dir() else [target]:
-        with path.open("rb") as file:
-            os.fsync(file.fileno())
+    for path in [*target.iterdir(), target] if target.is_dir() else [target]:
+        sync(path)
 
 
 def _copy(whole: Whole, target: Path) -> None:

@@ -77,8 +77,8 @@ class LatentWatch:
     def __init__(self, source: LatentSource, frames: int) -> None:
         self._source = source
         self.change, self.spread = np.full(frames, np.nan), np.full(frames, np.nan)
-        # frames whose neighbour was not read yet
-        self._edges: dict[int, Tensor] = {}
+        # by frame and neighbour: the frames whose neighbour was not read yet
+        self._edges: dict[tuple[int, int], Tensor] = {}
 
     def read(self, frames: range) -> Tensor:
         latents = self._source.read(frames)
@@ -87,15 +87,22 @@ class LatentWatch:
         self.spread[frames.start : frames.stop] = latents.std(dim=(0, 2, 3), correction=0).numpy()
         self._meet(frames.start - 1, frames.start, latents[:, 0])
         self._meet(frames.stop, frames.stop - 1, latents[:, -1])
+        # blocks may overlap, and then have the neighbour inside
+        self._edges = {pair: edge for pair, edge in self._edges.items() if self._is_open(*pair)}
         return latents
 
     def _meet(self, neighbour: int, frame: int, latent: Tensor) -> None:
         """Compare a frame at the end of a block with its neighbour, or keep it until that is read."""
-        other = self._edges.pop(neighbour, None)
-        if other is None:
-            self._edges[frame] = latent.clone()
-        else:
+        other = self._edges.get((neighbour, frame))
+        if other is not None:
             self.change[max(frame, neighbour)] = float((latent - other).abs().mean())
+        elif self._is_open(neighbour, frame):
+            self._edges[frame, neighbour] = latent.clone()
+
+    def _is_open(self, neighbour: int, frame: int) -> bool:
+        """Whether adjacent frames are both of the video, and were not compared yet."""
+        border = max(frame, neighbour)
+        return 0 < border < len(self.change) and bool(np.isnan(self.change[border]))
 
 
 @dataclass(frozen=True)

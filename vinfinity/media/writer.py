@@ -3,6 +3,7 @@
 import hashlib
 import json
 import os
+import secrets
 import shutil
 from collections.abc import Mapping
 from fractions import Fraction
@@ -18,7 +19,7 @@ from vinfinity.errors import OutputError, one_line
 from vinfinity.media.finish import Whole, finish
 from vinfinity.media.fragments import Fragments
 from vinfinity.media.mp4 import HEAD_BOXES, Second, to_picture
-from vinfinity.system.files import cannot_write, sync_folder, temporary
+from vinfinity.system.files import cannot_write, sync, temporary
 
 
 class VideoWriter:
@@ -39,7 +40,8 @@ class VideoWriter:
         with VideoWriter(Path("a.mp4"), choose_format("a.mp4", VideoConfig()), width=512, height=320, fps=24) as video:
             video.write(frame)
 
-    Raises OutputError if the video cannot be written or the encoder fails, ValueError for frames of another shape.
+    Raises OutputError if the video cannot be written or the encoder fails, DamagedError if the sound cannot be read any
+    more, ValueError for frames of another shape.
     """
 
     def __init__(
@@ -64,12 +66,16 @@ class VideoWriter:
         self._padding = ((0, -height % rows), (0, -width % columns), (0, 0))
         self._metadata, self._audio = metadata or {}, audio
         self._resumable = unfinished is not None
-        # nobody else writes what belongs to a run folder, and what a killed run leaves is overwritten
-        self._copy = temporary(path, "part" if self._resumable else f"{os.getpid()}.part")
+        # a folder is made beside the one that it replaces, on the same file system, also where `path` is a link
+        self._target = Path(os.path.realpath(path)) if video.container.is_folder else path
+        # nobody else writes what belongs to a run folder, and what a killed run leaves is overwritten; elsewhere, names
+        # are random: even process numbers repeat, on other machines and in containers
+        own = "" if self._resumable else f"{secrets.token_hex(4)}."
+        self._copy = temporary(self._target, f"{own}part")
         encoding = [self._encoded.codec.encoder, dict(self._encoded.options), self._encoded.pixel_format]
         depends_on = json.dumps([identity, self._shape, str(self._fps), encoding, av.__version__])
         self._fragments = Fragments(
-            unfinished or temporary(path, f"{os.getpid()}.fragments"),
+            unfinished or temporary(path, f"{own}fragments"),
             identity=hashlib.sha256(depends_on.encode()).hexdigest(),
             # users know neither the name nor the purpose of a temporary file
             shown=unfinished or path,
@@ -78,7 +84,7 @@ class VideoWriter:
         self.frames = self._fragments.frames
         try:
             self._second: Second | None = self._begin_second()
-        except OutputError:
+        except BaseException:
             self._abandon()
             raise
 
@@ -94,14 +100,14 @@ class VideoWriter:
         try:
             self._end_second()
             finish(self._whole(), self._copy)
-            _replace(self._copy, self.path)
+            _replace(self._copy, self._target)
             self._fragments.remove()
-        except OutputError:
-            self._abandon()
-            raise
         except (OSError, ValueError, av.error.FFmpegError) as failure:
             self._abandon()
             raise cannot_write(self.path, failure) from failure
+        except BaseException:
+            self._abandon()
+            raise
 
     def write(self, frame: np.ndarray) -> None:
         """Adds one frame, (height, width, 3): uint8, or uint16 for formats of more than 8 bits; full-range RGB."""
@@ -172,15 +178,18 @@ class VideoWriter:
 
 
 def _replace(new: Path, path: Path) -> None:
-    """Put a file or a folder in the place of an older one. Raises OSError."""
+    """Put a file or a folder in the place of an older one, which stays if this fails. Raises OSError."""
     if new.is_dir() and path.is_dir():
         # a folder is replaced only if it is empty
-        target = Path(os.path.realpath(path))
-        old = temporary(target, "old")
+        old = temporary(path, "old")
         shutil.rmtree(old, ignore_errors=True)
-        os.rename(target, old)
-        os.rename(new, target)
+        os.rename(path, old)
+        try:
+            os.rename(new, path)
+        except OSError:
+            os.rename(old, path)
+            raise
         shutil.rmtree(old, ignore_errors=True)
     else:
         os.replace(new, path)
-    sync_folder(path.parent)
+    sync(path.parent)

@@ -15,10 +15,7 @@ from vinfinity.denoise.state import Sampler
 from vinfinity.errors import DamagedError, InputError
 from vinfinity.models.geometry import LatentGeometry
 from vinfinity.runs.folder import RunFolder
-from vinfinity.runs.parts import Parts, read_manifest
-
-# frames that are copied at once
-COPIED_FRAMES = 256
+from vinfinity.runs.parts import Parts, in_pieces, read_manifest
 
 
 def final_latents(folder: RunFolder, *, field: str = "run") -> Parts:
@@ -122,8 +119,7 @@ class EarlierRun:
     def kept_pieces(self) -> Iterator[tuple[range, Mapping[str, Tensor]]]:
         """The kept frames, a bounded number at a time: tensors (1, c, f, h, w)."""
         for span in spans(frame for frame in range(self.latents.frames) if frame not in self.redo):
-            for start in range(span.start, span.stop, COPIED_FRAMES):
-                piece = range(start, min(start + COPIED_FRAMES, span.stop))
+            for piece in in_pieces(span):
                 yield piece, {"x": self.latents.read(piece)[None]}
 
     def _kept_until(self, frames: Sequence[int], *, steps: int) -> Tensor:

@@ -16,7 +16,7 @@ from typing import Any
 
 from vinfinity.config.formats import container_of
 from vinfinity.errors import BusyError, InputError
-from vinfinity.system.files import cannot_write, to_json, write_whole
+from vinfinity.system.files import TEMPORARY, cannot_write, to_json, write_whole
 from vinfinity.system.folders import expanded
 
 # the contents of a folder of parts; written last
@@ -75,7 +75,13 @@ class RunFolder:
 
     @property
     def decoded(self) -> Path:
+        """The seconds of its video that are encoded, while it is decoded."""
         return self.path / "decoded.mp4"
+
+    def decoded_of(self, video: Path) -> Path:
+        """The same of another video that is made from the run; a file for each, so that none takes another's place."""
+        digest = hashlib.blake2s(os.fsencode(os.path.realpath(video)), digest_size=6).hexdigest()
+        return self.path / f"{TEMPORARY}{digest}.mp4"
 
     @property
     def preview(self) -> Path:

@@ -11,7 +11,7 @@ import hashlib
 import itertools
 import json
 import shutil
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from itertools import pairwise
 from pathlib import Path
@@ -28,6 +28,8 @@ from vinfinity.system.safetensors import read_frames, streamed_file
 
 # bytes that are hashed at once
 CHUNK_BYTES = 4 * 2**20
+# frames that are copied at once
+COPIED_FRAMES = 256
 
 
 @dataclass(frozen=True)
@@ -173,18 +175,24 @@ def undamaged_parts(path: Path, *, damaged: Callable[[DamagedError], object]) ->
     return None
 
 
+def in_pieces(frames: range) -> Iterator[range]:
+    """Contiguous frames in pieces of bounded size, as they are copied."""
+    for start in range(frames.start, frames.stop, COPIED_FRAMES):
+        yield range(start, min(start + COPIED_FRAMES, frames.stop))
+
+
 def save_whole(parts: Parts, path: Path, *, source: str, name: str) -> None:
-    """Writes one tensor of all frames, (1, c, F, h, w), as one safetensors file, a channel of a part at a time.
+    """Writes one tensor of all frames, (1, c, F, h, w), as one safetensors file, a bounded number of frames at a time.
 
     source: the tensor's name in the parts. name: its name in the file. Raises OutputError.
     """
     c, _, h, w = parts.read(range(1), name=source).shape
     try:
         with streamed_file(path, {name: ("F32", (1, c, parts.frames, h, w))}) as file:
-            for part in parts.parts:
-                frames = parts.read(range(part.start, part.stop), name=source)
+            for piece in in_pieces(range(parts.frames)):
+                frames = parts.read(piece, name=source)
                 for channel in range(c):
-                    start = (channel * parts.frames + part.start) * h * w * frames.itemsize
+                    start = (channel * parts.frames + piece.start) * h * w * frames.itemsize
                     file.write(name, frames[channel].contiguous().numpy().tobytes(), offset=start)
     except OSError as error:
         raise cannot_write(path, error) from error

@@ -247,7 +247,7 @@ def resumed(
 ) -> Resolved:
     """The settings with which a run is resumed, see `load_run`. Raises InputError if they would start another one."""
     resolved = load_run(folder, overrides=overrides, flags=flags, chosen={"resume": True, **(chosen or {})})
-    config, own = resolved.config, Path(_own_video(folder, read_settings(folder)))
+    config, own = resolved.config, own_video(folder)
     with name_sources(resolved.origins):
         if not config.resume:
             raise InputError("resume", False, "leave it out", problem="would start the run over")
@@ -303,8 +303,13 @@ def edited(
     return load(folder.settings, chosen=own, overrides=overrides, flags=flags, card=model_defaults)
 
 
+def own_video(folder: RunFolder) -> Path:
+    """The video that a run makes. Raises InputError if config.yaml was changed since it started."""
+    return Path(_own_video(folder, read_settings(folder)))
+
+
 def _own_video(folder: RunFolder, started_with: RunConfig) -> str:
-    """The video of a run."""
+    """The video of a run, with the / of a folder."""
     return video_of(folder, started_with.out or ".mp4")
 
 

@@ -4,8 +4,9 @@ import contextlib
 import hashlib
 import json
 import os
-from collections.abc import Collection
+from collections.abc import Collection, Iterator
 from pathlib import Path
+from typing import BinaryIO
 
 from vinfinity.errors import OutputError, escaped
 
@@ -20,23 +21,33 @@ def temporary(path: Path, kind: str = "part") -> Path:
 
 
 def write_whole(path: Path, data: bytes | str) -> None:
-    """Write a file under a temporary name, flush it to disk and rename it; create its folder if needed.
+    """Write a file that appears whole, see `whole_file`. Raises OutputError."""
+    try:
+        with whole_file(path) as file:
+            file.write(data.encode() if isinstance(data, str) else data)
+    except OSError as error:
+        raise cannot_write(path, error) from error
 
-    Raises OutputError.
+
+@contextlib.contextmanager
+def whole_file(path: Path) -> Iterator[BinaryIO]:
+    """A new file that appears when the block ends without an error, on disk; it replaces an older one.
+
+    It is written under a temporary name, flushed to disk and renamed. Its folder is created if needed. Raises OSError.
     """
     unfinished = temporary(path)
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
         with unfinished.open("wb") as file:
-            file.write(data.encode() if isinstance(data, str) else data)
+            yield file
             file.flush()
             os.fsync(file.fileno())
         unfinished.replace(path)
-        sync_folder(path.parent)
-    except OSError as error:
+        sync(path.parent)
+    except BaseException:
         with contextlib.suppress(OSError):
             unfinished.unlink()
-        raise cannot_write(path, error) from error
+        raise
 
 
 def missing_problem(path: Path, otherwise: str = "does not exist") -> str:
@@ -75,9 +86,9 @@ def to_json(value: object, *, indent: int | None = None) -> str:
     return "\n".join(escaped(line) for line in lines)
 
 
-def sync_folder(folder: Path) -> None:
-    """Flush a folder's directory entries to disk: only then does a rename survive a crash."""
-    number = os.open(folder, os.O_RDONLY)
+def sync(path: Path) -> None:
+    """Flush a file to disk, or the entries of a folder: only then does a rename inside it survive a crash."""
+    number = os.open(path, os.O_RDONLY)
     try:
         os.fsync(number)
     finally:

@@ -33,6 +33,11 @@ def check_output_folder(
         return
     if not os.path.isdir(path):
         raise InputError(field, path, "choose another name", problem="has to be a folder, but is a file")
+    # what replaces it is made beside it, and then renamed
+    target = Path(os.path.realpath(path))
+    _check_place(field, target, inside="0" * 12)
+    if os.path.ismount(target):
+        raise InputError(field, path, "name a new folder inside it", problem="is a mount point")
     try:
         names = sorted(os.listdir(path))
     except OSError:

@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import Any, BinaryIO
 
 from vinfinity.errors import WeightsError
-from vinfinity.system.files import missing_problem, temporary
+from vinfinity.system.files import missing_problem, whole_file
 
 # Bytes of an element, by the name of its type in a header.
 ELEMENT_BYTES = {
@@ -161,22 +161,15 @@ class StreamedFile:
 def streamed_file(
     path: Path, layout: Layout, *, metadata: Mapping[str, str] | None = None
 ) -> Iterator[StreamedFile]:
-    """A new file, written in pieces; it appears when the block ends without an error, and replaces an older one.
+    """A file that appears whole, see `whole_file`, and is written in pieces.
 
     layout: type (its name in a header) and shape by tensor. Raises OSError if the file cannot be written, ValueError if
     bytes are missing at the end of the block.
     """
-    unfinished = temporary(path)
-    try:
-        path.parent.mkdir(parents=True, exist_ok=True)
-        with unfinished.open("wb") as file:
-            streamed = StreamedFile(file, layout, metadata)
-            yield streamed
-            streamed.check()
-        unfinished.replace(path)
-    finally:
-        with contextlib.suppress(OSError):
-            unfinished.unlink(missing_ok=True)
+    with whole_file(path) as file:
+        streamed = StreamedFile(file, layout, metadata)
+        yield streamed
+        streamed.check()
 
 
 # ---- the weight files of one part of a model ----
