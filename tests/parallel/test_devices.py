@@ -1,10 +1,12 @@
 """The device of a rank: which GPU it takes, and what is said where that does not work."""
 
+import os
 import warnings
 from pathlib import Path
 
 import pytest
 import torch
+from oracles.pretend.device import PretendCuda
 
 from vinfinity.errors import InputError
 from vinfinity.parallel import devices
@@ -16,7 +18,10 @@ from vinfinity.parallel.devices import (
     fallen_back,
     peak_memory,
     pick_device,
+    select_device,
 )
+from vinfinity.parallel.ranks import Ranks
+from vinfinity.system.pytorch import uses_expandable_segments
 
 GIB = 2**30
 
@@ -110,6 +115,33 @@ def test_the_cpu_is_taken_with_a_warning_where_the_driver_is_broken(
     monkeypatch.setattr(torch.version, "cuda", None)
     assert "torch was installed without CUDA" in str(fallen_back("auto"))
     assert fallen_back("cpu") is None
+
+
+def test_expandable_segments_are_switched_off_where_the_driver_lacks_virtual_memory(
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    with PretendCuda(virtual_memory=False):
+        assert uses_expandable_segments(os.environ)
+        device = Ranks.of_one("cuda").device
+        torch.zeros(8, device=device)
+        # plans follow
+        assert not uses_expandable_segments(os.environ)
+        select_device(torch.device("cuda", 1))
+    warning = "driver of cuda:0 refuses expandable segments (CUDA driver error: operation not supported)"
+    assert capsys.readouterr().err.count(warning) == 1
+
+
+def test_a_gpu_on_which_nothing_can_be_allocated_raises_what_torch_says() -> None:
+    with PretendCuda() as cuda, pytest.MonkeyPatch.context() as patched:
+        patched.setattr(cuda, "_wrap", unable)
+        with pytest.raises(RuntimeError, match="CUDA driver error: unknown error"):
+            select_device(torch.device("cuda", 0))
+        assert uses_expandable_segments(os.environ)
+
+
+def unable(*_: object) -> None:
+    """An allocation on a GPU that fails whatever the allocator is."""
+    raise RuntimeError("CUDA driver error: unknown error")
 
 
 def test_nothing_is_said_on_machines_without_a_gpu(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:

@@ -14,7 +14,14 @@ import torch.distributed as dist
 
 from vinfinity.errors import InputError, one_line
 from vinfinity.parallel.place import Place
-from vinfinity.system.pytorch import prefer_expandable_segments
+from vinfinity.system.progress import warn
+from vinfinity.system.pytorch import (
+    allocator_settings,
+    allocator_variable,
+    prefer_expandable_segments,
+    uses_expandable_segments,
+    without_expandable_segments,
+)
 
 # what the driver creates for each GPU
 DEVICE_FILES = "/dev/nvidia[0-9]*"
@@ -87,6 +94,13 @@ def fallen_back(wanted: str) -> str | None:
 
 
 def select_device(device: torch.device) -> None:
+    """Make a device the current one of this process's main thread, and see that memory can be allocated on it."""
+    enter_device(device)
+    if device.type == "cuda":
+        settle_allocator(device)
+
+
+def enter_device(device: torch.device) -> None:
     """Make a device the current one of this thread.
 
     Every thread begins on the first GPU. One that asks for an event of another GPU would create a context on the first
@@ -94,6 +108,36 @@ def select_device(device: torch.device) -> None:
     """
     if device.type == "cuda":
         torch.cuda.set_device(device)
+
+
+def settle_allocator(device: torch.device) -> None:
+    """Allocate a byte on a GPU, and switch expandable segments off, with a warning, if that fails with them alone.
+
+    Some drivers lack the virtual memory that they need: those of some virtual GPUs, and of Jetson. From then on,
+    `os.environ` has what the allocator does, which plans follow. Raises RuntimeError if nothing can be allocated.
+    """
+    try:
+        torch.empty(1, dtype=torch.uint8, device=device)
+    except RuntimeError as error:
+        name = allocator_variable(os.environ)
+        if name is None or not uses_expandable_segments(os.environ):
+            raise
+        settings = without_expandable_segments(allocator_settings(os.environ))
+        _configure_allocator(settings)
+        torch.empty(1, dtype=torch.uint8, device=device)
+        os.environ[name] = settings
+        if not device.index:
+            warn(
+                f"device: the driver of {device} refuses expandable segments ({one_line(error)}); without them, a run"
+                " needs more memory"
+            )
+
+
+def _configure_allocator(settings: str) -> None:
+    """Change how the allocator of this process is configured, in place of its environment variable."""
+    # torch 2.4 knows the older name only, which newer versions warn of
+    configure = getattr(torch._C, "_accelerator_setAllocatorSettings", None)
+    (configure or torch.cuda.memory._set_allocator_settings)(settings)
 
 
 def check_nccl(size: int, device: torch.device) -> None:

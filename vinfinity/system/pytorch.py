@@ -5,6 +5,7 @@ import re
 from collections.abc import Mapping, MutableMapping
 
 from vinfinity.errors import InputError
+from vinfinity.system.wsl import in_wsl
 
 OLDEST = (2, 4)
 
@@ -12,6 +13,7 @@ OLDEST = (2, 4)
 # (pytorch#183387); where both are set, the first counts.
 VARIABLES = ("PYTORCH_CUDA_ALLOC_CONF", "PYTORCH_ALLOC_CONF")
 EXPANDABLE = "expandable_segments:True"
+_SWITCH = re.compile(r"\bexpandable_segments\s*:\s*True\b")
 
 
 def require_torch(version: str | None = None) -> None:
@@ -32,9 +34,10 @@ def prefer_expandable_segments(environment: MutableMapping[str, str]) -> None:
     """Switch expandable segments on, unless the user has configured the allocator. Must come before torch uses a GPU.
 
     Without them, blocks of many sizes leave gaps that the allocator cannot use again: a network call then takes up to
-    1.35 times the memory of its tensors (docs/decisions/0015-the-gpu-path.md).
+    1.35 times the memory of its tensors (docs/decisions/0015-the-gpu-path.md). In WSL they stay off: drivers there fail
+    at the first allocation or while weights load, depending on the GPU (pytorch#192330).
     """
-    if not any(environment.get(name) for name in VARIABLES):
+    if not in_wsl() and allocator_variable(environment) is None:
         environment[VARIABLES[0]] = EXPANDABLE
 
 
@@ -43,8 +46,16 @@ def allocator_variable(environment: Mapping[str, str]) -> str | None:
     return next((name for name in VARIABLES if environment.get(name)), None)
 
 
+def allocator_settings(environment: Mapping[str, str]) -> str:
+    """How the allocator is configured; "" for torch's default."""
+    return environment.get(allocator_variable(environment) or "", "")
+
+
 def uses_expandable_segments(environment: Mapping[str, str]) -> bool:
     """Whether the allocator is configured to use expandable segments."""
-    name = allocator_variable(environment)
-    settings = "" if name is None else environment[name]
-    return re.search(r"\bexpandable_segments\s*:\s*True\b", settings) is not None
+    return _SWITCH.search(allocator_settings(environment)) is not None
+
+
+def without_expandable_segments(settings: str) -> str:
+    """Settings of the allocator with expandable segments switched off, and otherwise the same."""
+    return _SWITCH.sub("expandable_segments:False", settings)
