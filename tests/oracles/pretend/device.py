@@ -252,13 +252,21 @@ class Event:
 class PretendCuda:
     """Some pretend devices, in place of torch.cuda while the context is open.
 
-    virtual_memory: whether the driver has what expandable segments need.
+    virtual_memory: whether the driver has what expandable segments need. capability: compute capability.
     """
 
     _active: "PretendCuda | None" = None
 
-    def __init__(self, *, devices: int = 2, memory: int = 24 * GIB, virtual_memory: bool = True) -> None:
+    def __init__(
+        self,
+        *,
+        devices: int = 2,
+        memory: int = 24 * GIB,
+        virtual_memory: bool = True,
+        capability: tuple[int, int] = (8, 0),
+    ) -> None:
         self.devices, self.total, self._virtual_memory = devices, memory, virtual_memory
+        self._capability = capability
         # those of the allocator, once they were changed by a call
         self._settings: str | None = None
         self.clocks = Clocks()
@@ -610,9 +618,9 @@ class PretendCuda:
 
         def properties(device: Any = None) -> Any:
             self.initialize()
-            index = self.place(device).index
+            index, (major, minor) = self.place(device).index, self._capability
             return types.SimpleNamespace(
-                name="Pretend GPU", total_memory=self.total, major=8, minor=0, uuid=f"pretend-{index}"
+                name="Pretend GPU", total_memory=self.total, major=major, minor=minor, uuid=f"pretend-{index}"
             )
 
         def mem_get_info(device: Any = None) -> tuple[int, int]:
@@ -669,7 +677,7 @@ class PretendCuda:
                 "set_sync_debug_mode": set_sync_debug_mode,
                 "get_device_properties": properties,
                 "get_device_name": lambda device=None: "Pretend GPU",
-                "get_device_capability": lambda device=None: (8, 0),
+                "get_device_capability": lambda device=None: self._capability,
                 "mem_get_info": mem_get_info,
                 "memory_allocated": allocated,
                 "memory_reserved": allocated,
