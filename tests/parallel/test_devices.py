@@ -26,11 +26,16 @@ from vinfinity.system.pytorch import uses_expandable_segments
 GIB = 2**30
 
 
+def enumerate_gpus(patch: pytest.MonkeyPatch, count: int) -> None:
+    """Let CUDA list that many GPUs."""
+    patch.setattr(torch._C, "_cuda_getDeviceCount", lambda: count, raising=False)
+
+
 @pytest.fixture
 def gpus(monkeypatch: pytest.MonkeyPatch) -> pytest.MonkeyPatch:
     """A torch that finds one GPU."""
     monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
-    monkeypatch.setattr(torch.cuda, "device_count", lambda: 1)
+    enumerate_gpus(monkeypatch, 1)
     monkeypatch.delenv("CUDA_VISIBLE_DEVICES", raising=False)
     return monkeypatch
 
@@ -51,9 +56,17 @@ def test_ranks_without_a_gpu_each_are_refused_with_the_remedy_of_their_launcher(
     for launcher in ("vinfinity", "torchrun"):
         with pytest.raises(InputError, match=r"finds 1 CUDA GPU .* for 2; add --device cpu to run 2 ranks"):
             pick_device("auto", local_size=2, launcher=launcher)
-    gpus.setattr(torch.cuda, "device_count", lambda: 3)
+    enumerate_gpus(gpus, 3)
     with pytest.raises(InputError, match=r"finds 3 CUDA GPUs.* for 4; .*--gpus-per-node 4"):
         pick_device("auto", local_rank=1, local_size=4, launcher="srun")
+
+
+def test_gpus_that_only_the_drivers_management_library_counts_are_not_used(gpus: pytest.MonkeyPatch) -> None:
+    # eight GPUs in MIG mode, of which CUDA lists one slice
+    gpus.setattr(torch.cuda, "device_count", lambda: 8)
+    with pytest.raises(InputError, match=r"finds 1 CUDA GPU for 8; add --device cpu"):
+        pick_device("cuda", local_size=8)
+    assert pick_device("cuda") == torch.device("cuda", 0)
 
 
 def test_two_ranks_on_one_gpu_are_named() -> None:

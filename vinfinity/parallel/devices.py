@@ -74,15 +74,25 @@ def usable_gpus() -> tuple[int, str]:
     """How many GPUs torch can use; if none, why it cannot use those that the machine seems to have, or ""."""
     with warnings.catch_warnings(record=True) as caught:
         warnings.simplefilter("always")
-        # device_count alone asks the driver's management library, which also counts GPUs that torch cannot use
-        if torch.cuda.is_available():
-            return torch.cuda.device_count(), ""
+        if torch.cuda.is_available() and (found := _enumerated()):
+            return found, ""
     if not glob.glob(DEVICE_FILES):
         return 0, ""
     if torch.version.cuda is None:
         return 0, "torch was installed without CUDA"
     said = one_line(caught[-1].message) if caught else "its driver does not answer"
     return 0, said.partition(" (Triggered internally")[0].removeprefix("CUDA initialization: ")
+
+
+def _enumerated() -> int:
+    """The GPUs that CUDA lists for this process.
+
+    Until CUDA is initialised, device_count asks the driver's management library, which also counts GPUs that torch
+    cannot use, such as those in MIG mode, of which CUDA lists one slice.
+    """
+    # builds for CPUs have no such function
+    count = getattr(torch._C, "_cuda_getDeviceCount", torch.cuda.device_count)
+    return int(count())
 
 
 def fallen_back(wanted: str) -> str | None:

@@ -560,7 +560,7 @@ class PretendCuda:
         self._open.enter_context(mock.patch.dict(os.environ))
         for owner, names in self._replacements().items():
             for name, value in names.items():
-                # a build of torch for CPUs lacks some of its inner functions
+                # older versions of torch lack some of its inner functions
                 patch = mock.patch.object(owner, name, value, create=owner is torch._C)
                 self._open.enter_context(patch)
         self._open.enter_context(_Mode(self))
@@ -650,9 +650,12 @@ class PretendCuda:
         def reset_accumulated(device: Any = None) -> None:
             known(device)
 
+        # torch takes a build for one with CUDA if it has this function
+        compiled = hasattr(torch._C, "_cuda_getDeviceCount")
+        counted = {"_cuda_getDeviceCount": lambda: self.devices} if compiled else {}
         return {
             torch: {"tensor": tensor},
-            torch._C: {"_accelerator_setAllocatorSettings": configure},
+            torch._C: {"_accelerator_setAllocatorSettings": configure, **counted},
             torch.Tensor: {
                 "to": to,
                 "numpy": numpy,
