@@ -11,6 +11,7 @@ from oracles.pretend.device import PretendCuda
 from vinfinity.errors import InputError
 from vinfinity.parallel import devices
 from vinfinity.parallel.devices import (
+    VISIBLE,
     GpuFacts,
     PeakMemory,
     check_gpus,
@@ -36,14 +37,19 @@ def gpus(monkeypatch: pytest.MonkeyPatch) -> pytest.MonkeyPatch:
     """A torch that finds one GPU."""
     monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
     enumerate_gpus(monkeypatch, 1)
-    monkeypatch.delenv("CUDA_VISIBLE_DEVICES", raising=False)
+    for name in VISIBLE:
+        monkeypatch.delenv(name, raising=False)
     return monkeypatch
 
 
-def test_tasks_of_srun_that_see_one_gpu_each_take_it(gpus: pytest.MonkeyPatch) -> None:
-    gpus.setenv("CUDA_VISIBLE_DEVICES", "3")
+@pytest.mark.parametrize("variable", VISIBLE)
+@pytest.mark.parametrize("launcher", ["srun", "torchrun"])
+def test_tasks_of_launchers_that_see_one_gpu_each_take_it(
+    launcher: str, variable: str, gpus: pytest.MonkeyPatch
+) -> None:
+    gpus.setenv(variable, "3")
     for wanted in ("auto", "cuda"):
-        picked = pick_device(wanted, local_rank=3, local_size=8, launcher="srun")
+        picked = pick_device(wanted, local_rank=3, local_size=8, launcher=launcher)
         assert picked == torch.device("cuda", 0)
 
 
@@ -52,10 +58,11 @@ def test_ranks_without_a_gpu_each_are_refused_with_the_remedy_of_their_launcher(
 ) -> None:
     with pytest.raises(InputError, match=r"finds 1 CUDA GPU for 8; .*--gpus-per-node 8 --gpu-bind=none"):
         pick_device("cuda", local_rank=3, local_size=8, launcher="srun")
+    with pytest.raises(InputError, match=r"finds 1 CUDA GPU for 2; add --device cpu to run 2 ranks"):
+        pick_device("auto", local_size=2, launcher="torchrun")
     gpus.setenv("CUDA_VISIBLE_DEVICES", "0")
-    for launcher in ("vinfinity", "torchrun"):
-        with pytest.raises(InputError, match=r"finds 1 CUDA GPU .* for 2; add --device cpu to run 2 ranks"):
-            pick_device("auto", local_size=2, launcher=launcher)
+    with pytest.raises(InputError, match=r"1 CUDA GPU \(CUDA_VISIBLE_DEVICES='0'\) for 2; add --device cpu"):
+        pick_device("auto", local_size=2, launcher="vinfinity")
     enumerate_gpus(gpus, 3)
     with pytest.raises(InputError, match=r"finds 3 CUDA GPUs.* for 4; .*--gpus-per-node 4"):
         pick_device("auto", local_rank=1, local_size=4, launcher="srun")

@@ -24,6 +24,7 @@ PREFIXES = (
     "CUDNN_",
     "GLOO_",
     "HF_",
+    "HIP_",
     "KMP_",
     "LOCAL_",
     "MASTER_",
@@ -32,6 +33,7 @@ PREFIXES = (
     "NVIDIA_",
     "OMP_",
     "PYTORCH_",
+    "ROCR_",
     "TORCH",
     "VINFINITY_",
 )

@@ -25,6 +25,8 @@ from vinfinity.system.pytorch import (
 
 # what the driver creates for each GPU
 DEVICE_FILES = "/dev/nvidia[0-9]*"
+# variables that choose the GPUs that a process sees; the last two are ROCm's
+VISIBLE = ("CUDA_VISIBLE_DEVICES", "HIP_VISIBLE_DEVICES", "ROCR_VISIBLE_DEVICES")
 # GPUs whose memory differs by less than this share count as equal
 UNEQUAL = 0.05
 
@@ -34,7 +36,8 @@ def pick_device(
 ) -> torch.device:
     """The device of a rank for "auto", "cuda" or "cpu": the GPU with the rank's number on the node.
 
-    launcher: what started the ranks. Of srun's tasks each may see a single GPU, which then is its own.
+    launcher: what started the ranks. Of the tasks of srun and torchrun each may see a single GPU, which then is its
+    own; `check_gpus` finds those that share one.
     With "auto", a single rank falls back to the CPU. Raises InputError if the node has fewer GPUs than ranks.
     """
     if wanted == "cpu":
@@ -47,11 +50,11 @@ def pick_device(
         return torch.device("cpu")
     if local_size <= found:
         return torch.device("cuda", local_rank)
-    if launcher == "srun" and found == 1 and os.environ.get("CUDA_VISIBLE_DEVICES"):
+    chosen = {name: os.environ[name] for name in VISIBLE if name in os.environ}
+    if launcher in ("srun", "torchrun") and found == 1 and any(chosen.values()):
         return torch.device("cuda", 0)
     ranks = f"{local_size} rank{'s' * (local_size > 1)}"
-    visible = os.environ.get("CUDA_VISIBLE_DEVICES")
-    because = "" if visible is None else f" (CUDA_VISIBLE_DEVICES={visible!r})"
+    because = f" ({', '.join(f'{name}={value!r}' for name, value in chosen.items())})" if chosen else ""
     problem = f"finds {found} CUDA GPU{'s' * (found != 1)}{because} for {local_size}"
     if found == 0 and reason:
         problem += f" ({reason})"
