@@ -272,7 +272,11 @@ def test_a_healthy_machine_has_no_fault() -> None:
         {"variables": {"NCCL_SOCKET_IFNAME": "eth", "GLOO_SOCKET_IFNAME": "^docker,lo"}},
         {"variables": {"CUDA_VISIBLE_DEVICES": "0,1", "NCCL_P2P_DISABLE": "0", "CUDA_LAUNCH_BLOCKING": "0"}},
         {"variables": {"PYTORCH_CUDA_ALLOC_CONF": "expandable_segments:True,max_split_size_mb:512"}},
-        # in WSL, vinfinity switches them off itself
+        # where vinfinity leaves them off itself
+        {
+            "engine": engine(versions=versions(cuda=None, rocm="7.2")),
+            "variables": {"PYTORCH_CUDA_ALLOC_CONF": "max_split_size_mb:512"},
+        },
         {
             "system": System(host="n0", system="Ubuntu", kernel="6.6", python="3.12.1", container="WSL"),
             "variables": {"PYTORCH_CUDA_ALLOC_CONF": "expandable_segments:False"},

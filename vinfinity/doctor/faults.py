@@ -309,8 +309,8 @@ def check_variables(facts: Facts) -> Iterator[Fault]:
     given = allocator_variable(facts.variables)
     if given is None or engine is None or not engine.gpus or uses_expandable_segments(facts.variables):
         return
-    if system is not None and system.container == "WSL":
-        # where vinfinity switches them off as well
+    if engine.versions.rocm is not None or (system is not None and system.container == "WSL"):
+        # where vinfinity leaves them off as well
         return
     lacks = f"{given}={facts.variables[given]} has no expandable segments"
     problem = f"{lacks}: runs may need 1.7 times the planned memory"

@@ -19,7 +19,6 @@ from vinfinity.system.pytorch import (
     allocator_settings,
     allocator_variable,
     prefer_expandable_segments,
-    uses_expandable_segments,
     without_expandable_segments,
 )
 
@@ -132,10 +131,10 @@ def settle_allocator(device: torch.device) -> None:
     try:
         torch.empty(1, dtype=torch.uint8, device=device)
     except RuntimeError as error:
-        name = allocator_variable(os.environ)
-        if name is None or not uses_expandable_segments(os.environ):
+        name, given = allocator_variable(os.environ), allocator_settings(os.environ)
+        settings = without_expandable_segments(given)
+        if name is None or settings == given:
             raise
-        settings = without_expandable_segments(allocator_settings(os.environ))
         _configure_allocator(settings)
         torch.empty(1, dtype=torch.uint8, device=device)
         os.environ[name] = settings
