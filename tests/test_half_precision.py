@@ -10,7 +10,9 @@ import numpy as np
 import pytest
 import torch
 from oracles.networks import load_unet
+from oracles.pretend.device import PretendCuda
 from oracles.reference import configure, copy_model, decoded, on_ranks
+from oracles.wan import save_wan
 from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
@@ -231,3 +233,21 @@ def test_types_that_the_processor_has_no_instructions_for_are_warned_of(
     assert warned(dtype, supported=False)
     assert not warned(dtype, supported=True)
     assert not warned("auto", supported=False)
+
+
+def test_bf16_on_gpus_without_instructions_for_it_is_warned_of(model_folder: Path, tmp_path: Path) -> None:
+    wan = save_wan(tmp_path / "wan")
+
+    def warnings(model: Path, dtype: str, *, capability: tuple[int, int]) -> list[str]:
+        with PretendCuda(capability=capability):
+            config = configure(model, out=str(tmp_path / "a.mp4"), device="cuda", dtype=dtype).config
+            return [line for line in prepare(config).concerns() if line.startswith("dtype: ")]
+
+    [warning] = warnings(model_folder, "bf16", capability=(7, 5))
+    assert warning.startswith("dtype: this GPU has no instructions for bf16")
+    assert warning.endswith("; use fp16")
+    # the family's default, and its text encoder overflows in fp16
+    [warning] = warnings(wan, "auto", capability=(7, 0))
+    assert warning.endswith("; use fp32")
+    assert warnings(model_folder, "auto", capability=(7, 5)) == []
+    assert warnings(wan, "auto", capability=(8, 0)) == []

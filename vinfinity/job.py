@@ -135,6 +135,16 @@ class Job:
         made_by = to_json(self.provenance())
         return {"title": " / ".join(prompt.text for prompt in self.prompts.prompts), "comment": made_by}
 
+    def _emulated_on(self, device: torch.device) -> str:
+        """The concern about a type that the device has no instructions for."""
+        if device.type == "cuda":
+            half = self.card.family.half
+            better = half if half != "bf16" else "fp32"
+            costs = "it is slow there and takes memory for all scores of attention"
+            return f"dtype: this GPU has no instructions for bf16: {costs}; use {better}"
+        name = self.config.dtype
+        return f"dtype: this processor is 20 times slower in {name} than in fp32, or more; use fp32"
+
     def kept_pieces(self) -> Iterable[Piece]:
         """The frames that an edit keeps from the earlier run, a bounded number at a time."""
         return () if self.earlier is None else self.earlier.kept_pieces()
@@ -146,10 +156,7 @@ class Job:
             concerns.append(fallback)
         device = pick_device(self.config.device)
         if emulated(self.dtype(device), device):
-            name = self.config.dtype
-            concerns.append(
-                f"dtype: this processor is 20 times slower in {name} than in fp32, or more; use fp32"
-            )
+            concerns.append(self._emulated_on(device))
         if self.card.distilled and self.config.negative:
             concerns.append(f"negative: has no effect: {self.card.name} takes guidance as an input")
         if self.config.parallel.split_guidance and not self.splits_branches:

@@ -26,7 +26,7 @@ from vinfinity.denoise.state import Sampler, State
 from vinfinity.errors import VinfinityError
 from vinfinity.job import Job
 from vinfinity.media.preview import FITTED_FRAMES, ColourMap, decoded, enlarged, write_preview
-from vinfinity.parallel.devices import select_device
+from vinfinity.parallel.devices import enter_device
 from vinfinity.session import Session
 from vinfinity.system.files import write_whole
 from vinfinity.system.folders import data_folder
@@ -78,7 +78,7 @@ class Previews:
         self._pool = ThreadPoolExecutor(
             max_workers=1,
             thread_name_prefix="preview",
-            initializer=select_device,
+            initializer=enter_device,
             initargs=(session.ranks.device,),
         )
         self._pending: Future[None] | None = None

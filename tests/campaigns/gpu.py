@@ -16,7 +16,6 @@ import sys
 import time
 from collections import deque
 from collections.abc import Iterator, Mapping, Sequence
-from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
@@ -31,7 +30,6 @@ import vinfinity
 from vinfinity.bench.gpus import Trial, run_script
 from vinfinity.bench.pairs import measure_pairs
 from vinfinity.bench.stages import Figure, Skipped, Stage, at_least, at_most, equals, figure, says
-from vinfinity.denoise.execution import Execution
 from vinfinity.errors import VinfinityError
 from vinfinity.job import prepare
 from vinfinity.media.mp4 import read_video
@@ -42,7 +40,7 @@ from vinfinity.parallel.launch import launch
 from vinfinity.parallel.scopes import Scopes
 from vinfinity.parallel.shards import FrameShards
 from vinfinity.planning.fit import outline_of
-from vinfinity.planning.memory import trace_memory
+from vinfinity.planning.memory import RunMemory, trace_memory
 from vinfinity.resolve import load_config
 from vinfinity.run import run
 from vinfinity.runs.folder import RunFolder
@@ -55,6 +53,15 @@ MIB = 2**20
 ATTENTION_LIMITS = {torch.float16: 2e-3, torch.bfloat16: 1.6e-2}
 # one execution, so that a resumed run computes the same
 FIXED = {"compute.branches": "1", "compute.skips": "device", "compute.chunk": "16"}
+
+# a run whose steps take clearly less memory in the leanest execution, which is still far more than decoding takes
+LIMITED: dict[str, Any] = {
+    "frames": 1600,
+    "size": "512x320",
+    "steps": 1,
+    "sampler": "ddim",
+    "decode.frames": 1,
+}
 
 
 # ---- helpers ----
@@ -230,10 +237,7 @@ def interrupted(trial: Trial) -> Iterator[Figure]:
 def memory(trial: Trial) -> Iterator[Figure]:
     """A process gets less memory than the plan believes: `memory: auto` goes down to an execution that fits."""
     trial.needs_gpu("the allocator is given a limit")
-    job = prepare(load_config(**settings(trial, frames=800, size="512x320", steps=1, device="cuda")))
-    outline = outline_of(job, device="cuda", ranks=1)
-    traced = [trace_memory(outline, execution) for execution in outline.executions]
-    needs = [memory.step.device for memory in traced]
+    traced = traced_memory("cuda")
     # where the plan sees that a run takes a large part of what is free, it is rehearsed; CUDA takes the rest
     left = 1.3 * traced[0].needs("cuda")[0] + 0.6e9
     free = torch.cuda.mem_get_info()[0]
@@ -241,23 +245,9 @@ def memory(trial: Trial) -> Iterator[Figure]:
         raise Skipped(f"needs {left / 1e9:.1f} GB of GPU memory, {free / 1e9:.1f} are free")
     filler = torch.empty(int(free - left), dtype=torch.uint8, device="cuda")
     try:
-        limits = [2.0 * needs[0], *((a * b) ** 0.5 for a, b in pairwise(needs)), 0.5 * needs[-1]]
-        before = -1
-        for limit in limits:
-            ended, rung = _limited(trial, limit, outline.executions)
-            yield figure(
-                f"limit {limit / 1e9:.2f} GB", ended.last_line if rung is None else f"execution {rung}"
-            )
-            if limit == limits[0]:
-                yield equals("with ample memory, execution", rung, 0)
-            elif limit == limits[-1]:
-                yield equals("with too little memory, exit code", ended.code, 2)
-                yield says("its message", ended.last_line, "out of memory")
-            else:
-                yield equals("exit code is 0 or 2", ended.code in (0, 2), True)
-                yield at_least("execution", len(needs) if rung is None else rung, before + (before == 0))
-            before = len(needs) if rung is None else rung
-        ended, _ = _limited(trial, 0.7 * needs[0], outline.executions, "--memory", "fast")
+        for limit in memory_limits(traced):
+            yield from judged(traced, limit, *_limited(trial, limit, traced))
+        ended, _ = _limited(trial, 0.7 * traced[0].step.device, traced, "--memory", "fast")
         yield equals("memory=fast that does not fit, exit code", ended.code, 2)
         yield says("its message", ended.last_line, "memory=low")
     finally:
@@ -265,26 +255,57 @@ def memory(trial: Trial) -> Iterator[Figure]:
         torch.cuda.empty_cache()
 
 
-def _limited(
-    trial: Trial, limit: float, executions: Sequence[Execution], *more: str
-) -> tuple[Ended, int | None]:
+def traced_memory(device: str) -> list[RunMemory]:
+    """The memory of LIMITED on a GPU by the trace, in each execution, from the fastest to the leanest. device: that
+    this process has.
+    """
+    outline = outline_of(
+        prepare(load_config(prompt=PROMPT, device=device, **LIMITED)), device="cuda", ranks=1
+    )
+    return [trace_memory(outline, execution) for execution in outline.executions]
+
+
+def memory_limits(traced: Sequence[RunMemory]) -> list[float]:
+    """Bytes for a process: ample, then too little for the fastest of the executions that are left, and at last for any.
+
+    Only the steps decide: each limit is well above what decoding needs.
+    """
+    needs = list(dict.fromkeys(memory.step.device for memory in traced))
+    return [2.0 * needs[0], *(0.9 * need for need in needs[:-1]), 0.5 * needs[-1]]
+
+
+def judged(traced: Sequence[RunMemory], limit: float, ended: Ended, rung: int | None) -> Iterator[Figure]:
+    """How a run within a limit should have ended: in an execution that fits, or refused if there is none."""
+    name = f"limit {limit / 1e9:.2f} GB"
+    yield figure(name, ended.last_line if rung is None else f"execution {rung}")
+    fitting = [place for place, memory in enumerate(traced) if memory.step.device <= limit]
+    if not fitting:
+        yield equals(f"{name}, exit code", ended.code, 2)
+        yield says("its message", ended.last_line, "out of memory")
+    elif fitting[0] == 0:
+        yield equals(f"{name}, execution", rung, 0)
+    else:
+        yield equals(f"{name}, exit code", ended.code, 0)
+        yield at_least(f"{name}, execution", -1 if rung is None else rung, fitting[0])
+
+
+def _limited(trial: Trial, limit: float, traced: Sequence[RunMemory], *more: str) -> tuple[Ended, int | None]:
     """A run whose process may allocate `limit` bytes of the GPU, and the execution that it took; None if it failed."""
     total = torch.cuda.get_device_properties(0).total_memory
     out = trial.folder / f"limited-{limit:.0f}.mp4"
+    given = [f"{key}={value}" for key, value in LIMITED.items()]
     arguments = [
         "generate",
         "-p",
         PROMPT,
-        "-n",
-        "800",
-        "--size",
-        "512x320",
-        "--steps",
-        "1",
         "--device",
         "cuda",
+        "--out",
+        str(out),
+        "--overwrite",
+        *given,
+        *more,
     ]
-    arguments += ["--out", str(out), "--overwrite", *more]
     program = (
         "import sys, torch; torch.cuda.set_per_process_memory_fraction(float(sys.argv[1]));"
         "from vinfinity.cli import main; main(sys.argv[2:])"
@@ -299,7 +320,7 @@ def _limited(
     ended = finish(process)
     record = RunFolder(out.with_suffix(".run")).record() or {}
     taken = record.get("execution")
-    places = [place for place, rung in enumerate(executions) if taken == vars(rung)]
+    places = [place for place, memory in enumerate(traced) if taken == vars(memory.execution)]
     return ended, places[0] if ended.code == 0 and places else None
 
 
@@ -414,7 +435,7 @@ STAGES = [
     Stage("against-cpu", "fp32 latents within 1e-3 rms of the CPU's", against_cpu),
     Stage("half-precision", "the same bits twice; 3 % rms to fp32; 33 dB between executions", half_precision),
     Stage("interrupted", "exit code 75 on SIGTERM; the same bits after a resume", interrupted),
-    Stage("memory", "less memory takes a leaner execution, or is refused with exit code 2", memory),
+    Stage("memory", "less memory takes a leaner execution; too little is refused with exit code 2", memory),
     Stage("pairs", "every pair of ranks gets what was sent", pairs),
     Stage("ranks", "fp32 latents within 1e-4 of one rank's", ranks_equal_one),
     Stage("decoding", "the same frames by one rank and by all", decoding),

@@ -7,6 +7,7 @@ from types import ModuleType
 
 import pytest
 import torch
+from oracles.disturbed_runs import Ended
 from oracles.machines import machine
 from oracles.pretend.device import PretendCuda
 
@@ -65,3 +66,32 @@ def test_a_stage_of_the_measurements_passes_on_a_pretend_gpu(name: str, tmp_path
     found = figures(BENCH, name, tmp_path)
     assert [figure.line for figure in found if figure.passed is False] == []
     assert found
+
+
+def test_the_limits_of_memory_lie_between_the_needs_of_executions_and_above_decoding() -> None:
+    """So a run can only fail in its steps, and a process within a limit between two needs must take the leaner one."""
+    traced = TEST.traced_memory("cpu")
+    ample, *between, too_little = TEST.memory_limits(traced)
+    needs = sorted({memory.step.device for memory in traced}, reverse=True)
+    assert len(needs) == len(between) + 1 >= 2
+    assert ample > needs[0]
+    for limit, more, less in zip(between, needs, needs[1:], strict=False):
+        # with room for the allocator and the workspaces of libraries
+        assert 1.15 * less + 64 * 2**20 < limit < 0.95 * more
+    assert needs[-1] > too_little > 1.2 * traced[0].decoding.device
+
+    def passes(limit: float, code: int, message: str = "", rung: int | None = None) -> bool:
+        found = list(TEST.judged(traced, limit, Ended(code, 1.0, message), rung))
+        return all(figure.passed is not False for figure in found)
+
+    leanest, refused = len(traced) - 1, "error: cuda:0: out of memory; try memory=low"
+    assert passes(ample, 0, rung=0)
+    assert not passes(ample, 0, rung=leanest)
+    for limit in between:
+        assert passes(limit, 0, rung=leanest)
+        # a ladder that never goes down fails here, or has not been limited
+        assert not passes(limit, 2, refused)
+        assert not passes(limit, 0, rung=0)
+    assert passes(too_little, 2, refused)
+    assert not passes(too_little, 1, "error: RuntimeError: CUDA error")
+    assert not passes(too_little, 0, rung=leanest)

@@ -9,7 +9,7 @@ from oracles.machines import GB, card, cpu_engine, engine, folders, gpu, machine
 from vinfinity.doctor.facts import Facts, Model
 from vinfinity.doctor.faults import CHECKS, diagnose
 from vinfinity.machine.engine import Attention, Use
-from vinfinity.machine.host import HostMemory, Network, Processor, Space
+from vinfinity.machine.host import HostMemory, Network, Processor, Space, System
 from vinfinity.machine.nvidia import Holder
 from vinfinity.machine.probe import Failed
 from vinfinity.machine.video import Video
@@ -17,6 +17,7 @@ from vinfinity.parallel.place import Place
 
 CUDA_FAULT = "RuntimeError: The NVIDIA driver on your system is too old (found version 11040)."
 NO_IMAGE = "AcceleratorError: CUDA error: no kernel image is available for execution on the device"
+NOT_READY = "RuntimeError: CUDA driver error: device not ready"
 LEFT = {"RANK": "0", "WORLD_SIZE": "8", "LOCAL_RANK": "0", "LOCAL_WORLD_SIZE": "8", "MASTER_ADDR": "n0"}
 
 
@@ -57,6 +58,12 @@ FAULTS: list[tuple[str, bool, dict[str, Any], str]] = [
         True,
         {"engine": engine(gpus=(gpu(0, fault=NO_IMAGE), gpu(1)))},
         "capability 9.0; this one has sm_80",
+    ),
+    (
+        "gpu",
+        True,
+        {"engine": engine(1, gpus=(gpu(0, fault=NOT_READY),))},
+        "device not ready; set PYTORCH_CUDA_ALLOC_CONF=expandable_segments:False",
     ),
     (
         "gpu",
@@ -265,6 +272,15 @@ def test_a_healthy_machine_has_no_fault() -> None:
         {"variables": {"NCCL_SOCKET_IFNAME": "eth", "GLOO_SOCKET_IFNAME": "^docker,lo"}},
         {"variables": {"CUDA_VISIBLE_DEVICES": "0,1", "NCCL_P2P_DISABLE": "0", "CUDA_LAUNCH_BLOCKING": "0"}},
         {"variables": {"PYTORCH_CUDA_ALLOC_CONF": "expandable_segments:True,max_split_size_mb:512"}},
+        # where vinfinity leaves them off itself
+        {
+            "engine": engine(versions=versions(cuda=None, rocm="7.2")),
+            "variables": {"PYTORCH_CUDA_ALLOC_CONF": "max_split_size_mb:512"},
+        },
+        {
+            "system": System(host="n0", system="Ubuntu", kernel="6.6", python="3.12.1", container="WSL"),
+            "variables": {"PYTORCH_CUDA_ALLOC_CONF": "expandable_segments:False"},
+        },
         # one GPU sends nothing
         {"engine": engine(1, backends=("gloo",)), "nvidia": nvidia(1), "shared_memory": None},
     ],

@@ -59,13 +59,12 @@ def test_gpus_that_torch_does_not_see_are_shown() -> None:
 
 
 def test_a_run_on_gpus_is_described() -> None:
-    setting = {"PYTORCH_CUDA_ALLOC_CONF": "expandable_segments:True"}
-    assert used(machine(engine=engine(8), variables=setting)) == [
+    assert used(machine(engine=engine(8))) == [
         ("device", "cuda:0, NVIDIA H100 80GB HBM3"),
         ("dtype", "fp16"),
         ("ranks", "1; --gpus 8 uses all GPUs"),
         ("attention", "efficient for temporal, flash for spatial attention"),
-        ("allocator", "expandable_segments:True (PYTORCH_CUDA_ALLOC_CONF)"),
+        ("allocator", "expandable_segments:True"),
     ]
     rows = dict(used(machine(engine=engine(8), gpus=8)))
     assert (rows["device"], rows["ranks"]) == ("cuda:0 to cuda:7", "8")

@@ -101,6 +101,17 @@ def test_a_broken_library_is_named(
 
 
 @pytest.mark.skipif(torch.cuda.is_available(), reason="there are GPUs here")
+def test_a_gpu_without_virtual_memory_is_tried_as_runs_use_it(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(torch.version, "cuda", "13.0")
+    monkeypatch.setattr(torch.cuda, "init", lambda: None)
+    with PretendCuda(virtual_memory=False):
+        found = find_engine()
+    assert [gpu.fault for gpu in found.gpus] == ["", ""]
+    assert not isinstance(found.use, Failed)
+    assert found.use.allocator == "expandable_segments:False"
+
+
+@pytest.mark.skipif(torch.cuda.is_available(), reason="there are GPUs here")
 def test_gpus_are_described_and_tried(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(torch.version, "cuda", "13.0")
     monkeypatch.setattr(torch.cuda, "init", lambda: None)

@@ -25,9 +25,12 @@ def test_the_processor_is_named_with_its_widest_instructions(tmp_path: Path) -> 
 def test_variables_that_change_runs_are_found_and_secrets_are_not() -> None:
     environment = {"RANK": "0", "NCCL_DEBUG": "INFO", "HF_TOKEN": "hf_secret", "PATH": "/bin"}
     environment |= {"TORCH_NCCL_BLOCKING_WAIT": "1", "SLURM_NTASKS": "8", "SLURM_CONF": "/etc"}
+    environment |= {"HIP_VISIBLE_DEVICES": "0", "ROCR_VISIBLE_DEVICES": "1"}
     assert list(find_variables(environment)) == [
+        "HIP_VISIBLE_DEVICES",
         "NCCL_DEBUG",
         "RANK",
+        "ROCR_VISIBLE_DEVICES",
         "SLURM_NTASKS",
         "TORCH_NCCL_BLOCKING_WAIT",
     ]

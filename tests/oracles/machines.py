@@ -115,7 +115,12 @@ def engine(count: int = 2, /, **changes: Any) -> Engine:
         fault="",
         apart=(),
         use=Use(
-            device="cuda", dtype="fp16", attention=Attention("efficient", "flash"), threads=16, refused=""
+            device="cuda",
+            dtype="fp16",
+            attention=Attention("efficient", "flash"),
+            threads=16,
+            refused="",
+            allocator="expandable_segments:True",
         ),
     )
     return dataclasses.replace(healthy, **changes)

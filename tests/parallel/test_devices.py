@@ -1,14 +1,17 @@
 """The device of a rank: which GPU it takes, and what is said where that does not work."""
 
+import os
 import warnings
 from pathlib import Path
 
 import pytest
 import torch
+from oracles.pretend.device import PretendCuda
 
 from vinfinity.errors import InputError
 from vinfinity.parallel import devices
 from vinfinity.parallel.devices import (
+    VISIBLE,
     GpuFacts,
     PeakMemory,
     check_gpus,
@@ -16,24 +19,37 @@ from vinfinity.parallel.devices import (
     fallen_back,
     peak_memory,
     pick_device,
+    select_device,
 )
+from vinfinity.parallel.ranks import Ranks
+from vinfinity.system.pytorch import uses_expandable_segments
 
 GIB = 2**30
+
+
+def enumerate_gpus(patch: pytest.MonkeyPatch, count: int) -> None:
+    """Let CUDA list that many GPUs."""
+    patch.setattr(torch._C, "_cuda_getDeviceCount", lambda: count, raising=False)
 
 
 @pytest.fixture
 def gpus(monkeypatch: pytest.MonkeyPatch) -> pytest.MonkeyPatch:
     """A torch that finds one GPU."""
     monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
-    monkeypatch.setattr(torch.cuda, "device_count", lambda: 1)
-    monkeypatch.delenv("CUDA_VISIBLE_DEVICES", raising=False)
+    enumerate_gpus(monkeypatch, 1)
+    for name in VISIBLE:
+        monkeypatch.delenv(name, raising=False)
     return monkeypatch
 
 
-def test_tasks_of_srun_that_see_one_gpu_each_take_it(gpus: pytest.MonkeyPatch) -> None:
-    gpus.setenv("CUDA_VISIBLE_DEVICES", "3")
+@pytest.mark.parametrize("variable", VISIBLE)
+@pytest.mark.parametrize("launcher", ["srun", "torchrun"])
+def test_tasks_of_launchers_that_see_one_gpu_each_take_it(
+    launcher: str, variable: str, gpus: pytest.MonkeyPatch
+) -> None:
+    gpus.setenv(variable, "3")
     for wanted in ("auto", "cuda"):
-        picked = pick_device(wanted, local_rank=3, local_size=8, launcher="srun")
+        picked = pick_device(wanted, local_rank=3, local_size=8, launcher=launcher)
         assert picked == torch.device("cuda", 0)
 
 
@@ -42,13 +58,22 @@ def test_ranks_without_a_gpu_each_are_refused_with_the_remedy_of_their_launcher(
 ) -> None:
     with pytest.raises(InputError, match=r"finds 1 CUDA GPU for 8; .*--gpus-per-node 8 --gpu-bind=none"):
         pick_device("cuda", local_rank=3, local_size=8, launcher="srun")
+    with pytest.raises(InputError, match=r"finds 1 CUDA GPU for 2; add --device cpu to run 2 ranks"):
+        pick_device("auto", local_size=2, launcher="torchrun")
     gpus.setenv("CUDA_VISIBLE_DEVICES", "0")
-    for launcher in ("vinfinity", "torchrun"):
-        with pytest.raises(InputError, match=r"finds 1 CUDA GPU .* for 2; add --device cpu to run 2 ranks"):
-            pick_device("auto", local_size=2, launcher=launcher)
-    gpus.setattr(torch.cuda, "device_count", lambda: 3)
+    with pytest.raises(InputError, match=r"1 CUDA GPU \(CUDA_VISIBLE_DEVICES='0'\) for 2; add --device cpu"):
+        pick_device("auto", local_size=2, launcher="vinfinity")
+    enumerate_gpus(gpus, 3)
     with pytest.raises(InputError, match=r"finds 3 CUDA GPUs.* for 4; .*--gpus-per-node 4"):
         pick_device("auto", local_rank=1, local_size=4, launcher="srun")
+
+
+def test_gpus_that_only_the_drivers_management_library_counts_are_not_used(gpus: pytest.MonkeyPatch) -> None:
+    # eight GPUs in MIG mode, of which CUDA lists one slice
+    gpus.setattr(torch.cuda, "device_count", lambda: 8)
+    with pytest.raises(InputError, match=r"finds 1 CUDA GPU for 8; add --device cpu"):
+        pick_device("cuda", local_size=8)
+    assert pick_device("cuda") == torch.device("cuda", 0)
 
 
 def test_two_ranks_on_one_gpu_are_named() -> None:
@@ -110,6 +135,33 @@ def test_the_cpu_is_taken_with_a_warning_where_the_driver_is_broken(
     monkeypatch.setattr(torch.version, "cuda", None)
     assert "torch was installed without CUDA" in str(fallen_back("auto"))
     assert fallen_back("cpu") is None
+
+
+def test_expandable_segments_are_switched_off_where_the_driver_lacks_virtual_memory(
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    with PretendCuda(virtual_memory=False):
+        assert uses_expandable_segments(os.environ)
+        device = Ranks.of_one("cuda").device
+        torch.zeros(8, device=device)
+        # plans follow
+        assert not uses_expandable_segments(os.environ)
+        select_device(torch.device("cuda", 1))
+    warning = "driver of cuda:0 refuses expandable segments (CUDA driver error: operation not supported)"
+    assert capsys.readouterr().err.count(warning) == 1
+
+
+def test_a_gpu_on_which_nothing_can_be_allocated_raises_what_torch_says() -> None:
+    with PretendCuda() as cuda, pytest.MonkeyPatch.context() as patched:
+        patched.setattr(cuda, "_wrap", unable)
+        with pytest.raises(RuntimeError, match="CUDA driver error: unknown error"):
+            select_device(torch.device("cuda", 0))
+        assert uses_expandable_segments(os.environ)
+
+
+def unable(*_: object) -> None:
+    """An allocation on a GPU that fails whatever the allocator is."""
+    raise RuntimeError("CUDA driver error: unknown error")
 
 
 def test_nothing_is_said_on_machines_without_a_gpu(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:

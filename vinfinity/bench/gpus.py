@@ -16,7 +16,8 @@ from vinfinity.doctor.report import as_json, here, used
 from vinfinity.machine.engine import Engine
 from vinfinity.machine.nvidia import Nvidia
 from vinfinity.machine.probe import Failed
-from vinfinity.system.pytorch import prefer_expandable_segments, uses_expandable_segments
+from vinfinity.parallel.devices import select_device
+from vinfinity.system.pytorch import prefer_expandable_segments
 
 # ranks of a rehearsal on the CPU
 CPU_RANKS = 2
@@ -69,7 +70,8 @@ def look(trial: Trial) -> Iterator[Figure]:
         yield figure("error" if fault.stops else "warning", fault.line)
     yield equals("errors", sum(fault.stops for fault in trial.faults), 0)
     if trial.on_gpu:
-        yield equals("expandable segments", uses_expandable_segments(os.environ), True)
+        # the stages compute in this process, too
+        select_device(torch.device("cuda", 0))
 
 
 def run_script(title: str, description: str, stages: Sequence[Stage[Trial]], *, out: Path) -> int:
@@ -98,7 +100,7 @@ def run_script(title: str, description: str, stages: Sequence[Stage[Trial]], *, 
     faults = diagnose(facts)
     ranks = min(found, options.gpus or found) if options.device == "cuda" else options.gpus or CPU_RANKS
     chosen = [known[name] for name in options.stage] if options.stage else list(stages)
-    machine = Stage("machine", "nothing that stops a run; expandable segments on a GPU", look)
+    machine = Stage("machine", "nothing that stops a run", look)
     with tempfile.TemporaryDirectory(prefix="vinfinity-gpu-") as folder:
         trial = Trial(
             device=options.device,

@@ -106,10 +106,11 @@ def denoiser(
         from vinfinity.bench import report
         from vinfinity.bench.denoiser import time_denoiser
         from vinfinity.bench.subjects import RANDOM, find_subject
-        from vinfinity.parallel.devices import pick_device
+        from vinfinity.parallel.devices import pick_device, select_device
         from vinfinity.weights.dtypes import DTYPES, emulated
 
         picked = pick_device(device)
+        select_device(picked)
         usual = [name for name in ("fp32", "bf16") if not emulated(DTYPES[name], picked)]
         torch.set_num_threads(threads)
         measured = []

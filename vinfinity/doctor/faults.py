@@ -108,6 +108,8 @@ def check_engine(facts: Facts) -> Iterator[Fault]:
             built = shortened(engine.architectures, most=8)
             capability = gpus[0].capability
             remedy = f"install a build of torch for compute capability {capability}; this one has {built}"
+        elif "cuda driver error" in reason.lower() or "operation not supported" in reason.lower():
+            remedy = "set PYTORCH_CUDA_ALLOC_CONF=expandable_segments:False, or update the driver"
         elif "out of memory" in reason.lower():
             remedy = "end the processes that hold its memory, or leave it out of CUDA_VISIBLE_DEVICES"
         yield Fault("gpu", True, f"{_numbers(gpus)} ({gpus[0].name}) cannot compute: {reason}", remedy)
@@ -303,9 +305,12 @@ def check_variables(facts: Facts) -> Iterator[Fault]:
         value = facts.variables.get(variable, "0")
         if value.upper() not in ("", "0", "OFF", "FALSE"):
             yield Fault("slow", False, f"{variable}={value}: {effect}, which is slow", "unset it")
-    engine = known(facts.engine)
+    engine, system = known(facts.engine), known(facts.system)
     given = allocator_variable(facts.variables)
     if given is None or engine is None or not engine.gpus or uses_expandable_segments(facts.variables):
+        return
+    if engine.versions.rocm is not None or (system is not None and system.container == "WSL"):
+        # where vinfinity leaves them off as well
         return
     lacks = f"{given}={facts.variables[given]} has no expandable segments"
     problem = f"{lacks}: runs may need 1.7 times the planned memory"

@@ -12,7 +12,6 @@ from vinfinity.machine.host import Space, shortened
 from vinfinity.machine.nvidia import Link, Nvidia
 from vinfinity.machine.probe import Failed, known, plain
 from vinfinity.parallel.place import Place
-from vinfinity.system.pytorch import allocator_variable
 
 Rows = list[tuple[str, str]]
 
@@ -53,7 +52,7 @@ def used(facts: Facts) -> Rows:
         ("attention", _attention(use)),
     ]
     if use.device == "cuda":
-        rows.append(("allocator", _allocator(facts.variables)))
+        rows.append(("allocator", use.allocator or "torch's default"))
     else:
         rows.append(("threads", f"{use.threads} for each rank" if ranks > 1 else str(use.threads)))
     return rows
@@ -70,12 +69,11 @@ def as_json(facts: Facts, faults: Sequence[Fault]) -> dict[str, Any]:
     engine = known(facts.engine)
     use = found["engine"].pop("use") if engine is not None else {"failed": "torch cannot be used"}
     asked = {"gpus": found.pop("gpus"), "device": found.pop("device")}
-    allocator = facts.variables.get(allocator_variable(facts.variables) or "", "")
     ranks = facts.place.size if isinstance(facts.place, Place) else facts.gpus or 1
     return {
         "here": found,
         "asked": asked,
-        "used": {**use, "ranks": ranks, "allocator": allocator},
+        "used": {**use, "ranks": ranks},
         "wrong": [dataclasses.asdict(fault) for fault in faults],
         "stops": any(fault.stops for fault in faults),
     }
@@ -264,11 +262,6 @@ def _attention(use: Use) -> str:
     if attention is None or isinstance(attention, Failed):
         return "not known" if attention is None else _failed(attention)
     return f"{attention.temporal} for temporal, {attention.spatial} for spatial attention"
-
-
-def _allocator(variables: Mapping[str, str]) -> str:
-    given = allocator_variable(variables)
-    return "torch's default" if given is None else f"{variables[given]} ({given})"
 
 
 def _gb(size: int) -> str:

@@ -24,7 +24,7 @@ from torch.nn import functional as F
 from vinfinity.errors import WeightsError, one_line
 from vinfinity.evaluation.extras import load_extra
 from vinfinity.evaluation.picture import Picture
-from vinfinity.parallel.devices import pick_device
+from vinfinity.parallel.devices import pick_device, select_device
 from vinfinity.system.files import missing_problem
 from vinfinity.system.folders import expanded
 
@@ -55,6 +55,7 @@ class Networks:
         if clip is None and dino is None:
             return cls()
         where = pick_device(device)
+        select_device(where)
         kinds = {"clip": CLIP_KINDS, "dino": DINO_KINDS}
         folders = {
             name: (expanded(path, field=name), kinds[name])

@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING
 
 from vinfinity.errors import InputError
 from vinfinity.machine.probe import Failed, attempt, reason_of
+from vinfinity.system.pytorch import allocator_settings, prefer_expandable_segments
 
 if TYPE_CHECKING:
     import torch
@@ -50,7 +51,7 @@ class Attention:
 @dataclass(frozen=True)
 class Use:
     """What a run would compute on. dtype: as the setting names it. threads: of each rank. refused: why the run would be
-    refused, "" if it would not.
+    refused, "" if it would not. allocator: settings of torch's allocator for GPUs, "" for its default.
     """
 
     device: str
@@ -58,6 +59,7 @@ class Use:
     attention: Attention | Failed | None
     threads: int
     refused: str
+    allocator: str = ""
 
 
 @dataclass(frozen=True)
@@ -141,6 +143,7 @@ def _find_gpus() -> tuple[tuple[Gpu, ...], str]:
 
     if torch.version.cuda is None and torch.version.hip is None:
         return (), ""
+    prefer_expandable_segments(os.environ)
     try:
         with warnings.catch_warnings():
             # what they say comes with the error as well
@@ -176,6 +179,9 @@ def _compute(device: torch.device) -> str:
     import torch
     import torch.nn.functional as F
 
+    from vinfinity.parallel.devices import settle_allocator
+
+    settle_allocator(device)
     ones = torch.ones(16, 16, device=device, dtype=torch.float16)
     product = (ones @ ones).float().sum().item()
     picture = torch.ones(1, 8, 8, 8, device=device, dtype=torch.float16)
@@ -210,6 +216,7 @@ def _find_use(device: str, ranks: int | None) -> Use:
         attention=attempt(attention_backends, picked, dtype),
         threads=threads,
         refused="",
+        allocator=allocator_settings(os.environ) if picked.type == "cuda" else "",
     )
 
 

@@ -14,6 +14,7 @@ from pathlib import Path
 from vinfinity.machine.probe import Failed, attempt
 from vinfinity.system.memory import free_on_host, host_memory
 from vinfinity.system.processor import CPUINFO, instruction_sets, processor_entries
+from vinfinity.system.wsl import in_wsl
 
 # instructions that change the speed of networks on CPUs, and their names in /proc/cpuinfo, the widest first
 VECTORS = {"AMX": "amx_bf16", "AVX-512": "avx512f", "AVX2": "avx2", "SVE": "sve", "NEON": "asimd"}
@@ -23,6 +24,7 @@ PREFIXES = (
     "CUDNN_",
     "GLOO_",
     "HF_",
+    "HIP_",
     "KMP_",
     "LOCAL_",
     "MASTER_",
@@ -31,6 +33,7 @@ PREFIXES = (
     "NVIDIA_",
     "OMP_",
     "PYTORCH_",
+    "ROCR_",
     "TORCH",
     "VINFINITY_",
 )
@@ -120,7 +123,7 @@ def find_system() -> System:
 
 
 def _container() -> str:
-    if "microsoft" in platform.release().lower():
+    if in_wsl():
         return "WSL"
     for variable, name in (("APPTAINER_CONTAINER", "Apptainer"), ("SINGULARITY_CONTAINER", "Singularity")):
         if variable in os.environ:

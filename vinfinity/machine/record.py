@@ -11,7 +11,7 @@ from vinfinity.machine.host import find_processor
 from vinfinity.machine.nvidia import driver_version
 from vinfinity.machine.probe import Failed, attempt, known, plain
 from vinfinity.parallel.devices import gpu_facts
-from vinfinity.system.pytorch import allocator_variable
+from vinfinity.system.pytorch import allocator_settings
 
 
 def describe_rank(device: torch.device) -> dict[str, Any]:
@@ -37,5 +37,5 @@ def describe_software(device: torch.device, dtype: torch.dtype) -> dict[str, Any
         "python": platform.python_version(),
         **plain(find_versions()),
         "attention": plain(attempt(attention_backends, device, dtype)),
-        "allocator": os.environ.get(allocator_variable(os.environ) or "", ""),
+        "allocator": allocator_settings(os.environ),
     }

@@ -14,10 +14,18 @@ import torch.distributed as dist
 
 from vinfinity.errors import InputError, one_line
 from vinfinity.parallel.place import Place
-from vinfinity.system.pytorch import prefer_expandable_segments
+from vinfinity.system.progress import warn
+from vinfinity.system.pytorch import (
+    allocator_settings,
+    allocator_variable,
+    prefer_expandable_segments,
+    without_expandable_segments,
+)
 
 # what the driver creates for each GPU
 DEVICE_FILES = "/dev/nvidia[0-9]*"
+# variables that choose the GPUs that a process sees; the last two are ROCm's
+VISIBLE = ("CUDA_VISIBLE_DEVICES", "HIP_VISIBLE_DEVICES", "ROCR_VISIBLE_DEVICES")
 # GPUs whose memory differs by less than this share count as equal
 UNEQUAL = 0.05
 
@@ -27,7 +35,8 @@ def pick_device(
 ) -> torch.device:
     """The device of a rank for "auto", "cuda" or "cpu": the GPU with the rank's number on the node.
 
-    launcher: what started the ranks. Of srun's tasks each may see a single GPU, which then is its own.
+    launcher: what started the ranks. Of the tasks of srun and torchrun each may see a single GPU, which then is its
+    own; `check_gpus` finds those that share one.
     With "auto", a single rank falls back to the CPU. Raises InputError if the node has fewer GPUs than ranks.
     """
     if wanted == "cpu":
@@ -40,11 +49,11 @@ def pick_device(
         return torch.device("cpu")
     if local_size <= found:
         return torch.device("cuda", local_rank)
-    if launcher == "srun" and found == 1 and os.environ.get("CUDA_VISIBLE_DEVICES"):
+    chosen = {name: os.environ[name] for name in VISIBLE if name in os.environ}
+    if launcher in ("srun", "torchrun") and found == 1 and any(chosen.values()):
         return torch.device("cuda", 0)
     ranks = f"{local_size} rank{'s' * (local_size > 1)}"
-    visible = os.environ.get("CUDA_VISIBLE_DEVICES")
-    because = "" if visible is None else f" (CUDA_VISIBLE_DEVICES={visible!r})"
+    because = f" ({', '.join(f'{name}={value!r}' for name, value in chosen.items())})" if chosen else ""
     problem = f"finds {found} CUDA GPU{'s' * (found != 1)}{because} for {local_size}"
     if found == 0 and reason:
         problem += f" ({reason})"
@@ -67,15 +76,25 @@ def usable_gpus() -> tuple[int, str]:
     """How many GPUs torch can use; if none, why it cannot use those that the machine seems to have, or ""."""
     with warnings.catch_warnings(record=True) as caught:
         warnings.simplefilter("always")
-        # device_count alone asks the driver's management library, which also counts GPUs that torch cannot use
-        if torch.cuda.is_available():
-            return torch.cuda.device_count(), ""
+        if torch.cuda.is_available() and (found := _enumerated()):
+            return found, ""
     if not glob.glob(DEVICE_FILES):
         return 0, ""
     if torch.version.cuda is None:
         return 0, "torch was installed without CUDA"
     said = one_line(caught[-1].message) if caught else "its driver does not answer"
     return 0, said.partition(" (Triggered internally")[0].removeprefix("CUDA initialization: ")
+
+
+def _enumerated() -> int:
+    """The GPUs that CUDA lists for this process.
+
+    Until CUDA is initialised, device_count asks the driver's management library, which also counts GPUs that torch
+    cannot use, such as those in MIG mode, of which CUDA lists one slice.
+    """
+    # builds for CPUs have no such function
+    count = getattr(torch._C, "_cuda_getDeviceCount", torch.cuda.device_count)
+    return int(count())
 
 
 def fallen_back(wanted: str) -> str | None:
@@ -87,6 +106,13 @@ def fallen_back(wanted: str) -> str | None:
 
 
 def select_device(device: torch.device) -> None:
+    """Make a device the current one of this process's main thread, and see that memory can be allocated on it."""
+    enter_device(device)
+    if device.type == "cuda":
+        settle_allocator(device)
+
+
+def enter_device(device: torch.device) -> None:
     """Make a device the current one of this thread.
 
     Every thread begins on the first GPU. One that asks for an event of another GPU would create a context on the first
@@ -94,6 +120,36 @@ def select_device(device: torch.device) -> None:
     """
     if device.type == "cuda":
         torch.cuda.set_device(device)
+
+
+def settle_allocator(device: torch.device) -> None:
+    """Allocate a byte on a GPU, and switch expandable segments off, with a warning, if that fails with them alone.
+
+    Some drivers lack the virtual memory that they need: those of some virtual GPUs, and of Jetson. From then on,
+    `os.environ` has what the allocator does, which plans follow. Raises RuntimeError if nothing can be allocated.
+    """
+    try:
+        torch.empty(1, dtype=torch.uint8, device=device)
+    except RuntimeError as error:
+        name, given = allocator_variable(os.environ), allocator_settings(os.environ)
+        settings = without_expandable_segments(given)
+        if name is None or settings == given:
+            raise
+        _configure_allocator(settings)
+        torch.empty(1, dtype=torch.uint8, device=device)
+        os.environ[name] = settings
+        if not device.index:
+            warn(
+                f"device: the driver of {device} refuses expandable segments ({one_line(error)}); without them, a run"
+                " needs more memory"
+            )
+
+
+def _configure_allocator(settings: str) -> None:
+    """Change how the allocator of this process is configured, in place of its environment variable."""
+    # torch 2.4 knows the older name only, which newer versions warn of
+    configure = getattr(torch._C, "_accelerator_setAllocatorSettings", None)
+    (configure or torch.cuda.memory._set_allocator_settings)(settings)
 
 
 def check_nccl(size: int, device: torch.device) -> None:

@@ -16,7 +16,7 @@ import torch
 import torch.distributed as dist
 
 from vinfinity.errors import RankError, Stopped, VinfinityError, error_of
-from vinfinity.parallel.devices import select_device
+from vinfinity.parallel.devices import enter_device
 from vinfinity.parallel.waits import Waits
 
 # seconds between two lines, and between two looks at what is known
@@ -202,7 +202,7 @@ class Liveness:
 
     def _exchange(self) -> None:
         """Writes this rank's line and reads the others'. Waits for the store, however long it takes."""
-        select_device(self._device)
+        enter_device(self._device)
         keys = [_key(rank) for rank in range(self.size)]
         while not self._done.wait(BEAT):
             try:
@@ -222,7 +222,7 @@ class Liveness:
 
     def _watch(self) -> None:
         """Judges, and ends the process if the main thread does not."""
-        select_device(self._device)
+        enter_device(self._device)
         overdue = 0.0
         while not self._done.wait(LOOK):
             self._clock.tick()

@@ -2,49 +2,76 @@
 
 import importlib.metadata
 import re
+import sys
 from collections.abc import Mapping, MutableMapping
 
 from vinfinity.errors import InputError
+from vinfinity.system.wsl import in_wsl
 
 OLDEST = (2, 4)
 
 # The first is read by all versions of torch. The second is its newer name, which torch 2.9 and 2.10 ignore in part
 # (pytorch#183387); where both are set, the first counts.
 VARIABLES = ("PYTORCH_CUDA_ALLOC_CONF", "PYTORCH_ALLOC_CONF")
+# read after these, by builds for AMD's GPUs alone
+ROCM_VARIABLE = "PYTORCH_HIP_ALLOC_CONF"
 EXPANDABLE = "expandable_segments:True"
+_SWITCH = re.compile(r"\bexpandable_segments\s*:\s*True\b")
 
 
 def require_torch(version: str | None = None) -> None:
     """Raise InputError if torch is older than vinfinity supports. version: the installed one's if None."""
-    if version is None:
-        try:
-            version = importlib.metadata.version("torch")
-        except importlib.metadata.PackageNotFoundError:
-            # built from source; if it is missing, importing it says so
-            return
+    version = version or _installed()
     match = re.match(r"(\d+)\.(\d+)", version)
     if match is not None and (int(match[1]), int(match[2])) < OLDEST:
         oldest = ".".join(map(str, OLDEST))
         raise InputError("torch", version, f"install torch {oldest} or newer", problem="is too old")
 
 
+def _installed() -> str:
+    """The version of torch; "" if it was built from source, or is missing, which importing it says."""
+    try:
+        return importlib.metadata.version("torch")
+    except importlib.metadata.PackageNotFoundError:
+        return ""
+
+
+def for_rocm() -> bool:
+    """Whether torch was built for AMD's GPUs."""
+    loaded = sys.modules.get("torch.version")
+    return "rocm" in _installed() if loaded is None else loaded.hip is not None
+
+
 def prefer_expandable_segments(environment: MutableMapping[str, str]) -> None:
     """Switch expandable segments on, unless the user has configured the allocator. Must come before torch uses a GPU.
 
     Without them, blocks of many sizes leave gaps that the allocator cannot use again: a network call then takes up to
-    1.35 times the memory of its tensors (docs/decisions/0015-the-gpu-path.md).
+    1.35 times the memory of its tensors (docs/decisions/0015-the-gpu-path.md). In WSL they stay off: drivers there fail
+    at the first allocation or while weights load, depending on the GPU (pytorch#192330). So do they on AMD's GPUs, for
+    which older versions of torch lack them, and newer ones may hang (pytorch#192259).
     """
-    if not any(environment.get(name) for name in VARIABLES):
+    if not in_wsl() and not for_rocm() and allocator_variable(environment) is None:
         environment[VARIABLES[0]] = EXPANDABLE
 
 
 def allocator_variable(environment: Mapping[str, str]) -> str | None:
     """The name of the variable that configures the allocator; None where none does."""
-    return next((name for name in VARIABLES if environment.get(name)), None)
+    names = (*VARIABLES, ROCM_VARIABLE) if for_rocm() else VARIABLES
+    return next((name for name in names if environment.get(name)), None)
+
+
+def allocator_settings(environment: Mapping[str, str]) -> str:
+    """How the allocator is configured; "" for torch's default."""
+    return environment.get(allocator_variable(environment) or "", "")
 
 
 def uses_expandable_segments(environment: Mapping[str, str]) -> bool:
-    """Whether the allocator is configured to use expandable segments."""
-    name = allocator_variable(environment)
-    settings = "" if name is None else environment[name]
-    return re.search(r"\bexpandable_segments\s*:\s*True\b", settings) is not None
+    """Whether the allocator is configured to use expandable segments. On AMD's GPUs it may ignore that, and counts as
+    without.
+    """
+    return not for_rocm() and _SWITCH.search(allocator_settings(environment)) is not None
+
+
+def without_expandable_segments(settings: str) -> str:
+    """Settings of the allocator with expandable segments switched off, and otherwise the same."""
+    return _SWITCH.sub("expandable_segments:False", settings)

@@ -40,9 +40,16 @@ def pick_dtype(setting: str, device: torch.device, *, half: Half = "fp16") -> to
 
 
 def emulated(dtype: torch.dtype, device: torch.device) -> bool:
-    """Whether this computer's processor lacks instructions for a type, so that products take 20 to 60 times as long as
-    in fp32. False where torch does not say.
+    """Whether a device lacks instructions for a type. False where torch does not say.
+
+    On a processor, products then take 20 to 60 times as long as in fp32. NVIDIA's GPUs have bf16 from compute
+    capability 8.0 on; on older ones, torch has no convolutions in it, nor attention that does not keep all scores.
     """
+    if device.type == "cuda":
+        if dtype != torch.bfloat16 or torch.version.hip is not None:
+            return False
+        # is_bf16_supported is True for emulation as well
+        return torch.cuda.get_device_capability(device)[0] < 8
     checks = {torch.bfloat16: "_is_mkldnn_bf16_supported", torch.float16: "_is_mkldnn_fp16_supported"}
     if device.type != "cpu" or dtype not in checks:
         return False

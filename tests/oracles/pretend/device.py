@@ -10,7 +10,8 @@ The package runs on them unchanged. They find what would go wrong on real device
 - memory that is freed while a stream other than its own may still use it (`Findings.early_frees`);
 - threads that ask for an event of another device than their current one, which is the first one in a new thread: a real
   driver would create a context there (`Findings.contexts`);
-- counts of memory that are reset before anything has initialised CUDA: these raise RuntimeError, as in torch.
+- counts of memory that are reset before anything has initialised CUDA: these raise RuntimeError, as in torch;
+- expandable segments where the driver lacks virtual memory, if it is told to: each allocation raises RuntimeError.
 
 Operations run at once, in the order in which the host starts them. So results are right even where streams race: races
 are found by vector clocks (clocks.py), not by wrong results. What cannot be tested this way: numerics of CUDA kernels,
@@ -249,12 +250,25 @@ class Event:
 
 
 class PretendCuda:
-    """Some pretend devices, in place of torch.cuda while the context is open."""
+    """Some pretend devices, in place of torch.cuda while the context is open.
+
+    virtual_memory: whether the driver has what expandable segments need. capability: compute capability.
+    """
 
     _active: "PretendCuda | None" = None
 
-    def __init__(self, *, devices: int = 2, memory: int = 24 * GIB) -> None:
-        self.devices, self.total = devices, memory
+    def __init__(
+        self,
+        *,
+        devices: int = 2,
+        memory: int = 24 * GIB,
+        virtual_memory: bool = True,
+        capability: tuple[int, int] = (8, 0),
+    ) -> None:
+        self.devices, self.total, self._virtual_memory = devices, memory, virtual_memory
+        self._capability = capability
+        # those of the allocator, once they were changed by a call
+        self._settings: str | None = None
         self.clocks = Clocks()
         self.memory = Memory(self.clocks)
         self.operations = 0
@@ -465,6 +479,9 @@ class PretendCuda:
         return places.pop()
 
     def _wrap(self, elem: Tensor, place: torch.device, stream: str) -> PretendTensor:
+        settings = os.environ.get("PYTORCH_CUDA_ALLOC_CONF", "") if self._settings is None else self._settings
+        if not self._virtual_memory and "expandable_segments:True" in settings:
+            raise RuntimeError("CUDA driver error: operation not supported")
         self.memory.watch(elem, home=stream, device=place.index)
         return PretendTensor(elem, place)
 
@@ -543,7 +560,9 @@ class PretendCuda:
         self._open.enter_context(mock.patch.dict(os.environ))
         for owner, names in self._replacements().items():
             for name, value in names.items():
-                self._open.enter_context(mock.patch.object(owner, name, value))
+                # older versions of torch lack some of its inner functions
+                patch = mock.patch.object(owner, name, value, create=owner is torch._C)
+                self._open.enter_context(patch)
         self._open.enter_context(_Mode(self))
         return self
 
@@ -599,9 +618,9 @@ class PretendCuda:
 
         def properties(device: Any = None) -> Any:
             self.initialize()
-            index = self.place(device).index
+            index, (major, minor) = self.place(device).index, self._capability
             return types.SimpleNamespace(
-                name="Pretend GPU", total_memory=self.total, major=8, minor=0, uuid=f"pretend-{index}"
+                name="Pretend GPU", total_memory=self.total, major=major, minor=minor, uuid=f"pretend-{index}"
             )
 
         def mem_get_info(device: Any = None) -> tuple[int, int]:
@@ -625,11 +644,18 @@ class PretendCuda:
             index = known(device)
             self.memory.peak[index] = self.memory.allocated[index]
 
+        def configure(settings: str) -> None:
+            self._settings = settings
+
         def reset_accumulated(device: Any = None) -> None:
             known(device)
 
+        # torch takes a build for one with CUDA if it has this function
+        compiled = hasattr(torch._C, "_cuda_getDeviceCount")
+        counted = {"_cuda_getDeviceCount": lambda: self.devices} if compiled else {}
         return {
             torch: {"tensor": tensor},
+            torch._C: {"_accelerator_setAllocatorSettings": configure, **counted},
             torch.Tensor: {
                 "to": to,
                 "numpy": numpy,
@@ -654,7 +680,7 @@ class PretendCuda:
                 "set_sync_debug_mode": set_sync_debug_mode,
                 "get_device_properties": properties,
                 "get_device_name": lambda device=None: "Pretend GPU",
-                "get_device_capability": lambda device=None: (8, 0),
+                "get_device_capability": lambda device=None: self._capability,
                 "mem_get_info": mem_get_info,
                 "memory_allocated": allocated,
                 "memory_reserved": allocated,

@@ -1,0 +1,8 @@
+"""WSL, the Linux inside Windows. Loads no torch."""
+
+import platform
+
+
+def in_wsl() -> bool:
+    """Whether this process runs in WSL, or in a container there."""
+    return "microsoft" in platform.release().lower()
