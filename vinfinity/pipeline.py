@@ -22,6 +22,7 @@ from vinfinity.media.blocks import plan_blocks
 from vinfinity.media.decode import decode_frames
 from vinfinity.media.encode import encode_frames
 from vinfinity.media.latents import LatentSource, TensorLatents
+from vinfinity.models.decoder import Decoder
 from vinfinity.networks import Networks
 from vinfinity.parallel.devices import fallen_back
 from vinfinity.parallel.ranks import Ranks
@@ -132,7 +133,7 @@ class Pipeline:
         """
         job = self._prepared(prompt, settings)
         [final] = deque(self._denoise(job), maxlen=1)
-        return self.decode_job(job, final.x)
+        return self._decode(job, final.x)
 
     def denoise(self, prompt: Prompts, **settings: Any) -> Iterator[State]:
         """Yield the state after each denoising step: `state.step`, and `state.x`, latents (1, c, f, h, w) fp32.
@@ -150,7 +151,7 @@ class Pipeline:
         geometry = self._job.card.geometry
         height, width = (geometry.downscale * side for side in x.shape[3:])
         given = {"size": f"{width}x{height}", **settings, "frames": geometry.frames(x.shape[2])}
-        return self.decode_job(self._prepared("", given), x)
+        return self._decode(self._prepared("", given), x)
 
     def _prepared(self, prompt: Prompts, settings: Mapping[str, Any]) -> Job:
         loaded = self._job.config
@@ -212,22 +213,25 @@ class Pipeline:
 
         return latents(opened[0]), latents(opened[1])
 
-    def decode_job(self, job: Job, latents: Tensor) -> Video:
-        """Decode the latents (1, c, f, h, w) of a job that was checked already."""
-        latents = latents.detach().float().cpu()
-        decoder = self._networks.decoder(job)
-        pictures = decode_frames(
-            decoder,
-            TensorLatents(latents),
-            frames=range(job.config.frames),
-            latent=job.latent,
-            size=job.config.resolution,
-            blocks=plan_blocks(job.config.decode, decoder.config, job.latent[1:]),
-            ranks=self._ranks,
-        )
-        width, height = job.config.resolution
-        frames = np.empty((job.config.frames, height, width, 3), dtype=np.uint8)
-        with named_out_of_memory(str(self._ranks)):
-            for index, picture in enumerate(itertools.islice(pictures, len(frames))):
-                frames[index] = picture
-        return Video(frames, latents, job.config.fps, metadata=job.tags())
+    def _decode(self, job: Job, latents: Tensor) -> Video:
+        return decode_video(job, latents, self._networks.decoder(job), self._ranks)
+
+
+def decode_video(job: Job, latents: Tensor, decoder: Decoder, ranks: Ranks) -> Video:
+    """Decode the latents (1, c, f, h, w) of a job on one rank. Raises NotFiniteError, OutOfMemoryError."""
+    latents = latents.detach().float().cpu()
+    pictures = decode_frames(
+        decoder,
+        TensorLatents(latents),
+        frames=range(job.config.frames),
+        latent=job.latent,
+        size=job.config.resolution,
+        blocks=plan_blocks(job.config.decode, decoder.config, job.latent[1:]),
+        ranks=ranks,
+    )
+    width, height = job.config.resolution
+    frames = np.empty((job.config.frames, height, width, 3), dtype=np.uint8)
+    with named_out_of_memory(str(ranks)):
+        for index, picture in enumerate(itertools.islice(pictures, len(frames))):
+            frames[index] = picture
+    return Video(frames, latents, job.config.fps, metadata=job.tags())
