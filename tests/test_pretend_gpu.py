@@ -1,6 +1,7 @@
 """Whole runs on a pretend GPU: the latents are the CPU's, and nothing is found that would go wrong on a real one."""
 
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -12,7 +13,7 @@ from oracles.runs import exit_code, latents, stop_after_step
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 
-from vinfinity import Pipeline
+from vinfinity import Pipeline, load_config
 from vinfinity.config import RunConfig
 from vinfinity.denoise import execution
 from vinfinity.errors import NotFiniteError
@@ -20,6 +21,7 @@ from vinfinity.models import offload
 from vinfinity.parallel.devices import forget_peak_memory
 from vinfinity.parallel.launch import launch
 from vinfinity.parallel.ranks import Ranks
+from vinfinity.planning.plan import make_plan
 from vinfinity.run import run
 from vinfinity.system.transfer import to_host
 
@@ -168,6 +170,26 @@ def test_the_pipeline_of_the_library_is_sound(model_folder: Path) -> None:
         video = pipe("a red ball", frames=18, size="64x48", steps=2)
         assert_sound(cuda.findings(), steps=2)
     assert video.frames.shape == (18, 48, 64, 3)
+
+
+@pytest.mark.parametrize("keeps", [True, False])
+def test_a_pipeline_keeps_its_networks_if_all_fit_beside_the_video(
+    keeps: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Each phase fits the smaller GPU by itself, and so do all networks, but not the steps beside all networks."""
+    monkeypatch.setattr("vinfinity.planning.memory.GPU_RESERVE", 0)
+    settings: dict[str, Any] = {"frames": 16, "size": "320x256", "steps": 1, "decode": {"frames": 1}}
+    own = {"model": "mini", "device": "cuda", "dtype": "fp32"}
+    planned = make_plan(load_config(prompt="a red ball", **own, **settings), device_memory=24).memory
+    need = replace(planned, kept=keeps).needs("cuda")[0]
+    with PretendCuda(memory=need) as cuda:
+        pipe = Pipeline.from_pretrained(**own)
+        loaded = torch.cuda.memory_allocated()
+        assert loaded > planned.step.weights
+        video = pipe("a red ball", **settings)
+        assert torch.cuda.memory_allocated() == (loaded if keeps else 0)
+        assert cuda.findings().races == []
+    assert video.frames.shape == (16, 256, 320, 3)
 
 
 def peak_from_now_on(_: None, ranks: Ranks) -> str:

@@ -16,7 +16,7 @@ from vinfinity.denoise.selection import StepNoise
 from vinfinity.denoise.state import State
 from vinfinity.denoiser import fitting_denoiser
 from vinfinity.errors import InputError
-from vinfinity.inputs import encode_text, initial_state, steered
+from vinfinity.inputs import initial_state, shared_text, steered
 from vinfinity.job import Job, prepare
 from vinfinity.media.blocks import plan_blocks
 from vinfinity.media.decode import decode_frames
@@ -26,7 +26,7 @@ from vinfinity.models.decoder import Decoder
 from vinfinity.networks import Networks
 from vinfinity.parallel.devices import fallen_back
 from vinfinity.parallel.ranks import Ranks
-from vinfinity.planning.fit import find_fit
+from vinfinity.planning.fit import find_fit, weights_fit
 from vinfinity.resolve import load_config
 from vinfinity.runs.sources import Sources, check_sources, open_input, open_pictures
 from vinfinity.system.out_of_memory import named_out_of_memory
@@ -89,6 +89,9 @@ class Pipeline:
         pipe = vinfinity.Pipeline.from_pretrained("mini")
         video = pipe("a blue boat moving right", frames=64, seed=7)
 
+    Its networks stay loaded if there is memory for all of them beside what a video needs; otherwise each is loaded when
+    it is needed, for every video.
+
     It holds no locks and takes over no signals: use it from a thread, in a notebook, or under a running event loop.
     Nothing is written to disk. For several GPUs or resumable runs, see `vinfinity.generate(gpus=...)` and
     `vinfinity.generate_file`.
@@ -99,8 +102,10 @@ class Pipeline:
         self._ranks = Ranks.of_one(config.device)
         if fallback := fallen_back(config.device):
             warn(fallback)
-        self._dtype = self._job.dtype(self._ranks.device)
         self._networks = Networks(self._ranks.device, several=True)
+        if not weights_fit(self._job, self._ranks):
+            # each is loaded when it is needed
+            return
         with named_out_of_memory(str(self._ranks)):
             self._networks.text_encoder(self._job)
             self._networks.denoiser(self._job)
@@ -169,14 +174,14 @@ class Pipeline:
         frames = job.selection.frames
         team = self._ranks.team(len(frames), split=False, grouped=job.grouped(self.device))
         with named_out_of_memory(str(self._ranks)):
-            encoder, network = self._networks.text_encoder(job), self._networks.denoiser(job)
-            text = encode_text(job, device=self.device, dtype=self._dtype, encoder=encoder)
-            fit = find_fit(job, self._ranks, loaded=self._networks.bytes)
-            t = job.sampler.timesteps[0]
+            fit = find_fit(job, self._ranks, loaded=self._networks.bytes, keep=True)
+            self._networks.keep(job, ample=fit.keeps)
+            video, pictures = self._encode(job)
+            text = shared_text(job, self._networks, self._ranks)
+            network, t = self._networks.denoiser(job), job.sampler.timesteps[0]
             denoiser, _ = fitting_denoiser(
                 job, network, text, team, team.exchange(), self._ranks, fit=fit, t=t
             )
-            video, pictures = self._encode(job)
             state = initial_state(job, frames, video).to(self.device)
             sampler = steered(job, frames, device=self.device, pictures=pictures)
             steps = len(sampler.timesteps)

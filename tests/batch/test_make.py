@@ -144,7 +144,10 @@ def test_networks_are_kept_for_the_next_video_while_memory_is_ample(
     assert networks.text_encoder(one) is networks.text_encoder(other)
     assert networks.denoiser(half) is not denoiser
     assert networks.bytes > 0
-    networks.keep(ample=False)
+    loaded = networks.bytes
+    networks.keep(one, ample=True)
+    assert 0 < networks.bytes < loaded, "what the next job cannot use stays"
+    networks.keep(half, ample=False)
     assert networks.bytes == 0
     assert networks.denoiser(one) is not networks.denoiser(one)
 

@@ -16,9 +16,9 @@ from vinfinity.denoise.execution import Execution
 from vinfinity.denoise.selection import select_all
 from vinfinity.denoise.state import State
 from vinfinity.denoiser import fitting_denoiser
-from vinfinity.inputs import encode_text, initial_state
+from vinfinity.inputs import initial_state, shared_text
 from vinfinity.job import prepare
-from vinfinity.networks import load_denoiser
+from vinfinity.networks import Networks, load_denoiser
 from vinfinity.parallel.context import plan_halo
 from vinfinity.parallel.exchange import RankExchange, Work
 from vinfinity.parallel.meeting import meet
@@ -225,7 +225,7 @@ def rehearse_with_too_little_memory(
     job = prepare(config)
     device = ranks.device
     network = load_denoiser(job, device=device, dtype=torch.float32)
-    text = encode_text(job, device=device, dtype=torch.float32)
+    text = shared_text(job, Networks(device), ranks)
     team = ranks.team(12, split=False)
     calls = 0
 
@@ -244,7 +244,7 @@ def rehearse_with_too_little_memory(
         team,
         team.exchange(),
         ranks,
-        fit=Fit(executions, ample=False),
+        fit=Fit(executions, ample=False, keeps=False),
         t=999.0,
         rehearsed=True,
     )

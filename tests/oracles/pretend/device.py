@@ -10,7 +10,8 @@ The package runs on them unchanged. They find what would go wrong on real device
 - memory that is freed while a stream other than its own may still use it (`Findings.early_frees`);
 - threads that ask for an event of another device than their current one, which is the first one in a new thread: a real
   driver would create a context there (`Findings.contexts`);
-- counts of memory that are reset before anything has initialised CUDA: these raise RuntimeError, as in torch.
+- counts of memory that are reset before anything has initialised CUDA: these raise RuntimeError, as in torch;
+- more memory than a device has: torch's OutOfMemoryError.
 
 Operations run at once, in the order in which the host starts them. So results are right even where streams race: races
 are found by vector clocks (clocks.py), not by wrong results. What cannot be tested this way: numerics of CUDA kernels,
@@ -256,7 +257,7 @@ class PretendCuda:
     def __init__(self, *, devices: int = 2, memory: int = 24 * GIB) -> None:
         self.devices, self.total = devices, memory
         self.clocks = Clocks()
-        self.memory = Memory(self.clocks)
+        self.memory = Memory(self.clocks, limit=memory)
         self.operations = 0
         self.waits: list[Wait] = []
         self.slow_copies: list[SlowCopy] = []
