@@ -16,13 +16,14 @@ from torch import Tensor
 from vinfinity import Pipeline, load_config
 from vinfinity.config import RunConfig
 from vinfinity.denoise import execution
-from vinfinity.errors import NotFiniteError
+from vinfinity.errors import NotFiniteError, OutOfMemoryError
 from vinfinity.models import offload
 from vinfinity.parallel.devices import forget_peak_memory
 from vinfinity.parallel.launch import launch
 from vinfinity.parallel.ranks import Ranks
 from vinfinity.planning.plan import make_plan
 from vinfinity.run import run
+from vinfinity.system.out_of_memory import GPU_REMEDY
 from vinfinity.system.transfer import to_host
 
 # Both compute in fp32 on a CPU, but a GPU's linear layers do not go through oneDNN (`uses_onednn`), so that sums are
@@ -201,6 +202,19 @@ def peak_from_now_on(_: None, ranks: Ranks) -> str:
 def test_one_rank_can_count_its_peak_memory_before_anything_else_uses_the_gpu(device: str) -> None:
     with PretendCuda():
         assert launch(peak_from_now_on, None, gpus=None, device=device, timeout=30.0) == "cuda:0"
+
+
+def test_a_gpu_without_room_for_one_rank_is_named_with_a_remedy(monkeypatch: pytest.MonkeyPatch) -> None:
+    def full(_: object) -> None:
+        raise RuntimeError("CUDA error: out of memory\nCUDA kernel errors might be reported at another call")
+
+    with PretendCuda():
+        monkeypatch.setattr(torch.cuda, "set_device", full)
+        with pytest.raises(OutOfMemoryError) as raised:
+            launch(peak_from_now_on, None, gpus=None, device="cuda", timeout=30.0)
+        monkeypatch.undo()
+    assert raised.value.exit_code == 2
+    assert raised.value.message == f"cuda:0: out of memory; {GPU_REMEDY}"
 
 
 def test_a_copy_to_the_host_is_complete_once_it_was_waited_for() -> None:

@@ -39,6 +39,10 @@ CUDA_OUT_OF_MEMORY = (
     "CUDA out of memory. Tried to allocate 944.00 MiB. GPU 1 has a total capacity of 23.65 GiB of which 61.00 MiB is"
     " free. Including non-PyTorch memory, this process has 23.58 GiB memory in use."
 )
+NCCL_OUT_OF_MEMORY = (
+    "NCCL error in: NCCLUtils.cpp:90, unhandled cuda error (run with NCCL_DEBUG=INFO for details), NCCL version 2.27\n"
+    "ncclUnhandledCudaError: Call to CUDA function failed.\nLast error:\nCuda failure 2 'out of memory'"
+)
 CUBLAS_OUT_OF_MEMORY = "CUDA error: CUBLAS_STATUS_ALLOC_FAILED when calling `cublasCreate(handle)`"
 
 
