@@ -236,7 +236,6 @@ def decode_video(job: Job, latents: Tensor, decoder: Decoder, ranks: Ranks) -> V
     )
     width, height = job.config.resolution
     frames = np.empty((job.config.frames, height, width, 3), dtype=np.uint8)
-    with named_out_of_memory(str(ranks)):
-        for index, picture in enumerate(itertools.islice(pictures, len(frames))):
-            frames[index] = picture
+    for index, picture in enumerate(itertools.islice(pictures, len(frames))):
+        frames[index] = picture
     return Video(frames, latents, job.config.fps, metadata=job.tags())
