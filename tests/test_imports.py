@@ -48,7 +48,7 @@ ABOVE = {
     "evaluation": {"errors", "config", "media", "parallel", "runs", "system"},
     "batch": {*BELOW, "job", "networks", "planning", "run", "session", "task"},
     "doctor": {"errors", "machine", "parallel", "system", "weights"},
-    "api": {*BELOW, "batch", "job", "planning", "pipeline", "run", "task", "video"},
+    "api": {*BELOW, "batch", "networks", "pipeline", "run", "session", "task", "video"},
 }
 EVERYTHING = {*BELOW, *ABOVE}
 TOP = {

@@ -7,6 +7,7 @@ import logging
 import signal
 import subprocess
 import sys
+import tempfile
 import threading
 from collections import Counter
 from pathlib import Path
@@ -15,6 +16,7 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+from oracles.runs import make_nan
 
 import vinfinity
 from vinfinity.cli import main
@@ -138,6 +140,48 @@ def test_several_ranks_can_be_used_from_python(model_folder: Path, pipe: vinfini
     alone = pipe("a red ball", **SMALL)
     assert (shared.latents - alone.latents).abs().max() <= 1e-4
     assert shared.frames.shape == alone.frames.shape
+
+
+@pytest.fixture
+def temporary(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """A folder of this test for temporary files."""
+    folder = tmp_path / "temporary"
+    folder.mkdir()
+    monkeypatch.setattr(tempfile, "tempdir", str(folder))
+    return folder
+
+
+def test_a_video_of_several_ranks_is_decoded_without_the_other_networks(
+    model_folder: Path, temporary: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def other_network(*_: object, **__: object) -> None:
+        raise AssertionError("text encoder or denoiser loaded in the process that decodes")
+
+    monkeypatch.setattr("vinfinity.networks.load_part", other_network)
+    video = vinfinity.generate("a red ball", model=model_folder, device="cpu", gpus=2, **SMALL)
+    assert video.frames.shape == (5, 32, 32, 3)
+    assert list(temporary.iterdir()) == []
+
+
+def test_what_several_ranks_computed_stays_if_decoding_fails(
+    own_model: Path, temporary: Path, pipe: vinfinity.Pipeline
+) -> None:
+    make_nan(own_model / "vae")
+    with pytest.raises(vinfinity.NotFiniteError, match="decoding") as raised:
+        vinfinity.generate("a red ball", model=own_model, device="cpu", gpus=2, **SMALL)
+    [folder] = temporary.iterdir()
+    assert raised.value.__notes__ == [
+        f"`vinfinity resume {folder}/video.run` makes the video from what was computed"
+    ]
+    expected = pipe("a red ball", **SMALL).latents
+    assert (latents_of_run(folder / "video.run") - expected).abs().max() <= 1e-4
+
+
+def test_nothing_stays_of_a_run_that_computed_nothing(own_model: Path, temporary: Path) -> None:
+    make_nan(own_model / "text_encoder")
+    with pytest.raises(vinfinity.NotFiniteError, match="text encoder"):
+        vinfinity.generate("a red ball", model=own_model, device="cpu", gpus=2, **SMALL)
+    assert list(temporary.iterdir()) == []
 
 
 @pytest.mark.parametrize(

@@ -260,6 +260,17 @@ def test_counts_of_memory_are_reset_only_after_cuda_was_initialised(
         reset(ZERO)
 
 
+def test_a_device_runs_out_of_memory() -> None:
+    with PretendCuda(memory=2**20):
+        x = torch.empty(600 * 2**10, dtype=torch.uint8, device=ZERO)
+        lack = r"Tried to allocate 0\.59 MiB\. GPU 0 has a total capacity of 1\.00 MiB of which 0\.41 MiB is free"
+        with pytest.raises(torch.cuda.OutOfMemoryError, match=lack):
+            torch.empty_like(x)
+        torch.empty(600 * 2**10, dtype=torch.uint8, device=ONE)
+        del x
+        torch.empty(2**20, dtype=torch.uint8, device=ZERO)
+
+
 def test_device_tensors_are_neither_pickled_nor_read_by_numpy(cuda: PretendCuda) -> None:
     x = torch.ones(3, device=ONE)
     with pytest.raises(PretendError, match="pickled"):

@@ -1,6 +1,7 @@
 """Whole runs on a pretend GPU: the latents are the CPU's, and nothing is found that would go wrong on a real one."""
 
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -12,15 +13,17 @@ from oracles.runs import exit_code, latents, stop_after_step
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 
-from vinfinity import Pipeline
+from vinfinity import Pipeline, load_config
 from vinfinity.config import RunConfig
 from vinfinity.denoise import execution
-from vinfinity.errors import NotFiniteError
+from vinfinity.errors import NotFiniteError, OutOfMemoryError
 from vinfinity.models import offload
 from vinfinity.parallel.devices import forget_peak_memory
 from vinfinity.parallel.launch import launch
 from vinfinity.parallel.ranks import Ranks
+from vinfinity.planning.plan import make_plan
 from vinfinity.run import run
+from vinfinity.system.out_of_memory import GPU_REMEDY
 from vinfinity.system.transfer import to_host
 
 # Both compute in fp32 on a CPU, but a GPU's linear layers do not go through oneDNN (`uses_onednn`), so that sums are
@@ -170,6 +173,26 @@ def test_the_pipeline_of_the_library_is_sound(model_folder: Path) -> None:
     assert video.frames.shape == (18, 48, 64, 3)
 
 
+@pytest.mark.parametrize("keeps", [True, False])
+def test_a_pipeline_keeps_its_networks_if_all_fit_beside_the_video(
+    keeps: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Each phase fits the smaller GPU by itself, and so do all networks, but not the steps beside all networks."""
+    monkeypatch.setattr("vinfinity.planning.memory.GPU_RESERVE", 0)
+    settings: dict[str, Any] = {"frames": 16, "size": "320x256", "steps": 1, "decode": {"frames": 1}}
+    own = {"model": "mini", "device": "cuda", "dtype": "fp32"}
+    planned = make_plan(load_config(prompt="a red ball", **own, **settings), device_memory=24).memory
+    need = replace(planned, kept=keeps).needs("cuda")[0]
+    with PretendCuda(memory=need) as cuda:
+        pipe = Pipeline.from_pretrained(**own)
+        loaded = torch.cuda.memory_allocated()
+        assert loaded > planned.step.weights
+        video = pipe("a red ball", **settings)
+        assert torch.cuda.memory_allocated() == (loaded if keeps else 0)
+        assert cuda.findings().races == []
+    assert video.frames.shape == (16, 256, 320, 3)
+
+
 def peak_from_now_on(_: None, ranks: Ranks) -> str:
     forget_peak_memory(ranks.device)
     return str(ranks.device)
@@ -179,6 +202,19 @@ def peak_from_now_on(_: None, ranks: Ranks) -> str:
 def test_one_rank_can_count_its_peak_memory_before_anything_else_uses_the_gpu(device: str) -> None:
     with PretendCuda():
         assert launch(peak_from_now_on, None, gpus=None, device=device, timeout=30.0) == "cuda:0"
+
+
+def test_a_gpu_without_room_for_one_rank_is_named_with_a_remedy(monkeypatch: pytest.MonkeyPatch) -> None:
+    def full(_: object) -> None:
+        raise RuntimeError("CUDA error: out of memory\nCUDA kernel errors might be reported at another call")
+
+    with PretendCuda():
+        monkeypatch.setattr(torch.cuda, "set_device", full)
+        with pytest.raises(OutOfMemoryError) as raised:
+            launch(peak_from_now_on, None, gpus=None, device="cuda", timeout=30.0)
+        monkeypatch.undo()
+    assert raised.value.exit_code == 2
+    assert raised.value.message == f"cuda:0: out of memory; {GPU_REMEDY}"
 
 
 def test_a_copy_to_the_host_is_complete_once_it_was_waited_for() -> None:

@@ -10,10 +10,14 @@ from vinfinity.batch.plan import plan_batch
 from vinfinity.batch.rows import python_rows, read_rows
 from vinfinity.config import RunConfig, load
 from vinfinity.media.source import video_defaults
-from vinfinity.pipeline import LOADED, Pipeline, Prompts, load_in_memory
+from vinfinity.networks import Networks
+from vinfinity.parallel.ranks import Ranks
+from vinfinity.pipeline import LOADED, Pipeline, Prompts, decode_video, load_in_memory
 from vinfinity.run import launch_run, run
+from vinfinity.runs.folder import run_folder
 from vinfinity.runs.parts import read_manifest
 from vinfinity.runs.paths import Destination
+from vinfinity.session import resumable
 from vinfinity.system.folders import expanded, temporary_folder
 from vinfinity.task import Summary, Task
 from vinfinity.video import Video
@@ -28,20 +32,38 @@ def generate(prompt: Prompts, *, gpus: int | None = None, **settings: Any) -> Vi
     `attention={"local": 4}`; the model's card fills the rest.
 
     The weights are loaded for every call; to generate several videos, keep a `Pipeline`. Raises InputError for unusable
-    settings, NotFiniteError for NaN or infinite values, RankError if a process fails.
+    settings, NotFiniteError for NaN or infinite values, RankError if a process fails. What several GPUs have computed
+    until an error stays in a temporary folder; the error says how to resume the run.
     """
     if gpus is None or gpus == 1:
         loaded = {name: settings.pop(name) for name in LOADED if name in settings}
         return Pipeline.from_pretrained(**loaded)(prompt, **settings)
-    with temporary_folder() as folder:
-        fixed = {"gpus": gpus, "out": folder / "video.mp4"}
-        config = load_in_memory(prompt, settings, fixed=fixed, allowed=("parallel",))
+    return _generate_on(gpus, prompt, settings)
+
+
+def _generate_on(gpus: int, prompt: Prompts, settings: Mapping[str, Any]) -> Video:
+    """A video by several ranks, decoded in this process."""
+
+    def kept(error: BaseException) -> bool:
+        """Whether the run has computed something. If the error does not say how to use it, that is added."""
+        run = run_folder(video)
+        if not run.holds_work():
+            return False
+        if str(run.path) not in str(error):
+            error.add_note(f"`vinfinity resume {run.path}` makes the video from what was computed")
+        return True
+
+    with temporary_folder(kept=kept) as folder:
+        video = folder / "video.mp4"
+        config = load_in_memory(prompt, settings, fixed={"gpus": gpus, "out": video}, allowed=("parallel",))
         task = Task.of(config, Destination.of(config), decode=False)
         launch_run(task)
-        latents = read_manifest(task.destination.folder.latents)
-        whole = latents.read(range(latents.frames))[None]
-    loaded = {name: getattr(config, name) for name in LOADED if name != "lora"}
-    return Pipeline.from_pretrained(**loaded).decode_job(task.job, whole)
+        with resumable(task.destination.folder):
+            latents = read_manifest(task.destination.folder.latents)
+            whole = latents.read(range(latents.frames))[None]
+            ranks = Ranks.of_one(config.device)
+            # the decoder alone: there may be no room for the other networks beside its pictures
+            return decode_video(task.job, whole, Networks(ranks.device).decoder(task.job), ranks)
 
 
 def generate_file(config: RunConfig) -> Summary | None:

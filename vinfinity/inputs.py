@@ -12,24 +12,11 @@ from vinfinity.denoise.start import noised
 from vinfinity.denoise.state import Sampler, State
 from vinfinity.job import Job
 from vinfinity.media.latents import LatentSource, pick_latents
-from vinfinity.models.family import TEXT_ENCODER
 from vinfinity.models.frame_text import FrameText
-from vinfinity.networks import Networks, load_part
+from vinfinity.networks import Networks
 from vinfinity.parallel.ranks import Ranks
 from vinfinity.system.folders import expanded
 from vinfinity.system.precision import fp32_products
-
-
-def encode_text(
-    job: Job, *, device: torch.device, dtype: torch.dtype, encoder: nn.Module | None = None
-) -> FrameText:
-    """The text of each frame that the job computes. encoder: loaded, used and freed if None.
-
-    Raises NotFiniteError if its states are NaN or infinite.
-    """
-    if encoder is None:
-        encoder = load_part(job, TEXT_ENCODER, device=device, dtype=dtype)
-    return frame_text(job, text_states(job, encoder, device=device, dtype=dtype))
 
 
 def shared_text(job: Job, networks: Networks, ranks: Ranks) -> FrameText:

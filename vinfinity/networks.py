@@ -16,12 +16,12 @@ from vinfinity.weights.lora import open_loras
 class Networks:
     """The text encoder, denoiser, decoder and encoder of jobs on one device.
 
-    several: whether networks stay loaded for the jobs that follow. At most one of each kind is kept; for a job with
-    other weights it is replaced. Otherwise each is freed as soon as its user is done with it.
+    several: whether networks stay loaded for the jobs that follow, where memory allows it. At most one of each kind is
+    kept. Otherwise each is freed as soon as its user is done with it.
     """
 
     def __init__(self, device: torch.device, *, several: bool = False) -> None:
-        self._device, self._several = device, several
+        self._device, self.several = device, several
         self._keeps = several
         self._kept: dict[str, tuple[Hashable, Any]] = {}
 
@@ -32,7 +32,7 @@ class Networks:
             nn.Module,
             self._find(
                 "text_encoder",
-                _identity(job, dtype),
+                job,
                 lambda: load_part(job, TEXT_ENCODER, device=self._device, dtype=dtype),
             ),
         )
@@ -44,7 +44,7 @@ class Networks:
             nn.Module,
             self._find(
                 "denoiser",
-                (*_identity(job, dtype), job.config.compile),
+                job,
                 lambda: load_denoiser(job, device=self._device, dtype=dtype),
             ),
         )
@@ -55,7 +55,7 @@ class Networks:
             Decoder,
             self._find(
                 "decoder",
-                (job.decoder, job.decoder_digest),
+                job,
                 lambda: load_decoder(job.decoder, device=self._device, dtype=torch.float32),
             ),
         )
@@ -66,7 +66,7 @@ class Networks:
             Encoder,
             self._find(
                 "encoder",
-                (job.encoder, job.weights_digest),
+                job,
                 lambda: load_encoder(job.encoder, device=self._device, dtype=torch.float32),
             ),
         )
@@ -77,19 +77,35 @@ class Networks:
         networks = [network for _, network in self._kept.values()]
         return sum(parameter.nbytes for network in networks for parameter in network.parameters())
 
-    def keep(self, *, ample: bool) -> None:
-        """Decide for the next job whether networks are kept. ample: whether all of them fit beside its tensors.
+    def keep(self, job: Job, *, ample: bool) -> None:
+        """Decide for the next job whether its networks are kept. ample: whether all of them fit beside its tensors.
 
         Where memory is scarce, they are freed, and each is loaded and freed again in its turn, as for a single job.
+        Those that the job does not use are freed in any case: its plan counts their memory as free.
         """
-        self._keeps = self._several and ample
-        if not self._keeps:
-            self._kept.clear()
+        self._keeps = self.several and ample
+        used = self._identities(job)
+        if not job.config.encodes:
+            del used["encoder"]
+        self._kept = {
+            name: kept for name, kept in self._kept.items() if self._keeps and used.get(name) == kept[0]
+        }
 
     def _dtype(self, job: Job) -> torch.dtype:
         return job.dtype(self._device)
 
-    def _find(self, name: str, identity: Hashable, load: Callable[[], Any]) -> Any:
+    def _identities(self, job: Job) -> dict[str, Hashable]:
+        """What tells the networks of a job from those of others once they are loaded."""
+        own = job.card.folder, job.weights_digest, job.config.lora, self._dtype(job)
+        return {
+            "text_encoder": own,
+            "denoiser": (*own, job.config.compile),
+            "decoder": (job.decoder, job.decoder_digest),
+            "encoder": (job.encoder, job.weights_digest),
+        }
+
+    def _find(self, name: str, job: Job, load: Callable[[], Any]) -> Any:
+        identity = self._identities(job)[name]
         if name in self._kept and self._kept[name][0] == identity:
             return self._kept[name][1]
         # the memory of the former one is needed for the new one
@@ -116,8 +132,3 @@ def load_denoiser(job: Job, *, device: torch.device, dtype: torch.dtype) -> nn.M
     if job.config.compile:
         family.compile(network)
     return network
-
-
-def _identity(job: Job, dtype: torch.dtype) -> tuple[Hashable, ...]:
-    """What tells the weights of jobs apart once they are loaded."""
-    return job.card.folder, job.weights_digest, job.config.lora, dtype

@@ -16,16 +16,17 @@ from vinfinity.denoise.selection import StepNoise
 from vinfinity.denoise.state import State
 from vinfinity.denoiser import fitting_denoiser
 from vinfinity.errors import InputError
-from vinfinity.inputs import encode_text, initial_state, steered
+from vinfinity.inputs import initial_state, shared_text, steered
 from vinfinity.job import Job, prepare
 from vinfinity.media.blocks import plan_blocks
 from vinfinity.media.decode import decode_frames
 from vinfinity.media.encode import encode_frames
 from vinfinity.media.latents import LatentSource, TensorLatents
+from vinfinity.models.decoder import Decoder
 from vinfinity.networks import Networks
 from vinfinity.parallel.devices import fallen_back
 from vinfinity.parallel.ranks import Ranks
-from vinfinity.planning.fit import find_fit
+from vinfinity.planning.fit import find_fit, weights_fit
 from vinfinity.resolve import load_config
 from vinfinity.runs.sources import Sources, check_sources, open_input, open_pictures
 from vinfinity.system.out_of_memory import named_out_of_memory
@@ -88,6 +89,9 @@ class Pipeline:
         pipe = vinfinity.Pipeline.from_pretrained("mini")
         video = pipe("a blue boat moving right", frames=64, seed=7)
 
+    Its networks stay loaded if there is memory for all of them beside what a video needs; otherwise each is loaded when
+    it is needed, for every video.
+
     It holds no locks and takes over no signals: use it from a thread, in a notebook, or under a running event loop.
     Nothing is written to disk. For several GPUs or resumable runs, see `vinfinity.generate(gpus=...)` and
     `vinfinity.generate_file`.
@@ -98,8 +102,10 @@ class Pipeline:
         self._ranks = Ranks.of_one(config.device)
         if fallback := fallen_back(config.device):
             warn(fallback)
-        self._dtype = self._job.dtype(self._ranks.device)
         self._networks = Networks(self._ranks.device, several=True)
+        if not weights_fit(self._job, self._ranks):
+            # each is loaded when it is needed
+            return
         with named_out_of_memory(str(self._ranks)):
             self._networks.text_encoder(self._job)
             self._networks.denoiser(self._job)
@@ -132,7 +138,7 @@ class Pipeline:
         """
         job = self._prepared(prompt, settings)
         [final] = deque(self._denoise(job), maxlen=1)
-        return self.decode_job(job, final.x)
+        return self._decode(job, final.x)
 
     def denoise(self, prompt: Prompts, **settings: Any) -> Iterator[State]:
         """Yield the state after each denoising step: `state.step`, and `state.x`, latents (1, c, f, h, w) fp32.
@@ -150,7 +156,7 @@ class Pipeline:
         geometry = self._job.card.geometry
         height, width = (geometry.downscale * side for side in x.shape[3:])
         given = {"size": f"{width}x{height}", **settings, "frames": geometry.frames(x.shape[2])}
-        return self.decode_job(self._prepared("", given), x)
+        return self._decode(self._prepared("", given), x)
 
     def _prepared(self, prompt: Prompts, settings: Mapping[str, Any]) -> Job:
         loaded = self._job.config
@@ -168,14 +174,14 @@ class Pipeline:
         frames = job.selection.frames
         team = self._ranks.team(len(frames), split=False, grouped=job.grouped(self.device))
         with named_out_of_memory(str(self._ranks)):
-            encoder, network = self._networks.text_encoder(job), self._networks.denoiser(job)
-            text = encode_text(job, device=self.device, dtype=self._dtype, encoder=encoder)
-            fit = find_fit(job, self._ranks, loaded=self._networks.bytes)
-            t = job.sampler.timesteps[0]
+            fit = find_fit(job, self._ranks, loaded=self._networks.bytes, keep=True)
+            self._networks.keep(job, ample=fit.keeps)
+            video, pictures = self._encode(job)
+            text = shared_text(job, self._networks, self._ranks)
+            network, t = self._networks.denoiser(job), job.sampler.timesteps[0]
             denoiser, _ = fitting_denoiser(
                 job, network, text, team, team.exchange(), self._ranks, fit=fit, t=t
             )
-            video, pictures = self._encode(job)
             state = initial_state(job, frames, video).to(self.device)
             sampler = steered(job, frames, device=self.device, pictures=pictures)
             steps = len(sampler.timesteps)
@@ -212,22 +218,24 @@ class Pipeline:
 
         return latents(opened[0]), latents(opened[1])
 
-    def decode_job(self, job: Job, latents: Tensor) -> Video:
-        """Decode the latents (1, c, f, h, w) of a job that was checked already."""
-        latents = latents.detach().float().cpu()
-        decoder = self._networks.decoder(job)
-        pictures = decode_frames(
-            decoder,
-            TensorLatents(latents),
-            frames=range(job.config.frames),
-            latent=job.latent,
-            size=job.config.resolution,
-            blocks=plan_blocks(job.config.decode, decoder.config, job.latent[1:]),
-            ranks=self._ranks,
-        )
-        width, height = job.config.resolution
-        frames = np.empty((job.config.frames, height, width, 3), dtype=np.uint8)
-        with named_out_of_memory(str(self._ranks)):
-            for index, picture in enumerate(itertools.islice(pictures, len(frames))):
-                frames[index] = picture
-        return Video(frames, latents, job.config.fps, metadata=job.tags())
+    def _decode(self, job: Job, latents: Tensor) -> Video:
+        return decode_video(job, latents, self._networks.decoder(job), self._ranks)
+
+
+def decode_video(job: Job, latents: Tensor, decoder: Decoder, ranks: Ranks) -> Video:
+    """Decode the latents (1, c, f, h, w) of a job on one rank. Raises NotFiniteError, OutOfMemoryError."""
+    latents = latents.detach().float().cpu()
+    pictures = decode_frames(
+        decoder,
+        TensorLatents(latents),
+        frames=range(job.config.frames),
+        latent=job.latent,
+        size=job.config.resolution,
+        blocks=plan_blocks(job.config.decode, decoder.config, job.latent[1:]),
+        ranks=ranks,
+    )
+    width, height = job.config.resolution
+    frames = np.empty((job.config.frames, height, width, 3), dtype=np.uint8)
+    for index, picture in enumerate(itertools.islice(pictures, len(frames))):
+        frames[index] = picture
+    return Video(frames, latents, job.config.fps, metadata=job.tags())

@@ -128,8 +128,8 @@ def denoise_video(job: Job, session: Session, networks: Networks) -> tuple[Parts
     Raises Stopped, with a checkpoint written, if the run was asked to end.
     """
     ranks, team, checkpoints = session.ranks, session.team, session.checkpoints
-    fit = find_fit(job, ranks, loaded=networks.bytes)
-    networks.keep(ample=fit.ample)
+    fit = find_fit(job, ranks, loaded=networks.bytes, keep=networks.several)
+    networks.keep(job, ample=fit.keeps)
     execution = fit.first
     own, steps = job.selection.of(team.held), len(job.sampler.timesteps)
     restored = checkpoints.restore()

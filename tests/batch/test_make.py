@@ -13,8 +13,8 @@ import torch
 from oracles.command_line import Cli
 from oracles.processes import vinfinity as vinfinity_command
 from oracles.processes import wait_for_ranks, wait_until_gone
-from oracles.runs import config_of, events, latents, signal_when_exists, truncate, when_exists
-from safetensors.torch import load_file, save_file
+from oracles.runs import config_of, events, latents, make_nan, signal_when_exists, truncate, when_exists
+from safetensors.torch import save_file
 
 import vinfinity
 from vinfinity.batch.make import make_batch
@@ -65,16 +65,6 @@ def bad_noise(folder: Path) -> str:
     """A file of noise that makes a run of three frames fail: its values are NaN."""
     save_file({"noise": torch.full((1, 4, 3, 4, 4), float("nan"))}, folder / "nan.safetensors")
     return str(folder / "nan.safetensors")
-
-
-def make_nan(folder: Path) -> None:
-    """Replace the weights in a folder by NaN."""
-    [path] = folder.glob("*.safetensors")
-    tensors = {name: torch.full_like(x, float("nan")) for name, x in load_file(path).items()}
-    # the batch may look at the folder at this very moment
-    unfinished = path.with_name(f"{path.name}.part")
-    save_file(tensors, unfinished)
-    unfinished.replace(path)
 
 
 def with_fault(folder: Path) -> list[str | Mapping[str, Any]]:
@@ -154,7 +144,10 @@ def test_networks_are_kept_for_the_next_video_while_memory_is_ample(
     assert networks.text_encoder(one) is networks.text_encoder(other)
     assert networks.denoiser(half) is not denoiser
     assert networks.bytes > 0
-    networks.keep(ample=False)
+    loaded = networks.bytes
+    networks.keep(one, ample=True)
+    assert 0 < networks.bytes < loaded, "what the next job cannot use stays"
+    networks.keep(half, ample=False)
     assert networks.bytes == 0
     assert networks.denoiser(one) is not networks.denoiser(one)
 

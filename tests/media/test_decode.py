@@ -17,6 +17,7 @@ import numpy as np
 import pytest
 import torch
 from diffusers import AutoencoderTiny as TheirTiny
+from oracles.fault_work import CUDA_OUT_OF_MEMORY
 from oracles.networks import our_vae
 from oracles.processes import no_thread_left
 from oracles.reference import configure, fill, relative_error, tiny_vae
@@ -25,7 +26,7 @@ from safetensors.torch import load_file, save_file
 
 from vinfinity.bench.latents import FileLatents
 from vinfinity.config import DecodeConfig, VideoConfig, choose_format, digest
-from vinfinity.errors import InputError, OutputError, VinfinityError
+from vinfinity.errors import InputError, OutOfMemoryError, OutputError, VinfinityError
 from vinfinity.job import describe, prepare
 from vinfinity.media.background import consume_in_background
 from vinfinity.media.blocks import plan_blocks
@@ -71,6 +72,37 @@ class Watched:
     def read(self, frames: range) -> torch.Tensor:
         self.asked.append(frames)
         return self._latents.read(frames)
+
+
+class WithoutMemory(AutoencoderKL):
+    """A decoder that runs out of memory."""
+
+    def decode(self, latents: torch.Tensor) -> torch.Tensor:
+        raise torch.cuda.OutOfMemoryError(CUDA_OUT_OF_MEMORY)
+
+
+@pytest.mark.parametrize(
+    ("config", "remedy"),
+    [
+        (DecodeConfig(), "try decode.frames=1, or decode.tile=128, or a machine with more memory"),
+        (DecodeConfig(frames=1, tile=128), "try decode.tile=64, or a machine with more memory"),
+        (DecodeConfig(frames=1, tile=32), "try a machine with more memory"),
+    ],
+    ids=str,
+)
+def test_a_lack_of_memory_in_decoding_is_named_with_settings_of_decoding(
+    config: DecodeConfig, remedy: str
+) -> None:
+    decoder = our_vae(tiny_vae())
+    decoder.__class__ = WithoutMemory
+    pictures = pictures_of(
+        decoder, TensorLatents(torch.zeros(1, 4, 8, 24, 32)), frames=8, size=(256, 192), config=config
+    )
+    with pytest.raises(OutOfMemoryError) as raised:
+        next(pictures)
+    assert raised.value.message == (
+        f"cpu: out of memory: 944.00 MiB more needed, 61.00 MiB of 23.65 GiB free; {remedy}"
+    )
 
 
 # ---- sources and blocks ----

@@ -16,9 +16,9 @@ from vinfinity.denoise.execution import Execution
 from vinfinity.denoise.selection import select_all
 from vinfinity.denoise.state import State
 from vinfinity.denoiser import fitting_denoiser
-from vinfinity.inputs import encode_text, initial_state
+from vinfinity.inputs import initial_state, shared_text
 from vinfinity.job import prepare
-from vinfinity.networks import load_denoiser
+from vinfinity.networks import Networks, load_denoiser
 from vinfinity.parallel.context import plan_halo
 from vinfinity.parallel.exchange import RankExchange, Work
 from vinfinity.parallel.meeting import meet
@@ -38,6 +38,10 @@ FOREVER = 600.0
 CUDA_OUT_OF_MEMORY = (
     "CUDA out of memory. Tried to allocate 944.00 MiB. GPU 1 has a total capacity of 23.65 GiB of which 61.00 MiB is"
     " free. Including non-PyTorch memory, this process has 23.58 GiB memory in use."
+)
+NCCL_OUT_OF_MEMORY = (
+    "NCCL error in: NCCLUtils.cpp:90, unhandled cuda error (run with NCCL_DEBUG=INFO for details), NCCL version 2.27\n"
+    "ncclUnhandledCudaError: Call to CUDA function failed.\nLast error:\nCuda failure 2 'out of memory'"
 )
 CUBLAS_OUT_OF_MEMORY = "CUDA error: CUBLAS_STATUS_ALLOC_FAILED when calling `cublasCreate(handle)`"
 
@@ -225,7 +229,7 @@ def rehearse_with_too_little_memory(
     job = prepare(config)
     device = ranks.device
     network = load_denoiser(job, device=device, dtype=torch.float32)
-    text = encode_text(job, device=device, dtype=torch.float32)
+    text = shared_text(job, Networks(device), ranks)
     team = ranks.team(12, split=False)
     calls = 0
 
@@ -244,7 +248,7 @@ def rehearse_with_too_little_memory(
         team,
         team.exchange(),
         ranks,
-        fit=Fit(executions, ample=False),
+        fit=Fit(executions, ample=False, keeps=False),
         t=999.0,
         rehearsed=True,
     )

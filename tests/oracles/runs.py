@@ -11,8 +11,9 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import torch
 from oracles.reference import configure
-from safetensors.torch import load_file
+from safetensors.torch import load_file, save_file
 from torch import Tensor
 
 from vinfinity.cli import main
@@ -136,3 +137,13 @@ def flip_bit(path: Path) -> None:
     data = bytearray(path.read_bytes())
     data[-100] ^= 4
     path.write_bytes(data)
+
+
+def make_nan(folder: Path) -> None:
+    """Replace the weights in a folder by NaN."""
+    [path] = folder.glob("*.safetensors")
+    tensors = {name: torch.full_like(x, float("nan")) for name, x in load_file(path).items()}
+    # a run may look at the folder at this very moment
+    unfinished = path.with_name(f"{path.name}.part")
+    save_file(tensors, unfinished)
+    unfinished.replace(path)

@@ -9,6 +9,7 @@ from typing import Any
 
 import pytest
 import torch
+from oracles.fault_work import NCCL_OUT_OF_MEMORY
 from oracles.pretend.device import PretendCuda
 from oracles.pretend.nccl import PretendNccl
 from oracles.pretend.ranks import Outcome, on_pretend_ranks
@@ -29,6 +30,7 @@ from vinfinity.parallel.shards import FrameShards
 from vinfinity.parallel.timeline import one_scene
 from vinfinity.run import on_rank, run
 from vinfinity.runs.paths import Destination
+from vinfinity.system.out_of_memory import GPU_REMEDY
 from vinfinity.task import Task
 from vinfinity.weights.load import load_decoder
 
@@ -198,8 +200,19 @@ def test_a_rank_on_which_nccl_fails_ends_those_that_wait_for_it_to_connect() -> 
     started = time.monotonic()
     outcomes = on_pretend_ranks(lambda ranks: None, ranks=3, timeout=60.0, broken=1)
     assert time.monotonic() - started < 30
-    assert "joined within 60 s: NCCL error: unhandled system error" in str(outcomes[1].error)
+    assert (
+        "RankError: NCCL could not connect the 3 ranks: NCCL error: unhandled system error; try NCCL_P2P"
+        in str(outcomes[1].error)
+    )
     assert [outcomes[rank].error for rank in (0, 2)] == ["the process ended"] * 2
+
+
+@pytest.mark.parametrize("where", ["init", "batch"])
+def test_a_gpu_without_room_for_nccl_is_no_lost_rank(where: str) -> None:
+    outcomes = on_pretend_ranks(
+        lambda ranks: None, ranks=2, timeout=60.0, broken=1, fault=(where, NCCL_OUT_OF_MEMORY)
+    )
+    assert f"OutOfMemoryError: rank 1 on cuda:1: out of memory; {GPU_REMEDY}" in str(outcomes[1].error)
 
 
 def test_ranks_wait_for_those_that_load_for_long(model_folder: Path, tmp_path: Path) -> None:

@@ -24,19 +24,20 @@ from vinfinity.denoise.execution import MIB, Execution
 from vinfinity.denoise.state import State
 from vinfinity.denoiser import make_denoiser
 from vinfinity.errors import InputError
-from vinfinity.inputs import encode_text
+from vinfinity.inputs import shared_text
 from vinfinity.job import Job, prepare
 from vinfinity.models.frame_text import FrameText
 from vinfinity.models.offload import PINNED_BYTES
 from vinfinity.models.unet3d.family import UNET3D
 from vinfinity.models.unet3d.unet import UNet, UNetConfig
+from vinfinity.networks import Networks
 from vinfinity.parallel.context import temporal_context
 from vinfinity.parallel.exchange import LocalExchange
 from vinfinity.parallel.ranks import Ranks
 from vinfinity.parallel.scopes import Scopes
 from vinfinity.parallel.shards import FrameShards
 from vinfinity.planning.estimate import work_seconds
-from vinfinity.planning.fit import choose, decide, find_fit
+from vinfinity.planning.fit import Fit, choose, decide, find_fit
 from vinfinity.planning.machines import GPUS, find_gpu
 from vinfinity.planning.memory import GPU_RESERVE, Budget, memory_bound, trace_memory
 from vinfinity.planning.meter import LiveBytes, WorkCounter
@@ -250,7 +251,7 @@ def real_step(job: Job, execution: Execution) -> int:
     """Peak memory of a second step on the CPU, in bytes."""
     team = CPU.team(job.config.frames, split=False)
     with torch.inference_mode():
-        text = encode_text(job, device=CPU.device, dtype=torch.float32)
+        text = shared_text(job, Networks(CPU.device), CPU)
         unet = load_unet(job.card.folder / "unet", device="cpu", dtype=torch.float32)
         denoiser = make_denoiser(job, unet, text, team, team.exchange(), execution)
         shape = (1, job.latent[0], job.config.frames, *job.latent[1:])
@@ -446,6 +447,24 @@ def test_the_memory_of_kept_weights_counts_as_free(monkeypatch: pytest.MonkeyPat
     with pytest.raises(InputError, match="frames: 96 need"):
         find_fit(job, CPU)
     assert find_fit(job, CPU, loaded=10**10).ample
+
+
+@pytest.mark.parametrize("device", ["cuda", "cpu"])
+def test_networks_are_kept_if_all_fit_beside_the_largest_phase(device: Any, model_folder: Path) -> None:
+    planned = outline_of(model_folder, device=device, frames=240, size="256x192", memory="low")
+    alone = trace_memory(planned, planned.executions[-1])
+    kept = replace(alone, kept=True)
+    phases = (alone.text, alone.step, alone.decoding)
+    assert kept.device == sum(phase.weights for phase in phases) + max(phase.working for phase in phases)
+    at = device == "cpu"
+    least, enough = alone.needs(device)[at], kept.needs(device)[at]
+    assert least < enough
+    for have, keeps in ((least, False), (enough - 1, False), (enough, True)):
+        budget = Budget(device=None if at else have, host=have if at else None, where="here")
+        for keep in (False, True):
+            fit = decide(planned, budget, keep=keep)
+            assert isinstance(fit, Fit)
+            assert fit.keeps == (keep and keeps)
 
 
 def test_generate_refuses_a_run_that_cannot_fit_before_weights_load(tmp_path: Path) -> None:

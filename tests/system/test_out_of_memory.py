@@ -2,15 +2,10 @@
 
 import pytest
 import torch
-from oracles.fault_work import CUBLAS_OUT_OF_MEMORY, CUDA_OUT_OF_MEMORY
+from oracles.fault_work import CUBLAS_OUT_OF_MEMORY, CUDA_OUT_OF_MEMORY, NCCL_OUT_OF_MEMORY
 
 from vinfinity.errors import OutOfMemoryError
 from vinfinity.system.out_of_memory import REMEDY, describe, is_out_of_memory, named_out_of_memory
-
-NCCL = (
-    "NCCL error in: NCCLUtils.cpp:90, unhandled cuda error (run with NCCL_DEBUG=INFO for details), NCCL version 2.27\n"
-    "ncclUnhandledCudaError: Call to CUDA function failed.\nLast error:\nCuda failure 2 'out of memory'"
-)
 
 
 def test_what_was_needed_and_what_was_free_is_said() -> None:
@@ -40,7 +35,7 @@ def test_a_real_lack_of_memory_on_a_cpu_is_recognised() -> None:
     [
         (torch.cuda.OutOfMemoryError(CUDA_OUT_OF_MEMORY), True),
         (RuntimeError("CUDA error: out of memory"), True),
-        (RuntimeError(NCCL), True),
+        (RuntimeError(NCCL_OUT_OF_MEMORY), True),
         (RuntimeError(CUBLAS_OUT_OF_MEMORY), True),
         (RuntimeError("cuDNN error: CUDNN_STATUS_ALLOC_FAILED"), True),
         (MemoryError(), True),

@@ -7,10 +7,10 @@ from oracles.reference import configure, tiny_vae
 from torch import nn
 
 from vinfinity.denoiser import make_denoiser
-from vinfinity.inputs import encode_text
+from vinfinity.inputs import shared_text
 from vinfinity.job import prepare
 from vinfinity.media.decode import decode_block
-from vinfinity.networks import load_denoiser
+from vinfinity.networks import Networks, load_denoiser
 from vinfinity.parallel.ranks import Ranks
 from vinfinity.parallel.teams import team_of
 from vinfinity.planning.fit import find_fit
@@ -59,8 +59,8 @@ def test_the_denoiser_is_exact_in_fp32_and_decoding_uses_tf32() -> None:
     before = flags()
     job = prepare(configure("mini", prompt="a red ball", frames=2, size="32x32", device="cpu").config)
     network = load_denoiser(job, device=CPU, dtype=torch.float32)
-    text = encode_text(job, device=CPU, dtype=torch.float32)
     team, ranks = team_of(0, 1, frames=2, split=False), Ranks(device=CPU)
+    text = shared_text(job, Networks(CPU), ranks)
     denoiser = make_denoiser(job, network, text, team, team.exchange(), find_fit(job, ranks).first)
     seen = flags_in(network)
     with torch.inference_mode():

@@ -729,6 +729,11 @@ class RunConfig(Group):
         return self.input.video is not None or self.two_passes
 
     @property
+    def encodes(self) -> bool:
+        """Whether the video starts from what must be encoded: another video, or pictures."""
+        return self.starts_from_video or bool(self.input.pictures)
+
+    @property
     def sound(self) -> tuple[str, str] | None:
         """The file whose sound accompanies the video, after the setting that names it; None for a silent video."""
         if self.audio is not None:

@@ -19,6 +19,7 @@ from vinfinity.media.turns import plan_turns
 from vinfinity.models.decoder import Decoder, DecoderStream, FrameDecoder
 from vinfinity.models.geometry import LatentGeometry
 from vinfinity.parallel.ranks import Ranks
+from vinfinity.system.out_of_memory import named_out_of_memory
 from vinfinity.system.precision import fp32_products
 
 T = TypeVar("T")
@@ -46,7 +47,7 @@ def decode_frames(
     are the same on any number of ranks. For turns of causal decoders, see `plan_turns`. Yields (height, width, 3),
     uint8 or, if `bits` is 16, uint16.
 
-    Raises Stopped between two pictures if this rank was asked to end.
+    Raises Stopped between two pictures if this rank was asked to end, and OutOfMemoryError with a remedy for decoding.
     """
     geometry = geometry_of(decoder)
     wanted = geometry.latent_span(frames)
@@ -64,9 +65,22 @@ def decode_frames(
     shared = _Shared(
         decoder, source, spans, latent=latent, size=size, tile=blocks.tile, ranks=ranks, bits=bits
     )
-    for picture in itertools.islice(shared.pictures(), surplus, surplus + len(frames)):
-        ranks.shutdown.check()
-        yield picture
+    with named_out_of_memory(str(ranks), remedy=_less_memory(decoder, blocks, latent[1:], ranks.device)):
+        for picture in itertools.islice(shared.pictures(), surplus, surplus + len(frames)):
+            ranks.shutdown.check()
+            yield picture
+
+
+def _less_memory(decoder: Decoder, blocks: Blocks, latent: tuple[int, int], device: torch.device) -> str:
+    """What makes decoding fit, in any run that has latents already. latent: (h, w)."""
+    options = ["a machine with more memory" if device.type == "cpu" else "--device cpu"]
+    if not decoder.config.causal:
+        side = (max(latent) if blocks.tile is None else blocks.tile) * decoder.config.downscale
+        multiple = OVERLAP * decoder.config.downscale
+        smaller = side // 2 // multiple * multiple
+        options = [f"decode.tile={smaller}"] * (smaller > 0) + options
+        options = ["decode.frames=1"] * (blocks.frames > 1) + options
+    return f"try {', or '.join(options)}"
 
 
 def geometry_of(decoder: Decoder) -> LatentGeometry:

@@ -9,6 +9,7 @@ import time
 from collections.abc import Callable, Iterator
 from dataclasses import asdict
 from datetime import timedelta
+from functools import partial
 from typing import TypeVar
 
 import torch
@@ -21,7 +22,7 @@ from vinfinity.parallel.meeting import REMEDIES, meet
 from vinfinity.parallel.place import Place
 from vinfinity.parallel.ranks import Ranks
 from vinfinity.parallel.waits import Waits
-from vinfinity.system.out_of_memory import named_out_of_memory
+from vinfinity.system.out_of_memory import GPU_REMEDY, is_out_of_memory, named_out_of_memory
 from vinfinity.system.progress import logger, warn
 from vinfinity.system.signals import Shutdown
 
@@ -65,7 +66,9 @@ def joined(
     default with a line on stderr.
     """
     _choose_threads(place, device)
-    select_device(device)
+    named_lack = partial(named_out_of_memory, f"rank {place.rank} on {device}", remedy=GPU_REMEDY)
+    with named_lack():
+        select_device(device)
     if device.type == "cuda":
         # messages should not wait behind large kernels
         os.environ.setdefault("TORCH_NCCL_HIGH_PRIORITY", "1")
@@ -74,10 +77,10 @@ def joined(
     waiting = threading.Timer(NOTED_WAIT, _note_waiting, [place])
     waiting.daemon = True
     waits = Waits()
-    liveness: Liveness | None = None
     waiting.start()
     with contextlib.ExitStack() as watched:
-        try:
+        watched.callback(waiting.cancel)
+        with named_lack(), _named_failure(place, timeout):
             store = _connect(place, timeout, host=_hosts_store(place))
             liveness = Liveness(
                 place.rank,
@@ -90,19 +93,16 @@ def joined(
                 host=0 if place.launcher == "srun" else None,
             )
             gpus = _gather_gpus(place, store, device, timeout)
+        # from now on, errors are told to the others: they may be inside NCCL, which would keep them until the limit
+        try:
             watched.enter_context(liveness.watching())
             if gpus and (warning := check_gpus(gpus)) and place.rank == 0:
                 warn(warning)
-            _init_process_group(place, store, liveness, device, timeout)
-        except (RuntimeError, ValueError) as error:
-            reason = f"{one_line(error)}{_way_out(place)}"
-            problem = RankError(f"not all of the {place.size} ranks joined within {timeout:g} s: {reason}")
-            # the others may be inside NCCL, which would keep them until the time limit
-            raise problem if liveness is None else liveness.first_error(problem) from error
-        finally:
-            waiting.cancel()
-        try:
-            meet(place.rank, place.size, device=device, store=store, liveness=liveness, timeout=timeout)
+            with named_lack():
+                with _named_failure(place, timeout):
+                    _init_process_group(place, store, liveness, device, timeout)
+                waiting.cancel()
+                meet(place.rank, place.size, device=device, store=store, liveness=liveness, timeout=timeout)
             yield Ranks(
                 device=device,
                 rank=place.rank,
@@ -124,6 +124,21 @@ def joined(
         finally:
             if place.launcher == "srun":
                 _leave(store, hosts_store=_hosts_store(place), others=place.size - 1)
+
+
+@contextlib.contextmanager
+def _named_failure(place: Place, timeout: float) -> Iterator[None]:
+    """Turn what keeps ranks from joining each other inside the block into RankError, except for a lack of memory."""
+    try:
+        yield
+    except (RuntimeError, ValueError) as error:
+        if is_out_of_memory(error):
+            raise
+        reason = f"{one_line(error)}{_way_out(place)}"
+        if isinstance(error, dist.DistBackendError) and "nccl" in reason.lower():
+            problem = f"NCCL could not connect the {place.size} ranks: {reason}; {REMEDIES['cuda']}"
+            raise RankError(problem) from error
+        raise RankError(f"not all of the {place.size} ranks joined within {timeout:g} s: {reason}") from error
 
 
 def _choose_threads(place: Place, device: torch.device) -> None:

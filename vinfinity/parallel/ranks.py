@@ -17,6 +17,7 @@ from vinfinity.parallel.exchange import named_peers
 from vinfinity.parallel.liveness import Liveness
 from vinfinity.parallel.teams import Team, team_of
 from vinfinity.parallel.waits import Waits
+from vinfinity.system.out_of_memory import GPU_REMEDY, named_out_of_memory
 from vinfinity.system.signals import Shutdown
 
 Fact = TypeVar("Fact")
@@ -50,11 +51,12 @@ class Ranks:
         """The rank of a process that shares its work with no other, on the device for "auto", "cuda" or "cpu".
 
         As where ranks join, a GPU becomes the current one. That also initialises CUDA, which resetting the counts of
-        its memory does not. Raises InputError.
+        its memory does not. Raises InputError, or OutOfMemoryError if the GPU has no room for that.
         """
-        picked = pick_device(device)
-        select_device(picked)
-        return cls(device=picked, shutdown=shutdown or Shutdown())
+        alone = cls(device=pick_device(device), shutdown=shutdown or Shutdown())
+        with named_out_of_memory(str(alone), remedy=GPU_REMEDY):
+            select_device(alone.device)
+        return alone
 
     @property
     def first(self) -> bool:

@@ -12,7 +12,14 @@ from vinfinity.parallel.place import find_place
 from vinfinity.parallel.ranks import Ranks
 from vinfinity.planning.alternatives import nearest_settings
 from vinfinity.planning.machines import free_on_device
-from vinfinity.planning.memory import Budget, RunMemory, gigabytes, memory_bound, trace_memory
+from vinfinity.planning.memory import (
+    Budget,
+    RunMemory,
+    gigabytes,
+    memory_bound,
+    trace_memory,
+    weights_need,
+)
 from vinfinity.planning.outline import DeviceType, Outline, outline
 from vinfinity.system.memory import free_on_host
 
@@ -23,38 +30,54 @@ AMPLE = 0.6
 @dataclass(frozen=True)
 class Fit:
     """executions: those of a run that should fit, from the fastest to the leanest. ample: whether the first takes so
-    little of the memory that it surely fits.
+    little of the memory that it surely fits. keeps: whether all networks stay loaded beside it.
     """
 
     executions: Sequence[Execution]
     ample: bool
+    keeps: bool
 
     @property
     def first(self) -> Execution:
         return self.executions[0]
 
 
-def find_fit(job: Job, ranks: Ranks, *, loaded: int = 0) -> Fit:
+def find_fit(job: Job, ranks: Ranks, *, loaded: int = 0, keep: bool = False) -> Fit:
     """The executions that `job` allows, from the fastest that fits the rank with the least memory.
 
     Rank 0 decides for all, since every rank must do the same. loaded: bytes of weights on the device that the job uses
-    or frees. Raises InputError, on every rank, if none fits.
+    or frees. keep: whether networks should stay loaded for other jobs, if that needs no other execution. Raises
+    InputError, on every rank, if none fits.
     """
-    device_type: DeviceType = "cuda" if ranks.device.type == "cuda" else "cpu"
-    run = outline_of(job, device=device_type, ranks=ranks.size)
-    host = free_on_host(sharing=ranks.local_size)
-    device = free_on_device(ranks.device) + loaded if run.device == "cuda" else None
-    if run.device == "cpu" and host is not None:
-        host += loaded
-    budgets = ranks.collect(Budget(device=device, host=host, where=str(ranks.device)))
+    run = outline_of(job, device=_type(ranks), ranks=ranks.size)
+    budgets = ranks.collect(_budget(ranks, loaded=loaded))
     decision: Fit | InputError | None = None
     if ranks.first:
-        decision = decide(run, smallest(budgets))
+        decision = decide(run, smallest(budgets), keep=keep)
     decision = ranks.collect(decision)[0]
     if isinstance(decision, InputError):
         raise decision
     assert decision is not None
     return decision
+
+
+def weights_fit(job: Job, ranks: Ranks) -> bool:
+    """Whether a rank alone has memory for all networks of a job at once, before anything is computed with them."""
+    run, budget = outline_of(job, device=_type(ranks), ranks=1), _budget(ranks)
+    free = budget.host if run.device == "cpu" else budget.device
+    return free is None or weights_need(run) <= free
+
+
+def _type(ranks: Ranks) -> DeviceType:
+    return "cuda" if ranks.device.type == "cuda" else "cpu"
+
+
+def _budget(ranks: Ranks, *, loaded: int = 0) -> Budget:
+    """The memory of this rank. loaded: bytes of weights on its device that count as free."""
+    host = free_on_host(sharing=ranks.local_size)
+    if _type(ranks) == "cpu":
+        return Budget(device=None, host=host + loaded, where=str(ranks.device))
+    return Budget(device=free_on_device(ranks.device) + loaded, host=host, where=str(ranks.device))
 
 
 def refuse_early(job: Job) -> None:
@@ -85,19 +108,22 @@ def choose(run: Outline, budget: Budget) -> tuple[RunMemory, bool]:
     return memory, False
 
 
-def decide(run: Outline, budget: Budget) -> Fit | InputError:
-    """The executions for a run, or the error that refuses it."""
+def decide(run: Outline, budget: Budget, *, keep: bool = False) -> Fit | InputError:
+    """The executions for a run, or the error that refuses it. keep: see `find_fit`."""
     executions = run.executions
     if run.device == "cpu" and budget.host is not None and memory_bound(run, executions[0]) < budget.host / 2:
-        return Fit(executions, ample=True)
+        return Fit(executions, ample=True, keeps=keep)
     memory, fits = choose(run, budget)
     if not fits:
         return refusal(run, memory, budget)
+    kept = replace(memory, kept=True)
+    if keep and kept.fits(budget, run.device):
+        memory = kept
     ample = all(
         have is None or need < AMPLE * have
         for need, have in zip(memory.needs(run.device), (budget.device, budget.host), strict=True)
     )
-    return Fit(executions[executions.index(memory.execution) :], ample)
+    return Fit(executions[executions.index(memory.execution) :], ample, keeps=memory.kept)
 
 
 def smallest(budgets: list[Budget]) -> Budget:

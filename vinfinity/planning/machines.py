@@ -10,6 +10,7 @@ import torch
 from vinfinity.errors import InputError, nearest
 from vinfinity.machine.nvidia import list_cards, visible_cards
 from vinfinity.machine.probe import attempt, known
+from vinfinity.system.out_of_memory import GPU_REMEDY, named_out_of_memory
 
 GIB = 2**30
 
@@ -93,7 +94,8 @@ def free_on_gpus(count: int) -> tuple[int, str]:
         return fullest.free, fullest.name
     # without the driver's tool, as in many containers, or on a part of a GPU (MIG)
     device = torch.device("cuda", 0)
-    return free_on_device(device), torch.cuda.get_device_name(device)
+    with named_out_of_memory(str(device), remedy=GPU_REMEDY):
+        return free_on_device(device), torch.cuda.get_device_name(device)
 
 
 def free_on_device(device: torch.device) -> int:

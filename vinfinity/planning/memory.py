@@ -10,12 +10,16 @@ from vinfinity.planning.outline import DeviceType, Outline
 from vinfinity.planning.trace import (
     NetworkMemory,
     StepMemory,
+    empty_denoiser,
+    empty_text_encoder,
+    parameter_bytes,
     step_memory,
     trace_decode,
     trace_encode,
     trace_text,
 )
 from vinfinity.system.pytorch import uses_expandable_segments
+from vinfinity.weights.dtypes import DTYPES
 from vinfinity.weights.load import MAPPED
 
 # What allocators take for the tensors. glibc's keeps many freed blocks (`vinfinity bench memory --check`); the figures
@@ -52,7 +56,7 @@ class RunMemory:
 
     The phases of a run (encoding, text, steps, decoding) do not overlap. encoding: of the video or the pictures to
     start from, None without. latents, loading, pictures, reading, process: on the host. pictures: of decoding. reading:
-    of encoding.
+    of encoding. kept: whether the networks of all phases stay loaded; otherwise each is loaded for its phase.
     """
 
     execution: Execution
@@ -65,12 +69,17 @@ class RunMemory:
     process: int
     encoding: NetworkMemory | None = None
     reading: int = 0
+    kept: bool = False
 
     @property
     def device(self) -> int:
         """On the device that the networks run on."""
-        encoding = 0 if self.encoding is None else self.encoding.device
-        return max(self.step.device, self.decoding.device, self.text.device, encoding)
+        phases = [
+            phase for phase in (self.encoding, self.text, self.step, self.decoding) if phase is not None
+        ]
+        if self.kept:
+            return sum(phase.weights for phase in phases) + max(phase.working for phase in phases)
+        return max(phase.device for phase in phases)
 
     @property
     def host(self) -> int:
@@ -127,6 +136,19 @@ def trace_memory(run: Outline, execution: Execution) -> RunMemory:
     )
 
 
+def weights_need(run: Outline) -> int:
+    """Bytes that text encoder, denoiser and decoder need when all are loaded: on the device, on the CPU on the host."""
+    family, configs, dtype = run.card.family, run.card.configs, DTYPES[run.dtype]
+    networks = (
+        empty_text_encoder(family, configs[TEXT_ENCODER], dtype),
+        empty_denoiser(family, configs[family.denoiser], dtype),
+        run.decoder,
+    )
+    tensors = sum(parameter_bytes(network) for network in networks)
+    tensors = round(allocator_overhead(run.device) * tensors)
+    return tensors + (PROCESS + LOADING if run.device == "cpu" else GPU_RESERVE)
+
+
 def _reading(run: Outline) -> int:
     """Bytes on rank 0 while the video or the pictures to start from are read: what each rank encodes at once, as
     pictures and as one tensor, and the frames of the file.
@@ -141,7 +163,7 @@ def _reading(run: Outline) -> int:
 
 
 def memory_bound(run: Outline, execution: Execution) -> int:
-    """An upper bound on the memory of a run on the CPU, in bytes, without tracing it.
+    """An upper bound on the memory of a run on the CPU, in bytes, without tracing it, whether networks are kept or not.
 
     64 of its largest hidden states, twice the decoder's block, and everything that does not depend on the video. Far
     too much for long videos, but enough to let short ones start immediately.
@@ -150,11 +172,11 @@ def memory_bound(run: Outline, execution: Execution) -> int:
     traits = run.card.traits.denoiser
     state = hidden_state_bytes(run, execution, channels=traits.widest)
     latents = 4 * run.latent_frames * c * h * w * 4
-    parameters = max(traits.parameters, run.card.traits.text_parameters)
+    parameters = traits.parameters + run.card.traits.text_parameters
     blocks = 2 * run.blocks.bytes
     if run.encoder is not None:
         blocks += 2 * run.encoded_at_once * frame_bytes(run.encoder.config, (h, w)) + _reading(run)
-    return 64 * state + blocks + 4 * parameters + latents + PROCESS + LOADING
+    return 64 * state + blocks + 4 * parameters + parameter_bytes(run.decoder) + latents + PROCESS + LOADING
 
 
 def hidden_state_bytes(run: Outline, execution: Execution, *, channels: int) -> int:

@@ -171,7 +171,7 @@ class Outline:
     @property
     def encoder(self) -> Encoder | None:
         """What encodes the video or the pictures that the run starts from, if there are any."""
-        if not self.config.starts_from_video and not self.config.input.pictures:
+        if not self.config.encodes:
             return None
         return _own_encoder(self.card.family, self.card.configs[AUTOENCODER])
 

@@ -8,6 +8,7 @@ import torch
 from vinfinity.config import RunConfig
 from vinfinity.denoise.state import steady_state
 from vinfinity.errors import InputError
+from vinfinity.parallel.devices import usable_gpus
 from vinfinity.parallel.place import Place
 from vinfinity.planning.estimate import Seconds, denoiser_products, exchange_seconds, work_seconds
 from vinfinity.planning.fit import choose, refusal
@@ -173,7 +174,7 @@ def make_plan(
         problem = f"is more than the {config.frames} frames"
         raise InputError("gpus", ranks, f"use {config.frames} ranks at most", problem=problem)
     elsewhere = gpu is not None or device_memory is not None
-    present = torch.cuda.device_count()
+    present = usable_gpus()[0]
     on_cpu = config.device == "cpu" or (config.device == "auto" and ranks == 1 and not present)
     if elsewhere and config.device == "cpu":
         option = "--gpu" if gpu is not None else "--device-memory"

@@ -203,6 +203,13 @@ def empty_denoiser(family: Family, config: Hashable, dtype: torch.dtype) -> nn.M
     return network.eval().requires_grad_(False)
 
 
+@lru_cache(maxsize=4)
+def empty_text_encoder(family: Family, config: Hashable, dtype: torch.dtype) -> nn.Module:
+    """A text encoder on meta tensors."""
+    with torch.device("meta"):
+        return family.networks[TEXT_ENCODER].build(config).to(dtype)
+
+
 @dataclass(frozen=True)
 class StepMemory:
     """Peak memory of one rank during a denoising step, in bytes.
@@ -404,9 +411,8 @@ def trace_text(
     family: Family, config: Hashable, dtype: torch.dtype, *, texts: int, tokens: int
 ) -> NetworkMemory:
     """Encoding a batch of `texts` texts of `tokens` tokens. config: of the text encoder."""
-    with torch.device("meta"):
-        encoder = family.networks[TEXT_ENCODER].build(config).to(dtype)
-        ids = torch.empty(texts, tokens, dtype=torch.int64)
+    encoder = empty_text_encoder(family, config, dtype)
+    ids = torch.empty(texts, tokens, dtype=torch.int64, device="meta")
     with LiveBytes() as live, WorkCounter() as work:
         family.encode_text(encoder, ids, [tokens] * texts)
     return NetworkMemory(weights=parameter_bytes(encoder), working=live.peak, work=work)

@@ -2,8 +2,9 @@
 
 import contextlib
 import os
+import shutil
 import tempfile
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 from vinfinity.errors import InputError, OutputError
@@ -60,15 +61,29 @@ def check_temporary_directory() -> None:
         raise _no_temporary_files(error) from None
 
 
+def _never(_: BaseException) -> bool:
+    return False
+
+
 @contextlib.contextmanager
-def temporary_folder() -> Iterator[Path]:
-    """A new folder for the block. Raises OutputError if there is no place for one."""
+def temporary_folder(*, kept: Callable[[BaseException], bool] = _never) -> Iterator[Path]:
+    """A new folder for the block, deleted at its end. kept: whether it stays after an error that ends the block.
+
+    Raises OutputError if there is no place for one.
+    """
     try:
-        folder = tempfile.TemporaryDirectory(prefix="vinfinity-", ignore_cleanup_errors=True)
+        folder = Path(tempfile.mkdtemp(prefix="vinfinity-"))
     except OSError as error:
         raise _no_temporary_files(error) from None
-    with folder as name:
-        yield Path(name)
+    stays = False
+    try:
+        yield folder
+    except BaseException as error:
+        stays = kept(error)
+        raise
+    finally:
+        if not stays:
+            shutil.rmtree(folder, ignore_errors=True)
 
 
 def _no_temporary_files(error: OSError) -> OutputError:

@@ -10,7 +10,11 @@ from vinfinity.errors import OutOfMemoryError, one_line
 
 # how torch's allocators, CUDA and NCCL say it, and last cuBLAS and cuDNN; the first are of CPUs
 TEXTS = ("can't allocate memory", "not enough memory", "out of memory", "status_alloc_failed")
+# what helps, by what memory did not suffice for: a video, or using a GPU at all
 REMEDY = "try memory=low, a smaller --size, fewer --frames, or more --gpus"
+GPU_REMEDY = (
+    "end other programs on this GPU (nvidia-smi lists them), or choose another one by CUDA_VISIBLE_DEVICES"
+)
 
 
 def is_out_of_memory(error: BaseException) -> bool:
@@ -20,7 +24,7 @@ def is_out_of_memory(error: BaseException) -> bool:
     return isinstance(error, RuntimeError) and any(text in str(error).lower() for text in TEXTS)
 
 
-def describe(error: BaseException, *, where: str) -> str:
+def describe(error: BaseException, *, where: str, remedy: str = REMEDY) -> str:
     """One line: what was needed, what was free, what to do. where: such as `rank 1 on cuda:1`."""
     text = one_line(error)
     needed = re.search(r"[Tt]ried to allocate ([\d.,]+ (?:bytes|[KMGT]iB))", text)
@@ -28,15 +32,15 @@ def describe(error: BaseException, *, where: str) -> str:
     parts = [f"{needed[1]} more needed"] if needed else []
     parts += [f"{free[2]} of {free[1]} free"] if free else []
     detail = f": {', '.join(parts)}" if parts else ""
-    return f"{where}: out of memory{detail}; {REMEDY}"
+    return f"{where}: out of memory{detail}; {remedy}"
 
 
 @contextlib.contextmanager
-def named_out_of_memory(where: str) -> Iterator[None]:
-    """Turn a lack of memory inside the block into OutOfMemoryError. where: see `describe`."""
+def named_out_of_memory(where: str, *, remedy: str = REMEDY) -> Iterator[None]:
+    """Turn a lack of memory inside the block into OutOfMemoryError. where, remedy: see `describe`."""
     try:
         yield
     except (RuntimeError, MemoryError) as error:
         if not is_out_of_memory(error):
             raise
-        raise OutOfMemoryError(describe(error, where=where)) from error
+        raise OutOfMemoryError(describe(error, where=where, remedy=remedy)) from error

@@ -11,7 +11,8 @@ The package runs on them unchanged. They find what would go wrong on real device
 - threads that ask for an event of another device than their current one, which is the first one in a new thread: a real
   driver would create a context there (`Findings.contexts`);
 - counts of memory that are reset before anything has initialised CUDA: these raise RuntimeError, as in torch;
-- expandable segments where the driver lacks virtual memory, if it is told to: each allocation raises RuntimeError.
+- expandable segments where the driver lacks virtual memory, if it is told to: each allocation raises RuntimeError;
+- more memory than a device has: torch's OutOfMemoryError.
 
 Operations run at once, in the order in which the host starts them. So results are right even where streams race: races
 are found by vector clocks (clocks.py), not by wrong results. What cannot be tested this way: numerics of CUDA kernels,
@@ -270,7 +271,7 @@ class PretendCuda:
         # those of the allocator, once they were changed by a call
         self._settings: str | None = None
         self.clocks = Clocks()
-        self.memory = Memory(self.clocks)
+        self.memory = Memory(self.clocks, limit=memory)
         self.operations = 0
         self.waits: list[Wait] = []
         self.slow_copies: list[SlowCopy] = []

@@ -6,6 +6,7 @@ from collections import Counter
 from dataclasses import dataclass, field
 from pathlib import Path
 
+import torch
 from oracles.pretend.clocks import HOST, Clocks
 from torch import Tensor
 
@@ -92,10 +93,12 @@ class Memory:
     races: pairs of accesses, at least one of which writes, that no event or wait orders. early_frees: memory that was
     given back while another stream might still use it. allocated, peak: bytes on each device. pinned: bytes of pinned
     memory in use, as torch's allocator rounds them.
+
+    limit: bytes that each device has; to allocate more raises torch's OutOfMemoryError.
     """
 
-    def __init__(self, clocks: Clocks) -> None:
-        self._clocks = clocks
+    def __init__(self, clocks: Clocks, *, limit: int) -> None:
+        self._clocks, self._limit = clocks, limit
         self._blocks: dict[int, Block] = {}
         self.races: Counter[str] = Counter()
         self.early_frees: Counter[str] = Counter()
@@ -110,8 +113,9 @@ class Memory:
         key = key_of(tensor)
         block = self._blocks.get(key)
         if block is None:
-            block = self._blocks[key] = Block(home, device, tensor.untyped_storage().nbytes())
+            block = Block(home, device, tensor.untyped_storage().nbytes())
             self._take(block)
+            self._blocks[key] = block
             if device is not None:
                 # whatever had this memory before is done when the stream gets here
                 self._record(block, home, (0, block.size), write=True, what="allocation")
@@ -122,6 +126,13 @@ class Memory:
         if block.device is None:
             self.pinned += power_of_two(block.size)
             return
+        free = self._limit - self.allocated[block.device]
+        if block.size > free:
+            needed, total, rest = (f"{size / 2**20:.2f} MiB" for size in (block.size, self._limit, free))
+            raise torch.cuda.OutOfMemoryError(
+                f"CUDA out of memory. Tried to allocate {needed}. GPU {block.device} has a total capacity of {total}"
+                f" of which {rest} is free."
+            )
         self.allocated[block.device] += block.size
         self.peak[block.device] = max(self.peak[block.device], self.allocated[block.device])
 

@@ -63,14 +63,14 @@ class Handle:
 class PretendNccl:
     """torch.distributed's functions with NCCL's rules, while the context is open.
 
-    batches: how many batches of messages this rank has started. broken: whether NCCL fails on this rank when the ranks
-    are connected.
+    batches: how many batches of messages this rank has started. fault: with what NCCL fails on this rank, and where:
+    when ranks are connected ("init") or at their first messages ("batch").
     """
 
     _active: "PretendNccl | None" = None
 
-    def __init__(self, cuda: PretendCuda, *, broken: bool = False) -> None:
-        self._cuda, self._broken = cuda, broken
+    def __init__(self, cuda: PretendCuda, *, fault: tuple[str, str] = ("", "")) -> None:
+        self._cuda, self._fault = cuda, fault
         self._communicators: set[str] = set()
         self._store: dist.Store | None = None
         self._rank = self._size = 0
@@ -109,10 +109,13 @@ class PretendNccl:
         self._rank, self._size = options["rank"], options["world_size"]
         self._limit = options["timeout"].total_seconds()
         dist.distributed_c10d.init_process_group("gloo", **options)
-        if self._broken:
-            raise dist.DistBackendError("NCCL error: unhandled system error")
+        self._fail_in("init")
         if device_id is not None:
             self.make_communicator()
+
+    def _fail_in(self, where: str) -> None:
+        if self._fault[0] == where:
+            raise dist.DistBackendError(self._fault[1])
 
     def _new_group(self, real: Any) -> Any:
         def new_group(*args: Any, backend: str | None = None, **options: Any) -> Any:
@@ -145,6 +148,7 @@ class PretendNccl:
 
     def _batch(self, operations: Sequence[dist.P2POp]) -> list[Handle]:
         self.batches += 1
+        self._fail_in("batch")
         if "all" not in self._communicators:
             self.make_communicator()
         clocks, current = self._cuda.clocks, self._cuda.stream()

@@ -40,11 +40,12 @@ def on_pretend_ranks(
     timeout: float = 30.0,
     patience: float = 300.0,
     broken: int | None = None,
+    fault: tuple[str, str] = ("init", "NCCL error: unhandled system error"),
 ) -> list[Outcome]:
     """Runs `work` on every rank, each with a pretend device of its own.
 
     timeout: seconds that ranks wait for each other. patience: seconds after which ranks that still run are ended.
-    broken: the rank on which NCCL fails.
+    broken: the rank on which NCCL fails. fault: see `PretendNccl`.
     Raises TimeoutError with what the others reported.
     """
     context = multiprocessing.get_context("fork")
@@ -52,7 +53,7 @@ def on_pretend_ranks(
     for rank in range(ranks):
         receiver, sender = context.Pipe(duplex=False)
         port, port_sender = context.Pipe(duplex=False)
-        arguments = (work, rank, ranks, port, timeout, rank == broken, sender)
+        arguments = (work, rank, ranks, port, timeout, fault if rank == broken else ("", ""), sender)
         children.append(context.Process(target=_rank_main, args=arguments))
         children[-1].start()
         sender.close()
@@ -94,7 +95,7 @@ def _rank_main(
     ranks: int,
     port: Connection,
     timeout: float,
-    broken: bool,
+    fault: tuple[str, str],
     sender: Connection,
 ) -> None:
     """One rank: does its work, sends its outcome, and is gone. port: brings that of the store."""
@@ -104,7 +105,7 @@ def _rank_main(
     place = Place(rank, ranks, rank, ranks, "localhost", port.recv(), launcher="vinfinity")
     result, error = None, None
     cuda = PretendCuda(devices=place.local_size)
-    nccl = PretendNccl(cuda, broken=broken)
+    nccl = PretendNccl(cuda, fault=fault)
     with contextlib.suppress(BaseException), cuda, nccl:
         try:
             device = rank_device(place, "cuda")
