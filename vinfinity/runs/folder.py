@@ -16,7 +16,7 @@ from typing import Any
 
 from vinfinity.config.formats import container_of
 from vinfinity.errors import BusyError, InputError
-from vinfinity.system.files import cannot_write, to_json, write_whole
+from vinfinity.system.files import MISSING, cannot_write, is_missing, to_json, write_whole
 from vinfinity.system.folders import expanded
 
 # the contents of a folder of parts; written last
@@ -87,13 +87,21 @@ class RunFolder:
         return self.path / "log.txt"
 
     def holds_work(self) -> bool:
-        """Whether it holds latents or checkpoints that a new run would delete, also those of a first pass."""
-        folders = self, run_folder(self.first_pass)
-        return any(
-            any((path / MANIFEST).exists() for path in (folder.latents, folder.input, folder.pictures))
-            or any(folder.checkpoints.glob(f"*/{MANIFEST}"))
-            for folder in folders
-        )
+        """Whether it holds latents or checkpoints that a new run would delete, also those of a first pass.
+
+        What cannot be looked into, as on a failing drive, counts as work.
+        """
+        for folder in (self, run_folder(self.first_pass)):
+            try:
+                checkpoints = list(folder.checkpoints.iterdir())
+            except MISSING:
+                checkpoints = []
+            except OSError:
+                return True
+            finished = (folder.latents, folder.input, folder.pictures, *checkpoints)
+            if not all(is_missing(path / MANIFEST) for path in finished):
+                return True
+        return False
 
     def record(self) -> dict[str, Any] | None:
         """The contents of run.json, or None if it does not exist. Raises InputError if it cannot be read."""

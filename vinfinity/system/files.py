@@ -11,6 +11,8 @@ from vinfinity.errors import OutputError, escaped
 
 # how the names of temporary files begin
 TEMPORARY = ".vinfinity-"
+# the errors that say that there is no file; any other one may be of a drive that fails for a moment
+MISSING = (FileNotFoundError, NotADirectoryError)
 
 
 def temporary(path: Path, kind: str = "part") -> Path:
@@ -37,6 +39,15 @@ def write_whole(path: Path, data: bytes | str) -> None:
         with contextlib.suppress(OSError):
             unfinished.unlink()
         raise cannot_write(path, error) from error
+
+
+def is_missing(path: Path) -> bool:
+    """Whether there is certainly nothing at `path`. What cannot be looked at, as on a failing drive, may be there."""
+    try:
+        path.stat()
+    except OSError as error:
+        return isinstance(error, MISSING)
+    return False
 
 
 def missing_problem(path: Path, otherwise: str = "does not exist") -> str:
@@ -82,6 +93,11 @@ def sync_folder(folder: Path) -> None:
         os.fsync(number)
     finally:
         os.close(number)
+
+
+def cannot_read(path: Path, error: OSError) -> OutputError:
+    """The error for a file that is there, as far as one can tell, and could not be read."""
+    return OutputError(f"{path}: cannot be read ({error.strerror or error})")
 
 
 def cannot_write(path: Path, error: Exception) -> OutputError:
