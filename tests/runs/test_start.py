@@ -1,9 +1,11 @@
 """How a run starts if its folder exists already: refuse, resume or overwrite, and one run at a time."""
 
+import errno
 import os
 import shlex
 import shutil
 from pathlib import Path
+from typing import Any
 
 import pytest
 from oracles.command_line import Cli
@@ -14,6 +16,8 @@ from vinfinity.config import RunConfig
 from vinfinity.errors import BusyError, InputError
 from vinfinity.run import run
 from vinfinity.runs.folder import RunFolder
+from vinfinity.runs.paths import Destination
+from vinfinity.runs.start import settle_start
 
 
 def test_an_unfinished_run_is_not_replaced_without_overwrite(model_folder: Path, tmp_path: Path) -> None:
@@ -85,6 +89,32 @@ def test_a_requeued_job_replaces_a_run_of_other_settings_if_it_may(
     assert cli(*command, "--overwrite")[0] == 0
     assert "a blue boat" in (tmp_path / "a.run" / "config.yaml").read_text()
     assert cli(*command, "--overwrite")[2].endswith("is finished; nothing to do\n")
+
+
+@pytest.mark.parametrize("file", ["run.json", "config.yaml"])
+@pytest.mark.parametrize("damage", [None, "{"])
+def test_overwrite_replaces_no_run_that_cannot_be_read(
+    file: str, damage: str | None, model_folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    run(config_of(model_folder, tmp_path / "a.mp4", steps=1))
+    config = config_of(model_folder, tmp_path / "a.mp4", steps=1, resume=True, overwrite=True)
+    path, opened = tmp_path / "a.run" / file, Path.open
+
+    def fails(opening: Path, *arguments: Any, **options: Any) -> Any:
+        if opening == path:
+            raise OSError(errno.ESTALE, os.strerror(errno.ESTALE))
+        return opened(opening, *arguments, **options)
+
+    before = path.read_bytes()
+    if damage is None:
+        monkeypatch.setattr(Path, "open", fails)
+    else:
+        path.write_text(damage)
+    with pytest.raises(InputError, match=rf"^run: .*{file} (cannot be read|is damaged|was changed)"):
+        settle_start(config, Destination.of(config))
+    monkeypatch.undo()
+    path.write_bytes(before)
+    assert settle_start(config, Destination.of(config)) == (config, "done")
 
 
 def test_a_run_does_not_resume_with_other_weights(own_model: Path, tmp_path: Path) -> None:

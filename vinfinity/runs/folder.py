@@ -110,11 +110,13 @@ class RunFolder:
             values = json.loads(path.read_text(encoding="utf-8"))
             if not isinstance(values, dict):
                 raise ValueError("not a JSON object")
-        except (FileNotFoundError, NotADirectoryError):
+        except MISSING:
             return None
-        except (OSError, ValueError) as error:
-            remedy = "start over with --overwrite"
-            raise InputError("run", path, remedy, problem=f"cannot be read ({error})") from None
+        except OSError as error:
+            raise _unreadable(path, error) from None
+        except ValueError as error:
+            remedy = "restore it, or delete the folder"
+            raise InputError("run", path, remedy, problem=f"is damaged ({error})") from None
         return values
 
     def borders(self) -> dict[str, list[int]]:
@@ -137,12 +139,15 @@ class RunFolder:
     def identity(self) -> str:
         """Identifies this run: SHA-256 (hex) of the bytes of config.yaml, "" without one.
 
-        Not of the parsed settings: a later version of vinfinity may have more of them.
+        Not of the parsed settings: a later version of vinfinity may have more of them. Raises InputError if it cannot
+        be read.
         """
         try:
             return hashlib.sha256(self.settings.read_bytes()).hexdigest()
-        except OSError:
+        except MISSING:
             return ""
+        except OSError as error:
+            raise _unreadable(self.settings, error) from None
 
     def begin(self, *, settings: str, record: Mapping[str, object]) -> None:
         """Empty the folder and write settings (config.yaml) and record (run.json) of a new run. Raises OutputError."""
@@ -202,6 +207,12 @@ class RunFolder:
                         f"{self.path}: is in use by another run ({holder}); wait for it, or choose another --out"
                     ) from None
             time.sleep(0.1)
+
+
+def _unreadable(path: Path, error: OSError) -> InputError:
+    """The error for a file of a run that is there, and cannot be read now."""
+    problem = f"cannot be read ({error.strerror or error})"
+    return InputError("run", path, "check its drive and its permissions, and try again", problem=problem)
 
 
 def run_folder(video: Path, *, is_folder: bool = False) -> RunFolder:

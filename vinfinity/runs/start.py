@@ -37,14 +37,18 @@ RESTARTS = {"torchrun": "TORCHELASTIC_RESTART_COUNT", "SLURM": "SLURM_RESTART_CO
 OF_FILES = ("decoder", "audio", "save_latents", "input.keep_audio")
 
 
+class OtherRunError(InputError):
+    """The folder of a video holds a run of other settings, weights or noise, which `resume` does not continue."""
+
+
 def settle_start(config: RunConfig, destination: Destination) -> tuple[RunConfig, Start]:
-    """How `config` starts, see `how_to_start`. With `overwrite`, a run that `resume` cannot continue is replaced.
+    """How `config` starts, see `how_to_start`. With `overwrite`, another run in place of the one to resume is replaced.
 
     Raises InputError.
     """
     try:
         return config, how_to_start(config, destination)
-    except InputError:
+    except OtherRunError:
         if not (config.resume and config.overwrite):
             raise
     config = dataclasses.replace(config, resume=False)
@@ -69,7 +73,7 @@ def how_to_start(config: RunConfig, destination: Destination) -> Start:
         return "new"
     if digest(read_settings(folder)) != digest(with_absolute_paths(config, destination)):
         remedy = f"`vinfinity resume {folder.path}` uses the run's own settings, --overwrite starts over"
-        raise InputError("resume", folder.path, remedy, problem="is a run with other settings")
+        raise OtherRunError("resume", folder.path, remedy, problem="is a run with other settings")
     finished = record.get("finished") and video.exists()
     if finished and not (config.overwrite and changed_settings(config, destination)):
         return "done"
