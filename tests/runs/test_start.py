@@ -154,6 +154,68 @@ def test_a_run_resumes_under_its_own_name_only(model_folder: Path, tmp_path: Pat
     assert events(tmp_path / "a.run", "resumed")
 
 
+def test_a_run_that_goes_on_replaces_its_own_files_only(model_folder: Path, tmp_path: Path, cli: Cli) -> None:
+    latents, others = tmp_path / "a.safetensors", [tmp_path / "other.safetensors", tmp_path / "a.png"]
+    for path in (latents, tmp_path / "a.mp4", *others):
+        path.write_bytes(b"precious")
+    settings = ("checkpoint.every=1 steps", "video.sheet=false", f"save_latents={latents}")
+    stop_after_step(
+        config_of(model_folder, tmp_path / "a.mp4", *settings, overwrite=True), tmp_path / "a.run"
+    )
+    command = ("resume", str(tmp_path / "a.run"))
+    for setting, path in zip((f"save_latents={others[0]}", "video.sheet=true"), others, strict=True):
+        message = cli.refused(*command, setting)
+        assert str(path) in message
+        assert message.endswith(" already exists; choose another name or add overwrite=true")
+        assert path.read_bytes() == b"precious"
+    # those that it was started for, and those that it has made since
+    assert cli(*command)[0] == 0
+    assert cli(*command, f"save_latents={others[0]}", "video.sheet=true", "overwrite=true")[0] == 0
+    assert b"precious" not in [path.read_bytes() for path in (latents, tmp_path / "a.mp4", *others)]
+    (tmp_path / "a.mp4").unlink()
+    assert cli(*command)[0] == 0
+
+
+@pytest.mark.parametrize("finished", [False, True])
+def test_a_run_folder_belongs_to_one_video(
+    finished: bool, model_folder: Path, tmp_path: Path, cli: Cli
+) -> None:
+    def config(name: str, **flags: Any) -> RunConfig:
+        return config_of(model_folder, f"{tmp_path}/{name}", "checkpoint.every=1 steps", **flags)
+
+    if finished:
+        run(config("a.mp4"))
+    else:
+        stop_after_step(config("a.mp4"), tmp_path / "a.run")
+    (tmp_path / "a.gif").write_bytes(b"precious")
+    before = sorted((tmp_path / "a.run").rglob("*"))
+    for name in ("a.gif", "a.webp"):
+        for flags in ({}, {"overwrite": True}, {"resume": True}, {"overwrite": True, "resume": True}):
+            with pytest.raises(InputError, match=r"needs the folder .*a\.run, which holds the run of a\.mp4"):
+                run(config(name, **flags))
+    assert (tmp_path / "a.gif").read_bytes() == b"precious"
+    assert sorted((tmp_path / "a.run").rglob("*")) == before
+    if finished:
+        assert cli("decode", str(tmp_path / "a.run"), "--out", str(tmp_path / "a.webp"))[0] == 0
+        assert run(config("a.webp", resume=True)) is None
+        # its latents are those of a.mp4
+        with pytest.raises(InputError, match=r"holds the run of a\.mp4"):
+            run(config("a.webp", overwrite=True))
+
+
+def test_the_record_of_a_finished_run_is_not_replaced_without_overwrite(
+    model_folder: Path, tmp_path: Path
+) -> None:
+    run(config_of(model_folder, tmp_path / "a.mp4", steps=1))
+    shutil.rmtree(tmp_path / "a.run" / "latents")
+    for path in (tmp_path / "a.mp4", tmp_path / "a.png"):
+        path.unlink()
+    with pytest.raises(
+        InputError, match=r"belongs to a finished run; `vinfinity resume .*, --overwrite starts"
+    ):
+        run(config_of(model_folder, tmp_path / "a.mp4", steps=1, seed=3))
+
+
 def test_two_runs_cannot_use_one_folder_at_the_same_time(model_folder: Path, tmp_path: Path) -> None:
     folder = RunFolder(tmp_path / "a.run")
     with folder.locked(first=True), folder.locked(first=False):
