@@ -13,7 +13,7 @@ from vinfinity.errors import InputError
 from vinfinity.media.audio import check_audio
 from vinfinity.media.encoders import check_encoders
 from vinfinity.media.finish import PICTURES
-from vinfinity.runs.folder import LONGEST_PATH, MANIFEST, OWN_NAMES, RECORD, RunFolder, run_folder
+from vinfinity.runs.folder import LONGEST_PATH, MANIFEST, OWN_NAMES, RunFolder, run_folder
 from vinfinity.system.files import TEMPORARY, missing_problem
 from vinfinity.system.folders import expanded
 from vinfinity.system.output import check_folder, check_output, check_output_folder
@@ -106,17 +106,22 @@ def check_files(
 
 
 def _check_run_folder(config: RunConfig, destination: Destination) -> None:
-    """Raise InputError if the run folder cannot be created, or holds what a new run must not delete."""
+    """Raise InputError if the run folder cannot be created, or is that of the run that is edited."""
     folder, video = destination.folder, destination.video
     check_folder("out", folder.path, inside=LONGEST_PATH)
     if config.edit.run is not None and _same(expanded(config.edit.run, field="edit.run"), folder.path):
         problem = "is the video of the run that is edited"
         raise InputError("out", video, "choose another name", problem=problem)
-    names = sorted(os.listdir(folder.path)) if os.path.isdir(folder.path) else []
+
+
+def check_emptied(destination: Destination) -> None:
+    """Raise InputError if the run folder, which a new run empties, holds files that no run wrote."""
+    folder = destination.folder.path
+    names = sorted(os.listdir(folder)) if os.path.isdir(folder) else []
     foreign = [name for name in names if name not in OWN_NAMES and not name.startswith(TEMPORARY)]
-    if foreign and RECORD not in names:
-        problem = f"needs the folder {folder.path}, which holds other files, such as {foreign[0]}"
-        raise InputError("out", video, "choose another name", problem=problem)
+    if foreign:
+        problem = f"needs the folder {folder}, which holds other files, such as {foreign[0]}"
+        raise InputError("out", destination.video, "move them, or choose another name", problem=problem)
 
 
 def _check_latents(config: RunConfig, destination: Destination, latents: Path) -> None:

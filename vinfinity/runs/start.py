@@ -26,7 +26,7 @@ from vinfinity.config.formats import container_of
 from vinfinity.config.prompts import BLEND
 from vinfinity.errors import InputError
 from vinfinity.runs.folder import RunFolder, video_of
-from vinfinity.runs.paths import Destination, check_files, sheet_of
+from vinfinity.runs.paths import Destination, check_emptied, check_files, sheet_of
 from vinfinity.runs.sources import check_sources
 from vinfinity.system.folders import expanded
 from vinfinity.weights.card import find_model, model_defaults
@@ -78,6 +78,7 @@ def how_to_start(config: RunConfig, destination: Destination) -> Start:
         if config.resume:
             return _how_to_go_on(config, destination, record)
     check_files(config, destination, overwrite=config.overwrite)
+    check_emptied(destination)
     finished = record is not None and record.get("finished")
     if (finished or folder.holds_work()) and not config.overwrite:
         resume = "" if record is None else f"`vinfinity resume {folder.path}` resumes it, "
