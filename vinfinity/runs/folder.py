@@ -94,10 +94,10 @@ class RunFolder:
         for folder in (self, run_folder(self.first_pass)):
             try:
                 checkpoints = list(folder.checkpoints.iterdir())
-            except MISSING:
+            except OSError as error:
+                if error.errno not in MISSING:
+                    return True
                 checkpoints = []
-            except OSError:
-                return True
             finished = (folder.latents, folder.input, folder.pictures, *checkpoints)
             if not all(is_missing(path / MANIFEST) for path in finished):
                 return True
@@ -110,9 +110,9 @@ class RunFolder:
             values = json.loads(path.read_text(encoding="utf-8"))
             if not isinstance(values, dict):
                 raise ValueError("not a JSON object")
-        except MISSING:
-            return None
         except OSError as error:
+            if error.errno in MISSING:
+                return None
             raise _unreadable(path, error) from None
         except ValueError as error:
             remedy = "restore it, or delete the folder"
@@ -144,9 +144,9 @@ class RunFolder:
         """
         try:
             return hashlib.sha256(self.settings.read_bytes()).hexdigest()
-        except MISSING:
-            return ""
         except OSError as error:
+            if error.errno in MISSING:
+                return ""
             raise _unreadable(self.settings, error) from None
 
     def begin(self, *, settings: str, record: Mapping[str, object]) -> None:

@@ -155,9 +155,9 @@ def read_manifest(folder: Path) -> Parts:
         parts = tuple(Part(**part) for part in facts["parts"])
         seeds = tuple((start, stop, seed) for start, stop, seed in facts["seeds"])
         read = Parts(folder, facts["step"], facts["settings"], tuple(facts["tensors"]), parts, seeds)
-    except MISSING:
-        raise DamagedError(f"{folder}: is unfinished") from None
     except OSError as error:
+        if error.errno in MISSING:
+            raise DamagedError(f"{folder}: is unfinished") from None
         raise cannot_read(path, error) from error
     except (ValueError, KeyError, TypeError, AttributeError) as error:
         raise DamagedError(f"{path}: cannot be read ({one_line(error)})") from error
@@ -189,9 +189,9 @@ def _reading(path: Path) -> Iterator[None]:
     """Raises DamagedError if the block finds no file, OutputError if it cannot read it."""
     try:
         yield
-    except MISSING:
-        raise DamagedError(f"{path}: is missing") from None
     except OSError as error:
+        if error.errno in MISSING:
+            raise DamagedError(f"{path}: is missing") from None
         raise cannot_read(path, error) from error
 
 

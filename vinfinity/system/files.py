@@ -1,6 +1,7 @@
 """Files that appear whole or not at all, and are on disk when the call returns; folders of links to files."""
 
 import contextlib
+import errno
 import hashlib
 import json
 import os
@@ -12,7 +13,7 @@ from vinfinity.errors import OutputError, escaped
 # how the names of temporary files begin
 TEMPORARY = ".vinfinity-"
 # the errors that say that there is no file; any other one may be of a drive that fails for a moment
-MISSING = (FileNotFoundError, NotADirectoryError)
+MISSING = (errno.ENOENT, errno.ENOTDIR, errno.ENAMETOOLONG, errno.ELOOP)
 
 
 def temporary(path: Path, kind: str = "part") -> Path:
@@ -46,7 +47,7 @@ def is_missing(path: Path) -> bool:
     try:
         path.stat()
     except OSError as error:
-        return isinstance(error, MISSING)
+        return error.errno in MISSING
     return False
 
 
