@@ -9,15 +9,24 @@ from typing import Any
 
 import pytest
 from oracles.command_line import Cli
-from oracles.runs import config_of, events, exit_code, resumed_config, stop_after_step
+from oracles.runs import (
+    config_of,
+    events,
+    exit_code,
+    manifest_of_step,
+    resumed_config,
+    signal_when_exists,
+    stop_after_step,
+)
 from safetensors.torch import load_file, save_file
 
 from vinfinity.config import RunConfig
-from vinfinity.errors import BusyError, InputError
+from vinfinity.errors import BusyError, InputError, Stopped
 from vinfinity.run import run
 from vinfinity.runs.folder import RunFolder
 from vinfinity.runs.paths import Destination
 from vinfinity.runs.start import settle_start
+from vinfinity.system.signals import Shutdown
 
 
 def test_an_unfinished_run_is_not_replaced_without_overwrite(model_folder: Path, tmp_path: Path) -> None:
@@ -117,12 +126,39 @@ def test_overwrite_replaces_no_run_that_cannot_be_read(
     assert settle_start(config, Destination.of(config)) == (config, "done")
 
 
+def change_weights(model: Path) -> None:
+    """Change the weights of the UNet in a model's folder."""
+    path = model / "unet" / "diffusion_pytorch_model.safetensors"
+    save_file({name: tensor * 1.01 for name, tensor in load_file(path).items()}, path)
+
+
 def test_a_run_does_not_resume_with_other_weights(own_model: Path, tmp_path: Path) -> None:
     stop_after_step(config_of(own_model, tmp_path / "a.mp4", "checkpoint.every=1 steps"), tmp_path / "a.run")
-    path = own_model / "unet" / "diffusion_pytorch_model.safetensors"
-    save_file({name: tensor * 1.01 for name, tensor in load_file(path).items()}, path)
+    change_weights(own_model)
     with pytest.raises(InputError, match="was started with other weights"):
         run(resumed_config(tmp_path / "a.run"))
+    # with --overwrite, it starts over
+    run(resumed_config(tmp_path / "a.run", overwrite=True))
+    assert (tmp_path / "a.mp4").exists()
+    assert not events(tmp_path / "a.run", "resumed")
+
+
+def test_with_overwrite_a_run_whose_first_pass_has_other_weights_starts_over(
+    model_folder: Path, own_model: Path, tmp_path: Path
+) -> None:
+    settings = ("checkpoint.every=1 steps", "first_pass.size=16x16", f"first_pass.model={own_model}")
+    first = tmp_path / "a.run" / "first-pass.run"
+    with (
+        Shutdown().handled() as shutdown,
+        signal_when_exists(manifest_of_step(first, 2)),
+        pytest.raises(Stopped),
+    ):
+        run(config_of(model_folder, tmp_path / "a.mp4", *settings), shutdown=shutdown)
+    change_weights(own_model)
+    with pytest.raises(InputError, match=r"^first_pass\.model: .* was started with other weights"):
+        run(resumed_config(tmp_path / "a.run"))
+    run(resumed_config(tmp_path / "a.run", overwrite=True))
+    assert not events(first, "resumed")
 
 
 def test_a_moved_run_resumes_from_another_working_directory(

@@ -114,6 +114,16 @@ def _how_to_go_on(config: RunConfig, destination: Destination, record: Mapping[s
     return "resume"
 
 
+def check_same(folder: RunFolder, *, weights: str, noise: str) -> None:
+    """Raise OtherRunError if the run in `folder` was started with other weights or noise, by their digests."""
+    record = folder.record() or {}
+    for field, what, now in (("model", "weights", weights), ("noise_from", "noise", noise)):
+        # records of older versions say nothing of the noise
+        if record.get(what, now) != now:
+            remedy = f"restore the former {what}, or start over with --overwrite"
+            raise OtherRunError(field, folder.path, remedy, problem=f"was started with other {what}")
+
+
 def _own_files(folder: RunFolder, started_with: RunConfig) -> set[str]:
     """Real paths of the files that a run may replace: those it was started for, and those it has made since."""
     started = Destination.of(started_with)
