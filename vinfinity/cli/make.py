@@ -12,6 +12,7 @@ from vinfinity.cli.options import complete_setting, load_planned, number, takes_
 from vinfinity.cli.output import import_engine, print_columns
 from vinfinity.config import (
     Resolved,
+    RunConfig,
     explain,
     ignored,
     leaves,
@@ -24,6 +25,8 @@ from vinfinity.parallel.place import find_place
 from vinfinity.system.signals import Shutdown
 
 if TYPE_CHECKING:
+    from vinfinity.runs.paths import Destination
+    from vinfinity.runs.start import Start
     from vinfinity.task import Summary
 
 
@@ -39,12 +42,8 @@ def generate(
 
     For example: vinfinity generate --prompt "a red ball bouncing over green grass"
     """
-    from vinfinity.runs.start import was_restarted
     from vinfinity.system.progress import warn
 
-    if was_restarted(os.environ):
-        config = dataclasses.replace(resolved.config, resume=True)
-        resolved = dataclasses.replace(resolved, config=config)
     with name_sources(resolved.origins):
         require_prompt(resolved.config)
         for sentence in ignored(resolved):
@@ -79,19 +78,30 @@ def show_plan(resolved: Resolved) -> None:
         raise plan.refusal
 
 
-def start(resolved: Resolved, shutdown: Shutdown) -> None:
-    """Starts the run that a command asked for, unless it is finished. Raises VinfinityError."""
+def settle(config: RunConfig) -> "tuple[RunConfig, Destination, Start]":
+    """How a run starts, and the files that it writes; says so if it is finished. Raises InputError.
+
+    It resumes if a launcher has restarted this command. Imports no torch, which takes seconds.
+    """
     from vinfinity.runs.paths import Destination
-    from vinfinity.runs.start import check_done, settle_start
+    from vinfinity.runs.start import check_done, settle_start, was_restarted
     from vinfinity.system.progress import note
 
+    destination = Destination.of(config)
+    if was_restarted(os.environ):
+        config = dataclasses.replace(config, resume=True)
+    config, begins = settle_start(config, destination)
+    if begins == "done":
+        check_done(config, destination)
+        note(f"{destination.video} is finished; nothing to do")
+    return config, destination, begins
+
+
+def start(resolved: Resolved, shutdown: Shutdown) -> None:
+    """Starts the run that a command asked for, unless it is finished. Raises VinfinityError."""
     with name_sources(resolved.origins):
-        destination = Destination.of(resolved.config)
-        # before torch is imported, which takes seconds
-        config, begins = settle_start(resolved.config, destination)
+        config, destination, begins = settle(resolved.config)
         if begins == "done":
-            check_done(config, destination)
-            note(f"{destination.video} is finished; nothing to do")
             return
         import_engine()
         from vinfinity.run import run
