@@ -252,6 +252,23 @@ def test_the_record_of_a_finished_run_is_not_replaced_without_overwrite(
         run(config_of(model_folder, tmp_path / "a.mp4", steps=1, seed=3))
 
 
+def test_a_dry_run_is_refused_where_the_run_is(own_model: Path, tmp_path: Path, cli: Cli) -> None:
+    command = ["generate", "-p", "a red ball", "--out", str(tmp_path / "a.mp4"), "frames=3", "size=32x32"]
+    command += ["steps=12", "device=cpu", f"model={own_model}", "checkpoint.every=1 steps"]
+    with signal_when_exists(manifest_of_step(tmp_path / "a.run", 3)):
+        assert cli(*command)[0] == 75
+    before = {path: path.stat().st_mtime_ns for path in (tmp_path / "a.run").rglob("*")}
+    for more in ([], ["--resume", "seed=3"]):
+        assert cli.refused(*command, *more, "--dry-run") == cli.refused(*command, *more)
+    for more in (["--resume"], ["--overwrite"]):
+        assert cli(*command, *more, "--dry-run")[0] == 0
+    change_weights(own_model)
+    assert "was started with other weights" in cli.refused(*command, "--resume", "--dry-run")
+    assert {path: path.stat().st_mtime_ns for path in (tmp_path / "a.run").rglob("*")} == before
+    assert cli(*command, "--overwrite")[0] == 0
+    assert cli(*command, "--resume", "--dry-run")[2].endswith("a.mp4 is finished; nothing to do\n")
+
+
 def test_two_runs_cannot_use_one_folder_at_the_same_time(model_folder: Path, tmp_path: Path) -> None:
     folder = RunFolder(tmp_path / "a.run")
     with folder.locked(first=True), folder.locked(first=False):

@@ -55,21 +55,22 @@ def generate(
 
 
 def show_plan(resolved: Resolved) -> None:
-    """Print what a run would do and what it would take. Raises InputError if it does not fit."""
-    from vinfinity.runs.paths import Destination, check_files
+    """Print what a run would do and what it would take. Raises InputError if it would be refused or does not fit."""
     from vinfinity.runs.sources import check_sources
     from vinfinity.system.progress import warn
 
-    config = resolved.config
-    destination = Destination.of(config)
-    check_files(config, destination, overwrite=config.overwrite or config.resume)
-    for concern in check_sources(config, destination.folder if config.resume else None):
+    config, destination, begins = settle(resolved.config)
+    if begins == "done":
+        return
+    for concern in check_sources(config, destination.folder if begins == "resume" else None):
         warn(concern)
     import_engine()
     from vinfinity.job import describe
     from vinfinity.planning.plan import make_plan
     from vinfinity.planning.report import essentials
+    from vinfinity.run import make_task
 
+    config = make_task(config, destination).job.config
     place = find_place(os.environ)
     rows = describe(config, place)
     plan = make_plan(config, place=place)
