@@ -133,9 +133,7 @@ class Session:
                 self.ranks.shutdown.stop()
 
     def _saved(self, where: str) -> None:
-        self.ranks.shutdown.message = (
-            f"stopped {where}; `vinfinity resume {self.resumed.path}` resumes the run"
-        )
+        self.ranks.shutdown.message = f"stopped {where}; {self.resumed.command('resume')} resumes the run"
 
 
 @contextlib.contextmanager
@@ -153,7 +151,7 @@ def record_end(folder: RunFolder, error: VinfinityError) -> None:
     # these leave the folder as it was
     if isinstance(error, InputError | BusyError):
         return
-    resumes = f"`vinfinity resume {folder.path}` resumes"
+    resumes = f"{folder.command('resume')} resumes"
     interrupted = error.exit_code in RESUMABLE
     if interrupted and folder.holds_work() and resumes not in error.message:
         error.message += f"; {resumes} from the last checkpoint"

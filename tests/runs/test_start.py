@@ -1,5 +1,6 @@
 """How a run starts if its folder exists already: refuse, resume or overwrite, and one run at a time."""
 
+import dataclasses
 import errno
 import os
 import shlex
@@ -250,6 +251,25 @@ def test_the_record_of_a_finished_run_is_not_replaced_without_overwrite(
         InputError, match=r"belongs to a finished run; `vinfinity resume .*, --overwrite starts"
     ):
         run(config_of(model_folder, tmp_path / "a.mp4", steps=1, seed=3))
+
+
+def test_commands_in_messages_can_be_pasted_whatever_the_name(
+    model_folder: Path, tmp_path: Path, cli: Cli
+) -> None:
+    config = config_of(model_folder, tmp_path / "it's a ball.mp4", "checkpoint.every=1 steps")
+    messages = [stop_after_step(config, tmp_path / "it's a ball.run")]
+    for other in (config, dataclasses.replace(config, resume=True, seed=3)):
+        with pytest.raises(InputError) as raised:
+            run(other)
+        messages.append(raised.value.message)
+    messages.append(cli.refused("decode", str(tmp_path / "it's a ball.run"), "video.crf=40"))
+    messages.append(cli.refused("extend", str(tmp_path / "it's a ball.run"), "--frames", "+2"))
+    for message in messages:
+        assert shlex.split(message.split("`")[1]) == [
+            "vinfinity",
+            "resume",
+            str(tmp_path / "it's a ball.run"),
+        ]
 
 
 def test_a_dry_run_is_refused_where_the_run_is(own_model: Path, tmp_path: Path, cli: Cli) -> None:

@@ -7,6 +7,7 @@ import fcntl
 import hashlib
 import json
 import os
+import shlex
 import shutil
 import time
 from collections.abc import Iterator, Mapping
@@ -85,6 +86,10 @@ class RunFolder:
     @property
     def log(self) -> Path:
         return self.path / "log.txt"
+
+    def command(self, name: str, *arguments: str) -> str:
+        """A command for this run as messages show it, quoted as shells need it."""
+        return f"`{shlex.join(['vinfinity', name, str(self.path), *arguments])}`"
 
     def holds_work(self) -> bool:
         """Whether it holds latents or checkpoints that a new run would delete, also those of a first pass.

@@ -180,4 +180,6 @@ def _check_earlier(folder: Path) -> None:
         raise InputError("edit.run", folder, "name the folder of a finished run", problem=problem)
     if not os.path.isfile(RunFolder(folder).latents / MANIFEST):
         problem = "has no latents"
-        raise InputError("edit.run", folder, f"`vinfinity resume {folder}` computes them", problem=problem)
+        raise InputError(
+            "edit.run", folder, f"{RunFolder(folder).command('resume')} computes them", problem=problem
+        )

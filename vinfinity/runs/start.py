@@ -3,7 +3,6 @@
 import contextlib
 import dataclasses
 import os
-import shlex
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, Literal
@@ -81,7 +80,7 @@ def how_to_start(config: RunConfig, destination: Destination) -> Start:
     check_emptied(destination)
     finished = record is not None and record.get("finished")
     if (finished or folder.holds_work()) and not config.overwrite:
-        resume = "" if record is None else f"`vinfinity resume {folder.path}` resumes it, "
+        resume = "" if record is None else f"{folder.command('resume')} resumes it, "
         problem = f"belongs to {'a finished' if finished else 'an unfinished'} run"
         raise InputError("out", destination.video, f"{resume}--overwrite starts over", problem=problem)
     check_sources(config)
@@ -104,7 +103,7 @@ def _how_to_go_on(config: RunConfig, destination: Destination, record: Mapping[s
     folder = destination.folder
     started_with = read_settings(folder)
     if digest(started_with) != digest(with_absolute_paths(config, destination)):
-        remedy = f"`vinfinity resume {folder.path}` uses the run's own settings, --overwrite starts over"
+        remedy = f"{folder.command('resume')} uses the run's own settings, --overwrite starts over"
         raise OtherRunError("resume", folder.path, remedy, problem="is a run with other settings")
     finished = record.get("finished") and destination.video.exists()
     if finished and not (config.overwrite and changed_settings(config, destination)):
@@ -138,9 +137,8 @@ def _own_files(folder: RunFolder, started_with: RunConfig) -> set[str]:
 def check_done(config: RunConfig, destination: Destination) -> None:
     """Raise InputError if the files of a finished run were made with other settings than those of `config`."""
     if changed := changed_settings(config, destination):
-        given = shlex.join(f"{key}={plain_text(value)}" for key, value in changed.items())
-        folder = shlex.quote(str(destination.folder.path))
-        again = f"`vinfinity decode {folder} --overwrite {given}`"
+        given = (f"{key}={plain_text(value)}" for key, value in changed.items())
+        again = destination.folder.command("decode", "--overwrite", *given)
         remedy = f"{again}, or overwrite=true in this command, makes its files again"
         key, value = next(iter(changed.items()))
         raise InputError(key, value, remedy, problem="is not what the finished video was made with")
