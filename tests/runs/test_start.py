@@ -5,6 +5,7 @@ import errno
 import os
 import shlex
 import shutil
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -22,7 +23,7 @@ from oracles.runs import (
 from safetensors.torch import load_file, save_file
 
 from vinfinity.config import RunConfig
-from vinfinity.errors import BusyError, InputError, Stopped
+from vinfinity.errors import BusyError, InputError, OutputError, Stopped
 from vinfinity.run import run
 from vinfinity.runs.folder import RunFolder
 from vinfinity.runs.paths import Destination
@@ -131,6 +132,29 @@ def change_weights(model: Path) -> None:
     """Change the weights of the UNet in a model's folder."""
     path = model / "unet" / "diffusion_pytorch_model.safetensors"
     save_file({name: tensor * 1.01 for name, tensor in load_file(path).items()}, path)
+
+
+def test_a_run_that_was_being_replaced_is_replaced_by_the_next_attempt(
+    model_folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def fails(path: Path) -> None:
+        raise OSError(errno.EIO, os.strerror(errno.EIO))
+
+    def in_order(folder: Path) -> Iterator[Path]:
+        return iter(sorted(listed(folder)))
+
+    # stands for a kill while the folder is emptied, between config.yaml and run.json
+    listed = Path.iterdir
+
+    run(config_of(model_folder, tmp_path / "a.mp4", steps=1))
+    config = config_of(model_folder, tmp_path / "a.mp4", steps=1, seed=3, overwrite=True)
+    with monkeypatch.context() as patch:
+        patch.setattr(shutil, "rmtree", fails)
+        patch.setattr(Path, "iterdir", in_order)
+        with pytest.raises(OutputError):
+            run(config)
+    restarted = dataclasses.replace(config, resume=True)
+    assert settle_start(restarted, Destination.of(restarted))[1] == "new"
 
 
 def test_a_run_does_not_resume_with_other_weights(own_model: Path, tmp_path: Path) -> None:

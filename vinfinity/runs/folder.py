@@ -157,7 +157,8 @@ class RunFolder:
     def begin(self, *, settings: str, record: Mapping[str, object]) -> None:
         """Empty the folder and write settings (config.yaml) and record (run.json) of a new run. Raises OutputError."""
         try:
-            for path in self.path.iterdir():
+            # the record first: without it, what a kill leaves is no run that a later attempt could not continue
+            for path in sorted(self.path.iterdir(), key=lambda path: path.name != RECORD):
                 if path.is_dir():
                     shutil.rmtree(path)
                 elif path.name != "lock":
