@@ -1,6 +1,7 @@
 """From the video and the pictures that a run starts from to their latents in the run folder."""
 
 import hashlib
+import shutil
 from collections.abc import Iterator, Mapping
 from functools import partial
 from pathlib import Path
@@ -69,11 +70,19 @@ def _encode(
     if done is not None and done.frames == total:
         return done
     session.enter(f"after encoding {done.frames if done else 0} of {total} {unit}")
-    opened = ranks.collect(_opened(sources, done, folder) if ranks.first else None)[0]
+    opened = ranks.collect(_opened(sources) if ranks.first else None)[0]
     if isinstance(opened, InputError):
         raise opened
     assert opened is not None
     files, settings = opened
+    if done is not None and done.settings != settings:
+        if not job.config.overwrite:
+            source, remedy = files.files[0], "restore it, or start over with --overwrite"
+            raise InputError(source.field, source.path, remedy, problem="was changed since the run started")
+        # nothing but these latents was computed so far
+        done = None
+        if ranks.first:
+            shutil.rmtree(folder, ignore_errors=True)
     if ranks.first:
         for concern in files.concerns():
             session.progress.warn(concern)
@@ -139,9 +148,7 @@ def _found(folder: Path, session: Session) -> Parts | None:
     return undamaged_parts(folder, damaged=damaged)
 
 
-def _opened(
-    sources: "partial[Sources]", done: Parts | None, folder: Path
-) -> tuple[Sources, str] | InputError:
+def _opened(sources: "partial[Sources]") -> tuple[Sources, str] | InputError:
     """The files, and a digest of them that the latents belong to; or why they cannot be used."""
     try:
         files = sources()
@@ -149,12 +156,7 @@ def _opened(
         digest = files_digest(named, field=files.files[0].field)
     except InputError as error:
         return error
-    settings = hashlib.sha256(digest.encode()).hexdigest()
-    if done is not None and done.settings != settings:
-        source = files.files[0]
-        remedy = "restore it, or start over with --overwrite"
-        return InputError(source.field, source.path, remedy, problem="was changed since the run started")
-    return files, settings
+    return files, hashlib.sha256(digest.encode()).hexdigest()
 
 
 def _copy(session: Session, earlier: Path) -> Parts:

@@ -91,7 +91,7 @@ class RankError(VinfinityError):
 
 
 class OutputError(VinfinityError):
-    """A file could not be written: the disk is full, a codec is missing, or the encoder failed."""
+    """A file could not be written or read: the disk is full or fails, a codec is missing, or the encoder failed."""
 
     exit_code = 4
     advice = "Free disk space or fix the permissions, then run `vinfinity resume`."

@@ -2,7 +2,7 @@
 
 import time
 from collections.abc import Mapping
-from dataclasses import asdict
+from dataclasses import asdict, replace
 from functools import partial
 
 from vinfinity.config import RunConfig
@@ -21,9 +21,10 @@ from vinfinity.parallel.launch import launch
 from vinfinity.parallel.ranks import Ranks
 from vinfinity.planning.fit import find_fit, refuse_early
 from vinfinity.previews import previews
+from vinfinity.runs.first_pass import naming_first_pass
 from vinfinity.runs.parts import Parts
 from vinfinity.runs.paths import Destination
-from vinfinity.runs.start import check_done, record_of_files, settle_start
+from vinfinity.runs.start import OtherRunError, check_done, check_same, record_of_files, settle_start
 from vinfinity.session import Session, record_end, resumable
 from vinfinity.system.overall import Overall
 from vinfinity.system.signals import Reaction, Shutdown
@@ -45,7 +46,28 @@ def run(
         if begins == "done":
             check_done(config, destination)
             return None
-    return launch_run(Task.of(config, destination), shutdown=shutdown)
+    return launch_run(make_task(config, destination), shutdown=shutdown)
+
+
+def make_task(config: RunConfig, destination: Destination, *, like: Task | None = None) -> Task:
+    """The task of a run, checked once for all its ranks, when `settle_start` has been called for it.
+
+    With `overwrite`, a run of other weights or noise is replaced as one of other settings is, as a whole if its first
+    pass is of others. like: see `Task.of`. Raises InputError.
+    """
+    task = Task.of(config, destination, like=like)
+    try:
+        if config.resume:
+            check_same(destination.folder, weights=task.job.weights_digest, noise=task.job.noise_digest)
+            if task.first is not None:
+                with naming_first_pass():
+                    job, folder = task.first.job, task.first.destination.folder
+                    check_same(folder, weights=job.weights_digest, noise=job.noise_digest)
+    except OtherRunError:
+        if not config.overwrite:
+            raise
+        return Task.of(replace(config, resume=False), destination, like=task)
+    return task
 
 
 def launch_run(task: Task, *, shutdown: Shutdown | None = None) -> Summary | None:

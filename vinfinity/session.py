@@ -27,7 +27,7 @@ from vinfinity.parallel.votes import Votes
 from vinfinity.runs.checkpoints import Checkpoints
 from vinfinity.runs.folder import RunFolder
 from vinfinity.runs.paths import Destination
-from vinfinity.runs.start import Start, how_to_start, with_absolute_paths
+from vinfinity.runs.start import Start, check_same, how_to_start, with_absolute_paths
 from vinfinity.system.overall import Overall
 from vinfinity.system.progress import Progress, add_line
 
@@ -133,9 +133,7 @@ class Session:
                 self.ranks.shutdown.stop()
 
     def _saved(self, where: str) -> None:
-        self.ranks.shutdown.message = (
-            f"stopped {where}; `vinfinity resume {self.resumed.path}` resumes the run"
-        )
+        self.ranks.shutdown.message = f"stopped {where}; {self.resumed.command('resume')} resumes the run"
 
 
 @contextlib.contextmanager
@@ -153,7 +151,7 @@ def record_end(folder: RunFolder, error: VinfinityError) -> None:
     # these leave the folder as it was
     if isinstance(error, InputError | BusyError):
         return
-    resumes = f"`vinfinity resume {folder.path}` resumes"
+    resumes = f"{folder.command('resume')} resumes"
     interrupted = error.exit_code in RESUMABLE
     if interrupted and folder.holds_work() and resumes not in error.message:
         error.message += f"; {resumes} from the last checkpoint"
@@ -174,19 +172,6 @@ def locked(folder: RunFolder, ranks: Ranks, *, facts: Mapping[str, str]) -> Iter
         yield
 
 
-def _check_same(job: Job, folder: RunFolder) -> None:
-    """Raise InputError if the run in `folder` was started with other weights, or with other noise."""
-    record = folder.record() or {}
-    for field, what, now in (
-        ("model", "weights", job.weights_digest),
-        ("noise_from", "noise", job.noise_digest),
-    ):
-        # records of older versions say nothing of the noise
-        if record.get(what, now) != now:
-            remedy = f"restore the former {what}, or start over with --overwrite"
-            raise InputError(field, folder.path, remedy, problem=f"was started with other {what}")
-
-
 def _start(job: Job, destination: Destination, ranks: Ranks, machine: Mapping[str, object]) -> Start:
     """Decide again how to start, now that the folder is locked; rank 0 prepares the folder of a new run."""
     folder = destination.folder
@@ -199,7 +184,7 @@ def _start(job: Job, destination: Destination, ranks: Ranks, machine: Mapping[st
             folder.begin(settings=to_yaml(settings), record=job.provenance() | command | {"machine": machine})
         elif start == "resume":
             # nothing is written here: the disk may be full of what this run is about to delete
-            _check_same(job, folder)
+            check_same(folder, weights=job.weights_digest, noise=job.noise_digest)
         folder.event("started", how=start, ranks=ranks.size, version=version(), machine=machine)
     start = ranks.collect(start)[0]
     assert start is not None

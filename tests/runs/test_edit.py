@@ -208,3 +208,17 @@ def test_a_stopped_redo_resumes(model_folder: Path, tmp_path: Path) -> None:
         assert exit_code("redo", str(tmp_path / "a.run"), *options) == 75
     edit("resume", str(tmp_path / "a-redo.run"))
     assert torch.equal(latents(tmp_path / "a-redo.run"), latents(tmp_path / "uninterrupted.run"))
+
+
+@pytest.mark.parametrize("more", [(), ("--overwrite",)])
+def test_a_restarted_edit_resumes(
+    more: tuple[str, ...], model_folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    run(config_of(model_folder, tmp_path / "a.mp4", frames=4))
+    command = ("extend", str(tmp_path / "a.run"), "--frames", "+2", "checkpoint.every=1 steps", *more)
+    with signal_when_exists(manifest_of_step(tmp_path / "a-extend.run", 3)):
+        assert exit_code(*command) == 75
+    monkeypatch.setenv("SLURM_RESTART_COUNT", "1")
+    edit(*command)
+    [resumed] = events(tmp_path / "a-extend.run", "resumed")
+    assert resumed["step"] >= 3

@@ -301,6 +301,10 @@ def test_a_video_that_changed_while_it_was_encoded_is_refused(
     write_film(film, frames_of(20, seed=3))
     with pytest.raises(InputError, match="was changed since the run started"):
         run(resumed_config(folder))
+    # with --overwrite, it starts over
+    run(resumed_config(folder, overwrite=True))
+    run(start_config(model_folder, tmp_path / "b.mp4", film))
+    assert torch.equal(latents(folder), latents(tmp_path / "b.run"))
 
 
 def test_damaged_latents_of_the_video_are_encoded_again(

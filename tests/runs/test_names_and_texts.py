@@ -118,6 +118,20 @@ def test_a_folder_of_other_files_is_not_emptied(model_folder: Path, tmp_path: Pa
     assert (tmp_path / "a.run" / "thesis.tex").read_text() == "precious"
 
 
+def test_files_beside_a_run_in_its_folder_are_kept(model_folder: Path, tmp_path: Path) -> None:
+    run(config_of(model_folder, tmp_path / "a.mp4", **QUICK))
+    (tmp_path / "a.run" / "notes.txt").write_text("precious")
+    (tmp_path / "a.mp4").unlink()
+    with pytest.raises(
+        InputError, match=r"which holds other files, such as notes\.txt; move them, or choose"
+    ):
+        run(config_of(model_folder, tmp_path / "a.mp4", overwrite=True, **QUICK))
+    # a run that goes on deletes nothing
+    assert exit_code("resume", str(tmp_path / "a.run")) == 0
+    assert exit_code("decode", str(tmp_path / "a.run"), "--overwrite") == 0
+    assert (tmp_path / "a.run" / "notes.txt").read_text() == "precious"
+
+
 def test_a_run_is_found_by_its_folder_from_within_and_not_under_another_ending(
     model_folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, cli: Cli
 ) -> None:

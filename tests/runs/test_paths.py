@@ -12,12 +12,13 @@ from safetensors.torch import save_file
 from vinfinity.config import RunConfig
 from vinfinity.errors import InputError
 from vinfinity.media.writer import VideoWriter
-from vinfinity.runs.paths import Destination, check_files, slug
+from vinfinity.runs.paths import Destination, check_emptied, check_files, slug
 from vinfinity.system.files import temporary
 
 
 def check(config: RunConfig) -> None:
     check_files(config, Destination.of(config), overwrite=config.overwrite)
+    check_emptied(Destination.of(config))
 
 
 @pytest.mark.parametrize(

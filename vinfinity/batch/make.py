@@ -18,7 +18,7 @@ from vinfinity.networks import Networks
 from vinfinity.parallel.launch import launch
 from vinfinity.parallel.place import find_place
 from vinfinity.parallel.ranks import Ranks
-from vinfinity.run import make_video
+from vinfinity.run import make_task, make_video
 from vinfinity.runs.start import jobs_of, restarted_by
 from vinfinity.session import record_end
 from vinfinity.system.out_of_memory import named_out_of_memory
@@ -89,7 +89,7 @@ def prepare_batch(batch: Batch) -> tuple[Entry, ...]:
     like: Task | None = None
     for item in (item for item in batch.items if item.start != "done"):
         with faults.noted(), naming_row(item.origin, item.origins):
-            task = like = Task.of(item.config, item.destination, like=like)
+            task = like = make_task(item.config, item.destination, like=like)
             entries.append(Entry(item.name, item.origin, task))
     faults.check()
     groups: dict[Hashable, dict[Hashable, list[Entry]]] = {}

@@ -12,6 +12,7 @@ from vinfinity.cli.options import complete_setting, load_planned, number, takes_
 from vinfinity.cli.output import import_engine, print_columns
 from vinfinity.config import (
     Resolved,
+    RunConfig,
     explain,
     ignored,
     leaves,
@@ -24,6 +25,8 @@ from vinfinity.parallel.place import find_place
 from vinfinity.system.signals import Shutdown
 
 if TYPE_CHECKING:
+    from vinfinity.runs.paths import Destination
+    from vinfinity.runs.start import Start
     from vinfinity.task import Summary
 
 
@@ -39,12 +42,8 @@ def generate(
 
     For example: vinfinity generate --prompt "a red ball bouncing over green grass"
     """
-    from vinfinity.runs.start import was_restarted
     from vinfinity.system.progress import warn
 
-    if was_restarted(os.environ):
-        config = dataclasses.replace(resolved.config, resume=True)
-        resolved = dataclasses.replace(resolved, config=config)
     with name_sources(resolved.origins):
         require_prompt(resolved.config)
         for sentence in ignored(resolved):
@@ -56,21 +55,22 @@ def generate(
 
 
 def show_plan(resolved: Resolved) -> None:
-    """Print what a run would do and what it would take. Raises InputError if it does not fit."""
-    from vinfinity.runs.paths import Destination, check_files
+    """Print what a run would do and what it would take. Raises InputError if it would be refused or does not fit."""
     from vinfinity.runs.sources import check_sources
     from vinfinity.system.progress import warn
 
-    config = resolved.config
-    destination = Destination.of(config)
-    check_files(config, destination, overwrite=config.overwrite or config.resume)
-    for concern in check_sources(config, destination.folder if config.resume else None):
+    config, destination, begins = settle(resolved.config)
+    if begins == "done":
+        return
+    for concern in check_sources(config, destination.folder if begins == "resume" else None):
         warn(concern)
     import_engine()
     from vinfinity.job import describe
     from vinfinity.planning.plan import make_plan
     from vinfinity.planning.report import essentials
+    from vinfinity.run import make_task
 
+    config = make_task(config, destination).job.config
     place = find_place(os.environ)
     rows = describe(config, place)
     plan = make_plan(config, place=place)
@@ -79,19 +79,30 @@ def show_plan(resolved: Resolved) -> None:
         raise plan.refusal
 
 
-def start(resolved: Resolved, shutdown: Shutdown) -> None:
-    """Starts the run that a command asked for, unless it is finished. Raises VinfinityError."""
+def settle(config: RunConfig) -> "tuple[RunConfig, Destination, Start]":
+    """How a run starts, and the files that it writes; says so if it is finished. Raises InputError.
+
+    It resumes if a launcher has restarted this command. Imports no torch, which takes seconds.
+    """
     from vinfinity.runs.paths import Destination
-    from vinfinity.runs.start import check_done, settle_start
+    from vinfinity.runs.start import check_done, settle_start, was_restarted
     from vinfinity.system.progress import note
 
+    destination = Destination.of(config)
+    if was_restarted(os.environ):
+        config = dataclasses.replace(config, resume=True)
+    config, begins = settle_start(config, destination)
+    if begins == "done":
+        check_done(config, destination)
+        note(f"{destination.video} is finished; nothing to do")
+    return config, destination, begins
+
+
+def start(resolved: Resolved, shutdown: Shutdown) -> None:
+    """Starts the run that a command asked for, unless it is finished. Raises VinfinityError."""
     with name_sources(resolved.origins):
-        destination = Destination.of(resolved.config)
-        # before torch is imported, which takes seconds
-        config, begins = settle_start(resolved.config, destination)
+        config, destination, begins = settle(resolved.config)
         if begins == "done":
-            check_done(config, destination)
-            note(f"{destination.video} is finished; nothing to do")
             return
         import_engine()
         from vinfinity.run import run

@@ -99,7 +99,7 @@ def decode(
             destination = Destination.of(config).beside(folder, overwrite=config.overwrite)
             check_files(config, destination, overwrite=config.overwrite)
             if not (folder.latents / "manifest.json").exists():
-                remedy = f"compute them with `vinfinity resume {folder.path}`"
+                remedy = f"compute them with {folder.command('resume')}"
                 raise InputError("run", run, remedy, problem="has no final latents yet")
             import_engine()
             from vinfinity.decode_again import decode_again

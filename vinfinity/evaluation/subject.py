@@ -233,7 +233,7 @@ def _video_of(folder: RunFolder, config: RunConfig) -> Path:
     if not os.path.exists(video):
         started = (folder.latents / "manifest.json").exists()
         verb = "decode" if started else "resume"
-        remedy = f"`vinfinity {verb} {folder.path}` makes it"
+        remedy = f"{folder.command(verb)} makes it"
         raise UnusableVideo("run", folder.path, remedy, problem=f"is without its video {video.name}")
     return video
 

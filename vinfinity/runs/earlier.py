@@ -23,7 +23,7 @@ def final_latents(folder: RunFolder, *, field: str = "run") -> Parts:
     try:
         return read_manifest(folder.latents)
     except DamagedError as error:
-        remedy = f"`vinfinity resume {folder.path}` computes them"
+        remedy = f"{folder.command('resume')} computes them"
         raise InputError(field, folder.path, remedy, problem=f"has no latents ({error.message})") from None
 
 

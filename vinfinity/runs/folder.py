@@ -7,6 +7,7 @@ import fcntl
 import hashlib
 import json
 import os
+import shlex
 import shutil
 import time
 from collections.abc import Iterator, Mapping
@@ -16,7 +17,7 @@ from typing import Any
 
 from vinfinity.config.formats import container_of
 from vinfinity.errors import BusyError, InputError
-from vinfinity.system.files import TEMPORARY, cannot_write, to_json, write_whole
+from vinfinity.system.files import MISSING, TEMPORARY, cannot_write, is_missing, to_json, write_whole
 from vinfinity.system.folders import expanded
 
 # the contents of a folder of parts; written last
@@ -92,14 +93,26 @@ class RunFolder:
     def log(self) -> Path:
         return self.path / "log.txt"
 
+    def command(self, name: str, *arguments: str) -> str:
+        """A command for this run as messages show it, quoted as shells need it."""
+        return f"`{shlex.join(['vinfinity', name, str(self.path), *arguments])}`"
+
     def holds_work(self) -> bool:
-        """Whether it holds latents or checkpoints that a new run would delete, also those of a first pass."""
-        folders = self, run_folder(self.first_pass)
-        return any(
-            any((path / MANIFEST).exists() for path in (folder.latents, folder.input, folder.pictures))
-            or any(folder.checkpoints.glob(f"*/{MANIFEST}"))
-            for folder in folders
-        )
+        """Whether it holds latents or checkpoints that a new run would delete, also those of a first pass.
+
+        What cannot be looked into, as on a failing drive, counts as work.
+        """
+        for folder in (self, run_folder(self.first_pass)):
+            try:
+                checkpoints = list(folder.checkpoints.iterdir())
+            except OSError as error:
+                if error.errno not in MISSING:
+                    return True
+                checkpoints = []
+            finished = (folder.latents, folder.input, folder.pictures, *checkpoints)
+            if not all(is_missing(path / MANIFEST) for path in finished):
+                return True
+        return False
 
     def record(self) -> dict[str, Any] | None:
         """The contents of run.json, or None if it does not exist. Raises InputError if it cannot be read."""
@@ -108,11 +121,13 @@ class RunFolder:
             values = json.loads(path.read_text(encoding="utf-8"))
             if not isinstance(values, dict):
                 raise ValueError("not a JSON object")
-        except (FileNotFoundError, NotADirectoryError):
-            return None
-        except (OSError, ValueError) as error:
-            remedy = "start over with --overwrite"
-            raise InputError("run", path, remedy, problem=f"cannot be read ({error})") from None
+        except OSError as error:
+            if error.errno in MISSING:
+                return None
+            raise _unreadable(path, error) from None
+        except ValueError as error:
+            remedy = "restore it, or delete the folder"
+            raise InputError("run", path, remedy, problem=f"is damaged ({error})") from None
         return values
 
     def borders(self) -> dict[str, list[int]]:
@@ -135,17 +150,21 @@ class RunFolder:
     def identity(self) -> str:
         """Identifies this run: SHA-256 (hex) of the bytes of config.yaml, "" without one.
 
-        Not of the parsed settings: a later version of vinfinity may have more of them.
+        Not of the parsed settings: a later version of vinfinity may have more of them. Raises InputError if it cannot
+        be read.
         """
         try:
             return hashlib.sha256(self.settings.read_bytes()).hexdigest()
-        except OSError:
-            return ""
+        except OSError as error:
+            if error.errno in MISSING:
+                return ""
+            raise _unreadable(self.settings, error) from None
 
     def begin(self, *, settings: str, record: Mapping[str, object]) -> None:
         """Empty the folder and write settings (config.yaml) and record (run.json) of a new run. Raises OutputError."""
         try:
-            for path in self.path.iterdir():
+            # the record first: without it, what a kill leaves is no run that a later attempt could not continue
+            for path in sorted(self.path.iterdir(), key=lambda path: path.name != RECORD):
                 if path.is_dir():
                     shutil.rmtree(path)
                 elif path.name != "lock":
@@ -200,6 +219,12 @@ class RunFolder:
                         f"{self.path}: is in use by another run ({holder}); wait for it, or choose another --out"
                     ) from None
             time.sleep(0.1)
+
+
+def _unreadable(path: Path, error: OSError) -> InputError:
+    """The error for a file of a run that is there, and cannot be read now."""
+    problem = f"cannot be read ({error.strerror or error})"
+    return InputError("run", path, "check its drive and its permissions, and try again", problem=problem)
 
 
 def run_folder(video: Path, *, is_folder: bool = False) -> RunFolder:

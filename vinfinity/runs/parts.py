@@ -7,6 +7,7 @@
 The manifest is written last: a folder without one is unfinished. Nothing is gathered on one rank, nothing is pickled.
 """
 
+import contextlib
 import hashlib
 import itertools
 import json
@@ -23,7 +24,7 @@ from torch import Tensor
 from vinfinity.denoise.selection import spans
 from vinfinity.errors import DamagedError, one_line
 from vinfinity.runs.folder import MANIFEST
-from vinfinity.system.files import cannot_write, write_whole
+from vinfinity.system.files import MISSING, cannot_read, cannot_write, is_missing, write_whole
 from vinfinity.system.safetensors import read_frames, streamed_file
 
 # bytes that are hashed at once
@@ -63,7 +64,10 @@ class Parts:
         return self.parts[-1].stop
 
     def read(self, frames: range, *, name: str = "x") -> Tensor:
-        """The frames (contiguous, absolute) of one tensor, (c, f, h, w) fp32 on the CPU. Raises DamagedError."""
+        """The frames (contiguous, absolute) of one tensor, (c, f, h, w) fp32 on the CPU.
+
+        Raises DamagedError, and OutputError if a file cannot be read.
+        """
         read = []
         for part in self.parts:
             start, stop = max(part.start, frames.start), min(part.stop, frames.stop)
@@ -81,17 +85,14 @@ class Parts:
         return hashlib.sha256(" ".join(part.sha256 for part in self.parts).encode()).hexdigest()
 
     def verify(self) -> None:
-        """Read all parts. Raises DamagedError if a part is not as it was written."""
+        """Read all parts. Raises DamagedError if a part is not as it was written, OutputError if it cannot be read."""
         for part in self.parts:
             path = self.folder / part.file
-            try:
-                found, size = hashlib.sha256(), 0
-                with path.open("rb") as file:
-                    while chunk := file.read(CHUNK_BYTES):
-                        found.update(chunk)
-                        size += len(chunk)
-            except OSError as error:
-                raise DamagedError(f"{path}: cannot be read ({error.strerror})") from error
+            found, size = hashlib.sha256(), 0
+            with _reading(path), path.open("rb") as file:
+                while chunk := file.read(CHUNK_BYTES):
+                    found.update(chunk)
+                    size += len(chunk)
             if size != part.bytes:
                 raise DamagedError(f"{path}: is truncated: {size:,} of {part.bytes:,} bytes")
             if found.hexdigest() != part.sha256:
@@ -107,10 +108,14 @@ def write_part(folder: Path, held: range, tensors: Mapping[str, Tensor]) -> Part
 
 
 def _read_frames(path: Path, name: str, frames: range) -> Tensor:
-    """Frames of a tensor (1, c, f, h, w) in a file of `write_part`: (c, f, h, w). Raises DamagedError."""
+    """Frames of a tensor (1, c, f, h, w) in a file of `write_part`: (c, f, h, w).
+
+    Raises DamagedError, OutputError.
+    """
     try:
-        data, shape = read_frames(path, name, frames)
-    except (OSError, ValueError) as error:
+        with _reading(path):
+            data, shape = read_frames(path, name, frames)
+    except ValueError as error:
         raise DamagedError(f"{path}: cannot be read ({one_line(error)})") from error
     return torch.frombuffer(data, dtype=torch.float32).reshape(shape)
 
@@ -141,7 +146,10 @@ def write_manifest(
 
 
 def read_manifest(folder: Path) -> Parts:
-    """The parts of a folder, from its manifest alone. Raises DamagedError if it is unfinished or damaged."""
+    """The parts of a folder, from its manifest alone.
+
+    Raises DamagedError if it is unfinished or damaged, OutputError if it cannot be read.
+    """
     path = folder / MANIFEST
     try:
         facts = json.loads(path.read_text(encoding="utf-8"))
@@ -149,9 +157,11 @@ def read_manifest(folder: Path) -> Parts:
         parts = tuple(Part(**part) for part in facts["parts"])
         seeds = tuple((start, stop, seed) for start, stop, seed in facts["seeds"])
         read = Parts(folder, facts["step"], facts["settings"], tuple(facts["tensors"]), parts, seeds)
-    except FileNotFoundError:
-        raise DamagedError(f"{folder}: is unfinished") from None
-    except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
+    except OSError as error:
+        if error.errno in MISSING:
+            raise DamagedError(f"{folder}: is unfinished") from None
+        raise cannot_read(path, error) from error
+    except (ValueError, KeyError, TypeError, AttributeError) as error:
         raise DamagedError(f"{path}: cannot be read ({one_line(error)})") from error
     ends = [0, *(edge for part in parts for edge in (part.start, part.stop))]
     if seal != _seal(facts) or any(one != other for one, other in list(pairwise(ends))[::2]):
@@ -163,13 +173,14 @@ def undamaged_parts(path: Path, *, damaged: Callable[[DamagedError], object]) ->
     """The parts in a folder if they are as they were written; a damaged or unfinished folder is deleted.
 
     damaged: is told of a damaged one. A folder without a manifest is of a run that ended while it was being written.
+    Raises OutputError, and deletes nothing, if a file cannot be read: it may be intact.
     """
-    if (path / MANIFEST).exists():
-        try:
-            parts = read_manifest(path)
-            parts.verify()
-            return parts
-        except DamagedError as error:
+    try:
+        parts = read_manifest(path)
+        parts.verify()
+        return parts
+    except DamagedError as error:
+        if not is_missing(path / MANIFEST):
             damaged(error)
     shutil.rmtree(path, ignore_errors=True)
     return None
@@ -179,6 +190,17 @@ def in_pieces(frames: range) -> Iterator[range]:
     """Contiguous frames in pieces of bounded size, as they are copied."""
     for start in range(frames.start, frames.stop, COPIED_FRAMES):
         yield range(start, min(start + COPIED_FRAMES, frames.stop))
+
+
+@contextlib.contextmanager
+def _reading(path: Path) -> Iterator[None]:
+    """Raises DamagedError if the block finds no file, OutputError if it cannot read it."""
+    try:
+        yield
+    except OSError as error:
+        if error.errno in MISSING:
+            raise DamagedError(f"{path}: is missing") from None
+        raise cannot_read(path, error) from error
 
 
 def save_whole(parts: Parts, path: Path, *, source: str, name: str) -> None:

@@ -3,6 +3,7 @@
 import os
 import re
 import unicodedata
+from collections.abc import Collection
 from dataclasses import dataclass, replace
 from fractions import Fraction
 from pathlib import Path
@@ -12,7 +13,7 @@ from vinfinity.errors import InputError
 from vinfinity.media.audio import check_audio
 from vinfinity.media.encoders import check_encoders
 from vinfinity.media.finish import PICTURES
-from vinfinity.runs.folder import LONGEST_PATH, MANIFEST, OWN_NAMES, RECORD, RunFolder, run_folder
+from vinfinity.runs.folder import LONGEST_PATH, MANIFEST, OWN_NAMES, RunFolder, run_folder
 from vinfinity.system.files import TEMPORARY, missing_problem
 from vinfinity.system.folders import expanded
 from vinfinity.system.output import check_folder, check_output, check_output_folder
@@ -44,9 +45,8 @@ class Destination:
             video = expanded(config.out, field="out")
         if config.save_latents is not None:
             latents = expanded(config.save_latents, field="save_latents")
-        is_folder = config.format.container.is_folder
-        sheet = video.with_name(f"{video.name}.png") if is_folder else video.with_suffix(".png")
-        return cls(video, config.format, sheet if config.video.sheet else None, latents)
+        sheet = sheet_of(video, is_folder=config.format.container.is_folder) if config.video.sheet else None
+        return cls(video, config.format, sheet, latents)
 
     def beside(self, folder: RunFolder, *, overwrite: bool) -> "Destination":
         """The files of a run that is decoded again: its contact sheet, if it is there already, is not written again."""
@@ -57,6 +57,11 @@ class Destination:
     def folder(self) -> RunFolder:
         """NAME.run beside NAME.mp4."""
         return run_folder(self.video, is_folder=self.format.container.is_folder)
+
+
+def sheet_of(video: Path, *, is_folder: bool) -> Path:
+    """The contact sheet of a video: NAME.png beside NAME.mp4 or the folder NAME."""
+    return video.with_name(f"{video.name}.png") if is_folder else video.with_suffix(".png")
 
 
 def slug(prompt: str) -> str:
@@ -72,37 +77,51 @@ def slug(prompt: str) -> str:
     return name or (words[0][:LONGEST_SLUG] if words else "video")
 
 
-def check_files(config: RunConfig, destination: Destination, *, overwrite: bool) -> None:
+def check_files(
+    config: RunConfig, destination: Destination, *, overwrite: bool, own: Collection[str] | None = None
+) -> None:
     """Raise InputError if an input file does not exist, or an output file cannot be written. Creates nothing.
 
-    overwrite: accept output files that exist.
+    overwrite: accept output files that exist. own: of a run that goes on, real paths of those that it may replace.
     """
     check_encoders(destination.format)
+    # `resume` has no flag for it
+    way = "add --overwrite" if own is None else "add overwrite=true"
+
+    def may_replace(path: Path) -> bool:
+        return overwrite or os.path.realpath(path) in (own or ())
+
+    video, sheet, latents = destination.video, destination.sheet, destination.latents
     if destination.format.container.is_folder:
-        check_output_folder("out", destination.video, overwrite=overwrite, own=PICTURES)
+        check_output_folder("out", video, overwrite=may_replace(video), own=PICTURES, way=way)
     else:
-        check_output("out", destination.video, overwrite=overwrite)
-    if destination.sheet is not None:
-        check_output("out", destination.sheet, overwrite=overwrite)
+        check_output("out", video, overwrite=may_replace(video), way=way)
+    if sheet is not None:
+        check_output("out", sheet, overwrite=may_replace(sheet), way=way)
     _check_run_folder(config, destination)
-    if destination.latents is not None:
-        check_output("save_latents", destination.latents, overwrite=overwrite)
-        _check_latents(config, destination, destination.latents)
+    if latents is not None:
+        check_output("save_latents", latents, overwrite=may_replace(latents), way=way)
+        _check_latents(config, destination, latents)
     check_inputs(config)
 
 
 def _check_run_folder(config: RunConfig, destination: Destination) -> None:
-    """Raise InputError if the run folder cannot be created, or holds what a new run must not delete."""
+    """Raise InputError if the run folder cannot be created, or is that of the run that is edited."""
     folder, video = destination.folder, destination.video
     check_folder("out", folder.path, inside=LONGEST_PATH)
     if config.edit.run is not None and _same(expanded(config.edit.run, field="edit.run"), folder.path):
         problem = "is the video of the run that is edited"
         raise InputError("out", video, "choose another name", problem=problem)
-    names = sorted(os.listdir(folder.path)) if os.path.isdir(folder.path) else []
+
+
+def check_emptied(destination: Destination) -> None:
+    """Raise InputError if the run folder, which a new run empties, holds files that no run wrote."""
+    folder = destination.folder.path
+    names = sorted(os.listdir(folder)) if os.path.isdir(folder) else []
     foreign = [name for name in names if name not in OWN_NAMES and not name.startswith(TEMPORARY)]
-    if foreign and RECORD not in names:
-        problem = f"needs the folder {folder.path}, which holds other files, such as {foreign[0]}"
-        raise InputError("out", video, "choose another name", problem=problem)
+    if foreign:
+        problem = f"needs the folder {folder}, which holds other files, such as {foreign[0]}"
+        raise InputError("out", destination.video, "move them, or choose another name", problem=problem)
 
 
 def _check_latents(config: RunConfig, destination: Destination, latents: Path) -> None:
@@ -161,4 +180,6 @@ def _check_earlier(folder: Path) -> None:
         raise InputError("edit.run", folder, "name the folder of a finished run", problem=problem)
     if not os.path.isfile(RunFolder(folder).latents / MANIFEST):
         problem = "has no latents"
-        raise InputError("edit.run", folder, f"`vinfinity resume {folder}` computes them", problem=problem)
+        raise InputError(
+            "edit.run", folder, f"{RunFolder(folder).command('resume')} computes them", problem=problem
+        )

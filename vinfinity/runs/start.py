@@ -2,7 +2,7 @@
 
 import contextlib
 import dataclasses
-import shlex
+import os
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, Literal
@@ -21,10 +21,11 @@ from vinfinity.config import (
     plain_text,
     timed_prompts,
 )
+from vinfinity.config.formats import container_of
 from vinfinity.config.prompts import BLEND
 from vinfinity.errors import InputError
 from vinfinity.runs.folder import RunFolder, video_of
-from vinfinity.runs.paths import Destination, check_files
+from vinfinity.runs.paths import Destination, check_emptied, check_files, sheet_of
 from vinfinity.runs.sources import check_sources
 from vinfinity.system.folders import expanded
 from vinfinity.weights.card import find_model, model_defaults
@@ -37,14 +38,18 @@ RESTARTS = {"torchrun": "TORCHELASTIC_RESTART_COUNT", "SLURM": "SLURM_RESTART_CO
 OF_FILES = ("decoder", "audio", "save_latents", "input.keep_audio")
 
 
+class OtherRunError(InputError):
+    """The folder of a video holds a run of other settings, weights or noise, which `resume` does not continue."""
+
+
 def settle_start(config: RunConfig, destination: Destination) -> tuple[RunConfig, Start]:
-    """How `config` starts, see `how_to_start`. With `overwrite`, a run that `resume` cannot continue is replaced.
+    """How `config` starts, see `how_to_start`. With `overwrite`, another run in place of the one to resume is replaced.
 
     Raises InputError.
     """
     try:
         return config, how_to_start(config, destination)
-    except InputError:
+    except OtherRunError:
         if not (config.resume and config.overwrite):
             raise
     config = dataclasses.replace(config, resume=False)
@@ -52,38 +57,88 @@ def settle_start(config: RunConfig, destination: Destination) -> tuple[RunConfig
 
 
 def how_to_start(config: RunConfig, destination: Destination) -> Start:
-    """Whether `config` starts a new run, resumes one, or names one that is done.
+    """Whether `config` starts a new run, resumes one, or names one that is done. Raises InputError where it is refused.
 
-    With `overwrite`, a finished run resumes if its files were made with other settings, and makes them again.
-    Raises InputError if a new run would replace one that has computed something, or if the run to resume has other
-    settings.
+    The run folder holds           by default   overwrite   resume    both
+    no run                         new          new         new       new
+    the run of another video       refused      refused     refused   refused
+    a run of the same settings     refused      new         goes on   goes on
+    a run of other settings        refused      new         refused   new, see `settle_start`
+
+    By default, a new run takes the place of one that has computed nothing. A run goes on with its next step. It is done
+    if it is finished and its video is there; with `overwrite`, only if its files were made with the same settings. It
+    also goes on for a video that `decode` has made from it.
+
+    A run that goes on may replace files that it was started for or has made, a new one none; with `overwrite`, any.
     """
-    folder, video = destination.folder, destination.video
-    record = folder.record() if config.resume else None
-    if record is None:
-        check_files(config, destination, overwrite=config.overwrite)
-        if folder.holds_work() and not config.overwrite:
-            remedy = f"`vinfinity resume {folder.path}` resumes it, --overwrite starts over"
-            raise InputError("out", video, remedy, problem="belongs to an unfinished run")
-        check_sources(config)
-        return "new"
-    if digest(read_settings(folder)) != digest(with_absolute_paths(config, destination)):
-        remedy = f"`vinfinity resume {folder.path}` uses the run's own settings, --overwrite starts over"
-        raise InputError("resume", folder.path, remedy, problem="is a run with other settings")
-    finished = record.get("finished") and video.exists()
+    folder, record = destination.folder, destination.folder.record()
+    if record is not None:
+        _check_owner(config, destination, record)
+        if config.resume:
+            return _how_to_go_on(config, destination, record)
+    check_files(config, destination, overwrite=config.overwrite)
+    check_emptied(destination)
+    finished = record is not None and record.get("finished")
+    if (finished or folder.holds_work()) and not config.overwrite:
+        resume = "" if record is None else f"{folder.command('resume')} resumes it, "
+        problem = f"belongs to {'a finished' if finished else 'an unfinished'} run"
+        raise InputError("out", destination.video, f"{resume}--overwrite starts over", problem=problem)
+    check_sources(config)
+    return "new"
+
+
+def _check_owner(config: RunConfig, destination: Destination, record: Mapping[str, Any]) -> None:
+    """Raise InputError if the folder holds the run of another video: formats share it, as ball.mp4 and ball.gif do."""
+    folder, name = destination.folder, destination.video.name
+    owner = Path(video_of(folder, record.get("config", {}).get("out") or ".mp4")).name
+    if name == owner or (config.resume and name in _recorded_files(folder)):
+        return
+    problem = f"needs the folder {folder.path}, which holds the run of {owner}"
+    remedy = "choose another name, or delete the folder; `vinfinity decode` makes other formats of a finished video"
+    raise InputError("out", destination.video, remedy, problem=problem)
+
+
+def _how_to_go_on(config: RunConfig, destination: Destination, record: Mapping[str, Any]) -> Start:
+    """Whether the run of a video resumes or is done. Raises OtherRunError if it has other settings."""
+    folder = destination.folder
+    started_with = read_settings(folder)
+    if digest(started_with) != digest(with_absolute_paths(config, destination)):
+        remedy = f"{folder.command('resume')} uses the run's own settings, --overwrite starts over"
+        raise OtherRunError("resume", folder.path, remedy, problem="is a run with other settings")
+    finished = record.get("finished") and destination.video.exists()
     if finished and not (config.overwrite and changed_settings(config, destination)):
         return "done"
-    check_files(config, destination, overwrite=True)
+    check_files(config, destination, overwrite=config.overwrite, own=_own_files(folder, started_with))
     check_sources(config, folder)
     return "resume"
+
+
+def check_same(folder: RunFolder, *, weights: str, noise: str) -> None:
+    """Raise OtherRunError if the run in `folder` was started with other weights or noise, by their digests."""
+    record = folder.record() or {}
+    for field, what, now in (("model", "weights", weights), ("noise_from", "noise", noise)):
+        # records of older versions say nothing of the noise
+        if record.get(what, now) != now:
+            remedy = f"restore the former {what}, or start over with --overwrite"
+            raise OtherRunError(field, folder.path, remedy, problem=f"was started with other {what}")
+
+
+def _own_files(folder: RunFolder, started_with: RunConfig) -> set[str]:
+    """Real paths of the files that a run may replace: those it was started for, and those it has made since."""
+    started = Destination.of(started_with)
+    files = [started.video, started.sheet, started.latents]
+    for name, made in _recorded_files(folder).items():
+        video, latents = folder.path.parent / name, made.get("save_latents")
+        sheet = sheet_of(video, is_folder=container_of(name) is None)
+        files += [video, sheet if made.get("video.sheet") else None, Path(str(latents)) if latents else None]
+    return {os.path.realpath(path) for path in files if path is not None}
 
 
 def check_done(config: RunConfig, destination: Destination) -> None:
     """Raise InputError if the files of a finished run were made with other settings than those of `config`."""
     if changed := changed_settings(config, destination):
-        given = shlex.join(f"{key}={plain_text(value)}" for key, value in changed.items())
-        folder = shlex.quote(str(destination.folder.path))
-        again = f"`vinfinity decode {folder} --overwrite {given}`"
+        given = (f"{key}={plain_text(value)}" for key, value in changed.items())
+        again = destination.folder.command("decode", "--overwrite", *given)
         remedy = f"{again}, or overwrite=true in this command, makes its files again"
         key, value = next(iter(changed.items()))
         raise InputError(key, value, remedy, problem="is not what the finished video was made with")

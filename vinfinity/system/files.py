@@ -1,6 +1,7 @@
 """Files that appear whole or not at all, and are on disk when the call returns; folders of links to files."""
 
 import contextlib
+import errno
 import hashlib
 import json
 import os
@@ -12,6 +13,8 @@ from vinfinity.errors import OutputError, escaped
 
 # how the names of temporary files begin
 TEMPORARY = ".vinfinity-"
+# the errors that say that there is no file; any other one may be of a drive that fails for a moment
+MISSING = (errno.ENOENT, errno.ENOTDIR, errno.ENAMETOOLONG, errno.ELOOP)
 
 
 def temporary(path: Path, kind: str = "part") -> Path:
@@ -48,6 +51,15 @@ def whole_file(path: Path) -> Iterator[BinaryIO]:
         with contextlib.suppress(OSError):
             unfinished.unlink()
         raise
+
+
+def is_missing(path: Path) -> bool:
+    """Whether there is certainly nothing at `path`. What cannot be looked at, as on a failing drive, may be there."""
+    try:
+        path.stat()
+    except OSError as error:
+        return error.errno in MISSING
+    return False
 
 
 def missing_problem(path: Path, otherwise: str = "does not exist") -> str:
@@ -93,6 +105,11 @@ def sync(path: Path) -> None:
         os.fsync(number)
     finally:
         os.close(number)
+
+
+def cannot_read(path: Path, error: OSError) -> OutputError:
+    """The error for a file that is there, as far as one can tell, and could not be read."""
+    return OutputError(f"{path}: cannot be read ({error.strerror or error})")
 
 
 def cannot_write(path: Path, error: Exception) -> OutputError:
