@@ -1,6 +1,7 @@
 """Decoding the final latents of a run again, with another decoder, codec or quality."""
 
 import time
+from dataclasses import replace
 
 from vinfinity.config import RunConfig
 from vinfinity.decoding import decode_to_files
@@ -25,10 +26,17 @@ def decode_again(
     Returns None on ranks other than 0. Raises InputError if the run has no final latents yet.
     """
     final_latents(folder)
-    task = (Task.of(config, destination, denoise=False), folder)
+    task, record = Task.of(config, destination, denoise=False), folder.record() or {}
+    job = task.job
+    # what the latents were made with, whatever became of these files since
+    job = replace(
+        job,
+        weights_digest=record.get("weights", job.weights_digest),
+        noise_digest=record.get("noise", job.noise_digest),
+    )
     return launch(
         decode_on_rank,
-        task,
+        (replace(task, job=job), folder),
         gpus=config.gpus,
         device=config.device,
         timeout=config.parallel.timeout,

@@ -235,23 +235,27 @@ def check_start(config: InputConfig, geometry: LatentGeometry) -> None:
         raise InputError(name, value, "use another model, such as videocrafter2", problem=problem)
 
 
-def prepare(config: RunConfig, place: Place | None = None, *, like: Job | None = None) -> Job:
+def prepare(
+    config: RunConfig, place: Place | None = None, *, like: Job | None = None, denoise: bool = True
+) -> Job:
     """Check a configuration against the model and the machine; reads no weight.
 
     place: this process's place among the ranks of a launcher, for runs that are shared with them. like: a job that was
-    checked just now; if it has the same weights, those are not checked again.
+    checked just now; if it has the same weights, those are not checked again. denoise: whether latents are computed;
+    otherwise they are there, and noise, LoRAs and an earlier run are neither checked nor part of the job.
     Raises InputError (or its subclass WeightsError) naming field, value and remedy.
     """
-    check_inputs(config)
+    check_inputs(config, denoise=denoise)
     known = like if like is not None and _same_weights(config, like.config) else None
     card = read_card(config.model) if known is None else known.card
-    check_computing(config, card, ranks=config.gpus or 1 if place is None else place.size)
+    if denoise:
+        check_computing(config, card, ranks=config.gpus or 1 if place is None else place.size)
     geometry = card.geometry
     latent, latent_frames = geometry.latent_size(config.resolution), geometry.latent_frames(config.frames)
     schedule = load_scheduler(card.folder / SCHEDULER, flow=card.family.flow)
     sampler = pick_sampler(config, schedule)
     prompts = schedule_prompts(config, geometry)
-    earlier = EarlierRun.open(config, geometry)
+    earlier = EarlierRun.open(config, geometry) if denoise else None
     if earlier is None:
         selection = select_all(latent_frames, seed=config.seed)
     else:
@@ -264,8 +268,9 @@ def prepare(config: RunConfig, place: Place | None = None, *, like: Job | None =
         check_weights(card.folder, prefer_fp16=half)
         if config.decoder is not None:
             check_decoder(decoder_folder(config, card), geometry)
-        targets = lora_targets(card) if config.lora else ()
-        loras = tuple(read_lora(text, targets) for text in config.lora)
+        given = config.lora if denoise else ()
+        targets = lora_targets(card) if given else ()
+        loras = tuple(read_lora(text, targets) for text in given)
         digests = (
             weights_digest(card.folder, loras=[path for lora in loras for path in lora.files]),
             weights_digest(decoder_folder(config, card)),
@@ -275,7 +280,7 @@ def prepare(config: RunConfig, place: Place | None = None, *, like: Job | None =
         loras, tokenizer = known.loras, known.tokenizer
         digests = (known.weights_digest, known.decoder_digest)
     noise_digest = ""
-    if config.noise_from is not None:
+    if config.noise_from is not None and denoise:
         noise = expanded(config.noise_from, field="noise_from")
         check_noise(noise, (1, latent[0], latent_frames, *latent[1:]))
         noise_digest = files_digest([("noise", noise)], field="noise_from")

@@ -51,7 +51,9 @@ class Task:
         if before is not None:
             with naming_first_pass():
                 first = cls.of(before, Destination.of(before), like=None if like is None else like.first)
-        job = prepare(config, find_place(os.environ), like=None if like is None else like.job)
+        job = prepare(
+            config, find_place(os.environ), like=None if like is None else like.job, denoise=denoise
+        )
         return cls(job, destination, decode, shown=terminal_console() is not None, first=first)
 
     @property

@@ -72,10 +72,12 @@ def slug(prompt: str) -> str:
     return name or (words[0][:LONGEST_SLUG] if words else "video")
 
 
-def check_files(config: RunConfig, destination: Destination, *, overwrite: bool) -> None:
+def check_files(
+    config: RunConfig, destination: Destination, *, overwrite: bool, denoise: bool = True
+) -> None:
     """Raise InputError if an input file does not exist, or an output file cannot be written. Creates nothing.
 
-    overwrite: accept output files that exist.
+    overwrite: accept output files that exist. denoise: see `check_inputs`.
     """
     check_encoders(destination.format)
     if destination.format.container.is_folder:
@@ -88,7 +90,7 @@ def check_files(config: RunConfig, destination: Destination, *, overwrite: bool)
     if destination.latents is not None:
         check_output("save_latents", destination.latents, overwrite=overwrite)
         _check_latents(config, destination, destination.latents)
-    check_inputs(config)
+    check_inputs(config, denoise=denoise)
 
 
 def _check_run_folder(config: RunConfig, destination: Destination) -> None:
@@ -131,14 +133,20 @@ def check_config_sound(config: RunConfig) -> Fraction | None:
     return check_audio(file, field=field, other="leave out --keep-audio")
 
 
-def check_inputs(config: RunConfig) -> None:
-    """Raise InputError if a file that `config` names does not exist, cannot be read, or has a damaged header."""
+def check_inputs(config: RunConfig, *, denoise: bool = True) -> None:
+    """Raise InputError if a file that `config` names does not exist, cannot be read, or has a damaged header.
+
+    denoise: whether latents are computed; if they are there, what they were computed from need not be any more.
+    """
     decoder = None if config.decoder is None else expanded(config.decoder, field="decoder")
     if decoder is not None and not os.path.isdir(decoder):
         remedy = "give the folder with its config.json and its weights"
         problem = missing_problem(decoder, "is not a folder")
         raise InputError("decoder", config.decoder, remedy, problem=problem)
     check_config_sound(config)
+    check_headers(read_card(config.model))
+    if not denoise:
+        return
     if config.noise_from is not None:
         noise = expanded(config.noise_from, field="noise_from")
         if not os.path.isfile(noise):
@@ -151,7 +159,6 @@ def check_inputs(config: RunConfig) -> None:
         check_lora(text)
     if config.edit.run is not None:
         _check_earlier(expanded(config.edit.run, field="edit.run"))
-    check_headers(read_card(config.model))
 
 
 def _check_earlier(folder: Path) -> None:
