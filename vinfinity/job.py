@@ -8,7 +8,15 @@ from pathlib import Path
 import torch
 
 from vinfinity import __version__
-from vinfinity.config import InputConfig, RunConfig, digest, leaves, timed_prompts
+from vinfinity.config import (
+    EditConfig,
+    InputConfig,
+    ReuseConfig,
+    RunConfig,
+    digest,
+    leaves,
+    timed_prompts,
+)
 from vinfinity.denoise.flows import Schedule
 from vinfinity.denoise.guidance import guidance_branches
 from vinfinity.denoise.prompts import PromptSchedule, schedule_prompts
@@ -38,6 +46,8 @@ from vinfinity.weights.lora import Lora, lora_targets, read_lora
 
 # the settings that say which weights are read, and how
 OF_WEIGHTS = ("model", "lora", "decoder", "device", "dtype")
+# the samplers that add the noise of `eta`
+WITH_ETA = ("ddim", "videocrafter2")
 
 
 @dataclass(frozen=True)
@@ -150,13 +160,7 @@ class Job:
             concerns.append(
                 f"dtype: this processor is 20 times slower in {name} than in fp32, or more; use fp32"
             )
-        if self.card.distilled and self.config.negative:
-            concerns.append(f"negative: has no effect: {self.card.name} takes guidance as an input")
-        if self.config.parallel.split_guidance and not self.splits_branches:
-            concerns.append("parallel.split_guidance: has no effect: there is only one guidance branch")
         concerns += self.without_effect() + self._geometry_concerns()
-        if self.config.preview >= (steps := len(self.sampler.timesteps)):
-            concerns.append(f"preview: {self.config.preview} has no effect: there are only {steps} steps")
         sound, length = check_config_sound(self.config), Fraction(self.config.frames) / self.config.fps
         if self.config.sound is not None and sound is not None and sound < length:
             field, path = self.config.sound
@@ -175,10 +179,41 @@ class Job:
         return concerns
 
     def without_effect(self, group: str = "") -> list[str]:
-        """Settings that are for models of another kind. group: the beginning of their keys."""
+        """Settings that were given and have no effect with this model or beside the others. group: the beginning of
+        their keys.
+        """
         config, traits, name = self.config, self.card.traits, self.card.name
         joint, levels = traits.denoiser.joint, traits.denoiser.levels
+        edit, usual, steps = config.edit, EditConfig(), len(self.sampler.timesteps)
+        # that of the model was not given
+        negatives = {config.negative, *(prompt.negative for prompt in config.prompts)}
+        negatives -= {None, "", self.card.defaults.get("negative")}
         found = {
+            "negative": (
+                bool(negatives) and not self.guided,
+                f"{name} takes guidance as an input"
+                if self.card.distilled
+                else f"guidance is {config.guidance:g}; raise it above 1",
+            ),
+            "eta": (
+                config.eta > 0 and config.sampler not in WITH_ETA,
+                f"only the samplers {' and '.join(WITH_ETA)} use it",
+            ),
+            "fps_condition": (
+                config.fps_condition is not None and not traits.denoiser.takes_fps,
+                f"{name} does not take a frame rate as input",
+            ),
+            "preview": (config.preview >= steps, f"there are only {steps} steps"),
+            "parallel.split_guidance": (
+                config.parallel.split_guidance and not self.splits_branches,
+                "there is only one guidance branch",
+            ),
+            "reuse.depth": (
+                config.reuse.depth != ReuseConfig().depth and config.reuse.interval == 1,
+                "nothing is reused while reuse.interval is 1",
+            ),
+            "edit.blend": (edit.blend != usual.blend and edit.redo is None, "no frames are regenerated"),
+            "edit.context": (edit.context != usual.context and edit.run is None, "no run is edited"),
             "attention.positions": (
                 config.attention.positions != "auto" and not joint,
                 f"{name} has no rotary positions",

@@ -29,7 +29,7 @@ from vinfinity.planning.fit import find_fit
 from vinfinity.resolve import load_config
 from vinfinity.runs.sources import Sources, check_sources, open_input, open_pictures
 from vinfinity.system.out_of_memory import named_out_of_memory
-from vinfinity.system.progress import warn
+from vinfinity.system.progress import logger
 from vinfinity.video import Video
 
 # a text, or prompts over time
@@ -96,8 +96,9 @@ class Pipeline:
     def __init__(self, config: RunConfig) -> None:
         self._job = prepare(config)
         self._ranks = Ranks.of_one(config.device)
+        self._said: set[str] = set()
         if fallback := fallen_back(config.device):
-            warn(fallback)
+            self._warn([fallback])
         self._dtype = self._job.dtype(self._ranks.device)
         self._networks = Networks(self._ranks.device, several=True)
         with named_out_of_memory(str(self._ranks)):
@@ -131,6 +132,7 @@ class Pipeline:
         Raises InputError for unusable settings, NotFiniteError for NaN or infinite values, OutOfMemoryError.
         """
         job = self._prepared(prompt, settings)
+        self._warn(job.concerns())
         [final] = deque(self._denoise(job), maxlen=1)
         return self.decode_job(job, final.x)
 
@@ -139,7 +141,9 @@ class Pipeline:
 
         Settings are checked at once, before the first state is requested. Raises as calling the pipeline does.
         """
-        return self._denoise(self._prepared(prompt, settings))
+        job = self._prepared(prompt, settings)
+        self._warn(job.concerns())
+        return self._denoise(job)
 
     def decode(self, latents: State | Tensor, **settings: Any) -> Video:
         """Decode latents (1, c, f, h, w), or those of a state, into a video.
@@ -151,6 +155,13 @@ class Pipeline:
         height, width = (geometry.downscale * side for side in x.shape[3:])
         given = {"size": f"{width}x{height}", **settings, "frames": geometry.frames(x.shape[2])}
         return self.decode_job(self._prepared("", given), x)
+
+    def _warn(self, concerns: Sequence[str]) -> None:
+        """Log what users should know before they wait, each once."""
+        for concern in concerns:
+            if concern not in self._said:
+                logger.warning("%s", concern)
+        self._said.update(concerns)
 
     def _prepared(self, prompt: Prompts, settings: Mapping[str, Any]) -> Job:
         loaded = self._job.config
@@ -197,8 +208,7 @@ class Pipeline:
         def latents(sources: Sources | None) -> TensorLatents | None:
             if sources is None:
                 return None
-            for concern in sources.concerns():
-                warn(concern)
+            self._warn(sources.concerns())
             blocks = encode_frames(
                 encoder,
                 sources.read,

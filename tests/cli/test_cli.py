@@ -191,11 +191,17 @@ def test_a_dry_run_shows_the_plan_and_writes_nothing(cli: Cli) -> None:
     assert list(Path().iterdir()) == []
 
 
-def test_settings_without_effect_give_a_warning(cli: Cli) -> None:
-    _, _, err = cli(
+def test_settings_without_effect_are_part_of_the_plan(cli: Cli) -> None:
+    code, out, err = cli(
         "generate", "-p", BALL, "--sampler", "dpmsolver++", "eta=0.5", "--dry-run", "--device", "cpu"
     )
-    assert err.startswith("warning: eta: 0.5 has no effect")
+    assert (code, err) == (0, "")
+    assert out.count("eta: has no effect: only the samplers ddim and videocrafter2 use it") == 1
+
+
+def test_one_setting_is_explained_or_all_are_printed_as_yaml(cli: Cli) -> None:
+    line = cli.refused("config", "--yaml", "--explain", "seed")
+    assert line == "--explain: seed conflicts with --yaml; leave out one of the two"
 
 
 def test_generate_makes_a_video_and_its_sheet(cli: Cli) -> None:

@@ -171,7 +171,7 @@ def test_an_interval_beyond_the_last_step_is_named(cli: Cli, tmp_path: Path) -> 
         "generate", "-p", "a red ball", *SMALL, "--preview", "4", "--out", str(tmp_path / "a.mp4")
     )
     assert code == 0
-    assert "preview: 4 has no effect: there are only 4 steps" in err
+    assert "preview: has no effect: there are only 4 steps" in err
     assert previewed(tmp_path / "a.run") == []
 
 
