@@ -67,12 +67,18 @@ def test_help_is_quick() -> None:
     assert min(spans) < 1.0
 
 
-def test_completion_of_settings_and_choices() -> None:
+def test_completion_of_settings_and_choices(model_folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     from vinfinity.cli.options import complete_from, complete_key, complete_model
 
     assert complete_key("attention.an") == ["attention.anchors="]
     assert complete_from("ddim", "dpmsolver++")("dp") == ["dpmsolver++"]
     assert complete_model("mi") == ["mini"]
+    parent = model_folder.parent
+    assert str(model_folder) in complete_model(f"{parent}/")
+    monkeypatch.chdir(parent)
+    for before in ("", "./", f"../{parent.name}/"):
+        assert complete_model(f"{before}{model_folder.name}") == [f"{before}{model_folder.name}"]
+    assert complete_model("[") == []
 
 
 def test_a_shell_can_install_completion(cli: Cli) -> None:
