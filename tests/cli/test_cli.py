@@ -1,6 +1,7 @@
 """The command line as users see it: output, refusals and exit codes."""
 
 import contextlib
+import json
 import os
 import re
 import signal
@@ -247,6 +248,19 @@ def test_generate_replaces_files_only_with_overwrite(cli: Cli) -> None:
     assert cli(*arguments, "--seed", "1", "--overwrite")[0] == 0
     assert Path("new/ball.mp4").read_bytes() != first
     assert sorted(file.name for file in Path("new").iterdir()) == ["ball.mp4", "ball.run"]
+
+
+@pytest.mark.parametrize("command", ["denoiser", "scaling", "e2e", "exchange", "memory", "decode"])
+def test_measurements_replace_files_only_with_overwrite(command: str, cli: Cli) -> None:
+    Path("there.json").write_text("precious")
+    line = cli.refused("bench", command, "--out", "there.json")
+    assert line == "--out: there.json already exists; choose another name or add --overwrite"
+    assert Path("there.json").read_text() == "precious"
+    line = cli.refused("bench", command, "--overwrite")
+    assert line == "--overwrite: true has no effect without a file; name a file by --out"
+    if command == "exchange":
+        assert cli("bench", command, "--ranks", "2", "--out", "there.json", "--overwrite")[0] == 0
+        assert json.loads(Path("there.json").read_text())
 
 
 def test_words_the_model_was_never_taught_are_named(cli: Cli) -> None:
