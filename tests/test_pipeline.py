@@ -39,6 +39,7 @@ PUBLIC = {
     "RunConfig",
     "Stopped",
     "Summary",
+    "UnexpectedError",
     "Video",
     "VinfinityError",
     "WeightsError",
