@@ -41,6 +41,7 @@ PUBLIC = {
     "RunConfig",
     "Stopped",
     "Summary",
+    "UnexpectedError",
     "Video",
     "VinfinityError",
     "WeightsError",
@@ -255,6 +256,12 @@ def test_as_a_library_it_prints_nothing_and_leaves_signals_alone(
     assert (out, err) == ("", "")
     assert "the text encoder takes 16 tokens" in caplog.text
     assert "denoising: 2 steps in" in caplog.text
+
+
+def test_it_logs_settings_without_effect(pipe: vinfinity.Pipeline, caplog: pytest.LogCaptureFixture) -> None:
+    pipe("a red ball", **SMALL, negative="blur", guidance=1.0)
+    assert [record.levelname for record in caplog.records] == ["WARNING"]
+    assert "negative: has no effect: guidance is 1" in caplog.text
 
 
 @pytest.mark.parametrize(

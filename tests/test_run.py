@@ -280,6 +280,37 @@ def test_words_outside_the_models_vocabulary_give_a_warning_that_lists_it(
     assert "'red'" not in message
 
 
+@pytest.mark.parametrize(
+    ("given", "reason"),
+    [
+        (("negative=blur", "guidance=1"), "negative: has no effect: guidance is 1; raise it above 1"),
+        (
+            ("prompts=[{at: 2, text: b, negative: blur}]", "guidance=1"),
+            "negative: has no effect: guidance is",
+        ),
+        (("eta=0.5", "sampler=lcm"), "eta: has no effect: only the samplers ddim and videocrafter2 use it"),
+        (("fps_condition=8",), "fps_condition: has no effect: tiny does not take a frame rate as input"),
+        (("reuse.depth=2",), "reuse.depth: has no effect: nothing is reused while reuse.interval is 1"),
+        (("edit.blend=8",), "edit.blend: has no effect: no frames are regenerated"),
+        (("edit.context=8",), "edit.context: has no effect: no run is edited"),
+    ],
+    ids=lambda value: value[0] if isinstance(value, tuple) else "",
+)
+def test_settings_without_effect_are_named(
+    given: tuple[str, ...], reason: str, own_model: Path, tmp_path: Path
+) -> None:
+    card = {"name": "tiny", "negative_prompt": "the model's own", "guidance": 1}
+    (own_model / "card.json").write_text(json.dumps(card), encoding="utf-8")
+
+    def said(*overrides: str) -> list[str]:
+        config = resolve(own_model, tmp_path / "a.mp4", *overrides, frames=4).config
+        return [concern for concern in prepare(config).concerns() if "has no effect" in concern]
+
+    assert said() == []
+    [concern] = said(*given)
+    assert concern.startswith(reason)
+
+
 # ---- refused settings and files ----
 
 

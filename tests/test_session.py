@@ -11,7 +11,15 @@ import torch
 from oracles.runs import config_of, events
 
 from vinfinity.denoise.state import State
-from vinfinity.errors import BusyError, InputError, NotFiniteError, OutputError, Stopped, VinfinityError
+from vinfinity.errors import (
+    BusyError,
+    InputError,
+    NotFiniteError,
+    OutputError,
+    Stopped,
+    UnexpectedError,
+    VinfinityError,
+)
 from vinfinity.job import prepare
 from vinfinity.parallel.ranks import Ranks
 from vinfinity.parallel.votes import Vote, Votes
@@ -80,9 +88,14 @@ def test_a_session_locks_its_folder_until_it_ends(model_folder: Path, tmp_path: 
             "a: cannot be written; `vinfinity resume {run}` resumes from",
         ),
         (OutputError("a: cannot be written"), False, "a: cannot be written"),
+        (
+            UnexpectedError("rank 1: KeyError: 'a' (job.py:5)"),
+            True,
+            "rank 1: KeyError: 'a' (job.py:5); `vinfinity resume {run}` resumes from",
+        ),
         (NotFiniteError("step 1: NaN"), True, "step 1: NaN"),
     ],
-    ids=["with a checkpoint", "without one", "an error that resuming repeats"],
+    ids=["with a checkpoint", "without one", "a bug", "an error that resuming repeats"],
 )
 def test_an_error_is_recorded_and_says_how_to_resume(
     error: VinfinityError, has_checkpoint: bool, message: str, tmp_path: Path

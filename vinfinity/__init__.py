@@ -25,6 +25,7 @@ if TYPE_CHECKING:
         OutputError,
         RankError,
         Stopped,
+        UnexpectedError,
         VinfinityError,
         WeightsError,
     )
@@ -56,6 +57,7 @@ __all__ = [
     "RunConfig",
     "Stopped",
     "Summary",
+    "UnexpectedError",
     "Video",
     "VinfinityError",
     "WeightsError",

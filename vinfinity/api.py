@@ -109,7 +109,7 @@ def generate_batch(
         lambda row: load(file, settings=settings, row=row, card=card, video=video_defaults),
         name=name,
         folder=name if folder is None else folder,
-        seeds=None if seeds is None else tuple(seeds),
+        seeds=seeds if seeds is None or isinstance(seeds, Sequence) else tuple(seeds),
         part=part,
     )
     return make_batch(planned)

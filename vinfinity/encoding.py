@@ -96,7 +96,8 @@ def _encode(
             if done.frames < total:
                 session.enter(f"after encoding {done.frames} of {total} {unit}")
     assert done is not None
-    session.folder.event("encoded", frames=total, folder=folder.name)
+    if ranks.first:
+        session.folder.event("encoded", frames=total, folder=folder.name)
     return done
 
 

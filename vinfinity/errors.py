@@ -12,6 +12,7 @@ from pathlib import Path, PurePath
 from typing import Any, ClassVar, Self
 
 INTERRUPTED = 130
+PACKAGE = Path(__file__).parent
 # Characters that would break a line or steer a terminal, and Python's stand-ins for bytes that are not UTF-8.
 CONTROL = re.compile("[\x00-\x1f\x7f-\x9f\u2028\u2029\ud800-\udfff]")
 LONGEST_VALUE = 200
@@ -38,6 +39,12 @@ class VinfinityError(Exception):
     def __reduce__(self) -> tuple[object, ...]:
         # Ranks send errors to the process that started them: class, message and every other attribute arrive.
         return _rebuild, (type(self), self.args, dict(self.__dict__))
+
+
+class UnexpectedError(VinfinityError):
+    """An unexpected error occurred: a bug."""
+
+    advice = "Run the command again with `--debug` and report it."
 
 
 class InputError(VinfinityError):
@@ -173,13 +180,14 @@ def escaped(text: str) -> str:
     return CONTROL.sub(lambda match: f"\\u{ord(match[0]):04x}", text)
 
 
-def described(error: Exception, rank: int) -> VinfinityError:
-    """Any error of a rank, as others see it."""
+def described(error: Exception, rank: int | None = None) -> VinfinityError:
+    """Any error as users see it; an unexpected one is the cause of what is returned. rank: if there are several."""
     if isinstance(error, VinfinityError):
         return error
-    call = traceback.extract_tb(error.__traceback__)[-1]
-    where = f"{Path(call.filename).name}:{call.lineno}"
-    return VinfinityError(f"rank {rank}: {type(error).__name__}: {one_line(error)} ({where})")
+    whose = "" if rank is None else f"rank {rank}: "
+    described = UnexpectedError(f"{whose}{type(error).__name__}: {one_line(error)} ({_place(error)})")
+    described.__cause__ = error
+    return described
 
 
 def error_of(exit_code: int, message: str) -> VinfinityError:
@@ -194,6 +202,7 @@ def exit_codes() -> list[tuple[int, str, str]]:
     """(exit code, what happened, what to do), in ascending order of the codes."""
     kinds: list[type[VinfinityError]] = [
         VinfinityError,
+        UnexpectedError,
         InputError,
         WeightsError,
         OutOfMemoryError,
@@ -205,7 +214,6 @@ def exit_codes() -> list[tuple[int, str, str]]:
     rows = [(kind.exit_code, _meaning(kind), kind.advice) for kind in kinds]
     rows += [
         (0, "The command has done its work.", "Nothing."),
-        (1, "An unexpected error occurred: a bug.", "Run the command again with `--debug` and report it."),
         (
             INTERRUPTED,
             "Ctrl-C interrupted the command before a run had begun, or a run for the second time.",
@@ -213,6 +221,13 @@ def exit_codes() -> list[tuple[int, str, str]]:
         ),
     ]
     return sorted(rows, key=lambda row: row[0])
+
+
+def _place(error: Exception) -> str:
+    """File and line of the innermost call within the package."""
+    calls = traceback.extract_tb(error.__traceback__)
+    call = next((call for call in reversed(calls) if call.filename.startswith(str(PACKAGE))), calls[-1])
+    return f"{Path(call.filename).name}:{call.lineno}"
 
 
 def _meaning(kind: type[VinfinityError]) -> str:

@@ -8,7 +8,15 @@ from pathlib import Path
 import torch
 
 from vinfinity import __version__
-from vinfinity.config import InputConfig, RunConfig, digest, leaves, timed_prompts
+from vinfinity.config import (
+    EditConfig,
+    InputConfig,
+    ReuseConfig,
+    RunConfig,
+    digest,
+    leaves,
+    timed_prompts,
+)
 from vinfinity.denoise.flows import FlowSchedule, Schedule
 from vinfinity.denoise.guidance import guidance_branches
 from vinfinity.denoise.prompts import PromptSchedule, schedule_prompts
@@ -38,6 +46,8 @@ from vinfinity.weights.lora import Lora, lora_targets, read_lora
 
 # the settings that say which weights are read, and how
 OF_WEIGHTS = ("model", "lora", "decoder", "device", "dtype")
+# the samplers that add the noise of `eta`
+WITH_ETA = ("ddim", "videocrafter2")
 
 
 @dataclass(frozen=True)
@@ -157,13 +167,7 @@ class Job:
         device = pick_device(self.config.device)
         if emulated(self.dtype(device), device):
             concerns.append(self._emulated_on(device))
-        if self.card.distilled and self.config.negative:
-            concerns.append(f"negative: has no effect: {self.card.name} takes guidance as an input")
-        if self.config.parallel.split_guidance and not self.splits_branches:
-            concerns.append("parallel.split_guidance: has no effect: there is only one guidance branch")
         concerns += self.without_effect() + self._geometry_concerns()
-        if self.config.preview >= (steps := len(self.sampler.timesteps)):
-            concerns.append(f"preview: {self.config.preview} has no effect: there are only {steps} steps")
         sound, length = check_config_sound(self.config), Fraction(self.config.frames) / self.config.fps
         if self.config.sound is not None and sound is not None and sound < length:
             field, path = self.config.sound
@@ -182,10 +186,41 @@ class Job:
         return concerns
 
     def without_effect(self, group: str = "") -> list[str]:
-        """Settings that are for models of another kind. group: the beginning of their keys."""
+        """Settings that were given and have no effect with this model or beside the others. group: the beginning of
+        their keys.
+        """
         config, traits, name = self.config, self.card.traits, self.card.name
         joint, levels = traits.denoiser.joint, traits.denoiser.levels
+        edit, usual, steps = config.edit, EditConfig(), len(self.sampler.timesteps)
+        # that of the model was not given
+        negatives = {config.negative, *(prompt.negative for prompt in config.prompts)}
+        negatives -= {None, "", self.card.defaults.get("negative")}
         found = {
+            "negative": (
+                bool(negatives) and not self.guided,
+                f"{name} takes guidance as an input"
+                if self.card.distilled
+                else f"guidance is {config.guidance:g}; raise it above 1",
+            ),
+            "eta": (
+                config.eta > 0 and config.sampler not in WITH_ETA,
+                f"only the samplers {' and '.join(WITH_ETA)} use it",
+            ),
+            "fps_condition": (
+                config.fps_condition is not None and not traits.denoiser.takes_fps,
+                f"{name} does not take a frame rate as input",
+            ),
+            "preview": (config.preview >= steps, f"there are only {steps} steps"),
+            "parallel.split_guidance": (
+                config.parallel.split_guidance and not self.splits_branches,
+                "there is only one guidance branch",
+            ),
+            "reuse.depth": (
+                config.reuse.depth != ReuseConfig().depth and config.reuse.interval == 1,
+                "nothing is reused while reuse.interval is 1",
+            ),
+            "edit.blend": (edit.blend != usual.blend and edit.redo is None, "no frames are regenerated"),
+            "edit.context": (edit.context != usual.context and edit.run is None, "no run is edited"),
             "attention.positions": (
                 config.attention.positions != "auto" and not joint,
                 f"{name} has no rotary positions",
@@ -242,23 +277,27 @@ def check_start(config: InputConfig, geometry: LatentGeometry) -> None:
         raise InputError(name, value, "use another model, such as videocrafter2", problem=problem)
 
 
-def prepare(config: RunConfig, place: Place | None = None, *, like: Job | None = None) -> Job:
+def prepare(
+    config: RunConfig, place: Place | None = None, *, like: Job | None = None, denoise: bool = True
+) -> Job:
     """Check a configuration against the model and the machine; reads no weight.
 
     place: this process's place among the ranks of a launcher, for runs that are shared with them. like: a job that was
-    checked just now; if it has the same weights, those are not checked again.
+    checked just now; if it has the same weights, those are not checked again. denoise: whether latents are computed;
+    otherwise they are there, and noise, LoRAs and an earlier run are neither checked nor part of the job.
     Raises InputError (or its subclass WeightsError) naming field, value and remedy.
     """
-    check_inputs(config)
+    check_inputs(config, denoise=denoise)
     known = like if like is not None and _same_weights(config, like.config) else None
     card = read_card(config.model) if known is None else known.card
-    check_computing(config, card, ranks=config.gpus or 1 if place is None else place.size)
+    if denoise:
+        check_computing(config, card, ranks=config.gpus or 1 if place is None else place.size)
     geometry = card.geometry
     latent, latent_frames = geometry.latent_size(config.resolution), geometry.latent_frames(config.frames)
     schedule = schedule_of(config, load_scheduler(card.folder / SCHEDULER, flow=card.family.flow))
     sampler = pick_sampler(config, schedule)
     prompts = schedule_prompts(config, geometry)
-    earlier = EarlierRun.open(config, geometry)
+    earlier = EarlierRun.open(config, geometry) if denoise else None
     if earlier is None:
         selection = select_all(latent_frames, seed=config.seed)
     else:
@@ -271,8 +310,9 @@ def prepare(config: RunConfig, place: Place | None = None, *, like: Job | None =
         check_weights(card.folder, prefer_fp16=half)
         if config.decoder is not None:
             check_decoder(decoder_folder(config, card), geometry)
-        targets = lora_targets(card) if config.lora else ()
-        loras = tuple(read_lora(text, targets) for text in config.lora)
+        given = config.lora if denoise else ()
+        targets = lora_targets(card) if given else ()
+        loras = tuple(read_lora(text, targets) for text in given)
         digests = (
             weights_digest(card.folder, loras=[path for lora in loras for path in lora.files]),
             weights_digest(decoder_folder(config, card)),
@@ -282,7 +322,7 @@ def prepare(config: RunConfig, place: Place | None = None, *, like: Job | None =
         loras, tokenizer = known.loras, known.tokenizer
         digests = (known.weights_digest, known.decoder_digest)
     noise_digest = ""
-    if config.noise_from is not None:
+    if config.noise_from is not None and denoise:
         noise = expanded(config.noise_from, field="noise_from")
         check_noise(noise, (1, latent[0], latent_frames, *latent[1:]))
         noise_digest = files_digest([("noise", noise)], field="noise_from")

@@ -30,7 +30,7 @@ from vinfinity.planning.fit import find_fit, weights_fit
 from vinfinity.resolve import load_config
 from vinfinity.runs.sources import Sources, check_sources, open_input, open_pictures
 from vinfinity.system.out_of_memory import named_out_of_memory
-from vinfinity.system.progress import warn
+from vinfinity.system.progress import logger
 from vinfinity.video import Video
 
 # a text, or prompts over time
@@ -100,8 +100,9 @@ class Pipeline:
     def __init__(self, config: RunConfig) -> None:
         self._job = prepare(config)
         self._ranks = Ranks.of_one(config.device)
+        self._said: set[str] = set()
         if fallback := fallen_back(config.device):
-            warn(fallback)
+            self._warn([fallback])
         self._networks = Networks(self._ranks.device, several=True)
         if not weights_fit(self._job, self._ranks):
             # each is loaded when it is needed
@@ -137,6 +138,7 @@ class Pipeline:
         Raises InputError for unusable settings, NotFiniteError for NaN or infinite values, OutOfMemoryError.
         """
         job = self._prepared(prompt, settings)
+        self._warn(job.concerns())
         [final] = deque(self._denoise(job), maxlen=1)
         return self._decode(job, final.x)
 
@@ -145,7 +147,9 @@ class Pipeline:
 
         Settings are checked at once, before the first state is requested. Raises as calling the pipeline does.
         """
-        return self._denoise(self._prepared(prompt, settings))
+        job = self._prepared(prompt, settings)
+        self._warn(job.concerns())
+        return self._denoise(job)
 
     def decode(self, latents: State | Tensor, **settings: Any) -> Video:
         """Decode latents (1, c, f, h, w), or those of a state, into a video.
@@ -157,6 +161,13 @@ class Pipeline:
         height, width = (geometry.downscale * side for side in x.shape[3:])
         given = {"size": f"{width}x{height}", **settings, "frames": geometry.frames(x.shape[2])}
         return self._decode(self._prepared("", given), x)
+
+    def _warn(self, concerns: Sequence[str]) -> None:
+        """Log what users should know before they wait, each once."""
+        for concern in concerns:
+            if concern not in self._said:
+                logger.warning("%s", concern)
+        self._said.update(concerns)
 
     def _prepared(self, prompt: Prompts, settings: Mapping[str, Any]) -> Job:
         loaded = self._job.config
@@ -203,8 +214,7 @@ class Pipeline:
         def latents(sources: Sources | None) -> TensorLatents | None:
             if sources is None:
                 return None
-            for concern in sources.concerns():
-                warn(concern)
+            self._warn(sources.concerns())
             blocks = encode_frames(
                 encoder,
                 sources.read,

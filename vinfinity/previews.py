@@ -1,8 +1,8 @@
 """Previews while a run denoises: the video as predicted so far, for which nothing waits.
 
 Every rank writes a few of its predicted latents into the run folder; rank 0 collects them, turns them into pictures and
-writes an animation and a contact sheet. All of it happens in a background thread. A preview that cannot be made is
-left out, with a warning.
+writes an animation and a contact sheet. All of it happens in a background thread, which the run waits for after its
+video is written. A preview that cannot be made is left out, with a warning.
 """
 
 import contextlib
@@ -11,19 +11,18 @@ import shutil
 import threading
 import time
 from collections.abc import Callable, Iterator
-from concurrent.futures import Future, ThreadPoolExecutor
+from concurrent.futures import Future, ThreadPoolExecutor, wait
 from fractions import Fraction
 from functools import partial
 from pathlib import Path
 
-import av
 import numpy as np
 import torch
 from torch import Tensor
 
 from vinfinity.denoise.samplers import predicted_clean
 from vinfinity.denoise.state import Sampler, State
-from vinfinity.errors import VinfinityError
+from vinfinity.errors import VinfinityError, described
 from vinfinity.job import Job
 from vinfinity.media.preview import FITTED_FRAMES, ColourMap, decoded, enlarged, write_preview
 from vinfinity.parallel.devices import enter_device
@@ -39,34 +38,32 @@ MOST_FRAMES = 64
 SMALL = 5_000_000
 # seconds in which the latents of the other ranks must arrive, and between two looks at them
 PATIENCE, POLL = 60.0, 0.1
-# what may go wrong with a preview that must not end the run
-PROBLEMS = (VinfinityError, OSError, ValueError, RuntimeError, av.error.FFmpegError)
-
-Watch = Callable[[State, Tensor], None]
 
 
 @contextlib.contextmanager
-def previews(job: Job, session: Session, sampler: Sampler) -> Iterator[Watch | None]:
-    """What to call in each step with the state before it and the guided prediction; None if no preview is wanted.
+def previews(job: Job, session: Session) -> Iterator["Previews | None"]:
+    """The previews of a run on this rank; None if none are wanted.
 
-    A preview in work at the end of the block is finished in the background.
+    A preview in work at the end of the block is finished before it ends; an error does not wait for it.
     """
     if not job.config.preview or not session.team.writes:
         yield None
         return
-    maker = Previews(job, session, sampler)
+    maker = Previews(job, session)
     try:
-        yield maker.watch
-    finally:
-        maker.close()
+        yield maker
+    except BaseException:
+        maker.close(waits=False)
+        raise
+    maker.close(waits=True)
 
 
 class Previews:
-    """Makes the previews of a run on one rank. sampler: the one whose predictions are watched."""
+    """Makes the previews of a run on one rank."""
 
-    def __init__(self, job: Job, session: Session, sampler: Sampler) -> None:
-        self._job, self._sampler = job, sampler
-        self._every, self._steps = job.config.preview, len(sampler.timesteps)
+    def __init__(self, job: Job, session: Session) -> None:
+        self._job = job
+        self._every, self._steps = job.config.preview, len(job.sampler.timesteps)
         self._folder, self._progress = session.folder, session.progress
         self._first, held = session.ranks.first, session.team.held
         count = len(job.selection.frames)
@@ -85,9 +82,15 @@ class Previews:
         self._closed = threading.Event()
         self._paint: Callable[[Tensor], np.ndarray] | None = None
         self._warned = False
+        if self._first:
+            # of ranks that ended early
+            shutil.rmtree(self._folder.preview, ignore_errors=True)
 
-    def watch(self, state: State, prediction: Tensor) -> None:
-        """Begin a preview if one is due, unless the last one is still in work."""
+    def watch(self, sampler: Sampler, state: State, prediction: Tensor) -> None:
+        """Begin a preview if one is due after this step, unless the last one is still in work.
+
+        sampler: of the step. state: before it. prediction: the guided one (1, c, f, h, w).
+        """
         step = state.step + 1
         # after the last step, the video itself is decoded
         if step % self._every or step == self._steps or not self._own:
@@ -97,26 +100,34 @@ class Previews:
                 return
             self._report(self._pending)
         shown = State(state.step, state.x[:, :, self._at])
-        clean = predicted_clean(self._sampler, shown, prediction[:, :, self._at])[0]
+        clean = predicted_clean(sampler, shown, prediction[:, :, self._at])[0]
         self._pending = self._pool.submit(self._make, step, to_host(clean.half()))
 
-    def close(self) -> None:
-        """Begin no preview any more. One in work ends in the background, unless latents of other ranks are missing."""
+    def flush(self) -> None:
+        """Wait until the latents that this rank gives to a preview in work are written; rank 0 waits for nothing.
+
+        Once all ranks have done so, rank 0 finds all that there will be.
+        """
+        if self._pending is not None and not self._first:
+            wait([self._pending])
+
+    def close(self, *, waits: bool) -> None:
+        """Begin no preview any more. waits: for one in work, which otherwise ends in the background."""
         self._closed.set()
-        if self._pending is not None and self._pending.done():
-            self._report(self._pending)
         if self._first:
             self._pool.submit(shutil.rmtree, self._folder.preview, ignore_errors=True)
-        self._pool.shutdown(wait=False)
+        self._pool.shutdown(wait=waits)
+        if self._pending is not None and self._pending.done():
+            self._report(self._pending)
 
     def _report(self, ended: "Future[None]") -> None:
-        error = ended.exception()
-        if error is None or self._warned:
-            return
-        if not isinstance(error, PROBLEMS):
-            raise error
-        self._warned = True
-        self._progress.warn(f"no preview could be made ({' '.join(str(error).split())}); the run goes on")
+        try:
+            ended.result()
+        except Exception as error:
+            # whatever went wrong with a preview must not end the run
+            if not self._warned:
+                self._warned = True
+                self._progress.warn(f"no preview could be made ({described(error).message}); the run goes on")
 
     # ---- in the background ----
 

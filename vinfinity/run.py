@@ -20,7 +20,7 @@ from vinfinity.parallel.devices import forget_peak_memory, peak_memory
 from vinfinity.parallel.launch import launch
 from vinfinity.parallel.ranks import Ranks
 from vinfinity.planning.fit import find_fit, refuse_early
-from vinfinity.previews import previews
+from vinfinity.previews import Previews, previews
 from vinfinity.runs.first_pass import naming_first_pass
 from vinfinity.runs.parts import Parts
 from vinfinity.runs.paths import Destination
@@ -117,13 +117,16 @@ def make_video(
         session.announce(job)
         if task.first is not None:
             make_video(task.first, ranks, networks, within=session)
-        latents, figures = denoise_video(job, session, networks)
-        denoised = time.monotonic()
-        session.enter("while decoding")
         watch = None
-        if task.decode:
-            unfinished = session.folder.decoded
-            watch = decode_to_files(task, latents, networks, ranks, session.progress, unfinished=unfinished)
+        with previews(job, session) as shown:
+            latents, figures = denoise_video(job, session, networks, shown)
+            denoised = time.monotonic()
+            session.enter("while decoding")
+            if task.decode:
+                unfinished = session.folder.decoded
+                watch = decode_to_files(
+                    task, latents, networks, ranks, session.progress, unfinished=unfinished
+                )
         if not ranks.first:
             return None
         seconds = {"denoising": denoised - started, "decoding": time.monotonic() - denoised}
@@ -144,7 +147,9 @@ def make_video(
         return task.summary(ranks, seconds=time.monotonic() - started, figures=found)
 
 
-def denoise_video(job: Job, session: Session, networks: Networks) -> tuple[Parts, Mapping[str, object]]:
+def denoise_video(
+    job: Job, session: Session, networks: Networks, shown: Previews | None
+) -> tuple[Parts, Mapping[str, object]]:
     """From the prompt, or the last checkpoint, to the final latents on disk; with figures for the record.
 
     Raises Stopped, with a checkpoint written, if the run was asked to end.
@@ -173,12 +178,14 @@ def denoise_video(job: Job, session: Session, networks: Networks) -> tuple[Parts
     with ranks.shutdown.reacting(Reaction.WAIT):
         if remaining:
             state = state.to(device)
-            with previews(job, session, sampler) as watch:
-                loop = denoise(
-                    denoiser, sampler, state, noise=noise, ranks=ranks, vote=checkpoints.vote, watch=watch
-                )
-                for state, votes in session.progress.track(loop, total=remaining, label="denoising"):
-                    session.after_step(state, votes, steps=steps)
+            watch = None if shown is None else partial(shown.watch, sampler)
+            loop = denoise(
+                denoiser, sampler, state, noise=noise, ranks=ranks, vote=checkpoints.vote, watch=watch
+            )
+            for state, votes in session.progress.track(loop, total=remaining, label="denoising"):
+                session.after_step(state, votes, steps=steps)
+            if shown is not None:
+                shown.flush()
         latents = checkpoints.finish(state)
     return latents, _figures(execution, session, remaining)
 

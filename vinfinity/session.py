@@ -16,6 +16,7 @@ from vinfinity.errors import (
     OutputError,
     RankError,
     Stopped,
+    UnexpectedError,
     VinfinityError,
 )
 from vinfinity.job import Job, version
@@ -32,7 +33,7 @@ from vinfinity.system.overall import Overall
 from vinfinity.system.progress import Progress, add_line
 
 # exit codes of runs that can go on from their last checkpoint
-RESUMABLE = {kind.exit_code for kind in (OutOfMemoryError, RankError, OutputError, Stopped)}
+RESUMABLE = {kind.exit_code for kind in (UnexpectedError, OutOfMemoryError, RankError, OutputError, Stopped)}
 
 
 @dataclass(frozen=True)

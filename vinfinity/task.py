@@ -14,7 +14,6 @@ from vinfinity.parallel.place import find_place
 from vinfinity.parallel.ranks import Ranks
 from vinfinity.runs.first_pass import first_pass, naming_first_pass
 from vinfinity.runs.paths import Destination
-from vinfinity.runs.sources import video_is_encoded
 from vinfinity.system.progress import messages_shown, terminal_console
 
 
@@ -49,10 +48,12 @@ class Task:
         """
         folder, first = destination.folder, None
         before = first_pass(config, folder) if denoise else None
-        if before is not None and not (config.resume and video_is_encoded(folder, config)):
+        if before is not None:
             with naming_first_pass():
                 first = cls.of(before, Destination.of(before), like=None if like is None else like.first)
-        job = prepare(config, find_place(os.environ), like=None if like is None else like.job)
+        job = prepare(
+            config, find_place(os.environ), like=None if like is None else like.job, denoise=denoise
+        )
         return cls(job, destination, decode, shown=terminal_console() is not None, first=first)
 
     @property

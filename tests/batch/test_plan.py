@@ -124,6 +124,7 @@ def test_parts_partition_the_videos_exactly(n: int, tmp_path: Path) -> None:
         (["x"], {"gpus": 4}, "gpus: 4 (argument, for rows, row 1) is more than the 3 frames"),
         ([{"prompt": "x", "seed": 1}], {"seeds": range(2)}, "seed: 1 (rows, row 1) is given beside --seeds; leave out"),
         (["x"], {"seed": 5, "seeds": range(2)}, "seed: 5 (argument, for rows, row 1) is given beside --seeds; leave"),
+        (["x", "y"], {"seeds": range(10**12)}, "seeds: 1000000000000 for each of 2 rows make more than 1000000 videos"),
         ([{"prompt": "x", "model": "minni"}], {}, "model: minni (rows, row 1) "),
     ],
 )  # fmt: skip

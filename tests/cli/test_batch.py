@@ -123,3 +123,9 @@ def test_wrong_arguments_are_refused_before_torch_is_loaded(
     assert any(line.startswith(f"error: {said}") for line in errors), errors
     assert not any(line.endswith("| torch") for line in lines)
     assert not (prompts.parent / "prompts").exists()
+
+
+def test_a_setting_without_effect_gives_one_warning(prompts: Path, model_folder: Path, cli: Cli) -> None:
+    code, _, err = cli("batch", "prompts.txt", *small(model_folder), "--negative", "blur", "guidance=1")
+    assert code == 0
+    assert err.count("negative: has no effect: guidance is 1; raise it above 1") == 1

@@ -1,6 +1,7 @@
 """The command line as users see it: output, refusals and exit codes."""
 
 import contextlib
+import json
 import os
 import re
 import signal
@@ -67,12 +68,18 @@ def test_help_is_quick() -> None:
     assert min(spans) < 1.0
 
 
-def test_completion_of_settings_and_choices() -> None:
+def test_completion_of_settings_and_choices(model_folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     from vinfinity.cli.options import complete_from, complete_key, complete_model
 
     assert complete_key("attention.an") == ["attention.anchors="]
     assert complete_from("ddim", "dpmsolver++")("dp") == ["dpmsolver++"]
     assert complete_model("mi") == ["mini"]
+    parent = model_folder.parent
+    assert str(model_folder) in complete_model(f"{parent}/")
+    monkeypatch.chdir(parent)
+    for before in ("", "./", f"../{parent.name}/"):
+        assert complete_model(f"{before}{model_folder.name}") == [f"{before}{model_folder.name}"]
+    assert complete_model("[") == []
 
 
 def test_a_shell_can_install_completion(cli: Cli) -> None:
@@ -191,11 +198,17 @@ def test_a_dry_run_shows_the_plan_and_writes_nothing(cli: Cli) -> None:
     assert list(Path().iterdir()) == []
 
 
-def test_settings_without_effect_give_a_warning(cli: Cli) -> None:
-    _, _, err = cli(
+def test_settings_without_effect_are_part_of_the_plan(cli: Cli) -> None:
+    code, out, err = cli(
         "generate", "-p", BALL, "--sampler", "dpmsolver++", "eta=0.5", "--dry-run", "--device", "cpu"
     )
-    assert err.startswith("warning: eta: 0.5 has no effect")
+    assert (code, err) == (0, "")
+    assert out.count("eta: has no effect: only the samplers ddim and videocrafter2 use it") == 1
+
+
+def test_one_setting_is_explained_or_all_are_printed_as_yaml(cli: Cli) -> None:
+    line = cli.refused("config", "--yaml", "--explain", "seed")
+    assert line == "--explain: seed conflicts with --yaml; leave out one of the two"
 
 
 def test_generate_makes_a_video_and_its_sheet(cli: Cli) -> None:
@@ -235,6 +248,19 @@ def test_generate_replaces_files_only_with_overwrite(cli: Cli) -> None:
     assert cli(*arguments, "--seed", "1", "--overwrite")[0] == 0
     assert Path("new/ball.mp4").read_bytes() != first
     assert sorted(file.name for file in Path("new").iterdir()) == ["ball.mp4", "ball.run"]
+
+
+@pytest.mark.parametrize("command", ["denoiser", "scaling", "e2e", "exchange", "memory", "decode"])
+def test_measurements_replace_files_only_with_overwrite(command: str, cli: Cli) -> None:
+    Path("there.json").write_text("precious")
+    line = cli.refused("bench", command, "--out", "there.json")
+    assert line == "--out: there.json already exists; choose another name or add --overwrite"
+    assert Path("there.json").read_text() == "precious"
+    line = cli.refused("bench", command, "--overwrite")
+    assert line == "--overwrite: true has no effect without a file; name a file by --out"
+    if command == "exchange":
+        assert cli("bench", command, "--ranks", "2", "--out", "there.json", "--overwrite")[0] == 0
+        assert json.loads(Path("there.json").read_text())
 
 
 def test_words_the_model_was_never_taught_are_named(cli: Cli) -> None:

@@ -20,7 +20,6 @@ from vinfinity.config import (
     VideoConfig,
     declared,
     digest,
-    ignored,
     load,
     parse_size,
     require_prompt,
@@ -375,13 +374,6 @@ def test_cards_are_checked_too() -> None:
 def test_a_prompt_is_needed_to_generate() -> None:
     with pytest.raises(InputError, match=r"^prompt: none given; "):
         require_prompt(resolve().config)
-
-
-def test_settings_without_effect_are_named() -> None:
-    assert ignored(resolve(None, "sampler=ddim", "eta=0.5")) == []
-    assert "eta: 0.5" in ignored(resolve(None, "sampler=dpmsolver++", "eta=0.5"))[0]
-    assert "negative" in ignored(resolve(negative="blur", guidance=1.0))[0]
-    assert ignored(resolve(guidance=1.0, changed={"negative": "blur"})) == []
 
 
 def test_sizes() -> None:

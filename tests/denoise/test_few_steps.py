@@ -14,7 +14,6 @@ from oracles.sampling import sample
 from safetensors.torch import load_file
 from torch import Tensor
 
-from vinfinity.config import ignored, load
 from vinfinity.denoise.choose_sampler import make_sampler
 from vinfinity.denoise.schedule import SchedulerConfig
 from vinfinity.denoise.state import State
@@ -23,7 +22,7 @@ from vinfinity.models.unet3d.call import guidance_features
 from vinfinity.models.unet3d.published import TURBO_SCHEDULE
 from vinfinity.models.unet3d.unet import UNet
 from vinfinity.run import run
-from vinfinity.weights.card import model_defaults, read_card
+from vinfinity.weights.card import read_card
 
 CLOSE = 1e-5
 SHAPE = (1, 4, 2, 3, 4)
@@ -195,10 +194,10 @@ def test_guidance_features_equal_those_of_diffusers(weight: float, width: int) -
     torch.testing.assert_close(guidance_features(weight, width), reference, rtol=0, atol=2e-3)
 
 
-def test_eta_gives_a_warning_for_samplers_that_ignore_it() -> None:
+def test_eta_gives_a_warning_for_samplers_that_ignore_it(model_folder: Path) -> None:
     for sampler, warnings in (("videocrafter2", 0), ("ddim", 0), ("lcm", 1), ("dpmsolver++", 1)):
-        resolved = load(None, flags={"sampler": sampler, "eta": "1"}, card=model_defaults)
-        assert sum(line.startswith("eta: ") for line in ignored(resolved)) == warnings
+        config = configure(model_folder, sampler=sampler, eta="1", device="cpu").config
+        assert sum(line.startswith("eta: ") for line in prepare(config).concerns()) == warnings
 
 
 # ---- whole runs ----

@@ -50,7 +50,7 @@ def test_the_rank_that_does_not_answer_is_named(worker: Callable[..., object], m
 def test_an_error_ends_all_ranks_although_nccls_cleanup_would_block() -> None:
     error = failure(fault_work.raise_while_others_wait)
     assert error.exit_code == 1
-    assert error.message.startswith("rank 1: KeyError: 'missing' (fault_work.py:")
+    assert error.message.startswith("rank 1: KeyError: 'missing' (")
 
 
 def test_ranks_end_although_nccls_cleanup_would_block() -> None:

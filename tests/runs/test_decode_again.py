@@ -1,13 +1,17 @@
 """`vinfinity decode`: a run's latents decoded again, with other settings or after an interruption."""
 
 import json
+import shutil
 from pathlib import Path
 
 import numpy as np
 import pytest
+import torch
+from oracles.lora_files import base_unet, trained
 from oracles.runs import config_of, exit_code, signal_when_exists
 from oracles.video import assert_exact_times
 from PIL import Image
+from safetensors.torch import save_file
 
 from vinfinity.errors import Stopped
 from vinfinity.media.mp4 import read_metadata, read_video
@@ -48,6 +52,26 @@ def test_settings_of_decoding_come_before_what_the_command_chooses(
     assert exit_code(*command, "overwrite=true", "gpus=2") == 0
     assert exit_code(*command, "--overwrite") == 0
     assert (tmp_path / "a.mp4").read_bytes() == before
+
+
+def test_decoding_needs_none_of_the_files_that_the_latents_were_made_with(
+    model_folder: Path, tmp_path: Path
+) -> None:
+    lora, noise, run_folder = tmp_path / "lora", tmp_path / "n.safetensors", tmp_path / "b.run"
+    trained(base_unet(), ["to_q"]).save_pretrained(lora)
+    save_file({"noise": torch.randn(1, 4, 6, 4, 4)}, noise)
+    flags = {"steps": 1, "frames": 6, "gpus": 2, "lora": [str(lora)], "noise_from": str(noise)}
+    run(config_of(model_folder, tmp_path / "a.mp4", "parallel.split_guidance=true", guidance=2.0, **flags))
+    edit = ("--frames", "2:4", f"noise_from={noise}", "--out", str(tmp_path / "b.mp4"))
+    assert exit_code("redo", str(tmp_path / "a.run"), *edit) == 0
+    made = json.loads(read_metadata(tmp_path / "b.mp4")["comment"])
+    for path in (lora, tmp_path / "a.run"):
+        shutil.rmtree(path)
+    noise.unlink()
+    assert exit_code("decode", str(run_folder), "--overwrite") == 0
+    again = json.loads(read_metadata(tmp_path / "b.mp4")["comment"])
+    assert [again[key] for key in ("weights", "noise")] == [made[key] for key in ("weights", "noise")]
+    assert made["noise"]
 
 
 def test_resumed_decoding_writes_a_bitwise_identical_video(model_folder: Path, tmp_path: Path) -> None:

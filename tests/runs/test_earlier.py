@@ -78,6 +78,20 @@ def test_spans_of_frames_become_spans_of_latent_frames(tmp_path: Path) -> None:
     assert EarlierRun.open(edit_config(tmp_path, frames=18, redo="2:4"), geometry) is not None
 
 
+def test_an_edit_that_changes_no_latent_frame_is_refused(tmp_path: Path) -> None:
+    """Of a video of 18 frames, the last of six latent frames holds three frames more."""
+    save_latents(tmp_path, frames=6)
+    geometry = LatentGeometry(channels=4, downscale=8, time_downscale=4)
+    for frames in (19, 21):
+        with pytest.raises(
+            InputError, match=rf"frames: {frames} adds nothing to the 21 frames .*; ask for 22 or"
+        ):
+            EarlierRun.open(edit_config(tmp_path, frames=frames), geometry)
+    assert EarlierRun.open(edit_config(tmp_path, frames=22), geometry) is not None
+    with pytest.raises(InputError, match=r"edit\.redo: 17:19.*goes beyond the run's 18 frames"):
+        EarlierRun.open(edit_config(tmp_path, frames=18, redo="17:19"), geometry)
+
+
 def test_latents_damaged_since_they_were_opened_are_refused(tmp_path: Path) -> None:
     from vinfinity.job import prepare
 

@@ -19,6 +19,7 @@ from oracles.processes import vinfinity as vinfinity_command
 from oracles.reference import relative_error, save_model, tiny_pipeline, tiny_vae
 from oracles.runs import (
     config_of,
+    events,
     exit_code,
     latents,
     resumed_config,
@@ -144,6 +145,7 @@ def test_any_number_of_ranks_makes_the_same_bits(model_folder: Path, film: Path,
         held = {"input.last_frame": str(picture)}
         run(start_config(model_folder, out, film, gpus=ranks, steps=4, sampler="sde-dpmsolver++", **held))
         folder = out.with_suffix(".run")
+        assert [event["folder"] for event in events(folder, "encoded")] == ["input", "pictures"]
         made[ranks] = (
             latents(folder),
             read_manifest(folder / "input").read(range(20)),

@@ -45,7 +45,7 @@ def frames_of_animation(path: Path) -> int:
 
 
 def wait_for_preview(run: Path) -> None:
-    """Previews are finished in the background, after the run if need be. Wait until none is in work any more."""
+    """A run that is stopped does not wait for a preview in work: do so here."""
     deadline = time.monotonic() + SECONDS
     for thread in threading.enumerate():
         if thread.name.startswith("preview"):
@@ -60,7 +60,6 @@ def test_a_run_with_previews_makes_the_same_video(cli: Cli, tmp_path: Path, kept
     for arguments in (("--out", str(plain)), ("--out", str(tmp_path / "a.mp4"), "--preview", "3")):
         code, _, _ = cli("generate", "-p", "a red ball", *SMALL, *arguments)
         assert code == 0
-    wait_for_preview(run)
     assert previewed(run) == [3]
     assert torch.equal(latents(run), latents(plain.with_suffix(".run")))
     assert frames_of_animation(run / "preview.webp") == 20
@@ -73,7 +72,6 @@ def test_a_run_with_previews_makes_the_same_video(cli: Cli, tmp_path: Path, kept
         cli("generate", "-p", "a red ball", *SMALL, "--out", str(tmp_path / "b.mp4"), "--preview", "2")[0]
         == 0
     )
-    wait_for_preview(tmp_path / "b.run")
     assert colours.stat().st_mtime_ns == written
 
 
@@ -83,7 +81,6 @@ def test_a_preview_looks_like_the_video(cli: Cli, tmp_path: Path) -> None:
     out = tmp_path / "a.mp4"
     code, _, _ = cli("generate", "-p", "a red ball bouncing over green grass", *options, "--out", str(out))
     assert code == 0
-    wait_for_preview(tmp_path / "a.run")
     preview, video = (
         cells_of_sheet(path) for path in (tmp_path / "a.run" / "preview.png", tmp_path / "a.png")
     )
@@ -115,7 +112,6 @@ def test_a_small_decoder_that_was_chosen_makes_the_previews(cli: Cli, tmp_path: 
     options = ("--decoder", str(tmp_path / "taesd"), "--preview", "3", "--out", str(tmp_path / "a.mp4"))
     assert cli("generate", "-p", "a red ball", *SMALL, *options)[0] == 0
     run = tmp_path / "a.run"
-    wait_for_preview(run)
     assert not kept.exists()
     assert frames_of_animation(run / "preview.webp") == 20
     with av.open(str(run / "preview.png")) as sheet:
@@ -131,7 +127,9 @@ def test_ranks_make_the_preview_of_one_rank(ranks: int, cli: Cli, tmp_path: Path
         out = tmp_path / f"{gpus}.mp4"
         options = ("--preview", "2", "--gpus", str(gpus), "--out", str(out))
         assert cli("generate", "-p", "a red ball", *SMALL, *options)[0] == 0
-        wait_for_preview(out.with_suffix(".run"))
+        # a run ends with its previews, also in processes of their own
+        assert previewed(out.with_suffix(".run")) == [2]
+        assert not (out.with_suffix(".run") / "preview").exists()
         written.append((out.with_suffix(".run") / "preview.webp").read_bytes())
     assert written[0] == written[1]
 
@@ -152,12 +150,28 @@ def test_a_preview_that_cannot_be_written_is_left_out_with_a_warning(
     assert err.count("no preview could be made") == 1
 
 
+@pytest.mark.parametrize("problem", [OverflowError("too large"), MemoryError(), EOFError()], ids=repr)
+def test_a_problem_that_shows_up_after_the_last_step_is_reported_and_ends_no_run(
+    problem: Exception, cli: Cli, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def slow(*_: Any, **__: Any) -> None:
+        time.sleep(1.0)
+        raise problem
+
+    monkeypatch.setattr(np, "save", slow)
+    small = ("--frames", "2", "--steps", "2", "--size", "32x32", "--device", "cpu", "--preview", "1")
+    code, _, err = cli("generate", "-p", "a red ball", *small, "--out", str(tmp_path / "a.mp4"))
+    assert code == 0
+    assert err.count(f"no preview could be made ({type(problem).__name__}: ") == 1
+    assert not (tmp_path / "a.run" / "preview").exists()
+
+
 def test_an_interval_beyond_the_last_step_is_named(cli: Cli, tmp_path: Path) -> None:
     code, _, err = cli(
         "generate", "-p", "a red ball", *SMALL, "--preview", "4", "--out", str(tmp_path / "a.mp4")
     )
     assert code == 0
-    assert "preview: 4 has no effect: there are only 4 steps" in err
+    assert "preview: has no effect: there are only 4 steps" in err
     assert previewed(tmp_path / "a.run") == []
 
 

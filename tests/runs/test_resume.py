@@ -7,9 +7,11 @@ import subprocess
 import sys
 import time
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
+from oracles.command_line import Cli
 from oracles.runs import (
     STEPS,
     config_of,
@@ -84,6 +86,40 @@ def test_a_signal_triggers_a_checkpoint_regardless_of_the_interval(
 
 
 @pytest.mark.slow
+def test_a_bug_is_recorded_and_says_how_to_resume(
+    cli: Cli, model_folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    folder, silu = tmp_path / "a.run", torch.nn.functional.silu
+
+    def broken(*arguments: Any, **options: Any) -> torch.Tensor:
+        if manifest_of_step(folder, 2).exists():
+            raise RuntimeError("CUDA error: an illegal memory access was encountered")
+        return silu(*arguments, **options)
+
+    given = ("--model", str(model_folder), "--device", "cpu", "-n", "2", "--size", "16x16", "--steps", "4")
+    command = (
+        "generate",
+        "-p",
+        "a ball",
+        *given,
+        "checkpoint.every=1 steps",
+        "--out",
+        str(tmp_path / "a.mp4"),
+    )
+    with monkeypatch.context() as patched:
+        patched.setattr(torch.nn.functional, "silu", broken)
+        code, _, err = cli(*command)
+    [*_, line] = err.splitlines()
+    recorded = line.removeprefix("error: ").removesuffix("; run again with --debug for the traceback")
+    assert code == 1
+    assert recorded.startswith("RuntimeError: CUDA error: an illegal memory access was encountered (")
+    assert recorded.endswith(f"; `vinfinity resume {folder}` resumes from the last checkpoint")
+    [ended] = events(folder, "ended")
+    assert (ended["message"], ended["exit_code"]) == (recorded, 1)
+    assert recorded in (folder / "log.txt").read_text()
+    assert cli("resume", str(folder))[0] == 0
+
+
 def test_a_run_resumed_on_other_numbers_of_ranks_matches_one_rank(tmp_path: Path) -> None:
     flags = {"frames": 23, "sampler": "sde-dpmsolver++", "steps": 9, "size": "64x48"}
     run(config_of("mini", tmp_path / "one.mp4", **flags))

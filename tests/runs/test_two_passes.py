@@ -28,6 +28,7 @@ from vinfinity.errors import InputError, Stopped
 from vinfinity.run import run
 from vinfinity.runs.first_pass import CRF
 from vinfinity.system.signals import Shutdown
+from vinfinity.weights.card import read_card
 
 # small, with frames for three blocks
 FLAGS = {"frames": 20, "size": "32x24", "fps": 8, "steps": 6}
@@ -181,6 +182,8 @@ def test_once_encoded_the_first_pass_and_its_model_are_not_needed_any_more(
     shutil.rmtree(own_model)
     shutil.rmtree(folder / "first-pass.run")
     (folder / "first-pass.mp4").unlink()
+    # another process would not know the card
+    read_card.cache_clear()
     assert exit_code("resume", str(folder)) == 0
     assert exit_code("decode", str(folder), "--out", str(tmp_path / "again.mp4")) == 0
     assert exit_code("redo", str(folder), "--frames", "6:12") == 0

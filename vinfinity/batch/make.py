@@ -13,7 +13,7 @@ from typing import Any
 from vinfinity.batch.faults import Faults
 from vinfinity.batch.journal import SUFFIX, Journal
 from vinfinity.batch.plan import Batch, naming_row
-from vinfinity.errors import OutputError, RankError, Stopped, VinfinityError, described
+from vinfinity.errors import OutputError, RankError, Stopped, UnexpectedError, VinfinityError, described
 from vinfinity.networks import Networks
 from vinfinity.parallel.launch import launch
 from vinfinity.parallel.place import find_place
@@ -118,9 +118,10 @@ def make_videos(share: Share, ranks: Ranks) -> None:
             except Exception as error:
                 if ranks.size > 1 or _ends_batch(error):
                     raise
-                if not isinstance(error, VinfinityError):
+                known = described(error)
+                if isinstance(known, UnexpectedError):
                     traceback.print_exc()
-                report_failure(share.journal, entry, described(error, ranks.rank))
+                report_failure(share.journal, entry, known)
                 overall.end(failed=True)
             else:
                 if ranks.first:

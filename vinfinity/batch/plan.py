@@ -16,6 +16,9 @@ from vinfinity.runs.paths import Destination, slug
 from vinfinity.runs.start import Start, check_done, settle_start
 from vinfinity.system.folders import expanded
 
+# videos of a batch, all of which are listed before the first is made
+MOST_VIDEOS = 1_000_000
+
 # the configuration of a row: that of all rows, and the row's own settings on top
 Loader = Callable[[Layer], Resolved]
 
@@ -83,6 +86,9 @@ def plan_batch(
     Raises InputError if any row is faulty, also of another part, after logging the faults of other rows.
     """
     k, n = (1, 1) if part is None else parse_part(part)
+    if seeds is not None and len(rows) * len(seeds) > MOST_VIDEOS:
+        problem = f"for each of {len(rows)} rows make more than {MOST_VIDEOS} videos"
+        raise InputError("seeds", len(seeds), "make them in several batches", problem=problem)
     place, faults = expanded(folder, field="folder"), Faults()
     items = list(_items(rows, load, folder=place, seeds=seeds, faults=faults))
     faults.check()

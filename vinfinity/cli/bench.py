@@ -21,6 +21,7 @@ Out = Annotated[
         "--out", "-o", metavar="FILE.json", help="File to write the figures to.", show_default="none"
     ),
 ]
+Overwrite = Annotated[bool, typer.Option("--overwrite", help="Replace an existing file; needs --out.")]
 Model = Annotated[
     str,
     typer.Option(
@@ -47,10 +48,14 @@ Rounds = Annotated[
 ]
 
 
-def check_out(out: Path | None) -> None:
-    """Raises InputError if the figures cannot be written, before they are measured. An older file is replaced."""
+def check_out(out: Path | None, *, overwrite: bool) -> None:
+    """Raises InputError if the figures cannot be written, before they are measured, or if there is no file for them to
+    overwrite.
+    """
     if out is not None:
-        check_output("--out", out, overwrite=True)
+        check_output("--out", out, overwrite=overwrite)
+    elif overwrite:
+        raise InputError("--overwrite", True, "name a file by --out", problem="has no effect without a file")
 
 
 @bench.command()
@@ -90,6 +95,7 @@ def denoiser(
         Literal["cpu", "cuda"], typer.Option(metavar="cpu|cuda", help="Device to measure on.")
     ] = "cpu",
     out: Out = None,
+    overwrite: Overwrite = False,
     debug: Debug = False,
 ) -> None:
     """Time a call of the UNet or transformer with both guidance branches and plain attention, by precision, compiled.
@@ -97,7 +103,7 @@ def denoiser(
     benchmarks/rivals/unet.py compares a UNet with diffusers'.
     """
     with reported(context, debug=debug) as shutdown:
-        check_out(out)
+        check_out(out, overwrite=overwrite)
         pixels = None if size is None else parse_size(size)
         import_engine()
         shutdown.reaction = Reaction.UNWIND
@@ -144,6 +150,7 @@ def scaling(
     rounds: Rounds = 9,
     device: OnDevice = "auto",
     out: Out = None,
+    overwrite: Overwrite = False,
     debug: Debug = False,
 ) -> None:
     """Time a call of the UNet or transformer on one rank and on several that share it, in turn.
@@ -151,7 +158,7 @@ def scaling(
     On CPUs, each rank has one thread.
     """
     with reported(context, debug=debug) as shutdown:
-        check_out(out)
+        check_out(out, overwrite=overwrite)
         if frames < ranks:
             problem = "is more than the number of frames"
             raise InputError("--ranks", ranks, f"give at most {frames}", problem=problem)
@@ -189,11 +196,12 @@ def e2e(
     ] = None,
     model: AnyModel = "mini",
     out: Out = None,
+    overwrite: Overwrite = False,
     debug: Debug = False,
 ) -> None:
     """Measure whole runs from prompt to MP4: time of each phase and memory, by length of the video."""
     with reported(context, debug=debug) as shutdown:
-        check_out(out)
+        check_out(out, overwrite=overwrite)
         shutdown.reaction = Reaction.UNWIND
         from vinfinity.bench import report
         from vinfinity.bench.whole import measure_runs
@@ -241,6 +249,7 @@ def exchange(
     rounds: Rounds = 15,
     device: OnDevice = "auto",
     out: Out = None,
+    overwrite: Overwrite = False,
     debug: Debug = False,
 ) -> None:
     """Count what an inner rank of VideoCrafter2's UNet sends and how often it waits, and time it on this machine.
@@ -249,7 +258,7 @@ def exchange(
     the rank's own frames instead; the ratio of their times is the cost of synchronisation.
     """
     with reported(context, debug=debug) as shutdown:
-        check_out(out)
+        check_out(out, overwrite=overwrite)
         pixels = parse_size(size)
         import_engine()
         shutdown.reaction = Reaction.UNWIND
@@ -307,6 +316,7 @@ def memory(
         typer.Option("--check", help="Compare the trace of a small call with the memory of a real process."),
     ] = False,
     out: Out = None,
+    overwrite: Overwrite = False,
     debug: Debug = False,
 ) -> None:
     """Trace the peak memory of a guided VideoCrafter2 step in fp16, without weights or GPUs.
@@ -314,7 +324,7 @@ def memory(
     Once with skip connections on the device, and once with them in host memory.
     """
     with reported(context, debug=debug) as shutdown:
-        check_out(out)
+        check_out(out, overwrite=overwrite)
         pixels = parse_size(size)
         import_engine()
         shutdown.reaction = Reaction.UNWIND
@@ -375,6 +385,7 @@ def decode(
     rounds: Rounds = 1,
     device: OnDevice = "auto",
     out: Out = None,
+    overwrite: Overwrite = False,
     debug: Debug = False,
 ) -> None:
     """Measure random latents to MP4: decoding alone, encoding alone, both at once, and the memory they take.
@@ -382,7 +393,7 @@ def decode(
     Both at once is what a run does: the encoder works in a thread while the next frames are decoded.
     """
     with reported(context, debug=debug) as shutdown:
-        check_out(out)
+        check_out(out, overwrite=overwrite)
         pixels = None if size is None else parse_size(size)
         decoding = DecodeConfig(frames=block, tile=tile)
         import_engine()

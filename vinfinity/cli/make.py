@@ -14,13 +14,13 @@ from vinfinity.config import (
     Resolved,
     RunConfig,
     explain,
-    ignored,
     leaves,
     name_sources,
     plain_text,
     require_prompt,
     to_yaml,
 )
+from vinfinity.errors import InputError
 from vinfinity.parallel.place import find_place
 from vinfinity.system.signals import Shutdown
 
@@ -42,12 +42,9 @@ def generate(
 
     For example: vinfinity generate --prompt "a red ball bouncing over green grass"
     """
-    from vinfinity.system.progress import warn
 
     with name_sources(resolved.origins):
         require_prompt(resolved.config)
-        for sentence in ignored(resolved):
-            warn(sentence)
         if dry_run:
             show_plan(resolved)
         else:
@@ -184,6 +181,8 @@ def config(
     Takes the options of `generate`. A value is taken from the defaults, the model, --config, KEY=VALUE arguments or
     flags; the last of these that names it wins.
     """
+    if explained is not None and yaml:
+        raise InputError("--explain", explained, "leave out one of the two", problem="conflicts with --yaml")
     if explained is not None:
         print_columns(explain(resolved, explained))
     elif yaml:

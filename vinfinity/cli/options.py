@@ -1,7 +1,9 @@
 """The options of a run, generated from the declarations of its settings and shared by its commands."""
 
 import functools
+import glob
 import inspect
+import os
 from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
 from enum import StrEnum
 from pathlib import Path
@@ -50,8 +52,8 @@ def number(kind: type[T], *, least: float = 1, most: float = MOST_NUMBER) -> Cal
 def complete_model(incomplete: str) -> list[str]:
     from vinfinity.weights.registry import local_models
 
-    folders = [str(file.parent) for file in Path().glob(f"{incomplete}*/model_index.json")]
-    names = ["mini", *(path.name for path in local_models()), *sorted(folders)]
+    files = glob.glob(f"{glob.escape(incomplete)}*/model_index.json")
+    names = ["mini", *(path.name for path in local_models()), *sorted(map(os.path.dirname, files))]
     return [name for name in names if name.startswith(incomplete)]
 
 

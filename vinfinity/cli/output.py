@@ -5,19 +5,17 @@ import os
 import traceback
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Annotated, Any
 
 import typer
 
-from vinfinity.errors import VinfinityError, one_line
+from vinfinity.errors import UnexpectedError, described
 from vinfinity.system.folders import check_temporary_directory, check_working_directory
 from vinfinity.system.pytorch import prefer_expandable_segments, require_torch
 from vinfinity.system.signals import Shutdown
 
 # characters; longer cells stick out of their column
 WIDEST_CELL = 44
-PACKAGE = Path(__file__).parent.parent
 
 
 @dataclass
@@ -79,21 +77,12 @@ def reported(context: typer.Context, *, debug: bool) -> Iterator[Shutdown]:
         code, message = invocation.shutdown.outcome()
         fail(message)
         raise typer.Exit(code) from None
-    except VinfinityError as error:
-        if debug:
-            traceback.print_exc()
-        fail(error.message)
-        raise typer.Exit(error.exit_code) from error
     except Exception as error:
         if debug:
             traceback.print_exc()
-        again = "" if debug else "; run again with --debug for the traceback"
-        fail(f"{type(error).__name__}: {one_line(error)} ({_place(error)}){again}")
-        raise typer.Exit(1) from error
-
-
-def _place(error: Exception) -> str:
-    """File and line of the innermost call within the package."""
-    calls = traceback.extract_tb(error.__traceback__)
-    call = next((call for call in reversed(calls) if call.filename.startswith(str(PACKAGE))), calls[-1])
-    return f"{Path(call.filename).name}:{call.lineno}"
+        known = described(error)
+        # ranks that were started have shown the tracebacks of theirs
+        hidden = isinstance(known, UnexpectedError) and known.__cause__ is not None and not debug
+        again = "; run again with --debug for the traceback" if hidden else ""
+        fail(f"{known.message}{again}")
+        raise typer.Exit(known.exit_code) from error

@@ -97,7 +97,7 @@ def decode(
         config = resolved.config
         with name_sources(resolved.origins):
             destination = Destination.of(config).beside(folder, overwrite=config.overwrite)
-            check_files(config, destination, overwrite=config.overwrite)
+            check_files(config, destination, overwrite=config.overwrite, denoise=False)
             if not (folder.latents / "manifest.json").exists():
                 remedy = f"compute them with {folder.command('resume')}"
                 raise InputError("run", run, remedy, problem="has no final latents yet")

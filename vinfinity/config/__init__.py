@@ -42,7 +42,7 @@ from vinfinity.config.settings import (
     timed_prompts,
 )
 from vinfinity.config.sources import Layer, Resolved, leaves, load, name_sources, parse_yaml, read_row
-from vinfinity.config.text import changes_latents, digest, explain, ignored, to_yaml
+from vinfinity.config.text import changes_latents, digest, explain, to_yaml
 
 __all__ = [
     "AttentionConfig",
@@ -77,7 +77,6 @@ __all__ = [
     "declared",
     "digest",
     "explain",
-    "ignored",
     "leaves",
     "load",
     "name_sources",

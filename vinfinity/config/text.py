@@ -58,17 +58,3 @@ def explain(resolved: Resolved, key: str) -> list[tuple[str, str]]:
         ("latents", "changes them" if setting.latents else "does not change them"),
     ]
     return rows
-
-
-def ignored(resolved: Resolved) -> list[str]:
-    """One sentence for each setting that the user gave but that has no effect beside the others."""
-    config = resolved.config
-    sentences = []
-    if config.eta > 0 and config.sampler not in ("ddim", "videocrafter2"):
-        sentences.append(
-            f"eta: {config.eta} has no effect with the sampler {config.sampler}; only ddim and videocrafter2 use it"
-        )
-    chosen = not resolved.origins["negative"].startswith("model ")
-    if config.negative and chosen and config.guidance <= 1:
-        sentences.append(f"negative: has no effect while guidance is {config.guidance:g}; raise it above 1")
-    return sentences

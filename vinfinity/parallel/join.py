@@ -40,9 +40,14 @@ NCCL_SECONDS = 3600.0
 
 
 def carry_out(worker: Callable[[Payload, Ranks], Result], payload: Payload, ranks: Ranks) -> Result:
-    """The result of a rank's part of the work. Raises OutOfMemoryError if its memory does not suffice."""
-    with named_out_of_memory(str(ranks)):
-        return worker(payload, ranks)
+    """The result of a rank's part of the work. Raises VinfinityError for any error, see `described`."""
+    try:
+        with named_out_of_memory(str(ranks)):
+            return worker(payload, ranks)
+    except VinfinityError:
+        raise
+    except Exception as error:
+        raise described(error, ranks.rank if ranks.size > 1 else None) from error
 
 
 @contextlib.contextmanager

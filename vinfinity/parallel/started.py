@@ -18,7 +18,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from vinfinity.errors import RankError, VinfinityError, described, error_of
+from vinfinity.errors import RankError, UnexpectedError, VinfinityError, described, error_of
 from vinfinity.parallel.place import Place
 from vinfinity.system.signals import Shutdown
 
@@ -141,7 +141,7 @@ def _work(files: RankFiles, rank: int, shutdown: Shutdown) -> int:
         if ranks.first:
             files.result.write_bytes(pickle.dumps(result))
     except Exception as error:
-        if not isinstance(error, VinfinityError):
+        if isinstance(described(error, rank), UnexpectedError):
             traceback.print_exc()
         return report(files, rank, error)
     return 0

@@ -61,12 +61,17 @@ class EarlierRun:
             problem = f"holds latents of {c}x{h}x{w}; this video needs {'x'.join(map(str, latent))}"
             raise InputError("edit.run", edit.run, "keep its model and size", problem=problem)
         known = geometry.frames(latents.frames)
-        if edit.span.stop > known:
-            problem = f"goes beyond the run's {known} frames"
+        # the last latent frame may hold more frames than the video has
+        shown = min(known, config.frames)
+        if edit.span.stop > shown:
+            problem = f"goes beyond the run's {shown} frames"
             raise InputError("edit.redo", edit.redo, "name frames of that run", problem=problem)
         if geometry.latent_frames(config.frames) < latents.frames:
             problem = f"is less than the run's {known} frames"
             raise InputError("frames", config.frames, "keep all of them", problem=problem)
+        if not edit.span and geometry.latent_frames(config.frames) == latents.frames:
+            problem = f"adds nothing to the {known} frames that the run's latents hold"
+            raise InputError("frames", config.frames, f"ask for {known + 1} or more in all", problem=problem)
         if config.loop and config.frames > known:
             remedy = "turn it off with loop=false, or generate a longer loop"
             raise InputError("loop", True, remedy, problem="leaves no end to which frames could be added")

@@ -17,6 +17,7 @@ from vinfinity.config import (
 )
 from vinfinity.errors import InputError
 from vinfinity.runs.folder import RunFolder
+from vinfinity.runs.sources import video_is_encoded
 from vinfinity.weights.card import model_defaults, planned_card, read_card
 
 # nearly lossless: the second pass starts from it
@@ -26,7 +27,7 @@ OF_MODEL = ("steps", "sampler", "guidance")
 
 
 def first_pass(config: RunConfig, folder: RunFolder, *, planned: bool = False) -> RunConfig | None:
-    """The settings of the first pass of a run; None if it has none.
+    """The settings of the first pass of a run; None if it has none, or resumes and does not need it any more.
 
     Whatever `first_pass` does not say is as in the video, and with another model as that model's card has it. An edit
     takes the latents of the first pass from the run that is edited. folder: of the run. planned: see `model_defaults`.
@@ -34,6 +35,9 @@ def first_pass(config: RunConfig, folder: RunFolder, *, planned: bool = False) -
     """
     own = config.first_pass
     if not config.two_passes or config.edit.run is not None:
+        return None
+    # before its model is looked for, which need not be there any more
+    if config.resume and not planned and video_is_encoded(folder, config):
         return None
     changes: dict[str, Any] = {"size": own.size}
     if own.model is not None:

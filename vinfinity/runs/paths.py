@@ -78,11 +78,17 @@ def slug(prompt: str) -> str:
 
 
 def check_files(
-    config: RunConfig, destination: Destination, *, overwrite: bool, own: Collection[str] | None = None
+    config: RunConfig,
+    destination: Destination,
+    *,
+    overwrite: bool,
+    own: Collection[str] | None = None,
+    denoise: bool = True,
 ) -> None:
     """Raise InputError if an input file does not exist, or an output file cannot be written. Creates nothing.
 
     overwrite: accept output files that exist. own: of a run that goes on, real paths of those that it may replace.
+    denoise: see `check_inputs`.
     """
     check_encoders(destination.format)
     # `resume` has no flag for it
@@ -102,7 +108,7 @@ def check_files(
     if latents is not None:
         check_output("save_latents", latents, overwrite=may_replace(latents), way=way)
         _check_latents(config, destination, latents)
-    check_inputs(config)
+    check_inputs(config, denoise=denoise)
 
 
 def _check_run_folder(config: RunConfig, destination: Destination) -> None:
@@ -150,14 +156,20 @@ def check_config_sound(config: RunConfig) -> Fraction | None:
     return check_audio(file, field=field, other="leave out --keep-audio")
 
 
-def check_inputs(config: RunConfig) -> None:
-    """Raise InputError if a file that `config` names does not exist, cannot be read, or has a damaged header."""
+def check_inputs(config: RunConfig, *, denoise: bool = True) -> None:
+    """Raise InputError if a file that `config` names does not exist, cannot be read, or has a damaged header.
+
+    denoise: whether latents are computed; if they are there, what they were computed from need not be any more.
+    """
     decoder = None if config.decoder is None else expanded(config.decoder, field="decoder")
     if decoder is not None and not os.path.isdir(decoder):
         remedy = "give the folder with its config.json and its weights"
         problem = missing_problem(decoder, "is not a folder")
         raise InputError("decoder", config.decoder, remedy, problem=problem)
     check_config_sound(config)
+    check_headers(read_card(config.model))
+    if not denoise:
+        return
     if config.noise_from is not None:
         noise = expanded(config.noise_from, field="noise_from")
         if not os.path.isfile(noise):
@@ -170,7 +182,6 @@ def check_inputs(config: RunConfig) -> None:
         check_lora(text)
     if config.edit.run is not None:
         _check_earlier(expanded(config.edit.run, field="edit.run"))
-    check_headers(read_card(config.model))
 
 
 def _check_earlier(folder: Path) -> None:
