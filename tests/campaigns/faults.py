@@ -107,14 +107,14 @@ def reached(phase: str, folder: Path, since: int) -> bool:
         path = folder / "events.jsonl"
         events = path.read_text()[since:] if path.exists() else ""
         return '"event": "latents"' in events or f'"event": "resumed", "step": {STEPS}' in events
-    return any(folder.parent.glob(f"{TEMPORARY}*.*.part"))
+    return any(folder.parent.glob(f"{TEMPORARY}*.part"))
 
 
 def killed_in(folder: Path, planned: str) -> str:
     """The phase in which a run was killed, by the files it left."""
     if folder.with_suffix(".mp4").exists():
         return "end"
-    if any(folder.parent.glob(f"{TEMPORARY}*.*.part")):
+    if any(folder.parent.glob(f"{TEMPORARY}*.part")):
         return "mux"
     if unfinished(folder, "latents"):
         return "gather"
