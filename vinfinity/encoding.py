@@ -66,14 +66,13 @@ def _encode(
     first `frames` frames give.
     """
     ranks, unit = session.ranks, "frames" if total == frames else "latent frames"
-    done = ranks.collect(_found(folder, session) if ranks.first else None)[0]
+    done = ranks.from_first(lambda: _found(folder, session))
     if done is not None and done.frames == total:
         return done
     session.enter(f"after encoding {done.frames if done else 0} of {total} {unit}")
-    opened = ranks.collect(_opened(sources, done, folder) if ranks.first else None)[0]
+    opened = ranks.from_first(lambda: _opened(sources, done, folder))
     if isinstance(opened, InputError):
         raise opened
-    assert opened is not None
     files, settings = opened
     if ranks.first:
         for concern in files.concerns():
@@ -162,11 +161,10 @@ def _copy(session: Session, earlier: Path) -> Parts:
     """The latents that the edited run has encoded, copied so that this run can be edited in turn."""
     ranks, folder = session.ranks, session.folder.input
     source = read_manifest(earlier)
-    done = ranks.collect(_found(folder, session) if ranks.first else None)[0]
+    done = ranks.from_first(lambda: _found(folder, session))
     if done is not None and done.frames == source.frames:
         return done
-    if ranks.first:
-        source.verify()
+    ranks.from_first(source.verify)
 
     def pieces() -> Iterator[tuple[range, Mapping[str, Tensor]]]:
         for start in range(0, source.frames, COPIED_FRAMES):
