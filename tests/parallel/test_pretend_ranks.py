@@ -28,6 +28,7 @@ from vinfinity.parallel.meeting import _FirstExchange, _unheard_on_gpu
 from vinfinity.parallel.ranks import Ranks
 from vinfinity.parallel.shards import FrameShards
 from vinfinity.parallel.timeline import one_scene
+from vinfinity.planning.fit import decide, find_fit
 from vinfinity.run import on_rank, run
 from vinfinity.runs.paths import Destination
 from vinfinity.system.out_of_memory import GPU_REMEDY
@@ -239,6 +240,21 @@ def test_ranks_wait_for_those_that_load_for_long(model_folder: Path, tmp_path: P
     for outcome in on_pretend_ranks(work, ranks=2):
         assert outcome.error is None, outcome.error
         assert "gather, check" in ", ".join(outcome.result)
+
+
+def test_ranks_wait_for_the_plan_longer_than_for_a_message(
+    model_folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    job = task_for(model_folder, tmp_path / "a.mp4", ranks=2).job
+
+    def slow(*arguments: Any, **options: Any) -> Any:
+        time.sleep(8.0)
+        return decide(*arguments, **options)
+
+    monkeypatch.setattr("vinfinity.planning.fit.decide", slow)
+    outcomes = on_pretend_ranks(lambda ranks: find_fit(job, ranks).executions, ranks=2, timeout=5.0)
+    assert [outcome.error for outcome in outcomes] == [None, None]
+    assert outcomes[0].result == outcomes[1].result
 
 
 def test_the_pretend_nccl_makes_a_communicator_only_of_all_ranks() -> None:

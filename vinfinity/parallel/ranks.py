@@ -2,10 +2,10 @@
 
 import dataclasses
 import time
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from datetime import timedelta
-from typing import Any, TypeVar
+from typing import Any, TypeVar, cast
 
 import torch
 import torch.distributed as dist
@@ -91,6 +91,15 @@ class Ranks:
         with self.waits.on_host("collecting facts"), named_peers("collecting facts", *others):
             dist.all_gather_object(everyone, fact)
         return everyone
+
+    def from_first(self, find: Callable[[], Fact]) -> Fact:
+        """What rank 0 finds, on every rank; waits for as long as planning, or reading files, may take.
+
+        Raises RankError if a rank is late or gone.
+        """
+        found = find() if self.first else None
+        self.gather()
+        return cast(Fact, self.collect(found)[0])
 
     def gather(self) -> None:
         """Wait until all ranks have come here, for as long as loading and compiling may take.

@@ -51,13 +51,9 @@ def find_fit(job: Job, ranks: Ranks, *, loaded: int = 0, keep: bool = False) -> 
     """
     run = outline_of(job, device=_type(ranks), ranks=ranks.size)
     budgets = ranks.collect(_budget(ranks, loaded=loaded))
-    decision: Fit | InputError | None = None
-    if ranks.first:
-        decision = decide(run, smallest(budgets), keep=keep)
-    decision = ranks.collect(decision)[0]
+    decision = ranks.from_first(lambda: decide(run, smallest(budgets), keep=keep))
     if isinstance(decision, InputError):
         raise decision
-    assert decision is not None
     return decision
 
 

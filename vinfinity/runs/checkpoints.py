@@ -141,11 +141,7 @@ class Checkpoints:
         That is the final latents, or else the newest undamaged checkpoint; damaged ones are reported and deleted.
         Raises InputError if they were computed with other settings.
         """
-        newest: Parts | None = None
-        if self._ranks.first:
-            for path in [*self._found(finished=False), self._folder.latents][::-1]:
-                newest = newest or undamaged_parts(path, damaged=self._damaged)
-        newest = self._ranks.collect(newest)[0]
+        newest = self._ranks.from_first(self._newest)
         if newest is None:
             return None
         if newest.settings != self._identity:
@@ -159,6 +155,14 @@ class Checkpoints:
         frames = self._selection.of(held) if self._final else held
         tensors: dict[str, Tensor] = {name: newest.pick(frames, name=name)[None] for name in newest.tensors}
         return State(step=newest.step, **tensors)
+
+    def _newest(self) -> Parts | None:
+        """The final latents, or else the newest checkpoint, that is undamaged; reads all of it."""
+        for path in [*self._found(finished=False), self._folder.latents][::-1]:
+            found = undamaged_parts(path, damaged=self._damaged)
+            if found is not None:
+                return found
+        return None
 
     def _damaged(self, error: DamagedError) -> None:
         self._folder.event("damaged", message=error.message)

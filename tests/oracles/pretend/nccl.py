@@ -10,6 +10,7 @@
 
 import contextlib
 import time
+import types
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -33,6 +34,7 @@ UNUSED = (
     "send",
     "recv",
 )
+REAL_BACKEND_OF = dist.ProcessGroup._get_backend
 
 
 class NeverEnds(BaseException):
@@ -95,6 +97,7 @@ class PretendNccl:
             **{name: self._on_host_only(getattr(dist, name)) for name in UNUSED},
         }.items():
             self._open.enter_context(mock.patch.object(dist, name, value))
+        self._open.enter_context(mock.patch.object(dist.ProcessGroup, "_get_backend", self._backend_of))
         return self
 
     def __exit__(self, *_: object) -> None:
@@ -112,6 +115,13 @@ class PretendNccl:
         self._fail_in("init")
         if device_id is not None:
             self.make_communicator()
+
+    @staticmethod
+    def _backend_of(group: dist.ProcessGroup, device: torch.device) -> Any:
+        """The part of a group for a device. That of GPUs has a time limit of its own."""
+        if torch.device(device).type == "cuda":
+            return types.SimpleNamespace(_set_default_timeout=lambda limit: None)
+        return REAL_BACKEND_OF(group, device)
 
     def _fail_in(self, where: str) -> None:
         if self._fault[0] == where:
