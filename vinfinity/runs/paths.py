@@ -95,7 +95,7 @@ def check_files(
     way = "add --overwrite" if own is None else "add overwrite=true"
 
     def may_replace(path: Path) -> bool:
-        return overwrite or os.path.realpath(path) in (own or ())
+        return overwrite or (own is not None and os.path.realpath(path) in own)
 
     video, sheet, latents = destination.video, destination.sheet, destination.latents
     if destination.format.container.is_folder:
