@@ -85,8 +85,9 @@ def generate_batch(
     config: str | Path | None = None,
     **settings: Any,
 ) -> BatchSummary | None:
-    """Generate the videos of many rows, as `vinfinity batch` does. Weights are loaded once, finished videos are skipped,
-    and a video that fails does not end the batch.
+    """Generate the videos of many rows, as `vinfinity batch` does.
+
+    Weights are loaded once, finished videos are skipped, and a video that fails does not end the batch.
 
     rows: the path of a file, or prompts and mappings of settings. folder: the folder for the videos, by default named
     after the file, or `videos`. seeds: each row is generated once per seed. part: for example `3/8`, for processes that

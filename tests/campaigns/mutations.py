@@ -4,7 +4,7 @@
 
 Each mutation is made in a copy of the package, on which the tests with pretend GPUs run until one fails. Prints a table
 of the mutations and of the tests that failed; exits with code 1 if a mutation went unnoticed. The whole campaign takes
-hours; with the table of an earlier one (--like), the test that failed there runs first, and most mutations take seconds.
+hours. With the table of an earlier one (--like), the test that failed there runs first: most mutations take seconds.
 """
 
 import argparse
