@@ -24,7 +24,8 @@ from torch import Tensor
 from vinfinity.config import Resolved
 from vinfinity.errors import InputError, WeightsError
 from vinfinity.inputs import initial_state
-from vinfinity.job import describe, prepare
+from vinfinity.job import prepare
+from vinfinity.job_report import concerns, describe
 from vinfinity.media.mp4 import read_metadata, read_video
 from vinfinity.run import run
 from vinfinity.task import Summary
@@ -304,7 +305,7 @@ def test_settings_without_effect_are_named(
 
     def said(*overrides: str) -> list[str]:
         config = resolve(own_model, tmp_path / "a.mp4", *overrides, frames=4).config
-        return [concern for concern in prepare(config).concerns() if "has no effect" in concern]
+        return [concern for concern in concerns(prepare(config)) if "has no effect" in concern]
 
     assert said() == []
     [concern] = said(*given)
@@ -402,10 +403,10 @@ def test_unusable_settings_are_refused_by_name(
 
 
 def test_a_description_names_the_planned_video_and_writes_nothing(model_folder: Path, tmp_path: Path) -> None:
-    rows = dict(describe(resolve(model_folder, tmp_path / "a.mp4", frames=40, size="50x34").config))
+    rows = dict(describe(prepare(resolve(model_folder, tmp_path / "a.mp4", frames=40, size="50x34").config)))
     assert rows["video"].startswith("40 frames of 50x34 at ")
     assert rows["latents"] == "1x4x40x5x7"
     assert "dual-scope" in rows["attention"]
-    short = dict(describe(resolve(model_folder, tmp_path / "a.mp4", frames=16).config))
+    short = dict(describe(prepare(resolve(model_folder, tmp_path / "a.mp4", frames=16).config)))
     assert "plain" in short["attention"]
     assert list(tmp_path.iterdir()) == []

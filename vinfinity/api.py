@@ -1,4 +1,4 @@
-"""One call from a prompt to a video: in memory, or as files that a later call resumes; and many in one call."""
+"""One call from a prompt to a video: in memory, as files that a later call can resume, or many at once."""
 
 from collections.abc import Iterable, Mapping, Sequence
 from functools import cache
@@ -27,13 +27,13 @@ from vinfinity.weights.card import model_defaults
 def generate(prompt: Prompts, *, gpus: int | None = None, **settings: Any) -> Video:
     """Generate a video and return its frames and latents.
 
-    prompt: a text, or a list of prompts over time, see `Pipeline`. gpus: GPUs to share the video; more than one start a
-    process each. settings: any setting of a video, such as model, frames, size, seed, steps, guidance or
-    `attention={"local": 4}`; the model's card fills the rest.
+    prompt: a text, or a list of prompts over time, see `Pipeline`. gpus: the number of GPUs that share the video; for
+    more than one, each gets a process of its own. settings: any setting of a video, such as model, frames, size, seed,
+    steps, guidance or `attention={"local": 4}`; the model's card provides the rest.
 
     The weights are loaded for every call; to generate several videos, keep a `Pipeline`. Raises InputError for unusable
-    settings, NotFiniteError for NaN or infinite values, RankError if a process fails. What several GPUs have computed
-    until an error stays in a temporary folder; the error says how to resume the run.
+    settings, NotFiniteError for NaN or infinite values, RankError if a process fails. What several GPUs computed before
+    an error is kept in a temporary folder, and the error says how to resume the run.
     """
     if gpus is None or gpus == 1:
         loaded = {name: settings.pop(name) for name in LOADED if name in settings}
@@ -42,10 +42,10 @@ def generate(prompt: Prompts, *, gpus: int | None = None, **settings: Any) -> Vi
 
 
 def _generate_on(gpus: int, prompt: Prompts, settings: Mapping[str, Any]) -> Video:
-    """A video by several ranks, decoded in this process."""
+    """Generate a video on several ranks, and decode it in this process."""
 
     def kept(error: BaseException) -> bool:
-        """Whether the run has computed something. If the error does not say how to use it, that is added."""
+        """Return whether the run has computed anything, and make the error say how to use it."""
         run = run_folder(video)
         if not run.holds_work():
             return False
@@ -62,15 +62,15 @@ def _generate_on(gpus: int, prompt: Prompts, settings: Mapping[str, Any]) -> Vid
             latents = read_manifest(task.destination.folder.latents)
             whole = latents.read(range(latents.frames))[None]
             ranks = Ranks.of_one(config.device)
-            # the decoder alone: there may be no room for the other networks beside its pictures
+            # only the decoder: there may be no memory for the other networks along with its pictures
             return decode_video(task.job, whole, Networks(ranks.device).decoder(task.job), ranks)
 
 
 def generate_file(config: RunConfig) -> Summary | None:
-    """Generate the MP4 that `config` describes, as the command line does: with a run folder and checkpoints, resumable,
-    on as many GPUs as `config.gpus` asks for or a launcher started.
+    """Generate the video file that `config` describes, as the command line does: with a run folder and checkpoints, so
+    that it can be resumed, on the number of GPUs in `config.gpus` or on those that a launcher started.
 
-    Returns None on ranks other than 0, and if the run is finished already. Raises VinfinityError, also if the files of
+    Returns None on ranks other than 0, and if the run is already finished. Raises VinfinityError, also if the files of
     a finished run were made with other settings.
     """
     return run(config)
@@ -85,16 +85,17 @@ def generate_batch(
     config: str | Path | None = None,
     **settings: Any,
 ) -> BatchSummary | None:
-    """Generate the MP4s of many rows, as `vinfinity batch` does: weights are loaded once, finished videos are skipped,
-    a failing one is passed over.
+    """Generate the videos of many rows, as `vinfinity batch` does.
 
-    rows: the path of a file, or prompts and mappings of settings. folder: of the videos; by default named after the
-    file, or `videos`. seeds: each row is made once with each of them. part: such as `3/8`, for processes that share a
-    batch. config: a YAML file with settings of all rows. settings: of all rows, too, such as `frames=64` or the
-    template `out="{index:04}-{slug}-{seed}.mp4"`; a row's own come before them.
+    Weights are loaded once, finished videos are skipped, and a video that fails does not end the batch.
 
-    Returns what became of the videos; None on ranks other than 0. Raises InputError for any faulty row before weights
-    are loaded, and Stopped, OutputError or RankError where the batch ends early; calling it again goes on.
+    rows: the path of a file, or prompts and mappings of settings. folder: the folder for the videos, by default named
+    after the file, or `videos`. seeds: each row is generated once per seed. part: for example `3/8`, for processes that
+    share a batch. config: a YAML file with settings for all rows. settings: more settings for all rows, such as
+    `frames=64` or the template `out="{index:04}-{slug}-{seed}.mp4"`; a row's own settings take precedence.
+
+    Returns the outcome of each video; None on ranks other than 0. Raises InputError for any faulty row before weights
+    are loaded, and Stopped, OutputError or RankError if the batch ends early; calling it again resumes it.
     """
     file = None if config is None else expanded(config, field="config")
     card = cache(model_defaults)

@@ -6,6 +6,7 @@ from pathlib import Path
 
 from vinfinity.config import RunConfig
 from vinfinity.decoding import decode_to_files
+from vinfinity.job_report import without_effect
 from vinfinity.networks import Networks
 from vinfinity.parallel.launch import launch
 from vinfinity.parallel.ranks import Ranks
@@ -22,7 +23,7 @@ from vinfinity.task import Summary, Task
 def decode_again(
     config: RunConfig, folder: RunFolder, destination: Destination, *, shutdown: Shutdown | None = None
 ) -> Summary | None:
-    """Decode the final latents of a run into the files of `destination`, on one rank or several.
+    """Decode the final latents of a run to the files of `destination`, on one rank or several.
 
     Returns None on ranks other than 0. Raises InputError if the run has no final latents yet.
     """
@@ -31,7 +32,7 @@ def decode_again(
     unfinished = folder.decoded if is_own else folder.decoded_of(destination.video)
     task, record = Task.of(config, destination, denoise=False), folder.record() or {}
     job = task.job
-    # what the latents were made with, whatever became of these files since
+    # the weights and noise that the latents were made with; these files may have changed since
     job = replace(
         job,
         weights_digest=record.get("weights", job.weights_digest),
@@ -48,7 +49,7 @@ def decode_again(
 
 
 def decode_on_rank(payload: tuple[Task, RunFolder, Path], ranks: Ranks) -> Summary | None:
-    """One rank's part of decoding again."""
+    """Do one rank's part of decoding a run again."""
     (task, folder, unfinished), started = payload, time.monotonic()
     facts = {name: task.job.facts[name] for name in ("decoder", "version")}
     with (
@@ -59,7 +60,7 @@ def decode_on_rank(payload: tuple[Task, RunFolder, Path], ranks: Ranks) -> Summa
     ):
         ranks.shutdown.message = "stopped while decoding; the run and its latents are unchanged"
         ranks.check_shutdown()
-        for concern in task.job.without_effect("decode."):
+        for concern in without_effect(task.job, "decode."):
             progress.warn(concern)
         latents = final_latents(folder)
         latents.verify()

@@ -1,4 +1,4 @@
-"""From final latents to files."""
+"""Decode final latents to files."""
 
 from pathlib import Path
 
@@ -21,9 +21,9 @@ def decode_to_files(
     *,
     unfinished: Path,
 ) -> VideoWatch | None:
-    """From latents to video and contact sheet, and the copy of the latents. Ranks other than 0 decode their share.
+    """Write the video, its contact sheet and the copy of the latents. Ranks other than 0 decode their share.
 
-    unfinished: the file of what is decoded so far. Returns what was seen of frames and latents, on rank 0.
+    unfinished: the file that holds what is decoded so far. Returns, on rank 0, what was recorded of frames and latents.
     """
     job, destination, config = task.job, task.destination, task.job.config
     if ranks.first and destination.latents is not None:

@@ -1,4 +1,4 @@
-"""The denoiser of a rank: the network with the text and the other ranks' frames, in as much memory as there is."""
+"""Build the denoiser of a rank, and find the fastest execution of it that fits into memory."""
 
 from collections.abc import Callable, Sequence
 from functools import partial
@@ -30,7 +30,7 @@ def make_denoiser(
     exchange: FrameExchange,
     execution: Execution,
 ) -> Denoiser:
-    """The guided prediction of `network` for this rank's frames. text: of all guidance branches."""
+    """Return the guided prediction of `network` for this rank's frames. text: the text of all guidance branches."""
     config, device = job.config, text.states.device
     swap = None
     if team.branch is not None:
@@ -70,10 +70,10 @@ def fitting_denoiser(
     t: float,
     rehearsed: bool | None = None,
 ) -> tuple[Denoiser, Execution]:
-    """The denoiser with the first execution of `fit` in which it runs, and that execution.
+    """Return the denoiser with the first execution of `fit` that runs in the memory there is, and that execution.
 
     t: the training timestep of the next step. rehearsed: whether to try executions before ranks need each other; by
-    default on GPUs whose memory is scarce, and to compile. Raises OutOfMemoryError, on every rank, if none fits.
+    default on GPUs with little free memory, and for compilation. Raises OutOfMemoryError, on every rank, if none fits.
     """
     execution = fit.first
     if rehearsed is None:
@@ -95,12 +95,12 @@ def fitting_denoiser(
 def rehearse(
     executions: Sequence[Execution], rehearsal: Callable[[Execution], object], ranks: Ranks
 ) -> Execution:
-    """The first of the executions, from the fastest to the leanest, in which all ranks have enough memory.
+    """Return the first execution, from the fastest to the leanest, for which all ranks have enough memory.
 
-    Plans know tensors, but not other programs on a GPU or the workspaces of its libraries. In a rehearsal no rank waits
-    for another one, so a lack of memory leaves nobody waiting; and what runs once (setting up libraries, compiling) is
-    done before ranks wait for each other. rehearsal: a step that sends nothing. Raises OutOfMemoryError, on every rank,
-    if none fits.
+    Plans count tensors, but not other programs on a GPU or the workspaces of its libraries. In a rehearsal no rank
+    waits for another, so running out of memory leaves no rank hanging, and one-time work (library setup, compilation)
+    is done before ranks depend on each other. rehearsal: runs a step that sends nothing. Raises OutOfMemoryError, on
+    every rank, if none fits.
     """
     problems: list[str] = []
     for execution in executions:
@@ -115,7 +115,7 @@ def rehearse(
 
 
 def _lack_of_memory(work: Callable[[], object], ranks: Ranks) -> str | None:
-    """What `work` says if memory does not suffice for it; None if it does."""
+    """Return the message if `work` runs out of memory, or None."""
     try:
         work()
     except (RuntimeError, MemoryError) as error:
@@ -124,7 +124,7 @@ def _lack_of_memory(work: Callable[[], object], ranks: Ranks) -> str | None:
         problem = describe(error, where=str(ranks))
     else:
         return None
-    # tensors of the step are held by the error until here
+    # until here, the exception kept the tensors of the step alive
     if ranks.device.type == "cuda":
         torch.cuda.empty_cache()
     return problem

@@ -1,4 +1,4 @@
-"""From the video and the pictures that a run starts from to their latents in the run folder."""
+"""Encode the video and the images that a run starts from to latents in the run folder."""
 
 import hashlib
 import shutil
@@ -25,11 +25,12 @@ from vinfinity.weights.card import files_digest
 def encode_input(
     job: Job, session: Session, networks: Networks, restored: State | None
 ) -> tuple[Parts | None, Parts | None]:
-    """The latents of the video and of the pictures that a run starts from, None where there are none.
+    """Return the latents of the video and of the images that a run starts from; None for what it does not have.
 
-    What the run folder has already is not encoded again; the files are not needed then. restored: the state that the
-    run resumes from, which needs the pictures at most. All ranks make this call. Raises Stopped, with every whole round
-    of blocks written, if the run was asked to end; InputError if a file is damaged or was changed.
+    Latents that are already in the run folder are not encoded again, and their files are then not needed. restored: the
+    state that the run resumes from, which needs at most the images. Every rank must call this. Raises Stopped if a
+    shutdown was requested, after every complete round of blocks is written, and InputError if a file is damaged or has
+    changed.
     """
     config, folder = job.config, session.folder
     finished = restored is not None and restored.step == len(job.sampler.timesteps)
@@ -62,8 +63,9 @@ def _encode(
     total: int,
     frames: int,
 ) -> Parts:
-    """Encodes what `folder` does not have yet. sources: opens the files, on rank 0. total: latent frames that their
-    first `frames` frames give.
+    """Encode what `folder` does not have yet.
+
+    sources: opens the files, on rank 0. total: the number of latent frames that their first `frames` frames give.
     """
     ranks, unit = session.ranks, "frames" if total == frames else "latent frames"
     done = ranks.from_first(lambda: _found(folder, session))
@@ -78,7 +80,7 @@ def _encode(
         if not job.config.overwrite:
             source, remedy = files.files[0], "restore it, or start over with --overwrite"
             raise InputError(source.field, source.path, remedy, problem="was changed since the run started")
-        # nothing but these latents was computed so far
+        # only these latents have been computed so far
         done = None
         if ranks.first:
             shutil.rmtree(folder, ignore_errors=True)
@@ -112,7 +114,7 @@ def _rounds(
     done: Parts | None,
     settings: str,
 ) -> Iterator[Parts]:
-    """Encodes the latent frames `wanted` of a video of `frames` frames; yields what is written after each round."""
+    """Encode the latent frames `wanted` of a video of `frames` frames; yield what is written after each round."""
     ranks = session.ranks
     blocks = encode_frames(
         encoder,
@@ -139,7 +141,7 @@ def _rounds(
 
 
 def _found(folder: Path, session: Session) -> Parts | None:
-    """What a folder has of the latents; what is damaged or unfinished is deleted."""
+    """Return the latents that a folder holds, and delete damaged and unfinished ones."""
 
     def damaged(error: DamagedError) -> None:
         session.folder.event("damaged", message=error.message)
@@ -149,7 +151,7 @@ def _found(folder: Path, session: Session) -> Parts | None:
 
 
 def _opened(sources: "partial[Sources]") -> tuple[Sources, str] | InputError:
-    """The files, and a digest of them that the latents belong to; or why they cannot be used."""
+    """Return the files and their digest, which is recorded with the latents; or why they cannot be used."""
     try:
         files = sources()
         named = [(source.field, source.path) for source in files.files]
@@ -160,7 +162,7 @@ def _opened(sources: "partial[Sources]") -> tuple[Sources, str] | InputError:
 
 
 def _copy(session: Session, earlier: Path) -> Parts:
-    """The latents that the edited run has encoded, copied so that this run can be edited in turn."""
+    """Copy the latents that the edited run has encoded, so that this run can be edited in turn."""
     ranks, folder = session.ranks, session.folder.input
     source = read_manifest(earlier)
     done = ranks.from_first(lambda: _found(folder, session))

@@ -1,4 +1,4 @@
-"""The cheap figures of a run: what was seen while its video was decoded, at the places where it was divided."""
+"""The inexpensive measures of a run, taken while its video is decoded, also at the borders between its parts."""
 
 from vinfinity.job import Job
 from vinfinity.media.watch import VideoFigures, VideoWatch
@@ -6,10 +6,10 @@ from vinfinity.parallel.shards import FrameShards
 
 
 def borders(job: Job, shards: FrameShards) -> dict[str, list[int]]:
-    """The first latent frame after each border by kind: `ranks`, but the first rank, and `joins` of edits.
+    """Return the first latent frame after each border, by kind: between `ranks`, and at the `joins` of edits.
 
-    A loop may have one at frame 0. Between frames that an edit keeps, there are the borders of the earlier video.
-    shards: of the frames that the run computes.
+    A loop may have one at frame 0. Between frames that an edit keeps, the borders are those of the earlier video.
+    shards: how the frames that the run computes are divided among ranks.
     """
     computed, generated = job.selection.frames, job.selection.generated
     new = [frame in generated for frame in range(job.latent_frames)]
@@ -32,12 +32,12 @@ def borders(job: Job, shards: FrameShards) -> dict[str, list[int]]:
 
 
 def borders_in_frames(job: Job, shards: FrameShards) -> dict[str, list[int]]:
-    """The same in frames of the video, for run.json."""
+    """Return the borders in frames of the video instead of latent frames, as run.json records them."""
     return {kind: _in_frames(job, starts) for kind, starts in borders(job, shards).items()}
 
 
 def find_figures(job: Job, shards: FrameShards, watch: VideoWatch) -> VideoFigures:
-    """The figures of a video that was decoded. watch: what was seen of it."""
+    """Return the measures of a decoded video. watch: what was recorded while it was decoded."""
     starts = [start for kind in borders(job, shards).values() for start in kind]
     scenes = [scene.start for scene in job.prompts.scenes if scene.start]
     return watch.figures(
@@ -50,5 +50,5 @@ def find_figures(job: Job, shards: FrameShards, watch: VideoWatch) -> VideoFigur
 
 
 def _in_frames(job: Job, starts: list[int]) -> list[int]:
-    """The first frame of the video that each of some latent frames decodes to."""
+    """Return the first video frame that each latent frame decodes to."""
     return [job.card.geometry.frame_span(range(start, start + 1)).start for start in starts]

@@ -1,4 +1,4 @@
-"""What denoising starts from: the text of each frame, the initial state, and the sampler."""
+"""What denoising starts from: the text of each frame, the initial state and the sampler."""
 
 from collections.abc import Sequence
 
@@ -20,9 +20,9 @@ from vinfinity.system.precision import fp32_products
 
 
 def shared_text(job: Job, networks: Networks, ranks: Ranks) -> FrameText:
-    """The same on every rank, encoded by rank 0 alone: text encoders may be larger than what they guide.
+    """Encode the text of every frame on rank 0, and send it to all ranks: text encoders can be larger than denoisers.
 
-    Raises NotFiniteError on rank 0 if the states are NaN or infinite, RankError on ranks that do not get them.
+    Raises NotFiniteError on rank 0 if states are NaN or infinite, and RankError on ranks that do not receive them.
     """
     device, dtype = ranks.device, job.dtype(ranks.device)
     states = None
@@ -33,13 +33,13 @@ def shared_text(job: Job, networks: Networks, ranks: Ranks) -> FrameText:
 
 
 def frame_text(job: Job, states: Tensor) -> FrameText:
-    """The text of each frame that the job computes. states: (n, t, c), of all texts."""
+    """Return the text of each frame that the job computes. states: (n, t, c), the encoded states of all its texts."""
     return job.prompts.text_of(states, job.selection.frames, guided=job.guided)
 
 
 @torch.no_grad()
 def text_states(job: Job, encoder: nn.Module, *, device: torch.device, dtype: torch.dtype) -> Tensor:
-    """The states of all texts of a job: (n, t, c). Raises NotFiniteError if they are NaN or infinite."""
+    """Return the states of all texts of a job, (n, t, c). Raises NotFiniteError if they are NaN or infinite."""
     tokens = [job.tokenizer(text) for text in job.texts]
     ids = torch.tensor([prompt.ids for prompt in tokens], device=device)
     with fp32_products(tf32=False):
@@ -50,8 +50,9 @@ def text_states(job: Job, encoder: nn.Module, *, device: torch.device, dtype: to
 
 
 def initial_state(job: Job, frames: Sequence[int], video: LatentSource | None = None) -> State:
-    """The state before the first step: noise (1, c, f, h, w) fp32 for these frames, from a file or from their seeds,
-    added to the latents of the video to start from, if there is one.
+    """Return the state before the first step: noise (1, c, f, h, w) fp32 for these frames, from a file or their seeds.
+
+    video: latents of the video to start from, if there is one; the noise is added to them.
     """
     if job.config.noise_from is None:
         noise = job.selection.noise(frames, job.latent)
@@ -70,9 +71,9 @@ def steered(
     device: torch.device,
     pictures: LatentSource | None = None,
 ) -> Sampler:
-    """The job's sampler, which holds kept frames to the latents of the earlier run, and others to those of pictures.
+    """Return the job's sampler, which sets frames that an edit keeps, or that have an image, to their latents.
 
-    frames: of this rank. pictures: the latents of the pictures in order. Raises DamagedError.
+    frames: this rank's frames. pictures: the latents of the images in order. Raises DamagedError.
     """
     sampler = job.sampler
     if job.earlier is not None:
@@ -81,7 +82,7 @@ def steered(
         return sampler
     clean = torch.zeros(1, job.latent[0], len(frames), *job.latent[1:])
     until = torch.zeros(len(frames), dtype=torch.int64)
-    for frame, number in job.held.items():
+    for frame, number in job.pinned_images.items():
         if frame in frames:
             at = list(frames).index(frame)
             clean[:, :, at] = pick_latents(pictures, [number])[:, :, 0]

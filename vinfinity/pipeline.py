@@ -11,13 +11,12 @@ import torch
 from torch import Tensor
 
 from vinfinity.config import Prompt, RunConfig
-from vinfinity.denoise.loop import denoise
-from vinfinity.denoise.selection import StepNoise
 from vinfinity.denoise.state import State
-from vinfinity.denoiser import fitting_denoiser
+from vinfinity.denoising import prepare_denoising
 from vinfinity.errors import InputError
-from vinfinity.inputs import initial_state, shared_text, steered
+from vinfinity.inputs import initial_state
 from vinfinity.job import Job, prepare
+from vinfinity.job_report import concerns
 from vinfinity.media.blocks import plan_blocks
 from vinfinity.media.decode import decode_frames
 from vinfinity.media.encode import encode_frames
@@ -33,12 +32,12 @@ from vinfinity.system.out_of_memory import named_out_of_memory
 from vinfinity.system.progress import logger
 from vinfinity.video import Video
 
-# a text, or prompts over time
+# a text, or a list of prompts over time
 Prompts = str | Sequence[str | Mapping[str, object] | Prompt]
 
-# settings that `Pipeline` fixes when it loads a model, and those that only runs with files or ranks have
+# settings that are fixed when `Pipeline` loads a model, and settings that only runs with files or several ranks have
 LOADED = ("model", "device", "dtype", "lora", "decoder", "compile")
-OF_RUNS = (
+RUN_SETTINGS = (
     "gpus",
     "out",
     "overwrite",
@@ -54,7 +53,7 @@ OF_RUNS = (
 
 
 def as_settings(prompt: Prompts) -> dict[str, object]:
-    """The settings `prompt` and `prompts` of a text, or of a list of prompts over time, where a text begins at 0."""
+    """Return the setting `prompt` for a text, or `prompts` for a list of prompts over time."""
     if isinstance(prompt, str):
         return {"prompt": prompt}
     return {"prompts": [{"text": entry} if isinstance(entry, str) else entry for entry in prompt]}
@@ -63,14 +62,15 @@ def as_settings(prompt: Prompts) -> dict[str, object]:
 def load_in_memory(
     prompt: Prompts, settings: Mapping[str, Any], *, fixed: Mapping[str, Any], allowed: Sequence[str] = ()
 ) -> RunConfig:
-    """The settings of a video that is returned and not written to files.
+    """Return the settings of a video that is returned instead of written to files.
 
-    settings: of the caller. fixed: beside them. allowed: those of OF_RUNS that have an effect nevertheless.
-    Raises InputError for unusable settings, and for those that have an effect only in runs that write files.
+    settings: the caller's settings. fixed: settings that the caller cannot change. allowed: the names in RUN_SETTINGS
+    that have an effect all the same. Raises InputError for unusable settings, and for settings that only affect runs
+    that write files.
     """
     for name in settings:
         group = name.partition(".")[0]
-        if group in OF_RUNS and group not in allowed:
+        if group in RUN_SETTINGS and group not in allowed:
             raise _of_files(name, settings[name], "use vinfinity.generate_file, or Video.save")
     config = load_config(**as_settings(prompt), **fixed, **settings)
     if config.input.keep_audio:
@@ -89,11 +89,11 @@ class Pipeline:
         pipe = vinfinity.Pipeline.from_pretrained("mini")
         video = pipe("a blue boat moving right", frames=64, seed=7)
 
-    Its networks stay loaded if there is memory for all of them beside what a video needs; otherwise each is loaded when
-    it is needed, for every video.
+    Its networks stay loaded if there is memory for all of them on top of what a video needs; otherwise each is loaded
+    when it is needed, for every video.
 
-    It holds no locks and takes over no signals: use it from a thread, in a notebook, or under a running event loop.
-    Nothing is written to disk. For several GPUs or resumable runs, see `vinfinity.generate(gpus=...)` and
+    It holds no locks and installs no signal handlers: use it from a thread, in a notebook, or under a running event
+    loop. Nothing is written to disk. For several GPUs or resumable runs, see `vinfinity.generate(gpus=...)` and
     `vinfinity.generate_file`.
     """
 
@@ -105,7 +105,7 @@ class Pipeline:
             self._warn([fallback])
         self._networks = Networks(self._ranks.device, several=True)
         if not weights_fit(self._job, self._ranks):
-            # each is loaded when it is needed
+            # each network is loaded when it is needed
             return
         with named_out_of_memory(str(self._ranks)):
             self._networks.text_encoder(self._job)
@@ -116,7 +116,7 @@ class Pipeline:
     def from_pretrained(cls, model: str | Path = "mini", **settings: Any) -> "Pipeline":
         """Load a model: `mini`, the name of a fetched model, or a folder in diffusers layout.
 
-        settings: device, dtype, lora, decoder and compile, as in the command line's options. Raises InputError.
+        settings: device, dtype, lora, decoder and compile, as on the command line. Raises InputError.
         """
         for name in settings:
             if name not in LOADED:
@@ -130,31 +130,32 @@ class Pipeline:
         return self._ranks.device
 
     def __call__(self, prompt: Prompts, **settings: Any) -> Video:
-        """Generate a video. prompt: a text, or a list of prompts over time, such as
-        `["a red ball", {"at": "50%", "text": "a blue boat"}]`.
+        """Generate a video.
 
+        prompt: a text, or a list of prompts over time, such as `["a red ball", {"at": "50%", "text": "a blue boat"}]`.
         settings: any setting of a video, such as frames, seed, steps or `attention={"local": 4}`.
 
         Raises InputError for unusable settings, NotFiniteError for NaN or infinite values, OutOfMemoryError.
         """
         job = self._prepared(prompt, settings)
-        self._warn(job.concerns())
+        self._warn(concerns(job))
         [final] = deque(self._denoise(job), maxlen=1)
         return self._decode(job, final.x)
 
     def denoise(self, prompt: Prompts, **settings: Any) -> Iterator[State]:
         """Yield the state after each denoising step: `state.step`, and `state.x`, latents (1, c, f, h, w) fp32.
 
-        Settings are checked at once, before the first state is requested. Raises as calling the pipeline does.
+        Settings are checked immediately, before the first state is requested. Raises the same errors as a call of the
+        pipeline.
         """
         job = self._prepared(prompt, settings)
-        self._warn(job.concerns())
+        self._warn(concerns(job))
         return self._denoise(job)
 
     def decode(self, latents: State | Tensor, **settings: Any) -> Video:
-        """Decode latents (1, c, f, h, w), or those of a state, into a video.
+        """Decode latents (1, c, f, h, w), or the latents of a state, into a video.
 
-        settings: size, fps and `decode`. Raises InputError, or NotFiniteError if frames are NaN or infinite.
+        settings: size, fps and the group `decode`. Raises InputError, or NotFiniteError if frames are NaN or infinite.
         """
         x = latents.x if isinstance(latents, State) else latents
         geometry = self._job.card.geometry
@@ -163,7 +164,7 @@ class Pipeline:
         return self._decode(self._prepared("", given), x)
 
     def _warn(self, concerns: Sequence[str]) -> None:
-        """Log what users should know before they wait, each once."""
+        """Log what users should know before they wait, each concern once."""
         for concern in concerns:
             if concern not in self._said:
                 logger.warning("%s", concern)
@@ -188,20 +189,20 @@ class Pipeline:
             fit = find_fit(job, self._ranks, loaded=self._networks.bytes, keep=True)
             self._networks.keep(job, ample=fit.keeps)
             video, pictures = self._encode(job)
-            text = shared_text(job, self._networks, self._ranks)
-            network, t = self._networks.denoiser(job), job.sampler.timesteps[0]
-            denoiser, _ = fitting_denoiser(
-                job, network, text, team, team.exchange(), self._ranks, fit=fit, t=t
+            denoising = prepare_denoising(
+                job,
+                self._networks,
+                self._ranks,
+                team=team,
+                exchange=team.exchange(),
+                fit=fit,
+                pictures=pictures,
             )
-            state = initial_state(job, frames, video).to(self.device)
-            sampler = steered(job, frames, device=self.device, pictures=pictures)
-            steps = len(sampler.timesteps)
-            noise = StepNoise(job.selection, frames, job.latent, self.device, steps=steps)
-            for after, _ in denoise(denoiser, sampler, state, noise=noise, ranks=self._ranks):
-                yield after
+            for state, _ in denoising.steps_from(initial_state(job, frames, video)):
+                yield state
 
     def _encode(self, job: Job) -> tuple[LatentSource | None, LatentSource | None]:
-        """The latents of the video and of the pictures that a job starts from."""
+        """Return the latents of the video and of the images that a job starts from."""
         config = job.config
         opened = (
             open_input(config) if config.input.video is not None else None,

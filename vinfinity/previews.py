@@ -1,8 +1,8 @@
-"""Previews while a run denoises: the video as predicted so far, for which nothing waits.
+"""Previews of the predicted video while a run denoises, which never hold up the run.
 
 Every rank writes a few of its predicted latents into the run folder; rank 0 collects them, turns them into pictures and
-writes an animation and a contact sheet. All of it happens in a background thread, which the run waits for after its
-video is written. A preview that cannot be made is left out, with a warning.
+writes an animation and a contact sheet. All of this happens in a background thread, which the run waits for after its
+video is written. A preview that fails is skipped, with a warning.
 """
 
 import contextlib
@@ -11,7 +11,7 @@ import shutil
 import threading
 import time
 from collections.abc import Callable, Iterator
-from concurrent.futures import Future, ThreadPoolExecutor, wait
+from concurrent import futures
 from fractions import Fraction
 from functools import partial
 from pathlib import Path
@@ -32,19 +32,19 @@ from vinfinity.system.folders import data_folder
 from vinfinity.system.transfer import HostCopy, to_host
 from vinfinity.weights.load import load_decoder
 
-# latent frames of a preview at most, spread evenly
-MOST_FRAMES = 64
-# parameters of a decoder that is fast enough for previews, such as TAESD's 2.4 million
-SMALL = 5_000_000
-# seconds in which the latents of the other ranks must arrive, and between two looks at them
-PATIENCE, POLL = 60.0, 0.1
+# maximum number of latent frames in a preview, spread evenly
+MAX_FRAMES = 64
+# most parameters of a decoder that is fast enough for previews; TAESD has 2.4 million
+MAX_DECODER_PARAMETERS = 5_000_000
+# seconds that rank 0 waits for the latents of the other ranks, and between two looks for them
+WAIT_SECONDS, POLL_SECONDS = 60.0, 0.1
 
 
 @contextlib.contextmanager
 def previews(job: Job, session: Session) -> Iterator["Previews | None"]:
-    """The previews of a run on this rank; None if none are wanted.
+    """Yield the previews of a run on this rank, or None if none are wanted.
 
-    A preview in work at the end of the block is finished before it ends; an error does not wait for it.
+    At the end of the block, a running preview is finished first, unless the block raises an error.
     """
     if not job.config.preview or not session.team.writes:
         yield None
@@ -53,9 +53,9 @@ def previews(job: Job, session: Session) -> Iterator["Previews | None"]:
     try:
         yield maker
     except BaseException:
-        maker.close(waits=False)
+        maker.close(wait=False)
         raise
-    maker.close(waits=True)
+    maker.close(wait=True)
 
 
 class Previews:
@@ -67,29 +67,29 @@ class Previews:
         self._folder, self._progress = session.folder, session.progress
         self._first, held = session.ranks.first, session.team.held
         count = len(job.selection.frames)
-        # positions of the frames that are shown, and of those that this rank has
-        self._shown = sorted({k * count // MOST_FRAMES for k in range(MOST_FRAMES)})
+        # positions of the frames that are shown, and of those among them that this rank has
+        self._shown = sorted({k * count // MAX_FRAMES for k in range(MAX_FRAMES)})
         self._own = [position for position in self._shown if position in held]
         self._at = [position - held.start for position in self._own]
         self._fps = Fraction(job.config.fps) * len(self._shown) / (count * job.card.geometry.time_downscale)
-        self._pool = ThreadPoolExecutor(
+        self._pool = futures.ThreadPoolExecutor(
             max_workers=1,
             thread_name_prefix="preview",
             initializer=enter_device,
             initargs=(session.ranks.device,),
         )
-        self._pending: Future[None] | None = None
+        self._pending: futures.Future[None] | None = None
         self._closed = threading.Event()
         self._paint: Callable[[Tensor], np.ndarray] | None = None
         self._warned = False
         if self._first:
-            # of ranks that ended early
+            # left by ranks that ended early
             shutil.rmtree(self._folder.preview, ignore_errors=True)
 
     def watch(self, sampler: Sampler, state: State, prediction: Tensor) -> None:
-        """Begin a preview if one is due after this step, unless the last one is still in work.
+        """Start a preview if one is due after this step, unless the previous one is still running.
 
-        sampler: of the step. state: before it. prediction: the guided one (1, c, f, h, w).
+        sampler: the sampler of the step. state: the state before it. prediction: the guided prediction (1, c, f, h, w).
         """
         step = state.step + 1
         # after the last step, the video itself is decoded
@@ -104,30 +104,30 @@ class Previews:
         self._pending = self._pool.submit(self._make, step, to_host(clean.half()))
 
     def flush(self) -> None:
-        """Wait until the latents that this rank gives to a preview in work are written; rank 0 waits for nothing.
+        """Wait until this rank's latents for a running preview are written; rank 0 does not wait.
 
-        Once all ranks have done so, rank 0 finds all that there will be.
+        Once every rank has returned, rank 0 finds the latents of all ranks.
         """
         if self._pending is not None and not self._first:
-            wait([self._pending])
+            futures.wait([self._pending])
 
-    def close(self, *, waits: bool) -> None:
-        """Begin no preview any more. waits: for one in work, which otherwise ends in the background."""
+    def close(self, *, wait: bool) -> None:
+        """Start no more previews. wait: whether to wait for a running one, which otherwise ends in the background."""
         self._closed.set()
         if self._first:
             self._pool.submit(shutil.rmtree, self._folder.preview, ignore_errors=True)
-        self._pool.shutdown(wait=waits)
+        self._pool.shutdown(wait=wait)
         if self._pending is not None and self._pending.done():
             self._report(self._pending)
 
-    def _report(self, ended: "Future[None]") -> None:
+    def _report(self, ended: "futures.Future[None]") -> None:
         try:
             ended.result()
         except Exception as error:
-            # whatever went wrong with a preview must not end the run
+            # a preview that fails must never end the run
             if not self._warned:
                 self._warned = True
-                self._progress.warn(f"no preview could be made ({described(error).message}); the run goes on")
+                self._progress.warn(f"cannot make a preview ({described(error).message}); the run continues")
 
     # ---- in the background ----
 
@@ -145,7 +145,7 @@ class Previews:
         self._folder.event("preview", step=step)
 
     def _write_own(self, step: int, latents: Tensor) -> None:
-        """latents: (c, f, h, w) fp16. The file is named after the first frame's and the number of frames."""
+        """Write latents (c, f, h, w) fp16 to a file named after the first frame's number and the number of frames."""
         data = io.BytesIO()
         np.save(data, latents.numpy())
         name = f"step-{step:04d}-{self._own[0]:06d}-{len(self._own):03d}.npy"
@@ -155,27 +155,27 @@ class Previews:
         return sorted(self._folder.preview.glob(f"step-{step:04d}-*.npy"))
 
     def _all_there(self, step: int) -> bool:
-        """Wait until the latents of all ranks are there; return whether they are."""
-        deadline = time.monotonic() + PATIENCE
+        """Wait for the latents of all ranks, and return whether they have arrived."""
+        deadline = time.monotonic() + WAIT_SECONDS
         while True:
             ending = self._closed.is_set() or time.monotonic() > deadline
             if sum(int(path.stem.split("-")[-1]) for path in self._files(step)) == len(self._shown):
                 return True
             if ending:
                 return False
-            self._closed.wait(POLL)
+            self._closed.wait(POLL_SECONDS)
 
     def _painter(self, latents: Tensor) -> Callable[[Tensor], np.ndarray]:
-        """What turns latents (f, c, h, w) into pictures: the decoder that the user chose if it is small, or a map."""
+        """Return what turns latents (f, c, h, w) into pictures: the user's decoder, if small, or a colour map."""
         if self._job.config.decoder is not None:
             decoder = load_decoder(self._job.decoder, device="cpu", dtype=torch.float32)
-            if sum(parameter.numel() for parameter in decoder.parameters()) <= SMALL:
+            if sum(parameter.numel() for parameter in decoder.parameters()) <= MAX_DECODER_PARAMETERS:
                 return partial(decoded, decoder)
         colours = self._colour_map(latents)
         return lambda latents: enlarged(colours(latents))
 
     def _colour_map(self, latents: Tensor) -> ColourMap:
-        """The map for this decoder: kept from an earlier run, or fitted to some of these latents (f, c, h, w)."""
+        """Return the colour map for this decoder: cached from an earlier run, or fitted to some of these latents."""
         kept = data_folder() / "previews" / f"{self._job.decoder_digest}.json"
         found = ColourMap.load(kept)
         if found is None:

@@ -1,4 +1,4 @@
-"""Settings for Python code, completed from the model's card. Imports no torch."""
+"""Settings for Python code, with defaults from the model's card. Does not import torch."""
 
 from pathlib import Path
 from typing import Any
@@ -10,7 +10,7 @@ from vinfinity.weights.card import model_defaults
 
 
 def load_config(path: str | Path | None = None, /, **settings: Any) -> RunConfig:
-    """The settings of a run from an optional YAML file and keyword arguments; the model's card gives the rest.
+    """Return the settings of a run from an optional YAML file and keyword arguments; the model's card has the rest.
 
     settings: any setting by name, groups as mappings or dotted keys: `frames=96`, `attention={"local": 4}` or
     `**{"attention.local": 4}`. Raises InputError, with the same message as the command line.

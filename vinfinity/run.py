@@ -8,13 +8,12 @@ from functools import partial
 from vinfinity.config import RunConfig
 from vinfinity.decoding import decode_to_files
 from vinfinity.denoise.execution import Execution
-from vinfinity.denoise.loop import denoise
-from vinfinity.denoise.selection import StepNoise
-from vinfinity.denoiser import fitting_denoiser
+from vinfinity.denoising import prepare_denoising
 from vinfinity.encoding import encode_input
 from vinfinity.figures import borders_in_frames, find_figures
-from vinfinity.inputs import initial_state, shared_text, steered
+from vinfinity.inputs import initial_state
 from vinfinity.job import Job
+from vinfinity.media.watch import VideoFigures, VideoWatch
 from vinfinity.networks import Networks
 from vinfinity.parallel.devices import forget_peak_memory, peak_memory
 from vinfinity.parallel.launch import launch
@@ -34,35 +33,34 @@ from vinfinity.task import Summary, Task
 def run(
     config: RunConfig, destination: Destination | None = None, *, shutdown: Shutdown | None = None
 ) -> Summary | None:
-    """Generate the video that `config` describes, on as many ranks as it asks for or a launcher started.
+    """Generate the video that `config` describes, on all ranks that it asks for or that a launcher started.
 
-    destination: the files to write, if the caller has called `settle_start` for them already. shutdown: requests to end
-    this process, on which the run ends with a checkpoint; None if the caller handles none.
-    Returns None on ranks other than 0, and if the run is done already. Raises VinfinityError.
+    destination: the files to write, if the caller has already called `settle_start` for them. shutdown: the shutdown
+    requests that the caller handles; on one, the run writes a checkpoint and stops. None if it handles none.
+    Returns None on ranks other than 0, and if the run is already finished. Raises VinfinityError.
     """
     if destination is None:
         destination = Destination.of(config)
-        config, begins = settle_start(config, destination)
-        if begins == "done":
+        config, start = settle_start(config, destination)
+        if start == "done":
             check_done(config, destination)
             return None
     return launch_run(make_task(config, destination), shutdown=shutdown)
 
 
 def make_task(config: RunConfig, destination: Destination, *, like: Task | None = None) -> Task:
-    """The task of a run, checked once for all its ranks, when `settle_start` has been called for it.
+    """Check a run once for all its ranks, after `settle_start` has decided how it starts.
 
-    With `overwrite`, a run of other weights or noise is replaced as one of other settings is, as a whole if its first
-    pass is of others. like: see `Task.of`. Raises InputError.
+    With `overwrite`, a run with other weights or noise is replaced, just like one with other settings; if only its
+    first pass differs, the whole run is replaced. like: see `Task.of`. Raises InputError.
     """
     task = Task.of(config, destination, like=like)
     try:
         if config.resume:
-            check_same(destination.folder, weights=task.job.weights_digest, noise=task.job.noise_digest)
-            if task.first is not None:
+            _check_same(task)
+            if task.first_pass is not None:
                 with naming_first_pass():
-                    job, folder = task.first.job, task.first.destination.folder
-                    check_same(folder, weights=job.weights_digest, noise=job.noise_digest)
+                    _check_same(task.first_pass)
     except OtherRunError:
         if not config.overwrite:
             raise
@@ -70,12 +68,17 @@ def make_task(config: RunConfig, destination: Destination, *, like: Task | None 
     return task
 
 
+def _check_same(task: Task) -> None:
+    """Raise OtherRunError if the run in the task's folder was started with other weights or noise."""
+    job = task.job
+    check_same(task.destination.folder, weights=job.weights_digest, noise=job.noise_digest)
+
+
 def launch_run(task: Task, *, shutdown: Shutdown | None = None) -> Summary | None:
     """Carry out a task on all its ranks. Returns None on ranks other than 0. Raises VinfinityError."""
     config = task.job.config
-    for one in (task, task.first):
-        if one is not None:
-            refuse_early(one.job)
+    for job in task.jobs:
+        refuse_early(job)
     with resumable(task.destination.folder):
         return launch(
             on_rank,
@@ -89,7 +92,7 @@ def launch_run(task: Task, *, shutdown: Shutdown | None = None) -> Summary | Non
 
 
 def on_rank(task: Task, ranks: Ranks) -> Summary | None:
-    """One rank's part of a run of one video. Returns the summary on rank 0."""
+    """Do one rank's part of a run of one video. Returns the summary on rank 0."""
     with task.messages():
         return make_video(task, ranks, Networks(ranks.device))
 
@@ -102,24 +105,25 @@ def make_video(
     overall: Overall | None = None,
     within: Session | None = None,
 ) -> Summary | None:
-    """One rank's part of a video, the same code for one rank and for many. Returns the summary on rank 0.
+    """Do one rank's part of a video; the code is the same for one rank and for many. Returns the summary on rank 0.
 
-    networks: those that are loaded already. overall: shows the progress, if this is one of several videos. within: of
-    the run whose first pass this is. Returns None on other ranks, and if the video is finished already.
+    networks: may hold networks that are loaded already. overall: the progress of all videos, if this is one of several.
+    within: the session of the whole run, if this is its first pass. Returns None on other ranks, and if the video is
+    already finished.
     """
     job, started = task.job, time.monotonic()
-    share = (0.0 if task.first is None else task.first.work / task.work, 1.0)
+    share = (0.0 if task.first_pass is None else task.first_pass.work / task.work, 1.0)
     forget_peak_memory(ranks.device)
     with Session.open(job, task.destination, ranks, overall=overall, share=share, within=within) as session:
         if session.start == "done":
             session.progress.note(f"{task.destination.video} is finished; nothing to do")
             return None
         session.announce(job)
-        if task.first is not None:
-            make_video(task.first, ranks, networks, within=session)
+        if task.first_pass is not None:
+            make_video(task.first_pass, ranks, networks, within=session)
         watch = None
         with previews(job, session) as shown:
-            latents, figures = denoise_video(job, session, networks, shown)
+            latents, facts = denoise_video(job, session, networks, shown)
             denoised = time.monotonic()
             session.enter("while decoding")
             if task.decode:
@@ -130,69 +134,73 @@ def make_video(
         if not ranks.first:
             return None
         seconds = {"denoising": denoised - started, "decoding": time.monotonic() - denoised}
-        finished: dict[str, object] = {
-            "ranks": ranks.size,
-            "machine": session.machine,
-            "seconds": seconds,
-            "peak_memory": peak_memory(ranks.device).reserved,
-            "borders": borders_in_frames(job, session.team.shards),
-            **record_of_files(session.folder, job.config, task.destination),
-        }
-        found = None if watch is None else find_figures(job, session.team.shards, watch)
-        if found is not None:
-            finished["figures"] = found.as_record()
-        record = session.folder.record() or {}
-        session.folder.write_record({**record, **finished, **figures, "finished": True})
-        session.folder.event("finished", video=str(task.destination.video))
-        return task.summary(ranks, seconds=time.monotonic() - started, figures=found)
+        figures = _record_finished(task, session, watch, {**facts, "seconds": seconds})
+        return task.summary(ranks, seconds=time.monotonic() - started, figures=figures)
 
 
 def denoise_video(
     job: Job, session: Session, networks: Networks, shown: Previews | None
 ) -> tuple[Parts, Mapping[str, object]]:
-    """From the prompt, or the last checkpoint, to the final latents on disk; with figures for the record.
+    """Denoise from the prompt or the last checkpoint. Returns the final latents on disk, and facts for run.json.
 
-    Raises Stopped, with a checkpoint written, if the run was asked to end.
+    Raises Stopped, after writing a checkpoint, if a shutdown was requested.
     """
     ranks, team, checkpoints = session.ranks, session.team, session.checkpoints
     fit = find_fit(job, ranks, loaded=networks.bytes, keep=networks.several)
     networks.keep(job, ample=fit.keeps)
-    execution = fit.first
-    own, steps = job.selection.of(team.held), len(job.sampler.timesteps)
     restored = checkpoints.restore()
     video, pictures = encode_input(job, session, networks, restored)
-    state = restored or initial_state(job, own, video)
-    session.enter(f"after step {state.step} of {steps}" if state.step else "before anything was computed")
-    remaining = steps - state.step
-    if remaining:
-        device, text = ranks.device, shared_text(job, networks, ranks)
-        network = networks.denoiser(job)
-        denoiser, execution = fitting_denoiser(
-            job, network, text, team, session.exchange, ranks, fit=fit, t=job.sampler.timesteps[state.step]
+    state = restored or initial_state(job, job.selection.of(team.held), video)
+    done, steps = state.step, len(job.sampler.timesteps)
+    session.enter(f"after step {done} of {steps}" if done else "before anything was computed")
+    denoising = None
+    if done < steps:
+        denoising = prepare_denoising(
+            job, networks, ranks, team=team, exchange=session.exchange, fit=fit, pictures=pictures, step=done
         )
-        sampler = steered(job, own, device=device, pictures=pictures)
-        noise = StepNoise(job.selection, own, job.latent, device, steps=steps)
-        # some ranks take longer to load their weights
+        # ranks take different times to load their weights
         ranks.gather()
         ranks.check_shutdown()
     with ranks.shutdown.reacting(Reaction.WAIT):
-        if remaining:
-            state = state.to(device)
-            watch = None if shown is None else partial(shown.watch, sampler)
-            loop = denoise(
-                denoiser, sampler, state, noise=noise, ranks=ranks, vote=checkpoints.vote, watch=watch
-            )
-            for state, votes in session.progress.track(loop, total=remaining, label="denoising"):
+        if denoising is not None:
+            watch = None if shown is None else shown.watch
+            loop = denoising.steps_from(state, vote=checkpoints.vote, watch=watch)
+            for state, votes in session.progress.track(loop, total=steps - done, label="denoising"):
                 session.after_step(state, votes, steps=steps)
             if shown is not None:
                 shown.flush()
         latents = checkpoints.finish(state)
-    return latents, _figures(execution, session, remaining)
+    execution = fit.first if denoising is None else denoising.execution
+    return latents, _denoising_facts(execution, session, steps - done)
 
 
-def _figures(execution: Execution, session: Session, steps: int) -> Mapping[str, object]:
-    """How the denoising steps were carried out, with what each rank sent per step, and the memory that it took."""
+def _denoising_facts(execution: Execution, session: Session, steps: int) -> Mapping[str, object]:
+    """Return how the denoising steps were carried out, what each rank sent per step, and its peak memory."""
     ranks = session.ranks
     sent = ranks.collect(session.exchange.counters.per(steps)) if steps else []
     memory = ranks.collect(asdict(peak_memory(ranks.device)))
     return {"execution": asdict(execution), "communication_per_step": sent, "memory": memory}
+
+
+def _record_finished(
+    task: Task, session: Session, watch: VideoWatch | None, facts: Mapping[str, object]
+) -> VideoFigures | None:
+    """Record on rank 0 that the video is finished, with `facts` and its figures, which are returned.
+
+    watch: what was seen while the video was decoded, if it was.
+    """
+    job, folder, ranks = task.job, session.folder, session.ranks
+    finished: dict[str, object] = {
+        **facts,
+        "ranks": ranks.size,
+        "machine": session.machine,
+        "peak_memory": peak_memory(ranks.device).reserved,
+        "borders": borders_in_frames(job, session.team.shards),
+        **record_of_files(folder, job.config, task.destination),
+    }
+    figures = None if watch is None else find_figures(job, session.team.shards, watch)
+    if figures is not None:
+        finished["figures"] = figures.as_record()
+    folder.write_record({**(folder.record() or {}), **finished, "finished": True})
+    folder.event("finished", video=str(task.destination.video))
+    return figures

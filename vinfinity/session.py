@@ -1,4 +1,4 @@
-"""One rank's part of a run: the objects that accompany it from start to finish."""
+"""One rank's part of a run: the objects that it uses from start to finish."""
 
 import contextlib
 import dataclasses
@@ -20,6 +20,7 @@ from vinfinity.errors import (
     VinfinityError,
 )
 from vinfinity.job import Job, version
+from vinfinity.job_report import concerns
 from vinfinity.machine.record import describe_rank, describe_software
 from vinfinity.parallel.exchange import FrameExchange
 from vinfinity.parallel.ranks import Ranks
@@ -32,17 +33,17 @@ from vinfinity.runs.start import Start, check_same, how_to_start, with_absolute_
 from vinfinity.system.overall import Overall
 from vinfinity.system.progress import Progress, add_line
 
-# exit codes of runs that can go on from their last checkpoint
+# exit codes of runs that can resume from their last checkpoint
 RESUMABLE = {kind.exit_code for kind in (UnexpectedError, OutOfMemoryError, RankError, OutputError, Stopped)}
 
 
 @dataclass(frozen=True)
 class Session:
-    """What accompanies a rank through a run.
+    """What one rank uses from the start of a run to its end.
 
-    start: whether the run is new, resumes, or is done already. machine: software and hardware of all ranks, for the
-    record. team, exchange: the ranks that share the video with this one. resumed: the folder that users resume, that of
-    the whole run if this is its first pass.
+    start: whether the run is new, resumes or is already finished. machine: the software and hardware of all ranks, for
+    the record. team, exchange: the ranks that share the video with this one, and the way to reach them. resumed: the
+    folder that users resume, which is that of the whole run if this is its first pass.
     """
 
     start: Start
@@ -69,8 +70,8 @@ class Session:
     ) -> Iterator["Session"]:
         """Lock the run folder, agree with the other ranks, and start or resume the run; release all of it at the end.
 
-        overall: shows the progress, if this is one of several videos. share: see `Progress`. within: of the run whose
-        first pass this is.
+        overall: the progress of all videos, if this is one of several. share: see `Progress`. within: the session of
+        the whole run, if this is its first pass.
         Raises RankError if ranks differ in settings or weights, BusyError if another run uses the folder, InputError if
         the folder holds a run of other settings or weights, or if a rank cannot see it.
         """
@@ -110,8 +111,8 @@ class Session:
                 )
 
     def announce(self, job: Job) -> None:
-        """Warn of settings and text without effect, and say how many frames an edit computes."""
-        for concern in job.concerns():
+        """Warn about settings and text without effect, and say how many frames an edit computes."""
+        for concern in concerns(job):
             self.progress.warn(concern)
         generated, computed = len(job.selection.generated), len(job.selection.frames)
         if computed > generated:
@@ -122,18 +123,19 @@ class Session:
             )
 
     def enter(self, phase: str) -> None:
-        """Begin a phase in which a request to end loses nothing. Raises Stopped if one came to any rank before."""
-        self._saved(phase)
+        """Begin a phase in which a shutdown loses nothing. Raises Stopped if one was requested on any rank before."""
+        self._say_where(phase)
         self.ranks.check_shutdown()
 
     def after_step(self, state: State, votes: Votes, *, steps: int) -> None:
-        """Write a checkpoint if one is due. Raises Stopped after writing it if any rank was asked to end."""
+        """Write a checkpoint if one is due. Raises Stopped, after writing it, if any rank got a shutdown request."""
         if self.checkpoints.after(state, votes):
-            self._saved(f"after step {state.step} of {steps}")
+            self._say_where(f"after step {state.step} of {steps}")
             if votes.stop:
                 self.ranks.shutdown.stop()
 
-    def _saved(self, where: str) -> None:
+    def _say_where(self, where: str) -> None:
+        """Set the message of a shutdown from here on: where the run stopped, and how to resume it."""
         self.ranks.shutdown.message = f"stopped {where}; {self.resumed.command('resume')} resumes the run"
 
 
@@ -149,7 +151,7 @@ def resumable(folder: RunFolder) -> Iterator[None]:
 
 def record_end(folder: RunFolder, error: VinfinityError) -> None:
     """Record an error in the run folder, and add how to resume to its message."""
-    # these leave the folder as it was
+    # these errors leave the folder unchanged
     if isinstance(error, InputError | BusyError):
         return
     resumes = f"{folder.command('resume')} resumes"
@@ -162,7 +164,7 @@ def record_end(folder: RunFolder, error: VinfinityError) -> None:
 
 @contextlib.contextmanager
 def locked(folder: RunFolder, ranks: Ranks, *, facts: Mapping[str, str]) -> Iterator[None]:
-    """Keep other runs out of the folder until the block ends on all ranks, which must agree on the facts."""
+    """Keep other runs out of the folder until the block ends on all ranks. Ranks must agree on the facts."""
     with contextlib.ExitStack() as locks:
         if ranks.first:
             locks.enter_context(folder.locked(first=True))
@@ -197,6 +199,6 @@ def _start(job: Job, destination: Destination, ranks: Ranks, machine: Mapping[st
 
 
 def _machine(job: Job, ranks: Ranks) -> dict[str, object]:
-    """Software and hardware of all ranks, for the record."""
+    """Return the software and hardware of all ranks, for the record."""
     machines = ranks.collect(describe_rank(ranks.device))
     return {**describe_software(ranks.device, job.dtype(ranks.device)), "ranks": machines}

@@ -1,4 +1,4 @@
-"""What a launcher sends to every rank of a run, and what comes back from rank 0."""
+"""What a launcher sends to every rank of a run, and what rank 0 returns."""
 
 import contextlib
 import os
@@ -12,7 +12,8 @@ from vinfinity.media.watch import VideoFigures
 from vinfinity.parallel.devices import peak_memory
 from vinfinity.parallel.place import find_place
 from vinfinity.parallel.ranks import Ranks
-from vinfinity.runs.first_pass import first_pass, naming_first_pass
+from vinfinity.runs.first_pass import first_pass as find_first_pass
+from vinfinity.runs.first_pass import naming_first_pass
 from vinfinity.runs.paths import Destination
 from vinfinity.system.progress import messages_shown, terminal_console
 
@@ -21,15 +22,15 @@ from vinfinity.system.progress import messages_shown, terminal_console
 class Task:
     """What the launcher sends to every rank.
 
-    decode: whether the final latents are decoded to files. shown: whether rank 0 shows messages on its terminal.
-    first: the first pass, if there is one whose result is still needed.
+    decode: whether to decode the final latents to files. shown: whether rank 0 shows messages on its terminal.
+    first_pass: the task of the first pass, if there is one whose result is still needed.
     """
 
     job: Job
     destination: Destination
     decode: bool
     shown: bool
-    first: "Task | None" = None
+    first_pass: "Task | None" = None
 
     @classmethod
     def of(
@@ -41,35 +42,41 @@ class Task:
         decode: bool = True,
         like: "Task | None" = None,
     ) -> "Task":
-        """The task for a configuration, checked here once for all ranks that are started.
+        """Check a configuration once for all ranks, and return its task.
 
-        denoise: whether latents are computed; otherwise they are there. like: a task whose weights were checked just
-        now, see `prepare`. Raises InputError.
+        denoise: whether to compute latents, which exist otherwise. like: a task whose weights were just checked, see
+        `prepare`. Raises InputError.
         """
-        folder, first = destination.folder, None
-        before = first_pass(config, folder) if denoise else None
+        first_pass = None
+        before = find_first_pass(config, destination.folder) if denoise else None
         if before is not None:
             with naming_first_pass():
-                first = cls.of(before, Destination.of(before), like=None if like is None else like.first)
+                checked = None if like is None else like.first_pass
+                first_pass = cls.of(before, Destination.of(before), like=checked)
         job = prepare(
             config, find_place(os.environ), like=None if like is None else like.job, denoise=denoise
         )
-        return cls(job, destination, decode, shown=terminal_console() is not None, first=first)
+        return cls(job, destination, decode, shown=terminal_console() is not None, first_pass=first_pass)
+
+    @property
+    def jobs(self) -> list[Job]:
+        """The job of this task, then that of its first pass."""
+        return [self.job] if self.first_pass is None else [self.job, *self.first_pass.jobs]
 
     @property
     def work(self) -> float:
-        """How much there is to compute, in any unit."""
+        """The relative amount of computation, which divides the progress bar between two passes."""
         config = self.job.config
         width, height = config.resolution
         own = float(config.frames * len(self.job.sampler.timesteps) * width * height)
-        return own if self.first is None else own + self.first.work
+        return own if self.first_pass is None else own + self.first_pass.work
 
     def messages(self) -> contextlib.AbstractContextManager[None]:
         """Show messages on this rank's terminal if the caller's process does."""
         return messages_shown() if self.shown else contextlib.nullcontext()
 
     def summary(self, ranks: Ranks, *, seconds: float, figures: VideoFigures | None = None) -> "Summary":
-        """What was made, for the user."""
+        """Return what was made, for the user."""
         config = self.job.config
         return Summary(
             out=self.destination.video,
@@ -87,8 +94,8 @@ class Task:
 class Summary:
     """What a run made.
 
-    seconds: wall time. peak_memory: the most bytes that rank 0 has held, of its GPU if it has one, else of the process.
-    figures: cheap ones of what was decoded, with warnings of what stands out.
+    seconds: the wall time. peak_memory: the most bytes that rank 0 held on its GPU, or in its process on a CPU.
+    figures: inexpensive measures of the decoded video, with warnings about what stands out.
     """
 
     out: Path

@@ -28,8 +28,8 @@ SAVED = ("codec", "crf", "preset", "pixel_format", "quality", "repeat", "bit_dep
 class Video:
     """A generated video. It shows itself in a notebook.
 
-    frames: (F, height, width, 3) uint8. latents: (1, c, f, h, w) fp32 on the CPU, before decoding; f latent frames.
-    fps: playback speed. metadata: tags of the MP4.
+    frames: (F, height, width, 3) uint8. latents: (1, c, f, h, w) fp32 on the CPU, before decoding, with f latent
+    frames. fps: the playback speed. metadata: the tags of the video file.
     """
 
     frames: np.ndarray
@@ -45,12 +45,12 @@ class Video:
     def save(
         self, path: str | Path, *, overwrite: bool = False, audio: str | Path | None = None, **settings: Any
     ) -> Path:
-        """Write the video and return its path. The ending chooses the format: .mp4, .mov, .webm, .gif, .webp, or / for
-        a folder of PNG.
+        """Write the video and return its path. The suffix chooses the format: .mp4, .mov, .webm, .gif, .webp, or / for
+        a folder of PNG files.
 
-        audio: a file whose sound accompanies it. settings: those of `video`, such as crf=28 or codec="h265". Frames
-        have 8 bits: `generate_file` writes more. Raises InputError if the video exists and `overwrite` is false or if
-        the settings do not suit the format, OutputError if it cannot be written.
+        audio: an audio file for the video. settings: settings of the group `video`, such as crf=28 or codec="h265".
+        Frames have 8 bits; `generate_file` can write more. Raises InputError if the video exists and `overwrite` is
+        false, or if the settings do not suit the format, and OutputError if it cannot be written.
         """
         video = self._format(str(path), settings)
         sound = None if audio is None else expanded(audio, field="audio")
@@ -73,7 +73,7 @@ class Video:
         return path
 
     def _format(self, path: str, settings: Mapping[str, Any]) -> VideoFormat:
-        """Raises InputError for settings that are unknown or do not suit the format."""
+        """Return the format. Raises InputError for settings that are unknown or do not suit it."""
         for name in settings:
             if name not in SAVED:
                 remedy = did_you_mean(name, SAVED) or f"known are {', '.join(SAVED)}"

@@ -1,9 +1,10 @@
-"""Deletes each line that orders streams or keeps copies asynchronous, one at a time; the tests must notice.
+"""Delete each line that orders streams or keeps copies asynchronous, one at a time; the tests must notice.
 
-    python tests/campaigns/mutations.py [--only models/offload.py] [--jobs 2]
+    python tests/campaigns/mutations.py [--only models/offload.py] [--jobs 2] [--like FILE]
 
 Each mutation is made in a copy of the package, on which the tests with pretend GPUs run until one fails. Prints a table
-of the mutations and of the tests that failed; exits with code 1 if a mutation went unnoticed.
+of the mutations and of the tests that failed; exits with code 1 if a mutation went unnoticed. The whole campaign takes
+hours. With the table of an earlier one (--like), the test that failed there runs first: most mutations take seconds.
 """
 
 import argparse
@@ -88,20 +89,20 @@ def mutations(file: Path) -> Iterator[Mutation]:
 
 
 def orders(statement: ast.Expr | ast.Assign) -> bool:
-    """Whether a statement does nothing but order streams, so that it can be left out."""
-    if isinstance(statement, ast.Assign) and any(
-        isinstance(target, ast.Name) for target in statement.targets
-    ):
-        return False
-    if not isinstance(statement.value, ast.Call) or len(statement.value.args) > 1:
+    """Return whether a statement does nothing but order streams, so that it can be removed."""
+    if isinstance(statement, ast.Assign):
         # `weakref.finalize(x, stream.wait_event, event).atexit = False`
-        return isinstance(statement, ast.Assign) and bool(attributes(statement) & ORDERING)
+        [target, *_] = statement.targets
+        return isinstance(target, ast.Attribute) and bool(attributes(target) & ORDERING)
+    called = statement.value
+    if not isinstance(called, ast.Call) or not isinstance(called.func, ast.Attribute) or len(called.args) > 1:
+        return False
     # the handle of a message: `work.wait()`
-    return bool(attributes(statement) & ORDERING) or ast.unparse(statement.value) == "work.wait()"
+    return called.func.attr in ORDERING or ast.unparse(called) == "work.wait()"
 
 
 def attributes(node: ast.AST) -> set[str]:
-    """The names of all attributes in some code."""
+    """Return the names of all attributes in some code."""
     return {part.attr for part in ast.walk(node) if isinstance(part, ast.Attribute)}
 
 
@@ -109,8 +110,12 @@ def is_false(value: ast.expr) -> bool:
     return isinstance(value, ast.Constant) and value.value is False
 
 
-def first_failure(mutation: Mutation | None) -> str | None:
-    """The first test that fails under a mutation, or without one; None if all pass."""
+def first_failure(mutation: Mutation | None, *, before: str | None = None) -> str | None:
+    """Return the first test that fails under a mutation, or without one; None if all pass.
+
+    before: the test that failed in an earlier campaign, which runs before all others.
+    """
+    tests = [str(ROOT / test) for test in TESTS]
     with tempfile.TemporaryDirectory(prefix="vinfinity-mutation-") as name:
         copy = Path(name) / "vinfinity"
         shutil.copytree(PACKAGE, copy, ignore=shutil.ignore_patterns("__pycache__", "assets"))
@@ -122,21 +127,36 @@ def first_failure(mutation: Mutation | None) -> str | None:
         # pyproject.toml puts ROOT, with the package as it is, before PYTHONPATH
         command += ["-o", f"pythonpath={name} {ROOT / 'tests'}"]
         environment = {**os.environ, "PYTHONPATH": name, "OMP_NUM_THREADS": "1"}
-        try:
-            done = subprocess.run(
-                [*command, *(str(ROOT / test) for test in TESTS)],
-                cwd=name,
-                env=environment,
-                capture_output=True,
-                text=True,
-                timeout=LIMIT,
-            )
-        except subprocess.TimeoutExpired:
-            return f"nothing ended within {LIMIT:g} s"
+        if before is not None:
+            found = run_tests([*command, f"{ROOT}/tests/{before}"], name, environment)
+            # the test may have another name by now
+            if found is not None and "::" in found:
+                return found
+        return run_tests([*command, *tests], name, environment)
+
+
+def run_tests(command: list[str], folder: str, environment: dict[str, str]) -> str | None:
+    """Run tests in a folder until one fails. Returns that test, or what went wrong; None if all pass."""
+    try:
+        done = subprocess.run(
+            command, cwd=folder, env=environment, capture_output=True, text=True, timeout=LIMIT
+        )
+    except subprocess.TimeoutExpired:
+        return f"nothing ended within {LIMIT:g} s"
     if done.returncode == 0:
         return None
-    found = re.search(r"^(?:FAILED|ERROR) \S*?tests/(\S+)", done.stdout, flags=re.MULTILINE)
+    found = re.search(r"^(?:FAILED|ERROR) \S*?tests/(.+?)(?: - .*)?$", done.stdout, flags=re.MULTILINE)
     return found[1] if found else f"exit code {done.returncode}: {done.stdout[-300:]}{done.stderr[-300:]}"
+
+
+def earlier_failures(table: Path | None) -> dict[tuple[str, str], list[str]]:
+    """Return the tests that failed in an earlier campaign by file and change, in the order of its table."""
+    found: dict[tuple[str, str], list[str]] = {}
+    rows = [] if table is None else table.read_text(encoding="utf-8").splitlines()
+    for row in rows:
+        if match := re.fullmatch(r"\| (.+?):\d+ \| (.+) \| `(\S+::.+)` \|", row):
+            found.setdefault((match[1], match[2]), []).append(match[3])
+    return found
 
 
 def main() -> int:
@@ -145,6 +165,7 @@ def main() -> int:
     )
     parser.add_argument("--only", default="", help="mutate files whose path contains this")
     parser.add_argument("--jobs", type=int, default=1, help="mutations that are tested at once")
+    parser.add_argument("--like", type=Path, help="table of an earlier campaign, whose tests run first")
     arguments = parser.parse_args()
     files = sorted(path.relative_to(PACKAGE) for path in PACKAGE.rglob("*.py"))
     planned = [
@@ -161,9 +182,11 @@ def main() -> int:
         print("they do not test the copy of the package")
         return 1
     print("| line | change | first test that fails |\n|---|---|---|", flush=True)
-    unnoticed = 0
+    unnoticed, earlier = 0, earlier_failures(arguments.like)
+    known = [next(iter(earlier.get((str(mutation.file), mutation.what), ())), None) for mutation in planned]
     with ThreadPoolExecutor(max_workers=arguments.jobs) as pool:
-        for mutation, failed in zip(planned, pool.map(first_failure, planned), strict=True):
+        results = pool.map(lambda mutation, before: first_failure(mutation, before=before), planned, known)
+        for mutation, failed in zip(planned, results, strict=True):
             unnoticed += failed is None
             shown = "**none**" if failed is None else f"`{failed}`"
             print(f"| {mutation.file}:{mutation.line} | {mutation.what} | {shown} |", flush=True)

@@ -18,6 +18,7 @@ from vinfinity.denoise.choose_sampler import make_sampler
 from vinfinity.denoise.schedule import SchedulerConfig
 from vinfinity.denoise.state import State
 from vinfinity.job import prepare
+from vinfinity.job_report import concerns
 from vinfinity.models.unet3d.call import guidance_features
 from vinfinity.models.unet3d.published import TURBO_SCHEDULE
 from vinfinity.models.unet3d.unet import UNet
@@ -197,7 +198,7 @@ def test_guidance_features_equal_those_of_diffusers(weight: float, width: int) -
 def test_eta_gives_a_warning_for_samplers_that_ignore_it(model_folder: Path) -> None:
     for sampler, warnings in (("videocrafter2", 0), ("ddim", 0), ("lcm", 1), ("dpmsolver++", 1)):
         config = configure(model_folder, sampler=sampler, eta="1", device="cpu").config
-        assert sum(line.startswith("eta: ") for line in prepare(config).concerns()) == warnings
+        assert sum(line.startswith("eta: ") for line in concerns(prepare(config))) == warnings
 
 
 # ---- whole runs ----
@@ -246,7 +247,7 @@ def test_guidance_has_an_effect_and_the_negative_prompt_has_none(distilled: Path
     resolved = configure(
         distilled, guidance="7.5", negative="blue", out=str(tmp_path / "b.mp4"), device="cpu"
     )
-    assert any("takes guidance as an input" in line for line in prepare(resolved.config).concerns())
+    assert any("takes guidance as an input" in line for line in concerns(prepare(resolved.config)))
 
 
 def test_the_whole_run_equals_diffusers_unet_and_scheduler(distilled: Path, tmp_path: Path) -> None:

@@ -21,6 +21,7 @@ from vinfinity.denoise.schedule import SCHEDULERS, SchedulerConfig, alphas_cumpr
 from vinfinity.denoise.state import State
 from vinfinity.errors import InputError
 from vinfinity.job import prepare
+from vinfinity.job_report import concerns
 from vinfinity.run import run
 from vinfinity.weights.inspect import describe_model
 
@@ -197,7 +198,7 @@ def test_samplers_follow_the_schedule_and_say_what_they_ignore(
         error = worst_step(reference, job.sampler, sampler)
         assert error <= CLOSE
         record_worst(f"scheduler file, {name}, {sampler}", error)
-        warnings = [concern for concern in job.concerns() if concern.startswith("scheduler: ")]
+        warnings = [concern for concern in concerns(job) if concern.startswith("scheduler: ")]
         print(f"{name}, {sampler}: {warnings}")
         ignored = IGNORED.get(name, {}).get(sampler, "")
         if kind not in OWN:

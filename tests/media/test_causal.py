@@ -13,7 +13,7 @@ from oracles.wan_autoencoder import our_wan_vae, tiny_wan_vae
 
 from vinfinity.config import DecodeConfig, InputConfig, VideoConfig, choose_format
 from vinfinity.errors import InputError, NotFiniteError, Stopped
-from vinfinity.job import check_start
+from vinfinity.job import check_images
 from vinfinity.media import turns
 from vinfinity.media.blocks import check_tile, plan_blocks
 from vinfinity.media.decode import decode_block, decode_frames, decode_single
@@ -289,11 +289,11 @@ def test_frames_beyond_31_bits_are_refused() -> None:
 
 
 def test_frames_are_not_held_to_pictures_with_latents_of_several_frames() -> None:
-    check_start(InputConfig(first_frame="a.png"), LatentGeometry(4, 8))
-    check_start(InputConfig(video="a.mp4"), LatentGeometry(16, 8, time_downscale=4))
+    check_images(InputConfig(first_frame="a.png"), LatentGeometry(4, 8))
+    check_images(InputConfig(video="a.mp4"), LatentGeometry(16, 8, time_downscale=4))
     for field in ("first_frame", "last_frame"):
         given: dict[str, Any] = {field: "a.png"}
         with pytest.raises(
             InputError, match=rf"^input\.{field}: a\.png needs a model with latents for each frame"
         ):
-            check_start(InputConfig(**given), LatentGeometry(16, 8, time_downscale=4))
+            check_images(InputConfig(**given), LatentGeometry(16, 8, time_downscale=4))

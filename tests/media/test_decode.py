@@ -27,7 +27,8 @@ from safetensors.torch import load_file, save_file
 from vinfinity.bench.latents import FileLatents
 from vinfinity.config import DecodeConfig, VideoConfig, choose_format, digest
 from vinfinity.errors import InputError, OutOfMemoryError, OutputError, VinfinityError
-from vinfinity.job import describe, prepare
+from vinfinity.job import prepare
+from vinfinity.job_report import describe
 from vinfinity.media.background import consume_in_background
 from vinfinity.media.blocks import plan_blocks
 from vinfinity.media.decode import decode_block, decode_frames, decode_tiles, one_ahead
@@ -562,7 +563,7 @@ def test_a_tile_that_cannot_be_blended_is_refused(
 
 def test_description_names_the_decoder(model_folder: Path, taesd: Path, tmp_path: Path) -> None:
     given = {"out": str(tmp_path / "a.mp4"), "device": "cpu"}
-    assert dict(describe(configure(model_folder, decoder=str(taesd), **given).config))["decoder"] == str(
-        taesd
-    )
-    assert "decoder" not in dict(describe(configure(model_folder, **given).config))
+    assert dict(describe(prepare(configure(model_folder, decoder=str(taesd), **given).config)))[
+        "decoder"
+    ] == str(taesd)
+    assert "decoder" not in dict(describe(prepare(configure(model_folder, **given).config)))

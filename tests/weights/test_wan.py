@@ -16,6 +16,7 @@ from torch import Tensor
 
 from vinfinity.errors import InputError
 from vinfinity.job import prepare
+from vinfinity.job_report import concerns
 from vinfinity.models.family import TEXT_ENCODER
 from vinfinity.models.wan.family import NETWORKS, TRANSFORMER
 from vinfinity.models.wan.names import original_parameter
@@ -315,11 +316,11 @@ def test_a_scheduler_of_another_kind_gives_its_sampler_or_a_warning(
     (model / "scheduler" / "scheduler_config.json").write_text(json.dumps(values))
     config = configure(model, device="cpu", size="32x16", frames=5).config
     assert config.sampler == sampler
-    concerns = [line for line in prepare(config).concerns() if line.startswith("scheduler: ")]
+    found = [line for line in concerns(prepare(config)) if line.startswith("scheduler: ")]
     if concern is None:
-        assert concerns == []
+        assert found == []
     else:
-        assert concern in concerns[0]
+        assert concern in found[0]
 
 
 def test_an_image_to_video_transformer_is_named(wan: Path, tmp_path: Path) -> None:

@@ -62,16 +62,14 @@ def show_plan(resolved: Resolved) -> None:
     for concern in check_sources(config, destination.folder if begins == "resume" else None):
         warn(concern)
     import_engine()
-    from vinfinity.job import describe
+    from vinfinity.job_report import describe
     from vinfinity.planning.plan import make_plan
     from vinfinity.planning.report import essentials
     from vinfinity.run import make_task
 
-    config = make_task(config, destination).job.config
-    place = find_place(os.environ)
-    rows = describe(config, place)
-    plan = make_plan(config, place=place)
-    print_columns([*rows, *essentials(plan)])
+    job = make_task(config, destination).job
+    plan = make_plan(job.config, place=find_place(os.environ))
+    print_columns([*describe(job), *essentials(plan)])
     if plan.refusal is not None:
         raise plan.refusal
 

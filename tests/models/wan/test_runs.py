@@ -16,6 +16,7 @@ from oracles.runs import (
 from oracles.wan import save_wan
 
 from vinfinity.job import prepare
+from vinfinity.job_report import concerns
 from vinfinity.media.mp4 import read_video
 from vinfinity.planning.fit import outline_of
 from vinfinity.planning.trace import call_work, step_memory, trace_step, trace_work
@@ -117,9 +118,9 @@ def test_joins_of_edits_are_in_frames_of_the_video(wan: Path, tmp_path: Path) ->
 
 def test_frames_and_sizes_that_latents_cannot_hold_are_cropped_and_said(wan: Path, tmp_path: Path) -> None:
     config = config_of(wan, tmp_path / "a.mp4", **{**SETTINGS, "frames": 6, "size": "40x36", "steps": 2})
-    concerns = prepare(config).concerns()
-    assert "frames: 6 is not a multiple of 4 plus 1; 9 are made and the last 3 left out" in concerns
-    assert "size: 40x36 is not a multiple of 16 pixels; 48x48 are made and cropped" in concerns
+    found = concerns(prepare(config))
+    assert "frames: 6 is not 4n + 1; 9 frames are generated and the last 3 dropped" in found
+    assert "size: 40x36 is not a multiple of 16 pixels; 48x48 is generated and cropped" in found
     run(config)
     frames = read_video(tmp_path / "a.mp4")
     assert len(frames) == 6
@@ -128,9 +129,9 @@ def test_frames_and_sizes_that_latents_cannot_hold_are_cropped_and_said(wan: Pat
 
 def test_another_number_of_attended_frames_than_in_training_is_said(wan: Path) -> None:
     config = config_of(wan, "x.mp4", "attention.local=6", **SETTINGS)
-    [concern] = [line for line in prepare(config).concerns() if line.startswith("attention:")]
+    [concern] = [line for line in concerns(prepare(config)) if line.startswith("attention:")]
     assert concern.startswith("attention: frames attend to 25 latent frames (2 * local + 1 + anchors); ")
-    assert not any("attention" in line for line in prepare(config_of(wan, "x.mp4", **SETTINGS)).concerns())
+    assert not any("attention" in line for line in concerns(prepare(config_of(wan, "x.mp4", **SETTINGS))))
 
 
 @pytest.mark.parametrize(
@@ -145,8 +146,8 @@ def test_settings_for_unets_are_said_to_have_no_effect(
     setting: str, reason: str, wan: Path, model_folder: Path
 ) -> None:
     def said(model: Path, *overrides: str) -> list[str]:
-        concerns = prepare(config_of(model, "x.mp4", *overrides, frames=97, size="32x16")).concerns()
-        return [concern for concern in concerns if "has no effect" in concern]
+        found = concerns(prepare(config_of(model, "x.mp4", *overrides, frames=97, size="32x16")))
+        return [concern for concern in found if "has no effect" in concern]
 
     assert said(wan, setting) == [f"{setting.split('=')[0]}: has no effect: {wan.name} {reason}"]
     assert said(wan) == []
