@@ -55,7 +55,7 @@ def noise_order(frames: int, *, seed: int, window: int = WINDOW, stride: int = S
 
 
 def windows(frames: int, *, window: int = WINDOW, stride: int = STRIDE) -> list[range]:
-    """The windows W_k, and one that ends with the video; a single one if the video is no longer than a window."""
+    """Return the windows W_k, and one that ends with the video; a single one if the video is no longer than a window."""
     starts = [*range(0, max(1, frames - window + 1), stride)]
     if starts[-1] + window < frames:
         starts.append(frames - window)
@@ -63,7 +63,7 @@ def windows(frames: int, *, window: int = WINDOW, stride: int = STRIDE) -> list[
 
 
 def window_weights(frames: int, spans: Sequence[range]) -> Tensor:
-    """The share of each window in the output for each frame: (windows, frames) fp32, which sum to 1 over windows."""
+    """Return the share of each window in the output for each frame: (windows, frames) fp32, which sum to 1 over windows."""
     weights = torch.zeros(len(spans), frames)
     for row, span in zip(weights, spans, strict=True):
         centre = (span.start + span.stop - 1) / 2

@@ -37,7 +37,7 @@ class Ends:
 
 
 def ends(frames: np.ndarray) -> dict[str, float]:
-    """The figures of a video. frames: (f, ...)."""
+    """Return the figures of a video. frames: (f, ...)."""
     values = frames.astype(np.float32)
     apart = np.abs(values - np.roll(values, -1, axis=0)).reshape(len(values), -1).mean(1)
     others, closing = apart[:-1], apart[-1]

@@ -51,7 +51,7 @@ class Mutation:
     text: str
 
     def apply(self, package: Path) -> None:
-        """Makes the change in a copy of the package."""
+        """Make the change in a copy of the package."""
         path = package / self.file
         source = path.read_bytes()
         path.write_bytes(source[: self.start] + self.text.encode() + source[self.stop :])
@@ -101,7 +101,7 @@ def orders(statement: ast.Expr | ast.Assign) -> bool:
 
 
 def attributes(node: ast.AST) -> set[str]:
-    """The names of all attributes in some code."""
+    """Return the names of all attributes in some code."""
     return {part.attr for part in ast.walk(node) if isinstance(part, ast.Attribute)}
 
 
@@ -110,7 +110,7 @@ def is_false(value: ast.expr) -> bool:
 
 
 def first_failure(mutation: Mutation | None) -> str | None:
-    """The first test that fails under a mutation, or without one; None if all pass."""
+    """Return the first test that fails under a mutation, or without one; None if all pass."""
     with tempfile.TemporaryDirectory(prefix="vinfinity-mutation-") as name:
         copy = Path(name) / "vinfinity"
         shutil.copytree(PACKAGE, copy, ignore=shutil.ignore_patterns("__pycache__", "assets"))

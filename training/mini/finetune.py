@@ -83,7 +83,7 @@ def sample_scenes(mixture: Mixture, *, rng: np.random.Generator) -> list[world.S
 
 
 def sample_wrong(scene: world.Scene, *, close: float, rng: np.random.Generator) -> world.Scene:
-    """The scene with another colour, or one time in four with another subject."""
+    """Return the scene with another colour, or one time in four with another subject."""
     if rng.random() < 0.25:
         return replace(scene, subject=str(rng.choice([s for s in world.SUBJECTS if s != scene.subject])))
     colours = CLOSE if scene.colour in CLOSE and close and rng.random() < close else world.COLOURS
@@ -147,7 +147,7 @@ def with_mirrors(
 
 
 def with_wrong(vae: AutoencoderKL, latents: Tensor, batch: Batch, chosen: Sequence[int]) -> Tensor:
-    """The latents (b, 4, f, h, w) of a batch; the chosen clips are replaced by their wrong versions in parts."""
+    """Return the latents (b, 4, f, h, w) of a batch; the chosen clips are replaced by their wrong versions in parts."""
     shown = latents.clone()
     if chosen:
         others = encode_clips(vae, [batch.wrong[i] for i in chosen])

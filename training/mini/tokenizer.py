@@ -27,7 +27,7 @@ def words() -> list[str]:
 
 
 def byte_symbols() -> list[str]:
-    """The 256 characters that stand for bytes in byte-level byte-pair encoding."""
+    """Return the 256 characters that stand for bytes in byte-level byte-pair encoding."""
     plain = [*range(33, 127), *range(161, 173), *range(174, 256)]
     extra = [byte for byte in range(256) if byte not in plain]
     return [chr(byte) for byte in plain] + [chr(256 + i) for i in range(len(extra))]

@@ -22,7 +22,7 @@ LABELS = (tuple(world.COLOURS), world.SUBJECTS, world.MOTIONS, tuple(world.BACKG
 
 
 def build_text_encoder(tokenizer: CLIPTokenizer) -> CLIPTextModel:
-    """The untrained text encoder."""
+    """Return the untrained text encoder."""
     return CLIPTextModel(
         CLIPTextConfig(
             vocab_size=len(tokenizer),

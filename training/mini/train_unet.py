@@ -103,7 +103,7 @@ class Copy:
 
 
 def trained(module: nn.Module) -> list[nn.Parameter]:
-    """The parameters that train."""
+    """Return the parameters that train."""
     return [p for p in module.parameters() if p.requires_grad]
 
 

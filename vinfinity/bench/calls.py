@@ -74,7 +74,7 @@ class Profile:
 def prepare_call(
     subject: Subject, network: nn.Module, *, frames: int, execution: Execution
 ) -> tuple[CallShape, Callable[[], Tensor]]:
-    """A call of `network`, which is `subject` loaded, on one rank that holds the whole video, with its shapes.
+    """Return a call of `network`, which is `subject` loaded, on one rank that holds the whole video, with its shapes.
 
     frames: of the video.
     """
@@ -156,7 +156,7 @@ def trace_call(shape: CallShape, execution: Execution) -> tuple[int, int]:
 
 
 def pinned_bytes() -> int | None:
-    """The most host memory that was locked for copies at one time; None if this torch does not count it."""
+    """Return the most host memory that was locked for copies at one time; None if this torch does not count it."""
     # new in torch 2.8
     count = getattr(torch.cuda, "host_memory_stats", None)
     found = count() if count is not None else {}
@@ -210,7 +210,7 @@ def _on_device(event: FunctionEvent | FunctionEventAvg) -> bool:
 
 
 def covered(spans: Sequence[tuple[float, float]]) -> float:
-    """The length of the union of spans (start, end)."""
+    """Return the length of the union of spans (start, end)."""
     total, reached = 0.0, float("-inf")
     for start, end in sorted(spans):
         total += max(0.0, end - max(start, reached))
@@ -219,7 +219,7 @@ def covered(spans: Sequence[tuple[float, float]]) -> float:
 
 
 def published_figures(name: str) -> Gpu | None:
-    """The published figures of a GPU, by the name that its driver has for it; None if it is not among `GPUS`."""
+    """Return the published figures of a GPU, by the name that its driver has for it; None if it is not among `GPUS`."""
     words = set(name.upper().replace("-", " ").split())
     if words & LESSER:
         return None

@@ -93,7 +93,7 @@ class DecodingFigures:
 
 
 def slope(points: Sequence[tuple[float, float]]) -> float:
-    """The slope of the line through points (x, y), by least squares; 0 for fewer than two points."""
+    """Return the slope of the line through points (x, y), by least squares; 0 for fewer than two points."""
     if len(points) < 2:
         return 0.0
     x, y = np.array(points, dtype=float).T
@@ -128,7 +128,7 @@ def measure_decoding(
     device: str,
     decode: DecodeConfig,
 ) -> DecodingFigures:
-    """Decodes the random latents of `frames` frames into an MP4 that is deleted, with the settings of a run.
+    """Decode the random latents of `frames` frames into an MP4 that is deleted, with the settings of a run.
 
     decoder: folder of an autoencoder, None for the model's own. size: (width, height) in pixels, None for the model's.
     Raises InputError.
@@ -187,7 +187,7 @@ class _Bench:
         self._pictures: list[np.ndarray] = []
 
     def warm_up(self) -> None:
-        """Decodes a few blocks, and stores pictures of them for encoding."""
+        """Decode a few blocks, and stores pictures of them for encoding."""
         count = max(1, PICTURE_BYTES // (3 * self.size[0] * self.size[1]))
         block = self.blocks.frames * self.network.config.time_downscale
         few = min(self.frames, max(2 * block, min(count, 64)))

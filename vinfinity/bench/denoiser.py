@@ -32,7 +32,7 @@ def timed_call(
     team: Team | None = None,
     exchange: FrameExchange | None = None,
 ) -> Callable[[], Tensor]:
-    """A call of `network`, which is `subject` loaded, with both guidance branches in one pass, as a run makes it.
+    """Return a call of `network`, which is `subject` loaded, with both guidance branches in one pass, as a run makes it.
 
     frames: of the whole video. scopes: None for plain attention over all frames, as in the base model.
     team: the ranks that share its latent frames; None for one rank alone. exchange: in place of the team's own.
@@ -58,7 +58,7 @@ def timed_call(
 def time_denoiser(
     subject: Subject, *, frames: int, dtypes: Sequence[str], compiled: bool, rounds: int, device: str
 ) -> Times:
-    """Calls in each precision, in turn. compiled: also time a compiled network in each."""
+    """Call in each precision, in turn. compiled: also time a compiled network in each."""
     calls: dict[str, Callable[[], Tensor]] = {}
     for name in dtypes:
         calls[name] = timed_call(subject, subject.load(DTYPES[name], device), frames=frames)

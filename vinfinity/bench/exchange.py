@@ -72,7 +72,7 @@ class TimingRequest:
 
 
 def time_exchange(model: str, *, ranks: int, scopes: Scopes, rounds: int, device: str) -> Times:
-    """Times calls of the denoiser on real ranks, with the exchange and without (each rank uses its own frames instead).
+    """Time calls of the denoiser on real ranks, with the exchange and without (each rank uses its own frames instead).
 
     Raises InputError if `model` does not exist, before ranks start.
     """

@@ -51,19 +51,19 @@ class Trial:
         return torch.cuda.get_device_name(0) if self.on_gpu else ""
 
     def several(self, count: int = 2) -> int:
-        """The number of ranks. Raises Skipped if there are fewer than `count`."""
+        """Return the number of ranks. Raises Skipped if there are fewer than `count`."""
         if self.ranks < count:
             raise Skipped(f"needs {count} GPUs" if self.on_gpu else f"needs {count} ranks")
         return self.ranks
 
     def needs_gpu(self, why: str) -> None:
-        """Raises Skipped on the CPU."""
+        """Raise Skipped on the CPU."""
         if not self.on_gpu:
             raise Skipped(f"needs a GPU: {why}")
 
 
 def look(trial: Trial) -> Iterator[Figure]:
-    """What is on this machine, and whether anything would stop a run."""
+    """Yield what is on this machine, and whether anything would stop a run."""
     for name, text in (*here(trial.facts), *used(trial.facts)):
         yield figure(name, text)
     for fault in trial.faults:
@@ -75,7 +75,7 @@ def look(trial: Trial) -> Iterator[Figure]:
 
 
 def run_script(title: str, description: str, stages: Sequence[Stage[Trial]], *, out: Path) -> int:
-    """The command line of a script that tries GPUs. out: the file for the figures. Returns the exit code.
+    """Return the command line of a script that tries GPUs. out: the file for the figures. Returns the exit code.
 
     Without a GPU there is one line that says so, and the exit code is 0.
     """

@@ -91,7 +91,7 @@ def _small_call(frames: int, latent: tuple[int, int]) -> CallShape:
 
 
 def _in_fresh_process(call: str, environment: Mapping[str, str]) -> int:
-    """The result of a function of this module in a Python process of its own. environment: additional variables."""
+    """Return the result of a function of this module in a Python process of its own. environment: additional variables."""
     program = f"import {__name__} as module; print(module.{call})"
     variables = {**os.environ, **environment, "PYTHONPATH": os.pathsep.join(sys.path)}
     done = subprocess.run([sys.executable, "-c", program], env=variables, stdout=subprocess.PIPE, check=True)
@@ -117,7 +117,7 @@ def process_growth(frames: int, latent: tuple[int, int]) -> int:
 
 
 def _status(entry: str) -> int:
-    """An entry of /proc/self/status, in bytes."""
+    """Return an entry of /proc/self/status, in bytes."""
     for line in Path("/proc/self/status").read_text(encoding="ascii").splitlines():
         if line.startswith(f"{entry}:"):
             return int(line.split()[1]) * 1024

@@ -100,7 +100,7 @@ class _Swap:
         )
 
     def seconds(self, exchanges: int) -> float:
-        """The time of an exchange, of several of which one follows the other, until all messages have arrived."""
+        """Return the time of an exchange, of several of which one follows the other, until all messages have arrived."""
         self._wait()
         started = time.perf_counter()
         for _ in range(exchanges):

@@ -22,7 +22,7 @@ Rows = list[tuple[str, ...]]
 
 
 def write_json(path: Path, figures: object) -> None:
-    """Writes figures, which may contain dataclasses, as JSON. The folder is created if it does not exist."""
+    """Write figures, which may contain dataclasses, as JSON. The folder is created if it does not exist."""
     path.parent.mkdir(parents=True, exist_ok=True)
     path.write_text(json.dumps(figures, indent=2, default=_as_json) + "\n", encoding="utf-8")
 
@@ -34,7 +34,7 @@ def _as_json(value: object) -> object:
 
 
 def write_records(path: Path, records: Sequence[Mapping[str, object]]) -> None:
-    """Writes records with the same keys as CSV if `path` ends in .csv, as JSON otherwise."""
+    """Write records with the same keys as CSV if `path` ends in .csv, as JSON otherwise."""
     if path.suffix != ".csv":
         write_json(path, records)
         return
@@ -118,7 +118,7 @@ def runs_table(runs: Sequence[RunFigures]) -> Rows:
 
 
 def traffic_table(traffic: Sequence[Traffic]) -> Rows:
-    """A heading, and a row for each count."""
+    """Return a heading, and a row for each count."""
     rows: Rows = [
         ("ranks x frames", "waits", "messages", "sent", "with K and V", "ratio", "of attention alone")
     ]
@@ -138,7 +138,7 @@ def traffic_table(traffic: Sequence[Traffic]) -> Rows:
 
 
 def exchange_time_table(times: Times) -> Rows:
-    """The medians, and their ratio with its range over the rounds."""
+    """Return the medians, and their ratio with its range over the rounds."""
     rounds = len(times.seconds["exchanged"])
     return [
         ("with exchange", f"{1000 * times.median('exchanged'):.0f} ms, median of {rounds}"),
@@ -192,7 +192,7 @@ def memory_table(footprints: Sequence[Footprint]) -> Rows:
 
 
 def check_table(check: ProcessCheck) -> Rows:
-    """The traced memory beside that of real processes."""
+    """Return the traced memory beside that of real processes."""
     h, w = check.latent
     return [
         ("small UNet, fp32", f"{check.frames} frames of {h}x{w} latents on the CPU"),

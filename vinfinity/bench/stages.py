@@ -47,27 +47,27 @@ class Figure:
 
 
 def figure(name: str, value: Value, unit: str = "") -> Figure:
-    """A figure that is reported only."""
+    """Return a figure that is reported only."""
     return Figure(name, value, unit)
 
 
 def at_most(name: str, value: float, limit: float, unit: str = "") -> Figure:
-    """A figure that must not exceed a limit."""
+    """Return a figure that must not exceed a limit."""
     return _limited(name, value, "<=", limit, unit)
 
 
 def at_least(name: str, value: float, limit: float, unit: str = "") -> Figure:
-    """A figure that must reach a limit."""
+    """Return a figure that must reach a limit."""
     return _limited(name, value, ">=", limit, unit)
 
 
 def equals(name: str, value: Value, wanted: Value) -> Figure:
-    """A figure that must have one value."""
+    """Return a figure that must have one value."""
     return Figure(name, value, "", f"= {wanted}", value == wanted)
 
 
 def says(name: str, text: str, words: str) -> Figure:
-    """A message that must contain some words."""
+    """Return a message that must contain some words."""
     return Figure(name, one_line(text), "", f"says {words}", words in text)
 
 

@@ -63,7 +63,7 @@ class Subject:
         return WAN_SCOPES if self.joint else UNET_SCOPES
 
     def title(self, frames: int) -> str:
-        """The name of a call with that many frames, for tables."""
+        """Return the name of a call with that many frames, for tables."""
         latent_frames = self.geometry.latent_frames(frames)
         times = f"{latent_frames}x" if latent_frames != frames else ""
         return f"{self.name}, {frames} frames of {times}{self.latent[1]}x{self.latent[0]}"
@@ -75,7 +75,7 @@ class Subject:
     def call_shape(
         self, network: nn.Module, *, shards: FrameShards, rank: int = 0, scopes: Scopes | None = None
     ) -> CallShape:
-        """A rank's call. network: this subject, loaded. shards: of latent frames. scopes: None for plain attention, as
+        """Return a rank's call. network: this subject, loaded. shards: of latent frames. scopes: None for plain attention, as
         in the base model.
         """
         return CallShape(
@@ -93,12 +93,12 @@ class Subject:
 
 
 def dtype_of(network: nn.Module) -> torch.dtype:
-    """The type of a network's arithmetic: that of its weights, of which some may stay in fp32."""
+    """Return the type of a network's arithmetic: that of its weights, of which some may stay in fp32."""
     return min((parameter.dtype for parameter in network.parameters()), key=lambda dtype: dtype.itemsize)
 
 
 def find_subject(model: str, *, size: tuple[int, int] | None = None) -> Subject:
-    """The denoiser of a model given by name or folder, or one of `RANDOM`, which have random weights and need no files.
+    """Return the denoiser of a model given by name or folder, or one of `RANDOM`, which have random weights and need no files.
 
     size: (width, height) in pixels, None for the model's own. Raises InputError.
     """
@@ -149,7 +149,7 @@ def _random_wan(size: tuple[int, int] | None) -> Subject:
 
 
 def _random(family: Family, config: Any, dtype: torch.dtype, device: str) -> nn.Module:
-    """A network with random weights, in the types that loading gives it."""
+    """Return a network with random weights, in the types that loading gives it."""
     torch.manual_seed(0)
     network = family.networks[family.denoiser]
     with torch.device(device):
@@ -177,7 +177,7 @@ def inner_rank_call(
     unet: UNetConfig = VIDEOCRAFTER2,
     dtype: torch.dtype = torch.float16,
 ) -> CallShape:
-    """The UNet call of a rank in the middle of the video, which has neighbours on both sides if there are enough ranks.
+    """Return the UNet call of a rank in the middle of the video, which has neighbours on both sides if there are enough ranks.
 
     frames: of each rank. size: (width, height) in pixels.
     """

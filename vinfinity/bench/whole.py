@@ -34,7 +34,7 @@ def measure_runs(
     model: str = "mini",
     prompt: str = PROMPT,
 ) -> list[RunFigures]:
-    """Generates a video of each length. options: additional ones of `vinfinity generate`.
+    """Generate a video of each length. options: additional ones of `vinfinity generate`.
 
     Raises VinfinityError with the error line of a run that fails.
     """

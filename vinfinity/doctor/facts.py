@@ -104,12 +104,12 @@ def gather(*, gpus: int | None = None, device: str = "auto") -> Facts:
 
 
 def find_shared_memory() -> Space | None:
-    """The file system through which the ranks of a machine exchange messages."""
+    """Return the file system through which the ranks of a machine exchange messages."""
     return find_space(SHARED_MEMORY) if SHARED_MEMORY.is_dir() else None
 
 
 def find_own_place() -> Place | None:
-    """This process's place among the ranks of a launcher. Raises ProbeError if its variables are wrong."""
+    """Return this process's place among the ranks of a launcher. Raises ProbeError if its variables are wrong."""
     try:
         return find_place(os.environ)
     except InputError as error:
@@ -117,7 +117,7 @@ def find_own_place() -> Place | None:
 
 
 def find_models() -> tuple[Model, ...]:
-    """The embedded and the fetched models, each checked as far as its JSON files go."""
+    """Return the embedded and the fetched models, each checked as far as its JSON files go."""
     embedded = sorted(path for path in EMBEDDED.iterdir() if path.is_dir())
     return tuple(_checked(folder) for folder in (*embedded, *local_models()))
 

@@ -294,7 +294,7 @@ def check_launcher(facts: Facts) -> Iterator[Fault]:
 
 
 def _problem_and_remedy(message: str) -> tuple[str, str]:
-    """An InputError's message in its two parts."""
+    """Return an InputError's message in its two parts."""
     problem, _, remedy = message.rpartition("; ")
     return (problem, remedy) if problem else (message, "change the options")
 
@@ -403,7 +403,7 @@ def check_files(facts: Facts) -> Iterator[Fault]:
 
 
 def check_looks(facts: Facts) -> Iterator[Fault]:
-    """Looks that failed, and that no other check reports."""
+    """Look that failed, and that no other check reports."""
     for name in ("system", "processor", "memory", "shared_memory", "folders", "network"):
         found = getattr(facts, name)
         if isinstance(found, Failed):

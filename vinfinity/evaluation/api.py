@@ -193,7 +193,7 @@ def compare_groups(
 
 
 def _whole_pairs(groups: Groups, measured: Measured) -> tuple[Measured, tuple[str, ...]]:
-    """What was measured of pairs of which all videos could be measured, and their names. Raises the error of another if
+    """Return what was measured of pairs of which all videos could be measured, and their names. Raises the error of another if
     there are none."""
     failures = dict(groups.left_out)
     for group in groups.subjects:

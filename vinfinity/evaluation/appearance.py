@@ -52,7 +52,7 @@ class Appearance:
         return curve
 
     def mean_pulsing(self, *, without: Collection[int] = ()) -> float | None:
-        """The mean of `pulsing`, None without any. without: cuts, of which the frames on either side are left out."""
+        """Return the mean of `pulsing`, None without any. without: cuts, of which the frames on either side are left out."""
         beside = {frame for cut in without for frame in (cut - 1, cut)}
         curve = np.array([value for frame, value in enumerate(self.pulsing) if frame not in beside])
         known = curve[np.isfinite(curve)]

@@ -58,7 +58,7 @@ class Comparison:
         return [group[0] for group in self.groups]
 
     def differing_settings(self) -> dict[str, list[str]]:
-        """The settings in which the runs differ, with the value of each video, empty where there is none.
+        """Return the settings in which the runs differ, with the value of each video, empty where there is none.
 
         Their files differ anyway.
         """
@@ -91,7 +91,7 @@ def compare_evaluations(
     left_out: Mapping[str, str],
     unpaired: Sequence[str],
 ) -> Comparison:
-    """Reads the frames of all videos but the first once more, beside those of the first."""
+    """Read the frames of all videos but the first once more, beside those of the first."""
     first = groups[0]
     fidelity = [
         tuple(find_fidelity(one, other) for one, other in zip(first, group, strict=True))

@@ -202,7 +202,7 @@ def _features(output: Any) -> Tensor:
 
 
 def _architecture(field: str, folder: Path, known: dict[str, str]) -> str:
-    """The class of transformers for the weights in a folder. Raises WeightsError if it is none of those known."""
+    """Return the class of transformers for the weights in a folder. Raises WeightsError if it is none of those known."""
     load_extra("transformers", field=field, value=folder)
     what = " or ".join(known)
     remedy = (

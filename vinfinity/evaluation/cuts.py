@@ -24,7 +24,7 @@ class CutMeasure:
         self._note(self._detector.process_frame(self._last, picture.rgb[..., ::-1]))
 
     def result(self) -> tuple[int, ...]:
-        """The first frame after each cut."""
+        """Return the first frame after each cut."""
         if self._last is not None:
             self._note(self._detector.post_process(self._last))
         return tuple(self._cuts)

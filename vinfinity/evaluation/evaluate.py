@@ -67,7 +67,7 @@ def measure(
 
 
 def _texts(subject: Subject, frames: int, prompt: str | None) -> list[str] | None:
-    """The prompt in force at each frame; None where none is known."""
+    """Return the prompt in force at each frame; None where none is known."""
     if prompt is not None:
         return [prompt] * frames
     if not subject.prompts:

@@ -24,7 +24,7 @@ class Figure:
     beside: str | None = None
 
     def shown(self, value: float | None) -> str:
-        """A value as text, `-` for None."""
+        """Return a value as text, `-` for None."""
         if value is None:
             return "-"
         number = self.number(value)
@@ -32,7 +32,7 @@ class Figure:
         return f"{number}{space}{self.unit}".rstrip()
 
     def number(self, value: float | None) -> str:
-        """A value without its unit."""
+        """Return a value without its unit."""
         return "-" if value is None else f"{value:,.{self.digits}f}"
 
 

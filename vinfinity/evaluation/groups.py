@@ -75,7 +75,7 @@ def find_groups(
 
 
 def _grouped(paths: Sequence[Path]) -> tuple[tuple[str, ...], list[list[Path]]]:
-    """The videos by group, with the names of pairs.
+    """Return the videos by group, with the names of pairs.
 
     Raises InputError if one does not exist, if there is only one, or if folders share no name or stand beside single
     videos.
@@ -103,7 +103,7 @@ def _grouped(paths: Sequence[Path]) -> tuple[tuple[str, ...], list[list[Path]]]:
 
 
 def _check_sizes(subjects: Sequence[Subject]) -> None:
-    """Raises InputError if the frames of two videos differ in size."""
+    """Raise InputError if the frames of two videos differ in size."""
     first = subjects[0]
     for other in subjects[1:]:
         if other.source.size != first.source.size:

@@ -41,7 +41,7 @@ class Motion:
     squared: np.ndarray
 
     def means(self, *, without: frozenset[int] = frozenset()) -> dict[str, float | None]:
-        """The figures of the whole video. without: pairs that are left out, since flow across a cut means nothing."""
+        """Return the figures of the whole video. without: pairs that are left out, since flow across a cut means nothing."""
         kept = np.array([index not in without for index in range(len(self.length))])
         kept[0] = False
         if not kept.any():

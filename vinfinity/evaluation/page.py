@@ -94,7 +94,7 @@ def script_json(value: object) -> str:
 
 
 def link_to(video: Path | None, folder: Path) -> str | None:
-    """The address of a video for a page in a folder. Names need not be UTF-8. None for frames in memory."""
+    """Return the address of a video for a page in a folder. Names need not be UTF-8. None for frames in memory."""
     return None if video is None else urllib.parse.quote(os.fsencode(os.path.relpath(video, folder)))
 
 

@@ -93,7 +93,7 @@ class SheetMaker:
             self._thumbnails.append(_shrunk(picture.rgb, SHEET_SIDE))
 
     def result(self) -> str:
-        """The sheet as a data URL of a JPEG; empty if no frame was shown."""
+        """Return the sheet as a data URL of a JPEG; empty if no frame was shown."""
         if not self._thumbnails:
             return ""
         height, width = self._thumbnails[0].shape[:2]
@@ -120,7 +120,7 @@ def _even(size: tuple[int, int]) -> tuple[int, int]:
 
 
 def _shrunk(rgb: np.ndarray, side: int) -> np.ndarray:
-    """A frame whose long side has at most so many pixels."""
+    """Return a frame whose long side has at most so many pixels."""
     shrink = min(1.0, side / max(rgb.shape[:2]))
     size = (max(1, round(rgb.shape[1] * shrink)), max(1, round(rgb.shape[0] * shrink)))
     return cv2.resize(rgb, size, interpolation=cv2.INTER_AREA) if shrink < 1 else rgb

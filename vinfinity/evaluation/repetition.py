@@ -92,7 +92,7 @@ def autocorrelation(thumbnails: np.ndarray) -> np.ndarray | None:
 
 
 def _period(correlation: np.ndarray) -> tuple[int | None, float]:
-    """The lag of the highest peak after the autocorrelation has fallen, and its height; (None, 0) without one."""
+    """Return the lag of the highest peak after the autocorrelation has fallen, and its height; (None, 0) without one."""
     lowest = np.minimum.accumulate(correlation)
     rise = correlation - lowest
     # a longer period must be better than its parts
@@ -133,7 +133,7 @@ def _returning(thumbnails: np.ndarray, *, fps: float) -> float | None:
 
 
 def _steps(thumbnails: np.ndarray) -> np.ndarray:
-    """The distance of each thumbnail but the first from the one before it, computed a number at a time."""
+    """Return the distance of each thumbnail but the first from the one before it, computed a number at a time."""
     steps = np.zeros(len(thumbnails) - 1, np.float32)
     for start in range(0, len(steps), BLOCK):
         values = thumbnails[start : start + BLOCK + 1].astype(np.float32)

@@ -33,7 +33,7 @@ WORTH_A_NOTE = {"sharpness": 1.0, "brightness": 5.0, "saturation": 3.0}
 
 
 def figure_rows(evaluations: Sequence[Evaluation]) -> list[tuple[Figure, list[float | None]]]:
-    """The figures that any of the videos has, in the order of their declaration, with the value of each video.
+    """Return the figures that any of the videos has, in the order of their declaration, with the value of each video.
 
     A figure that still pictures would win comes with the one of motion, see Figure.beside.
     """
@@ -46,7 +46,7 @@ def figure_rows(evaluations: Sequence[Evaluation]) -> list[tuple[Figure, list[fl
 
 
 def shown(figure: Figure, evaluation: Evaluation) -> str:
-    """A value as text; where motion stands beside it, with that: `0.9951 at 1.2 px/frame`."""
+    """Return a value as text; where motion stands beside it, with that: `0.9951 at 1.2 px/frame`."""
     text = figure.shown(evaluation.figures.get(figure.name))
     if figure.beside is None or evaluation.figures.get(figure.name) is None:
         return text
@@ -63,7 +63,7 @@ def length_of(evaluation: Evaluation) -> str:
 
 
 def tables(evaluations: Sequence[Evaluation], *, beyond: Mapping[int, Sequence[str]]) -> list[Table]:
-    """The figures as tables. beyond: complaints about limits, by the number of the video."""
+    """Return the figures as tables. beyond: complaints about limits, by the number of the video."""
     names = short_names(evaluations)
     if len(evaluations) > MOST_COLUMNS:
         return [_by_video(evaluations, names, beyond)]
@@ -91,7 +91,7 @@ def _by_video(
 
 
 def kinds_of(evaluation: Evaluation) -> dict[int, str]:
-    """What lies at each border: `rank`, `join, prompt`."""
+    """Return what lies at each border: `rank`, `join, prompt`."""
     kinds: dict[int, list[str]] = {}
     for border in evaluation.subject.borders:
         kinds.setdefault(border.frame, []).append(border.kind)
@@ -136,7 +136,7 @@ def pairs_of(comparison: Comparison) -> str:
 
 
 def left_out_rows(left_out: Mapping[str, str], unpaired: Sequence[str] = ()) -> list[str]:
-    """A line for each video or pair that is left out. left_out: what is wrong, by name. unpaired: see Comparison."""
+    """Return a line for each video or pair that is left out. left_out: what is wrong, by name. unpaired: see Comparison."""
     lines = [f"left out: {escaped(name)}: {reason}" for name, reason in left_out.items()]
     return lines + [f"left out: {escaped(name)}: has no counterpart" for name in unpaired]
 
@@ -164,7 +164,7 @@ def tested_rows(comparison: Comparison, number: int) -> list[tuple[Figure, Paire
 
 
 def fidelity_rows(comparison: Comparison) -> list[str]:
-    """A sentence on PSNR and SSIM for each video but the first, or each batch."""
+    """Return a sentence on PSNR and SSIM for each video but the first, or each batch."""
     first, lines = comparison.names[0], []
     for name, group in zip(comparison.names[1:], comparison.fidelity, strict=True):
         known = [one for one in group if one is not None]
@@ -185,7 +185,7 @@ def fidelity_rows(comparison: Comparison) -> list[str]:
 
 
 def settings_table(comparison: Comparison) -> Table | None:
-    """The settings in which runs differ; None if they do not."""
+    """Return the settings in which runs differ; None if they do not."""
     differing = comparison.differing_settings()
     if not differing:
         return None

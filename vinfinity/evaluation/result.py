@@ -47,7 +47,7 @@ class Evaluation:
         return self.subject.name
 
     def __getitem__(self, name: str) -> float | None:
-        """A figure by its name."""
+        """Return a figure by its name."""
         return self.figures[name]
 
     def as_json(self) -> dict[str, Any]:
@@ -82,12 +82,12 @@ def rounded_all(value: Any) -> Any:
 
 
 def short_names(evaluations: Sequence[Evaluation]) -> list[str]:
-    """The shortest ends of the paths that tell the videos apart, as text that any terminal and page can show."""
+    """Return the shortest ends of the paths that tell the videos apart, as text that any terminal and page can show."""
     return short_ends([escaped(evaluation.name) for evaluation in evaluations])
 
 
 def short_ends(paths: Sequence[str]) -> list[str]:
-    """The shortest ends of paths that tell them apart."""
+    """Return the shortest ends of paths that tell them apart."""
     parts = [path.rstrip("/").split("/") for path in paths]
     for count in range(1, max(map(len, parts)) + 1):
         names = ["/".join(part[-count:]) for part in parts]

@@ -114,7 +114,7 @@ def find_subject(
     borders: Sequence[int] = (),
     every: int | None = None,
 ) -> Subject:
-    """A video file, a run folder, a folder of PNG, or frames in memory. Reads no frames.
+    """Return a video file, a run folder, a folder of PNG, or frames in memory. Reads no frames.
 
     fps: of an array or a folder of PNG that no run tells of. borders: frames at which to look for seams. every: look
     for them every so many frames, too. Raises InputError, UnusableVideo if the video is there and cannot be measured.
@@ -160,7 +160,7 @@ def find_subjects(
 
 
 def check_rate(subjects: Sequence[Subject], fps: Fraction | int | None) -> None:
-    """Raises InputError if a rate was given and all videos have another of their own."""
+    """Raise InputError if a rate was given and all videos have another of their own."""
     if fps is not None and subjects and all(subject.source.fps != fps for subject in subjects):
         rate = shown_rate(subjects[0].source.fps)
         problem = f"is for folders of PNG, and has no effect on {subjects[0].name}, which has {rate} fps"
@@ -168,7 +168,7 @@ def check_rate(subjects: Sequence[Subject], fps: Fraction | int | None) -> None:
 
 
 def videos_in(folder: Path) -> list[str]:
-    """The names of the videos in a folder, sorted: files, and folders of PNG."""
+    """Return the names of the videos in a folder, sorted: files, and folders of PNG."""
     return sorted(
         path.name
         for path in folder.iterdir()

@@ -92,7 +92,7 @@ class Engine:
 
 
 def find_versions() -> Versions:
-    """The versions of torch and of the libraries in it."""
+    """Return the versions of torch and of the libraries in it."""
     import torch
 
     return Versions(
@@ -120,7 +120,7 @@ def find_engine(*, device: str = "auto", ranks: int | None = None) -> Engine:
 
 
 def attention_backends(device: torch.device, dtype: torch.dtype) -> Attention:
-    """The backends that torch picks for attention on a device."""
+    """Return the backends that torch picks for attention on a device."""
     import torch
     from torch.nn.attention import SDPBackend
 
@@ -138,7 +138,7 @@ def attention_backends(device: torch.device, dtype: torch.dtype) -> Attention:
 
 
 def _find_gpus() -> tuple[tuple[Gpu, ...], str]:
-    """The GPUs that torch sees, and why it sees none although it was built for them."""
+    """Return the GPUs that torch sees, and why it sees none although it was built for them."""
     import torch
 
     if torch.version.cuda is None and torch.version.hip is None:
@@ -175,7 +175,7 @@ def _find_gpu(index: int) -> Gpu:
 
 
 def _compute(device: torch.device) -> str:
-    """A product and a convolution on a GPU: what is wrong with the results, "" if nothing is."""
+    """Return a product and a convolution on a GPU: what is wrong with the results, "" if nothing is."""
     import torch
     import torch.nn.functional as F
 
@@ -258,6 +258,6 @@ def _nccl() -> str | None:
 
 
 def _text(find: Callable[[], str | None]) -> str | None:
-    """A version, None if there is none."""
+    """Return a version, None if there is none."""
     found = attempt(find)
     return None if isinstance(found, Failed) else found

@@ -110,7 +110,7 @@ class Network:
 
 
 def find_system() -> System:
-    """The operating system and the Python that runs this."""
+    """Return the operating system and the Python that runs this."""
     release = attempt(platform.freedesktop_os_release)
     name = platform.system() if isinstance(release, Failed) else release.get("PRETTY_NAME", "Linux")
     return System(
@@ -135,7 +135,7 @@ def _container() -> str:
 
 
 def find_processor(file: Path = CPUINFO) -> Processor:
-    """The processor and its cores. file: Linux's description of it."""
+    """Return the processor and its cores. file: Linux's description of it."""
     found = instruction_sets(file)
     usable = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
     return Processor(
@@ -147,18 +147,18 @@ def find_processor(file: Path = CPUINFO) -> Processor:
 
 
 def find_memory() -> HostMemory:
-    """The memory of the host."""
+    """Return the memory of the host."""
     return HostMemory(total=host_memory(), free=free_on_host())
 
 
 def find_space(path: str | Path) -> Space:
-    """The file system of a folder."""
+    """Return the file system of a folder."""
     usage = shutil.disk_usage(path)
     return Space(total=usage.total, free=usage.free)
 
 
 def find_folder(use: str, path: Path) -> Folder:
-    """A folder that runs write to, or the folder in which they would create it."""
+    """Return a folder that runs write to, or the folder in which they would create it."""
     path = path.expanduser().absolute()
     while not path.exists() and path != path.parent:
         path = path.parent
@@ -167,7 +167,7 @@ def find_folder(use: str, path: Path) -> Folder:
 
 
 def find_folders(models: Path) -> tuple[Folder, ...]:
-    """The folders that runs write to. models: the folder of fetched models."""
+    """Return the folders that runs write to. models: the folder of fetched models."""
     candidates = {"working folder": Path(), "home": Path("~"), "models": models}
     folders = [find_folder(use, path) for use, path in candidates.items()]
     temporary = attempt(tempfile.gettempdir)
@@ -200,7 +200,7 @@ def _loopback() -> str:
 
 
 def find_variables(environment: Mapping[str, str]) -> dict[str, str]:
-    """The environment variables that change how runs behave; not those that hold secrets."""
+    """Return the environment variables that change how runs behave; not those that hold secrets."""
 
     def relevant(name: str) -> bool:
         listed = name in NAMES or name in SLURM or name.startswith(PREFIXES)
@@ -210,7 +210,7 @@ def find_variables(environment: Mapping[str, str]) -> dict[str, str]:
 
 
 def python_folder() -> str:
-    """The environment that Python runs in."""
+    """Return the environment that Python runs in."""
     return sys.prefix
 
 

@@ -82,7 +82,7 @@ class Nvidia:
 
 
 def find_nvidia() -> Nvidia | None:
-    """The driver and its GPUs; None on a machine without any sign of them.
+    """Return the driver and its GPUs; None on a machine without any sign of them.
 
     Raises ProbeError if the driver's tool is there, but does not answer as it should.
     """
@@ -110,7 +110,7 @@ def find_nvidia() -> Nvidia | None:
 
 
 def list_cards(tool: str) -> list[tuple[Card, str]]:
-    """The GPUs and the version of their driver, without anything that makes a context on them. Raises ProbeError."""
+    """Return the GPUs and the version of their driver, without anything that makes a context on them. Raises ProbeError."""
     out = run_tool([tool, f"--query-gpu={','.join(FIELDS)}", "--format=csv,noheader,nounits"])
     if not any(line.count(",") >= len(FIELDS) - 1 for line in out.splitlines()):
         if "no devices" in out.lower():
@@ -137,7 +137,7 @@ def visible_cards(cards: Sequence[Card], variable: str | None) -> list[Card]:
 
 
 def parse_card(line: str) -> tuple[Card, str]:
-    """A GPU from nvidia-smi's values for FIELDS, and the version of the driver. Raises ProbeError."""
+    """Return a GPU from nvidia-smi's values for FIELDS, and the version of the driver. Raises ProbeError."""
     values = [value.strip() for value in line.split(",")]
     if len(values) != len(FIELDS) or not values[0].isdecimal():
         raise ProbeError(f"nvidia-smi: {line.strip()}")
@@ -156,7 +156,7 @@ def parse_card(line: str) -> tuple[Card, str]:
 
 
 def find_holders(tool: str) -> dict[str, list[Holder]]:
-    """The processes that have memory of each GPU, by its UUID. Raises ProbeError."""
+    """Return the processes that have memory of each GPU, by its UUID. Raises ProbeError."""
     fields = "gpu_uuid,pid,used_memory,process_name"
     found: dict[str, list[Holder]] = {}
     for line in run_tool(
@@ -171,7 +171,7 @@ def find_holders(tool: str) -> dict[str, list[Holder]]:
 
 
 def parse_topology(text: str) -> tuple[Link, ...]:
-    """The links of all pairs of GPUs from the matrix of `nvidia-smi topo -m`; none if it cannot be read."""
+    """Return the links of all pairs of GPUs from the matrix of `nvidia-smi topo -m`; none if it cannot be read."""
     plain = re.sub(r"\x1b\[[0-9;]*m", "", text)
     rows = [line.split() for line in plain.splitlines()]
     head = next((row for row in rows if row[:1] == ["GPU0"] and "X" not in row), [])
@@ -187,7 +187,7 @@ def parse_topology(text: str) -> tuple[Link, ...]:
 
 
 def kernel_module(file: Path = KERNEL_MODULE) -> str:
-    """The version of the loaded kernel module; "" if none is loaded or it cannot be read."""
+    """Return the version of the loaded kernel module; "" if none is loaded or it cannot be read."""
     try:
         text = file.read_text(encoding="utf-8", errors="replace")
     except OSError:
@@ -197,7 +197,7 @@ def kernel_module(file: Path = KERNEL_MODULE) -> str:
 
 
 def driver_version() -> str:
-    """The version of the driver, without asking it for more; "" if there is none."""
+    """Return the version of the driver, without asking it for more; "" if there is none."""
     version = kernel_module()
     if version or shutil.which("nvidia-smi") is None:
         return version
@@ -208,7 +208,7 @@ def driver_version() -> str:
 
 
 def device_nodes(folder: Path = DEVICES) -> int:
-    """The GPUs that this process may open: a container has the files of those that were passed on to it."""
+    """Return the GPUs that this process may open: a container has the files of those that were passed on to it."""
     return sum(re.fullmatch(r"nvidia\d+", path.name) is not None for path in folder.glob("nvidia*"))
 
 

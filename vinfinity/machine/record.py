@@ -15,7 +15,7 @@ from vinfinity.system.pytorch import allocator_settings
 
 
 def describe_rank(device: torch.device) -> dict[str, Any]:
-    """The machine of this rank: its host, its processor, and its GPU with the driver if it has one."""
+    """Return the machine of this rank: its host, its processor, and its GPU with the driver if it has one."""
     processor = known(attempt(find_processor))
     rank: dict[str, Any] = {
         "host": platform.node(),

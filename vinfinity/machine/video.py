@@ -33,7 +33,7 @@ class Video:
 
 
 def find_video() -> Video:
-    """The video libraries."""
+    """Return the video libraries."""
     import av
 
     version = getattr(av, "ffmpeg_version_info", "")
