@@ -45,9 +45,9 @@ ROOT = Path(__file__).parents[1]
 MIB = 2**20
 Skips = Literal["device", "host"]
 PLACES: tuple[Skips, ...] = ("device", "host")
-# memory beside torch's allocator that a call may take
+# memory outside torch's allocator that a call may take
 LIBRARIES = 1.5e9
-# bytes that cuBLAS and cuDNN allocate beside the tensors of a call, at most
+# most bytes that cuBLAS and cuDNN allocate in addition to the tensors of a call
 WORKSPACES = 0.5e9
 # frames of each rank, and the least efficiency that several ranks should reach: over PCIe, and over NVLink
 EFFICIENCY = {288: (0.95, 0.95), 96: (0.90, 0.90), 24: (0.75, 0.85)}
@@ -196,7 +196,7 @@ def _decoded(decoder: AutoencoderKL, latents: Tensor, *, tile: int | None, tf32:
 
 @contextlib.contextmanager
 def _no_waits(trial: Trial) -> Iterator[None]:
-    """Waiting for the GPU raises inside the block."""
+    """Raise inside the block if the host waits for the GPU."""
     if not trial.on_gpu:
         yield
         return

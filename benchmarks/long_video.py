@@ -196,7 +196,7 @@ def key(row: Mapping[str, str]) -> Key:
 
 
 def read_results(path: Path) -> list[dict[str, str]]:
-    """Return the lines that are there already. Raises InputError if they lack columns, as those of other versions do."""
+    """Return the existing lines. Raises InputError if they lack columns, as lines of other versions do."""
     rows = _study().read_rows(path)
     missing = [name for name in COLUMNS if rows and not rows[0].get(name)]
     if missing:

@@ -22,7 +22,7 @@ from vinfinity.bench.report import write_records
 
 @dataclass(frozen=True)
 class Ends:
-    """The difference between the last frame and the first. kind: of "latents" or "pictures". lowest, highest: of the
+    """The difference between the last frame and the first. kind: "latents" or "pictures". lowest, highest: those of the
     differences between consecutive frames. share_below: share of these that are smaller.
     """
 

@@ -40,7 +40,7 @@ ASPECTS = ("colour", "motion", "kind", "background")
 @dataclass(frozen=True)
 class Recoloured:
     """What a video shows. strength: 0 for the clip that it starts from. colour, motion, kind, background: whether they
-    are as asked for. distance: of the ball from that of the clip, in heights; NaN where there is none.
+    are as asked for. distance: between the ball and the clip's ball, in heights; NaN if there is none.
     """
 
     video: int
@@ -95,7 +95,7 @@ def distance(one: np.ndarray, other: np.ndarray) -> float:
 def read(
     number: int, scene: world.Scene, frames: np.ndarray, *, clip: np.ndarray, strength: float
 ) -> Recoloured:
-    """Return what the frames show. clip: the frames of the clip that they start from. strength: 0 for the clip itself."""
+    """Return what the frames show. clip: the clip that they start from. strength: 0 for the clip itself."""
     expected = scene if strength == 0 else replace(scene, colour=NEW)
     right = recognise.right(recognise.read_clip(frames), expected)
     apart = distance(path_of(frames), path_of(clip))

@@ -5,7 +5,7 @@
 Imports vbench and what it brings, and nothing of vinfinity: vbench pins versions of transformers, tokenizers and NumPy
 that are too old for vinfinity. Without --clips, it only checks that all that was asked for is there. With it, each
 dimension is scored by itself, so that one whose weights are missing does not take the others with it; vbench writes
-DIMENSION_eval_results.json beside OUTCOME. OUTCOME is a JSON object: `refused`, why nothing can be scored, or null;
+DIMENSION_eval_results.json next to OUTCOME. OUTCOME is a JSON object: `refused`, why nothing can be scored, or null;
 `failed`, what went wrong by dimension.
 """
 

@@ -1,4 +1,4 @@
-"""VBench's prompts as videos, their scores, and a table beside the paper's.
+"""VBench's prompts as videos, their scores, and a table next to the paper's.
 
     python benchmarks/vbench_scores.py prompts all_dimension.txt --out vbench.jsonl --samples 5
     vinfinity batch vbench.jsonl --folder build/vbench/192 --frames 192 --out "{prompt}-{sample}.mp4" ...
@@ -141,7 +141,7 @@ class Scored:
 def score(
     videos: Path, folder: Path, *, frames: int, dimensions: Sequence[str], device: str, python: str
 ) -> Scored:
-    """VBench's scores of the clips of all videos of a folder. python: of the environment that has the package.
+    """Return VBench's scores of the clips of all videos of a folder. python: that of the environment with the package.
 
     The package is called as its own evaluate.py does: prompts play no part in these dimensions. Raises InputError
     without the package, what its dimensions need, or videos, before anything is scored.
@@ -292,7 +292,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
     scored.add_argument(
         "--python", default=sys.executable, help="Python of the environment with vbench [this one]"
     )
-    printed = commands.add_parser("table", help="print our scores beside the paper's table 2")
+    printed = commands.add_parser("table", help="print our scores next to the paper's table 2")
     for command in (scored, printed):
         command.add_argument("--scores", type=Path, default=SCORES, help="[%(default)s]")
     options = parser.parse_args(arguments)

@@ -43,7 +43,7 @@ def finished(folder: Path) -> int:
 
 
 def start_and_kill(words: list[str], folder: Path, *, after: int, delay: float) -> int:
-    """Start a batch, kill it `delay` seconds after so many videos are there, and return how many there are then."""
+    """Start a batch, kill it `delay` seconds after `videos` videos exist, and return how many there are then."""
     process = subprocess.Popen(words, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
     deadline = time.monotonic() + HANG
     while finished(folder) < after and process.poll() is None and time.monotonic() < deadline:

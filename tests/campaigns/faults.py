@@ -202,13 +202,13 @@ def repeated_steps(folder: Path) -> int:
 
 
 def decoded_frames(folder: Path) -> int:
-    """Decoded frames that a run has saved."""
+    """Return the number of decoded frames that a run has saved."""
     path = folder / "decoded.json"
     return int(json.loads(path.read_text())["frames"]) if path.exists() else 0
 
 
 def reused_frames(folder: Path) -> list[int]:
-    """Decoded frames that each resumed run found, from the log."""
+    """Return the number of decoded frames that each resumed run found, from the log."""
     counts = re.findall(
         rf"(\d+) of {FRAMES} frames have already been decoded", (folder / "log.txt").read_text()
     )

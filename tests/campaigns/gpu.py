@@ -68,7 +68,7 @@ LIMITED: dict[str, Any] = {
 
 
 def settings(trial: Trial, **more: Any) -> dict[str, Any]:
-    """Settings of a video by the embedded model."""
+    """Return the settings of a video by the embedded model."""
     size = {"frames": 20, "steps": 2, "size": "64x48"} if trial.quick else {"frames": 96, "steps": 10}
     return {"prompt": PROMPT, "sampler": "ddim", "seed": 1, **size, **more}
 
@@ -217,7 +217,7 @@ def half_precision(trial: Trial) -> Iterator[Figure]:
 
 
 def interrupted(trial: Trial) -> Iterator[Figure]:
-    """Run that are killed or asked to stop, and resumed, against one that was left alone."""
+    """Compare runs that are killed or interrupted, and resumed, with one that was not."""
     steps = ["--steps", "12" if trial.quick else "100"]
     whole = finish(start(command(trial, "whole", *steps)))
     yield equals("uninterrupted, exit code", whole.code, 0)
@@ -256,8 +256,9 @@ def memory(trial: Trial) -> Iterator[Figure]:
 
 
 def traced_memory(device: str) -> list[RunMemory]:
-    """Return the memory of LIMITED on a GPU by the trace, in each execution, from the fastest to the leanest. device: that
-    this process has.
+    """Return the traced memory of LIMITED on a GPU in each execution, from the fastest to the leanest.
+
+    device: the device of this process.
     """
     outline = outline_of(
         prepare(load_config(prompt=PROMPT, device=device, **LIMITED)), device="cuda", ranks=1
@@ -290,7 +291,7 @@ def judged(traced: Sequence[RunMemory], limit: float, ended: Ended, rung: int | 
 
 
 def _limited(trial: Trial, limit: float, traced: Sequence[RunMemory], *more: str) -> tuple[Ended, int | None]:
-    """Return a run whose process may allocate `limit` bytes of the GPU, and the execution that it took; None if it failed."""
+    """Run with at most `limit` bytes of the GPU, and return the execution that was used; None if the run failed."""
     total = torch.cuda.get_device_properties(0).total_memory
     out = trial.folder / f"limited-{limit:.0f}.mp4"
     given = [f"{key}={value}" for key, value in LIMITED.items()]
@@ -355,7 +356,7 @@ def ranks_equal_one(trial: Trial) -> Iterator[Figure]:
 
 
 def decoding(trial: Trial) -> Iterator[Figure]:
-    """Decoded by rank 0, and by all ranks in turn."""
+    """Decode on rank 0, and on all ranks in turn."""
     ranks = trial.several()
     given = {"dtype": "fp32", "gpus": ranks, "steps": 2, "decode.frames": 4}
     first = generate(trial, "decoded-by-one", **given, **{"decode.where": "rank0"})
@@ -405,7 +406,7 @@ def stopped_ranks(trial: Trial) -> Iterator[Figure]:
 
 
 def _disturbed(trial: Trial, name: str, rank: int | None, number: signal.Signals, *more: str) -> Ended:
-    """Return a run on all ranks, one of which, or the process that started them, gets a signal after the second step."""
+    """Run on all ranks, and send one rank or the launcher a signal after the second step."""
     ranks = trial.several()
     process = start(command(trial, name, "--gpus", str(ranks), "--steps", "1000", *more))
 

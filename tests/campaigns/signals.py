@@ -70,7 +70,7 @@ class Kind:
         return 1 if self.name.startswith("SIG") else 10
 
     def codes(self) -> set[int]:
-        """Return the exit codes of a run that was asked to end: before Python handles signals, the signal's own."""
+        """Return the exit codes of an interrupted run: the signal's own before Python handles signals."""
         codes = {0, 75, -self.number}
         if self.number == signal.SIGINT:
             # Ctrl-C before the run began, or twice
@@ -266,7 +266,7 @@ class Campaign:
         return self._started
 
     def try_once(self, kind: Kind, at: float, figures: Figures) -> bool:
-        """One run, asked to end at a moment, in seconds. Returns whether it had ended before."""
+        """Interrupt one run at a moment, in seconds. Returns whether it had ended before."""
         out = self.work / "a.mp4"
         for path in self.work.glob("a.*"):
             shutil.rmtree(path) if path.is_dir() else path.unlink()
@@ -339,7 +339,7 @@ class Campaign:
             figures.wrong.append(f"{where}: cannot be resumed: {error}")
 
     def sweep(self, kind: Kind, moments: Iterator[float]) -> Figures:
-        """Run that are asked to end at later and later moments, until they end before."""
+        """Interrupt runs at later and later moments, until they end before."""
         figures, late = Figures(), 0
         if kind.command == "resume":
             self.half_done()

@@ -57,8 +57,9 @@ PAINTED_BELOW = 820  # timesteps whose predictions are sharp enough to be painte
 class Mixture:
     """What batches consist of, as shares of their clips.
 
-    pairs: clips of a batch. directed: that move left or right. correct: that have a wrong version. close: whose colour
-    is drawn from CLOSE, as is that of their wrong version; the others have any colour. height: of the pictures.
+    pairs: the number of clips. directed: clips that move left or right. correct: clips with a wrong version. close:
+    clips whose colour is drawn from CLOSE, as is that of their wrong version; the others have any colour. height: that
+    of the pictures, in pixels.
     """
 
     pairs: int

@@ -199,7 +199,7 @@ def correct(init: str, *, cuda: bool) -> Stage:
 
 
 def steady(init: str, *, cuda: bool) -> Stage:
-    """Return the same colours in each frame: the pictures count twice as much."""
+    """Return the stage for steady colours: the loss in pictures counts twice as much."""
     options = (*WRONG, "--paint", "12")
     return finetuning("steady", init, *options, cuda=cuda, steps=2400, lr="3e-4", seed=61)
 

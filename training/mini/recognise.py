@@ -95,7 +95,7 @@ def centred(mask: NDArray[np.bool_], *, radius: float, x: float, y: float) -> Ar
 
 @cache
 def templates() -> tuple[tuple[str, ...], Array]:
-    """Rendered masks of every subject, both facings, three radii, nine shifts: names (n) and unit vectors (n,
+    """Return rendered masks of every subject, both facings, three radii, nine shifts: names (n) and unit vectors (n,
     d)."""
     rng = np.random.default_rng(5)
     base = replace(world.sample_scene(rng), motion="standing still", background="snow", colour="red")
@@ -235,7 +235,7 @@ def shares(readings: Sequence[Reading], scenes: Sequence[world.Scene]) -> dict[s
 def mistakes(
     readings: Sequence[Reading], scenes: Sequence[world.Scene]
 ) -> dict[str, Counter[tuple[str, str | None]]]:
-    """(expected, seen) pairs that differ, counted, for each aspect."""
+    """Count the pairs (expected, seen) that differ, for each aspect."""
     wrong: dict[str, Counter[tuple[str, str | None]]] = {name: Counter() for name in ASPECTS}
     for reading, scene in zip(readings, scenes, strict=True):
         for name, expected in zip(

@@ -34,7 +34,7 @@ def byte_symbols() -> list[str]:
 
 
 def learn_merges(vocabulary: list[str]) -> list[tuple[str, str]]:
-    """Merges, most frequent first, until each word is one symbol (its last character carries </w>)."""
+    """Return the merges, most frequent first, that make each word one symbol (its last character carries </w>)."""
     pieces = {word: [*word[:-1], word[-1] + "</w>"] for word in vocabulary}
     merges = []
     while True:

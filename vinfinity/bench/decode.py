@@ -1,4 +1,4 @@
-"""Decoding and encoding, alone and together, from random latents to an MP4: time, and memory on the way."""
+"""Decoding and encoding, alone and together, from random latents to an MP4: time, and memory during it."""
 
 import itertools
 import os
@@ -38,7 +38,7 @@ WARM_UP = 0.25
 
 @dataclass(frozen=True)
 class Cost:
-    """seconds: wall time. processor: processor time of all threads, in seconds."""
+    """What a measurement took, in seconds: wall time, and processor time of all threads."""
 
     seconds: float
     processor: float
@@ -59,7 +59,10 @@ class Round:
 
 @dataclass(frozen=True)
 class DecodingFigures:
-    """resident: (first frame, resident memory in bytes when its block was read), while decoding and encoding."""
+    """All rounds of a measurement.
+
+    resident: (first frame, resident memory in bytes when its block was read) while decoding and encoding.
+    """
 
     decoder: str
     device: str
@@ -71,7 +74,7 @@ class DecodingFigures:
     resident: tuple[tuple[int, int], ...]
 
     def ratio(self, to: Callable[[Round], float]) -> float:
-        """Time of both together over that which `to` returns: the median over the rounds."""
+        """Return the time of both together, divided by what `to` returns: the median over the rounds."""
         return statistics.median(round_.together.seconds / to(round_) for round_ in self.rounds)
 
     @property
@@ -108,13 +111,13 @@ class MonitoredLatents:
         self._source, self._geometry = FileLatents(path), geometry
 
     def read(self, frames: range) -> Tensor:
-        """frames: latent ones, see `LatentSource`."""
+        """Read latent frames, see `LatentSource`."""
         self.resident.append((self._geometry.frame_span(frames).start, resident_bytes()))
         return self._source.read(frames)
 
 
 def resident_bytes() -> int:
-    """Resident memory of this process (Linux)."""
+    """Return the resident memory of this process in bytes (Linux)."""
     return int(Path("/proc/self/statm").read_text().split()[1]) * resource.getpagesize()
 
 
@@ -164,7 +167,7 @@ def measure_decoding(
 
 
 class _Bench:
-    """One video, decoded, encoded, and both."""
+    """One video to decode, to encode, and to do both with."""
 
     def __init__(
         self,
@@ -194,7 +197,7 @@ class _Bench:
         self._pictures = [picture.copy() for picture in self._decoded(few)][:count]
 
     def measure(self) -> tuple[Round, list[tuple[int, int]]]:
-        """One round, and the memory by frame while decoding and encoding."""
+        """Measure one round, and the memory by frame while decoding and encoding."""
         source = MonitoredLatents(self.path, geometry_of(self.network))
         round_ = Round(
             decoding=_cost(lambda: deque(self._decoded(self.frames), maxlen=0)),

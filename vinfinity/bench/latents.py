@@ -1,4 +1,4 @@
-"""Latents in a file, for measuring how they are decoded."""
+"""Latents in a file, to measure decoding with."""
 
 from dataclasses import dataclass
 from pathlib import Path

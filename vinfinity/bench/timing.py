@@ -1,4 +1,4 @@
-"""Times calls in turn, so that drift of the machine affects all of them alike."""
+"""Time calls in turn, so that drift of the machine affects all of them alike."""
 
 import statistics
 import time

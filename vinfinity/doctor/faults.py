@@ -41,8 +41,9 @@ SLOW_TRANSPORTS = {
 
 @dataclass(frozen=True)
 class Fault:
-    """name: of the kind of fault. stops: whether a run that uses this machine's best devices cannot start, or cannot
-    end well.
+    """Something wrong with the machine.
+
+    name: that of the kind of fault. stops: whether a run on this machine's best devices cannot start or cannot succeed.
     """
 
     name: str
@@ -294,7 +295,7 @@ def check_launcher(facts: Facts) -> Iterator[Fault]:
 
 
 def _problem_and_remedy(message: str) -> tuple[str, str]:
-    """Return an InputError's message in its two parts."""
+    """Return an InputError's message in two parts."""
     problem, _, remedy = message.rpartition("; ")
     return (problem, remedy) if problem else (message, "change the options")
 

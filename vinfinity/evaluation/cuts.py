@@ -11,7 +11,7 @@ LEAST_SECONDS = 0.6
 
 
 class CutMeasure:
-    """Takes frames one at a time. fps: of the video."""
+    """Finds cuts, given the frames one at a time. fps: the video's frame rate."""
 
     def __init__(self, fps: Fraction) -> None:
         self._rate = float(fps)

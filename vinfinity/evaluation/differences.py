@@ -1,4 +1,4 @@
-"""Adjacent frames compared pixel by pixel: flicker, frozen spans, and whether the end leads into the beginning."""
+"""Compare adjacent frames pixel by pixel: flicker, frozen spans, and whether the end leads into the beginning."""
 
 from dataclasses import dataclass
 
@@ -45,7 +45,7 @@ class Differences:
 
 
 class DifferenceMeasure:
-    """Takes frames one at a time."""
+    """Measures differences, given the frames one at a time."""
 
     def __init__(self) -> None:
         self._first: Picture | None = None

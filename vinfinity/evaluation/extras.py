@@ -1,4 +1,4 @@
-"""Packages of optional extras, imported when they are used; a missing one is a line with the install command."""
+"""Packages of optional extras, imported on use. If one is missing, the error names the install command."""
 
 import importlib
 from types import ModuleType

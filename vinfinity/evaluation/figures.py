@@ -10,9 +10,9 @@ Figures = Mapping[str, float | None]
 
 @dataclass(frozen=True)
 class Figure:
-    """One figure. better: which way, None where it depends on what was asked for. digits: shown after the point.
+    """One figure. better: which way; None if that depends on the prompt. digits: those shown after the point.
 
-    beside: a figure of motion that is always shown with it, since still pictures score best.
+    beside: a figure of motion that is always shown with this one, because still pictures score best in it.
     """
 
     name: str

@@ -1,4 +1,4 @@
-"""Limits on figures, by which videos of a batch are told apart."""
+"""Limits on figures, which sort the videos of a batch."""
 
 import re
 from collections.abc import Iterable, Mapping, Sequence
@@ -24,7 +24,7 @@ OPTIONS: Mapping[str, tuple[str, Literal["<=", ">="]]] = {
 
 @dataclass(frozen=True)
 class Limit:
-    """A figure at most or at least so large. A figure without a value, such as seams without borders, is within it."""
+    """A maximum or minimum for a figure. A figure without a value, such as seams without borders, is within it."""
 
     figure: str
     sign: Literal["<=", ">="]

@@ -1,4 +1,4 @@
-"""What `evaluate` and `compare` print: tables and sentences, with names and settings as they are, not as markup."""
+"""What `evaluate` and `compare` print: tables and sentences. Names and settings are never read as markup."""
 
 from collections.abc import Mapping, Sequence
 from fractions import Fraction
@@ -12,7 +12,7 @@ from vinfinity.evaluation.result import Evaluation, short_names
 from vinfinity.evaluation.statistics import Paired
 from vinfinity.system.numbers import shown_rate
 
-# videos that stand beside each other; more of them stand below each other, with fewer figures
+# videos that are shown side by side; more of them are shown one below the other, with fewer figures
 MOST_COLUMNS = 4
 # the figures of videos that stand below each other, with short titles
 HEADLINES = {
@@ -26,7 +26,7 @@ HEADLINES = {
 }
 # p-values below this are bold
 SIGNIFICANT = 0.05
-# a loop is open if its ends differ by so many times the usual difference
+# a loop is open if its ends differ by this many times the usual difference
 OPEN_LOOP = 1.5
 # trends of at least this size, in the units of their curves
 WORTH_A_NOTE = {"sharpness": 1.0, "brightness": 5.0, "saturation": 3.0}
@@ -35,7 +35,7 @@ WORTH_A_NOTE = {"sharpness": 1.0, "brightness": 5.0, "saturation": 3.0}
 def figure_rows(evaluations: Sequence[Evaluation]) -> list[tuple[Figure, list[float | None]]]:
     """Return the figures that any of the videos has, in the order of their declaration, with the value of each video.
 
-    A figure that still pictures would win comes with the one of motion, see Figure.beside.
+    A figure that still pictures would win is shown with one of motion, see Figure.beside.
     """
     rows: list[tuple[Figure, list[float | None]]] = []
     for figure in FIGURES.values():
@@ -46,7 +46,7 @@ def figure_rows(evaluations: Sequence[Evaluation]) -> list[tuple[Figure, list[fl
 
 
 def shown(figure: Figure, evaluation: Evaluation) -> str:
-    """Return a value as text; where motion stands beside it, with that: `0.9951 at 1.2 px/frame`."""
+    """Return a value as text, with the motion if the figure has one: `0.9951 at 1.2 px/frame`."""
     text = figure.shown(evaluation.figures.get(figure.name))
     if figure.beside is None or evaluation.figures.get(figure.name) is None:
         return text
@@ -136,13 +136,13 @@ def pairs_of(comparison: Comparison) -> str:
 
 
 def left_out_rows(left_out: Mapping[str, str], unpaired: Sequence[str] = ()) -> list[str]:
-    """Return a line for each video or pair that is left out. left_out: what is wrong, by name. unpaired: see Comparison."""
+    """Return a line for each video or pair that is left out. left_out: reasons by name. unpaired: see Comparison."""
     lines = [f"left out: {escaped(name)}: {reason}" for name, reason in left_out.items()]
     return lines + [f"left out: {escaped(name)}: has no counterpart" for name in unpaired]
 
 
 def test_table(comparison: Comparison, number: int) -> Table:
-    """The paired tests of a batch against the first one. number: of the batch, from 1."""
+    """Return the paired tests of a batch against the first one. number: the batch's, from 1."""
     table = Table(box=None, pad_edge=False, header_style="bold")
     for title in ("", comparison.names[0], comparison.names[number], "difference", "95 %", "p"):
         table.add_column(title, justify="left" if not title else "right", overflow="fold")

@@ -23,9 +23,9 @@ class Evaluation:
 
     figures: by name, such as `motion.length`; see docs/guides/evaluate.md. None where a figure has no meaning.
     curves: a number per frame, NaN where there is none; those of pairs compare each frame with the one before it.
-    seams: of the difference of adjacent frames; None without borders. cuts: the first frame after each cut that was
-    not asked for. frozen: spans of frames. trends: of the curves of appearance. autocorrelation: by lag in frames.
-    matrix: similarity of frames spread over the video, (n, n) uint8. frames, size: of the video.
+    seams: measured on the difference of adjacent frames; None without borders. cuts: the first frame after each
+    unplanned cut. frozen: spans of identical frames. trends: those of the curves of appearance. autocorrelation: by
+    lag in frames. matrix: the similarity of frames spread over the video, (n, n) uint8. frames, size: the video's.
     """
 
     subject: Subject

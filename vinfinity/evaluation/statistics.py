@@ -1,4 +1,4 @@
-"""Statistics on few or correlated numbers, with NumPy alone: trends, bootstrap intervals, a paired test."""
+"""Statistics for few or correlated numbers, in NumPy: trends, bootstrap intervals, a paired test."""
 
 import math
 from collections.abc import Iterator, Sequence
@@ -11,7 +11,7 @@ CONFIDENCE = 0.95
 DRAWS = 9999
 # numbers that are drawn at a time, unless a single draw takes more
 BLOCK = 2**18
-# up to so many pairs, a paired test counts all changes of sign: 2^20 sums for each half of them
+# up to this many pairs, a paired test counts all changes of sign: 2^20 sums for each half of them
 MOST_EXACT = 40
 
 

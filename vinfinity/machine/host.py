@@ -5,7 +5,6 @@ import platform
 import re
 import shutil
 import socket
-import sys
 import tempfile
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
@@ -52,7 +51,7 @@ SECRETS = re.compile(r"TOKEN|KEY|SECRET|PASSWORD", re.IGNORECASE)
 
 @dataclass(frozen=True)
 class System:
-    """host: name of this computer. container: what it runs in, "" if that is not known."""
+    """The operating system. host: the name of this computer. container: what it runs in; "" if unknown."""
 
     host: str
     system: str
@@ -63,7 +62,11 @@ class System:
 
 @dataclass(frozen=True)
 class Processor:
-    """cores: of the machine. usable: by this process. vectors: its widest instructions for networks, "" if unknown."""
+    """The processor.
+
+    cores: those of the machine. usable: those for this process. vectors: its widest instructions for networks; "" if
+    unknown.
+    """
 
     name: str
     cores: int
@@ -73,7 +76,7 @@ class Processor:
 
 @dataclass(frozen=True)
 class HostMemory:
-    """Bytes. free: that this process can allocate, within the limits of control groups."""
+    """Host memory in bytes. free: what this process can allocate within the limits of control groups."""
 
     total: int
     free: int
@@ -89,7 +92,7 @@ class Space:
 
 @dataclass(frozen=True)
 class Folder:
-    """A folder that runs write to. use: what for. path: as far as it exists. space: of its file system."""
+    """A folder that runs write to. use: its purpose. path: the part that exists. space: that of its file system."""
 
     use: str
     path: str
@@ -99,8 +102,10 @@ class Folder:
 
 @dataclass(frozen=True)
 class Network:
-    """address: that the host's name stands for; None if it cannot be resolved. loopback: why a connection of this
-    computer to itself fails, "" if it does not.
+    """The network.
+
+    address: what the host's name resolves to; None if it cannot be resolved. loopback: why a connection of this
+    computer to itself fails; "" if it does not.
     """
 
     host: str
@@ -209,13 +214,8 @@ def find_variables(environment: Mapping[str, str]) -> dict[str, str]:
     return {name: environment[name] for name in sorted(environment) if relevant(name)}
 
 
-def python_folder() -> str:
-    """Return the environment that Python runs in."""
-    return sys.prefix
-
-
 def shortened(names: Iterable[str], *, most: int) -> str:
-    """Names as text: the first `most`, and how many there are beyond."""
+    """Return names as text: the first `most`, and how many more there are."""
     names = list(names)
     more = len(names) - most
     return ", ".join(names[:most]) + (f" and {more} more" if more > 0 else "")

@@ -1,4 +1,4 @@
-"""Guarded looks at the machine: each returns what it found, or why it failed. None of them raises or hangs."""
+"""Probes of the machine: each returns what it found, or why it failed. None of them raises or hangs."""
 
 import base64
 import dataclasses
@@ -27,13 +27,13 @@ MARK = "vinfinity-answer:"
 
 @dataclass(frozen=True)
 class Failed:
-    """A look that failed. reason: one line."""
+    """A probe that failed. reason: one line."""
 
     reason: str
 
 
 class ProbeError(Exception):
-    """Why a look failed, as one line."""
+    """Why a probe failed, as one line."""
 
 
 def attempt(probe: Callable[Given, Found], *given: Given.args, **named: Given.kwargs) -> Found | Failed:
@@ -45,12 +45,12 @@ def attempt(probe: Callable[Given, Found], *given: Given.args, **named: Given.kw
 
 
 def known(found: Found | Failed | None) -> Found | None:
-    """Return what was found; None if the look failed."""
+    """Return what was found; None if the probe failed."""
     return None if isinstance(found, Failed) else found
 
 
 def plain(value: Any) -> Any:
-    """Return a finding as JSON has it."""
+    """Return a finding as JSON."""
     if isinstance(value, Failed):
         return {"failed": value.reason}
     if dataclasses.is_dataclass(value) and not isinstance(value, type):
@@ -71,7 +71,7 @@ def reason_of(error: BaseException) -> str:
 
 
 def run_tool(command: Sequence[str], *, seconds: float = TOOL_SECONDS) -> str:
-    """Return the output of a command. Raises ProbeError if it fails or takes too long, FileNotFoundError if it is missing."""
+    """Return a command's output. Raises ProbeError if it fails or is too slow, FileNotFoundError if it is missing."""
     code, out, err = _output(command, os.environ, seconds=seconds)
     if code:
         # some tools report errors on stdout
@@ -102,7 +102,7 @@ def in_child(probe: Callable[[], Found], *, seconds: float = CHILD_SECONDS) -> F
 
 
 def child() -> None:
-    """Return the process that `in_child` starts: carries out the request in its last argument."""
+    """Carry out the request in the last argument, in the process that `in_child` starts."""
     try:
         answer = pickle.loads(base64.b64decode(sys.argv[-1]))()
     except BaseException as error:

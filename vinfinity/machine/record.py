@@ -1,4 +1,4 @@
-"""What a run writes about the machines that its ranks run on, so that its figures can be compared with others."""
+"""What a run records about the machines of its ranks, so that its figures can be compared with others."""
 
 import os
 import platform
@@ -32,7 +32,7 @@ def describe_rank(device: torch.device) -> dict[str, Any]:
 
 
 def describe_software(device: torch.device, dtype: torch.dtype) -> dict[str, Any]:
-    """Versions and settings that speed, memory and rounding depend on. dtype: of the denoiser."""
+    """Return the versions and settings that speed, memory and rounding depend on. dtype: the denoiser's."""
     return {
         "python": platform.python_version(),
         **plain(find_versions()),
