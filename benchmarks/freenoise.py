@@ -55,7 +55,7 @@ def noise_order(frames: int, *, seed: int, window: int = WINDOW, stride: int = S
 
 
 def windows(frames: int, *, window: int = WINDOW, stride: int = STRIDE) -> list[range]:
-    """The windows W_k, and one that ends with the video; a single one if the video is no longer than a window."""
+    """Return the windows W_k, and one that ends with the video; only one if the video fits into a window."""
     starts = [*range(0, max(1, frames - window + 1), stride)]
     if starts[-1] + window < frames:
         starts.append(frames - window)
@@ -63,7 +63,7 @@ def windows(frames: int, *, window: int = WINDOW, stride: int = STRIDE) -> list[
 
 
 def window_weights(frames: int, spans: Sequence[range]) -> Tensor:
-    """The share of each window in the output for each frame: (windows, frames) fp32, which sum to 1 over windows."""
+    """Return the share of each window in each frame of the output: (windows, frames) fp32; each frame sums to 1."""
     weights = torch.zeros(len(spans), frames)
     for row, span in zip(weights, spans, strict=True):
         centre = (span.start + span.stop - 1) / 2
@@ -116,7 +116,7 @@ def rescheduled_noise(
 
 @contextmanager
 def freenoise(frames: int, *, seed: int) -> Iterator[None]:
-    """Within it, this process generates videos of so many frames and this seed as FreeNoise does."""
+    """Inside the block, this process generates videos of this length and seed as FreeNoise does."""
     noise, attend_dual = selection.frame_noise, temporal.dual_scope_attention
     try:
         selection.frame_noise = partial(rescheduled_noise, noise_order(frames, seed=seed))

@@ -45,9 +45,9 @@ ROOT = Path(__file__).parents[1]
 MIB = 2**20
 Skips = Literal["device", "host"]
 PLACES: tuple[Skips, ...] = ("device", "host")
-# memory beside torch's allocator that a call may take
+# memory outside torch's allocator that a call may take
 LIBRARIES = 1.5e9
-# bytes that cuBLAS and cuDNN allocate beside the tensors of a call, at most
+# most bytes that cuBLAS and cuDNN allocate in addition to the tensors of a call
 WORKSPACES = 0.5e9
 # frames of each rank, and the least efficiency that several ranks should reach: over PCIe, and over NVLink
 EFFICIENCY = {288: (0.95, 0.95), 96: (0.90, 0.90), 24: (0.75, 0.85)}
@@ -59,13 +59,13 @@ def frame_counts(trial: Trial) -> tuple[int, ...]:
 
 @functools.cache
 def loaded(device: str, quick: bool) -> tuple[Subject, nn.Module]:
-    """The UNet that is measured."""
+    """Return the UNet that is measured."""
     subject = find_subject("mini" if quick else "large", size=(64, 48) if quick else None)
     return subject, subject.load(torch.float16 if device == "cuda" else torch.float32, device)
 
 
 def execution(trial: Trial, frames: int, *, skips: Skips = "device") -> Execution:
-    """What `memory: auto` takes where memory is ample."""
+    """Return what `memory: auto` takes where memory is ample."""
     branches = 2 if frames <= FEW_FRAMES else 1
     return Execution(branches=branches, skips=skips, chunk_bytes=CHUNK_BYTES[trial.device][0])
 
@@ -131,7 +131,7 @@ def profiles(trial: Trial) -> Iterator[Figure]:
 
 
 def cudnn_attention(trial: Trial) -> Iterator[Figure]:
-    """Calls with and without cuDNN's attention, which newer GPUs prefer."""
+    """Call with and without cuDNN's attention, which newer GPUs prefer."""
     subject, unet = loaded(trial.device, trial.quick)
     for frames in frame_counts(trial)[:3:2] if not trial.quick else (4,):
         _, call = prepare_call(subject, unet, frames=frames, execution=execution(trial, frames))
@@ -150,7 +150,7 @@ def cudnn_attention(trial: Trial) -> Iterator[Figure]:
 
 
 def decoding(trial: Trial) -> Iterator[Figure]:
-    """The autoencoder of Stable Diffusion with random weights: whole frames and tiles, with TF32 and without."""
+    """Yield the autoencoder of Stable Diffusion with random weights: whole frames and tiles, with TF32 and without."""
     device = trial.torch_device
     widths = (32, 32, 64, 64) if trial.quick else (128, 256, 512, 512)
     torch.manual_seed(0)
@@ -185,7 +185,7 @@ def decoding(trial: Trial) -> Iterator[Figure]:
 
 @torch.inference_mode()
 def _decoded(decoder: AutoencoderKL, latents: Tensor, *, tile: int | None, tf32: bool) -> list[Tensor]:
-    """The pieces of decoded pictures, in levels from 0 to 255. latents: (c, f, h, w)."""
+    """Return the pieces of decoded pictures, in levels from 0 to 255. latents: (c, f, h, w)."""
     x = latents.transpose(0, 1).contiguous(memory_format=torch.channels_last)
     with fp32_products(tf32=tf32):
         return [
@@ -196,7 +196,7 @@ def _decoded(decoder: AutoencoderKL, latents: Tensor, *, tile: int | None, tf32:
 
 @contextlib.contextmanager
 def _no_waits(trial: Trial) -> Iterator[None]:
-    """Waiting for the GPU raises inside the block."""
+    """Raise inside the block if the host waits for the GPU."""
     if not trial.on_gpu:
         yield
         return
@@ -230,7 +230,7 @@ def links(trial: Trial) -> Sequence[Link]:
 
 
 def scaling(trial: Trial) -> Iterator[Figure]:
-    """A call on one GPU against the same call on all of them."""
+    """Yield a call on one GPU against the same call on all of them."""
     ranks = trial.several()
     model = "mini" if trial.quick else "large"
     for frames, (pcie, nvlink) in {8: (0.0, 0.0)}.items() if trial.quick else EFFICIENCY.items():

@@ -58,7 +58,7 @@ class Join:
 
 
 def run(*command: str) -> None:
-    """Runs `vinfinity` with its output discarded. Raises SystemExit if it fails."""
+    """Run `vinfinity` with its output discarded. Raises SystemExit if it fails."""
     with (
         open(os.devnull, "w") as nowhere,
         contextlib.redirect_stdout(nowhere),
@@ -72,7 +72,7 @@ def run(*command: str) -> None:
 
 
 def read_latents(video: Path, frames: int) -> Tensor:
-    """The latents of a run, (c, f, h, w)."""
+    """Return the latents of a run, (c, f, h, w)."""
     return read_manifest(video.with_suffix(".run") / "latents").read(range(frames))
 
 

@@ -94,19 +94,19 @@ Key = tuple[str, int, int, int, int, float, str]
 
 
 def scenes(count: int) -> list[Any]:
-    """The first scenes of a fixed sequence, with their captions."""
+    """Return the first scenes of a fixed sequence, with their captions."""
     world = _world()
     generator = np.random.default_rng(2026)
     return [world.sample_scene(generator) for _ in range(count)]
 
 
 def settings_of(variant: Variant, given: Mapping[str, Any]) -> dict[str, Any]:
-    """The settings of a variant's videos. given: those that all variants share, such as steps."""
+    """Return the settings of a variant's videos. given: those that all variants share, such as steps."""
     return {**given, **PAPER, **variant.settings}
 
 
 def generate(variant: Variant, prompt: str, *, frames: int, seed: int, given: Mapping[str, Any]) -> Any:
-    """The video of one setting. given: settings that all share, such as steps."""
+    """Return the video of one setting. given: settings that all share, such as steps."""
     settings = settings_of(variant, given)
     if variant.freenoise:
         return freenoise.generate(prompt, frames=frames, seed=seed, device="cpu", **settings)
@@ -119,7 +119,7 @@ def generate(variant: Variant, prompt: str, *, frames: int, seed: int, given: Ma
 
 
 def read(frames: np.ndarray, scene: Any) -> dict[str, float]:
-    """What the recogniser sees in the clips of a video.
+    """Return what the recogniser sees in the clips of a video.
 
     read.right: share of clips and aspects (background, colour, kind, motion) that agree with the scene. read.steady:
     share of frames that show one subject in the clip's colour. read.same: share of clips with the background, colour
@@ -154,7 +154,7 @@ def measure(
 
 
 def processor() -> str:
-    """The name of the processor and its widest instructions, on which times depend."""
+    """Return the name of the processor and its widest instructions, on which times depend."""
     found = find_processor()
     return f"{found.name} with {found.vectors}" if found.vectors else found.name
 
@@ -190,13 +190,13 @@ def planned(options: argparse.Namespace, config: RunConfig) -> Iterator[Key]:
 
 
 def key(row: Mapping[str, str]) -> Key:
-    """The video of a line."""
+    """Return the video of a line."""
     numbers = (int(row[name]) for name in ("frames", "scene", "seed", "steps"))
     return row["setting"], *numbers, float(row["guidance"]), row["weights"]  # type: ignore[return-value]
 
 
 def read_results(path: Path) -> list[dict[str, str]]:
-    """The lines that are there already. Raises InputError if they lack columns, as those of other versions do."""
+    """Return the existing lines. Raises InputError if they lack columns, as lines of other versions do."""
     rows = _study().read_rows(path)
     missing = [name for name in COLUMNS if rows and not rows[0].get(name)]
     if missing:
@@ -223,7 +223,7 @@ def _world() -> Any:
 
 
 def main(arguments: Sequence[str] | None = None) -> None:
-    """The command line of this script."""
+    """Return the command line of this script."""
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )

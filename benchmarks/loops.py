@@ -22,7 +22,7 @@ from vinfinity.bench.report import write_records
 
 @dataclass(frozen=True)
 class Ends:
-    """The difference between the last frame and the first. kind: of "latents" or "pictures". lowest, highest: of the
+    """The difference between the last frame and the first. kind: "latents" or "pictures". lowest, highest: those of the
     differences between consecutive frames. share_below: share of these that are smaller.
     """
 
@@ -37,7 +37,7 @@ class Ends:
 
 
 def ends(frames: np.ndarray) -> dict[str, float]:
-    """The figures of a video. frames: (f, ...)."""
+    """Return the figures of a video. frames: (f, ...)."""
     values = frames.astype(np.float32)
     apart = np.abs(values - np.roll(values, -1, axis=0)).reshape(len(values), -1).mean(1)
     others, closing = apart[:-1], apart[-1]

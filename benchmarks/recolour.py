@@ -40,7 +40,7 @@ ASPECTS = ("colour", "motion", "kind", "background")
 @dataclass(frozen=True)
 class Recoloured:
     """What a video shows. strength: 0 for the clip that it starts from. colour, motion, kind, background: whether they
-    are as asked for. distance: of the ball from that of the clip, in heights; NaN where there is none.
+    are as asked for. distance: between the ball and the clip's ball, in heights; NaN if there is none.
     """
 
     video: int
@@ -76,7 +76,7 @@ def write_clip(scene: world.Scene, path: Path) -> Path:
 
 
 def path_of(frames: np.ndarray) -> np.ndarray:
-    """The centre of the subject in each frame, (f, 2) in heights; NaN where there is none."""
+    """Return the centre of the subject in each frame, (f, 2) in heights; NaN where there is none."""
     masks = recognise.paint_masks(recognise.at_world_size(frames))
     own = masks[masks.sum((1, 2, 3)).argmax()]
     nowhere = (np.nan, np.nan)
@@ -86,7 +86,7 @@ def path_of(frames: np.ndarray) -> np.ndarray:
 
 
 def distance(one: np.ndarray, other: np.ndarray) -> float:
-    """The mean distance between two paths; what leaves the picture at one side enters at the other."""
+    """Return the mean distance between two paths; what leaves the picture at one side enters at the other."""
     apart = np.abs(one - other)
     apart[:, 0] = np.minimum(apart[:, 0], world.ASPECT - apart[:, 0])
     return float(np.nanmean(np.hypot(apart[:, 0], apart[:, 1])))
@@ -95,7 +95,7 @@ def distance(one: np.ndarray, other: np.ndarray) -> float:
 def read(
     number: int, scene: world.Scene, frames: np.ndarray, *, clip: np.ndarray, strength: float
 ) -> Recoloured:
-    """What the frames show. clip: the frames of the clip that they start from. strength: 0 for the clip itself."""
+    """Return what the frames show. clip: the clip that they start from. strength: 0 for the clip itself."""
     expected = scene if strength == 0 else replace(scene, colour=NEW)
     right = recognise.right(recognise.read_clip(frames), expected)
     apart = distance(path_of(frames), path_of(clip))

@@ -19,7 +19,7 @@ from vinfinity.media.mp4 import read_video
 
 
 def generate(video: Path, options: argparse.Namespace, *settings: str) -> tuple[np.ndarray, float]:
-    """The frames of a run, (f, h, w, 3) uint8, and the seconds that denoising took."""
+    """Return the frames of a run, (f, h, w, 3) uint8, and the seconds that denoising took."""
     command = [sys.executable, "-m", "vinfinity", "generate", "--prompt", options.prompt]
     command += ["--seed", str(options.seed), "--frames", str(options.frames), "--out", str(video)]
     # lossless, so that PSNR measures the frames and not the encoder

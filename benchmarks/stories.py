@@ -45,7 +45,7 @@ class Story:
 
 
 def measure(setting: str, *, seed: int, frames: int, given: Mapping[str, Any]) -> Story:
-    """The story of a seed: the scenes 2 · seed and 2 · seed + 1 of the study. given: settings that all share."""
+    """Return the story of a seed: the scenes 2 · seed and 2 · seed + 1 of the study. given: settings that all share."""
     scenes = long_video.scenes(2 * seed + 2)[-2:]
     first, second = (long_video._world().caption(scene) for scene in scenes)
     prompts = [{"text": first, "at": 0}, {"text": second, "at": frames // 2}]
@@ -61,7 +61,7 @@ def measure(setting: str, *, seed: int, frames: int, given: Mapping[str, Any]) -
 
 
 def print_summary(found: Sequence[Story], settings: Sequence[str]) -> None:
-    """The mean of each figure, and its differences from the first setting, paired by seed."""
+    """Return the mean of each figure, and its differences from the first setting, paired by seed."""
     for figure in ("right", "steady"):
         values = {
             setting: np.array([getattr(story, figure) for story in found if story.setting == setting])
@@ -77,7 +77,7 @@ def print_summary(found: Sequence[Story], settings: Sequence[str]) -> None:
 
 
 def main(arguments: Sequence[str] | None = None) -> None:
-    """The command line of this script."""
+    """Return the command line of this script."""
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )

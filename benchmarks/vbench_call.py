@@ -5,7 +5,7 @@
 Imports vbench and what it brings, and nothing of vinfinity: vbench pins versions of transformers, tokenizers and NumPy
 that are too old for vinfinity. Without --clips, it only checks that all that was asked for is there. With it, each
 dimension is scored by itself, so that one whose weights are missing does not take the others with it; vbench writes
-DIMENSION_eval_results.json beside OUTCOME. OUTCOME is a JSON object: `refused`, why nothing can be scored, or null;
+DIMENSION_eval_results.json next to OUTCOME. OUTCOME is a JSON object: `refused`, why nothing can be scored, or null;
 `failed`, what went wrong by dimension.
 """
 
@@ -28,7 +28,7 @@ class Refused(Exception):
 
 
 def import_package(device: str) -> Any:
-    """The package vbench, from version 0.1.2 on. Raises Refused if it or the device is missing."""
+    """Return the package vbench, from version 0.1.2 on. Raises Refused if it or the device is missing."""
     try:
         import vbench
     except ImportError as error:
@@ -49,7 +49,7 @@ def import_package(device: str) -> Any:
 
 
 def check_dimensions(dimensions: list[str]) -> None:
-    """Raises Refused if the module of one cannot be imported."""
+    """Raise Refused if the module of one cannot be imported."""
     for dimension in dimensions:
         try:
             importlib.import_module(f"vbench.{dimension}")
@@ -84,7 +84,7 @@ def score(package: Any, device: str, dimensions: list[str], clips: Path, folder:
 
 
 def main() -> None:
-    """The command line of this script."""
+    """Return the command line of this script."""
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("outcome", type=Path)
     parser.add_argument("device")

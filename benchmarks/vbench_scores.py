@@ -1,4 +1,4 @@
-"""VBench's prompts as videos, their scores, and a table beside the paper's.
+"""VBench's prompts as videos, their scores, and a table next to the paper's.
 
     python benchmarks/vbench_scores.py prompts all_dimension.txt --out vbench.jsonl --samples 5
     vinfinity batch vbench.jsonl --folder build/vbench/192 --frames 192 --out "{prompt}-{sample}.mp4" ...
@@ -59,7 +59,7 @@ LONGEST_REASON = 200
 
 
 def rows(prompts: Sequence[str], samples: int) -> Iterator[dict[str, object]]:
-    """A row of a batch for each sample of each prompt: VBench's names tell them apart by {sample}."""
+    """Yield a row of a batch for each sample of each prompt: VBench's names tell them apart by {sample}."""
     for number, prompt in enumerate(prompts):
         for sample in range(samples):
             yield {"prompt": prompt, "seed": number * samples + sample}
@@ -92,7 +92,7 @@ def cut_clips(video: Path, folder: Path) -> list[Path]:
 
 
 def write_clip(path: Path, frames: Sequence[np.ndarray], fps: Fraction) -> None:
-    """An H.264 file of RGB without loss. frames: (h, w, 3) uint8 each.
+    """Return an H.264 file of RGB without loss. frames: (h, w, 3) uint8 each.
 
     Every decoder gives back these frames. Of YUV it would not: OpenCV 4 takes BT.709 for BT.601, and OpenCV and decord
     repeat colours instead of interpolating them.
@@ -107,7 +107,7 @@ def write_clip(path: Path, frames: Sequence[np.ndarray], fps: Fraction) -> None:
 
 
 def make_clips(videos: Path, folder: Path, *, frames: int) -> list[Path]:
-    """The clips of all videos of a folder, made anew. frames: the length that each video has.
+    """Return the clips of all videos of a folder, made anew. frames: the length that each video has.
 
     Raises InputError if there are none or a video has another length, DamagedError if one cannot be decoded.
     """
@@ -141,7 +141,7 @@ class Scored:
 def score(
     videos: Path, folder: Path, *, frames: int, dimensions: Sequence[str], device: str, python: str
 ) -> Scored:
-    """VBench's scores of the clips of all videos of a folder. python: of the environment that has the package.
+    """Return VBench's scores of the clips of all videos of a folder. python: that of the environment with the package.
 
     The package is called as its own evaluate.py does: prompts play no part in these dimensions. Raises InputError
     without the package, what its dimensions need, or videos, before anything is scored.
@@ -193,7 +193,7 @@ def result_file(folder: Path, dimension: str) -> Path:
 
 
 def read_result(file: Path, dimension: str, *, clips: int) -> float:
-    """A score in a file that the package wrote, `{DIMENSION: [score, [a score per clip]]}`.
+    """Return a score in a file that the package wrote, `{DIMENSION: [score, [a score per clip]]}`.
 
     Raises ValueError if it is not of all clips: the package passes over those that it cannot read.
     """
@@ -206,12 +206,12 @@ def read_result(file: Path, dimension: str, *, clips: int) -> float:
 
 
 def as_share(dimension: str, value: float) -> float:
-    """A score as VBench's result file has it, on 0 to 1: older versions give imaging quality in percent."""
+    """Return a score as VBench's result file has it, on 0 to 1: older versions give imaging quality in percent."""
     return value / 100 if dimension == "imaging_quality" and value > 1 else float(value)
 
 
 def table(scores: Mapping[str, Mapping[str, float]]) -> list[str]:
-    """The paper's table 2 with our lines in it, as Markdown. scores: of ours by the number of frames, 0 to 1."""
+    """Return the paper's table 2 with our lines in it, as Markdown. scores: of ours by the number of frames, 0 to 1."""
     lines = [f"| method | frames | {' | '.join(DIMENSIONS.values())} |", "|---" * (len(DIMENSIONS) + 2) + "|"]
     for length in LENGTHS:
         for (method, frames), values in PAPER.items():
@@ -268,7 +268,7 @@ def score_and_keep(options: argparse.Namespace) -> None:
 
 
 def main(arguments: Sequence[str] | None = None) -> None:
-    """The command line of this script."""
+    """Return the command line of this script."""
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
@@ -292,7 +292,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
     scored.add_argument(
         "--python", default=sys.executable, help="Python of the environment with vbench [this one]"
     )
-    printed = commands.add_parser("table", help="print our scores beside the paper's table 2")
+    printed = commands.add_parser("table", help="print our scores next to the paper's table 2")
     for command in (scored, printed):
         command.add_argument("--scores", type=Path, default=SCORES, help="[%(default)s]")
     options = parser.parse_args(arguments)

@@ -39,7 +39,7 @@ def matrix(d: Drawing) -> None:
 
 
 def schedule(d: Drawing, top: float) -> None:
-    """The paper's schedule of biases over the denoising timesteps."""
+    """Return the paper's schedule of biases over the denoising timesteps."""
     left, width, switch = LEFT, 560.0, 0.2
     d.text(left, top, "Which scope is preferred when", "strong", size=17)
     d.rect(left, top + 18, width * switch, 34, "blue", radius=3)
@@ -61,7 +61,7 @@ def schedule(d: Drawing, top: float) -> None:
 
 
 def figure() -> str:
-    """The SVG."""
+    """Return the SVG."""
     d = Drawing(
         700,
         540,

@@ -8,7 +8,7 @@ LEFT, PITCH = 40.0, 14.0
 
 
 def row(d: Drawing, top: float, ranks: int, label: str) -> None:
-    """The clips of some ranks."""
+    """Return the clips of some ranks."""
     shards = FrameShards(FRAMES, ranks)
     for rank in range(ranks):
         held = shards.held(rank)
@@ -18,7 +18,7 @@ def row(d: Drawing, top: float, ranks: int, label: str) -> None:
 
 
 def figure() -> str:
-    """The SVG."""
+    """Return the SVG."""
     d = Drawing(760, 304, "Two ranks write two parts of a checkpoint; three ranks resume from them.")
     d.text(LEFT, 36, "Resume on another number of ranks", "strong", size=17)
     wrote, parts, reads = 58.0, 128.0, 214.0

@@ -15,7 +15,7 @@ def left_of(shards: FrameShards, frame: int) -> float:
 
 
 def attention(d: Drawing, shards: FrameShards, top: float) -> None:
-    """What the query frame sees: its local scope and the anchors, in place on all four GPUs."""
+    """Return what the query frame sees: its local scope and the anchors, in place on all four GPUs."""
     anchors = set(anchor_frames(FRAMES, ANCHORS))
     near = range(QUERY - LOCAL, QUERY + LOCAL + 1)
     own = shards.held(shards.owner(QUERY))
@@ -59,7 +59,7 @@ def attention(d: Drawing, shards: FrameShards, top: float) -> None:
 
 
 def travels(d: Drawing, shards: FrameShards, top: float) -> None:
-    """The clips with the halo that each GPU fetches, and the statistics that all of them share."""
+    """Return the clips with the halo that each GPU fetches, and the statistics that all of them share."""
     d.text(LEFT, top, "Clip parallelism: what travels between GPUs", "strong", size=17)
     strip, height = top + 22, 30
     for rank in range(GPUS):
@@ -92,7 +92,7 @@ def travels(d: Drawing, shards: FrameShards, top: float) -> None:
 
 
 def figure() -> str:
-    """The SVG."""
+    """Return the SVG."""
     shards = FrameShards(FRAMES, GPUS)
     d = Drawing(
         760,

@@ -6,7 +6,7 @@ LEFT = 36.0
 
 
 def figure() -> str:
-    """The SVG."""
+    """Return the SVG."""
     d = Drawing(
         760,
         330,

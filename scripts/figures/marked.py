@@ -2,7 +2,7 @@
 
 
 def refreshed(text: str, name: str, part: str) -> str:
-    """A page with the part of this name replaced. Raises ValueError if its markers are missing."""
+    """Return a page with the part of this name replaced. Raises ValueError if its markers are missing."""
     begin, end = f"<!-- {name}: begin -->", f"<!-- {name}: end -->"
     before, found, rest = text.partition(begin)
     _, closed, after = rest.partition(end)

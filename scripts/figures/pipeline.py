@@ -6,7 +6,7 @@ LEFT = 36.0
 
 
 def box(d: Drawing, x: float, y: float, width: float, lines: tuple[str, ...], style: str = "box") -> None:
-    """A box with centred lines, the first of them bold."""
+    """Return a box with centred lines, the first of them bold."""
     d.rect(x, y, width, 50, style, radius=5)
     for index, line in enumerate(lines):
         row = y + 30 + (index - (len(lines) - 1) / 2) * 17
@@ -14,7 +14,7 @@ def box(d: Drawing, x: float, y: float, width: float, lines: tuple[str, ...], st
 
 
 def figure() -> str:
-    """The SVG."""
+    """Return the SVG."""
     d = Drawing(
         760, 372, "A run: configuration, checked job, ranks, denoising loop, latents on disk, decoding, MP4."
     )

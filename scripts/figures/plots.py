@@ -22,7 +22,7 @@ class Bar:
 
 
 def rows(name: str) -> list[dict[str, str]]:
-    """The rows of a file in docs/data."""
+    """Return the rows of a file in docs/data."""
     with (DATA / name).open(encoding="utf-8", newline="") as file:
         return list(csv.DictReader(file))
 

@@ -18,7 +18,7 @@ FILES = (
 
 
 def table() -> str:
-    """The table, without its markers. Lines are rounded to tens."""
+    """Return the table, without its markers. Lines are rounded to tens."""
     rows = ["| file | lines | what it shows |", "|---|---|---|"]
     for name, what in FILES:
         lines = len((ROOT / name).read_text(encoding="utf-8").splitlines())
@@ -27,5 +27,5 @@ def table() -> str:
 
 
 def refreshed(text: str) -> str:
-    """A text with the table between its markers brought up to date. Raises ValueError if they are missing."""
+    """Return a text with the table between its markers brought up to date. Raises ValueError if they are missing."""
     return marked.refreshed(text, "reading order", table())

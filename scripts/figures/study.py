@@ -56,7 +56,7 @@ Row = Mapping[str, str]
 
 
 def read_rows(path: Path) -> list[dict[str, str]]:
-    """The lines of a CSV file of the study; none if there is no file."""
+    """Return the lines of a CSV file of the study; none if there is no file."""
     if not path.exists():
         return []
     with path.open(newline="", encoding="utf-8") as file:
@@ -118,7 +118,7 @@ class Group:
         return Counter(row["processor"] for row in self.rows).most_common(1)[0][0]
 
     def seconds(self, setting: str) -> float | None:
-        """The median time of a video on one core of `processor`; None if that made no video of the setting."""
+        """Return the median time of a video on one core of `processor`; None if that made no video of the setting."""
         own = [row for row in self._videos[setting].values() if row["processor"] == self.processor]
         return float(np.median([float(row["seconds"]) for row in own])) if own else None
 
@@ -141,7 +141,7 @@ class Group:
         return Mean(float(values.mean()), interval)
 
     def difference(self, setting: str, figure: str, *, base: str = BASE) -> Paired | None:
-        """A setting's figure less the base's, over scenes; None for fewer than two scenes that both have."""
+        """Return a setting's figure less the base's, over scenes; None for fewer than two scenes that both have."""
         own, other = self._videos[setting], self._videos.get(base, {})
         differences = {
             video: float(row[figure]) - float(other[video][figure])
@@ -174,7 +174,7 @@ class Group:
 
 
 def _by_scene(values: Mapping[tuple[str, str], float]) -> np.ndarray:
-    """The mean of each scene. values: by scene and seed."""
+    """Return the mean of each scene. values: by scene and seed."""
     scenes = dict.fromkeys(scene for scene, _ in values)
     return np.array(
         [np.mean([value for (of, _), value in values.items() if of == scene]) for scene in scenes]
@@ -310,13 +310,13 @@ def _between(low: float, high: float, figure: Figure, *, sign: str = "") -> str:
 
 
 def column_title(figure: Figure) -> str:
-    """A figure with its unit, and an arrow to what is better."""
+    """Return a figure with its unit, and an arrow to what is better."""
     better = {"high": " ↑", "low": " ↓", None: ""}[figure.better]
     return f"{figure.title}{f', {figure.unit}' if figure.unit else ''}{better}"
 
 
 def schedules(rows: Sequence[Row], study: Sequence[Row]) -> str:
-    """The table of schedules between the paper's and none. rows: of their videos, all of one length.
+    """Return the table of schedules between the paper's and none. rows: of their videos, all of one length.
 
     study: lines of the study, of which those of the same scenes and seeds count.
     """
@@ -341,7 +341,7 @@ def schedules(rows: Sequence[Row], study: Sequence[Row]) -> str:
 
 
 def page(text: str, rows: Sequence[Row], further: Sequence[Row]) -> str:
-    """The page with what stands between its markers brought up to date. further: lines of further schedules.
+    """Return the page with what stands between its markers brought up to date. further: lines of further schedules.
 
     Raises ValueError if markers are missing.
     """

@@ -13,7 +13,7 @@ PER_LINE, LABEL, PANEL, GAP, LINE, TOP, HEAD, FOOT = 3, 92.0, 222.0, 26.0, 18.0,
 
 
 def plot(group: Group) -> str:
-    """A panel for each figure, in which each setting has its difference from the base with its interval, as SVG."""
+    """Return an SVG with a panel for each figure: the difference of each setting from the base, with its interval."""
     settings = [setting for setting in group.settings if setting != BASE]
     panel_height = HEAD + LINE * len(settings) + FOOT
     width = 32 + LABEL + PER_LINE * (PANEL + GAP)
@@ -69,7 +69,7 @@ def _panel(d: Drawing, group: Group, figure: Figure, settings: Sequence[str], *,
 
 
 def _reach(tests: Sequence[Paired]) -> float:
-    """The largest difference that a panel shows: outliers, which get arrows, would leave the others no room."""
+    """Return the largest difference that a panel shows: outliers, which get arrows, would leave the others no room."""
     extents = [max(abs(test.low), abs(test.high)) for test in tests]
     return min(max(extents), 4 * float(np.median(extents))) or 1.0 if extents else 1.0
 

@@ -42,7 +42,7 @@ STYLE = """
 
 
 def number(value: float) -> str:
-    """A coordinate with at most two decimals."""
+    """Return a coordinate with at most two decimals."""
     return f"{value:.2f}".rstrip("0").rstrip(".")
 
 
@@ -58,20 +58,20 @@ class Drawing:
     def rect(
         self, x: float, y: float, width: float, height: float, style: str, *, radius: float = 2, **more: str
     ) -> None:
-        """A rectangle with rounded corners. style: classes of STYLE; more: other attributes, `_` for `-`."""
+        """Return a rectangle with rounded corners. style: classes of STYLE; more: other attributes, `_` for `-`."""
         self._add("rect", style, more, x=x, y=y, width=width, height=height, rx=radius)
 
     def text(
         self, x: float, y: float, text: str, style: str = "", *, size: float = 14, anchor: str = "start"
     ) -> None:
-        """A line of text. anchor: start, middle or end of the text is at x; y is its baseline."""
+        """Return a line of text. anchor: start, middle or end of the text is at x; y is its baseline."""
         self.parts.append(
             f'<text x="{number(x)}" y="{number(y)}" font-size="{number(size)}" text-anchor="{anchor}"'
             f"{f' class={chr(34)}{style}{chr(34)}' if style else ''}>{escape(text)}</text>"
         )
 
     def path(self, d: str, style: str, *, stroke: float = 1.5, **more: str) -> None:
-        """A path of SVG commands. more: other attributes, such as stroke_dasharray."""
+        """Return a path of SVG commands. more: other attributes, such as stroke_dasharray."""
         self._add("path", style, {"d": d, **more}, stroke_width=stroke)
 
     def line(
@@ -85,24 +85,24 @@ class Drawing:
         stroke: float = 1.5,
         **more: str,
     ) -> None:
-        """A straight line."""
+        """Return a straight line."""
         self.path(f"M{number(x1)} {number(y1)}L{number(x2)} {number(y2)}", style, stroke=stroke, **more)
 
     def circle(self, x: float, y: float, radius: float, style: str) -> None:
-        """A filled circle."""
+        """Return a filled circle."""
         self._add("circle", style, {}, cx=x, cy=y, r=radius)
 
     def arrow(
         self, x1: float, y1: float, x2: float, y2: float, style: str = "line", head: str = "arrow"
     ) -> None:
-        """A straight arrow with its head at (x2, y2)."""
+        """Return a straight arrow with its head at (x2, y2)."""
         self.line(x1, y1, x2, y2, style)
         self.head(x2, y2, x2 - x1, y2 - y1, head)
 
     def head(
         self, x: float, y: float, dx: float, dy: float, style: str = "arrow", *, size: float = 7
     ) -> None:
-        """The head of an arrow that ends at (x, y) in the direction (dx, dy)."""
+        """Return the head of an arrow that ends at (x, y) in the direction (dx, dy)."""
         length = (dx * dx + dy * dy) ** 0.5
         ux, uy = dx / length, dy / length
         points = [
@@ -118,7 +118,7 @@ class Drawing:
         self.parts.append(f"<{tag} {attributes}/>")
 
     def svg(self) -> str:
-        """The file's text."""
+        """Return the file's text."""
         w, h = number(self.width), number(self.height)
         panel = (
             f'<rect x="0.5" y="0.5" width="{number(self.width - 1)}" height="{number(self.height - 1)}" '

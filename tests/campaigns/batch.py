@@ -38,12 +38,12 @@ def command(prompts: Path, folder: Path, *, gpus: int) -> list[str]:
 
 
 def finished(folder: Path) -> int:
-    """The videos that a batch has made so far."""
+    """Return the videos that a batch has made so far."""
     return len(list(folder.glob("*.mp4")))
 
 
 def start_and_kill(words: list[str], folder: Path, *, after: int, delay: float) -> int:
-    """Start a batch, kill it `delay` seconds after so many videos are there, and return how many there are then."""
+    """Start a batch, kill it `delay` seconds after `videos` videos exist, and return how many there are then."""
     process = subprocess.Popen(words, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
     deadline = time.monotonic() + HANG
     while finished(folder) < after and process.poll() is None and time.monotonic() < deadline:
@@ -61,7 +61,7 @@ def events(run: Path, kind: str) -> list[dict[str, object]]:
 
 
 def faults_of(folder: Path, whole: Path, *, prompts: int) -> list[str]:
-    """What is wrong with a batch that was killed. whole: the folder of one that was not."""
+    """Return what is wrong with a batch that was killed. whole: the folder of one that was not."""
     names = [sorted(path.name for path in place.glob("*.mp4")) for place in (folder, whole)]
     faults = [] if names[0] == names[1] and len(names[0]) == prompts else [f"other videos: {names}"]
     for name in names[0]:
@@ -81,7 +81,7 @@ def faults_of(folder: Path, whole: Path, *, prompts: int) -> list[str]:
 
 
 def main() -> None:
-    """The command line of the campaign."""
+    """Return the command line of the campaign."""
     parser = argparse.ArgumentParser(description=(__doc__ or "").partition("\n")[0])
     parser.add_argument("--prompts", type=int, default=50)
     parser.add_argument("--kills", type=int, default=5)

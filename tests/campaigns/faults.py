@@ -67,7 +67,7 @@ MODEL = ["mini"]
 
 
 def arguments(seed: int, out: Path) -> list[str]:
-    """The command line of a run."""
+    """Return the command line of a run."""
     sampler = SAMPLERS[read_card(MODEL[0]).family.name][seed % 3]
     command = ["generate", "--model", MODEL[0], "--prompt", "a red ball bouncing over green grass"]
     command += [
@@ -111,7 +111,7 @@ def reached(phase: str, folder: Path, since: int) -> bool:
 
 
 def killed_in(folder: Path, planned: str) -> str:
-    """The phase in which a run was killed, by the files it left."""
+    """Return the phase in which a run was killed, by the files it left."""
     if folder.with_suffix(".mp4").exists():
         return "end"
     if any(folder.parent.glob(f"{TEMPORARY}*.part")):
@@ -126,7 +126,7 @@ def killed_in(folder: Path, planned: str) -> str:
 
 
 def processes(parent: int) -> list[int]:
-    """The ids of a process and of the ranks that it started."""
+    """Return the ids of a process and of the ranks that it started."""
     try:
         children = Path(f"/proc/{parent}/task/{parent}/children").read_text().split()
         ranks = [
@@ -142,7 +142,7 @@ def processes(parent: int) -> list[int]:
 def run_and_kill(
     command: list[str], folder: Path, phase: str, generator: random.Random, report: Report
 ) -> tuple[bool, int, str]:
-    """Starts a run and kills it in a phase. Returns whether it was killed, its exit code, and its stderr."""
+    """Start a run and kills it in a phase. Returns whether it was killed, its exit code, and its stderr."""
     events = folder / "events.jsonl"
     since = len(events.read_text()) if events.exists() else 0
     environment = {**os.environ, "OMP_NUM_THREADS": "1", "PYTHONFAULTHANDLER": "1"}
@@ -188,7 +188,7 @@ def run_and_kill(
 
 
 def repeated_steps(folder: Path) -> int:
-    """The most steps computed again after one interruption, from the event file."""
+    """Return the most steps computed again after one interruption, from the event file."""
     most, highest, repeated = 0, 0, 0
     for line in (folder / "events.jsonl").read_text().splitlines():
         event = json.loads(line)
@@ -202,13 +202,13 @@ def repeated_steps(folder: Path) -> int:
 
 
 def decoded_frames(folder: Path) -> int:
-    """Decoded frames that a run has saved."""
+    """Return the number of decoded frames that a run has saved."""
     path = folder / "decoded.json"
     return int(json.loads(path.read_text())["frames"]) if path.exists() else 0
 
 
 def reused_frames(folder: Path) -> list[int]:
-    """Decoded frames that each resumed run found, from the log."""
+    """Return the number of decoded frames that each resumed run found, from the log."""
     counts = re.findall(
         rf"(\d+) of {FRAMES} frames have already been decoded", (folder / "log.txt").read_text()
     )
@@ -270,7 +270,7 @@ def one_video(
 
 
 def compare(seed: int, work: Path, out: Path, report: Report, *, one_rank: bool) -> None:
-    """Compares a video with an uninterrupted one. one_rank: whether every part was computed on one rank."""
+    """Compare a video with an uninterrupted one. one_rank: whether every part was computed on one rank."""
     reference = work / f"{seed}-whole.mp4"
     quietly(lambda: vinfinity([*arguments(seed, reference), "checkpoint.every=never"]))
     report.videos += 1
@@ -292,7 +292,7 @@ def compare(seed: int, work: Path, out: Path, report: Report, *, one_rank: bool)
 
 
 def quietly(call: Callable[[], object]) -> None:
-    """Calls a function with its output discarded. Raises SystemExit if it exits with a code other than 0."""
+    """Call a function with its output discarded. Raises SystemExit if it exits with a code other than 0."""
     try:
         with (
             open(os.devnull, "w") as nowhere,

@@ -68,13 +68,13 @@ LIMITED: dict[str, Any] = {
 
 
 def settings(trial: Trial, **more: Any) -> dict[str, Any]:
-    """Settings of a video by the embedded model."""
+    """Return the settings of a video by the embedded model."""
     size = {"frames": 20, "steps": 2, "size": "64x48"} if trial.quick else {"frames": 96, "steps": 10}
     return {"prompt": PROMPT, "sampler": "ddim", "seed": 1, **size, **more}
 
 
 def generate(trial: Trial, name: str, **more: Any) -> Path:
-    """A run in this process, or on ranks that it starts. Returns the video."""
+    """Return a run in this process, or on ranks that it starts. Returns the video."""
     out = trial.folder / f"{name}.mp4"
     given = settings(trial, device=trial.device, out=str(out), **more)
     run(load_config(**given))
@@ -82,19 +82,19 @@ def generate(trial: Trial, name: str, **more: Any) -> Path:
 
 
 def latents(video: Path) -> Tensor:
-    """The final latents of a run, (c, f, h, w) fp32."""
+    """Return the final latents of a run, (c, f, h, w) fp32."""
     parts = read_manifest(video.with_suffix(".run") / "latents")
     return parts.read(range(parts.frames))
 
 
 def denoised(pipeline: vinfinity.Pipeline, given: Mapping[str, Any]) -> Tensor:
-    """The final latents of a video, on the CPU."""
+    """Return the final latents of a video, on the CPU."""
     [last] = deque(pipeline.denoise(**given), maxlen=1)
     return last.x.float().cpu()
 
 
 def rms(difference: Tensor, reference: Tensor) -> float:
-    """The root mean square of a difference, relative to the standard deviation of the reference."""
+    """Return the root mean square of a difference, relative to the standard deviation of the reference."""
     return (difference.double().square().mean().sqrt() / reference.double().std()).item()
 
 
@@ -105,12 +105,12 @@ def psnr(ours: Tensor, reference: Tensor) -> float:
 
 
 def pictures(video: Path) -> Tensor:
-    """The frames of an MP4, (f, height, width, 3) uint8."""
+    """Return the frames of an MP4, (f, height, width, 3) uint8."""
     return torch.from_numpy(read_video(video))
 
 
 def command(trial: Trial, name: str, *more: str) -> list[str]:
-    """The arguments of a run that lasts long enough to be disturbed, and writes a checkpoint after each step."""
+    """Return the arguments of a run that lasts long enough to be disturbed, and writes a checkpoint after each step."""
     size = ["--frames", "12", "--size", "64x48"] if trial.quick else ["--frames", "96"]
     given = [f"{key}={value}" for key, value in FIXED.items()]
     return [
@@ -121,7 +121,7 @@ def command(trial: Trial, name: str, *more: str) -> list[str]:
 
 
 def checkpoint(trial: Trial, name: str, step: int) -> Path:
-    """The file that completes the checkpoint after a step."""
+    """Return the file that completes the checkpoint after a step."""
     return trial.folder / f"{name}.run" / "checkpoints" / f"step-{step:04d}" / "manifest.json"
 
 
@@ -141,7 +141,7 @@ def unit_tests(trial: Trial) -> Iterator[Figure]:
 
 
 def attention(trial: Trial) -> Iterator[Figure]:
-    """A temporal layer by each backend of attention, against fp32 on the CPU."""
+    """Yield a temporal layer by each backend of attention, against fp32 on the CPU."""
     backends = {"picked": None, "flash": SDPBackend.FLASH_ATTENTION, "math": SDPBackend.MATH}
     if trial.on_gpu:
         backends |= {"efficient": SDPBackend.EFFICIENT_ATTENTION, "cudnn": SDPBackend.CUDNN_ATTENTION}
@@ -217,7 +217,7 @@ def half_precision(trial: Trial) -> Iterator[Figure]:
 
 
 def interrupted(trial: Trial) -> Iterator[Figure]:
-    """Runs that are killed or asked to stop, and resumed, against one that was left alone."""
+    """Compare runs that are killed or interrupted, and resumed, with one that was not."""
     steps = ["--steps", "12" if trial.quick else "100"]
     whole = finish(start(command(trial, "whole", *steps)))
     yield equals("uninterrupted, exit code", whole.code, 0)
@@ -235,7 +235,7 @@ def interrupted(trial: Trial) -> Iterator[Figure]:
 
 
 def memory(trial: Trial) -> Iterator[Figure]:
-    """A process gets less memory than the plan believes: `memory: auto` goes down to an execution that fits."""
+    """Yield a process gets less memory than the plan believes: `memory: auto` goes down to an execution that fits."""
     trial.needs_gpu("the allocator is given a limit")
     traced = traced_memory("cuda")
     # where the plan sees that a run takes a large part of what is free, it is rehearsed; CUDA takes the rest
@@ -256,8 +256,9 @@ def memory(trial: Trial) -> Iterator[Figure]:
 
 
 def traced_memory(device: str) -> list[RunMemory]:
-    """The memory of LIMITED on a GPU by the trace, in each execution, from the fastest to the leanest. device: that
-    this process has.
+    """Return the traced memory of LIMITED on a GPU in each execution, from the fastest to the leanest.
+
+    device: the device of this process.
     """
     outline = outline_of(
         prepare(load_config(prompt=PROMPT, device=device, **LIMITED)), device="cuda", ranks=1
@@ -290,7 +291,7 @@ def judged(traced: Sequence[RunMemory], limit: float, ended: Ended, rung: int | 
 
 
 def _limited(trial: Trial, limit: float, traced: Sequence[RunMemory], *more: str) -> tuple[Ended, int | None]:
-    """A run whose process may allocate `limit` bytes of the GPU, and the execution that it took; None if it failed."""
+    """Run with at most `limit` bytes of the GPU, and return the execution that was used; None if the run failed."""
     total = torch.cuda.get_device_properties(0).total_memory
     out = trial.folder / f"limited-{limit:.0f}.mp4"
     given = [f"{key}={value}" for key, value in LIMITED.items()]
@@ -355,7 +356,7 @@ def ranks_equal_one(trial: Trial) -> Iterator[Figure]:
 
 
 def decoding(trial: Trial) -> Iterator[Figure]:
-    """Decoded by rank 0, and by all ranks in turn."""
+    """Decode on rank 0, and on all ranks in turn."""
     ranks = trial.several()
     given = {"dtype": "fp32", "gpus": ranks, "steps": 2, "decode.frames": 4}
     first = generate(trial, "decoded-by-one", **given, **{"decode.where": "rank0"})
@@ -380,7 +381,7 @@ def half_on_ranks(trial: Trial) -> Iterator[Figure]:
 
 
 def hung_rank(trial: Trial) -> Iterator[Figure]:
-    """A rank that is suspended: all end in time, it is named, and the exit code is 3."""
+    """Yield a rank that is suspended: all end in time, it is named, and the exit code is 3."""
     timeout = 15 if trial.quick else 20
     ended = _disturbed(trial, "hung", 1, signal.SIGSTOP, f"parallel.timeout={timeout}")
     yield at_most("seconds to the end", ended.seconds, timeout + 10)
@@ -389,7 +390,7 @@ def hung_rank(trial: Trial) -> Iterator[Figure]:
 
 
 def killed_rank(trial: Trial) -> Iterator[Figure]:
-    """A rank that is killed."""
+    """Yield a rank that is killed."""
     ended = _disturbed(trial, "killed", 1, signal.SIGKILL)
     yield at_most("seconds to the end", ended.seconds, 5)
     yield equals("exit code", ended.code, 3)
@@ -405,7 +406,7 @@ def stopped_ranks(trial: Trial) -> Iterator[Figure]:
 
 
 def _disturbed(trial: Trial, name: str, rank: int | None, number: signal.Signals, *more: str) -> Ended:
-    """A run on all ranks, one of which, or the process that started them, gets a signal after the second step."""
+    """Run on all ranks, and send one rank or the launcher a signal after the second step."""
     ranks = trial.several()
     process = start(command(trial, name, "--gpus", str(ranks), "--steps", "1000", *more))
 

@@ -70,7 +70,7 @@ class Kind:
         return 1 if self.name.startswith("SIG") else 10
 
     def codes(self) -> set[int]:
-        """The exit codes of a run that was asked to end: before Python handles signals, the signal's own."""
+        """Return the exit codes of an interrupted run: the signal's own before Python handles signals."""
         codes = {0, 75, -self.number}
         if self.number == signal.SIGINT:
             # Ctrl-C before the run began, or twice
@@ -160,7 +160,7 @@ class Running:
         return self.used
 
     def ranks(self) -> list[int]:
-        """The process ids of the ranks, in order."""
+        """Return the process ids of the ranks, in order."""
         try:
             pid = self.process.pid
             children = map(int, Path(f"/proc/{pid}/task/{pid}/children").read_text().split())
@@ -217,7 +217,7 @@ class Campaign:
         quietly(self.command("generate", self.finished.with_suffix(".mp4")))
 
     def command(self, name: str, out: Path) -> list[str]:
-        """The arguments of a command that makes the video `out`."""
+        """Return the arguments of a command that makes the video `out`."""
         if name == "generate":
             return [
                 "generate",
@@ -240,7 +240,7 @@ class Campaign:
         return ["resume", str(out.with_suffix(".run"))]
 
     def whole(self, name: str) -> Any:
-        """The latents of an undisturbed run of a command."""
+        """Return the latents of an undisturbed run of a command."""
         if name in ("resume", "decode"):
             name = "generate"
         if name not in self._undisturbed:
@@ -250,7 +250,7 @@ class Campaign:
         return self._undisturbed[name]
 
     def half_done(self) -> Path:
-        """A run that was stopped after its first checkpoint, to be copied."""
+        """Return a run that was stopped after its first checkpoint, to be copied."""
         if self._started is None:
             self._started = self.work / "half.run"
             command = self.command("generate", self._started.with_suffix(".mp4"))
@@ -266,7 +266,7 @@ class Campaign:
         return self._started
 
     def try_once(self, kind: Kind, at: float, figures: Figures) -> bool:
-        """One run, asked to end at a moment, in seconds. Returns whether it had ended before."""
+        """Interrupt one run at a moment, in seconds. Returns whether it had ended before."""
         out = self.work / "a.mp4"
         for path in self.work.glob("a.*"):
             shutil.rmtree(path) if path.is_dir() else path.unlink()
@@ -339,7 +339,7 @@ class Campaign:
             figures.wrong.append(f"{where}: cannot be resumed: {error}")
 
     def sweep(self, kind: Kind, moments: Iterator[float]) -> Figures:
-        """Runs that are asked to end at later and later moments, until they end before."""
+        """Interrupt runs at later and later moments, until they end before."""
         figures, late = Figures(), 0
         if kind.command == "resume":
             self.half_done()
@@ -356,7 +356,7 @@ def latents(folder: Path) -> Any:
 
 
 def events(folder: Path, kind: str) -> list[float]:
-    """The times of day of the events of a kind."""
+    """Return the times of day of the events of a kind."""
     path = folder / "events.jsonl"
     lines = path.read_text().splitlines() if path.exists() else []
     found = [event for line in lines if (event := json.loads(line))["event"] == kind]
@@ -364,7 +364,7 @@ def events(folder: Path, kind: str) -> list[float]:
 
 
 def quietly(arguments: Sequence[str]) -> None:
-    """Runs a command in this process with its output discarded. Raises SystemExit on an exit code other than 0."""
+    """Run a command in this process with its output discarded. Raises SystemExit on an exit code other than 0."""
     try:
         with (
             open(os.devnull, "w") as nowhere,
@@ -378,7 +378,7 @@ def quietly(arguments: Sequence[str]) -> None:
 
 
 def rows(found: dict[str, Figures]) -> list[tuple[str, ...]]:
-    """The table of a campaign."""
+    """Return the table of a campaign."""
     head = (
         "kind",
         "sent",
@@ -412,7 +412,7 @@ def as_json(found: dict[str, Figures]) -> str:
 
 
 def merged(files: Sequence[Path]) -> dict[str, Figures]:
-    """The figures of several parts of a campaign, added up."""
+    """Return the figures of several parts of a campaign, added up."""
     found: dict[str, Figures] = {}
     for file in files:
         for name, values in json.loads(file.read_text()).items():

@@ -30,7 +30,7 @@ def run(script: str, *arguments: str) -> "subprocess.CompletedProcess[str]":
 
 
 def rehearse(script: str, out: Path, *stages: str) -> dict[str, Any]:
-    """The JSON of a rehearsal in which no stage fails."""
+    """Return the JSON of a rehearsal in which no stage fails."""
     chosen = [word for stage in stages for word in ("--stage", stage)]
     done = run(script, "--device", "cpu", "--quick", "--out", str(out), *chosen)
     assert done.returncode == 0, f"{done.stdout}\n{done.stderr}"

@@ -20,7 +20,7 @@ pytestmark = pytest.mark.skipif(torch.cuda.is_available(), reason="there are GPU
 
 
 def load(path: str) -> ModuleType:
-    """A script as a module."""
+    """Return a script as a module."""
     name = path.replace("/", "_").removesuffix(".py")
     spec = importlib.util.spec_from_file_location(name, ROOT / path)
     assert spec is not None
@@ -35,7 +35,7 @@ TEST, BENCH = load("tests/campaigns/gpu.py"), load("benchmarks/gpu.py")
 
 
 def figures(script: ModuleType, name: str, folder: Path) -> list[Figure]:
-    """The figures of a stage on the pretend GPU, at tiny sizes."""
+    """Return the figures of a stage on the pretend GPU, at tiny sizes."""
     stages: dict[str, Stage[Trial]] = {stage.name: stage for stage in script.STAGES}
     trial = Trial(device="cuda", ranks=1, quick=True, folder=folder, facts=machine(), faults=())
     with PretendCuda():

@@ -32,7 +32,7 @@ def computing_type(device: str) -> torch.dtype:
 
 
 def autocast(device: str = "cpu") -> torch.autocast:
-    """Computes in `computing_type(device)`."""
+    """Compute in `computing_type(device)`."""
     return torch.autocast(device, torch.bfloat16, enabled=computing_type(device) == torch.bfloat16)
 
 
@@ -44,7 +44,7 @@ def render_all(
 
 
 def render_in_order(jobs: Iterable[Job], *, render: Callable[[Job], Made], workers: int) -> Iterator[Made]:
-    """What `render` makes of each job, in order. In `workers` processes some are made ahead of their use; with 0
+    """Yield what `render` makes of each job, in order. In `workers` processes some are made ahead of their use; with 0
     workers, each is made in this process when it is asked for."""
     if workers == 0:
         yield from map(render, jobs)
@@ -155,7 +155,7 @@ def save_checkpoint(path: Path, state: dict[str, Any]) -> None:
 
 
 def picture_height(vae: AutoencoderKL) -> int:
-    """The height of the pictures whose latents the denoiser takes: 80 at 8 pixels a latent cell, 160 at 16."""
+    """Return the height of the pictures whose latents the denoiser takes: 80 at 8 pixels a latent cell, 160 at 16."""
     return world.HEIGHT // 8 * 2 ** (len(vae.config.block_out_channels) - 1)
 
 

@@ -28,7 +28,7 @@ OTHER_MOTION = {"moving left": "moving right", "moving right": "moving left"}
 
 
 def exchanged(scene: world.Scene, aspect: str) -> world.Scene:
-    """The scene with one word exchanged: left for right in `motion`, the next word of the list elsewhere."""
+    """Return the scene with one word exchanged: left for right in `motion`, the next word of the list elsewhere."""
     words: dict[str, tuple[str, ...]] = {
         "colour": tuple(world.COLOURS),
         "subject": world.SUBJECTS,
@@ -44,7 +44,7 @@ def exchanged(scene: world.Scene, aspect: str) -> world.Scene:
 
 
 def noised(clean: Tensor, level: int, *, seed: int) -> tuple[Tensor, Tensor, Tensor]:
-    """The clip (b, 4, f, h, w) at a level, the noise, and the share of signal (cumulative alpha)."""
+    """Return the clip (b, 4, f, h, w) at a level, the noise, and the share of signal (cumulative alpha)."""
     alpha = build_scheduler().alphas_cumprod[level]
     noise = torch.randn(clean.shape, generator=torch.Generator().manual_seed(seed))
     return alpha.sqrt() * clean + (1 - alpha).sqrt() * noise, noise, alpha
@@ -52,7 +52,7 @@ def noised(clean: Tensor, level: int, *, seed: int) -> tuple[Tensor, Tensor, Ten
 
 @torch.no_grad()
 def predict(model: Model, noisy: Tensor, level: int, alpha: Tensor, prompts: list[str]) -> Tensor:
-    """The clean clip that the network sees in a noisy one."""
+    """Return the clean clip that the network sees in a noisy one."""
     with autocast():
         v = model.unet(noisy, torch.tensor(level), model.states(prompts)).sample.float()
     return alpha.sqrt() * noisy - (1 - alpha).sqrt() * v

@@ -39,7 +39,7 @@ CROP = 128
 
 
 def build_large(small: AutoencoderKL) -> AutoencoderKL:
-    """The new autoencoder with the small one's weights, the new level neutral."""
+    """Return the new autoencoder with the small one's weights, the new level neutral."""
     config = dict(small.config)
     widths = list(config["block_out_channels"])
     large = AutoencoderKL(

@@ -41,7 +41,7 @@ class Model:
 
 
 def make_scheduler(sampler: str) -> DDIMScheduler | DPMSolverMultistepScheduler:
-    """The scheduler of a sampler's name."""
+    """Return the scheduler of a sampler's name."""
     config = build_scheduler().config
     if sampler == "ddim":
         return DDIMScheduler.from_config(config, set_alpha_to_one=True)

@@ -34,7 +34,7 @@ EXAMPLES = (
 
 
 def vocabulary() -> dict[str, list[str]]:
-    """The words that the model was taught, grouped."""
+    """Return the words that the model was taught, grouped."""
     known = {
         "colours": list(world.COLOURS),
         "subjects": list(world.SUBJECTS),
@@ -50,7 +50,7 @@ def vocabulary() -> dict[str, list[str]]:
 
 
 def card(args: argparse.Namespace, height: int, measured: dict[str, object]) -> dict[str, object]:
-    """What a user and the package need to know of the model."""
+    """Return what a user and the package need to know of the model."""
     return {
         "name": "mini",
         "about": "a text-to-video latent diffusion model trained from scratch on clips of a drawn world",
@@ -69,7 +69,7 @@ def card(args: argparse.Namespace, height: int, measured: dict[str, object]) -> 
 
 
 def figures(path: Path) -> dict[str, object]:
-    """The figures in a file that evaluate.py wrote, with the names and digits of the card."""
+    """Return the figures in a file that evaluate.py wrote, with the names and digits of the card."""
     record = json.loads(path.read_text())
     names = {"all": "all_four", "steady": "steady_frames"}
     shares = {names.get(name, name): round(share, 3) for name, share in record["figures"].items()}

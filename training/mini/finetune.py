@@ -57,8 +57,9 @@ PAINTED_BELOW = 820  # timesteps whose predictions are sharp enough to be painte
 class Mixture:
     """What batches consist of, as shares of their clips.
 
-    pairs: clips of a batch. directed: that move left or right. correct: that have a wrong version. close: whose colour
-    is drawn from CLOSE, as is that of their wrong version; the others have any colour. height: of the pictures.
+    pairs: the number of clips. directed: clips that move left or right. correct: clips with a wrong version. close:
+    clips whose colour is drawn from CLOSE, as is that of their wrong version; the others have any colour. height: that
+    of the pictures, in pixels.
     """
 
     pairs: int
@@ -83,7 +84,7 @@ def sample_scenes(mixture: Mixture, *, rng: np.random.Generator) -> list[world.S
 
 
 def sample_wrong(scene: world.Scene, *, close: float, rng: np.random.Generator) -> world.Scene:
-    """The scene with another colour, or one time in four with another subject."""
+    """Return the scene with another colour, or one time in four with another subject."""
     if rng.random() < 0.25:
         return replace(scene, subject=str(rng.choice([s for s in world.SUBJECTS if s != scene.subject])))
     colours = CLOSE if scene.colour in CLOSE and close and rng.random() < close else world.COLOURS
@@ -147,7 +148,7 @@ def with_mirrors(
 
 
 def with_wrong(vae: AutoencoderKL, latents: Tensor, batch: Batch, chosen: Sequence[int]) -> Tensor:
-    """The latents (b, 4, f, h, w) of a batch; the chosen clips are replaced by their wrong versions in parts."""
+    """Return the latents (b, 4, f, h, w) of a batch; the chosen clips are replaced by their wrong versions in parts."""
     shown = latents.clone()
     if chosen:
         others = encode_clips(vae, [batch.wrong[i] for i in chosen])

@@ -69,7 +69,7 @@ def digest(module: nn.Module) -> str:
 
 
 def load_painter(vae: AutoencoderKL, path: Path, *, steps: int, count: int) -> Painter:
-    """The painter of this autoencoder's latents: read from a file, or trained, in a minute, and kept there.
+    """Return the painter of this autoencoder's latents: read from a file, or trained, in a minute, and kept there.
 
     A file of a painter for an autoencoder with other weights is replaced.
     """

@@ -31,7 +31,7 @@ VIDEO = ("--spatial-scale", "0.4", "--text-scale", "0", "--late", "0.6", "--late
 
 
 def scaled(count: int, least: int, *, args: argparse.Namespace) -> int:
-    """A number of steps, clips or prompts, times --scale."""
+    """Return a number of steps, clips or prompts, times --scale."""
     return max(least, round(count * args.scale))
 
 
@@ -51,7 +51,7 @@ class Stage:
     renders: bool = False
 
     def command(self, args: argparse.Namespace) -> list[str]:
-        """The command line."""
+        """Return the command line."""
         command = [sys.executable, str(HERE / self.script), "--work", str(args.work), *self.options]
         for option, count, least in self.counts:
             command += [option, str(scaled(count, least, args=args))]
@@ -199,13 +199,13 @@ def correct(init: str, *, cuda: bool) -> Stage:
 
 
 def steady(init: str, *, cuda: bool) -> Stage:
-    """The same colours in each frame: the pictures count twice as much."""
+    """Return the stage for steady colours: the loss in pictures counts twice as much."""
     options = (*WRONG, "--paint", "12")
     return finetuning("steady", init, *options, cuda=cuda, steps=2400, lr="3e-4", seed=61)
 
 
 def ends(init: str, *, cuda: bool, name: str = "ends", seed: int = 71) -> Stage:
-    """The first and last frames of clips count more, and colours that are confused are shown more often."""
+    """Return the first and last frames of clips count more, and colours that are confused are shown more often."""
     options = (*WRONG, "--paint", "12", "--ends", "2.5", "--close", "0.6")
     return finetuning(name, init, *options, cuda=cuda, steps=2400, lr="3e-4", seed=seed)
 
@@ -307,7 +307,7 @@ def run(stage: Stage, args: argparse.Namespace, *, commands: Commands) -> None:
 
 
 def parse(arguments: Sequence[str] | None) -> argparse.Namespace:
-    """The options of the command line."""
+    """Return the options of the command line."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--work", type=Path, default=WORK, help="data, checkpoints, logs and pictures")
     parser.add_argument("--start", choices=("nothing", "shipped"), default="nothing")

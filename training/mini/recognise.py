@@ -66,7 +66,7 @@ def landscapes() -> dict[str, Array]:
 
 @cache
 def hues() -> tuple[tuple[str, ...], Array]:
-    """The names and hues of the subject's colours."""
+    """Return the names and hues of the subject's colours."""
     swatches = np.array(list(world.COLOURS.values()), np.uint8)[None]
     return tuple(world.COLOURS), rgb_to_hsv(swatches)[0][0]
 
@@ -83,7 +83,7 @@ def paint_masks(clip: world.Clip) -> NDArray[np.bool_]:
 
 
 def centred(mask: NDArray[np.bool_], *, radius: float, x: float, y: float) -> Array:
-    """The mask resampled into a square of 1.3 radii around (x, y), in heights, cyclic in x: (TEMPLATE,
+    """Return the mask resampled into a square of 1.3 radii around (x, y), in heights, cyclic in x: (TEMPLATE,
     TEMPLATE)."""
     height, width = mask.shape
     steps = ((np.arange(TEMPLATE) + 0.5) / TEMPLATE * 2 - 1) * 1.3 * radius
@@ -95,7 +95,7 @@ def centred(mask: NDArray[np.bool_], *, radius: float, x: float, y: float) -> Ar
 
 @cache
 def templates() -> tuple[tuple[str, ...], Array]:
-    """Rendered masks of every subject, both facings, three radii, nine shifts: names (n) and unit vectors (n,
+    """Return rendered masks of every subject, both facings, three radii, nine shifts: names (n) and unit vectors (n,
     d)."""
     rng = np.random.default_rng(5)
     base = replace(world.sample_scene(rng), motion="standing still", background="snow", colour="red")
@@ -115,7 +115,7 @@ def templates() -> tuple[tuple[str, ...], Array]:
 
 
 def unit(picture: Array) -> Array:
-    """A picture as a vector of mean 0 and length 1."""
+    """Return a picture as a vector of mean 0 and length 1."""
     vector = picture.ravel() - picture.mean()
     return vector / max(float(np.linalg.norm(vector)), 1e-9)
 
@@ -135,7 +135,7 @@ def swing(values: Array) -> Array:
 
 
 def read_motion(xs: Array, ys: Array) -> str:
-    """The world's motion whose path fits the centres best; xs, ys (f) in heights, NaN where there is no
+    """Return the world's motion whose path fits the centres best; xs, ys (f) in heights, NaN where there is no
     subject."""
     seen = np.isfinite(xs)
     t = np.arange(len(xs), dtype=np.float64)[seen]
@@ -165,7 +165,7 @@ def read_motion(xs: Array, ys: Array) -> str:
 
 
 def at_world_size(clip: world.Clip) -> world.Clip:
-    """A clip (f, 80 n, 128 n, 3) as (f, 80, 128, 3): the mean of each n x n pixels."""
+    """Return a clip (f, 80 n, 128 n, 3) as (f, 80, 128, 3): the mean of each n x n pixels."""
     frames, height, width = clip.shape[:3]
     factor = height // world.HEIGHT
     if (height, width) != (factor * world.HEIGHT, factor * world.WIDTH):
@@ -177,7 +177,7 @@ def at_world_size(clip: world.Clip) -> world.Clip:
 
 
 def read_clip(clip: world.Clip) -> Reading:
-    """What a clip (f, 80 n, 128 n, 3) shows."""
+    """Return what a clip (f, 80 n, 128 n, 3) shows."""
     clip = at_world_size(clip)
     rows = np.median(clip.astype(np.float64), axis=(0, 2))
     background = min((float(np.abs(p - rows).mean((1, 2)).min()), name) for name, p in landscapes().items())[
@@ -235,7 +235,7 @@ def shares(readings: Sequence[Reading], scenes: Sequence[world.Scene]) -> dict[s
 def mistakes(
     readings: Sequence[Reading], scenes: Sequence[world.Scene]
 ) -> dict[str, Counter[tuple[str, str | None]]]:
-    """(expected, seen) pairs that differ, counted, for each aspect."""
+    """Count the pairs (expected, seen) that differ, for each aspect."""
     wrong: dict[str, Counter[tuple[str, str | None]]] = {name: Counter() for name in ASPECTS}
     for reading, scene in zip(readings, scenes, strict=True):
         for name, expected in zip(

@@ -24,7 +24,7 @@ FACTOR = 8  # pixels a latent cell
 
 
 def build_unet() -> UNet3DConditionModel:
-    """The untrained denoiser: latents (b, 4, f, 10, 16), text states (b, 16, 96)."""
+    """Return the untrained denoiser: latents (b, 4, f, 10, 16), text states (b, 16, 96)."""
     levels = len(WIDTHS)
     return UNet3DConditionModel(
         sample_size=(world.HEIGHT // FACTOR, world.WIDTH // FACTOR),
@@ -41,7 +41,7 @@ def build_unet() -> UNet3DConditionModel:
 
 
 def build_scheduler() -> DDPMScheduler:
-    """The noise schedule: scaled linear betas with zero terminal SNR, v-prediction, trailing timesteps."""
+    """Return the noise schedule: scaled linear betas with zero terminal SNR, v-prediction, trailing timesteps."""
     return DDPMScheduler(
         num_train_timesteps=1000,
         beta_start=0.00085,
@@ -60,7 +60,7 @@ def temporal_layers(unet: UNet3DConditionModel) -> list[nn.Module]:
 
 
 def temporal_parameters(unet: UNet3DConditionModel) -> set[int]:
-    """The ids of the parameters of the layers that mix frames."""
+    """Return the ids of the parameters of the layers that mix frames."""
     return {id(p) for layer in temporal_layers(unet) for p in layer.parameters()}
 
 

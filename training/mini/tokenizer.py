@@ -27,14 +27,14 @@ def words() -> list[str]:
 
 
 def byte_symbols() -> list[str]:
-    """The 256 characters that stand for bytes in byte-level byte-pair encoding."""
+    """Return the 256 characters that stand for bytes in byte-level byte-pair encoding."""
     plain = [*range(33, 127), *range(161, 173), *range(174, 256)]
     extra = [byte for byte in range(256) if byte not in plain]
     return [chr(byte) for byte in plain] + [chr(256 + i) for i in range(len(extra))]
 
 
 def learn_merges(vocabulary: list[str]) -> list[tuple[str, str]]:
-    """Merges, most frequent first, until each word is one symbol (its last character carries </w>)."""
+    """Return the merges, most frequent first, that make each word one symbol (its last character carries </w>)."""
     pieces = {word: [*word[:-1], word[-1] + "</w>"] for word in vocabulary}
     merges = []
     while True:

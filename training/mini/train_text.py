@@ -22,7 +22,7 @@ LABELS = (tuple(world.COLOURS), world.SUBJECTS, world.MOTIONS, tuple(world.BACKG
 
 
 def build_text_encoder(tokenizer: CLIPTokenizer) -> CLIPTextModel:
-    """The untrained text encoder."""
+    """Return the untrained text encoder."""
     return CLIPTextModel(
         CLIPTextConfig(
             vocab_size=len(tokenizer),
@@ -40,7 +40,7 @@ def build_text_encoder(tokenizer: CLIPTokenizer) -> CLIPTextModel:
 
 
 def labels(scene: world.Scene) -> list[int]:
-    """Indices of the scene's words in LABELS."""
+    """Return the indices of the scene's words in LABELS."""
     words = (scene.colour, scene.subject, scene.motion, scene.background)
     return [group.index(word) for group, word in zip(LABELS, words, strict=True)]
 

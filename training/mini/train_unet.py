@@ -103,7 +103,7 @@ class Copy:
 
 
 def trained(module: nn.Module) -> list[nn.Parameter]:
-    """The parameters that train."""
+    """Return the parameters that train."""
     return [p for p in module.parameters() if p.requires_grad]
 
 
@@ -273,7 +273,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
     parser.add_argument("--batch", type=int, default=8, help="clips a step")
     parser.add_argument("--image-batch", type=int, default=64, help="single frames a step")
     parser.add_argument(
-        "--image-every", type=int, default=8, help="video stage: one image batch in so many steps"
+        "--image-every", type=int, default=8, help="video stage: one image batch every N steps"
     )
     parser.add_argument("--lr", type=float, default=8e-4)
     parser.add_argument(

@@ -36,7 +36,7 @@ WHOLE_FROM = 0.6  # progress at which whole frames replace crops
 
 
 def build_vae() -> AutoencoderKL:
-    """The untrained autoencoder."""
+    """Return the untrained autoencoder."""
     return AutoencoderKL(
         in_channels=3,
         out_channels=3,

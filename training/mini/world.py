@@ -105,7 +105,7 @@ class Scene:
 
 
 def sample_scene(rng: np.random.Generator) -> Scene:
-    """A random scene, uniform over the words."""
+    """Return a random scene, uniform over the words."""
     motion = MOTIONS[rng.integers(len(MOTIONS))]
     middle = motion in ("circling", "swaying")
     facing = {"moving left": -1, "moving right": 1}.get(motion, 1 if rng.random() < 0.5 else -1)
@@ -128,18 +128,18 @@ def sample_scene(rng: np.random.Generator) -> Scene:
 
 
 def article(word: str) -> str:
-    """The indefinite article of a word."""
+    """Return the indefinite article of a word."""
     return "an" if word[0] in "aeiou" else "a"
 
 
 def caption(scene: Scene) -> str:
-    """What the scene shows, in the grammar's plain form: "a red ball bouncing over green grass"."""
+    """Return what the scene shows, in the grammar's plain form: "a red ball bouncing over green grass"."""
     place = BACKGROUNDS[scene.background]
     return f"{article(scene.colour)} {scene.colour} {scene.subject} {scene.motion} {place}"
 
 
 def caption_variant(scene: Scene, *, rng: np.random.Generator) -> str:
-    """A caption for training: mostly the plain form, else another wording of the motion or of the place."""
+    """Return a caption for training: mostly the plain form, else another wording of the motion or of the place."""
     motion, place = scene.motion, BACKGROUNDS[scene.background]
     if rng.random() < 0.2:
         motion = str(rng.choice(MOTION_VARIANTS[scene.motion]))
@@ -149,13 +149,13 @@ def caption_variant(scene: Scene, *, rng: np.random.Generator) -> str:
 
 
 def mirrored(scene: Scene) -> Scene:
-    """The scene that the mirror image of a clip shows, as far as words go (left becomes right)."""
+    """Return the scene that the mirror image of a clip shows, as far as words go (left becomes right)."""
     swap = {"moving left": "moving right", "moving right": "moving left"}
     return replace(scene, motion=swap.get(scene.motion, scene.motion), facing=-scene.facing)
 
 
 def track(scene: Scene, times: Sequence[float] | Array) -> tuple[Array, Array]:
-    """The subject's centre (x, y) at the times; x lies in [0, ASPECT)."""
+    """Return the subject's centre (x, y) at the times; x lies in [0, ASPECT)."""
     t = np.asarray(times, np.float64) + scene.phase
     x, y = np.full(t.shape, scene.x), np.full(t.shape, scene.y)
     turn = 2 * math.pi * t / TURN_PERIOD
@@ -196,7 +196,7 @@ def _cover(distance: Array, *, softness: float) -> Array:
 
 
 def background(scene: Scene, times: Array, *, height: int = HEIGHT) -> Array:
-    """The landscape, (f, h, w, 3) in [0, 255]. Only the sea moves."""
+    """Return the landscape, (f, h, w, 3) in [0, 255]. Only the sea moves."""
     gx, gy = pixel_grid(round(height * ASPECT), height)
     kind, horizon = scene.background, scene.horizon
     edge = 1.3 / height
@@ -269,7 +269,7 @@ def _heart(u: Array, v: Array) -> Array:
 
 
 def parts(subject: str, u: Array, v: Array) -> list[tuple[Array, str]]:
-    """The subject's shapes as (signed distance in radii, paint), in the order of painting."""
+    """Return the subject's shapes as (signed distance in radii, paint), in the order of painting."""
     match subject:
         case "ball":
             disc = np.hypot(u, v) - 0.96
@@ -322,7 +322,7 @@ def paint_subject(scene: Scene, u: Array, v: Array, *, height: int = HEIGHT) -> 
 
 
 def render(scene: Scene, times: Sequence[float] | Array, *, height: int = HEIGHT) -> Clip:
-    """The scene at the times (in frames), uint8 (f, h, w, 3)."""
+    """Return the scene at the times (in frames), uint8 (f, h, w, 3)."""
     t = np.asarray(times, np.float32)
     clip = np.array(background(scene, t, height=height), np.float32)
     xs, ys = track(scene, t)

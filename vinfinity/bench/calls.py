@@ -1,4 +1,4 @@
-"""Calls of a denoiser as a run makes them: time and memory, beside what the plan says, and what a profiler sees."""
+"""Calls of a denoiser as a run makes them: time and memory, the plan's figures for both, and what a profiler sees."""
 
 import statistics
 import time
@@ -33,8 +33,10 @@ LESSER = {"LAPTOP", "D", "MIG"}
 
 @dataclass(frozen=True)
 class DeviceMemory:
-    """What a call took on a GPU, in bytes. retries: how often the allocator had to return its cache and try again.
-    pinned: memory of the host that is locked for copies, None where torch does not count it.
+    """The memory of a call on a GPU, in bytes.
+
+    retries: how often the allocator had to release its cache and try again. pinned: host memory that is locked for
+    copies; None if this torch does not count it.
     """
 
     allocated: int
@@ -47,8 +49,8 @@ class DeviceMemory:
 class CallFigures:
     """A call of a denoiser with `execution.branches` guidance branches.
 
-    seconds: the median of several calls. planned: by the plan's rule for this GPU, None if it is not among the known
-    ones. traced, traced_host: bytes on the device and on the host, by the plan's trace. memory: None on the CPU.
+    seconds: the median of several calls. planned: the seconds by the plan's rule for this GPU; None if the GPU is not
+    known. traced, traced_host: bytes on the device and on the host by the plan's trace. memory: None on the CPU.
     """
 
     frames: int
@@ -62,8 +64,10 @@ class CallFigures:
 
 @dataclass(frozen=True)
 class Profile:
-    """What a profiler saw of one call. busy: seconds in which a kernel ran; on the CPU, the time of all operations.
-    waits: how often the host waited for the device. operations: (name, seconds), those that took the longest.
+    """What a profiler recorded of one call.
+
+    busy: seconds in which a kernel ran; on the CPU, the time of all operations. waits: how often the host waited for
+    the device. operations: (name, seconds) of those that took longest.
     """
 
     busy: float
@@ -74,9 +78,9 @@ class Profile:
 def prepare_call(
     subject: Subject, network: nn.Module, *, frames: int, execution: Execution
 ) -> tuple[CallShape, Callable[[], Tensor]]:
-    """A call of `network`, which is `subject` loaded, on one rank that holds the whole video, with its shapes.
+    """Return a call of `network`, which is `subject` loaded, on one rank that holds the whole video, with its shapes.
 
-    frames: of the video.
+    frames: the number of frames of the video.
     """
     device = next(network.parameters()).device
     grouped = subject.grouped(dtype_of(network), device.type)
@@ -156,7 +160,7 @@ def trace_call(shape: CallShape, execution: Execution) -> tuple[int, int]:
 
 
 def pinned_bytes() -> int | None:
-    """The most host memory that was locked for copies at one time; None if this torch does not count it."""
+    """Return the peak of host memory that was locked for copies; None if this torch does not count it."""
     # new in torch 2.8
     count = getattr(torch.cuda, "host_memory_stats", None)
     found = count() if count is not None else {}
@@ -203,14 +207,14 @@ def longest(averages: Iterable[FunctionEventAvg], *, on_gpu: bool) -> tuple[tupl
 
 
 def _on_device(event: FunctionEvent | FunctionEventAvg) -> bool:
-    """Whether an event is a kernel or a copy of a GPU, and not a span that the program has named."""
+    """Return whether an event is a kernel or a copy on a GPU, not a span that the program has named."""
     # older versions of torch do not mark them
     named = getattr(event, "is_user_annotation", False)
     return event.device_type == DeviceType.CUDA and not named
 
 
 def covered(spans: Sequence[tuple[float, float]]) -> float:
-    """The length of the union of spans (start, end)."""
+    """Return the length of the union of spans (start, end)."""
     total, reached = 0.0, float("-inf")
     for start, end in sorted(spans):
         total += max(0.0, end - max(start, reached))
@@ -219,7 +223,7 @@ def covered(spans: Sequence[tuple[float, float]]) -> float:
 
 
 def published_figures(name: str) -> Gpu | None:
-    """The published figures of a GPU, by the name that its driver has for it; None if it is not among `GPUS`."""
+    """Return the published figures of a GPU by the name that its driver gives; None if it is not in `GPUS`."""
     words = set(name.upper().replace("-", " ").split())
     if words & LESSER:
         return None

@@ -1,4 +1,4 @@
-"""Decoding and encoding, alone and together, from random latents to an MP4: time, and memory on the way."""
+"""Decoding and encoding, alone and together, from random latents to an MP4: time, and memory during it."""
 
 import itertools
 import os
@@ -38,7 +38,7 @@ WARM_UP = 0.25
 
 @dataclass(frozen=True)
 class Cost:
-    """seconds: wall time. processor: processor time of all threads, in seconds."""
+    """What a measurement took, in seconds: wall time, and processor time of all threads."""
 
     seconds: float
     processor: float
@@ -59,7 +59,10 @@ class Round:
 
 @dataclass(frozen=True)
 class DecodingFigures:
-    """resident: (first frame, resident memory in bytes when its block was read), while decoding and encoding."""
+    """All rounds of a measurement.
+
+    resident: (first frame, resident memory in bytes when its block was read) while decoding and encoding.
+    """
 
     decoder: str
     device: str
@@ -71,7 +74,7 @@ class DecodingFigures:
     resident: tuple[tuple[int, int], ...]
 
     def ratio(self, to: Callable[[Round], float]) -> float:
-        """Time of both together over that which `to` returns: the median over the rounds."""
+        """Return the time of both together, divided by what `to` returns: the median over the rounds."""
         return statistics.median(round_.together.seconds / to(round_) for round_ in self.rounds)
 
     @property
@@ -93,7 +96,7 @@ class DecodingFigures:
 
 
 def slope(points: Sequence[tuple[float, float]]) -> float:
-    """The slope of the line through points (x, y), by least squares; 0 for fewer than two points."""
+    """Return the slope of the line through points (x, y), by least squares; 0 for fewer than two points."""
     if len(points) < 2:
         return 0.0
     x, y = np.array(points, dtype=float).T
@@ -108,13 +111,13 @@ class MonitoredLatents:
         self._source, self._geometry = FileLatents(path), geometry
 
     def read(self, frames: range) -> Tensor:
-        """frames: latent ones, see `LatentSource`."""
+        """Read latent frames, see `LatentSource`."""
         self.resident.append((self._geometry.frame_span(frames).start, resident_bytes()))
         return self._source.read(frames)
 
 
 def resident_bytes() -> int:
-    """Resident memory of this process (Linux)."""
+    """Return the resident memory of this process in bytes (Linux)."""
     return int(Path("/proc/self/statm").read_text().split()[1]) * resource.getpagesize()
 
 
@@ -128,7 +131,7 @@ def measure_decoding(
     device: str,
     decode: DecodeConfig,
 ) -> DecodingFigures:
-    """Decodes the random latents of `frames` frames into an MP4 that is deleted, with the settings of a run.
+    """Decode the random latents of `frames` frames into an MP4 that is deleted, with the settings of a run.
 
     decoder: folder of an autoencoder, None for the model's own. size: (width, height) in pixels, None for the model's.
     Raises InputError.
@@ -164,7 +167,7 @@ def measure_decoding(
 
 
 class _Bench:
-    """One video, decoded, encoded, and both."""
+    """One video to decode, to encode, and to do both with."""
 
     def __init__(
         self,
@@ -187,14 +190,14 @@ class _Bench:
         self._pictures: list[np.ndarray] = []
 
     def warm_up(self) -> None:
-        """Decodes a few blocks, and stores pictures of them for encoding."""
+        """Decode a few blocks, and stores pictures of them for encoding."""
         count = max(1, PICTURE_BYTES // (3 * self.size[0] * self.size[1]))
         block = self.blocks.frames * self.network.config.time_downscale
         few = min(self.frames, max(2 * block, min(count, 64)))
         self._pictures = [picture.copy() for picture in self._decoded(few)][:count]
 
     def measure(self) -> tuple[Round, list[tuple[int, int]]]:
-        """One round, and the memory by frame while decoding and encoding."""
+        """Measure one round, and the memory by frame while decoding and encoding."""
         source = MonitoredLatents(self.path, geometry_of(self.network))
         round_ = Round(
             decoding=_cost(lambda: deque(self._decoded(self.frames), maxlen=0)),

@@ -1,4 +1,4 @@
-"""Times calls of a denoising network, by precision and compiled."""
+"""Time calls of a denoising network in each precision, plain and compiled."""
 
 from collections.abc import Callable, Sequence
 
@@ -16,7 +16,7 @@ from vinfinity.weights.dtypes import DTYPES
 
 
 def call_inputs(shape: CallShape, *, device: str) -> tuple[Tensor, Tensor]:
-    """Random latents (1, c, f, h, w) and text states of both guidance branches (2, t, c), from a fixed seed."""
+    """Return random latents (1, c, f, h, w) and text states of both guidance branches (2, t, c), from a fixed seed."""
     generator = torch.Generator().manual_seed(0)
     x = torch.randn(shape.latents, generator=generator)
     text = torch.randn(2, shape.text_tokens, shape.traits.text_width, generator=generator)
@@ -32,10 +32,11 @@ def timed_call(
     team: Team | None = None,
     exchange: FrameExchange | None = None,
 ) -> Callable[[], Tensor]:
-    """A call of `network`, which is `subject` loaded, with both guidance branches in one pass, as a run makes it.
+    """Return a call of `network` as a run makes it, with both guidance branches in one pass.
 
-    frames: of the whole video. scopes: None for plain attention over all frames, as in the base model.
-    team: the ranks that share its latent frames; None for one rank alone. exchange: in place of the team's own.
+    network: the loaded network of `subject`. frames: the number of frames of the whole video. scopes: None for plain
+    attention over all frames, as in the base model. team: the ranks that share its latent frames; None for one rank
+    alone. exchange: replaces the team's own.
     """
     device = next(network.parameters()).device
     grouped, latent_frames = (
@@ -58,7 +59,7 @@ def timed_call(
 def time_denoiser(
     subject: Subject, *, frames: int, dtypes: Sequence[str], compiled: bool, rounds: int, device: str
 ) -> Times:
-    """Calls in each precision, in turn. compiled: also time a compiled network in each."""
+    """Call in each precision, in turn. compiled: also time a compiled network in each."""
     calls: dict[str, Callable[[], Tensor]] = {}
     for name in dtypes:
         calls[name] = timed_call(subject, subject.load(DTYPES[name], device), frames=frames)

@@ -23,8 +23,9 @@ FRAMES = 24
 class Traffic:
     """What one rank does during one UNet call.
 
-    frames: of each rank. waits: how often it waits for others. messages, bytes: sent. attention_bytes: the part of
-    `bytes` for temporal attention. key_value_bytes: the size of that part if keys and values were sent instead.
+    frames: the number of frames on each rank. waits: how often it waits for others. messages, bytes: what it sends.
+    attention_bytes: the part of `bytes` for temporal attention. key_value_bytes: what that part would be if keys and
+    values were sent instead.
     """
 
     ranks: int
@@ -41,7 +42,7 @@ class Traffic:
 
 
 def count_traffic(shape: CallShape, *, branches: int = 2) -> Traffic:
-    """One UNet call on meta tensors. branches: guidance branches in it.
+    """Trace one UNet call on meta tensors. branches: its guidance branches.
 
     Reading a value on the host, and so any wait for the device, would raise: meta tensors have no data.
     """
@@ -64,7 +65,7 @@ def count_traffic(shape: CallShape, *, branches: int = 2) -> Traffic:
 
 @dataclass(frozen=True)
 class TimingRequest:
-    """model: name or folder. rounds: pairs of calls, one of each kind in turn."""
+    """What to time. model: its name or folder. rounds: pairs of calls, one with and one without exchange."""
 
     model: str
     scopes: Scopes
@@ -72,7 +73,7 @@ class TimingRequest:
 
 
 def time_exchange(model: str, *, ranks: int, scopes: Scopes, rounds: int, device: str) -> Times:
-    """Times calls of the denoiser on real ranks, with the exchange and without (each rank uses its own frames instead).
+    """Time calls of the denoiser on real ranks, with the exchange and without (each rank uses its own frames instead).
 
     Raises InputError if `model` does not exist, before ranks start.
     """

@@ -1,4 +1,4 @@
-"""What the scripts have in common that try GPUs: their options, the machine they run on, and a way to rehearse them."""
+"""What the scripts that test GPUs share: their options, the machine, and a way to rehearse them on a CPU."""
 
 import argparse
 import os
@@ -25,8 +25,10 @@ CPU_RANKS = 2
 
 @dataclass(frozen=True)
 class Trial:
-    """What the stages work with. ranks: GPUs, or ranks on the CPU. quick: whether everything is as small as possible.
-    folder: for files, deleted at the end.
+    """What the stages work with.
+
+    ranks: the number of GPUs, or of ranks on the CPU. quick: whether everything is as small as possible. folder: for
+    files; it is deleted at the end.
     """
 
     device: str
@@ -51,19 +53,19 @@ class Trial:
         return torch.cuda.get_device_name(0) if self.on_gpu else ""
 
     def several(self, count: int = 2) -> int:
-        """The number of ranks. Raises Skipped if there are fewer than `count`."""
+        """Return the number of ranks. Raises Skipped if there are fewer than `count`."""
         if self.ranks < count:
             raise Skipped(f"needs {count} GPUs" if self.on_gpu else f"needs {count} ranks")
         return self.ranks
 
     def needs_gpu(self, why: str) -> None:
-        """Raises Skipped on the CPU."""
+        """Raise Skipped on the CPU."""
         if not self.on_gpu:
             raise Skipped(f"needs a GPU: {why}")
 
 
 def look(trial: Trial) -> Iterator[Figure]:
-    """What is on this machine, and whether anything would stop a run."""
+    """Yield what is on this machine, and whether anything would stop a run."""
     for name, text in (*here(trial.facts), *used(trial.facts)):
         yield figure(name, text)
     for fault in trial.faults:
@@ -75,7 +77,7 @@ def look(trial: Trial) -> Iterator[Figure]:
 
 
 def run_script(title: str, description: str, stages: Sequence[Stage[Trial]], *, out: Path) -> int:
-    """The command line of a script that tries GPUs. out: the file for the figures. Returns the exit code.
+    """Run the command line of a script that tests GPUs. out: the file for the figures. Returns the exit code.
 
     Without a GPU there is one line that says so, and the exit code is 0.
     """
@@ -123,6 +125,6 @@ def run_script(title: str, description: str, stages: Sequence[Stage[Trial]], *, 
 
 
 def _signs_of_a_gpu(facts: Facts) -> bool:
-    """Whether there is a GPU that torch does not see, which is a fault and no reason to skip."""
+    """Return whether there is a GPU that torch does not see, which is a fault, not a reason to skip."""
     nvidia = facts.nvidia
     return isinstance(nvidia, Failed) or (isinstance(nvidia, Nvidia) and nvidia.usable > 0)

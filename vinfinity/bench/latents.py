@@ -1,4 +1,4 @@
-"""Latents in a file, for measuring how they are decoded."""
+"""Latents in a file, to measure decoding with."""
 
 from dataclasses import dataclass
 from pathlib import Path
@@ -21,7 +21,7 @@ class FileLatents:
     name: str = "latents"
 
     def read(self, frames: range) -> Tensor:
-        """The latents of these frames, (c, f, h, w) fp32 on the CPU."""
+        """Return the latents of these frames, (c, f, h, w) fp32 on the CPU."""
         try:
             with safe_open(self.path, framework="pt", device="cpu") as file:
                 return file.get_slice(self.name)[0, :, frames.start : frames.stop].float().clone()

@@ -1,4 +1,4 @@
-"""Peak memory of a denoising step: traced on meta tensors, and compared with that of real processes."""
+"""Peak memory of a denoising step: traced on meta tensors, and compared with real processes."""
 
 import os
 import subprocess
@@ -32,7 +32,7 @@ SMALL_UNET = UNetConfig(
 
 @dataclass(frozen=True)
 class Footprint:
-    """Peak memory of one rank during a denoising step, in bytes. frames: of each rank."""
+    """Peak memory of one rank during a denoising step, in bytes. frames: the number of frames on each rank."""
 
     ranks: int
     frames: int
@@ -41,7 +41,7 @@ class Footprint:
 
 
 def trace_footprint(shape: CallShape, execution: Execution, *, branches: int = 2) -> Footprint:
-    """One denoising step with SDE-DPM-Solver++. branches: of guidance, in passes of `execution.branches`."""
+    """Trace a denoising step with SDE-DPM-Solver++. branches: guidance branches, in passes of `execution.branches`."""
     sampler = DPMSolverPP(SchedulerConfig(), 30, stochastic=True)
     memory = trace_step(shape, execution, sampler, branches=branches)
     return Footprint(ranks=shape.shards.ranks, frames=shape.frames, execution=execution, memory=memory)
@@ -49,7 +49,7 @@ def trace_footprint(shape: CallShape, execution: Execution, *, branches: int = 2
 
 @dataclass(frozen=True)
 class ProcessCheck:
-    """Bytes of a UNet call on the CPU: traced, and the growth of fresh processes at the peak.
+    """Bytes of a UNet call on the CPU: as traced, and as the peak growth of fresh processes.
 
     resident: with a malloc that returns freed blocks to the system immediately. kept: with malloc's default settings.
     """
@@ -91,7 +91,7 @@ def _small_call(frames: int, latent: tuple[int, int]) -> CallShape:
 
 
 def _in_fresh_process(call: str, environment: Mapping[str, str]) -> int:
-    """The result of a function of this module in a Python process of its own. environment: additional variables."""
+    """Return the result of a function of this module in a new Python process. environment: additional variables."""
     program = f"import {__name__} as module; print(module.{call})"
     variables = {**os.environ, **environment, "PYTHONPATH": os.pathsep.join(sys.path)}
     done = subprocess.run([sys.executable, "-c", program], env=variables, stdout=subprocess.PIPE, check=True)
@@ -99,7 +99,7 @@ def _in_fresh_process(call: str, environment: Mapping[str, str]) -> int:
 
 
 def process_growth(frames: int, latent: tuple[int, int]) -> int:
-    """Bytes by which this process's resident memory grows at its peak during the UNet call, on real tensors."""
+    """Return the bytes by which this process's resident memory grows at most during the UNet call, on real tensors."""
     torch.set_num_threads(1)
     unet = UNet(SMALL_UNET).eval().requires_grad_(False)
     warm_up, shape = _small_call(2, latent), _small_call(frames, latent)
@@ -117,7 +117,7 @@ def process_growth(frames: int, latent: tuple[int, int]) -> int:
 
 
 def _status(entry: str) -> int:
-    """An entry of /proc/self/status, in bytes."""
+    """Return an entry of /proc/self/status, in bytes."""
     for line in Path("/proc/self/status").read_text(encoding="ascii").splitlines():
         if line.startswith(f"{entry}:"):
             return int(line.split()[1]) * 1024

@@ -1,4 +1,4 @@
-"""Messages between each two ranks: whether they arrive as they were sent, and how fast."""
+"""Messages between each pair of ranks: whether they arrive intact, and how fast."""
 
 import statistics
 import time
@@ -21,7 +21,10 @@ PCIE, NVLINK_LANE = 8e9, 12.5e9
 
 @dataclass(frozen=True)
 class PairRequest:
-    """sizes: of a message, in bytes, multiples of 8. rounds: measurements of each size, of EXCHANGES messages."""
+    """What to measure.
+
+    sizes: message sizes in bytes, multiples of 8. rounds: measurements of each size, of EXCHANGES messages each.
+    """
 
     sizes: tuple[int, ...]
     rounds: int
@@ -29,8 +32,9 @@ class PairRequest:
 
 @dataclass(frozen=True)
 class PairFigures:
-    """Two ranks that send each other a message of `size` bytes at the same time. rate: bytes per second in each
-    direction, of the median round. intact: whether all messages arrived as they were sent.
+    """Two ranks that send each other a message of `size` bytes at the same time.
+
+    rate: bytes per second in each direction, in the median round. intact: whether all messages arrived as sent.
     """
 
     first: int
@@ -41,7 +45,7 @@ class PairFigures:
 
 
 def measure_pairs(*, ranks: int, sizes: Sequence[int], rounds: int, device: str) -> list[PairFigures]:
-    """Each pair of ranks in turn, while the others wait. Raises RankError if ranks cannot reach each other."""
+    """Measure each pair of ranks in turn, while the others wait. Raises RankError if ranks cannot reach each other."""
     request = PairRequest(tuple(sizes), rounds)
     return launch(_measure_on_rank, request, gpus=ranks, device=device, timeout=120.0)
 
@@ -75,18 +79,18 @@ def _measure_pair(
 
 
 def fewest_lanes(links: Sequence[Link]) -> int:
-    """Of NVLink between any two GPUs; 0 if some pair has PCIe alone, or nothing is known."""
+    """Return the rate of NVLink between any two GPUs; 0 if a pair has only PCIe, or if nothing is known."""
     lanes = [int(link.kind[2:]) if link.kind.startswith("NV") else 0 for link in links]
     return min(lanes, default=0)
 
 
 def least_rate(links: Sequence[Link]) -> float:
-    """Bytes per second in each direction that messages of 50 MiB should reach: half of what NVLink has."""
+    """Return the bytes per second in each direction that messages of 50 MiB should reach: half the rate of NVLink."""
     return max(PCIE, 0.5 * fewest_lanes(links) * NVLINK_LANE)
 
 
 class _Swap:
-    """Sends `size` bytes to each peer, and receives as many from each."""
+    """Messages of `size` bytes to and from each peer."""
 
     def __init__(self, exchange: RankExchange, peers: Sequence[int], size: int, ranks: Ranks) -> None:
         self._exchange, self._peers, self._device = exchange, peers, ranks.device
@@ -100,7 +104,7 @@ class _Swap:
         )
 
     def seconds(self, exchanges: int) -> float:
-        """The time of an exchange, of several of which one follows the other, until all messages have arrived."""
+        """Return the mean time of consecutive exchanges, until all messages have arrived."""
         self._wait()
         started = time.perf_counter()
         for _ in range(exchanges):
@@ -110,7 +114,7 @@ class _Swap:
         return (time.perf_counter() - started) / exchanges
 
     def intact(self) -> bool:
-        """Whether the last messages arrived as they were sent."""
+        """Return whether the last messages arrived as they were sent."""
         wanted = torch.tensor([peer + 1 for peer in self._peers], dtype=torch.int64, device=self._device)
         return bool((self._frames == wanted[None, :, None]).all())
 

@@ -22,7 +22,7 @@ Rows = list[tuple[str, ...]]
 
 
 def write_json(path: Path, figures: object) -> None:
-    """Writes figures, which may contain dataclasses, as JSON. The folder is created if it does not exist."""
+    """Write figures, which may contain dataclasses, as JSON. The folder is created if it does not exist."""
     path.parent.mkdir(parents=True, exist_ok=True)
     path.write_text(json.dumps(figures, indent=2, default=_as_json) + "\n", encoding="utf-8")
 
@@ -34,7 +34,7 @@ def _as_json(value: object) -> object:
 
 
 def write_records(path: Path, records: Sequence[Mapping[str, object]]) -> None:
-    """Writes records with the same keys as CSV if `path` ends in .csv, as JSON otherwise."""
+    """Write records with the same keys as CSV if `path` ends in .csv, as JSON otherwise."""
     if path.suffix != ".csv":
         write_json(path, records)
         return
@@ -49,7 +49,7 @@ def write_records(path: Path, records: Sequence[Mapping[str, object]]) -> None:
 
 
 def denoiser_table(measured: Sequence[tuple[str, Times]]) -> Rows:
-    """measured: (title, times of each variant). Ratios are to the first variant."""
+    """Return rows of the times of each variant, as ratios to the first. measured: (title, times of each variant)."""
     rows: Rows = [("call", "seconds", "ratio")]
     for title, times in measured:
         first = next(iter(times.seconds))
@@ -60,7 +60,7 @@ def denoiser_table(measured: Sequence[tuple[str, Times]]) -> Rows:
 
 
 def denoiser_json(measured: Sequence[tuple[str, Times]]) -> list[dict[str, Any]]:
-    """measured: (title, times of each variant)."""
+    """Return rows of the times of each variant. measured: (title, times of each variant)."""
     return [{"shape": title, "seconds": dict(times.seconds)} for title, times in measured]
 
 
@@ -68,7 +68,7 @@ def denoiser_json(measured: Sequence[tuple[str, Times]]) -> list[dict[str, Any]]
 
 
 def scaling_table(times: Times, *, ranks: int, frames: int) -> Rows:
-    """Efficiency is the time on one rank over that on all ranks, divided by the number of ranks."""
+    """Return rows with the efficiency: time on one rank / (time on all ranks * number of ranks)."""
     ratios = times.ratios("alone", "together")
     low, middle, high = (ratios[i] / ranks for i in (0, len(ratios) // 2, -1))
     return [
@@ -83,7 +83,10 @@ def scaling_table(times: Times, *, ranks: int, frames: int) -> Rows:
 
 
 def runs_table(runs: Sequence[RunFigures]) -> Rows:
-    """Time per frame is also given relative to the first run; memory per frame is the slope from the run before."""
+    """Return rows of whole runs.
+
+    Time per frame is also given relative to the first run; memory per frame is the slope from the run before.
+    """
     rows: Rows = [
         (
             "frames",
@@ -118,7 +121,7 @@ def runs_table(runs: Sequence[RunFigures]) -> Rows:
 
 
 def traffic_table(traffic: Sequence[Traffic]) -> Rows:
-    """A heading, and a row for each count."""
+    """Return a heading, and a row for each count."""
     rows: Rows = [
         ("ranks x frames", "waits", "messages", "sent", "with K and V", "ratio", "of attention alone")
     ]
@@ -138,7 +141,7 @@ def traffic_table(traffic: Sequence[Traffic]) -> Rows:
 
 
 def exchange_time_table(times: Times) -> Rows:
-    """The medians, and their ratio with its range over the rounds."""
+    """Return the medians, and their ratio with its range over the rounds."""
     rounds = len(times.seconds["exchanged"])
     return [
         ("with exchange", f"{1000 * times.median('exchanged'):.0f} ms, median of {rounds}"),
@@ -148,7 +151,7 @@ def exchange_time_table(times: Times) -> Rows:
 
 
 def exchange_json(traffic: Sequence[Traffic], times: Times | None) -> dict[str, Any]:
-    """times: None if nothing was timed."""
+    """Return rows of the exchange. times: None if nothing was timed."""
     return {"traffic": traffic} | ({} if times is None else {"seconds": dict(times.seconds)})
 
 
@@ -156,7 +159,7 @@ def exchange_json(traffic: Sequence[Traffic], times: Times | None) -> dict[str, 
 
 
 def memory_table(footprints: Sequence[Footprint]) -> Rows:
-    """Memory per additional frame is the slope from the row before, if that has the same execution."""
+    """Return rows of memory: per additional frame, the slope from the row before if that has the same execution."""
     rows: Rows = [
         (
             "ranks x frames",
@@ -192,7 +195,7 @@ def memory_table(footprints: Sequence[Footprint]) -> Rows:
 
 
 def check_table(check: ProcessCheck) -> Rows:
-    """The traced memory beside that of real processes."""
+    """Return the traced memory next to that of real processes."""
     h, w = check.latent
     return [
         ("small UNet, fp32", f"{check.frames} frames of {h}x{w} latents on the CPU"),
@@ -203,7 +206,7 @@ def check_table(check: ProcessCheck) -> Rows:
 
 
 def memory_json(footprints: Sequence[Footprint], check: ProcessCheck | None) -> dict[str, Any]:
-    """check: None if no process was measured."""
+    """Return all figures of a memory benchmark. check: None if no process was measured."""
     figures: dict[str, Any] = {"traced": footprints}
     if check is not None:
         figures["check"] = asdict(check) | {"ratio": check.ratio}
@@ -214,7 +217,7 @@ def memory_json(footprints: Sequence[Footprint], check: ProcessCheck | None) -> 
 
 
 def decode_table(figures: DecodingFigures) -> Rows:
-    """Median times of decoding, encoding and both at once, and the memory of the process."""
+    """Return rows of median times of decoding, encoding and both at once, and of the process's memory."""
     width, height = figures.size
     blocks = figures.blocks
     tile = "" if blocks.tile is None else f", tiles of {blocks.tile}x{blocks.tile} latent positions"
@@ -241,6 +244,6 @@ def decode_table(figures: DecodingFigures) -> Rows:
 
 
 def decode_json(figures: DecodingFigures) -> dict[str, Any]:
-    """All figures, and those derived from them."""
+    """Return all figures, and those derived from them."""
     derived = ("of_decoding", "of_larger", "of_sum", "growth")
     return asdict(figures) | {name: getattr(figures, name) for name in derived}

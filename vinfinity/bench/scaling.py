@@ -1,4 +1,4 @@
-"""The gain of more ranks: a call of the denoiser on one rank against the same call shared by several."""
+"""What more ranks gain: a call of the denoiser on one rank, against the same call shared by several."""
 
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -15,7 +15,11 @@ from vinfinity.weights.dtypes import pick_dtype
 
 @dataclass(frozen=True)
 class ScalingRequest:
-    """model: name or folder. frames: of the whole video. size: (width, height) in pixels, None for the model's own."""
+    """What to time.
+
+    model: its name or folder. frames: the number of frames of the whole video. size: (width, height) in pixels; None
+    for the model's own.
+    """
 
     model: str
     frames: int

@@ -1,6 +1,6 @@
-"""Checks in stages: each prints its figures with what it accepts, and the first one that fails ends them.
+"""Checks in stages: each prints its figures with its limits, and the first that fails ends them.
 
-All figures are in a JSON file as well, which is written after each stage, with a description of the machine.
+A JSON file with a description of the machine holds all figures, too; it is written after each stage.
 """
 
 import datetime
@@ -28,7 +28,7 @@ class Skipped(Exception):
 
 @dataclass(frozen=True)
 class Figure:
-    """A figure of a stage. accepts: the limit as text, "" for a figure without one. passed: None without a limit."""
+    """A figure of a stage. accepts: its limit as text, "" if it has none. passed: None without a limit."""
 
     name: str
     value: Value
@@ -47,27 +47,27 @@ class Figure:
 
 
 def figure(name: str, value: Value, unit: str = "") -> Figure:
-    """A figure that is reported only."""
+    """Return a figure without a limit."""
     return Figure(name, value, unit)
 
 
 def at_most(name: str, value: float, limit: float, unit: str = "") -> Figure:
-    """A figure that must not exceed a limit."""
+    """Return a figure that must not exceed a limit."""
     return _limited(name, value, "<=", limit, unit)
 
 
 def at_least(name: str, value: float, limit: float, unit: str = "") -> Figure:
-    """A figure that must reach a limit."""
+    """Return a figure that must reach a limit."""
     return _limited(name, value, ">=", limit, unit)
 
 
 def equals(name: str, value: Value, wanted: Value) -> Figure:
-    """A figure that must have one value."""
+    """Return a figure that must have one value."""
     return Figure(name, value, "", f"= {wanted}", value == wanted)
 
 
 def says(name: str, text: str, words: str) -> Figure:
-    """A message that must contain some words."""
+    """Return a message that must contain some words."""
     return Figure(name, one_line(text), "", f"says {words}", words in text)
 
 
@@ -78,7 +78,7 @@ def _limited(name: str, value: float, sign: str, limit: float, unit: str) -> Fig
 
 @dataclass(frozen=True)
 class Stage(Generic[Context]):
-    """A stage: `run` yields its figures, and raises Skipped if it cannot be carried out. accepts: in words."""
+    """A stage. run: yields its figures, or raises Skipped if it cannot run here. accepts: what passes, in words."""
 
     name: str
     accepts: str
@@ -87,7 +87,7 @@ class Stage(Generic[Context]):
 
 @dataclass
 class Done:
-    """What became of a stage. why: it failed or was skipped."""
+    """The outcome of a stage. why: the reason why it failed or was skipped."""
 
     name: str
     accepts: str
@@ -99,7 +99,7 @@ class Done:
 
 @dataclass
 class Report:
-    """All stages so far."""
+    """The outcomes of all stages so far."""
 
     title: str
     settings: Mapping[str, object]
@@ -162,7 +162,7 @@ def run_stages(
 
 
 def _carry_out(stage: Stage[Context], context: Context, *, keep_going: bool) -> Done:
-    """One stage. Its first figure out of limits makes it fail, and ends it unless `keep_going`."""
+    """Run one stage. Its first figure out of limits makes it fail, and ends it unless `keep_going`."""
     figures: list[Figure] = []
     started, outcome, why = time.monotonic(), "passed", ""
     try:

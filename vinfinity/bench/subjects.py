@@ -1,4 +1,4 @@
-"""The denoising networks that benchmarks measure, and the shapes that they are called with."""
+"""The denoising networks that benchmarks measure, and the shapes of their calls."""
 
 from collections.abc import Callable, Hashable
 from dataclasses import dataclass
@@ -39,8 +39,8 @@ LARGE_SIZE = (512, 320)
 class Subject:
     """A denoising network that can be loaded and timed.
 
-    config: of the network, as its family reads it. latent: (h, w). text_tokens: length of the text states.
-    trained_frames: latent frames of the training clips. load: the network, of a precision, on a device.
+    config: the network's configuration, as its family reads it. latent: (h, w). text_tokens: the length of the text
+    states. trained_frames: the number of latent frames in training clips. load: loads it in a precision on a device.
     """
 
     name: str
@@ -54,29 +54,31 @@ class Subject:
 
     @property
     def joint(self) -> bool:
-        """Whether it computes a latent frame at a time."""
+        """Whether it computes one latent frame at a time."""
         return self.family.denoiser_traits(self.config).joint
 
     @property
     def scopes(self) -> Scopes:
-        """Those of a long video."""
+        """The scopes of attention in a long video."""
         return WAN_SCOPES if self.joint else UNET_SCOPES
 
     def title(self, frames: int) -> str:
-        """The name of a call with that many frames, for tables."""
+        """Return the name of a call with that many frames, for tables."""
         latent_frames = self.geometry.latent_frames(frames)
         times = f"{latent_frames}x" if latent_frames != frames else ""
         return f"{self.name}, {frames} frames of {times}{self.latent[1]}x{self.latent[0]}"
 
     def grouped(self, dtype: torch.dtype, device: str) -> bool:
-        """Whether ranks compute whole groups of frames. device: its type."""
+        """Return whether ranks compute whole groups of frames. device: the type of the device."""
         return not self.joint and depends_on_shapes(dtype, device)
 
     def call_shape(
         self, network: nn.Module, *, shards: FrameShards, rank: int = 0, scopes: Scopes | None = None
     ) -> CallShape:
-        """A rank's call. network: this subject, loaded. shards: of latent frames. scopes: None for plain attention, as
-        in the base model.
+        """Return a rank's call.
+
+        network: this subject's. shards: those of the latent frames. scopes: None for plain attention, as in the base
+        model.
         """
         return CallShape(
             family=self.family,
@@ -93,14 +95,15 @@ class Subject:
 
 
 def dtype_of(network: nn.Module) -> torch.dtype:
-    """The type of a network's arithmetic: that of its weights, of which some may stay in fp32."""
+    """Return the type of a network's arithmetic, which is that of most weights; some may stay in fp32."""
     return min((parameter.dtype for parameter in network.parameters()), key=lambda dtype: dtype.itemsize)
 
 
 def find_subject(model: str, *, size: tuple[int, int] | None = None) -> Subject:
-    """The denoiser of a model given by name or folder, or one of `RANDOM`, which have random weights and need no files.
+    """Return the denoiser of a model by its name or folder, or one of `RANDOM`.
 
-    size: (width, height) in pixels, None for the model's own. Raises InputError.
+    Those have random weights and need no files. size: (width, height) in pixels; None for the model's own.
+    Raises InputError.
     """
     if model in RANDOM:
         return RANDOM[model](size)
@@ -149,7 +152,7 @@ def _random_wan(size: tuple[int, int] | None) -> Subject:
 
 
 def _random(family: Family, config: Any, dtype: torch.dtype, device: str) -> nn.Module:
-    """A network with random weights, in the types that loading gives it."""
+    """Return a network with random weights, in the types that loading gives it."""
     torch.manual_seed(0)
     network = family.networks[family.denoiser]
     with torch.device(device):
@@ -177,9 +180,9 @@ def inner_rank_call(
     unet: UNetConfig = VIDEOCRAFTER2,
     dtype: torch.dtype = torch.float16,
 ) -> CallShape:
-    """The UNet call of a rank in the middle of the video, which has neighbours on both sides if there are enough ranks.
+    """Return the UNet call of a rank in the middle of the video, which has neighbours on both sides if it can.
 
-    frames: of each rank. size: (width, height) in pixels.
+    frames: the number of frames on each rank. size: (width, height) in pixels.
     """
     return CallShape(
         family=UNET3D,

@@ -1,4 +1,4 @@
-"""Times calls in turn, so that drift of the machine affects all of them alike."""
+"""Time calls in turn, so that drift of the machine affects all of them alike."""
 
 import statistics
 import time
@@ -18,11 +18,11 @@ class Times:
         return statistics.median(self.seconds[name])
 
     def ratios(self, name: str, to: str) -> list[float]:
-        """The ratio of one call's time to another's in each round, ascending."""
+        """Return the ratio of one call's time to another's in each round, ascending."""
         return sorted(a / b for a, b in zip(self.seconds[name], self.seconds[to], strict=True))
 
     def ratio(self, name: str, to: str) -> str:
-        """The median ratio and its range over the rounds, as text."""
+        """Return the median ratio and its range over the rounds, as text."""
         ratios = self.ratios(name, to)
         return f"{statistics.median(ratios):.3f} ({ratios[0]:.3f} to {ratios[-1]:.3f})"
 
@@ -30,7 +30,7 @@ class Times:
 def time_in_turn(
     calls: Mapping[str, Callable[[], object]], *, rounds: int, barrier: Callable[[], object] = lambda: None
 ) -> Times:
-    """Times each call once per round, after a round for warming up.
+    """Time each call once per round, after a round for warming up.
 
     barrier: runs before and after each call, for ranks that must start together and are only as fast as the slowest.
     """

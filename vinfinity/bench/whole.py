@@ -1,4 +1,4 @@
-"""Whole runs from the command line, each in a process of its own: time and memory by length of the video."""
+"""Whole runs from the command line, each in its own process: time and memory by the length of the video."""
 
 import json
 import subprocess
@@ -14,7 +14,7 @@ PROMPT = "a red ball bouncing over green grass"
 
 @dataclass(frozen=True)
 class RunFigures:
-    """One run. denoising, decoding: seconds. peak: bytes, of the GPU if there is one, of rank 0's process otherwise."""
+    """One run. denoising, decoding: seconds. peak: bytes on the GPU if there is one, else in the process of rank 0."""
 
     frames: int
     denoising: float
@@ -34,7 +34,7 @@ def measure_runs(
     model: str = "mini",
     prompt: str = PROMPT,
 ) -> list[RunFigures]:
-    """Generates a video of each length. options: additional ones of `vinfinity generate`.
+    """Generate a video of each length. options: additional ones of `vinfinity generate`.
 
     Raises VinfinityError with the error line of a run that fails.
     """

@@ -1,4 +1,4 @@
-"""Everything that the doctor looks at. Loads no torch itself."""
+"""Everything that the doctor checks. Does not import torch itself."""
 
 import functools
 import os
@@ -41,7 +41,7 @@ SLOW = 60.0
 
 @dataclass(frozen=True)
 class Model:
-    """A model that runs find by name. fault: why it cannot be used, "" if it can."""
+    """A model that runs find by name. fault: why it cannot be used; "" if it can."""
 
     name: str
     folder: str
@@ -50,10 +50,10 @@ class Model:
 
 @dataclass(frozen=True)
 class Facts:
-    """What was found. gpus, device: what was asked for, as in the options of a run.
+    """What was found.
 
-    nvidia: None without NVIDIA hardware. shared_memory: None where the system has none. place: of this process among
-    the ranks of a launcher, None without a launcher.
+    gpus, device: the options of the run. nvidia: None without NVIDIA hardware. shared_memory: None if the system has
+    none. place: the place of this process among the ranks of a launcher; None without a launcher.
     """
 
     version: str
@@ -104,12 +104,12 @@ def gather(*, gpus: int | None = None, device: str = "auto") -> Facts:
 
 
 def find_shared_memory() -> Space | None:
-    """The file system through which the ranks of a machine exchange messages."""
+    """Return the file system through which the ranks of a machine exchange messages."""
     return find_space(SHARED_MEMORY) if SHARED_MEMORY.is_dir() else None
 
 
 def find_own_place() -> Place | None:
-    """This process's place among the ranks of a launcher. Raises ProbeError if its variables are wrong."""
+    """Return this process's place among the ranks of a launcher. Raises ProbeError if its variables are wrong."""
     try:
         return find_place(os.environ)
     except InputError as error:
@@ -117,7 +117,7 @@ def find_own_place() -> Place | None:
 
 
 def find_models() -> tuple[Model, ...]:
-    """The embedded and the fetched models, each checked as far as its JSON files go."""
+    """Return the embedded and the fetched models; their JSON files are checked."""
     embedded = sorted(path for path in EMBEDDED.iterdir() if path.is_dir())
     return tuple(_checked(folder) for folder in (*embedded, *local_models()))
 

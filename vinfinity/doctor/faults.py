@@ -41,8 +41,9 @@ SLOW_TRANSPORTS = {
 
 @dataclass(frozen=True)
 class Fault:
-    """name: of the kind of fault. stops: whether a run that uses this machine's best devices cannot start, or cannot
-    end well.
+    """Something wrong with the machine.
+
+    name: that of the kind of fault. stops: whether a run on this machine's best devices cannot start or cannot succeed.
     """
 
     name: str
@@ -294,7 +295,7 @@ def check_launcher(facts: Facts) -> Iterator[Fault]:
 
 
 def _problem_and_remedy(message: str) -> tuple[str, str]:
-    """An InputError's message in its two parts."""
+    """Return an InputError's message in two parts."""
     problem, _, remedy = message.rpartition("; ")
     return (problem, remedy) if problem else (message, "change the options")
 
@@ -403,7 +404,7 @@ def check_files(facts: Facts) -> Iterator[Fault]:
 
 
 def check_looks(facts: Facts) -> Iterator[Fault]:
-    """Looks that failed, and that no other check reports."""
+    """Look that failed, and that no other check reports."""
     for name in ("system", "processor", "memory", "shared_memory", "folders", "network"):
         found = getattr(facts, name)
         if isinstance(found, Failed):

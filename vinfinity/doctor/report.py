@@ -17,7 +17,7 @@ Rows = list[tuple[str, str]]
 
 
 def here(facts: Facts) -> Rows:
-    """What is on this machine."""
+    """Return what is on this machine."""
     return [
         ("vinfinity", f"{facts.version} in {facts.package}"),
         ("system", _system(facts)),
@@ -35,7 +35,7 @@ def here(facts: Facts) -> Rows:
 
 
 def used(facts: Facts) -> Rows:
-    """What a run would use."""
+    """Return what a run would use."""
     engine = facts.engine
     if isinstance(engine, Failed):
         return [("device", "not known, since torch cannot be used")]
@@ -59,7 +59,7 @@ def used(facts: Facts) -> Rows:
 
 
 def wrong(faults: Sequence[Fault]) -> Rows:
-    """What is wrong, one line each."""
+    """Return what is wrong, one line each."""
     return [("error" if fault.stops else "warning", fault.line) for fault in faults]
 
 
@@ -129,7 +129,7 @@ def _disk(facts: Facts) -> str:
 
 
 def _gpu_rows(facts: Facts) -> Rows:
-    """The GPUs that torch sees, else those of the driver; the driver; the links."""
+    """Return the GPUs that torch sees, else those of the driver; the driver; the links."""
     engine, nvidia = known(facts.engine), facts.nvidia
     rows: Rows = []
     if engine is not None and engine.gpus:
@@ -173,7 +173,7 @@ def _pcie(facts: Facts) -> str:
 
 
 def _links(links: Sequence[Link]) -> str:
-    """The kinds of links, each with its pairs of GPUs."""
+    """Return the kinds of links, each with its pairs of GPUs."""
     kinds: dict[str, list[str]] = {}
     for link in links:
         kinds.setdefault(link.kind, []).append(f"{link.first}-{link.second}")
@@ -251,7 +251,7 @@ def _device(use: Use, engine: Engine, facts: Facts) -> str:
 
 
 def _more_ranks(ranks: int, engine: Engine, facts: Facts) -> str:
-    """A hint for machines with more GPUs than a run would use."""
+    """Return a hint for machines with more GPUs than a run would use."""
     if facts.place is None and facts.gpus is None and len(engine.gpus) > ranks:
         return f"; --gpus {len(engine.gpus)} uses all GPUs"
     return ""

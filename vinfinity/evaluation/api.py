@@ -1,4 +1,4 @@
-"""`vinfinity.evaluate` and `vinfinity.compare`: they import what they need when they are called."""
+"""`vinfinity.evaluate` and `vinfinity.compare`, which import what they need only when they are called."""
 
 import itertools
 from collections.abc import Callable, Mapping, Sequence
@@ -38,7 +38,7 @@ def evaluate(
 
     video: a video file, a run folder, a folder of PNG, the result of `vinfinity.generate`, or an array (f, height,
     width, 3) uint8. fps: of an array, or of a folder of PNG without a run; other videos have a rate of their own.
-    borders: frames at which to look for seams, beside those that the run knows; every: look there every so many frames.
+    borders: frames at which to look for seams, in addition to the run's own. every: look every this many frames, too.
     clip, dino: folders of weights in transformers' layout, for the figures `consistency`. prompt: what a video without
     a run shows. device: of CLIP and DINO.
 
@@ -81,9 +81,10 @@ def compare(
 
 @dataclass
 class Measured:
-    """Videos that were measured. previews: of the same videos, for a report. sheets: their contact sheets as data URLs.
+    """Videos that were measured.
 
-    failures: what is wrong with the others, by the name of the video, or of the pair that is left out.
+    previews: the previews of these videos, for a report. sheets: their contact sheets as data URLs. failures: what is
+    wrong with the others, by the name of the video or of the pair that is left out.
     """
 
     evaluations: list[Evaluation] = field(default_factory=list)
@@ -193,8 +194,10 @@ def compare_groups(
 
 
 def _whole_pairs(groups: Groups, measured: Measured) -> tuple[Measured, tuple[str, ...]]:
-    """What was measured of pairs of which all videos could be measured, and their names. Raises the error of another if
-    there are none."""
+    """Measure the pairs whose videos can all be measured, and return them with their names.
+
+    Raises the error of one of the others if there is no such pair.
+    """
     failures = dict(groups.left_out)
     for group in groups.subjects:
         for name, subject in zip(groups.pairs, group, strict=True):

@@ -1,4 +1,4 @@
-"""What frames look like one by one: sharpness, brightness, saturation, colour; their drift and their pulsing."""
+"""The look of single frames: sharpness, brightness, saturation and colour; their drift and pulsing."""
 
 from collections.abc import Collection
 from dataclasses import dataclass
@@ -52,7 +52,7 @@ class Appearance:
         return curve
 
     def mean_pulsing(self, *, without: Collection[int] = ()) -> float | None:
-        """The mean of `pulsing`, None without any. without: cuts, of which the frames on either side are left out."""
+        """Return the mean of `pulsing`; None without any. without: cuts; the frames on either side are left out."""
         beside = {frame for cut in without for frame in (cut - 1, cut)}
         curve = np.array([value for frame, value in enumerate(self.pulsing) if frame not in beside])
         known = curve[np.isfinite(curve)]
@@ -81,7 +81,7 @@ class Appearance:
 
 
 class AppearanceMeasure:
-    """Takes frames one at a time; keeps about 500 bytes of each."""
+    """Measures appearance, given the frames one at a time; keeps about 500 bytes of each."""
 
     def __init__(self) -> None:
         self._numbers: list[tuple[float, float, float]] = []

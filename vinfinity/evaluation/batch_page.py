@@ -80,7 +80,7 @@ def _remarkable(comparison: Comparison) -> Iterator[int]:
 
 
 def _order(comparison: Comparison, group: Sequence[Evaluation], name: str) -> list[int]:
-    """The pairs that have a figure, by their difference."""
+    """Return the pairs that have a figure, by their difference."""
     differences = {}
     for number, (one, other) in enumerate(zip(comparison.groups[0], group, strict=True)):
         a, b = one.figures.get(name), other.figures.get(name)
@@ -94,7 +94,7 @@ def _known(comparison: Comparison, name: str) -> bool:
 
 
 def _figure(comparison: Comparison, name: str) -> dict[str, Any]:
-    """A figure with its value for each pair, by batch."""
+    """Return a figure with its value for each pair, by batch."""
     figure = FIGURES[name]
     return {
         "name": name,
@@ -109,7 +109,7 @@ def _figure(comparison: Comparison, name: str) -> dict[str, Any]:
 
 
 def _tests(comparison: Comparison, number: int) -> dict[str, Any]:
-    """The paired tests of a batch, by figure, as numbers and as the cells of a table."""
+    """Return the paired tests of a batch, by figure, as numbers and as the cells of a table."""
     return {
         figure.name: {
             "mean": rounded(test.mean),

@@ -1,4 +1,4 @@
-"""Several videos against each other: their figures, how far their frames differ, and batches by paired tests."""
+"""Compare several videos: their figures, how far their frames differ, and batches by paired tests."""
 
 import itertools
 from collections.abc import Mapping, Sequence
@@ -22,8 +22,8 @@ FULL_SCALE = 255.0
 class Fidelity:
     """How close a video is to another of the same size and length, frame by frame.
 
-    psnr: of all frames together, in dB; infinite if they are equal. ssim: mean over frames; None for frames of less
-    than 7x7 pixels. psnr_curve, ssim_curve: per frame.
+    psnr: PSNR of all frames together, in dB; infinite if they are equal. ssim: the mean over frames; None for frames
+    smaller than 7x7 pixels. psnr_curve, ssim_curve: the values per frame.
     """
 
     psnr: float
@@ -36,9 +36,9 @@ class Fidelity:
 class Comparison:
     """Videos, or batches of videos, against the first of them.
 
-    names: of the videos or batches, as text that any terminal and page can show. groups: the evaluations of each; of
+    names: the names of the videos or batches, as text that any terminal can show. groups: the evaluations of each; of
     one video, or of a batch in the order of `pairs`. pairs: the names of the videos that batches share, empty for
-    single videos. fidelity: of each video to its counterpart in the first group, None where sizes or lengths differ.
+    single videos. fidelity: that of each video to its counterpart in the first group; None if sizes or lengths differ.
     tests: for each group but the first, by figure: the paired test of its difference from the first; empty for single
     videos. left_out: the names of pairs of which a video is damaged, with what is wrong. unpaired: videos whose names
     not all batches have.
@@ -54,11 +54,11 @@ class Comparison:
 
     @property
     def evaluations(self) -> list[Evaluation]:
-        """Those of single videos, or of the first pair of a batch."""
+        """The evaluations of single videos, or of the first pair of a batch."""
         return [group[0] for group in self.groups]
 
     def differing_settings(self) -> dict[str, list[str]]:
-        """The settings in which the runs differ, with the value of each video, empty where there is none.
+        """Return the settings in which the runs differ, with the value of each video, empty where there is none.
 
         Their files differ anyway.
         """
@@ -91,7 +91,7 @@ def compare_evaluations(
     left_out: Mapping[str, str],
     unpaired: Sequence[str],
 ) -> Comparison:
-    """Reads the frames of all videos but the first once more, beside those of the first."""
+    """Read the frames of all videos but the first once more, along with those of the first."""
     first = groups[0]
     fidelity = [
         tuple(find_fidelity(one, other) for one, other in zip(first, group, strict=True))

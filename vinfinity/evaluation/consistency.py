@@ -40,7 +40,7 @@ LONGEST_TEXT = 77
 
 @dataclass(frozen=True)
 class Networks:
-    """The networks whose weights the user named; None for others. clip_tokenizer: of CLIP's texts."""
+    """The networks whose weights the user named; None for others. clip_tokenizer: tokenizes the prompts for CLIP."""
 
     clip: Any = None
     clip_tokenizer: Any = None
@@ -84,7 +84,7 @@ class Features:
 
 
 class FeatureMeasure:
-    """Takes frames one at a time; keeps a feature of each, 2 to 3 KB per network."""
+    """Measures consistency, given the frames one at a time; keeps a feature of each, 2 to 3 KB per network."""
 
     def __init__(self, networks: Networks) -> None:
         self._networks = networks
@@ -197,12 +197,12 @@ def _centre(frames: Tensor, side: int) -> Tensor:
 
 
 def _features(output: Any) -> Tensor:
-    """transformers 5 returns an object, 4 a tensor."""
+    """Return the features as a tensor: transformers 5 returns an object, 4 a tensor."""
     return output if isinstance(output, Tensor) else output.pooler_output
 
 
 def _architecture(field: str, folder: Path, known: dict[str, str]) -> str:
-    """The class of transformers for the weights in a folder. Raises WeightsError if it is none of those known."""
+    """Return the class of transformers for the weights in a folder. Raises WeightsError for any other network."""
     load_extra("transformers", field=field, value=folder)
     what = " or ".join(known)
     remedy = (

@@ -11,7 +11,7 @@ LEAST_SECONDS = 0.6
 
 
 class CutMeasure:
-    """Takes frames one at a time. fps: of the video."""
+    """Finds cuts, given the frames one at a time. fps: the video's frame rate."""
 
     def __init__(self, fps: Fraction) -> None:
         self._rate = float(fps)
@@ -24,7 +24,7 @@ class CutMeasure:
         self._note(self._detector.process_frame(self._last, picture.rgb[..., ::-1]))
 
     def result(self) -> tuple[int, ...]:
-        """The first frame after each cut."""
+        """Return the first frame after each cut."""
         if self._last is not None:
             self._note(self._detector.post_process(self._last))
         return tuple(self._cuts)

@@ -1,4 +1,4 @@
-"""Adjacent frames compared pixel by pixel: flicker, frozen spans, and whether the end leads into the beginning."""
+"""Compare adjacent frames pixel by pixel: flicker, frozen spans, and whether the end leads into the beginning."""
 
 from dataclasses import dataclass
 
@@ -45,7 +45,7 @@ class Differences:
 
 
 class DifferenceMeasure:
-    """Takes frames one at a time."""
+    """Measures differences, given the frames one at a time."""
 
     def __init__(self) -> None:
         self._first: Picture | None = None
@@ -91,12 +91,12 @@ class DifferenceMeasure:
 
 
 def mean_difference(before: np.ndarray, after: np.ndarray) -> float:
-    """The mean absolute difference of two frames (h, w, 3) uint8, in levels."""
+    """Return the mean absolute difference of two frames (h, w, 3) uint8, in levels."""
     return float(np.mean(cv2.mean(cv2.absdiff(before, after))[:3]))
 
 
 def _spans(pairs: list[bool], *, least: int) -> tuple[range, ...]:
-    """The spans of frames within which all pairs are frozen, of `least` pairs or more."""
+    """Return the spans of frames within which all pairs are frozen, of `least` pairs or more."""
     found, start = [], None
     for index, frozen in enumerate([*pairs, False]):
         if frozen and start is None:

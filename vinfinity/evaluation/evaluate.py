@@ -1,4 +1,4 @@
-"""A video through all measures, in one pass over its frames."""
+"""Run a video through all measures, in one pass over its frames."""
 
 import itertools
 from collections.abc import Callable, Iterable, Mapping
@@ -67,7 +67,7 @@ def measure(
 
 
 def _texts(subject: Subject, frames: int, prompt: str | None) -> list[str] | None:
-    """The prompt in force at each frame; None where none is known."""
+    """Return the prompt in force at each frame; None where none is known."""
     if prompt is not None:
         return [prompt] * frames
     if not subject.prompts:
@@ -148,7 +148,7 @@ def _evaluation(
 
 
 def _largest(drift: Mapping[str, float | None]) -> float | None:
-    """In percent: of the first sharpness, of 255 levels, of 100 points, of ΔE 100."""
+    """Return drifts in percent of the first sharpness, of 255 levels, of 100 points and of ΔE 100."""
     percent = {"sharpness": 1.0, "brightness": 100 / 255, "saturation": 1.0, "colour": 1.0}
     values = [abs(value) * scale for name, scale in percent.items() if (value := drift[name]) is not None]
     return max(values, default=None)

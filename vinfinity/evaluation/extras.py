@@ -1,4 +1,4 @@
-"""Packages of optional extras, imported when they are used; a missing one is a line with the install command."""
+"""Packages of optional extras, imported on use. If one is missing, the error names the install command."""
 
 import importlib
 from types import ModuleType
@@ -10,7 +10,7 @@ EXTRA_OF = {"cv2": "evaluate", "scenedetect": "evaluate", "transformers": "consi
 
 
 def load_extra(package: str, *, field: str = "evaluate", value: object = "") -> ModuleType:
-    """A package of an extra. field, value: what asked for it. Raises InputError if it cannot be imported."""
+    """Return a package of an extra. field, value: what asked for it. Raises InputError if it cannot be imported."""
     extra = EXTRA_OF[package]
     remedy = f"pip install 'vinfinity[{extra}]'"
     try:
@@ -28,6 +28,6 @@ def load_extra(package: str, *, field: str = "evaluate", value: object = "") -> 
 
 
 def check_extras() -> None:
-    """Raises InputError unless everything that `vinfinity evaluate` needs can be imported."""
+    """Raise InputError unless everything that `vinfinity evaluate` needs can be imported."""
     for package in ("cv2", "scenedetect"):
         load_extra(package)

@@ -10,9 +10,9 @@ Figures = Mapping[str, float | None]
 
 @dataclass(frozen=True)
 class Figure:
-    """One figure. better: which way, None where it depends on what was asked for. digits: shown after the point.
+    """One figure. better: which way; None if that depends on the prompt. digits: those shown after the point.
 
-    beside: a figure of motion that is always shown with it, since still pictures score best.
+    beside: a figure of motion that is always shown with this one, because still pictures score best in it.
     """
 
     name: str
@@ -24,7 +24,7 @@ class Figure:
     beside: str | None = None
 
     def shown(self, value: float | None) -> str:
-        """A value as text, `-` for None."""
+        """Return a value as text, `-` for None."""
         if value is None:
             return "-"
         number = self.number(value)
@@ -32,7 +32,7 @@ class Figure:
         return f"{number}{space}{self.unit}".rstrip()
 
     def number(self, value: float | None) -> str:
-        """A value without its unit."""
+        """Return a value without its unit."""
         return "-" if value is None else f"{value:,.{self.digits}f}"
 
 

@@ -23,7 +23,7 @@ from vinfinity.system.files import missing_problem
 class Groups:
     """Videos to compare: single ones, or batches.
 
-    paths: as they were named. pairs: the names that batches share, empty for single videos. subjects: of each group;
+    paths: as the user named them. pairs: the names that batches share; empty for single videos. subjects: per group,
     one for a single video, those of `pairs` for a batch. left_out: the names that batches share but of which a video is
     of no use, with what is wrong. unpaired: videos whose names not all batches have.
     """
@@ -75,9 +75,9 @@ def find_groups(
 
 
 def _grouped(paths: Sequence[Path]) -> tuple[tuple[str, ...], list[list[Path]]]:
-    """The videos by group, with the names of pairs.
+    """Return the videos by group, with the names of pairs.
 
-    Raises InputError if one does not exist, if there is only one, or if folders share no name or stand beside single
+    Raises InputError if one does not exist, if there is only one, or if folders share no name or are mixed with single
     videos.
     """
     for path in paths:
@@ -103,7 +103,7 @@ def _grouped(paths: Sequence[Path]) -> tuple[tuple[str, ...], list[list[Path]]]:
 
 
 def _check_sizes(subjects: Sequence[Subject]) -> None:
-    """Raises InputError if the frames of two videos differ in size."""
+    """Raise InputError if the frames of two videos differ in size."""
     first = subjects[0]
     for other in subjects[1:]:
         if other.source.size != first.source.size:

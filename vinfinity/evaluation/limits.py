@@ -1,4 +1,4 @@
-"""Limits on figures, by which videos of a batch are told apart."""
+"""Limits on figures, which sort the videos of a batch."""
 
 import re
 from collections.abc import Iterable, Mapping, Sequence
@@ -24,7 +24,7 @@ OPTIONS: Mapping[str, tuple[str, Literal["<=", ">="]]] = {
 
 @dataclass(frozen=True)
 class Limit:
-    """A figure at most or at least so large. A figure without a value, such as seams without borders, is within it."""
+    """A maximum or minimum for a figure. A figure without a value, such as seams without borders, is within it."""
 
     figure: str
     sign: Literal["<=", ">="]
@@ -50,7 +50,7 @@ class Limit:
 
 
 def collect_limits(options: Mapping[str, float | None], written: Sequence[str]) -> list[Limit]:
-    """The limits of options by name, and those written as `drift.brightness<=3`. Raises InputError."""
+    """Return the limits of options by name, and those written as `drift.brightness<=3`. Raises InputError."""
     limits = [
         Limit(*OPTIONS[name], value)
         for name, value in options.items()
@@ -75,7 +75,7 @@ def collect_limits(options: Mapping[str, float | None], written: Sequence[str]) 
 def check_limits(
     limits: Iterable[Limit], subjects: Sequence[Subject], *, clip: bool, dino: bool, prompt: bool
 ) -> None:
-    """Raises InputError for a limit on a figure that no video can have. clip, dino, prompt: whether they were given."""
+    """Raise InputError for a limit on a figure that no video can have. clip, dino, prompt: whether they were given."""
     prompted = prompt or any(subject.prompts for subject in subjects)
     for limit in limits:
         if limit.figure.startswith("consistency.subject"):
@@ -91,5 +91,5 @@ def check_limits(
 
 
 def complaints(figures: Figures, limits: Iterable[Limit]) -> list[str]:
-    """What is beyond its limit."""
+    """Return what is beyond its limit."""
     return [limit.complaint(figures) for limit in limits if not limit.holds(figures)]

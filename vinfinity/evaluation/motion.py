@@ -13,7 +13,7 @@ from vinfinity.evaluation.picture import Picture
 
 # A pixel moves if its flow is longer than one pixel would be in a frame with a short side of 256.
 UNIT_SIDE = 256
-# Forward and backward flow must cancel out, up to this share of their squared lengths and so many squared pixels
+# Forward and backward flow must cancel out, up to this share of their squared lengths plus this many squared pixels
 # (Sundaram et al. 2010, equation 5); elsewhere something was uncovered or hidden.
 OCCLUSION_SHARE, OCCLUSION_PIXELS = 0.01, 0.5
 # with fewer pixels that are visible in both frames, all count
@@ -41,7 +41,7 @@ class Motion:
     squared: np.ndarray
 
     def means(self, *, without: frozenset[int] = frozenset()) -> dict[str, float | None]:
-        """The figures of the whole video. without: pairs that are left out, since flow across a cut means nothing."""
+        """Return the figures of the whole video. without: pairs to leave out, as flow across a cut means nothing."""
         kept = np.array([index not in without for index in range(len(self.length))])
         kept[0] = False
         if not kept.any():
@@ -56,7 +56,7 @@ class Motion:
 
 
 class MotionMeasure:
-    """Takes frames one at a time."""
+    """Measures motion, given the frames one at a time."""
 
     def __init__(self) -> None:
         self._flow: Any = cv2.DISOpticalFlow.create(cv2.DISOPTICAL_FLOW_PRESET_MEDIUM)

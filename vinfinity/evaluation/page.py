@@ -1,4 +1,4 @@
-"""The report: one HTML file that needs no network, with the videos, curves, matrices, tables and settings in it."""
+"""The report: one self-contained HTML file with the videos, curves, matrices, tables and settings."""
 
 import base64
 import html
@@ -31,7 +31,9 @@ def write_page(
     comparison: Comparison | None = None,
     left_out: Mapping[str, str] | None = None,
 ) -> None:
-    """Write the report of one or several videos. previews: of each. left_out: what is wrong with others, by name.
+    """Write the report of one or several videos.
+
+    previews: one for each video. left_out: what is wrong with the other videos, by name.
 
     Raises OutputError.
     """
@@ -94,7 +96,7 @@ def script_json(value: object) -> str:
 
 
 def link_to(video: Path | None, folder: Path) -> str | None:
-    """The address of a video for a page in a folder. Names need not be UTF-8. None for frames in memory."""
+    """Return the address of a video for a page in a folder. Names need not be UTF-8. None for frames in memory."""
     return None if video is None else urllib.parse.quote(os.fsencode(os.path.relpath(video, folder)))
 
 

@@ -8,9 +8,9 @@ from functools import cached_property
 import cv2
 import numpy as np
 
-# Motion is measured where the short side has at most so many pixels: larger frames are shrunk.
+# Motion is measured on frames whose short side has at most this many pixels: larger frames are shrunk.
 MOTION_SIDE = 192
-# colours are measured on frames whose long side has at most so many pixels
+# colours are measured on frames whose long side has at most this many pixels
 COLOUR_SIDE = 128
 # (columns, rows) of the thumbnails that are kept of every frame
 THUMBNAIL = (24, 16)

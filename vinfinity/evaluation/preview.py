@@ -31,7 +31,7 @@ JPEG_QUALITY = 80
 
 @dataclass(frozen=True)
 class Preview:
-    """A video as a report shows it. size: (width, height) of the copy. video: the copy, base64 of an MP4.
+    """The copy of a video in a report. size: (width, height) of the copy. video: the copy, base64 of an MP4.
 
     thumbnails: data URLs of JPEGs, by frame.
     """
@@ -42,9 +42,9 @@ class Preview:
 
 
 class PreviewMaker:
-    """Is shown each frame of a video. frames: how many there will be. fps: of the video.
+    """Makes a preview from the frames of a video. frames: their number. fps: the video's frame rate.
 
-    Until `result`, it holds an encoder, which takes much more memory than what it makes.
+    Until `result`, it holds an encoder, which takes much more memory than the preview.
     """
 
     def __init__(self, *, size: tuple[int, int], frames: int, fps: Fraction) -> None:
@@ -82,7 +82,7 @@ class PreviewMaker:
 
 
 class SheetMaker:
-    """Is shown each frame of a video, and makes a contact sheet of a few. frames: how many there will be."""
+    """Makes a contact sheet from a few of the frames of a video. frames: the number of frames."""
 
     def __init__(self, *, frames: int) -> None:
         self._frames = _spread(frames, SHEET_COLUMNS * SHEET_ROWS)
@@ -93,7 +93,7 @@ class SheetMaker:
             self._thumbnails.append(_shrunk(picture.rgb, SHEET_SIDE))
 
     def result(self) -> str:
-        """The sheet as a data URL of a JPEG; empty if no frame was shown."""
+        """Return the sheet as a data URL of a JPEG; empty if no frame was shown."""
         if not self._thumbnails:
             return ""
         height, width = self._thumbnails[0].shape[:2]
@@ -107,7 +107,7 @@ class SheetMaker:
 
 
 def _spread(frames: int, most: int) -> list[int]:
-    """At most so many frames of a video, the middles of equal parts."""
+    """Return the numbers of at most `count` frames of a video: the middles of equal parts."""
     count = min(most, frames)
     return [(2 * k + 1) * frames // (2 * count) for k in range(count)]
 
@@ -120,7 +120,7 @@ def _even(size: tuple[int, int]) -> tuple[int, int]:
 
 
 def _shrunk(rgb: np.ndarray, side: int) -> np.ndarray:
-    """A frame whose long side has at most so many pixels."""
+    """Return a frame shrunk so that its long side has at most `side` pixels."""
     shrink = min(1.0, side / max(rgb.shape[:2]))
     size = (max(1, round(rgb.shape[1] * shrink)), max(1, round(rgb.shape[0] * shrink)))
     return cv2.resize(rgb, size, interpolation=cv2.INTER_AREA) if shrink < 1 else rgb

@@ -15,7 +15,7 @@ NUMBERS = 3 * THUMBNAIL[0] * THUMBNAIL[1]
 LEAST_RISE = 0.2
 # by so much a longer period has to be stronger
 BETTER = 0.02
-# a video varies if its thumbnails differ by so many levels on average
+# a video varies if its thumbnails differ by this many levels on average
 LEAST_VARIATION = 0.5
 # seconds between a frame and one that counts as its return
 RETURN_SECONDS = 1.0
@@ -43,7 +43,7 @@ class Repetition:
 
 
 class RepetitionMeasure:
-    """Takes frames one at a time; keeps 1,152 bytes of each."""
+    """Measures repetition, given the frames one at a time; keeps 1,152 bytes of each."""
 
     def __init__(self) -> None:
         self._thumbnails = bytearray()
@@ -92,7 +92,7 @@ def autocorrelation(thumbnails: np.ndarray) -> np.ndarray | None:
 
 
 def _period(correlation: np.ndarray) -> tuple[int | None, float]:
-    """The lag of the highest peak after the autocorrelation has fallen, and its height; (None, 0) without one."""
+    """Return lag and height of the highest peak after the autocorrelation has fallen; (None, 0) without one."""
     lowest = np.minimum.accumulate(correlation)
     rise = correlation - lowest
     # a longer period must be better than its parts
@@ -133,7 +133,7 @@ def _returning(thumbnails: np.ndarray, *, fps: float) -> float | None:
 
 
 def _steps(thumbnails: np.ndarray) -> np.ndarray:
-    """The distance of each thumbnail but the first from the one before it, computed a number at a time."""
+    """Return the distance of each thumbnail but the first from the one before it, computed a number at a time."""
     steps = np.zeros(len(thumbnails) - 1, np.float32)
     for start in range(0, len(steps), BLOCK):
         values = thumbnails[start : start + BLOCK + 1].astype(np.float32)

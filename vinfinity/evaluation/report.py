@@ -1,4 +1,4 @@
-"""What `evaluate` and `compare` print: tables and sentences, with names and settings as they are, not as markup."""
+"""What `evaluate` and `compare` print: tables and sentences. Names and settings are never read as markup."""
 
 from collections.abc import Mapping, Sequence
 from fractions import Fraction
@@ -12,7 +12,7 @@ from vinfinity.evaluation.result import Evaluation, short_names
 from vinfinity.evaluation.statistics import Paired
 from vinfinity.system.numbers import shown_rate
 
-# videos that stand beside each other; more of them stand below each other, with fewer figures
+# videos that are shown side by side; more of them are shown one below the other, with fewer figures
 MOST_COLUMNS = 4
 # the figures of videos that stand below each other, with short titles
 HEADLINES = {
@@ -26,16 +26,16 @@ HEADLINES = {
 }
 # p-values below this are bold
 SIGNIFICANT = 0.05
-# a loop is open if its ends differ by so many times the usual difference
+# a loop is open if its ends differ by this many times the usual difference
 OPEN_LOOP = 1.5
 # trends of at least this size, in the units of their curves
 WORTH_A_NOTE = {"sharpness": 1.0, "brightness": 5.0, "saturation": 3.0}
 
 
 def figure_rows(evaluations: Sequence[Evaluation]) -> list[tuple[Figure, list[float | None]]]:
-    """The figures that any of the videos has, in the order of their declaration, with the value of each video.
+    """Return the figures that any of the videos has, in the order of their declaration, with the value of each video.
 
-    A figure that still pictures would win comes with the one of motion, see Figure.beside.
+    A figure that still pictures would win is shown with one of motion, see Figure.beside.
     """
     rows: list[tuple[Figure, list[float | None]]] = []
     for figure in FIGURES.values():
@@ -46,7 +46,7 @@ def figure_rows(evaluations: Sequence[Evaluation]) -> list[tuple[Figure, list[fl
 
 
 def shown(figure: Figure, evaluation: Evaluation) -> str:
-    """A value as text; where motion stands beside it, with that: `0.9951 at 1.2 px/frame`."""
+    """Return a value as text, with the motion if the figure has one: `0.9951 at 1.2 px/frame`."""
     text = figure.shown(evaluation.figures.get(figure.name))
     if figure.beside is None or evaluation.figures.get(figure.name) is None:
         return text
@@ -63,7 +63,7 @@ def length_of(evaluation: Evaluation) -> str:
 
 
 def tables(evaluations: Sequence[Evaluation], *, beyond: Mapping[int, Sequence[str]]) -> list[Table]:
-    """The figures as tables. beyond: complaints about limits, by the number of the video."""
+    """Return the figures as tables. beyond: complaints about limits, by the number of the video."""
     names = short_names(evaluations)
     if len(evaluations) > MOST_COLUMNS:
         return [_by_video(evaluations, names, beyond)]
@@ -91,7 +91,7 @@ def _by_video(
 
 
 def kinds_of(evaluation: Evaluation) -> dict[int, str]:
-    """What lies at each border: `rank`, `join, prompt`."""
+    """Return what lies at each border: `rank`, `join, prompt`."""
     kinds: dict[int, list[str]] = {}
     for border in evaluation.subject.borders:
         kinds.setdefault(border.frame, []).append(border.kind)
@@ -136,13 +136,13 @@ def pairs_of(comparison: Comparison) -> str:
 
 
 def left_out_rows(left_out: Mapping[str, str], unpaired: Sequence[str] = ()) -> list[str]:
-    """A line for each video or pair that is left out. left_out: what is wrong, by name. unpaired: see Comparison."""
+    """Return a line for each video or pair that is left out. left_out: reasons by name. unpaired: see Comparison."""
     lines = [f"left out: {escaped(name)}: {reason}" for name, reason in left_out.items()]
     return lines + [f"left out: {escaped(name)}: has no counterpart" for name in unpaired]
 
 
 def test_table(comparison: Comparison, number: int) -> Table:
-    """The paired tests of a batch against the first one. number: of the batch, from 1."""
+    """Return the paired tests of a batch against the first one. number: the batch's, from 1."""
     table = Table(box=None, pad_edge=False, header_style="bold")
     for title in ("", comparison.names[0], comparison.names[number], "difference", "95 %", "p"):
         table.add_column(title, justify="left" if not title else "right", overflow="fold")
@@ -164,7 +164,7 @@ def tested_rows(comparison: Comparison, number: int) -> list[tuple[Figure, Paire
 
 
 def fidelity_rows(comparison: Comparison) -> list[str]:
-    """A sentence on PSNR and SSIM for each video but the first, or each batch."""
+    """Return a sentence on PSNR and SSIM for each video but the first, or each batch."""
     first, lines = comparison.names[0], []
     for name, group in zip(comparison.names[1:], comparison.fidelity, strict=True):
         known = [one for one in group if one is not None]
@@ -185,7 +185,7 @@ def fidelity_rows(comparison: Comparison) -> list[str]:
 
 
 def settings_table(comparison: Comparison) -> Table | None:
-    """The settings in which runs differ; None if they do not."""
+    """Return the settings in which runs differ; None if they do not."""
     differing = comparison.differing_settings()
     if not differing:
         return None

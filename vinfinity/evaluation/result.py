@@ -23,9 +23,9 @@ class Evaluation:
 
     figures: by name, such as `motion.length`; see docs/guides/evaluate.md. None where a figure has no meaning.
     curves: a number per frame, NaN where there is none; those of pairs compare each frame with the one before it.
-    seams: of the difference of adjacent frames; None without borders. cuts: the first frame after each cut that was
-    not asked for. frozen: spans of frames. trends: of the curves of appearance. autocorrelation: by lag in frames.
-    matrix: similarity of frames spread over the video, (n, n) uint8. frames, size: of the video.
+    seams: measured on the difference of adjacent frames; None without borders. cuts: the first frame after each
+    unplanned cut. frozen: spans of identical frames. trends: those of the curves of appearance. autocorrelation: by
+    lag in frames. matrix: the similarity of frames spread over the video, (n, n) uint8. frames, size: the video's.
     """
 
     subject: Subject
@@ -47,7 +47,7 @@ class Evaluation:
         return self.subject.name
 
     def __getitem__(self, name: str) -> float | None:
-        """A figure by its name."""
+        """Return a figure by its name."""
         return self.figures[name]
 
     def as_json(self) -> dict[str, Any]:
@@ -82,12 +82,12 @@ def rounded_all(value: Any) -> Any:
 
 
 def short_names(evaluations: Sequence[Evaluation]) -> list[str]:
-    """The shortest ends of the paths that tell the videos apart, as text that any terminal and page can show."""
+    """Return the shortest ends of the paths that tell the videos apart, as text that any terminal and page can show."""
     return short_ends([escaped(evaluation.name) for evaluation in evaluations])
 
 
 def short_ends(paths: Sequence[str]) -> list[str]:
-    """The shortest ends of paths that tell them apart."""
+    """Return the shortest ends of paths that tell them apart."""
     parts = [path.rstrip("/").split("/") for path in paths]
     for count in range(1, max(map(len, parts)) + 1):
         names = ["/".join(part[-count:]) for part in parts]

@@ -1,4 +1,4 @@
-"""Statistics on few or correlated numbers, with NumPy alone: trends, bootstrap intervals, a paired test."""
+"""Statistics for few or correlated numbers, in NumPy: trends, bootstrap intervals, a paired test."""
 
 import math
 from collections.abc import Iterator, Sequence
@@ -11,7 +11,7 @@ CONFIDENCE = 0.95
 DRAWS = 9999
 # numbers that are drawn at a time, unless a single draw takes more
 BLOCK = 2**18
-# up to so many pairs, a paired test counts all changes of sign: 2^20 sums for each half of them
+# up to this many pairs, a paired test counts all changes of sign: 2^20 sums for each half of them
 MOST_EXACT = 40
 
 
@@ -32,7 +32,7 @@ class Trend:
 
 
 def find_trend(curve: np.ndarray) -> Trend | None:
-    """The least-squares line through a curve; NaN is left out. None for fewer than 4 entries.
+    """Return the least-squares line through a curve; NaN is left out. None for fewer than 4 entries.
 
     Adjacent frames resemble each other, so residuals count as n (1 - r) / (1 + r) independent ones, r their correlation
     at a lag of one frame (Santer et al. 2000, equation 6).
@@ -57,7 +57,7 @@ def find_trend(curve: np.ndarray) -> Trend | None:
 
 
 def t_quantile(probability: float, freedom: float) -> float:
-    """The quantile of Student's t: its expansion in the normal quantile (Abramowitz and Stegun, 26.7.5).
+    """Return the quantile of Student's t: its expansion in the normal quantile (Abramowitz and Stegun, 26.7.5).
 
     Within 1 % from 3 degrees of freedom on; exact for 1 and 2, and on the safe side between.
     """
@@ -89,7 +89,7 @@ class Paired:
 
 
 def paired_test(differences: Sequence[float]) -> Paired | None:
-    """Compares pairs by their differences; None for fewer than two. From a fixed seed."""
+    """Compare pairs by their differences; None for fewer than two. From a fixed seed."""
     values = np.asarray(differences, dtype=np.float64)
     values = values[np.isfinite(values)]
     if len(values) < 2:
@@ -100,7 +100,7 @@ def paired_test(differences: Sequence[float]) -> Paired | None:
 
 
 def bootstrap_interval(values: np.ndarray, generator: np.random.Generator) -> tuple[float, float]:
-    """The percentile interval of 95 % of the mean of values (n,)."""
+    """Return the percentile interval of 95 % of the mean of values (n,)."""
     means = np.concatenate(
         [values[block].mean(axis=1) for block in _drawn(len(values), len(values), generator)]
     )
@@ -131,7 +131,7 @@ def _drawn(below: int, length: int, generator: np.random.Generator) -> Iterator[
 
 
 def _share_of_signs(values: np.ndarray, least: float) -> float:
-    """The share of all changes of sign whose sum is at least `least` from 0.
+    """Return the share of all changes of sign whose sum is at least `least` from 0.
 
     The sums of the first half of the values meet those of the second half, which are sorted: no sum of all is made.
     """
@@ -145,7 +145,7 @@ def _share_of_signs(values: np.ndarray, least: float) -> float:
 
 
 def _signed_sums(values: np.ndarray) -> np.ndarray:
-    """The sums (2^n,) of values (n,) with all choices of signs."""
+    """Return the sums (2^n,) of values (n,) with all choices of signs."""
     sums = np.zeros(1)
     for value in values:
         sums = np.concatenate([sums + value, sums - value])

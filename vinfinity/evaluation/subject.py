@@ -1,4 +1,4 @@
-"""A video to measure, and what its run knows of it: borders, prompts, settings."""
+"""A video to measure, and what its run records about it: borders, prompts, settings."""
 
 import contextlib
 import os
@@ -31,7 +31,7 @@ PROVENANCE = ("version", "command", "device", "ranks", "weights", "decoder", "di
 class FrameSource(Protocol):
     """A video whose frames can be read in order, as often as needed: (h, w, 3) uint8 each.
 
-    size: (width, height). frames: how many there are, as far as is known.
+    size: (width, height). frames: their number, as far as it is known.
     """
 
     @property
@@ -44,7 +44,7 @@ class FrameSource(Protocol):
 
 
 class FramesInMemory(Protocol):
-    """What `vinfinity.generate` returns."""
+    """A video as `vinfinity.generate` returns it."""
 
     @property
     def frames(self) -> np.ndarray: ...
@@ -73,10 +73,10 @@ class ArraySource:
 
 @dataclass(frozen=True)
 class Border:
-    """A place where seams may show. frame: the first one after it.
+    """A place where a seam may show. frame: the first frame after it.
 
-    kind: rank (the clips of two ranks meet), join (an edit), prompt (another takes over), scene (a cut that was asked
-    for), given (by the user).
+    kind: rank (the clips of two ranks meet), join (an edit), prompt (another prompt takes over), scene (a planned
+    cut), given (by the user).
     """
 
     frame: int
@@ -85,7 +85,7 @@ class Border:
 
 @dataclass(frozen=True)
 class Subject:
-    """A video and what is known of it. path: None for frames in memory. settings: of its run, as text."""
+    """A video and what is known about it. path: None for frames in memory. settings: its run's settings, as text."""
 
     name: str
     source: FrameSource
@@ -114,10 +114,10 @@ def find_subject(
     borders: Sequence[int] = (),
     every: int | None = None,
 ) -> Subject:
-    """A video file, a run folder, a folder of PNG, or frames in memory. Reads no frames.
+    """Return a video file, a run folder, a folder of PNG, or frames in memory. Reads no frames.
 
     fps: of an array or a folder of PNG that no run tells of. borders: frames at which to look for seams. every: look
-    for them every so many frames, too. Raises InputError, UnusableVideo if the video is there and cannot be measured.
+    for them at this interval in frames, too. Raises InputError, UnusableVideo if the video exists but is unusable.
     """
     if isinstance(video, str | Path):
         subject = _on_disk(expanded(video, field="video"), fps=fps)
@@ -160,7 +160,7 @@ def find_subjects(
 
 
 def check_rate(subjects: Sequence[Subject], fps: Fraction | int | None) -> None:
-    """Raises InputError if a rate was given and all videos have another of their own."""
+    """Raise InputError if a rate was given and all videos have another of their own."""
     if fps is not None and subjects and all(subject.source.fps != fps for subject in subjects):
         rate = shown_rate(subjects[0].source.fps)
         problem = f"is for folders of PNG, and has no effect on {subjects[0].name}, which has {rate} fps"
@@ -168,7 +168,7 @@ def check_rate(subjects: Sequence[Subject], fps: Fraction | int | None) -> None:
 
 
 def videos_in(folder: Path) -> list[str]:
-    """The names of the videos in a folder, sorted: files, and folders of PNG."""
+    """Return the names of the videos in a folder, sorted: files, and folders of PNG."""
     return sorted(
         path.name
         for path in folder.iterdir()
@@ -211,12 +211,12 @@ def _on_disk(path: Path, *, fps: Fraction | int | None) -> Subject:
         config = read_settings(folder)
         video = _video_of(folder, config)
         return _with_run(video, folder, config, name=str(path))
-    # the root of a file system has no name, and no run beside it
+    # the root of a file system has no name, and no run next to it
     beside = (
         run_folder(path, is_folder=path.is_dir() and container_of(str(path)) is None) if path.name else None
     )
     if beside is not None and (beside.path / RECORD).is_file():
-        # an unreadable run beside a readable video is no reason to refuse
+        # an unreadable run next to a readable video is no reason to refuse
         with contextlib.suppress(InputError):
             config = read_settings(beside)
             if Path(video_of(beside, config.out or ".mp4")) == path:

@@ -26,7 +26,7 @@ QUERIES, KEYS, HEAD_WIDTH = 32, 64, 64
 
 @dataclass(frozen=True)
 class Gpu:
-    """A GPU that torch sees. fault: why it cannot compute, "" if it can. memory, free: in bytes."""
+    """A GPU that torch sees. fault: why it cannot compute; "" if it can. memory, free: in bytes."""
 
     index: int
     name: str
@@ -50,8 +50,10 @@ class Attention:
 
 @dataclass(frozen=True)
 class Use:
-    """What a run would compute on. dtype: as the setting names it. threads: of each rank. refused: why the run would be
-    refused, "" if it would not. allocator: settings of torch's allocator for GPUs, "" for its default.
+    """What a run would compute on.
+
+    dtype: as the setting names it. threads: the number per rank. refused: why the run would be refused; "" if it would
+    not. allocator: the settings of torch's allocator for GPUs; "" for its default.
     """
 
     device: str
@@ -78,8 +80,8 @@ class Versions:
 class Engine:
     """torch and what it finds on this machine.
 
-    architectures: of GPUs that its kernels were built for. gpus: that it sees. fault: why it sees none although it was
-    built for them, "" if it does. apart: pairs of GPUs that cannot reach each other's memory.
+    architectures: the GPU architectures that its kernels were built for. gpus: the GPUs that it sees. fault: why it
+    sees none although it was built for them; "" if it does. apart: pairs of GPUs without access to each other's memory.
     """
 
     versions: Versions
@@ -92,7 +94,7 @@ class Engine:
 
 
 def find_versions() -> Versions:
-    """The versions of torch and of the libraries in it."""
+    """Return the versions of torch and of the libraries in it."""
     import torch
 
     return Versions(
@@ -120,7 +122,7 @@ def find_engine(*, device: str = "auto", ranks: int | None = None) -> Engine:
 
 
 def attention_backends(device: torch.device, dtype: torch.dtype) -> Attention:
-    """The backends that torch picks for attention on a device."""
+    """Return the backends that torch picks for attention on a device."""
     import torch
     from torch.nn.attention import SDPBackend
 
@@ -138,7 +140,7 @@ def attention_backends(device: torch.device, dtype: torch.dtype) -> Attention:
 
 
 def _find_gpus() -> tuple[tuple[Gpu, ...], str]:
-    """The GPUs that torch sees, and why it sees none although it was built for them."""
+    """Return the GPUs that torch sees, and why it sees none although it was built for them."""
     import torch
 
     if torch.version.cuda is None and torch.version.hip is None:
@@ -175,7 +177,7 @@ def _find_gpu(index: int) -> Gpu:
 
 
 def _compute(device: torch.device) -> str:
-    """A product and a convolution on a GPU: what is wrong with the results, "" if nothing is."""
+    """Compute a product and a convolution on a GPU. Returns what is wrong with the results; "" if nothing is."""
     import torch
     import torch.nn.functional as F
 
@@ -258,6 +260,6 @@ def _nccl() -> str | None:
 
 
 def _text(find: Callable[[], str | None]) -> str | None:
-    """A version, None if there is none."""
+    """Return a version, None if there is none."""
     found = attempt(find)
     return None if isinstance(found, Failed) else found

@@ -5,7 +5,6 @@ import platform
 import re
 import shutil
 import socket
-import sys
 import tempfile
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
@@ -52,7 +51,7 @@ SECRETS = re.compile(r"TOKEN|KEY|SECRET|PASSWORD", re.IGNORECASE)
 
 @dataclass(frozen=True)
 class System:
-    """host: name of this computer. container: what it runs in, "" if that is not known."""
+    """The operating system. host: the name of this computer. container: what it runs in; "" if unknown."""
 
     host: str
     system: str
@@ -63,7 +62,11 @@ class System:
 
 @dataclass(frozen=True)
 class Processor:
-    """cores: of the machine. usable: by this process. vectors: its widest instructions for networks, "" if unknown."""
+    """The processor.
+
+    cores: those of the machine. usable: those for this process. vectors: its widest instructions for networks; "" if
+    unknown.
+    """
 
     name: str
     cores: int
@@ -73,7 +76,7 @@ class Processor:
 
 @dataclass(frozen=True)
 class HostMemory:
-    """Bytes. free: that this process can allocate, within the limits of control groups."""
+    """Host memory in bytes. free: what this process can allocate within the limits of control groups."""
 
     total: int
     free: int
@@ -89,7 +92,7 @@ class Space:
 
 @dataclass(frozen=True)
 class Folder:
-    """A folder that runs write to. use: what for. path: as far as it exists. space: of its file system."""
+    """A folder that runs write to. use: its purpose. path: the part that exists. space: that of its file system."""
 
     use: str
     path: str
@@ -99,8 +102,10 @@ class Folder:
 
 @dataclass(frozen=True)
 class Network:
-    """address: that the host's name stands for; None if it cannot be resolved. loopback: why a connection of this
-    computer to itself fails, "" if it does not.
+    """The network.
+
+    address: what the host's name resolves to; None if it cannot be resolved. loopback: why a connection of this
+    computer to itself fails; "" if it does not.
     """
 
     host: str
@@ -110,7 +115,7 @@ class Network:
 
 
 def find_system() -> System:
-    """The operating system and the Python that runs this."""
+    """Return the operating system and the Python that runs this."""
     release = attempt(platform.freedesktop_os_release)
     name = platform.system() if isinstance(release, Failed) else release.get("PRETTY_NAME", "Linux")
     return System(
@@ -135,7 +140,7 @@ def _container() -> str:
 
 
 def find_processor(file: Path = CPUINFO) -> Processor:
-    """The processor and its cores. file: Linux's description of it."""
+    """Return the processor and its cores. file: Linux's description of it."""
     found = instruction_sets(file)
     usable = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
     return Processor(
@@ -147,18 +152,18 @@ def find_processor(file: Path = CPUINFO) -> Processor:
 
 
 def find_memory() -> HostMemory:
-    """The memory of the host."""
+    """Return the memory of the host."""
     return HostMemory(total=host_memory(), free=free_on_host())
 
 
 def find_space(path: str | Path) -> Space:
-    """The file system of a folder."""
+    """Return the file system of a folder."""
     usage = shutil.disk_usage(path)
     return Space(total=usage.total, free=usage.free)
 
 
 def find_folder(use: str, path: Path) -> Folder:
-    """A folder that runs write to, or the folder in which they would create it."""
+    """Return a folder that runs write to, or the folder in which they would create it."""
     path = path.expanduser().absolute()
     while not path.exists() and path != path.parent:
         path = path.parent
@@ -167,7 +172,7 @@ def find_folder(use: str, path: Path) -> Folder:
 
 
 def find_folders(models: Path) -> tuple[Folder, ...]:
-    """The folders that runs write to. models: the folder of fetched models."""
+    """Return the folders that runs write to. models: the folder of fetched models."""
     candidates = {"working folder": Path(), "home": Path("~"), "models": models}
     folders = [find_folder(use, path) for use, path in candidates.items()]
     temporary = attempt(tempfile.gettempdir)
@@ -200,7 +205,7 @@ def _loopback() -> str:
 
 
 def find_variables(environment: Mapping[str, str]) -> dict[str, str]:
-    """The environment variables that change how runs behave; not those that hold secrets."""
+    """Return the environment variables that change how runs behave; not those that hold secrets."""
 
     def relevant(name: str) -> bool:
         listed = name in NAMES or name in SLURM or name.startswith(PREFIXES)
@@ -209,13 +214,8 @@ def find_variables(environment: Mapping[str, str]) -> dict[str, str]:
     return {name: environment[name] for name in sorted(environment) if relevant(name)}
 
 
-def python_folder() -> str:
-    """The environment that Python runs in."""
-    return sys.prefix
-
-
 def shortened(names: Iterable[str], *, most: int) -> str:
-    """Names as text: the first `most`, and how many there are beyond."""
+    """Return names as text: the first `most`, and how many more there are."""
     names = list(names)
     more = len(names) - most
     return ", ".join(names[:most]) + (f" and {more} more" if more > 0 else "")

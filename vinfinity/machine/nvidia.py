@@ -29,7 +29,7 @@ NVIDIA_VENDOR, DISPLAY_CLASSES = "0x10de", ("0x0300", "0x0302")
 
 @dataclass(frozen=True)
 class Holder:
-    """A process that has memory of a GPU. memory: in bytes, None if the driver does not say."""
+    """A process that uses memory of a GPU. memory: in bytes; None if the driver does not say."""
 
     pid: int
     name: str
@@ -38,7 +38,7 @@ class Holder:
 
 @dataclass(frozen=True)
 class Card:
-    """A GPU of this machine, visible to this process or not. memory, free: in bytes, None if not known (MIG)."""
+    """A GPU of this machine, visible to this process or not. memory, free: in bytes; None if unknown (MIG)."""
 
     index: int
     name: str
@@ -64,7 +64,7 @@ class Link:
 @dataclass(frozen=True)
 class Nvidia:
     """driver: version, "" if none is loaded. cuda: the newest version of CUDA that it supports, "" if not known. cards,
-    links: of each pair of them; empty if the driver's tools are missing, as in many containers. nodes: GPUs that this
+    links: one for each pair; empty if the driver's tools are missing, as in many containers. nodes: GPUs that this
     process may open. on_bus: GPUs of the machine, with or without a driver.
     """
 
@@ -82,7 +82,7 @@ class Nvidia:
 
 
 def find_nvidia() -> Nvidia | None:
-    """The driver and its GPUs; None on a machine without any sign of them.
+    """Return the driver and its GPUs; None on a machine without any sign of them.
 
     Raises ProbeError if the driver's tool is there, but does not answer as it should.
     """
@@ -110,7 +110,7 @@ def find_nvidia() -> Nvidia | None:
 
 
 def list_cards(tool: str) -> list[tuple[Card, str]]:
-    """The GPUs and the version of their driver, without anything that makes a context on them. Raises ProbeError."""
+    """Return the GPUs and their driver's version, without creating a context on them. Raises ProbeError."""
     out = run_tool([tool, f"--query-gpu={','.join(FIELDS)}", "--format=csv,noheader,nounits"])
     if not any(line.count(",") >= len(FIELDS) - 1 for line in out.splitlines()):
         if "no devices" in out.lower():
@@ -120,7 +120,7 @@ def list_cards(tool: str) -> list[tuple[Card, str]]:
 
 
 def visible_cards(cards: Sequence[Card], variable: str | None) -> list[Card]:
-    """Those of the GPUs that CUDA_VISIBLE_DEVICES names, in its order; all of them if it is not set.
+    """Return the GPUs that CUDA_VISIBLE_DEVICES names, in its order; all of them if it is not set.
 
     Numbers count in the order of nvidia-smi. CUDA's own differs from it only among GPUs of several kinds.
     """
@@ -137,7 +137,7 @@ def visible_cards(cards: Sequence[Card], variable: str | None) -> list[Card]:
 
 
 def parse_card(line: str) -> tuple[Card, str]:
-    """A GPU from nvidia-smi's values for FIELDS, and the version of the driver. Raises ProbeError."""
+    """Return a GPU from nvidia-smi's values for FIELDS, and the version of the driver. Raises ProbeError."""
     values = [value.strip() for value in line.split(",")]
     if len(values) != len(FIELDS) or not values[0].isdecimal():
         raise ProbeError(f"nvidia-smi: {line.strip()}")
@@ -156,7 +156,7 @@ def parse_card(line: str) -> tuple[Card, str]:
 
 
 def find_holders(tool: str) -> dict[str, list[Holder]]:
-    """The processes that have memory of each GPU, by its UUID. Raises ProbeError."""
+    """Return the processes that use memory of each GPU, by its UUID. Raises ProbeError."""
     fields = "gpu_uuid,pid,used_memory,process_name"
     found: dict[str, list[Holder]] = {}
     for line in run_tool(
@@ -171,7 +171,7 @@ def find_holders(tool: str) -> dict[str, list[Holder]]:
 
 
 def parse_topology(text: str) -> tuple[Link, ...]:
-    """The links of all pairs of GPUs from the matrix of `nvidia-smi topo -m`; none if it cannot be read."""
+    """Return the links of all pairs of GPUs from the matrix of `nvidia-smi topo -m`; none if it cannot be read."""
     plain = re.sub(r"\x1b\[[0-9;]*m", "", text)
     rows = [line.split() for line in plain.splitlines()]
     head = next((row for row in rows if row[:1] == ["GPU0"] and "X" not in row), [])
@@ -187,7 +187,7 @@ def parse_topology(text: str) -> tuple[Link, ...]:
 
 
 def kernel_module(file: Path = KERNEL_MODULE) -> str:
-    """The version of the loaded kernel module; "" if none is loaded or it cannot be read."""
+    """Return the version of the loaded kernel module; "" if none is loaded or it cannot be read."""
     try:
         text = file.read_text(encoding="utf-8", errors="replace")
     except OSError:
@@ -197,7 +197,7 @@ def kernel_module(file: Path = KERNEL_MODULE) -> str:
 
 
 def driver_version() -> str:
-    """The version of the driver, without asking it for more; "" if there is none."""
+    """Return only the version of the driver; "" if there is none."""
     version = kernel_module()
     if version or shutil.which("nvidia-smi") is None:
         return version
@@ -208,7 +208,7 @@ def driver_version() -> str:
 
 
 def device_nodes(folder: Path = DEVICES) -> int:
-    """The GPUs that this process may open: a container has the files of those that were passed on to it."""
+    """Return the GPUs that this process may open: a container has device files only for those passed to it."""
     return sum(re.fullmatch(r"nvidia\d+", path.name) is not None for path in folder.glob("nvidia*"))
 
 

@@ -1,4 +1,4 @@
-"""Guarded looks at the machine: each returns what it found, or why it failed. None of them raises or hangs."""
+"""Probes of the machine: each returns what it found, or why it failed. None of them raises or hangs."""
 
 import base64
 import dataclasses
@@ -27,17 +27,17 @@ MARK = "vinfinity-answer:"
 
 @dataclass(frozen=True)
 class Failed:
-    """A look that failed. reason: one line."""
+    """A probe that failed. reason: one line."""
 
     reason: str
 
 
 class ProbeError(Exception):
-    """Why a look failed, as one line."""
+    """Why a probe failed, as one line."""
 
 
 def attempt(probe: Callable[Given, Found], *given: Given.args, **named: Given.kwargs) -> Found | Failed:
-    """What `probe` returns, or why it failed."""
+    """Return what `probe` returns, or why it failed."""
     try:
         return probe(*given, **named)
     except Exception as error:
@@ -45,12 +45,12 @@ def attempt(probe: Callable[Given, Found], *given: Given.args, **named: Given.kw
 
 
 def known(found: Found | Failed | None) -> Found | None:
-    """What was found; None if the look failed."""
+    """Return what was found; None if the probe failed."""
     return None if isinstance(found, Failed) else found
 
 
 def plain(value: Any) -> Any:
-    """A finding as JSON has it."""
+    """Return a finding as JSON."""
     if isinstance(value, Failed):
         return {"failed": value.reason}
     if dataclasses.is_dataclass(value) and not isinstance(value, type):
@@ -63,7 +63,7 @@ def plain(value: Any) -> Any:
 
 
 def reason_of(error: BaseException) -> str:
-    """An exception as one line of bounded length."""
+    """Return an exception as one line of bounded length."""
     text = one_line(error)
     if not isinstance(error, ProbeError):
         text = f"{type(error).__name__}: {text}" if text else type(error).__name__
@@ -71,7 +71,7 @@ def reason_of(error: BaseException) -> str:
 
 
 def run_tool(command: Sequence[str], *, seconds: float = TOOL_SECONDS) -> str:
-    """The output of a command. Raises ProbeError if it fails or takes too long, FileNotFoundError if it is missing."""
+    """Return a command's output. Raises ProbeError if it fails or is too slow, FileNotFoundError if it is missing."""
     code, out, err = _output(command, os.environ, seconds=seconds)
     if code:
         # some tools report errors on stdout
@@ -82,7 +82,7 @@ def run_tool(command: Sequence[str], *, seconds: float = TOOL_SECONDS) -> str:
 
 
 def in_child(probe: Callable[[], Found], *, seconds: float = CHILD_SECONDS) -> Found:
-    """What `probe`, a function of a module or a partial of one, returns in a process of its own.
+    """Return what `probe`, a function of a module or a partial of one, returns in a process of its own.
 
     A broken library may crash or hang the process that loads it, and so may a file system that does not answer. Raises
     ProbeError for that, and if `probe` raises.
@@ -102,7 +102,7 @@ def in_child(probe: Callable[[], Found], *, seconds: float = CHILD_SECONDS) -> F
 
 
 def child() -> None:
-    """The process that `in_child` starts: carries out the request in its last argument."""
+    """Carry out the request in the last argument, in the process that `in_child` starts."""
     try:
         answer = pickle.loads(base64.b64decode(sys.argv[-1]))()
     except BaseException as error:

@@ -1,4 +1,4 @@
-"""What a run writes about the machines that its ranks run on, so that its figures can be compared with others."""
+"""What a run records about the machines of its ranks, so that its figures can be compared with others."""
 
 import os
 import platform
@@ -15,7 +15,7 @@ from vinfinity.system.pytorch import allocator_settings
 
 
 def describe_rank(device: torch.device) -> dict[str, Any]:
-    """The machine of this rank: its host, its processor, and its GPU with the driver if it has one."""
+    """Return the machine of this rank: its host, its processor, and its GPU with the driver if it has one."""
     processor = known(attempt(find_processor))
     rank: dict[str, Any] = {
         "host": platform.node(),
@@ -32,7 +32,7 @@ def describe_rank(device: torch.device) -> dict[str, Any]:
 
 
 def describe_software(device: torch.device, dtype: torch.dtype) -> dict[str, Any]:
-    """Versions and settings that speed, memory and rounding depend on. dtype: of the denoiser."""
+    """Return the versions and settings that speed, memory and rounding depend on. dtype: the denoiser's."""
     return {
         "python": platform.python_version(),
         **plain(find_versions()),

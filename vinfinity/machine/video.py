@@ -1,4 +1,4 @@
-"""FFmpeg, as PyAV brings it: the encoders that videos and pictures can be written with."""
+"""FFmpeg as it comes with PyAV: the encoders for videos and pictures."""
 
 from dataclasses import dataclass
 
@@ -25,7 +25,7 @@ NEEDED = "libx264"
 
 @dataclass(frozen=True)
 class Video:
-    """pyav, ffmpeg: versions. encoders: those of ENCODERS that this build has."""
+    """The video libraries. pyav, ffmpeg: their versions. encoders: those of ENCODERS that this build has."""
 
     pyav: str
     ffmpeg: str
@@ -33,7 +33,7 @@ class Video:
 
 
 def find_video() -> Video:
-    """The video libraries."""
+    """Return the video libraries."""
     import av
 
     version = getattr(av, "ffmpeg_version_info", "")
