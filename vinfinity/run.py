@@ -173,7 +173,7 @@ def denoise_video(
         sampler = steered(job, own, device=device, pictures=pictures)
         noise = StepNoise(job.selection, own, job.latent, device, steps=steps)
         # some ranks take longer to load their weights
-        ranks.gather()
+        ranks.barrier()
         ranks.check_shutdown()
     with ranks.shutdown.reacting(Reaction.WAIT):
         if remaining:
@@ -193,6 +193,6 @@ def denoise_video(
 def _figures(execution: Execution, session: Session, steps: int) -> Mapping[str, object]:
     """How the denoising steps were carried out, with what each rank sent per step, and the memory that it took."""
     ranks = session.ranks
-    sent = ranks.collect(session.exchange.counters.per(steps)) if steps else []
-    memory = ranks.collect(asdict(peak_memory(ranks.device)))
+    sent = ranks.all_gather(session.exchange.counters.per(steps)) if steps else []
+    memory = ranks.all_gather(asdict(peak_memory(ranks.device)))
     return {"execution": asdict(execution), "communication_per_step": sent, "memory": memory}

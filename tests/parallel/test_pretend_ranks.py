@@ -222,9 +222,9 @@ def test_ranks_wait_for_those_that_load_for_long(model_folder: Path, tmp_path: P
 
     @dataclass(frozen=True)
     class SlowRanks(Ranks):
-        def gather(self) -> None:
-            order.append("gather")
-            super().gather()
+        def barrier(self) -> None:
+            order.append("barrier")
+            super().barrier()
 
         def check_shutdown(self) -> None:
             order.append("check")
@@ -239,7 +239,7 @@ def test_ranks_wait_for_those_that_load_for_long(model_folder: Path, tmp_path: P
 
     for outcome in on_pretend_ranks(work, ranks=2):
         assert outcome.error is None, outcome.error
-        assert "gather, check" in ", ".join(outcome.result)
+        assert "barrier, check" in ", ".join(outcome.result)
 
 
 def test_ranks_wait_for_the_plan_longer_than_for_a_message(

@@ -93,4 +93,4 @@ def _time_on_rank(request: TimingRequest, ranks: Ranks) -> Times:
         name: timed_call(subject, network, frames=frames, scopes=request.scopes, team=team, exchange=exchange)
         for name, exchange in exchanges.items()
     }
-    return time_in_turn(calls, rounds=request.rounds, barrier=lambda: ranks.collect(None))
+    return time_in_turn(calls, rounds=request.rounds, barrier=lambda: ranks.all_gather(None))

@@ -59,9 +59,9 @@ def denoise(
     while state.step < len(sampler.timesteps):
         t, renew = sampler.timesteps[state.step], denoiser.renews(state.step)
         predictions = denoiser.call(state.x, t, renew=renew)
-        votes = Votes(ranks.collect(vote(ranks.read(predictions.isfinite().all()))))
+        votes = Votes(ranks.all_gather(vote(ranks.wait_for(predictions.isfinite().all()))))
         if not votes.finite:
-            layers = ranks.collect(denoiser.call.non_finite_layers(state.x, t, renew=renew))
+            layers = ranks.all_gather(denoiser.call.non_finite_layers(state.x, t, renew=renew))
             layer = next((names[0] for names in layers if names), "output")
             where = f"step {state.step + 1} (timestep {t:g})"
             raise not_finite(where, f"the network's layer {layer}", denoiser.call.dtype)

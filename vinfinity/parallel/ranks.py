@@ -74,7 +74,7 @@ class Ranks:
 
     def agree(self, facts: Mapping[str, str]) -> None:
         """Raise RankError, on every rank, if the facts of a rank differ from those of rank 0."""
-        everyone = self.collect(dict(facts))
+        everyone = self.all_gather(dict(facts))
         for rank, other in enumerate(everyone):
             for name, value in everyone[0].items():
                 if other.get(name) != value:
@@ -82,8 +82,8 @@ class Ranks:
                         f"rank {rank} differs from rank 0 in its {name}: {other.get(name)}, not {value}"
                     )
 
-    def collect(self, fact: Fact) -> list[Fact]:
-        """Every rank's fact, in the order of ranks, on every rank."""
+    def all_gather(self, fact: Fact) -> list[Fact]:
+        """Return every rank's fact, in the order of ranks, on every rank."""
         if self.size == 1:
             return [fact]
         everyone: list[Any] = [None] * self.size
@@ -92,19 +92,19 @@ class Ranks:
             dist.all_gather_object(everyone, fact)
         return everyone
 
-    def from_first(self, find: Callable[[], Fact]) -> Fact:
-        """What rank 0 finds, on every rank; waits for as long as planning, or reading files, may take.
+    def on_first(self, compute: Callable[[], Fact]) -> Fact:
+        """Compute something on rank 0 and return it on every rank; wait for as long as planning or reading files takes.
 
         Raises RankError if a rank is late or gone.
         """
-        found = find() if self.first else None
-        self.gather()
-        return cast(Fact, self.collect(found)[0])
+        computed = compute() if self.first else None
+        self.barrier()
+        return cast(Fact, self.all_gather(computed)[0])
 
-    def gather(self) -> None:
-        """Wait until all ranks have come here, for as long as loading and compiling may take.
+    def barrier(self) -> None:
+        """Wait until all ranks have reached this call, for as long as loading and compiling may take.
 
-        Ranks that hang are found by their missing signs of life. Raises RankError if one is late or gone.
+        A rank that hangs is found by its missing heartbeat. Raises RankError if a rank is late or gone.
         """
         token = torch.zeros(1)
         for source, to in ((rank, 0) for rank in range(1, self.size)):
@@ -118,11 +118,11 @@ class Ranks:
         elif self.rank == source:
             self.send(token, to, label="waiting for all ranks")
 
-    def read(self, flag: Tensor) -> bool:
-        """The value of a boolean on the device.
+    def wait_for(self, flag: Tensor) -> bool:
+        """Wait for a boolean on the device, and return its value.
 
-        Waits for a GPU by looking at it again and again, so that requests to end and lost ranks are noticed meanwhile.
-        Raises the error of a rank that does not answer.
+        Polls a GPU, so that shutdown requests and lost ranks are noticed in the meantime. Raises the error of a rank
+        that does not answer.
         """
         if flag.device.type != "cuda":
             return bool(flag)
@@ -136,8 +136,10 @@ class Ranks:
                 self.liveness.check()
         return bool(host)
 
-    def share(self, x: Tensor | None, *, shape: tuple[int, ...], dtype: torch.dtype, label: str) -> Tensor:
-        """Rank 0's tensor, on every rank's device; waits for as long as loading may take.
+    def broadcast(
+        self, x: Tensor | None, *, shape: tuple[int, ...], dtype: torch.dtype, label: str
+    ) -> Tensor:
+        """Send rank 0's tensor to every rank and return it on the rank's device; wait for as long as loading takes.
 
         x: the tensor on rank 0, None on the others. Raises RankError if rank 0 is late or gone.
         """
@@ -154,7 +156,7 @@ class Ranks:
 
     def check_shutdown(self) -> None:
         """Raise Stopped, on every rank, if any of them was asked to end."""
-        if any(self.collect(self.shutdown.requested is not None)):
+        if any(self.all_gather(self.shutdown.requested is not None)):
             self.shutdown.stop()
 
     def send(self, x: Tensor, to: int, *, label: str) -> None:

@@ -141,7 +141,7 @@ class Checkpoints:
         That is the final latents, or else the newest undamaged checkpoint; damaged ones are reported and deleted.
         Raises InputError if they were computed with other settings.
         """
-        newest = self._ranks.from_first(self._newest)
+        newest = self._ranks.on_first(self._newest)
         if newest is None:
             return None
         if newest.settings != self._identity:
