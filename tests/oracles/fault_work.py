@@ -19,9 +19,9 @@ from vinfinity.denoiser import fitting_denoiser
 from vinfinity.inputs import initial_state, shared_text
 from vinfinity.job import prepare
 from vinfinity.networks import Networks, load_denoiser
+from vinfinity.parallel.connectivity import check_connections
 from vinfinity.parallel.context import plan_halo
 from vinfinity.parallel.exchange import RankExchange, Work
-from vinfinity.parallel.meeting import meet
 from vinfinity.parallel.ranks import Ranks
 from vinfinity.parallel.shards import FrameShards
 from vinfinity.parallel.timeline import one_scene
@@ -71,7 +71,7 @@ def hurry(ranks: Ranks) -> None:
     """From here on, ranks need not load anything, and can be missed sooner."""
     assert ranks.liveness is not None
     ranks.all_gather(1)
-    ranks.liveness.judge.timeout = 4.0
+    ranks.liveness.monitor.timeout = 4.0
 
 
 def suspend(_: None, ranks: Ranks) -> None:
@@ -107,7 +107,7 @@ def hang_until_aborted(_: None, ranks: Ranks) -> None:
     if ranks.rank == 1:
         time.sleep(FOREVER)
     with ranks.waits.on_host("temporal attention 1"):
-        # until the sign of life says so
+        # until the heartbeats say so
         time.sleep(1.5)
         os.abort()
 
@@ -167,17 +167,17 @@ def run_out_of_memory_in_an_exchange(where: str, ranks: Ranks) -> None:
     ranks.all_gather(1)
 
 
-def meet_again(seconds: float, ranks: Ranks) -> None:
+def connect_again(seconds: float, ranks: Ranks) -> None:
     """The first exchange, in which rank 1 does not take part in time."""
     if ranks.rank == 1:
         time.sleep(3 * seconds)
-    _meet(ranks, seconds)
+    _connect(ranks, seconds)
 
 
-def _meet(ranks: Ranks, seconds: float) -> None:
+def _connect(ranks: Ranks, seconds: float) -> None:
     assert ranks.liveness is not None
     store = dist.PrefixStore("again", ranks.liveness._store)
-    meet(
+    check_connections(
         ranks.rank,
         ranks.size,
         device=ranks.device,
@@ -189,11 +189,11 @@ def _meet(ranks: Ranks, seconds: float) -> None:
 
 def connect_without_end(seconds: float, ranks: Ranks) -> None:
     """The first exchange over a network on which NCCL does not get beyond connecting the ranks."""
-    from vinfinity.parallel import meeting
+    from vinfinity.parallel import connectivity
 
-    meeting.REPORTS = 0.5
+    connectivity.REPORT_SECONDS = 0.5
     dist.batch_isend_irecv = lambda *_: time.sleep(FOREVER)  # type: ignore[assignment]
-    _meet(ranks, seconds)
+    _connect(ranks, seconds)
 
 
 class _Deaf(RankExchange):
@@ -209,10 +209,10 @@ class _Deaf(RankExchange):
 
 def lose_messages(seconds: float, ranks: Ranks) -> None:
     """The first exchange over a network on which messages from rank 0 to rank 2 are lost."""
-    from vinfinity.parallel import meeting
+    from vinfinity.parallel import connectivity
 
-    meeting._FirstExchange.__bases__ = (_Deaf,)
-    _meet(ranks, seconds)
+    connectivity._FirstExchange.__bases__ = (_Deaf,)
+    _connect(ranks, seconds)
 
 
 def rehearse_with_too_little_memory(

@@ -17,6 +17,7 @@ import torch.distributed as dist
 from torch import Tensor
 
 from vinfinity.errors import RankError
+from vinfinity.parallel.place import rank_names
 from vinfinity.parallel.shards import FrameShards, Route
 from vinfinity.parallel.waits import Waits
 from vinfinity.system.out_of_memory import is_out_of_memory
@@ -289,7 +290,7 @@ def named_peers(label: str, *peers: int) -> Iterator[None]:
     except RuntimeError as error:
         if is_out_of_memory(error) or not (isinstance(error, dist.DistError) or "gloo" in str(error).lower()):
             raise
-        names = f"rank {peers[0]}" if len(peers) == 1 else f"one of the ranks {', '.join(map(str, peers))}"
+        names = f"{'one of ' * (len(peers) > 1)}{rank_names(peers)}"
         late = "timed out" in str(error).lower() or "timeout" in str(error).lower()
         ended = "did not answer in time" if late else "is gone"
         raise RankError(f"{names} {ended} (waited for it in: {label})") from error

@@ -16,10 +16,11 @@ import torch
 import torch.distributed as dist
 
 from vinfinity.errors import RankError, Stopped, VinfinityError, described, one_line
+from vinfinity.parallel.backends import CONNECTION_REMEDIES
+from vinfinity.parallel.connectivity import check_connections
 from vinfinity.parallel.devices import GpuFacts, check_gpus, gpu_facts, select_device
 from vinfinity.parallel.liveness import Liveness
-from vinfinity.parallel.meeting import REMEDIES, meet
-from vinfinity.parallel.place import Place
+from vinfinity.parallel.place import Place, rank_names
 from vinfinity.parallel.ranks import Ranks
 from vinfinity.parallel.waits import Waits
 from vinfinity.system.out_of_memory import GPU_REMEDY, is_out_of_memory, named_out_of_memory
@@ -34,12 +35,12 @@ NOTED_WAIT = 10.0
 # the entry of the store with the number of ranks that have left
 LEFT = "left"
 # seconds in which the store must answer ranks that leave, and the last of them must have left
-FAREWELL_SECONDS = 2
+LEAVE_SECONDS = 2
 # seconds after which NCCL ends a process by itself, far beyond those after which vinfinity does
 NCCL_SECONDS = 3600.0
 
 
-def carry_out(worker: Callable[[Payload, Ranks], Result], payload: Payload, ranks: Ranks) -> Result:
+def call_worker(worker: Callable[[Payload, Ranks], Result], payload: Payload, ranks: Ranks) -> Result:
     """The result of a rank's part of the work. Raises VinfinityError for any error, see `described`."""
     try:
         with named_out_of_memory(str(ranks)):
@@ -107,7 +108,9 @@ def joined(
                 with _named_failure(place, timeout):
                     _init_process_group(place, store, liveness, device, timeout)
                 waiting.cancel()
-                meet(place.rank, place.size, device=device, store=store, liveness=liveness, timeout=timeout)
+                check_connections(
+                    place.rank, place.size, device=device, store=store, liveness=liveness, timeout=timeout
+                )
             yield Ranks(
                 device=device,
                 rank=place.rank,
@@ -141,7 +144,9 @@ def _named_failure(place: Place, timeout: float) -> Iterator[None]:
             raise
         reason = f"{one_line(error)}{_way_out(place)}"
         if isinstance(error, dist.DistBackendError) and "nccl" in reason.lower():
-            problem = f"NCCL could not connect the {place.size} ranks: {reason}; {REMEDIES['cuda']}"
+            problem = (
+                f"NCCL could not connect the {place.size} ranks: {reason}; {CONNECTION_REMEDIES['cuda']}"
+            )
             raise RankError(problem) from error
         raise RankError(f"not all of the {place.size} ranks joined within {timeout:g} s: {reason}") from error
 
@@ -165,12 +170,12 @@ def _connect(place: Place, timeout: float, *, host: bool = False) -> dist.Store:
         store, _, _ = next(dist.rendezvous("env://", place.rank, place.size, timeout=limit))
     else:
         store = dist.TCPStore(place.address, place.port, is_master=host, timeout=limit)
-    store = entries(store, place.attempt)
+    store = prefixed(store, place.attempt)
     store.set_timeout(limit)
     return store
 
 
-def entries(store: dist.Store, attempt: int = 0) -> dist.Store:
+def prefixed(store: dist.Store, attempt: int = 0) -> dist.Store:
     """The entries of the ranks that were started together. attempt: of the launcher; torchrun's store outlives its
     ranks, and those of a later attempt must not find earlier entries.
     """
@@ -185,10 +190,9 @@ def _gather_gpus(place: Place, store: dist.Store, device: torch.device, timeout:
     try:
         store.wait(keys, timedelta(seconds=timeout))
     except RuntimeError:
-        missing = [str(rank) for rank, key in enumerate(keys) if not store.check([key])]
-        names = f"rank{'s' * (len(missing) > 1)} {', '.join(missing)}"
+        missing = rank_names([rank for rank, key in enumerate(keys) if not store.check([key])])
         raise RankError(
-            f"not all of the {place.size} ranks joined within {timeout:g} s: {names} did not{_way_out(place)}"
+            f"not all of the {place.size} ranks joined within {timeout:g} s: {missing} did not{_way_out(place)}"
         ) from None
     found = [json.loads(store.get(key)) for key in keys]
     return [GpuFacts(**facts) for facts in found if facts is not None]
@@ -201,7 +205,7 @@ def _init_process_group(
     if device.type != "cuda":
         dist.init_process_group("gloo", store=store, rank=place.rank, world_size=place.size, timeout=limit)
         return
-    problem = RankError(f"NCCL did not connect the ranks within {timeout:g} s; {REMEDIES['cuda']}")
+    problem = RankError(f"NCCL did not connect the ranks within {timeout:g} s; {CONNECTION_REMEDIES['cuda']}")
     with liveness.within(timeout, problem):
         # with device_id NCCL connects all ranks here; without, at the first message, in which all must take part
         dist.init_process_group(
@@ -228,10 +232,10 @@ def _way_out(place: Place) -> str:
 
 def _leave(store: dist.Store, *, hosts_store: bool, others: int) -> None:
     """Leave the store, which ends with the rank that hosts it: that one waits until the others have left, at most
-    FAREWELL_SECONDS.
+    LEAVE_SECONDS.
     """
-    deadline = time.monotonic() + FAREWELL_SECONDS
-    store.set_timeout(timedelta(seconds=FAREWELL_SECONDS))
+    deadline = time.monotonic() + LEAVE_SECONDS
+    store.set_timeout(timedelta(seconds=LEAVE_SECONDS))
     with contextlib.suppress(RuntimeError):
         if not hosts_store:
             store.add(LEFT, 1)

@@ -14,8 +14,8 @@ import torch.distributed as dist
 
 from vinfinity.errors import InputError, RankError, Stopped, VinfinityError
 from vinfinity.parallel.devices import check_nccl, pick_device, rank_device
-from vinfinity.parallel.join import carry_out, entries, joined
-from vinfinity.parallel.liveness import Line, last_lines
+from vinfinity.parallel.join import call_worker, joined, prefixed
+from vinfinity.parallel.liveness import Heartbeat, last_heartbeats
 from vinfinity.parallel.place import Place, find_place
 from vinfinity.parallel.ranks import Ranks
 from vinfinity.parallel.started import Assignment, RankFiles, start
@@ -87,9 +87,9 @@ def launch(
         with joined(
             place, device=picked, timeout=timeout, shutdown=watched, lasting=lasting, end=end
         ) as ranks:
-            return carry_out(worker, payload, ranks)
+            return call_worker(worker, payload, ranks)
     if (gpus or 1) == 1:
-        return carry_out(worker, payload, Ranks.of_one(device, shutdown=watched))
+        return call_worker(worker, payload, Ranks.of_one(device, shutdown=watched))
     # from now on `_wait` looks at requests
     watched.reaction = Reaction.WAIT
     with temporary_folder() as folder:
@@ -120,8 +120,7 @@ def _start_ranks(
             children.append(start(rank, files.path))
         codes = _wait(children, shutdown)
         if any(codes):
-            lines = last_lines(entries(store), ranks)
-            raise _fault(files, codes, lines, shutdown)
+            raise _fault(files, codes, last_heartbeats(prefixed(store), ranks), shutdown)
         return pickle.loads(files.result.read_bytes())
     finally:
         _kill(children)
@@ -160,11 +159,11 @@ def _kill(children: Sequence["subprocess.Popen[bytes]"]) -> None:
 
 
 def _fault(
-    files: RankFiles, codes: Sequence[int | None], lines: Sequence[Line], shutdown: Shutdown
+    files: RankFiles, codes: Sequence[int | None], heartbeats: Sequence[Heartbeat], shutdown: Shutdown
 ) -> VinfinityError:
     """The first error of any rank. A rank's own error comes before what other ranks noticed of it.
 
-    codes: as `_wait` returns them. lines: the last sign of life of each rank.
+    codes: as `_wait` returns them. heartbeats: the last one of each rank.
     """
     errors = files.errors()
     first = next(iter(errors.values()), None)
@@ -176,10 +175,10 @@ def _fault(
         return Stopped(shutdown.message)
     killed = [rank for rank, code in silent.items() if code < 0]
     # NCCL's watchdog aborts ranks that have waited too long: not they are at fault, but the one they waited for
-    gave_up = [rank for rank in killed if codes[rank] == -signal.SIGABRT and lines[rank].waits_for]
+    gave_up = [rank for rank in killed if codes[rank] == -signal.SIGABRT and heartbeats[rank].waits_for]
     late = [rank for rank, code in enumerate(codes) if code is None and rank not in errors]
     if gave_up and killed == gave_up and late:
-        waited = lines[gave_up[0]].waits_for
+        waited = heartbeats[gave_up[0]].waits_for
         return RankError(f"rank {late[0]} did not answer in time (waited for it in: {waited})")
     killed = [rank for rank in killed if rank not in gave_up] + gave_up
     if killed:

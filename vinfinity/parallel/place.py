@@ -6,7 +6,7 @@ taken for a rank only if its variables say that several processes were started; 
 
 import os
 import re
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 from vinfinity.errors import InputError
@@ -42,6 +42,12 @@ class Place:
 def way_out(launcher: str) -> str:
     """What to do if a launcher's variables are left over, as the end of a message."""
     return f"if {launcher} did not start this process, unset {' '.join(DECIDING[launcher])}"
+
+
+def rank_names(ranks: Sequence[int]) -> str:
+    """Name ranks in a message, such as "rank 1" or "ranks 0, 2 and 3"."""
+    *others, last = map(str, ranks)
+    return f"ranks {', '.join(others)} and {last}" if others else f"rank {last}"
 
 
 def is_rank(environment: Mapping[str, str]) -> bool:

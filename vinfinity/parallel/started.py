@@ -122,7 +122,7 @@ def _work(files: RankFiles, rank: int, shutdown: Shutdown) -> int:
     try:
         files.pid(rank).write_text(str(os.getpid()))
         from vinfinity.parallel.devices import rank_device
-        from vinfinity.parallel.join import carry_out, joined
+        from vinfinity.parallel.join import call_worker, joined
 
         job: Assignment = pickle.loads(files.assignment.read_bytes())
         sys.argv[:] = job.arguments
@@ -131,7 +131,7 @@ def _work(files: RankFiles, rank: int, shutdown: Shutdown) -> int:
             place, device=rank_device(place, job.device), timeout=job.timeout, shutdown=shutdown
         ) as ranks:
             try:
-                result = carry_out(job.worker, job.payload, ranks)
+                result = call_worker(job.worker, job.payload, ranks)
             except RankError:
                 raise
             except Exception as error:
