@@ -1,7 +1,7 @@
 """Samplers: from the model's prediction at one timestep to the latents at the next.
 
-A sampler is a frozen description. Everything that changes from step to step is in `State`, so a checkpoint is a `State`.
-Arithmetic is in fp32, whatever the model's type.
+A sampler is a frozen description. Everything that changes from step to step is in `State`, so a checkpoint is a
+`State`. Arithmetic is in fp32, whatever the model's type.
 """
 
 import math
@@ -28,8 +28,8 @@ Levels = Sequence[tuple[float, float]]
 class _OnBetas(ABC):
     """What all samplers on a schedule of betas have in common.
 
-    Latents are x = signal * x0 + sigma * noise. A model predicts the noise (epsilon), or v = signal * noise - sigma * x0
-    (Salimans and Ho 2022, arXiv 2202.00512, appendix D; with signal² + sigma² = 1).
+    Latents are x = signal * x0 + sigma * noise. A model predicts the noise (epsilon), or with signal² + sigma² = 1
+    v = signal * noise - sigma * x0 (Salimans and Ho 2022, arXiv 2202.00512, appendix D).
     """
 
     config: SchedulerConfig

@@ -1,7 +1,7 @@
 """Which frames of a video a run computes, and the noise of each."""
 
 import threading
-from collections.abc import Callable, Collection, Iterable, Sequence
+from collections.abc import Callable, Collection, Sequence
 from concurrent.futures import Future
 from dataclasses import dataclass
 
@@ -10,6 +10,7 @@ from torch import Tensor
 
 from vinfinity.denoise.noise import INITIAL, frame_noise
 from vinfinity.parallel.shards import anchor_frames
+from vinfinity.parallel.spans import spans
 from vinfinity.system.transfer import to_device
 
 
@@ -116,14 +117,3 @@ def select_around(
             near = range(span.start - context, span.stop + context)
             selected |= {frame % total if loop else frame for frame in near if loop or frame in scene}
     return Selection(tuple(sorted(selected)), frozenset(generated), tuple(seeds))
-
-
-def spans(frames: Iterable[int]) -> list[range]:
-    """Ascending frames as ranges of consecutive ones."""
-    found: list[range] = []
-    for frame in frames:
-        if found and found[-1].stop == frame:
-            found[-1] = range(found[-1].start, frame + 1)
-        else:
-            found.append(range(frame, frame + 1))
-    return found

@@ -122,17 +122,6 @@ def message_sizes(
     return sent, received
 
 
-class OwnFrames:
-    """Substitutes this rank's own frames for those of others and sends nothing: a timing without the exchange."""
-
-    def __init__(self) -> None:
-        self.counters = Counters()
-
-    def fetch(self, x: Tensor, route: Route, *, sums: Tensor | None = None, label: str = "") -> Pending:
-        frames = x[:, :1].expand(-1, len(route.wanted), *x.shape[2:])
-        return Done(Fetched(frames=frames, sums=sums))
-
-
 class RankExchange:
     """The exchange of one rank among several: one message to each peer that needs one, by batched point-to-point.
 

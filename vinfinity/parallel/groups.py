@@ -12,6 +12,8 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from itertools import pairwise
 
+from vinfinity.parallel.spans import intersection
+
 # frames of the smallest group; larger ones are multiples of it
 UNIT = 8
 # up to this many frames, the video is one group
@@ -73,7 +75,7 @@ class Grouping:
             span = self.frames_of(piece)
             inside = [border for border in borders if span.start < border < span.stop]
             for start, stop in pairwise([span.start, *inside, span.stop]):
-                own = range(max(start, self.held.start), min(stop, self.held.stop))
+                own = intersection(range(start, stop), self.held)
                 if own:
                     positions = slice(own.start - self.held.start, own.stop - self.held.start)
                     cut.append(Piece(positions, own.start - start, stop - own.stop))
@@ -90,7 +92,7 @@ class Grouping:
             whole = range(start, min(start + group, self.frames))
             for first in range(whole.start, whole.stop, most):
                 part = range(first, min(first + most, whole.stop))
-                own = range(max(part.start, span.start), min(part.stop, span.stop))
+                own = intersection(part, span)
                 if own:
                     positions = slice(own.start - span.start, own.stop - span.start)
                     pieces.append(Piece(positions, own.start - part.start, part.stop - own.stop))

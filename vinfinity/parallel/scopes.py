@@ -9,9 +9,10 @@ from torch import Tensor
 
 from vinfinity.parallel.groups import UNIT
 from vinfinity.parallel.joint import Positions, key_distances, nearest_frames
-from vinfinity.parallel.places import Ring, Unit, merged
 from vinfinity.parallel.shards import FrameShards, Route, anchor_frames, plan_route
-from vinfinity.parallel.timeline import Scene, Timeline, intersection, one_scene
+from vinfinity.parallel.slots import Ring, Unit
+from vinfinity.parallel.spans import intersection, merged
+from vinfinity.parallel.timeline import Scene, Timeline, one_scene
 from vinfinity.system.transfer import to_device
 
 NEVER = -math.inf
@@ -45,13 +46,17 @@ class Scopes:
         return anchor_frames(frames, self.anchors)
 
 
+# for videos whose scenes all have plain attention over all frames
+PLAIN = Scopes(local=0, anchors=0)
+
+
 @dataclass(frozen=True)
 class QueryBlock:
     """Consecutive queries and the keys that they attend to.
 
     rows: the frames of the queries, of which a rank may hold only a part. units: they cover the queries and the local
     scopes of all of them. anchors: those of the scene, by their numbers among all. keys: the frames in consecutive
-    places, from `first_place` on; None where a place has no frame of these scopes. bias: (rows, keys) fp32, added to
+    places, from `first_slot` on; None where a place has no frame of these scopes. bias: (rows, keys) fp32, added to
     the logits; None if zero. scale: (rows,) fp32, the factor of entropy scaling on q; None without it. With joint
     attention, whose blocks have one query, keys are ascending and have no places. distances: there, how far each key is
     from the query in time.
@@ -63,7 +68,7 @@ class QueryBlock:
     keys: tuple[int | None, ...]
     bias: Tensor | None
     scale: Tensor | None
-    first_place: int = 0
+    first_slot: int = 0
     distances: tuple[int, ...] = ()
     _cast: dict[object, tuple[Tensor | None, Tensor | None]] = field(
         default_factory=dict, compare=False, repr=False
@@ -81,13 +86,13 @@ class QueryBlock:
         return self._cast[key]
 
     @property
-    def key_places(self) -> slice:
+    def key_slots(self) -> slice:
         """The places of the keys."""
-        return slice(self.first_place, self.first_place + len(self.keys))
+        return slice(self.first_slot, self.first_slot + len(self.keys))
 
-    def places(self, frames: range) -> list[slice]:
+    def slots(self, frames: range) -> list[slice]:
         """The places of some frames of its units, in order."""
-        return merged([unit.places(frames) for unit in self.units])
+        return merged([unit.slots(frames) for unit in self.units])
 
 
 @dataclass(frozen=True)
@@ -106,15 +111,15 @@ class AttentionPlan:
 
     route: Route
     held: range
-    line: range
+    neighbourhood: range
     anchors: tuple[int, ...]
     anchor_counts: tuple[int, ...]
     blocks: tuple[QueryBlock, ...]
     grouped: bool
-    window: int
+    most_keys: int
     timeline: Timeline
-    ring: int
-    places: int
+    ring_start: int
+    slots: int
     entropy: int | None = None
 
     def keys(self, block: QueryBlock) -> list[int]:
@@ -160,12 +165,17 @@ def plan_attention(
     if timeline is None:
         anchors = () if scopes is None else scopes.global_frames(shards.frames)
         timeline = one_scene(shards.frames, anchors=anchors, plain=scopes is None)
-    size = block if joint is None else 1
-    return _Planner(shards, rank, scopes or PLAIN, timeline, trained_frames, size, joint, device).plan()
-
-
-# for videos whose scenes are all plain
-PLAIN = Scopes(local=0, anchors=0)
+    planner = _Planner(
+        shards=shards,
+        rank=rank,
+        scopes=scopes or PLAIN,
+        timeline=timeline,
+        trained_frames=trained_frames,
+        block=block if joint is None else 1,
+        joint=joint,
+        device=device,
+    )
+    return planner.plan()
 
 
 @dataclass(frozen=True)
@@ -185,7 +195,7 @@ class _Planner:
         held, timeline = self.shards.held(self.rank), self.timeline
         parts = self._parts(held)
         counts = [len(self._anchors(scene)) for scene, _ in parts]
-        line = self._line(held)
+        neighbourhood = self._neighbourhood(held)
         rings = [None if self.joint else self._ring(scene) for scene in timeline.scenes]
         blocks = []
         for index, (scene, part) in enumerate(parts):
@@ -193,20 +203,21 @@ class _Planner:
             numbers = range(first, first + counts[index])
             ring = rings[timeline.number(part.start)]
             blocks += [
-                self._block(scene, rows, line or held, numbers, ring) for rows in self._rows(scene, part)
+                self._block(scene, rows, neighbourhood or held, numbers, ring)
+                for rows in self._rows(scene, part)
             ]
         return AttentionPlan(
             route=plan_route(self.shards, self.rank, self._wanted),
             held=held,
-            line=line,
+            neighbourhood=neighbourhood,
             anchors=tuple(anchor for scene, _ in parts for anchor in self._anchors(scene)),
             anchor_counts=tuple(count for count in counts if count),
             blocks=tuple(blocks),
             grouped=self._grouped,
-            window=max(self._window(scene) for scene in timeline.scenes),
+            most_keys=max(self._most_keys(scene) for scene in timeline.scenes),
             timeline=timeline,
-            ring=max(len(self._anchors(scene)) for scene in timeline.scenes),
-            places=max((ring.start + UNIT * ring.slots for ring in rings if ring), default=0),
+            ring_start=max(len(self._anchors(scene)) for scene in timeline.scenes),
+            slots=max((ring.start + UNIT * ring.units_stored for ring in rings if ring), default=0),
             entropy=self.trained_frames if self.joint and self.scopes.entropy_scaling else None,
         )
 
@@ -241,7 +252,7 @@ class _Planner:
         attended = 2 * self.scopes.local + 1 + len(anchors)
         return nearest_frames(self.timeline, scene, query, anchors, attended=attended)
 
-    def _line(self, held: range) -> range:
+    def _neighbourhood(self, held: range) -> range:
         spans = [near for scene, part in self._parts(held) if (near := self._near(scene, part))]
         return range(min(held.start, spans[0].start), max(held.stop, spans[-1].stop)) if spans else range(0)
 
@@ -301,7 +312,7 @@ class _Planner:
             keys=tuple(keys),
             bias=None if bias is None else to_device(bias, self.device),
             scale=None if scale is None else to_device(scale, self.device),
-            first_place=first,
+            first_slot=first,
             distances=distances,
         )
 
@@ -347,7 +358,7 @@ class _Planner:
             bias = torch.where(attended, bias * scale[:, None], NEVER)
         return (None if (bias == 0).all() else bias), scale
 
-    def _window(self, scene: Scene) -> int:
+    def _most_keys(self, scene: Scene) -> int:
         if scene.plain:
             return len(scene.frames)
         if self.joint is not None:

@@ -5,6 +5,7 @@ Every rank computes the routes of all ranks from (frames, ranks) alone, so nothi
 
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass
+from itertools import groupby
 
 from vinfinity.parallel.groups import group_size
 
@@ -85,12 +86,11 @@ def plan_route(shards: FrameShards, rank: int, wanted_by: Callable[[int], Iterab
 
     wanted = missing(rank)
     receives: list[tuple[int, int, int]] = []
-    for position, frame in enumerate(wanted):
-        peer = shards.owner(frame)
-        if receives and receives[-1][0] == peer:
-            receives[-1] = (peer, receives[-1][1], position + 1)
-        else:
-            receives.append((peer, position, position + 1))
+    start = 0
+    for peer, frames in groupby(wanted, key=shards.owner):
+        stop = start + len([*frames])
+        receives.append((peer, start, stop))
+        start = stop
     held = shards.held(rank)
     sends = []
     for peer in range(shards.ranks):

@@ -8,6 +8,7 @@ from torch import Tensor
 
 from vinfinity.parallel.exchange import Counters, FrameExchange, LocalExchange, RankExchange, TracedExchange
 from vinfinity.parallel.shards import FrameShards, Route
+from vinfinity.parallel.spans import intersection
 from vinfinity.parallel.waits import Waits
 
 
@@ -86,7 +87,7 @@ def opposite(team: Team) -> tuple[range, Route]:
     sends, receives = [], []
     for peer in range(others.ranks):
         held = others.held(peer)
-        common = range(max(held.start, team.held.start), min(held.stop, team.held.stop))
+        common = intersection(held, team.held)
         if common:
             positions = range(common.start - team.held.start, common.stop - team.held.start)
             sends.append((peer, tuple(positions)))

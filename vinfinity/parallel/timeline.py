@@ -9,6 +9,8 @@ from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from itertools import pairwise
 
+from vinfinity.parallel.spans import intersection
+
 
 @dataclass(frozen=True)
 class Scene:
@@ -40,7 +42,7 @@ class Timeline:
 
     scenes: tuple[Scene, ...]
     loop: bool = False
-    places: tuple[int, ...] | None = None
+    video_frames: tuple[int, ...] | None = None
 
     def __post_init__(self) -> None:
         joined = [0, *(scene.frames.stop for scene in self.scenes)]
@@ -73,16 +75,16 @@ class Timeline:
         """The frame of the video that a number stands for."""
         return frame % self.frames if self.loop else frame
 
-    def place(self, frame: int) -> int:
+    def video_frame(self, number: int) -> int:
         """The frame of the whole video that a number stands for; in a loop, those beyond the ends go on counting."""
-        if self.places is None:
-            return frame
-        lap, at = divmod(frame, self.frames) if self.loop else (0, frame)
-        return self.places[at] + lap * self.scenes[0].length
+        if self.video_frames is None:
+            return number
+        lap, at = divmod(number, self.frames) if self.loop else (0, number)
+        return self.video_frames[at] + lap * self.scenes[0].length
 
     def distance(self, query: int, key: int) -> int:
         """From one frame to another, in frames of the whole video; negative if the key comes first."""
-        return self.place(key) - self.place(query)
+        return self.video_frame(key) - self.video_frame(query)
 
     def clip(self, frames: range, scene: Scene) -> range:
         """Those of some frames that exist in a scene; in a loop, all do."""
@@ -117,9 +119,3 @@ class Timeline:
 def one_scene(frames: int, *, anchors: Sequence[int] = (), plain: bool = False) -> Timeline:
     """The timeline of a video without cuts that does not loop."""
     return Timeline((Scene(range(frames), tuple(anchors), plain),))
-
-
-def intersection(one: range, other: range) -> range:
-    """The frames of both spans."""
-    start = max(one.start, other.start)
-    return range(start, max(start, min(one.stop, other.stop)))

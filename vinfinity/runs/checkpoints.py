@@ -8,10 +8,11 @@ from pathlib import Path
 from torch import Tensor
 
 from vinfinity.config import CheckpointConfig, parse_interval
-from vinfinity.denoise.selection import Selection, spans
+from vinfinity.denoise.selection import Selection
 from vinfinity.denoise.state import State
 from vinfinity.errors import DamagedError, InputError, VinfinityError
 from vinfinity.parallel.ranks import Ranks
+from vinfinity.parallel.spans import spans
 from vinfinity.parallel.teams import Team
 from vinfinity.parallel.votes import Vote, Votes
 from vinfinity.runs.folder import MANIFEST, RunFolder

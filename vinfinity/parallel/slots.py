@@ -10,7 +10,7 @@ from dataclasses import dataclass
 from typing import NamedTuple
 
 from vinfinity.parallel.groups import UNIT
-from vinfinity.parallel.timeline import intersection
+from vinfinity.parallel.spans import intersection
 
 
 class Unit(NamedTuple):
@@ -21,12 +21,12 @@ class Unit(NamedTuple):
 
     span: range
     frames: range
-    place: int
+    slot: int
 
-    def places(self, frames: range) -> range:
+    def slots(self, frames: range) -> range:
         """The places of those of some frames that are in the unit."""
         shared = intersection(self.span, frames)
-        first = self.place + shared.start - self.span.start
+        first = self.slot + shared.start - self.span.start
         return range(first, first + len(shared))
 
 
@@ -38,7 +38,7 @@ class Ring:
     """
 
     units: Sequence[range]
-    slots: int
+    units_stored: int
     start: int
 
     @classmethod
@@ -51,7 +51,7 @@ class Ring:
         """The units that cover some frames. reach: the frames that a rank has."""
         for index, span in enumerate(self.units):
             if intersection(span, cover):
-                yield Unit(span, intersection(span, reach), self.start + UNIT * (index % self.slots))
+                yield Unit(span, intersection(span, reach), self.start + UNIT * (index % self.units_stored))
 
     def keys(
         self, anchors: Sequence[int], units: Sequence[Unit], span: range
@@ -63,17 +63,6 @@ class Ring:
         first = self.start - len(anchors)
         at = dict(enumerate(anchors, first))
         for unit in units:
-            at.update(zip(unit.places(span), intersection(unit.span, span), strict=True))
-        places = range(min(at), max(at) + 1) if at else range(self.start, self.start)
-        return places.start, [at.get(place) for place in places]
-
-
-def merged(places: Sequence[range]) -> list[slice]:
-    """Ranges of places in order, as few slices as there are."""
-    found: list[slice] = []
-    for span in places:
-        if found and found[-1].stop == span.start:
-            found[-1] = slice(found[-1].start, span.stop)
-        elif span:
-            found.append(slice(span.start, span.stop))
-    return found
+            at.update(zip(unit.slots(span), intersection(unit.span, span), strict=True))
+        slots = range(min(at), max(at) + 1) if at else range(self.start, self.start)
+        return slots.start, [at.get(slot) for slot in slots]
