@@ -7,7 +7,7 @@ from vinfinity.config import RunConfig
 
 MIB = 2**20
 # up to this many frames, computing both guidance branches in one pass keeps a device busier
-FEW_FRAMES = 64
+BOTH_BRANCHES_FRAMES = 64
 # bytes of hidden states in a chunk; those of a CPU fit its caches
 CHUNK_BYTES = {"cuda": (256 * MIB, 64 * MIB), "cpu": (4 * MIB, 2 * MIB)}
 
@@ -40,7 +40,7 @@ def ladder(config: RunConfig, *, branches: int, frames: int, device: str) -> lis
         rungs = rungs[-1:]
     elif config.memory == "fast":
         rungs = rungs[:1]
-    elif frames > FEW_FRAMES:
+    elif frames > BOTH_BRANCHES_FRAMES:
         # long clips keep a device busy with one branch; two would only take twice the memory
         rungs = rungs[1:]
     if device == "cpu":

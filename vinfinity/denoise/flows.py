@@ -22,7 +22,7 @@ FLOW_SCHEDULERS: Mapping[str, str] = {
 # One of them that is not a sampler here.
 UNAVAILABLE = "FlowMatchHeunDiscreteScheduler"
 # Their settings that say which noise levels the model was trained for, and the only values that are supported.
-OF_THE_MODEL: Mapping[str, tuple[object, ...]] = {
+SUPPORTED: Mapping[str, tuple[object, ...]] = {
     "prediction_type": ("flow_prediction",),
     "use_dynamic_shifting": (False,),
     "shift_terminal": (0, False),
@@ -73,7 +73,7 @@ class FlowSchedule:
             raise ValueError(f"_class_name: {name} is not one of {', '.join(FLOW_SCHEDULERS)}")
         if not name.startswith("FlowMatch") and not values.get("use_flow_sigmas"):
             raise ValueError("use_flow_sigmas: is not true, but the model was trained by flow matching")
-        for key, allowed in OF_THE_MODEL.items():
+        for key, allowed in SUPPORTED.items():
             if values.get(key) is not None and values[key] not in allowed:
                 raise ValueError(f"{key}: {values[key]!r} is not supported for flow matching")
         given = {**values, "shift": values.get(FLOW_SCHEDULERS[name])}

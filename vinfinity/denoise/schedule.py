@@ -39,7 +39,7 @@ SCHEDULERS: Mapping[str, Mapping[str, object]] = {
     "TCDScheduler": {"beta_schedule": "scaled_linear", **_LATER},
 }
 # The schedulers that are samplers here, too.
-OURS: Mapping[str, tuple[str, ...]] = {
+OWN_SAMPLERS: Mapping[str, tuple[str, ...]] = {
     "DDIMScheduler": ("ddim",),
     "DDIMParallelScheduler": ("ddim",),
     "DPMSolverMultistepScheduler": ("dpmsolver++", "sde-dpmsolver++"),
@@ -87,7 +87,7 @@ NOTEWORTHY: Mapping[str, tuple[object, ...]] = {
     "use_lu_lambdas": (False,),
 }
 # Settings that say how the model was trained, and the only values that are supported.
-OF_THE_MODEL: Mapping[str, tuple[object, ...]] = {
+SUPPORTED: Mapping[str, tuple[object, ...]] = {
     "use_flow_sigmas": (False,),
     "timestep_type": ("discrete",),
     "variance_type": ("fixed_small", "fixed_small_log", "fixed_large", "fixed_large_log"),
@@ -165,7 +165,7 @@ class SchedulerConfig:
                 f"_class_name: {name} is not a known scheduler of models that predict noise or v and are trained with "
                 "betas, such as DDIMScheduler"
             )
-        for key, allowed in OF_THE_MODEL.items():
+        for key, allowed in SUPPORTED.items():
             if values.get(key) is not None and values[key] not in allowed:
                 raise ValueError(f"{key}: {values[key]!r} is not supported")
         given = {**SCHEDULERS.get(str(name), {}), **known_fields(cls, values, ignore=None)}
@@ -181,13 +181,13 @@ class SchedulerConfig:
 
     def ignored_by(self, sampler: str) -> str:
         """What a sampler does not follow of the scheduler that the model's file names, as a warning; or ""."""
-        solver = sampler in OURS["DPMSolverMultistepScheduler"]
+        solver = sampler in OWN_SAMPLERS["DPMSolverMultistepScheduler"]
         ignored = {
             key: value
             for key, value in self.noteworthy.items()
             if not (solver and getattr(self, key, None) == value)
         }
-        unavailable = None if self.scheduler in OURS else self.scheduler
+        unavailable = None if self.scheduler in OWN_SAMPLERS else self.scheduler
         return not_followed(sampler, ignored, unavailable, follows="betas, prediction type and spacing")
 
 
@@ -291,9 +291,9 @@ def respaced_sigmas(
         return None
     wanted = np.log(levels)
     before = (np.searchsorted(logarithms, wanted, side="right") - 1).clip(0, len(sigmas) - 2)
-    share = (logarithms[before] - wanted) / (logarithms[before] - logarithms[before + 1])
-    share = share.clip(0, 1)
-    times = (1 - share) * before + share * (before + 1)
+    weight = (logarithms[before] - wanted) / (logarithms[before] - logarithms[before + 1])
+    weight = weight.clip(0, 1)
+    times = (1 - weight) * before + weight * (before + 1)
     if not config.use_exponential_sigmas and config.beta_schedule != "squaredcos_cap_v2":
         times = times.round()
     return levels.tolist(), [int(t) for t in times]

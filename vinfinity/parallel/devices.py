@@ -30,15 +30,16 @@ VISIBLE = ("CUDA_VISIBLE_DEVICES", "HIP_VISIBLE_DEVICES", "ROCR_VISIBLE_DEVICES"
 UNEQUAL = 0.05
 
 
-def pick_device(
-    wanted: str, *, local_rank: int = 0, local_size: int = 1, launcher: str | None = None
-) -> torch.device:
-    """The device of a rank for "auto", "cuda" or "cpu": the GPU with the rank's number on the node.
+def pick_device(wanted: str, *, local_size: int = 1, place: Place | None = None) -> torch.device:
+    """Return the device of a rank for "auto", "cuda" or "cpu": the GPU with the rank's number on the node.
 
-    launcher: what started the ranks. Of the tasks of srun and torchrun each may see a single GPU, which then is its
-    own; `check_gpus` finds those that share one.
+    local_size: ranks on the node. place: the rank's place if a launcher started it, in place of `local_size`. The
+    launcher may show each rank a single GPU, which then is its own; `check_gpus` finds ranks that share one.
     With "auto", a single rank falls back to the CPU. Raises InputError if the node has fewer GPUs than ranks.
     """
+    local_rank = 0
+    if place is not None:
+        local_rank, local_size = place.local_rank, place.local_size
     if wanted == "cpu":
         return torch.device("cpu")
     if not torch.cuda.is_initialized():
@@ -50,7 +51,7 @@ def pick_device(
     if local_size <= found:
         return torch.device("cuda", local_rank)
     chosen = {name: os.environ[name] for name in VISIBLE if name in os.environ}
-    if launcher in ("srun", "torchrun") and found == 1 and any(chosen.values()):
+    if place is not None and place.may_see_one_gpu and found == 1 and any(chosen.values()):
         return torch.device("cuda", 0)
     ranks = f"{local_size} rank{'s' * (local_size > 1)}"
     because = f" ({', '.join(f'{name}={value!r}' for name, value in chosen.items())})" if chosen else ""
@@ -58,18 +59,14 @@ def pick_device(
     if found == 0 and reason:
         problem += f" ({reason})"
     remedy = f"add --device cpu to run {ranks} on the CPU"
-    if launcher == "srun" and found:
-        remedy = (
-            f"start one task per GPU, and let each see all GPUs: --gpus-per-node {local_size} --gpu-bind=none"
-        )
+    if place is not None and place.gpu_remedy and found:
+        remedy = place.gpu_remedy
     raise InputError("device", wanted, remedy, problem=problem)
 
 
 def rank_device(place: Place, wanted: str) -> torch.device:
-    """The device of the rank at `place`. Raises InputError."""
-    return pick_device(
-        wanted, local_rank=place.local_rank, local_size=place.local_size, launcher=place.launcher
-    )
+    """Return the device of the rank at `place`; see `pick_device`."""
+    return pick_device(wanted, place=place)
 
 
 def usable_gpus() -> tuple[int, str]:

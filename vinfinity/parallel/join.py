@@ -87,7 +87,7 @@ def joined(
     with contextlib.ExitStack() as watched:
         watched.callback(waiting.cancel)
         with named_lack(), _named_failure(place, timeout):
-            store = _connect(place, timeout, host=_hosts_store(place))
+            store = _connect(place, timeout, host=place.rank == place.store_host)
             liveness = Liveness(
                 place.rank,
                 place.size,
@@ -96,7 +96,7 @@ def joined(
                 timeout=timeout,
                 waits=waits,
                 end=end or (lambda error: shutdown.end(error.exit_code, error.message)),
-                host=0 if place.launcher == "srun" else None,
+                host=place.store_host,
             )
             gpus = _gather_gpus(place, store, device, timeout)
         # from now on, errors are told to the others: they may be inside NCCL, which would keep them until the limit
@@ -130,8 +130,8 @@ def joined(
             if lasting:
                 dist.destroy_process_group()
         finally:
-            if place.launcher == "srun":
-                _leave(store, hosts_store=_hosts_store(place), others=place.size - 1)
+            if place.store_host is not None:
+                _leave(store, hosts_store=place.rank == place.store_host, others=place.size - 1)
 
 
 @contextlib.contextmanager
@@ -158,15 +158,10 @@ def _choose_threads(place: Place, device: torch.device) -> None:
         torch.set_num_threads(max(1, len(os.sched_getaffinity(0)) // place.local_size))
 
 
-def _hosts_store(place: Place) -> bool:
-    """Whether this rank hosts the store; torchrun and vinfinity's launcher do it themselves."""
-    return place.launcher == "srun" and place.rank == 0
-
-
 def _connect(place: Place, timeout: float, *, host: bool = False) -> dist.Store:
     """A new connection to the store. host: start the store first."""
     limit = timedelta(seconds=timeout)
-    if place.launcher == "torchrun":
+    if place.has_rendezvous:
         store, _, _ = next(dist.rendezvous("env://", place.rank, place.size, timeout=limit))
     else:
         store = dist.TCPStore(place.address, place.port, is_master=host, timeout=limit)
@@ -227,7 +222,7 @@ def _note_waiting(place: Place) -> None:
 
 
 def _way_out(place: Place) -> str:
-    return "" if place.launcher == "vinfinity" else f"; {place.way_out}"
+    return "" if place.started_by_vinfinity else f"; {place.way_out}"
 
 
 def _leave(store: dist.Store, *, hosts_store: bool, others: int) -> None:

@@ -18,7 +18,7 @@ from vinfinity.parallel.timeline import Scene, Timeline
 
 Positions = Literal["absolute", "grouped", "auto"]
 # with `auto`, distances are grouped in scenes of more than this many times the trained length
-FAR = 6
+GROUPED_BEYOND = 6
 
 
 def nearest_frames(
@@ -57,7 +57,7 @@ def key_distances(
     trained: int,
 ) -> tuple[int, ...]:
     """How far each key is from a query in time, as it sees them. near: its local scope. trained: T0."""
-    grouped = rule == "grouped" or (rule == "auto" and scene.length > FAR * trained)
+    grouped = rule == "grouped" or (rule == "auto" and scene.length > GROUPED_BEYOND * trained)
     farthest = scene.length // 2 if timeline.loop else scene.length - 1
     around = [timeline.distance(query, key) for key in near] or [0]
 

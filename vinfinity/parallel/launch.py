@@ -47,9 +47,7 @@ def check_ranks(*, gpus: int | None, device: str, frames: int, place: Place | No
         problem = f"is more than the {frames} frames"
         raise InputError("gpus", size, f"use {frames} ranks at most{way_out}", problem=problem)
     try:
-        picked = pick_device(
-            device, local_size=local_size, launcher=None if place is None else place.launcher
-        )
+        picked = pick_device(device, local_size=local_size, place=place)
         check_nccl(size, picked)
     except InputError as error:
         raise InputError(

@@ -21,7 +21,8 @@ MPI_SIZES = ("OMPI_COMM_WORLD_SIZE", "PMI_SIZE", "MV2_COMM_WORLD_SIZE")
 class Place:
     """The place that a launcher gave this process: rank of size, local_rank of local_size on its node.
 
-    attempt: how often the ranks were started before.
+    launcher: "torchrun", "srun", or "vinfinity" for ranks that vinfinity started itself. attempt: how often the
+    launcher has restarted the ranks.
     """
 
     rank: int
@@ -37,6 +38,34 @@ class Place:
     def way_out(self) -> str:
         """What to do if the launcher's variables are left over, as the end of a message."""
         return way_out(self.launcher)
+
+    @property
+    def started_by_vinfinity(self) -> bool:
+        """Whether vinfinity started the ranks, all on this node."""
+        return self.launcher == "vinfinity"
+
+    @property
+    def has_rendezvous(self) -> bool:
+        """Whether the launcher hosts a rendezvous that torch finds by environment variables."""
+        return self.launcher == "torchrun"
+
+    @property
+    def store_host(self) -> int | None:
+        """The rank that hosts the store of the ranks; None if the launcher does."""
+        return 0 if self.launcher == "srun" else None
+
+    @property
+    def may_see_one_gpu(self) -> bool:
+        """Whether the launcher may show each rank a single GPU, which is its own."""
+        return self.launcher in ("srun", "torchrun")
+
+    @property
+    def gpu_remedy(self) -> str | None:
+        """How to let the launcher give every rank a GPU; None if it has no options for that."""
+        if self.launcher != "srun":
+            return None
+        options = f"--gpus-per-node {self.local_size} --gpu-bind=none"
+        return f"start one task per GPU, and let each see all GPUs: {options}"
 
 
 def way_out(launcher: str) -> str:

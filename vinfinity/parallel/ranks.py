@@ -21,10 +21,10 @@ from vinfinity.system.out_of_memory import GPU_REMEDY, named_out_of_memory
 from vinfinity.system.signals import Shutdown
 
 Fact = TypeVar("Fact")
-# seconds that ranks may differ in loading and compiling, or rank 0 may take to write a block of pictures
-PATIENCE = 1800.0
-# seconds between two looks at a GPU that is waited for
-POLL = 0.0005
+# longest wait, in seconds, for a rank that is still loading or compiling, or for rank 0 to write a block
+LOADING_SECONDS = 1800.0
+# seconds between two queries of a CUDA event
+POLL_SECONDS = 0.0005
 
 
 @dataclass(frozen=True)
@@ -131,7 +131,7 @@ class Ranks:
         done = torch.cuda.Event()
         done.record()
         while not done.query():
-            time.sleep(POLL)
+            time.sleep(POLL_SECONDS)
             if self.liveness is not None:
                 self.liveness.check()
         return bool(host)
@@ -173,4 +173,4 @@ class Ranks:
 
 def _wait(work: dist.Work | None) -> None:
     assert work is not None
-    work.wait(timedelta(seconds=PATIENCE))
+    work.wait(timedelta(seconds=LOADING_SECONDS))
