@@ -17,10 +17,10 @@ from vinfinity.parallel.votes import Vote, Votes
 
 @dataclass(frozen=True)
 class Denoiser:
-    """A model's guided prediction for the frames of one rank.
+    """Makes a model's guided prediction for the frames of one rank.
 
-    call: the network, for the guidance branches of this rank. guidance: weight of the prompt. swap: fetches the other
-    branch where two teams of ranks compute one each. reuse_interval: the whole network runs every so many steps.
+    call: the network, for the guidance branches of this rank. guidance: the guidance scale. swap: fetches the other
+    branch if each of two teams of ranks computes one. reuse_interval: the whole network runs every N steps.
     """
 
     call: NetworkCall
@@ -29,11 +29,11 @@ class Denoiser:
     reuse_interval: int = 1
 
     def renews(self, step: int) -> bool:
-        """Whether the whole network runs in this step."""
+        """Return whether the whole network runs in this step."""
         return step % self.reuse_interval == 0
 
     def guided(self, predictions: Tensor) -> Tensor:
-        """The guided prediction (1, c, f, h, w) fp32 from those of this rank's branches (b, c, f, h, w)."""
+        """Combine the predictions of this rank's branches (b, c, f, h, w) into the guided one (1, c, f, h, w) fp32."""
         if self.swap is not None:
             predictions = self.swap(predictions)
         return guide(predictions.float(), self.guidance)
@@ -50,9 +50,9 @@ def denoise(
     vote: Callable[[bool], Vote] = Vote,
     watch: Callable[[State, Tensor], object] | None = None,
 ) -> Iterator[tuple[State, Votes]]:
-    """Yield the state after each step, from `state` to the end, with what the ranks voted in that step.
+    """Yield the state after each step, from `state` to the end, with the ranks' votes in that step.
 
-    vote: this rank's vote, given whether its prediction is finite. It travels in one message per step.
+    vote: makes this rank's vote, given whether its prediction is finite; ranks exchange votes once per step.
     watch: called in each step with the state before it and the guided prediction.
     Raises NotFiniteError on every rank if the prediction of any rank is NaN or infinite.
     """
@@ -73,7 +73,7 @@ def denoise(
 
 
 def not_finite(where: str, what: str, dtype: torch.dtype) -> NotFiniteError:
-    """The error for NaN or infinite values."""
+    """Make the error for NaN or infinite values."""
     name = str(dtype).removeprefix("torch.")
     half = "try dtype=bf16, or dtype=fp32" if dtype == torch.float16 else "try dtype=fp32"
     remedy = "check the weights, the noise and the LoRAs" if dtype == torch.float32 else half
