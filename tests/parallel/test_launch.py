@@ -30,7 +30,7 @@ def test_ranks_that_do_not_fit_their_launcher_are_refused() -> None:
     assert place is not None
     way_out = "; if torchrun did not start this process, unset RANK WORLD_SIZE"
     with pytest.raises(
-        InputError, match=f"gpus: 4 is not the 8 ranks that torchrun started; leave .*{way_out}"
+        InputError, match=f"gpus: 4 is not the 8 ranks that torchrun started; remove .*{way_out}"
     ):
         check_ranks(gpus=4, device="cpu", frames=96, place=place)
     with pytest.raises(InputError, match=f"gpus: 8 is more than the 7 frames; .*{way_out}"):

@@ -17,7 +17,7 @@ from vinfinity.parallel.votes import Vote, Votes
 
 @dataclass(frozen=True)
 class Denoiser:
-    """Makes a model's guided prediction for the frames of one rank.
+    """A model's guided prediction for the frames of one rank.
 
     call: the network, for the guidance branches of this rank. guidance: the guidance scale. swap: fetches the other
     branch if each of two teams of ranks computes one. reuse_interval: the whole network runs every N steps.

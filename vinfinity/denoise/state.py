@@ -39,7 +39,7 @@ class State:
 
 
 class Sampler(Protocol):
-    """Takes the latents from the noise level of one step to that of the next.
+    """A sampling method: each step takes the latents from one noise level to the next.
 
     timesteps: the training timestep of each step. Samplers with equal settings are equal.
     """

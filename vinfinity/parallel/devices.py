@@ -123,7 +123,7 @@ def settle_allocator(device: torch.device) -> None:
     """Allocate a byte on a GPU; if that fails only because of expandable segments, disable them with a warning.
 
     The drivers of some virtual GPUs and of Jetson lack the virtual memory that expandable segments need. `os.environ`
-    gets the allocator's new settings, too, for plans. Raises RuntimeError if nothing can be allocated.
+    also gets the allocator's new settings, for plans. Raises RuntimeError if nothing can be allocated.
     """
     try:
         torch.empty(1, dtype=torch.uint8, device=device)
@@ -207,8 +207,8 @@ class PeakMemory:
 
     reserved: memory reserved by the allocator on the rank's GPU, which is what runs out; on a CPU, memory of the
     process. allocated: the part of it in tensors. retries: how often the allocator was out of memory until it released
-    its cache. failures: how often it was still out of memory after that. driver: memory in use on the GPU at the time of the
-    call, by all processes and libraries. The last four are None on a CPU.
+    its cache. failures: how often it was still out of memory after that. driver: memory in use on the GPU at the time
+    of the call, by all processes and libraries. The last four are None on a CPU.
     """
 
     reserved: int

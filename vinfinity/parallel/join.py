@@ -30,18 +30,18 @@ from vinfinity.system.signals import Shutdown
 Payload = TypeVar("Payload")
 Result = TypeVar("Result")
 
-# seconds that a rank waits for the others before it says so
+# seconds after which a rank logs that it waits for the others
 NOTED_WAIT = 10.0
-# the entry of the store with the number of ranks that have left
+# the store's entry for the number of ranks that have left
 LEFT = "left"
-# seconds in which the store must answer ranks that leave, and the last of them must have left
+# seconds for the store to answer a rank that leaves, and for the last rank to leave
 LEAVE_SECONDS = 2
-# seconds after which NCCL ends a process by itself, far beyond those after which vinfinity does
+# seconds after which NCCL aborts a process; vinfinity ends it long before
 NCCL_SECONDS = 3600.0
 
 
 def call_worker(worker: Callable[[Payload, Ranks], Result], payload: Payload, ranks: Ranks) -> Result:
-    """The result of a rank's part of the work. Raises VinfinityError for any error, see `described`."""
+    """Call the worker on this rank and return its result. Raise VinfinityError for any error; see `described`."""
     try:
         with named_out_of_memory(str(ranks)):
             return worker(payload, ranks)
@@ -61,24 +61,24 @@ def joined(
     lasting: bool = False,
     end: Callable[[VinfinityError], object] | None = None,
 ) -> Iterator[Ranks]:
-    """Join the other ranks, and leave at the end. timeout: seconds to wait for any of them.
+    """Join the other ranks, and leave them at the end of the block.
 
-    The first rank that fails or is asked to end decides how all others end: a RankError raised inside, which only says
-    that another rank is gone, is replaced by the first error of any rank.
+    The first rank that fails or receives a shutdown request decides the error of all ranks: a RankError inside the
+    block, which only says that another rank is gone, is replaced by the first error of any rank.
 
-    lasting: whether the process goes on afterwards, as that of a library does. If all went well, it then leaves the
-    process group; the cleanup of NCCL waits for the other ranks, so that a process which ends anyway had better not
-    begin it, and one that has failed must not. end: ends this process with an error if its main thread cannot; by
-    default with a line on stderr.
+    timeout: seconds to wait for any rank. lasting: whether the process continues after the block, as in a library. It
+    then destroys the process group if there was no error. NCCL's cleanup waits for all ranks: a process about to exit
+    should skip it, and a failed one must. end: ends this process with an error if its main thread cannot; by default
+    with a line on stderr.
     """
     _choose_threads(place, device)
-    named_lack = partial(named_out_of_memory, f"rank {place.rank} on {device}", remedy=GPU_REMEDY)
-    with named_lack():
+    named_memory_errors = partial(named_out_of_memory, f"rank {place.rank} on {device}", remedy=GPU_REMEDY)
+    with named_memory_errors():
         select_device(device)
     if device.type == "cuda":
-        # messages should not wait behind large kernels
+        # messages must not wait behind large kernels
         os.environ.setdefault("TORCH_NCCL_HIGH_PRIORITY", "1")
-        # if a peer dies, NCCL's watchdog would abort this process before it can name the peer
+        # otherwise, if a peer dies, NCCL's watchdog aborts this process before it can name the peer
         os.environ.setdefault("TORCH_NCCL_ASYNC_ERROR_HANDLING", "0")
     waiting = threading.Timer(NOTED_WAIT, _note_waiting, [place])
     waiting.daemon = True
@@ -86,7 +86,7 @@ def joined(
     waiting.start()
     with contextlib.ExitStack() as watched:
         watched.callback(waiting.cancel)
-        with named_lack(), _named_failure(place, timeout):
+        with named_memory_errors(), _named_failure(place, timeout):
             store = _connect(place, timeout, host=place.rank == place.store_host)
             liveness = Liveness(
                 place.rank,
@@ -99,12 +99,12 @@ def joined(
                 host=place.store_host,
             )
             gpus = _gather_gpus(place, store, device, timeout)
-        # from now on, errors are told to the others: they may be inside NCCL, which would keep them until the limit
+        # from here on, publish errors to the other ranks: they may be inside NCCL, which waits until its time limit
         try:
             watched.enter_context(liveness.watching())
             if gpus and (warning := check_gpus(gpus)) and place.rank == 0:
                 warn(warning)
-            with named_lack():
+            with named_memory_errors():
                 with _named_failure(place, timeout):
                     _init_process_group(place, store, liveness, device, timeout)
                 waiting.cancel()
@@ -136,7 +136,7 @@ def joined(
 
 @contextlib.contextmanager
 def _named_failure(place: Place, timeout: float) -> Iterator[None]:
-    """Turn what keeps ranks from joining each other inside the block into RankError, except for a lack of memory."""
+    """Turn errors of joining inside the block into RankError, except for running out of memory."""
     try:
         yield
     except (RuntimeError, ValueError) as error:
@@ -159,7 +159,7 @@ def _choose_threads(place: Place, device: torch.device) -> None:
 
 
 def _connect(place: Place, timeout: float, *, host: bool = False) -> dist.Store:
-    """A new connection to the store. host: start the store first."""
+    """Open a connection to the store. host: whether to start the store first."""
     limit = timedelta(seconds=timeout)
     if place.has_rendezvous:
         store, _, _ = next(dist.rendezvous("env://", place.rank, place.size, timeout=limit))
@@ -171,14 +171,16 @@ def _connect(place: Place, timeout: float, *, host: bool = False) -> dist.Store:
 
 
 def prefixed(store: dist.Store, attempt: int = 0) -> dist.Store:
-    """The entries of the ranks that were started together. attempt: of the launcher; torchrun's store outlives its
-    ranks, and those of a later attempt must not find earlier entries.
+    """Restrict a store to the entries of the ranks that were started together.
+
+    attempt: how often the launcher has restarted the ranks. torchrun's store outlives its ranks, and restarted ranks
+    must not find the entries of earlier ones.
     """
     return dist.PrefixStore(f"vinfinity/{attempt}", store)
 
 
 def _gather_gpus(place: Place, store: dist.Store, device: torch.device, timeout: float) -> list[GpuFacts]:
-    """The GPUs of all ranks; none if they compute on CPUs. Raises RankError if a rank does not come."""
+    """Return the GPUs of all ranks; none if they compute on CPUs. Raise RankError if a rank does not join."""
     own = asdict(gpu_facts(device)) if device.type == "cuda" else None
     store.set(f"gpu/{place.rank}", json.dumps(own))
     keys = [f"gpu/{rank}" for rank in range(place.size)]
@@ -202,7 +204,7 @@ def _init_process_group(
         return
     problem = RankError(f"NCCL did not connect the ranks within {timeout:g} s; {CONNECTION_REMEDIES['cuda']}")
     with liveness.within(timeout, problem):
-        # with device_id NCCL connects all ranks here; without, at the first message, in which all must take part
+        # with device_id, NCCL connects all ranks here; without, at the first message, in which all must take part
         dist.init_process_group(
             "cpu:gloo,cuda:nccl",
             store=store,
@@ -212,7 +214,7 @@ def _init_process_group(
             device_id=device,
         )
     assert dist.group.WORLD is not None
-    # its watchdog aborts the process, and names nobody: leave time for what does
+    # NCCL's watchdog would abort the process without naming a rank: give heartbeats time to find it first
     dist.group.WORLD._get_backend(device)._set_default_timeout(timedelta(seconds=NCCL_SECONDS))
 
 
@@ -226,9 +228,7 @@ def _way_out(place: Place) -> str:
 
 
 def _leave(store: dist.Store, *, hosts_store: bool, others: int) -> None:
-    """Leave the store, which ends with the rank that hosts it: that one waits until the others have left, at most
-    LEAVE_SECONDS.
-    """
+    """Leave the store. The rank that hosts it waits until the others have left, for at most LEAVE_SECONDS."""
     deadline = time.monotonic() + LEAVE_SECONDS
     store.set_timeout(timedelta(seconds=LEAVE_SECONDS))
     with contextlib.suppress(RuntimeError):

@@ -1,7 +1,7 @@
 """This process's place among the ranks of a launcher, from environment variables. Imports no torch.
 
-Launchers leave variables behind: in shells and notebooks that they started, in images, in job scripts. A process is
-taken for a rank only if its variables say that several processes were started; one process alone needs no launcher.
+Launchers leave variables behind in shells and notebooks that they started, in images, and in job scripts. So a process
+counts as a rank only if its variables say that several processes were started; a single process needs no launcher.
 """
 
 import os
@@ -11,9 +11,9 @@ from dataclasses import dataclass
 
 from vinfinity.errors import InputError
 
-# the variables by which a process is taken for one of several ranks
+# the variables that tell whether a process is one of several ranks
 DECIDING = {"torchrun": ("RANK", "WORLD_SIZE"), "srun": ("SLURM_STEP_NUM_TASKS",)}
-# the number of processes that MPI's launchers say they started
+# the variables in which MPI's launchers store the number of processes
 MPI_SIZES = ("OMPI_COMM_WORLD_SIZE", "PMI_SIZE", "MV2_COMM_WORLD_SIZE")
 
 
@@ -69,7 +69,7 @@ class Place:
 
 
 def way_out(launcher: str) -> str:
-    """What to do if a launcher's variables are left over, as the end of a message."""
+    """Return what to do if a launcher's variables are left over, as the end of a message."""
     return f"if {launcher} did not start this process, unset {' '.join(DECIDING[launcher])}"
 
 
@@ -80,12 +80,12 @@ def rank_names(ranks: Sequence[int]) -> str:
 
 
 def is_rank(environment: Mapping[str, str]) -> bool:
-    """Whether torchrun or srun started this process as one of several ranks. Never raises."""
+    """Return whether torchrun or srun started this process as one of several ranks. Never raises."""
     return _launcher(environment) is not None
 
 
 def find_place(environment: Mapping[str, str]) -> Place | None:
-    """This process's place among the ranks that torchrun or srun started; None if it is alone.
+    """Find this process's place among the ranks that torchrun or srun started; None if it is alone.
 
     Raises InputError if variables are missing or wrong, or if a launcher that vinfinity does not support started
     several processes.
@@ -104,7 +104,7 @@ def find_place(environment: Mapping[str, str]) -> Place | None:
 
 
 def _launcher(environment: Mapping[str, str]) -> str | None:
-    """The launcher that started this process as one of several ranks; None if it is alone."""
+    """Return the launcher that started this process as one of several ranks; None if it is alone."""
     if environment.get("RANK") and environment.get("WORLD_SIZE"):
         return None if environment["WORLD_SIZE"] == "1" else "torchrun"
     tasks = environment.get("SLURM_STEP_NUM_TASKS", "")
@@ -113,7 +113,7 @@ def _launcher(environment: Mapping[str, str]) -> str | None:
 
 
 def _in_terminal_of_srun(environment: Mapping[str, str]) -> bool:
-    """Whether this process runs in the terminal of `srun --pty`; the step's other tasks have none, and have ended."""
+    """Return whether this process runs in the terminal of `srun --pty`: the step's other tasks have ended."""
     return "SLURM_PTY_PORT" in environment and os.isatty(0)
 
 
@@ -128,7 +128,7 @@ def _refuse_mpi(environment: Mapping[str, str]) -> None:
 
 @dataclass(frozen=True)
 class _Variables:
-    """The variables of a launcher. Raises InputError for those that are missing or wrong."""
+    """The variables of a launcher. The methods raise InputError for variables that are missing or wrong."""
 
     environment: Mapping[str, str]
     launcher: str
@@ -185,20 +185,20 @@ def _srun(variables: _Variables) -> Place:
         local_rank=variables.number("SLURM_LOCALID"),
         local_size=local_size,
         address=environment.get("MASTER_ADDR") or first_host(nodes),
-        # ranks must agree on a port without a message; two steps on a node should not share one
+        # ranks must agree on a port without messages, and two steps on a node should not share one
         port=variables.number("MASTER_PORT", str(20000 + (job * 7 + step) % 40000)),
         launcher="srun",
     )
 
 
 def first_host(nodes: str) -> str:
-    """The first host of SLURM's compressed list, such as `node[003-007,9]`."""
+    """Return the first host of SLURM's compressed list, such as `node[003-007,9]`."""
     match = re.match(r"([^\[,]+)(?:\[([^\],-]+)[^\]]*\]([^,\[]*))?", nodes)
     return "".join(part or "" for part in match.groups()) if match else nodes
 
 
 def tasks_per_node(counts: str) -> list[int]:
-    """The tasks on each node from SLURM's compressed list, such as `4(x2),3`."""
+    """Return the number of tasks on each node from SLURM's compressed list, such as `4(x2),3`."""
     tasks: list[int] = []
     for part in counts.split(","):
         match = re.fullmatch(r"(\d+)(?:\(x(\d+)\))?", part.strip())

@@ -1,4 +1,4 @@
-"""This process among the other ranks: its number, its device, and messages outside the networks."""
+"""This process among the ranks of a run: its number, its device, and messages outside the networks."""
 
 import dataclasses
 import time
@@ -29,9 +29,11 @@ POLL_SECONDS = 0.0005
 
 @dataclass(frozen=True)
 class Ranks:
-    """rank: number of this process, 0 <= rank < size. local_size: ranks on this node. device: what it computes on.
-    shutdown: requests to end; there are none where vinfinity is used as a library. waits: what this rank waits for.
-    liveness: watches over the other ranks; None for a rank alone.
+    """This process among the ranks of a run, and the messages it exchanges with them outside the networks.
+
+    device: the device it computes on. rank: its number, 0 <= rank < size. local_size: number of ranks on this node.
+    shutdown: shutdown requests; there are none if vinfinity is used as a library. waits: the operations in which this
+    rank waits for others. liveness: monitors the other ranks; None for a single rank.
     """
 
     device: torch.device
@@ -43,15 +45,15 @@ class Ranks:
     liveness: Liveness | None = field(default=None, compare=False, repr=False)
 
     def __str__(self) -> str:
-        """This rank in messages."""
+        """Name this rank in messages."""
         return f"rank {self.rank} on {self.device}" if self.size > 1 else str(self.device)
 
     @classmethod
     def of_one(cls, device: str, *, shutdown: Shutdown | None = None) -> "Ranks":
-        """The rank of a process that shares its work with no other, on the device for "auto", "cuda" or "cpu".
+        """Make the rank of a process that works alone, on the device for "auto", "cuda" or "cpu".
 
-        As where ranks join, a GPU becomes the current one. That also initialises CUDA, which resetting the counts of
-        its memory does not. Raises InputError, or OutOfMemoryError if the GPU has no room for that.
+        A GPU becomes the current device, as when ranks join. This also initialises CUDA; resetting its memory counts
+        later would not. Raises InputError, or OutOfMemoryError if the GPU has no room for CUDA.
         """
         alone = cls(device=pick_device(device), shutdown=shutdown or Shutdown())
         with named_out_of_memory(str(alone), remedy=GPU_REMEDY):
@@ -60,15 +62,15 @@ class Ranks:
 
     @property
     def first(self) -> bool:
-        """Whether this rank writes the files and shows messages."""
+        """Whether this is rank 0, which writes the files and shows messages."""
         return self.rank == 0
 
     def alone(self) -> "Ranks":
-        """This rank for work that it does without the others."""
+        """Return this rank for work that it does without the others."""
         return Ranks(device=self.device, shutdown=self.shutdown)
 
     def team(self, frames: int, *, split: bool, grouped: bool = False) -> Team:
-        """The ranks that share a video with this one; see `team_of`."""
+        """Return the ranks that share a video with this one; see `team_of`."""
         team = team_of(self.rank, self.size, frames=frames, split=split, grouped=grouped)
         return dataclasses.replace(team, waits=self.waits)
 
@@ -155,17 +157,17 @@ class Ranks:
         return x
 
     def check_shutdown(self) -> None:
-        """Raise Stopped, on every rank, if any of them was asked to end."""
+        """Raise Stopped, on every rank, if a shutdown was requested on any of them."""
         if any(self.all_gather(self.shutdown.requested is not None)):
             self.shutdown.stop()
 
     def send(self, x: Tensor, to: int, *, label: str) -> None:
-        """Send a CPU tensor; return when it is on its way. Raises RankError if `to` is late or gone."""
+        """Send a CPU tensor; return when it is on its way. Raise RankError if `to` is late or gone."""
         with self.waits.on_host(label), named_peers(label, to):
             _wait(dist.isend(x, to))
 
     def receive(self, into: Tensor, source: int, *, label: str) -> Tensor:
-        """Wait for a CPU tensor of that shape and type. Raises RankError if `source` is late or gone."""
+        """Wait for a CPU tensor with the shape and type of `into`. Raise RankError if `source` is late or gone."""
         with self.waits.on_host(label), named_peers(label, source):
             _wait(dist.irecv(into, source))
         return into

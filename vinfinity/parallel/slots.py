@@ -1,8 +1,8 @@
 """Where temporal attention stores projections of frames while it walks through a video: pure arithmetic.
 
-Keys and values are projected into the places from which attention reads them, so that nothing is gathered. A scene's
-anchors come first. The frames around the current block of queries follow, in a ring: each unit takes the place of one
-that no later block attends to. Places follow from the scene alone, so they are the same on every rank.
+Keys and values are projected into the slots from which attention reads them, so nothing needs to be gathered. A scene's
+anchors come first. The frames around the current block of queries follow in a ring: each unit replaces one that no
+later block attends to. Slots follow from the scene alone, so they are the same on every rank.
 """
 
 from collections.abc import Iterator, Sequence
@@ -16,7 +16,8 @@ from vinfinity.parallel.spans import intersection
 class Unit(NamedTuple):
     """Frames that are projected at once, and where their projections are stored.
 
-    frames: those of `span` that a rank has, of the scene that the unit was made for. place: that of the span's start.
+    span: all frames of the unit. frames: those that a rank has and that belong to the unit's scene. slot: the slot of
+    the span's first frame.
     """
 
     span: range
@@ -24,7 +25,7 @@ class Unit(NamedTuple):
     slot: int
 
     def slots(self, frames: range) -> range:
-        """The places of those of some frames that are in the unit."""
+        """Return the slots of the given frames, as far as they are in the unit."""
         shared = intersection(self.span, frames)
         first = self.slot + shared.start - self.span.start
         return range(first, first + len(shared))
@@ -32,9 +33,10 @@ class Unit(NamedTuple):
 
 @dataclass(frozen=True)
 class Ring:
-    """The places of a scene's frames.
+    """The slots of a scene's frames.
 
-    units: all that its blocks attend to, in order. slots: how many of them are stored at a time. start: first place.
+    units: all units that the scene's blocks attend to, in order. units_stored: how many of them are stored at a time.
+    start: the first slot.
     """
 
     units: Sequence[range]
@@ -43,12 +45,12 @@ class Ring:
 
     @classmethod
     def of(cls, units: Sequence[range], covers: Sequence[range], start: int) -> "Ring":
-        """covers: the frames that each block of the scene needs at a time."""
+        """Make the ring of a scene. covers: the frames that each of its blocks needs at once."""
         overlaps = (sum(bool(intersection(unit, cover)) for unit in units) for cover in covers)
         return cls(units, max(overlaps), start)
 
     def around(self, cover: range, reach: range) -> Iterator[Unit]:
-        """The units that cover some frames. reach: the frames that a rank has."""
+        """Yield the units that cover some frames. reach: the frames that a rank has."""
         for index, span in enumerate(self.units):
             if intersection(span, cover):
                 yield Unit(span, intersection(span, reach), self.start + UNIT * (index % self.units_stored))
@@ -56,9 +58,10 @@ class Ring:
     def keys(
         self, anchors: Sequence[int], units: Sequence[Unit], span: range
     ) -> tuple[int, list[int | None]]:
-        """The first place, and the frames in the places from there on, that a block attends to; None for gaps.
+        """Return the first slot that a block attends to, and the frame in each slot from there on; None for gaps.
 
-        anchors: those of the scene, right before the ring. units: of the block. span: its local scopes.
+        anchors: the scene's anchors, which are right before the ring. units: the block's units. span: the frames of its
+        local scopes.
         """
         first = self.start - len(anchors)
         at = dict(enumerate(anchors, first))
