@@ -42,7 +42,7 @@ def test_a_block_has_a_slot_for_every_key(timeline: Timeline) -> None:
     for block in plan.blocks:
         scene = timeline.scenes[timeline.number(block.rows.start)]
         near = range(block.rows.start - LOCAL, block.rows.stop + LOCAL)
-        wanted = scene.frames if scene.plain else timeline.clip(near, scene)
+        wanted = scene.frames if scene.plain else timeline.within(scene, near)
         count = len(block.anchors)
         assert block.keys[:count] == (() if scene.plain else scene.anchors)
         assert sorted(key for key in block.keys[count:] if key is not None) == [*wanted]

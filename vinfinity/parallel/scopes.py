@@ -244,7 +244,7 @@ class _Planner:
         if self.joint is not None:
             spans = [self._nearest(scene, query) for query in queries]
             return range(min(span.start for span in spans), max(span.stop for span in spans))
-        return self.timeline.clip(range(queries.start - local, queries.stop + local), scene)
+        return self.timeline.within(scene, range(queries.start - local, queries.stop + local))
 
     def _nearest(self, scene: Scene, query: int) -> range:
         """Return the local scope of a query of joint attention."""
@@ -292,7 +292,7 @@ class _Planner:
         if ring is None:
             first, keys = 0, [*self._ascending(span, own)]
         else:
-            units = tuple(ring.around(span or rows, timeline.clip(reach, scene)))
+            units = tuple(ring.around(span or rows, timeline.within(scene, reach)))
             first, keys = ring.keys(own, units, span)
         bias = scale = None
         if not scene.plain:

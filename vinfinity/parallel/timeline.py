@@ -87,7 +87,7 @@ class Timeline:
         """Return the distance from query to key in frames of the whole video; negative if the key comes first."""
         return self.video_frame(key) - self.video_frame(query)
 
-    def clip(self, frames: range, scene: Scene) -> range:
+    def within(self, scene: Scene, frames: range) -> range:
         """Limit frames to those of a scene; in a loop, all numbers stand for frames of the scene."""
         return frames if self.loop else intersection(frames, scene.frames)
 
