@@ -33,7 +33,7 @@ from vinfinity.bench.pairs import fewest_lanes, least_rate, measure_pairs
 from vinfinity.bench.scaling import measure_scaling
 from vinfinity.bench.stages import Figure, Stage, at_least, at_most, equals, figure
 from vinfinity.bench.subjects import LARGE_SIZE, Subject, find_subject
-from vinfinity.denoise.execution import CHUNK_BYTES, BOTH_BRANCHES_FRAMES, Execution
+from vinfinity.denoise.execution import BOTH_BRANCHES_FRAMES, CHUNK_BYTES, Execution
 from vinfinity.machine.nvidia import Link
 from vinfinity.media.decode import decode_block, decode_tiles
 from vinfinity.models.unet3d.configs import VAEConfig
