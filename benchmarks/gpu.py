@@ -33,7 +33,7 @@ from vinfinity.bench.pairs import fewest_lanes, least_rate, measure_pairs
 from vinfinity.bench.scaling import measure_scaling
 from vinfinity.bench.stages import Figure, Stage, at_least, at_most, equals, figure
 from vinfinity.bench.subjects import LARGE_SIZE, Subject, find_subject
-from vinfinity.denoise.execution import CHUNK_BYTES, FEW_FRAMES, Execution
+from vinfinity.denoise.execution import BOTH_BRANCHES_FRAMES, CHUNK_BYTES, Execution
 from vinfinity.machine.nvidia import Link
 from vinfinity.media.decode import decode_block, decode_tiles
 from vinfinity.models.unet3d.configs import VAEConfig
@@ -66,7 +66,7 @@ def loaded(device: str, quick: bool) -> tuple[Subject, nn.Module]:
 
 def execution(trial: Trial, frames: int, *, skips: Skips = "device") -> Execution:
     """Return what `memory: auto` takes where memory is ample."""
-    branches = 2 if frames <= FEW_FRAMES else 1
+    branches = 2 if frames <= BOTH_BRANCHES_FRAMES else 1
     return Execution(branches=branches, skips=skips, chunk_bytes=CHUNK_BYTES[trial.device][0])
 
 

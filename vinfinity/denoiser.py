@@ -85,7 +85,7 @@ def fitting_denoiser(
 
         def rehearsal(execution: Execution) -> None:
             denoiser = make_denoiser(job, network, text, team, silent, execution)
-            ranks.read(denoiser.call(x, t).isfinite().all())
+            ranks.wait_for(denoiser.call(x, t).isfinite().all())
 
         execution = rehearse(fit.executions, rehearsal, ranks)
     return make_denoiser(job, network, text, team, exchange, execution), execution
@@ -105,8 +105,8 @@ def rehearse(
     problems: list[str] = []
     for execution in executions:
         problem = _lack_of_memory(partial(rehearsal, execution), ranks)
-        ranks.gather()
-        problems = [found for found in ranks.collect(problem) if found is not None]
+        ranks.barrier()
+        problems = [found for found in ranks.all_gather(problem) if found is not None]
         if not problems:
             return execution
         if ranks.first:

@@ -68,11 +68,11 @@ def _encode(
     sources: opens the files, on rank 0. total: the number of latent frames that their first `frames` frames give.
     """
     ranks, unit = session.ranks, "frames" if total == frames else "latent frames"
-    done = ranks.from_first(lambda: _found(folder, session))
+    done = ranks.on_first(lambda: _found(folder, session))
     if done is not None and done.frames == total:
         return done
     session.enter(f"after encoding {done.frames if done else 0} of {total} {unit}")
-    opened = ranks.from_first(lambda: _opened(sources))
+    opened = ranks.on_first(lambda: _opened(sources))
     if isinstance(opened, InputError):
         raise opened
     files, settings = opened
@@ -165,10 +165,10 @@ def _copy(session: Session, earlier: Path) -> Parts:
     """Copy the latents that the edited run has encoded, so that this run can be edited in turn."""
     ranks, folder = session.ranks, session.folder.input
     source = read_manifest(earlier)
-    done = ranks.from_first(lambda: _found(folder, session))
+    done = ranks.on_first(lambda: _found(folder, session))
     if done is not None and done.frames == source.frames:
         return done
-    ranks.from_first(source.verify)
+    ranks.on_first(source.verify)
 
     own = in_pieces(range(source.frames)) if ranks.first else ()
     copied = ((piece, {"x": source.read(piece)[None]}) for piece in own)

@@ -29,7 +29,7 @@ def shared_text(job: Job, networks: Networks, ranks: Ranks) -> FrameText:
     if ranks.first:
         states = text_states(job, networks.text_encoder(job), device=device, dtype=dtype)
     shape = (len(job.texts), job.tokenizer.length, job.card.traits.denoiser.text_width)
-    return frame_text(job, ranks.share(states, shape=shape, dtype=dtype, label="text states"))
+    return frame_text(job, ranks.broadcast(states, shape=shape, dtype=dtype, label="text states"))
 
 
 def frame_text(job: Job, states: Tensor) -> FrameText:

@@ -159,7 +159,7 @@ def denoise_video(
             job, networks, ranks, team=team, exchange=session.exchange, fit=fit, pictures=pictures, step=done
         )
         # ranks take different times to load their weights
-        ranks.gather()
+        ranks.barrier()
         ranks.check_shutdown()
     with ranks.shutdown.reacting(Reaction.WAIT):
         if denoising is not None:
@@ -177,8 +177,8 @@ def denoise_video(
 def _denoising_facts(execution: Execution, session: Session, steps: int) -> Mapping[str, object]:
     """Return how the denoising steps were carried out, what each rank sent per step, and its peak memory."""
     ranks = session.ranks
-    sent = ranks.collect(session.exchange.counters.per(steps)) if steps else []
-    memory = ranks.collect(asdict(peak_memory(ranks.device)))
+    sent = ranks.all_gather(session.exchange.counters.per(steps)) if steps else []
+    memory = ranks.all_gather(asdict(peak_memory(ranks.device)))
     return {"execution": asdict(execution), "communication_per_step": sent, "memory": memory}
 
 

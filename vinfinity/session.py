@@ -189,9 +189,9 @@ def _start(job: Job, destination: Destination, ranks: Ranks, machine: Mapping[st
             # nothing is written here: the disk may be full of what this run is about to delete
             check_same(folder, weights=job.weights_digest, noise=job.noise_digest)
         folder.event("started", how=start, ranks=ranks.size, version=version(), machine=machine)
-    start = ranks.collect(start)[0]
+    start = ranks.all_gather(start)[0]
     assert start is not None
-    for rank, visible in enumerate(ranks.collect(folder.settings.is_file())):
+    for rank, visible in enumerate(ranks.all_gather(folder.settings.is_file())):
         if not visible:
             remedy = "put the video on a file system that all nodes share"
             raise InputError("out", folder.path, remedy, problem=f"cannot be seen by rank {rank}")
@@ -200,5 +200,5 @@ def _start(job: Job, destination: Destination, ranks: Ranks, machine: Mapping[st
 
 def _machine(job: Job, ranks: Ranks) -> dict[str, object]:
     """Return the software and hardware of all ranks, for the record."""
-    machines = ranks.collect(describe_rank(ranks.device))
+    machines = ranks.all_gather(describe_rank(ranks.device))
     return {**describe_software(ranks.device, job.dtype(ranks.device)), "ranks": machines}

@@ -5,7 +5,8 @@ from collections.abc import Sequence
 import pytest
 import torch
 
-from vinfinity.denoise.selection import Selection, StepNoise, select_all, select_around, spans
+from vinfinity.denoise.selection import Selection, StepNoise, select_all, select_around
+from vinfinity.parallel.spans import spans
 
 
 @pytest.mark.parametrize(

@@ -81,5 +81,5 @@ def test_a_number_of_ranks_is_checked(cli: Cli) -> None:
     code, out, _ = cli("doctor", "--json", "--gpus", "2", "--device", "cuda")
     assert code == 1
     assert names(out)[0] == "refused"
-    assert "finds 0 CUDA GPUs for 2" in json.loads(out)["used"]["refused"]
+    assert "found 0 CUDA GPUs for 2 ranks" in json.loads(out)["used"]["refused"]
     assert cli.refused("doctor", "--gpus", "0").startswith("--gpus: ")

@@ -172,10 +172,10 @@ FAULTS: list[tuple[str, bool, dict[str, Any], str]] = [
         True,
         {
             "engine": engine(
-                use=Use("", "", None, 0, "device: auto finds 2 CUDA GPUs for 4; add --device cpu")
+                use=Use("", "", None, 0, "device: auto found 2 CUDA GPUs for 4 ranks; add --device cpu")
             )
         },
-        "device: auto finds 2 CUDA GPUs for 4; add --device cpu",
+        "device: auto found 2 CUDA GPUs for 4 ranks; add --device cpu",
     ),
     (
         "slow",

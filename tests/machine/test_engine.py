@@ -42,7 +42,9 @@ def test_what_a_run_would_use_is_asked_of_the_code_that_picks_it(monkeypatch: py
         monkeypatch.setenv(name, value)
     use = find_engine(device="cuda", ranks=None).use
     assert not isinstance(use, Failed)
-    assert use.refused.startswith("device: cuda finds 0 CUDA GPUs for 2; add --device cpu to run 2 ranks")
+    assert use.refused.startswith(
+        "device: cuda found 0 CUDA GPUs for 2 ranks; add --device cpu to run 2 ranks"
+    )
     use = find_engine(device="cpu", ranks=3).use
     assert not isinstance(use, Failed)
     assert "3 is not the 8 ranks that torchrun started" in use.refused

@@ -19,9 +19,9 @@ from vinfinity.denoiser import fitting_denoiser
 from vinfinity.inputs import initial_state, shared_text
 from vinfinity.job import prepare
 from vinfinity.networks import Networks, load_denoiser
+from vinfinity.parallel.connectivity import check_connections
 from vinfinity.parallel.context import plan_halo
 from vinfinity.parallel.exchange import RankExchange, Work
-from vinfinity.parallel.meeting import meet
 from vinfinity.parallel.ranks import Ranks
 from vinfinity.parallel.shards import FrameShards
 from vinfinity.parallel.timeline import one_scene
@@ -70,8 +70,8 @@ def wait_on_gpu(ranks: Ranks, label: str) -> None:
 def hurry(ranks: Ranks) -> None:
     """From here on, ranks need not load anything, and can be missed sooner."""
     assert ranks.liveness is not None
-    ranks.collect(1)
-    ranks.liveness.judge.timeout = 4.0
+    ranks.all_gather(1)
+    ranks.liveness.monitor.timeout = 4.0
 
 
 def suspend(_: None, ranks: Ranks) -> None:
@@ -103,18 +103,18 @@ def hang_in_transport(_: None, ranks: Ranks) -> None:
 
 def hang_until_aborted(_: None, ranks: Ranks) -> None:
     """Rank 1 hangs, and NCCL's watchdog aborts the ranks that wait for it."""
-    ranks.collect(1)
+    ranks.all_gather(1)
     if ranks.rank == 1:
         time.sleep(FOREVER)
     with ranks.waits.on_host("temporal attention 1"):
-        # until the sign of life says so
+        # until the heartbeats say so
         time.sleep(1.5)
         os.abort()
 
 
 def abort(_: None, ranks: Ranks) -> None:
     """Rank 1 aborts, for a reason of its own."""
-    ranks.collect(1)
+    ranks.all_gather(1)
     if ranks.rank == 1:
         os.abort()
     time.sleep(FOREVER)
@@ -123,7 +123,7 @@ def abort(_: None, ranks: Ranks) -> None:
 def raise_while_others_wait(_: None, ranks: Ranks) -> None:
     """Rank 1 fails while the GPUs of the others wait for it; the cleanup of NCCL would block for a minute."""
     dist.destroy_process_group = lambda *_: time.sleep(60)
-    ranks.collect(1)
+    ranks.all_gather(1)
     if ranks.rank == 1:
         raise KeyError("missing")
     wait_on_gpu(ranks, "temporal attention 1")
@@ -133,12 +133,12 @@ def raise_while_others_wait(_: None, ranks: Ranks) -> None:
 def finish_with_a_slow_cleanup(_: None, ranks: Ranks) -> int:
     """All is well, but the cleanup of NCCL would block for a minute."""
     dist.destroy_process_group = lambda *_: time.sleep(60)
-    return sum(ranks.collect(ranks.rank))
+    return sum(ranks.all_gather(ranks.rank))
 
 
 def run_out_of_memory(_: None, ranks: Ranks) -> None:
     """Rank 1 runs out of memory in its network, while the GPUs of the others wait for it."""
-    ranks.collect(1)
+    ranks.all_gather(1)
     if ranks.rank == 1:
         raise torch.cuda.OutOfMemoryError(CUDA_OUT_OF_MEMORY)
     wait_on_gpu(ranks, "temporal attention 1")
@@ -164,20 +164,20 @@ def run_out_of_memory_in_an_exchange(where: str, ranks: Ranks) -> None:
 
         dist.batch_isend_irecv = fail  # type: ignore[assignment]
     RankExchange(ranks.rank, shards, waits=ranks.waits).fetch(x, route, label="temporal convolution").wait()
-    ranks.collect(1)
+    ranks.all_gather(1)
 
 
-def meet_again(seconds: float, ranks: Ranks) -> None:
+def connect_again(seconds: float, ranks: Ranks) -> None:
     """The first exchange, in which rank 1 does not take part in time."""
     if ranks.rank == 1:
         time.sleep(3 * seconds)
-    _meet(ranks, seconds)
+    _connect(ranks, seconds)
 
 
-def _meet(ranks: Ranks, seconds: float) -> None:
+def _connect(ranks: Ranks, seconds: float) -> None:
     assert ranks.liveness is not None
     store = dist.PrefixStore("again", ranks.liveness._store)
-    meet(
+    check_connections(
         ranks.rank,
         ranks.size,
         device=ranks.device,
@@ -189,11 +189,11 @@ def _meet(ranks: Ranks, seconds: float) -> None:
 
 def connect_without_end(seconds: float, ranks: Ranks) -> None:
     """The first exchange over a network on which NCCL does not get beyond connecting the ranks."""
-    from vinfinity.parallel import meeting
+    from vinfinity.parallel import connectivity
 
-    meeting.REPORTS = 0.5
+    connectivity.REPORT_SECONDS = 0.5
     dist.batch_isend_irecv = lambda *_: time.sleep(FOREVER)  # type: ignore[assignment]
-    _meet(ranks, seconds)
+    _connect(ranks, seconds)
 
 
 class _Deaf(RankExchange):
@@ -209,10 +209,10 @@ class _Deaf(RankExchange):
 
 def lose_messages(seconds: float, ranks: Ranks) -> None:
     """The first exchange over a network on which messages from rank 0 to rank 2 are lost."""
-    from vinfinity.parallel import meeting
+    from vinfinity.parallel import connectivity
 
-    meeting._FirstExchange.__bases__ = (_Deaf,)
-    _meet(ranks, seconds)
+    connectivity._FirstExchange.__bases__ = (_Deaf,)
+    _connect(ranks, seconds)
 
 
 def rehearse_with_too_little_memory(
@@ -255,17 +255,17 @@ def rehearse_with_too_little_memory(
     x = initial_state(job, job.selection.of(team.held)).x
     with torch.no_grad():
         prediction = denoiser.call(x, 999.0)
-    return ranks.collect((calls, execution, prediction))
+    return ranks.all_gather((calls, execution, prediction))
 
 
 def allocator_settings(_: None, ranks: Ranks) -> list[str]:
     """How the allocator of each rank is configured."""
-    return ranks.collect(os.environ.get("PYTORCH_CUDA_ALLOC_CONF", ""))
+    return ranks.all_gather(os.environ.get("PYTORCH_CUDA_ALLOC_CONF", ""))
 
 
 def add_up(_: None, ranks: Ranks) -> int:
     """All is well."""
-    return sum(ranks.collect(ranks.rank + 1))
+    return sum(ranks.all_gather(ranks.rank + 1))
 
 
 def end_after_a_checkpoint(folder: Path, ranks: Ranks) -> None:
@@ -273,7 +273,7 @@ def end_after_a_checkpoint(folder: Path, ranks: Ranks) -> None:
     team, checkpoint = ranks.team(6, split=False), folder / "checkpoints" / "step-0001"
     x = torch.zeros(1, 4, len(team.held), 2, 2)
     if ranks.rank == 1:
-        ranks.collect([write_part(checkpoint, team.held, {"x": x})])
+        ranks.all_gather([write_part(checkpoint, team.held, {"x": x})])
         while not (checkpoint / "manifest.json").exists():
             time.sleep(0.001)
         os.kill(os.getpid(), signal.SIGKILL)

@@ -55,7 +55,7 @@ def call_unets(cases: list[Case], ranks: Ranks) -> list[Tensor]:
         with torch.inference_mode(), fp32_products(tf32=False):
             prediction = unet(x, torch.full((1,), 500.0, device=ranks.device), FrameText.same(text), ctx)
         # a tensor of a GPU would arrive on the sender's
-        outputs.append(torch.cat(ranks.collect(prediction.cpu()), dim=2))
+        outputs.append(torch.cat(ranks.all_gather(prediction.cpu()), dim=2))
     return outputs
 
 
@@ -68,7 +68,7 @@ def crash(_: None, ranks: Ranks) -> None:
     """Rank 1 raises an unexpected exception while the others wait for it."""
     if ranks.rank == 1:
         raise KeyError("missing")
-    ranks.collect(1)
+    ranks.all_gather(1)
 
 
 def die(number: int, ranks: Ranks) -> None:
@@ -76,7 +76,7 @@ def die(number: int, ranks: Ranks) -> None:
     if ranks.rank == 1:
         os.kill(os.getpid(), signal.Signals(number))
     time.sleep(0.5)
-    ranks.collect(1)
+    ranks.all_gather(1)
 
 
 def exhaust_memory(_: None, ranks: Ranks) -> None:
@@ -86,4 +86,4 @@ def exhaust_memory(_: None, ranks: Ranks) -> None:
             torch.empty(2**50, device=ranks.device)
         # CPUs have an error of their own
         raise torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 1024.00 TiB.")
-    ranks.collect(1)
+    ranks.all_gather(1)

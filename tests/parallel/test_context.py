@@ -24,7 +24,8 @@ from vinfinity.parallel.context import temporal_context
 from vinfinity.parallel.exchange import FrameExchange, LocalExchange
 from vinfinity.parallel.scopes import AttentionPlan, Scopes, plan_attention
 from vinfinity.parallel.shards import FrameShards
-from vinfinity.parallel.timeline import intersection, one_scene
+from vinfinity.parallel.spans import intersection
+from vinfinity.parallel.timeline import one_scene
 from vinfinity.planning.meter import LiveBytes
 
 CLOSE = 1e-5

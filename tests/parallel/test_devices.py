@@ -21,6 +21,7 @@ from vinfinity.parallel.devices import (
     pick_device,
     select_device,
 )
+from vinfinity.parallel.place import Place
 from vinfinity.parallel.ranks import Ranks
 from vinfinity.system.pytorch import uses_expandable_segments
 
@@ -42,6 +43,11 @@ def gpus(monkeypatch: pytest.MonkeyPatch) -> pytest.MonkeyPatch:
     return monkeypatch
 
 
+def place_of(launcher: str, *, local_size: int, local_rank: int = 0) -> Place:
+    """A rank on a single node."""
+    return Place(local_rank, local_size, local_rank, local_size, "localhost", 1, launcher=launcher)
+
+
 @pytest.mark.parametrize("variable", VISIBLE)
 @pytest.mark.parametrize("launcher", ["srun", "torchrun"])
 def test_tasks_of_launchers_that_see_one_gpu_each_take_it(
@@ -49,29 +55,33 @@ def test_tasks_of_launchers_that_see_one_gpu_each_take_it(
 ) -> None:
     gpus.setenv(variable, "3")
     for wanted in ("auto", "cuda"):
-        picked = pick_device(wanted, local_rank=3, local_size=8, launcher=launcher)
+        picked = pick_device(wanted, place=place_of(launcher, local_rank=3, local_size=8))
         assert picked == torch.device("cuda", 0)
 
 
 def test_ranks_without_a_gpu_each_are_refused_with_the_remedy_of_their_launcher(
     gpus: pytest.MonkeyPatch,
 ) -> None:
-    with pytest.raises(InputError, match=r"finds 1 CUDA GPU for 8; .*--gpus-per-node 8 --gpu-bind=none"):
-        pick_device("cuda", local_rank=3, local_size=8, launcher="srun")
-    with pytest.raises(InputError, match=r"finds 1 CUDA GPU for 2; add --device cpu to run 2 ranks"):
-        pick_device("auto", local_size=2, launcher="torchrun")
+    with pytest.raises(
+        InputError, match=r"found 1 CUDA GPU for 8 ranks; .*--gpus-per-node 8 --gpu-bind=none"
+    ):
+        pick_device("cuda", place=place_of("srun", local_rank=3, local_size=8))
+    with pytest.raises(InputError, match=r"found 1 CUDA GPU for 2 ranks; add --device cpu to run 2 ranks"):
+        pick_device("auto", place=place_of("torchrun", local_size=2))
     gpus.setenv("CUDA_VISIBLE_DEVICES", "0")
-    with pytest.raises(InputError, match=r"1 CUDA GPU \(CUDA_VISIBLE_DEVICES='0'\) for 2; add --device cpu"):
-        pick_device("auto", local_size=2, launcher="vinfinity")
+    with pytest.raises(
+        InputError, match=r"1 CUDA GPU \(CUDA_VISIBLE_DEVICES='0'\) for 2 ranks; add --device cpu"
+    ):
+        pick_device("auto", place=place_of("vinfinity", local_size=2))
     enumerate_gpus(gpus, 3)
-    with pytest.raises(InputError, match=r"finds 3 CUDA GPUs.* for 4; .*--gpus-per-node 4"):
-        pick_device("auto", local_rank=1, local_size=4, launcher="srun")
+    with pytest.raises(InputError, match=r"found 3 CUDA GPUs.* for 4 ranks; .*--gpus-per-node 4"):
+        pick_device("auto", place=place_of("srun", local_rank=1, local_size=4))
 
 
 def test_gpus_that_only_the_drivers_management_library_counts_are_not_used(gpus: pytest.MonkeyPatch) -> None:
     # eight GPUs in MIG mode, of which CUDA lists one slice
     gpus.setattr(torch.cuda, "device_count", lambda: 8)
-    with pytest.raises(InputError, match=r"finds 1 CUDA GPU for 8; add --device cpu"):
+    with pytest.raises(InputError, match=r"found 1 CUDA GPU for 8 ranks; add --device cpu"):
         pick_device("cuda", local_size=8)
     assert pick_device("cuda") == torch.device("cuda", 0)
 
@@ -129,8 +139,8 @@ def test_the_cpu_is_taken_with_a_warning_where_the_driver_is_broken(
     reason = r"The NVIDIA driver on your system is too old \(found version 11040\)\."
     warning = fallen_back("auto")
     assert warning is not None
-    assert "auto takes the CPU" in warning
-    with pytest.raises(InputError, match=rf"finds 0 CUDA GPUs for 1 \({reason}\); add --device cpu"):
+    assert "auto falls back to the CPU" in warning
+    with pytest.raises(InputError, match=rf"found 0 CUDA GPUs for 1 rank \({reason}\); add --device cpu"):
         pick_device("cuda")
     monkeypatch.setattr(torch.version, "cuda", None)
     assert "torch was installed without CUDA" in str(fallen_back("auto"))

@@ -76,9 +76,9 @@ def test_a_lack_of_memory_is_named_with_a_remedy(worker: Callable[..., object], 
 
 
 def test_a_rank_that_misses_the_first_exchange_is_named() -> None:
-    error = failure(fault_work.meet_again, 1.0)
+    error = failure(fault_work.connect_again, 1.0)
     assert isinstance(error, RankError)
-    assert "no message got from rank 1 to 0" in error.message
+    assert "no message arrived from rank 1 to rank 0" in error.message
 
 
 def test_ranks_that_are_never_connected_end_with_remedies() -> None:
@@ -94,8 +94,8 @@ def test_pairs_of_ranks_that_cannot_reach_each_other_are_named_with_remedies() -
     error = failure(fault_work.lose_messages, 2.0)
     assert isinstance(error, RankError)
     assert error.message == (
-        "in the first exchange, no message got from rank 0 to 2 within 2 s; set GLOO_SOCKET_IFNAME to the interface of"
-        " the network between the nodes"
+        "no message arrived from rank 0 to rank 2 within 2 s of the first exchange; set GLOO_SOCKET_IFNAME to the"
+        " interface of the network between the nodes"
     )
 
 

@@ -30,20 +30,20 @@ def test_ranks_that_do_not_fit_their_launcher_are_refused() -> None:
     assert place is not None
     way_out = "; if torchrun did not start this process, unset RANK WORLD_SIZE"
     with pytest.raises(
-        InputError, match=f"gpus: 4 is not the 8 ranks that torchrun started; leave .*{way_out}"
+        InputError, match=f"gpus: 4 is not the 8 ranks that torchrun started; remove .*{way_out}"
     ):
         check_ranks(gpus=4, device="cpu", frames=96, place=place)
     with pytest.raises(InputError, match=f"gpus: 8 is more than the 7 frames; .*{way_out}"):
         check_ranks(gpus=None, device="cpu", frames=7, place=place)
     many = dataclasses.replace(place, local_size=99)
-    with pytest.raises(InputError, match=f"finds .* for 99; add --device cpu .*{way_out}"):
+    with pytest.raises(InputError, match=f"found .* for 99 ranks; add --device cpu .*{way_out}"):
         check_ranks(gpus=None, device="cuda", frames=96, place=many)
 
 
 @pytest.mark.skipif(torch.cuda.is_available(), reason="there are GPUs here")
 @pytest.mark.parametrize(("device", "gpus"), [("cuda", 1), ("auto", 2), ("cuda", 2)])
 def test_missing_gpus_are_refused(device: str, gpus: int) -> None:
-    with pytest.raises(InputError, match=rf"finds 0 CUDA GPUs for {gpus}; add --device cpu"):
+    with pytest.raises(InputError, match=rf"found 0 CUDA GPUs for {gpus} ranks?; add --device cpu"):
         pick_device(device, local_size=gpus)
 
 

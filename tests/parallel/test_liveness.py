@@ -1,4 +1,4 @@
-"""Which rank is judged not to answer, by the signs of life of all; and what a rank is known to wait for."""
+"""Which rank counts as lost, by the heartbeats of all; and what a rank is known to wait for."""
 
 import time
 from dataclasses import replace
@@ -7,95 +7,98 @@ import pytest
 from oracles.fault_work import Point
 
 from vinfinity.errors import RankError
-from vinfinity.parallel.liveness import LOOK, SILENCE, Clock, Judge, Line
+from vinfinity.parallel.liveness import CHECK_SECONDS, SILENCE_SECONDS, Clock, Heartbeat, HeartbeatMonitor
 from vinfinity.parallel.waits import Waits
 
 LABEL = "temporal attention 1"
 
 
-def judged(
-    lines: list[list[Line]],
+def found_by_rank_0(
+    heartbeats: list[list[Heartbeat]],
     *,
     waits_for: str | None = None,
     host: int | None = None,
     seconds: float = 1.0,
     timeout: float = 3.0,
 ) -> str | None:
-    """What rank 0 says after it has read these lines of all ranks, one list every second."""
-    judge = Judge(0, len(lines[0]), timeout=timeout, host=host)
+    """The error that rank 0 raises after it has read these heartbeats of all ranks, one list every second."""
+    monitor = HeartbeatMonitor(0, len(heartbeats[0]), timeout=timeout, host=host)
     error: RankError | None = None
-    for index, read in enumerate(lines):
+    for index, read in enumerate(heartbeats):
         now = (index + 1) * seconds
-        judge.read(read, now=now)
-        error = judge.look(waits_for, now=now)
+        monitor.update(read, now=now)
+        error = monitor.find_lost_rank(waits_for, now=now)
         if error is not None:
             return error.message
     return None
 
 
-def lines(count: int, *, ranks: int = 3, frozen: int | None = None, **states: Line) -> list[list[Line]]:
-    """Readings in which the lines of all ranks change, but for one that is frozen. states: of the ranks r0, r1, ..."""
+def heartbeats(
+    count: int, *, ranks: int = 3, frozen: int | None = None, **states: Heartbeat
+) -> list[list[Heartbeat]]:
+    """Readings in which every rank has a new heartbeat each time, except for one that is frozen. states: those of ranks
+    r0, r1, ..."""
     return [
         [
-            replace(states.get(f"r{rank}", Line(0)), beat=0 if rank == frozen else beat)
+            replace(states.get(f"r{rank}", Heartbeat(0)), beat=0 if rank == frozen else beat)
             for rank in range(ranks)
         ]
         for beat in range(1, count + 1)
     ]
 
 
-def test_ranks_that_live_are_not_judged() -> None:
-    assert judged(lines(20)) is None
+def test_ranks_with_heartbeats_are_not_lost() -> None:
+    assert found_by_rank_0(heartbeats(20)) is None
 
 
-def test_a_rank_whose_line_stands_still_is_named() -> None:
-    assert judged(lines(20, frozen=2)) == "rank 2 did not answer in time (no sign of life for 3 s)"
+def test_a_rank_whose_heartbeat_stops_is_named() -> None:
+    assert found_by_rank_0(heartbeats(20, frozen=2)) == "rank 2 did not answer in time (no heartbeat for 3 s)"
 
 
-def test_a_rank_without_signs_of_life_is_not_given_the_time_of_one_that_works() -> None:
-    assert judged(lines(29, frozen=2), timeout=120.0) is None
-    found = judged(lines(40, frozen=2), timeout=120.0)
-    assert found == f"rank 2 did not answer in time (no sign of life for {SILENCE:g} s)"
+def test_a_rank_without_heartbeats_is_not_given_the_time_of_one_that_works() -> None:
+    assert found_by_rank_0(heartbeats(29, frozen=2), timeout=120.0) is None
+    found = found_by_rank_0(heartbeats(40, frozen=2), timeout=120.0)
+    assert found == f"rank 2 did not answer in time (no heartbeat for {SILENCE_SECONDS:g} s)"
 
 
 def test_a_rank_that_has_left_is_not_missed() -> None:
-    assert judged(lines(20, frozen=2, r2=Line(0, left=True))) is None
+    assert found_by_rank_0(heartbeats(20, frozen=2, r2=Heartbeat(0, left=True))) is None
 
 
 def test_the_rank_that_does_not_wait_itself_is_named() -> None:
     """Rank 1 hangs; all others wait for each other, and for it."""
-    found = judged(lines(20, r2=Line(0, waits_for=LABEL)), waits_for=LABEL)
+    found = found_by_rank_0(heartbeats(20, r2=Heartbeat(0, waits_for=LABEL)), waits_for=LABEL)
     assert found == f"rank 1 did not answer in time (waited for it in: {LABEL})"
 
 
 def test_no_rank_is_named_if_all_wait_for_each_other() -> None:
-    waiting = Line(0, waits_for=LABEL)
-    found = judged(lines(20, r1=waiting, r2=waiting), waits_for=LABEL)
+    waiting = Heartbeat(0, waits_for=LABEL)
+    found = found_by_rank_0(heartbeats(20, r1=waiting, r2=waiting), waits_for=LABEL)
     assert found is not None
     assert found.startswith(
-        f"no messages arrive between the ranks (all wait for each other in: {LABEL}); set NCCL_DEBUG"
+        f"no messages arrive between the ranks (all wait for each other in: {LABEL}); try NCCL_P2P_DISABLE=1"
     )
 
 
 def test_waits_that_end_in_time_are_no_fault() -> None:
     """A GPU that waits in every layer, but each time for less than the limit."""
-    judge = Judge(0, 2, timeout=3.0)
+    monitor = HeartbeatMonitor(0, 2, timeout=3.0)
     for second in range(40):
-        judge.read([Line(second), Line(second)], now=float(second))
-        assert judge.look(LABEL if second % 3 else None, now=float(second)) is None
+        monitor.update([Heartbeat(second), Heartbeat(second)], now=float(second))
+        assert monitor.find_lost_rank(LABEL if second % 3 else None, now=float(second)) is None
 
 
 @pytest.mark.parametrize(
     ("host", "message"),
-    [(2, "rank 2 did not answer in time (no sign of life for 3 s)"), (None, None), (0, None)],
+    [(2, "rank 2 did not answer in time (no heartbeat for 3 s)"), (None, None), (0, None)],
 )
 def test_a_store_that_does_not_answer_says_something_of_its_host_alone(
     host: int | None, message: str | None
 ) -> None:
-    judge = Judge(0, 3, timeout=3.0, host=host)
-    judge.read([Line(1)] * 3, now=1.0)
-    assert judge.look(None, now=3.5) is None
-    error = judge.look(None, now=9.0)
+    monitor = HeartbeatMonitor(0, 3, timeout=3.0, host=host)
+    monitor.update([Heartbeat(1)] * 3, now=1.0)
+    assert monitor.find_lost_rank(None, now=3.5) is None
+    error = monitor.find_lost_rank(None, now=9.0)
     assert (error.message if error is not None else None) == message
 
 
@@ -103,7 +106,7 @@ def test_a_suspended_process_does_not_count_the_time_it_missed() -> None:
     clock = Clock()
     clock._last -= 1000.0
     clock.tick()
-    assert clock.seconds <= 10 * LOOK
+    assert clock.seconds <= 10 * CHECK_SECONDS
     before = clock.seconds
     time.sleep(0.02)
     clock.tick()

@@ -23,8 +23,8 @@ from vinfinity.media.decode import decode_frames
 from vinfinity.media.latents import TensorLatents
 from vinfinity.media.mp4 import read_video
 from vinfinity.models import offload
+from vinfinity.parallel.connectivity import _FirstExchange, _missing_on_gpu
 from vinfinity.parallel.context import plan_halo
-from vinfinity.parallel.meeting import _FirstExchange, _unheard_on_gpu
 from vinfinity.parallel.ranks import Ranks
 from vinfinity.parallel.shards import FrameShards
 from vinfinity.parallel.timeline import one_scene
@@ -65,7 +65,7 @@ def _small_chunks(monkeypatch: pytest.MonkeyPatch) -> None:
 def test_the_host_waits_for_the_messages_of_the_first_exchange() -> None:
     for outcome in on_pretend_ranks(lambda ranks: None, ranks=3):
         assert outcome.error is None, outcome.error
-        assert len(outcome.findings.waits_in("parallel/meeting.py:unheard")) == 1
+        assert len(outcome.findings.waits_in("parallel/connectivity.py:missing_messages")) == 1
 
 
 def test_messages_that_did_not_arrive_are_looked_for_behind_the_streams_back() -> None:
@@ -78,9 +78,9 @@ def test_messages_that_did_not_arrive_are_looked_for_behind_the_streams_back() -
             for peer, number in ((1, 2), (2, 0))
         }
         torch.cuda.synchronize(device)
-        assert _unheard_on_gpu(exchange) == [2]
+        assert _missing_on_gpu(exchange) == [2]
         found = cuda.findings()
-    assert len(found.waits_in("parallel/meeting.py:_unheard_on_gpu")) == 1
+    assert len(found.waits_in("parallel/connectivity.py:_missing_on_gpu")) == 1
     assert found.races == []
     assert found.early_frees == []
     assert found.slow_copies == []
@@ -222,9 +222,9 @@ def test_ranks_wait_for_those_that_load_for_long(model_folder: Path, tmp_path: P
 
     @dataclass(frozen=True)
     class SlowRanks(Ranks):
-        def gather(self) -> None:
-            order.append("gather")
-            super().gather()
+        def barrier(self) -> None:
+            order.append("barrier")
+            super().barrier()
 
         def check_shutdown(self) -> None:
             order.append("check")
@@ -239,7 +239,7 @@ def test_ranks_wait_for_those_that_load_for_long(model_folder: Path, tmp_path: P
 
     for outcome in on_pretend_ranks(work, ranks=2):
         assert outcome.error is None, outcome.error
-        assert "gather, check" in ", ".join(outcome.result)
+        assert "barrier, check" in ", ".join(outcome.result)
 
 
 def test_ranks_wait_for_the_plan_longer_than_for_a_message(

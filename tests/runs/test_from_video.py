@@ -421,7 +421,7 @@ def test_concerns_about_the_video_are_shown_before_the_run(
         (("--from", "FILM", "--frames", "21"), "is more than the 20 frames that film.mkv has at 8 fps"),
         (
             ("--from", "FILM", "--strength", "0.05", "--steps", "10"),
-            "leaves none of 10 steps; give at least 0.1",
+            "leaves none of 10 steps; use at least 0.1",
         ),
         (("--from", "nowhere.mp4"), "--from: nowhere.mp4"),
         (("--first-frame", "FILM"), "give a picture"),

@@ -3,20 +3,33 @@
 from dataclasses import dataclass, replace
 
 import torch
+from torch import Tensor
 
 from vinfinity.bench.denoiser import timed_call
 from vinfinity.bench.subjects import find_subject
 from vinfinity.bench.timing import Times, time_in_turn
-from vinfinity.parallel.exchange import FrameExchange, OwnFrames
+from vinfinity.parallel.exchange import Counters, Done, Fetched, FrameExchange, Pending
 from vinfinity.parallel.launch import launch
 from vinfinity.parallel.ranks import Ranks
 from vinfinity.parallel.scopes import Scopes
+from vinfinity.parallel.shards import Route
 from vinfinity.planning.trace import ONE_CHUNK, TIMESTEP, CallShape, network_call
 from vinfinity.weights.dtypes import pick_dtype
 
 ATTENTION = ("temporal attention 1", "temporal attention 2")
 # latent frames of each rank in a timed call
 FRAMES = 24
+
+
+class NoExchange:
+    """Substitutes this rank's own frames for those of others and sends nothing, to time a call without messages."""
+
+    def __init__(self) -> None:
+        self.counters = Counters()
+
+    def fetch(self, x: Tensor, route: Route, *, sums: Tensor | None = None, label: str = "") -> Pending:
+        frames = x[:, :1].expand(-1, len(route.wanted), *x.shape[2:])
+        return Done(Fetched(frames=frames, sums=sums))
 
 
 @dataclass(frozen=True)
@@ -89,9 +102,9 @@ def _time_on_rank(request: TimingRequest, ranks: Ranks) -> Times:
     latent_frames = FRAMES * ranks.size
     frames = subject.geometry.frames(latent_frames)
     team = ranks.team(latent_frames, split=False, grouped=subject.grouped(dtype, ranks.device.type))
-    exchanges: dict[str, FrameExchange] = {"exchanged": team.exchange(), "local": OwnFrames()}
+    exchanges: dict[str, FrameExchange] = {"exchanged": team.exchange(), "local": NoExchange()}
     calls = {
         name: timed_call(subject, network, frames=frames, scopes=request.scopes, team=team, exchange=exchange)
         for name, exchange in exchanges.items()
     }
-    return time_in_turn(calls, rounds=request.rounds, barrier=lambda: ranks.collect(None))
+    return time_in_turn(calls, rounds=request.rounds, barrier=lambda: ranks.all_gather(None))

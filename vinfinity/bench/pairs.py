@@ -71,9 +71,9 @@ def _measure_pair(
     seconds = []
     # the first round warms up
     for _ in range(1 + rounds):
-        ranks.collect(None)
+        ranks.all_gather(None)
         seconds.append(0.0 if swap is None else swap.seconds(EXCHANGES))
-    found = ranks.collect((statistics.median(seconds[1:]), swap is None or swap.intact()))
+    found = ranks.all_gather((statistics.median(seconds[1:]), swap is None or swap.intact()))
     slowest = max(time for time, _ in found)
     return PairFigures(first, second, size, rate=size / slowest, intact=all(right for _, right in found))
 

@@ -58,5 +58,5 @@ def _measure_on_rank(request: ScalingRequest, ranks: Ranks) -> Times:
     return time_in_turn(
         {"alone": alone, "together": together},
         rounds=request.rounds,
-        barrier=lambda: ranks.collect(None),
+        barrier=lambda: ranks.all_gather(None),
     )

@@ -1,4 +1,4 @@
-"""The sampler that a setting names, on a model's noise schedule."""
+"""Make the sampler that a setting names, on a model's noise schedule."""
 
 from vinfinity.denoise.flow_samplers import FLOW_SAMPLERS
 from vinfinity.denoise.flows import FlowSchedule, Schedule
@@ -7,7 +7,10 @@ from vinfinity.denoise.state import Sampler
 
 
 def make_sampler(name: str, schedule: Schedule, *, steps: int, eta: float = 0.0) -> Sampler:
-    """The sampler of that name on a model's noise schedule. Raises ValueError if the two do not go together."""
+    """Make the sampler of that name on a model's noise schedule.
+
+    Raises ValueError if the sampler does not suit the schedule.
+    """
     if steps > schedule.num_train_timesteps:
         raise ValueError(f"steps: {steps} is more than the {schedule.num_train_timesteps} training steps")
     flow = isinstance(schedule, FlowSchedule)

@@ -6,15 +6,17 @@ from typing import Literal
 from vinfinity.config import RunConfig
 
 MIB = 2**20
-# up to this many frames, computing both guidance branches in one pass keeps a device busier
-FEW_FRAMES = 64
-# bytes of hidden states in a chunk; those of a CPU fit its caches
+# up to this many frames, both guidance branches are computed in one pass, which keeps a device busier
+BOTH_BRANCHES_FRAMES = 64
+# bytes of hidden states in a chunk, large and small; those for a CPU fit into its caches
 CHUNK_BYTES = {"cuda": (256 * MIB, 64 * MIB), "cpu": (4 * MIB, 2 * MIB)}
 
 
 @dataclass(frozen=True)
 class Execution:
-    """branches: guidance branches computed in one pass. skips: where skip connections wait for the decoder half.
+    """How calls of the denoiser are carried out.
+
+    branches: guidance branches computed in one pass. skips: where skip connections wait for the decoder half.
     chunk_bytes: bytes of hidden states that a layer works on at once, which bounds its temporaries.
     """
 
@@ -24,10 +26,11 @@ class Execution:
 
 
 def ladder(config: RunConfig, *, branches: int, frames: int, device: str) -> list[Execution]:
-    """The executions that `config` allows, from the fastest to the leanest; `memory: auto` takes the first that fits.
+    """Return the executions that `config` allows, from the fastest to the leanest.
 
-    branches: guidance branches that a rank computes. frames: that all ranks together denoise; what suits a single
-    rank must not decide, or the number of ranks would change last bits. device: its type.
+    `memory: auto` takes the first that fits. branches: guidance branches that a rank computes. frames: frames that all
+    ranks together denoise; if a single rank's frames decided, the number of ranks would change the last bits. device:
+    the device's type.
     """
     large, small = CHUNK_BYTES["cuda" if device == "cuda" else "cpu"]
     rungs = [
@@ -40,11 +43,11 @@ def ladder(config: RunConfig, *, branches: int, frames: int, device: str) -> lis
         rungs = rungs[-1:]
     elif config.memory == "fast":
         rungs = rungs[:1]
-    elif frames > FEW_FRAMES:
-        # long clips keep a device busy with one branch; two would only take twice the memory
+    elif frames > BOTH_BRANCHES_FRAMES:
+        # many frames keep a device busy with one branch; two would only take twice the memory
         rungs = rungs[1:]
     if device == "cpu":
-        # there, device and host share one memory
+        # on a CPU, device and host memory are the same
         rungs = [replace(rung, skips="device") for rung in rungs]
     chosen = config.compute
     executions = [

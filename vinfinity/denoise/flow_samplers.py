@@ -4,34 +4,51 @@ Levels are rounded to fp32, as in diffusers, since the logarithms of the first o
 """
 
 import math
+from abc import ABC, abstractmethod
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass
+from functools import cached_property
 from typing import NamedTuple
 
 import numpy as np
 from torch import Tensor
 
 from vinfinity.denoise.flows import BELOW_ONE, FlowSchedule
-from vinfinity.denoise.samplers import dpm_step, half_log_snr
+from vinfinity.denoise.samplers import Levels, dpm_step, half_log_snr
 from vinfinity.denoise.state import Noise, Sampler, State
 
 
-class _OnFlow:
-    """What all samplers on the flow share. _levels: signal and noise before each step and after the last one."""
+class _OnFlow(ABC):
+    """What all samplers on a flow have in common: latents are x = (1 - sigma) * x0 + sigma * noise."""
 
-    _levels: tuple[tuple[float, float], ...]
+    schedule: FlowSchedule
+
+    @property
+    @abstractmethod
+    def _sigmas(self) -> np.ndarray:
+        """The noise level before each step."""
+
+    @cached_property
+    def _levels(self) -> Levels:
+        """Signal and noise before each step, and after the last one, where no noise is left."""
+        return tuple((1 - sigma, sigma) for sigma in [*self._sigmas.astype(np.float32).tolist(), 0.0])
+
+    @cached_property
+    def timesteps(self) -> tuple[float, ...]:
+        trained = self.schedule.num_train_timesteps
+        return tuple(int(sigma * trained) for sigma in self._sigmas)
 
     def level(self, step: int) -> tuple[float, float]:
         return self._levels[step]
 
     def implied(self, state: State, clean: Tensor) -> Tensor:
-        """The velocity according to which the latents of `state` are `clean` plus noise."""
-        return (state.x - clean) / self._levels[state.step][1]
+        _, sigma = self.level(state.step)
+        return (state.x - clean) / sigma
 
-
-def _signal_and_noise(sigmas: np.ndarray) -> tuple[tuple[float, float], ...]:
-    """Signal and noise of these levels of noise, with one without noise behind them."""
-    return tuple((1 - sigma, sigma) for sigma in [*sigmas.astype(np.float32).tolist(), 0.0])
+    def _clean(self, state: State, prediction: Tensor) -> Tensor:
+        """Return the estimate of x0: the inverse of `implied`."""
+        _, sigma = self.level(state.step)
+        return state.x - sigma * prediction
 
 
 @dataclass(frozen=True)
@@ -40,20 +57,23 @@ class FlowEuler(_OnFlow):
 
     schedule: FlowSchedule
     steps: int
-    timesteps: tuple[float, ...] = field(init=False)
-    _levels: tuple[tuple[float, float], ...] = field(init=False, repr=False)
 
-    def __post_init__(self) -> None:
+    @cached_property
+    def _sigmas(self) -> np.ndarray:
         trained = self.schedule.num_train_timesteps
         grid = self.schedule.shifted(np.arange(1, trained + 1, dtype=np.float32) / np.float32(trained))
         times = np.linspace(float(grid[-1]) * trained, float(grid[0]) * trained, self.steps)
-        sigmas = self.schedule.shifted(times / trained).astype(np.float32)
-        object.__setattr__(self, "timesteps", tuple((sigmas * np.float32(trained)).tolist()))
-        object.__setattr__(self, "_levels", _signal_and_noise(sigmas))
+        sigmas: np.ndarray = self.schedule.shifted(times / trained).astype(np.float32)
+        return sigmas
+
+    @cached_property
+    def timesteps(self) -> tuple[float, ...]:
+        trained = self.schedule.num_train_timesteps
+        return tuple((self._sigmas * np.float32(trained)).tolist())
 
     def step(self, state: State, prediction: Tensor, noise: Noise) -> State:
-        (_, sigma), (_, following) = self._levels[state.step : state.step + 2]
-        return State(step=state.step + 1, x=state.x + (following - sigma) * prediction)
+        (_, sigma), (_, sigma_next) = self.level(state.step), self.level(state.step + 1)
+        return State(step=state.step + 1, x=state.x + (sigma_next - sigma) * prediction)
 
 
 @dataclass(frozen=True)
@@ -63,19 +83,15 @@ class FlowDPMSolverPP(_OnFlow):
     schedule: FlowSchedule
     steps: int
     stochastic: bool = False
-    timesteps: tuple[float, ...] = field(init=False)
-    _levels: tuple[tuple[float, float], ...] = field(init=False, repr=False)
 
-    def __post_init__(self) -> None:
-        trained = self.schedule.num_train_timesteps
-        even = 1.0 - np.linspace(1, 1 / trained, self.steps + 1)
-        sigmas = np.flip(self.schedule.shifted(even))[:-1]
-        object.__setattr__(self, "timesteps", tuple(int(sigma * trained) for sigma in sigmas))
-        object.__setattr__(self, "_levels", _signal_and_noise(sigmas))
+    @cached_property
+    def _sigmas(self) -> np.ndarray:
+        even = 1.0 - np.linspace(1, 1 / self.schedule.num_train_timesteps, self.steps + 1)
+        return np.flip(self.schedule.shifted(even))[:-1]
 
     def step(self, state: State, prediction: Tensor, noise: Noise) -> State:
         s, i = self.schedule, state.step
-        clean = state.x - self._levels[i][1] * prediction
+        clean = self._clean(state, prediction)
         first_order = s.solver_order == 1 or i == len(self.timesteps) - 1
         x = dpm_step(
             state.x,
@@ -90,9 +106,10 @@ class FlowDPMSolverPP(_OnFlow):
 
 
 class _Coefficients(NamedTuple):
-    """Of one step of UniPC from level s to t (Zhao et al. 2023). h: step in half the logarithm of signal to noise.
-    of_x, of_clean: of the latents and of the estimate of x0 before the step. slope: of the slopes of x0. ratio: of the
-    step before, in units of h.
+    """The coefficients of one step of UniPC, from level s to t (Zhao et al. 2023).
+
+    of_x, of_clean: factors of the latents and of the estimate of x0 before the step. slope: factor of the slopes of x0.
+    ratio: the length of the previous step in units of h. h: the length of the step in log(signal / noise).
     """
 
     of_x: float
@@ -108,20 +125,19 @@ class UniPC(_OnFlow):
 
     schedule: FlowSchedule
     steps: int
-    timesteps: tuple[float, ...] = field(init=False)
-    _levels: tuple[tuple[float, float], ...] = field(init=False, repr=False)
 
-    def __post_init__(self) -> None:
-        trained = self.schedule.num_train_timesteps
-        sigmas = self.schedule.shifted(np.linspace(1, 1 / trained, self.steps + 1)[:-1])
+    @cached_property
+    def _sigmas(self) -> np.ndarray:
+        sigmas = self.schedule.shifted(
+            np.linspace(1, 1 / self.schedule.num_train_timesteps, self.steps + 1)[:-1]
+        )
         if abs(sigmas[0] - 1) < BELOW_ONE:
             sigmas[0] -= BELOW_ONE
-        object.__setattr__(self, "timesteps", tuple(int(sigma * trained) for sigma in sigmas))
-        object.__setattr__(self, "_levels", _signal_and_noise(sigmas))
+        return sigmas
 
     def step(self, state: State, prediction: Tensor, noise: Noise) -> State:
         i = state.step
-        clean = state.x - self._levels[i][1] * prediction
+        clean = self._clean(state, prediction)
         x = state.x
         if state.before is not None and i - 1 not in self.schedule.disable_corrector:
             x = self._corrected(state, clean)
@@ -132,7 +148,7 @@ class UniPC(_OnFlow):
         return State(step=i + 1, x=after, clean=clean, older=state.clean, before=x)
 
     def _corrected(self, state: State, clean: Tensor) -> Tensor:
-        """The latents of `state` once more, now that the estimate of x0 there is known."""
+        """Return the latents of `state`, corrected now that the estimate of x0 there is known."""
         assert state.clean is not None and state.before is not None
         i = state.step - 1
         c = self._coefficients(i)
@@ -163,13 +179,13 @@ class UniPC(_OnFlow):
         )
 
     def _moments(self, h: float) -> tuple[float, float]:
-        """The right-hand side of the corrector's equations (Zhao et al. 2023, eq. 5), for B(h) of the solver's type."""
+        """Return the right-hand side of the corrector's equations (Zhao et al. 2023, eq. 5), with the solver's B(h)."""
         scale = -h if self.schedule.solver_type == "bh1" else math.expm1(-h)
         phi = math.expm1(-h) / -h - 1
         return phi / scale, 2 * (phi / -h - 0.5) / scale
 
 
-# by the name that the setting `sampler` takes
+# by the value of the setting `sampler`
 FLOW_SAMPLERS: Mapping[str, Callable[[FlowSchedule, int], Sampler]] = {
     "unipc": UniPC,
     "euler": FlowEuler,

@@ -12,23 +12,23 @@ import numpy as np
 from vinfinity.denoise.schedule import SchedulerConfig, not_followed, unusual
 from vinfinity.system.fields import above_zero, from_zero, known_fields
 
-# The schedulers of diffusers that models trained by flow matching name, and the name of the shift in their files.
+# The diffusers schedulers that models trained by flow matching name, and what their files call the shift.
 FLOW_SCHEDULERS: Mapping[str, str] = {
     "FlowMatchEulerDiscreteScheduler": "shift",
     "FlowMatchHeunDiscreteScheduler": "shift",
     "UniPCMultistepScheduler": "flow_shift",
     "DPMSolverMultistepScheduler": "flow_shift",
 }
-# One of them that is not a sampler here.
+# The one that is not available as a sampler.
 UNAVAILABLE = "FlowMatchHeunDiscreteScheduler"
-# Their settings that say which noise levels the model was trained for, and the only values that are supported.
-OF_THE_MODEL: Mapping[str, tuple[object, ...]] = {
+# Settings that say which noise levels the model was trained for, and the only supported values.
+SUPPORTED: Mapping[str, tuple[object, ...]] = {
     "prediction_type": ("flow_prediction",),
     "use_dynamic_shifting": (False,),
     "shift_terminal": (0, False),
     "invert_sigmas": (False,),
 }
-# Settings of their steps that a user would miss, and the values that samplers follow or that mean nothing special.
+# Settings of sampling that a user would miss, and the values that samplers follow or that have no effect.
 NOTEWORTHY: Mapping[str, tuple[object, ...]] = {
     "algorithm_type": ("dpmsolver++", "sde-dpmsolver++"),
     "final_sigmas_type": ("zero",),
@@ -42,7 +42,7 @@ NOTEWORTHY: Mapping[str, tuple[object, ...]] = {
     "use_karras_sigmas": (False,),
     "use_lu_lambdas": (False,),
 }
-# what keeps the first level of UniPC below 1, where the logarithm of the signal would be infinite
+# keeps the first level of UniPC below 1, where the logarithm of the signal would be infinite
 BELOW_ONE = 1e-6
 
 
@@ -50,8 +50,9 @@ BELOW_ONE = 1e-6
 class FlowSchedule:
     """The settings of a diffusers scheduler_config.json for flow matching.
 
-    shift: of the noise levels. scheduler: the class that the file names. solver_order, solver_type, lower_order_final,
-    disable_corrector: as in diffusers' multistep schedulers. noteworthy: settings of its steps that no sampler follows.
+    shift: moves the noise levels towards noise. scheduler: the class name in the file. solver_order, solver_type,
+    lower_order_final, disable_corrector: as in diffusers' multistep schedulers. noteworthy: settings of sampling in the
+    file that no sampler follows.
     """
 
     num_train_timesteps: int = 1000
@@ -65,15 +66,17 @@ class FlowSchedule:
 
     @classmethod
     def from_dict(cls, values: Mapping[str, object]) -> "FlowSchedule":
-        """From a parsed scheduler_config.json. What concerns the model is taken or refused, with a ValueError; of what
-        concerns the steps alone, all that samplers have is taken. See `ignored_by` for the rest.
+        """Read a parsed scheduler_config.json.
+
+        Settings of the model are followed, or refused with a ValueError. Settings of sampling are followed if samplers
+        have them; `ignored_by` names the others.
         """
         name = str(values.get("_class_name"))
         if name not in FLOW_SCHEDULERS:
             raise ValueError(f"_class_name: {name} is not one of {', '.join(FLOW_SCHEDULERS)}")
         if not name.startswith("FlowMatch") and not values.get("use_flow_sigmas"):
             raise ValueError("use_flow_sigmas: is not true, but the model was trained by flow matching")
-        for key, allowed in OF_THE_MODEL.items():
+        for key, allowed in SUPPORTED.items():
             if values.get(key) is not None and values[key] not in allowed:
                 raise ValueError(f"{key}: {values[key]!r} is not supported for flow matching")
         given = {**values, "shift": values.get(FLOW_SCHEDULERS[name])}
@@ -83,12 +86,12 @@ class FlowSchedule:
         return cls(**followed, scheduler=name, noteworthy=noteworthy)
 
     def shifted(self, sigmas: np.ndarray) -> np.ndarray:
-        """Noise levels moved towards noise (Esser et al. 2024, eq. 23)."""
+        """Move noise levels towards noise (Esser et al. 2024, eq. 23)."""
         levels: np.ndarray = self.shift * sigmas / (1 + (self.shift - 1) * sigmas)
         return levels
 
     def ignored_by(self, sampler: str) -> str:
-        """What a sampler does not follow of the scheduler that the model's file names, as a warning; or ""."""
+        """Return a warning that names the settings in the model's file that a sampler ignores; "" without any."""
         unavailable = UNAVAILABLE if self.scheduler == UNAVAILABLE else None
         return not_followed(sampler, self.noteworthy, unavailable, follows="shift")
 
@@ -97,8 +100,8 @@ Schedule = SchedulerConfig | FlowSchedule
 
 
 def read_schedule(values: Mapping[str, object], *, flow: bool) -> Schedule:
-    """The noise schedule in a parsed scheduler_config.json. flow: whether the model was trained by flow matching.
+    """Return the noise schedule in a parsed scheduler_config.json.
 
-    Raises ValueError for what is not supported.
+    flow: whether the model was trained by flow matching. Raises ValueError for settings that are not supported.
     """
     return FlowSchedule.from_dict(values) if flow else SchedulerConfig.from_dict(values)

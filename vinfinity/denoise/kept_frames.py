@@ -1,4 +1,4 @@
-"""Steers selected frames to known latents, so that new frames blend into an existing video."""
+"""Steer selected frames to known latents, so that new frames blend into an existing video."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
@@ -11,16 +11,17 @@ from vinfinity.denoise.state import Noise, Sampler, State
 
 @dataclass(frozen=True)
 class KeptFrames:
-    """Samples with `sampler`; kept frames end as the earlier video's latents z, bit for bit.
+    """A sampler whose kept frames end as the earlier video's latents z, bit for bit.
 
     In each step, the prediction for a kept frame is replaced by the one that leads to z. Starting from the noise of
     the earlier video, the frame takes nearly the same path as before. So the model sees the whole video at one noise
     level, and fits the other frames to it until the last step. (RePaint, Lugmayr et al. 2022, adds fresh noise to z
-    in each step instead; its joins show in still scenes.) A frame that is kept for the first steps only keeps what
-    these decide, coarse structure before detail, and is free afterwards (Differential Diffusion, Levin and Fried
-    2023).
+    in each step instead; its joins show in still scenes.) A frame that is kept only for the first steps keeps what
+    those steps decide, coarse structure rather than detail, and is free afterwards (Differential Diffusion, Levin and
+    Fried 2023).
 
-    clean: z, (1, c, f, h, w). until: (f,) int, the number of steps for which each frame is kept, 0 to len(timesteps).
+    sampler: samples the other frames. clean: z, (1, c, f, h, w). until: (f,) int, the number of steps for which each
+    frame is kept, 0 to len(timesteps).
     """
 
     sampler: Sampler
@@ -49,12 +50,13 @@ class KeptFrames:
 def kept_until(
     frames: Sequence[int], *, known: int, redo: range, blend: int, steps: int, loop: bool = False
 ) -> Tensor:
-    """The number of steps for which each frame is kept: (f,) int.
+    """Return the number of steps for which each frame is kept: (f,) int.
 
-    frames: absolute indices. known: number of frames of the earlier video; later frames are new. redo: the span of it
-    to regenerate. Inside the span, the `blend` frames next to each join are kept for fewer and fewer steps, at most for
-    all but the last: the video departs from the earlier one gradually, in its details first. In a short span, fewer
-    frames blend. loop: whether the last frame leads into the first; the ends of other videos are not joins.
+    frames: absolute indices. known: number of frames in the earlier video; later frames are new. redo: the span of the
+    earlier video to regenerate. Inside the span, the `blend` frames next to each join are kept for fewer steps the
+    further they are from it, and never in the last step: the video departs from the earlier one gradually, in its
+    details first. In a short span, fewer frames blend. loop: whether the last frame leads into the first; otherwise the
+    ends of the video are not joins.
     """
     blend = min(blend, len(redo) // 4)
 

@@ -1,4 +1,4 @@
-"""Noise that depends on (seed, frame, step) alone, not on the rank that holds the frame.
+"""Noise that depends only on (seed, frame, step), not on the rank that holds the frame.
 
 The first 200 frames of a 2,000-frame run start from the same noise as a 200-frame run.
 """
@@ -15,10 +15,10 @@ INITIAL = 0
 def frame_noise(
     seed: int | Sequence[int], frames: Sequence[int], shape: tuple[int, int, int], *, draw: int = INITIAL
 ) -> Tensor:
-    """Standard normal noise for some frames, drawn on the CPU.
+    """Draw standard normal noise for some frames on the CPU: (1, c, f, h, w) fp32.
 
-    seed: one for all frames, or one for each. frames: absolute frame indices. shape: (c, h, w) of one frame. draw:
-    INITIAL for the initial noise, step + 1 for the noise that a sampler adds in a step. Returns (1, c, f, h, w) fp32.
+    seed: one for all frames, or one for each. frames: absolute frame indices. shape: one frame's (c, h, w). draw:
+    INITIAL for the initial noise, step + 1 for the noise that a sampler adds in a step.
     """
     out = np.empty((len(frames), *shape), dtype=np.float32)
     seeds = [seed] * len(frames) if isinstance(seed, int) else seed

@@ -14,7 +14,10 @@ from vinfinity.models.geometry import LatentGeometry
 
 @dataclass(frozen=True)
 class Mix:
-    """Text states between those of two prompts, by their numbers. weight: of the second."""
+    """A blend of the text states of two prompts.
+
+    first, second: the numbers of the prompts. weight: the weight of the second one.
+    """
 
     first: int
     second: int
@@ -23,9 +26,9 @@ class Mix:
 
 @dataclass(frozen=True)
 class PromptSchedule:
-    """The prompts of a video, the first from latent frame 0 on, each with a later start than the one before it.
+    """The prompts of a video. The first starts at latent frame 0, each other one later than the one before it.
 
-    frames: latent frames of the video. loop: whether the last prompt leads into the first.
+    frames: number of latent frames in the video. loop: whether the last prompt leads into the first.
     """
 
     prompts: tuple[TimedPrompt, ...]
@@ -39,12 +42,12 @@ class PromptSchedule:
         return [range(start, stop) for start, stop in zip(starts, [*starts[1:], self.frames], strict=True)]
 
     def texts(self, *, guided: bool) -> list[str]:
-        """The different texts, in the order of their first use. guided: whether negative texts are used."""
+        """Return the distinct texts, in the order of their first use. guided: whether negative texts are used."""
         used = [text for prompt in self.prompts for text in (prompt.texts if guided else prompt.texts[1:])]
         return list(dict.fromkeys(used))
 
     def mix(self, frame: int) -> Mix:
-        """The prompts that guide a latent frame. Prompts with the same texts count as one."""
+        """Return the prompts that guide a latent frame. Prompts with the same texts count as one."""
         for number, prompt in enumerate(self.prompts):
             weight = self._weight(prompt, frame)
             if 0 < weight < 1 and (number or self.loop):
@@ -55,7 +58,7 @@ class PromptSchedule:
         return Mix(self._number(in_force), self._number(in_force), 1.0)
 
     def _weight(self, prompt: TimedPrompt, frame: int) -> float:
-        """The weight of a prompt against the one before it, while they blend; 0 or 1 elsewhere."""
+        """Return the weight of a prompt against the one before it: between 0 and 1 while they blend, else 0 or 1."""
         distance = frame + 0.5 - prompt.start
         if self.loop:
             distance = (distance + self.frames / 2) % self.frames - self.frames / 2
@@ -64,18 +67,18 @@ class PromptSchedule:
         return min(1.0, max(0.0, distance / prompt.blend + 0.5))
 
     def _number(self, number: int) -> int:
-        """The first prompt with the same texts."""
+        """Return the number of the first prompt with the same texts."""
         texts = self.prompts[number].texts
         return next(index for index, prompt in enumerate(self.prompts) if prompt.texts == texts)
 
     def text_of(self, states: Tensor, frames: Sequence[int], *, guided: bool) -> FrameText:
-        """The text of some latent frames. states: (n, t, c), those of `texts`, in their order."""
+        """Return the text of some latent frames. states: (n, t, c), the states of `texts`, in their order."""
         texts, mixes = self.texts(guided=guided), [self.mix(frame) for frame in frames]
         different = list(dict.fromkeys(mixes))
 
         def branch(mix: Mix, which: int) -> Tensor:
             one, other = (texts.index(self.prompts[n].texts[which]) for n in (mix.first, mix.second))
-            # nothing is rounded where both prompts have the same text
+            # avoid rounding if both prompts have the same text
             return states[other] if one == other else torch.lerp(states[one], states[other], mix.weight)
 
         used = (0, 1) if guided else (1,)
@@ -86,7 +89,7 @@ class PromptSchedule:
 
 
 def schedule_prompts(config: RunConfig, geometry: LatentGeometry) -> PromptSchedule:
-    """The prompts of a run, in latent frames. Raises InputError if they do not fit into the video."""
+    """Return the prompts of a run, in latent frames. Raise InputError if they do not fit into the video."""
     prompts = tuple(
         replace(
             prompt,

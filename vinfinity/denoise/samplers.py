@@ -1,12 +1,14 @@
 """Samplers: from the model's prediction at one timestep to the latents at the next.
 
-A sampler is a frozen description. All that changes from step to step is the `State`, so a checkpoint is a `State`.
-Arithmetic is in fp32, whatever the model's type.
+A sampler is a frozen description. Everything that changes from step to step is in `State`, so a checkpoint is a
+`State`. Arithmetic is in fp32, whatever the model's type.
 """
 
 import math
+from abc import ABC, abstractmethod
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass
+from functools import cached_property
 from typing import ClassVar
 
 import torch
@@ -20,18 +22,93 @@ from vinfinity.denoise.schedule import (
 )
 from vinfinity.denoise.state import Noise, Sampler, State
 
+Levels = Sequence[tuple[float, float]]
+
+
+class _OnBetas(ABC):
+    """What all samplers on a schedule of betas have in common.
+
+    Latents are x = signal * x0 + sigma * noise. A model predicts the noise (epsilon), or with signal² + sigma² = 1
+    v = signal * noise - sigma * x0 (Salimans and Ho 2022, arXiv 2202.00512, appendix D).
+    """
+
+    config: SchedulerConfig
+
+    @property
+    @abstractmethod
+    def _levels(self) -> Levels:
+        """(signal, sigma) before each step, and after the last one in samplers that use it."""
+
+    def level(self, step: int) -> tuple[float, float]:
+        return self._levels[step]
+
+    def implied(self, state: State, clean: Tensor) -> Tensor:
+        signal, sigma = self.level(state.step)
+        noise = (state.x - signal * clean) / sigma
+        return noise if self.config.prediction_type == "epsilon" else signal * noise - sigma * clean
+
+    def _clean(self, state: State, prediction: Tensor) -> Tensor:
+        """Return the estimate of x0: the inverse of `implied`."""
+        signal, sigma = self.level(state.step)
+        if self.config.prediction_type == "epsilon":
+            return (state.x - sigma * prediction) / signal
+        return signal * state.x - sigma * prediction
+
+    def _noise(self, state: State, prediction: Tensor) -> Tensor:
+        """Return the estimate of the noise in the latents."""
+        signal, sigma = self.level(state.step)
+        if self.config.prediction_type == "epsilon":
+            return prediction
+        return signal * prediction + sigma * state.x
+
+    def _clipped(self, clean: Tensor) -> Tensor:
+        limit = self.config.clip_sample_range
+        return clean.clamp(-limit, limit) if self.config.clip_sample else clean
+
+
+def _levels_of(alphas: Sequence[float]) -> Levels:
+    """Return (signal, sigma) for products of (1 - beta)."""
+    return tuple((math.sqrt(alpha), math.sqrt(1 - alpha)) for alpha in alphas)
+
+
+def ddim_step(
+    clean: Tensor,
+    epsilon: Tensor,
+    alpha: float,
+    alpha_next: float,
+    *,
+    eta: float,
+    step: int,
+    noise: Noise,
+    scale: float = 1.0,
+) -> Tensor:
+    """Take a step of DDIM from `alpha` to `alpha_next` (Song et al. 2020, eq. 12 and 16).
+
+    clean, epsilon: the estimates of x0 and of the noise. scale: factor of the clean latents after the step.
+    """
+    deviation = eta * math.sqrt((1 - alpha_next) / (1 - alpha) * (1 - alpha / alpha_next))
+    x = math.sqrt(alpha_next) * scale * clean
+    x = x + math.sqrt(max(1 - alpha_next - deviation**2, 0.0)) * epsilon
+    return x + deviation * noise(step) if deviation > 0 else x
+
 
 @dataclass(frozen=True)
-class DDIM:
+class DDIM(_OnBetas):
     """Denoising diffusion implicit models (Song et al. 2020, eq. 12); eta 0 adds no noise, 1 is DDPM."""
 
     config: SchedulerConfig
     steps: int
     eta: float = 0.0
-    timesteps: tuple[int, ...] = field(init=False)
-    _alphas: tuple[float, ...] = field(init=False, repr=False)
 
     def __post_init__(self) -> None:
+        signal, _ = self.level(0)
+        if self.config.prediction_type == "epsilon" and signal == 0:
+            raise ValueError(
+                "prediction_type: epsilon cannot start at zero signal; use trailing v_prediction"
+            )
+
+    @cached_property
+    def timesteps(self) -> tuple[int, ...]:
         c = self.config
         trained = c.num_train_timesteps
         times = spaced_timesteps(
@@ -42,48 +119,41 @@ class DDIM:
             offset=c.steps_offset,
             endpoint=True,
         )
-        object.__setattr__(self, "timesteps", tuple(min(t, trained - 1) for t in times))
-        object.__setattr__(self, "_alphas", tuple(alphas_cumprod(c).double().tolist()))
-        if c.prediction_type == "epsilon" and self._alphas[self.timesteps[0]] == 0:
-            raise ValueError(
-                "prediction_type: epsilon cannot start at zero signal; use trailing v_prediction"
-            )
+        return tuple(min(t, trained - 1) for t in times)
+
+    @cached_property
+    def _alphas(self) -> tuple[float, ...]:
+        """The product of (1 - beta) at each training timestep."""
+        return tuple(alphas_cumprod(self.config).double().tolist())
+
+    @cached_property
+    def _levels(self) -> Levels:
+        return _levels_of([self._alphas[t] for t in self.timesteps])
 
     def _alpha_after(self, step: int) -> float:
-        """The alpha that a step leads to; with an uneven spacing, the next step starts from another one."""
-        before = self.timesteps[step] - self.config.num_train_timesteps // self.steps
+        """Return alpha at the end of a step, as in diffusers: `trained // steps` below its timestep.
+
+        With an uneven spacing, that is not the timestep of the next step.
+        """
+        after = self.timesteps[step] - self.config.num_train_timesteps // self.steps
         final = 1.0 if self.config.set_alpha_to_one else self._alphas[0]
-        return self._alphas[before] if before >= 0 else final
-
-    def level(self, step: int) -> tuple[float, float]:
-        alpha = self._alphas[self.timesteps[step]]
-        return math.sqrt(alpha), math.sqrt(1 - alpha)
-
-    def implied(self, state: State, clean: Tensor) -> Tensor:
-        return _implied(state.x, clean, *self.level(state.step), self.config)
+        return self._alphas[after] if after >= 0 else final
 
     def step(self, state: State, prediction: Tensor, noise: Noise) -> State:
-        c, x = self.config, state.x
-        alpha, alpha_next = self._alphas[self.timesteps[state.step]], self._alpha_after(state.step)
-        signal, sigma = math.sqrt(alpha), math.sqrt(1 - alpha)
-        if c.prediction_type == "epsilon":
-            clean, epsilon = (x - sigma * prediction) / signal, prediction
-        else:
-            clean, epsilon = signal * x - sigma * prediction, signal * prediction + sigma * x
-        if c.clip_sample:
-            clean = clean.clamp(-c.clip_sample_range, c.clip_sample_range)
-        deviation = self.eta * math.sqrt((1 - alpha_next) / (1 - alpha) * (1 - alpha / alpha_next))
-        x = math.sqrt(alpha_next) * clean + math.sqrt(max(1 - alpha_next - deviation**2, 0.0)) * epsilon
-        if deviation > 0:
-            x = x + deviation * noise(state.step)
+        x = ddim_step(
+            self._clipped(self._clean(state, prediction)),
+            self._noise(state, prediction),
+            self._alphas[self.timesteps[state.step]],
+            self._alpha_after(state.step),
+            eta=self.eta,
+            step=state.step,
+            noise=noise,
+        )
         return State(step=state.step + 1, x=x)
 
 
-Levels = Sequence[tuple[float, float]]
-
-
 def half_log_snr(level: tuple[float, float]) -> float:
-    """The lambda of DPM-Solver: log(alpha / sigma), of a level (alpha, sigma)."""
+    """Return the lambda of DPM-Solver, log(alpha / sigma), at a level (alpha, sigma)."""
     alpha, sigma = level
     if sigma == 0:
         return math.inf
@@ -100,17 +170,17 @@ def dpm_step(
     solver: str,
     noise: Noise | None = None,
 ) -> Tensor:
-    """A step of DPM-Solver++ (Lu et al. 2022, algorithm 2, or section 5 and appendix) from level i to i + 1.
+    """Take a step of DPM-Solver++ (Lu et al. 2022, algorithm 2, or section 5 and appendix) from level i to i + 1.
 
-    levels: (alpha, sigma) of all steps and of the end. clean: the estimate of x0. previous: the one of the step before;
-    None for a step of first order. solver: "midpoint" or "heun". noise: for the SDE.
+    levels: (alpha, sigma) before each step and after the last one. clean: the estimate of x0. previous: the estimate in
+    the previous step; None for a first-order step. solver: "midpoint" or "heun". noise: for the SDE; None for the ODE.
     """
     (_, sigma_s), (alpha_t, sigma_t) = levels[i], levels[i + 1]
     h = half_log_snr(levels[i + 1]) - half_log_snr(levels[i])
     # (1 - e^-h), or (1 - e^-2h) for the SDE: how far the step moves towards the clean latents
     towards = -math.expm1(-h if noise is None else -2 * h)
     x = (sigma_t / sigma_s * (1.0 if noise is None else math.exp(-h))) * x + (alpha_t * towards) * clean
-    # h is 0 where a respaced schedule has already reached the level at which it is to end
+    # h is 0 where a respaced schedule reaches its final level one step early
     if previous is not None and h > 0:
         r = (half_log_snr(levels[i]) - half_log_snr(levels[i - 1])) / h
         slope = (clean - previous) / r
@@ -122,16 +192,20 @@ def dpm_step(
 
 
 @dataclass(frozen=True)
-class DPMSolverPP:
+class DPMSolverPP(_OnBetas):
     """DPM-Solver++, second-order multistep (Lu et al. 2022, algorithm 2), and its SDE form (section 5 and appendix)."""
 
     config: SchedulerConfig
     steps: int
     stochastic: bool = False
-    timesteps: tuple[int, ...] = field(init=False)
-    _levels: tuple[tuple[float, float], ...] = field(init=False, repr=False)
 
     def __post_init__(self) -> None:
+        # refuse a schedule that cannot be computed
+        self.level(0)
+
+    @cached_property
+    def _visited(self) -> tuple[list[int], list[float]]:
+        """The timestep of each step, and its sigma with signal 1."""
         c = self.config
         trained = c.num_train_timesteps
         alphas = alphas_cumprod(c).double()
@@ -152,39 +226,37 @@ class DPMSolverPP:
         visited = [float(sigmas[t]) for t in times]
         if (respaced := respaced_sigmas(c, alphas, self.steps)) is not None:
             visited, times = respaced
-        # not above the last level, which the rounding of a respaced schedule could lead to
+        # rounding of a respaced schedule must not raise sigma at the end
         end = min(float(sigmas[0]), visited[-1]) if c.final_sigmas_type == "sigma_min" else 0.0
-        visited.append(end)
-        object.__setattr__(self, "timesteps", tuple(times))
-        # (alpha, sigma) of each visited timestep and of the end, alpha² + sigma² = 1
-        levels = tuple((1 / math.hypot(1, sigma), sigma / math.hypot(1, sigma)) for sigma in visited)
-        object.__setattr__(self, "_levels", levels)
+        return times, [*visited, end]
 
-    def level(self, step: int) -> tuple[float, float]:
-        return self._levels[step]
+    @cached_property
+    def timesteps(self) -> tuple[int, ...]:
+        times, _ = self._visited
+        return tuple(times)
 
-    def implied(self, state: State, clean: Tensor) -> Tensor:
-        return _implied(state.x, clean, *self.level(state.step), self.config)
+    @cached_property
+    def _levels(self) -> Levels:
+        _, sigmas = self._visited
+        # alpha² + sigma² = 1
+        return tuple((1 / math.hypot(1, sigma), sigma / math.hypot(1, sigma)) for sigma in sigmas)
 
     def step(self, state: State, prediction: Tensor, noise: Noise) -> State:
-        c, x, i = self.config, state.x, state.step
-        alpha, sigma = self._levels[i]
-        epsilon = c.prediction_type == "epsilon"
-        clean = (x - sigma * prediction) / alpha if epsilon else alpha * x - sigma * prediction
-        previous = None if self._first_order(i) else state.clean
+        i = state.step
+        clean = self._clean(state, prediction)
         x = dpm_step(
-            x,
+            state.x,
             clean,
-            previous,
+            None if self._first_order(i) else state.clean,
             self._levels,
             i,
-            solver=c.solver_type,
+            solver=self.config.solver_type,
             noise=noise if self.stochastic else None,
         )
         return State(step=i + 1, x=x, clean=clean)
 
     def _first_order(self, i: int) -> bool:
-        """Whether a step leaves the slope out, for stability."""
+        """Return whether a step omits the slope, for stability."""
         c = self.config
         steps = len(self.timesteps)
         last = i == steps - 1 and (
@@ -194,7 +266,7 @@ class DPMSolverPP:
 
 
 @dataclass(frozen=True)
-class VideoCrafter2:
+class VideoCrafter2(_OnBetas):
     """DDIM as VideoCrafter2's authors run it, for a model that was trained on scaled latents.
 
     During training, clean latents were multiplied by a factor that depends on the timestep (`latent_scale` of the
@@ -206,8 +278,6 @@ class VideoCrafter2:
     config: SchedulerConfig
     steps: int
     eta: float = 0.0
-    timesteps: tuple[int, ...] = field(init=False)
-    _levels: tuple[tuple[float, float], ...] = field(init=False, repr=False)
 
     def __post_init__(self) -> None:
         c = self.config
@@ -215,107 +285,107 @@ class VideoCrafter2:
             raise ValueError(
                 f"prediction_type: {c.prediction_type} is not what VideoCrafter2 predicts (epsilon)"
             )
-        trained = c.num_train_timesteps
-        grid = [min(t + 1, trained - 1) for t in range(0, trained, trained // self.steps)]
-        times = sorted(set(grid), reverse=True)
-        alphas = alphas_cumprod(c).double()
-        if alphas[times[0]] == 0:
+        alpha, _ = self._alphas_and_scales[0]
+        if alpha == 0:
             raise ValueError("rescale_betas_zero_snr: leaves no signal to start from; use another sampler")
-        factors = torch.full((trained,), c.latent_scale, dtype=torch.float64)
-        falling = min(c.latent_scale_steps, trained)
-        factors[:falling] = torch.linspace(1.0, c.latent_scale, c.latent_scale_steps, dtype=torch.float64)[
-            :falling
-        ]
-        object.__setattr__(self, "timesteps", tuple(times))
-        # (alpha, factor of the latents) of each visited timestep, and of the end
-        levels = tuple((float(alphas[t]), float(factors[t])) for t in (*times, 0))
-        object.__setattr__(self, "_levels", levels)
 
-    def level(self, step: int) -> tuple[float, float]:
-        alpha, factor = self._levels[step]
-        return math.sqrt(alpha) * factor, math.sqrt(1 - alpha)
+    @cached_property
+    def timesteps(self) -> tuple[int, ...]:
+        trained = self.config.num_train_timesteps
+        grid = [min(t + 1, trained - 1) for t in range(0, trained, trained // self.steps)]
+        return tuple(sorted(set(grid), reverse=True))
 
-    def implied(self, state: State, clean: Tensor) -> Tensor:
-        return _implied(state.x, clean, *self.level(state.step), self.config)
+    @cached_property
+    def _alphas_and_scales(self) -> tuple[tuple[float, float], ...]:
+        """(alpha, factor of the clean latents) at each timestep, and after the last step."""
+        c = self.config
+        alphas = alphas_cumprod(c).double()
+        scales = torch.full((c.num_train_timesteps,), c.latent_scale, dtype=torch.float64)
+        falling = min(c.latent_scale_steps, c.num_train_timesteps)
+        ramp = torch.linspace(1.0, c.latent_scale, c.latent_scale_steps, dtype=torch.float64)
+        scales[:falling] = ramp[:falling]
+        return tuple((float(alphas[t]), float(scales[t])) for t in (*self.timesteps, 0))
+
+    @cached_property
+    def _levels(self) -> Levels:
+        return tuple(
+            (math.sqrt(alpha) * scale, math.sqrt(1 - alpha)) for alpha, scale in self._alphas_and_scales
+        )
 
     def step(self, state: State, prediction: Tensor, noise: Noise) -> State:
-        (alpha, factor), (alpha_next, factor_next) = self._levels[state.step : state.step + 2]
-        clean = (state.x - math.sqrt(1 - alpha) * prediction) / (math.sqrt(alpha) * factor)
-        deviation = self.eta * math.sqrt((1 - alpha_next) / (1 - alpha) * (1 - alpha / alpha_next))
-        x = math.sqrt(alpha_next) * factor_next * clean
-        x = x + math.sqrt(max(1 - alpha_next - deviation**2, 0.0)) * prediction
-        if deviation > 0:
-            x = x + deviation * noise(state.step)
+        (alpha, _), (alpha_next, scale_next) = self._alphas_and_scales[state.step : state.step + 2]
+        x = ddim_step(
+            self._clean(state, prediction),
+            prediction,
+            alpha,
+            alpha_next,
+            eta=self.eta,
+            step=state.step,
+            noise=noise,
+            scale=scale_next,
+        )
         return State(step=state.step + 1, x=x)
 
 
 @dataclass(frozen=True)
-class LCM:
+class LCM(_OnBetas):
     """Latent consistency models (Luo et al. 2023, algorithm 3): every step estimates x0, then adds fresh noise.
 
     The timesteps are a subset of the `original_inference_steps` of the distillation: spread over all of them, or with
-    `even_skips` equally far apart, which leaves out the last ones if their number is no multiple of the steps.
+    `even_skips` equally far apart, which drops the last ones if `original_inference_steps` is not a multiple of
+    `steps`.
     """
 
     config: SchedulerConfig
     steps: int
-    timesteps: tuple[int, ...] = field(init=False)
-    _alphas: tuple[float, ...] = field(init=False, repr=False)
 
-    # of the boundary condition (appendix C)
+    # the constant of the boundary condition (appendix C)
     SIGMA_DATA: ClassVar[float] = 0.5
 
     def __post_init__(self) -> None:
         c = self.config
-        original, trained = c.original_inference_steps, c.num_train_timesteps
-        if not self.steps <= original <= trained:
+        original = c.original_inference_steps
+        if not self.steps <= original <= c.num_train_timesteps:
             raise ValueError(
                 f"steps: {self.steps} is more than the {original} steps of the model's distillation"
             )
-        distilled = [(trained // original) * (i + 1) - 1 for i in range(original)][::-1]
-        covered = original - original % self.steps if c.even_skips else original
-        times = tuple(distilled[i * covered // self.steps] for i in range(self.steps))
-        object.__setattr__(self, "timesteps", times)
-        alphas = alphas_cumprod(c).double()
-        object.__setattr__(self, "_alphas", tuple(float(alphas[t]) for t in times))
-        if c.prediction_type == "epsilon" and self._alphas[0] == 0:
+        signal, _ = self.level(0)
+        if c.prediction_type == "epsilon" and signal == 0:
             raise ValueError("prediction_type: epsilon cannot start at zero signal; use v_prediction")
 
-    def level(self, step: int) -> tuple[float, float]:
-        alpha = self._alphas[step]
-        return math.sqrt(alpha), math.sqrt(1 - alpha)
+    @cached_property
+    def timesteps(self) -> tuple[int, ...]:
+        c = self.config
+        original = c.original_inference_steps
+        skip = c.num_train_timesteps // original
+        distilled = [skip * (i + 1) - 1 for i in range(original)][::-1]
+        covered = original - original % self.steps if c.even_skips else original
+        return tuple(distilled[i * covered // self.steps] for i in range(self.steps))
 
-    def implied(self, state: State, clean: Tensor) -> Tensor:
-        return _implied(state.x, clean, *self.level(state.step), self.config)
+    @cached_property
+    def _levels(self) -> Levels:
+        alphas = alphas_cumprod(self.config).double()
+        return _levels_of([float(alphas[t]) for t in self.timesteps])
 
     def step(self, state: State, prediction: Tensor, noise: Noise) -> State:
-        c, x, i = self.config, state.x, state.step
-        signal, sigma = math.sqrt(self._alphas[i]), math.sqrt(1 - self._alphas[i])
-        epsilon = c.prediction_type == "epsilon"
-        clean = (x - sigma * prediction) / signal if epsilon else signal * x - sigma * prediction
-        if c.clip_sample:
-            clean = clean.clamp(-c.clip_sample_range, c.clip_sample_range)
-        scaled = self.timesteps[i] * c.timestep_scaling
+        i = state.step
+        clean = self._clipped(self._clean(state, prediction))
+        scaled = self.timesteps[i] * self.config.timestep_scaling
         distance = scaled**2 + self.SIGMA_DATA**2
-        x = (scaled / math.sqrt(distance)) * clean + (self.SIGMA_DATA**2 / distance) * x
+        x = (scaled / math.sqrt(distance)) * clean + (self.SIGMA_DATA**2 / distance) * state.x
         if i + 1 < len(self.timesteps):
-            x = math.sqrt(self._alphas[i + 1]) * x + math.sqrt(1 - self._alphas[i + 1]) * noise(i)
+            signal, sigma = self.level(i + 1)
+            x = signal * x + sigma * noise(i)
         return State(step=i + 1, x=x)
 
 
 def predicted_clean(sampler: Sampler, state: State, prediction: Tensor) -> Tensor:
-    """The clean latents (1, c, f, h, w) of a prediction: `Sampler.implied`, which is linear in them, solved."""
+    """Return the clean latents (1, c, f, h, w) of a prediction: solve `Sampler.implied`, which is linear in them."""
     at_zero, at_one = (sampler.implied(state, torch.full_like(state.x, value)) for value in (0.0, 1.0))
     return (prediction - at_zero) / (at_one - at_zero)
 
 
-def _implied(x: Tensor, clean: Tensor, signal: float, sigma: float, config: SchedulerConfig) -> Tensor:
-    """Sampler.implied for latents x = signal * clean + sigma * noise."""
-    noise = (x - signal * clean) / sigma
-    return noise if config.prediction_type == "epsilon" else signal * noise - sigma * clean
-
-
-# by the name that the setting `sampler` takes; each gets (schedule, steps, eta)
+# by the value of the setting `sampler`; each is called with (schedule, steps, eta)
 SAMPLERS: Mapping[str, Callable[[SchedulerConfig, int, float], Sampler]] = {
     "ddim": lambda config, steps, eta: DDIM(config, steps, eta=eta),
     "dpmsolver++": lambda config, steps, eta: DPMSolverPP(config, steps),

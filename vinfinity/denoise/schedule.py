@@ -10,9 +10,9 @@ import torch
 
 from vinfinity.system.fields import from_zero, known_fields
 
-# The schedulers of diffusers whose models are trained with betas, and what these assume of settings that a file lacks,
-# as far as it differs from `SchedulerConfig`. All others belong to models that take other timesteps or predict
-# something else: flow matching, EDM, consistency models, discrete tokens.
+# The diffusers schedulers of models that are trained with betas, and their defaults where they differ from
+# `SchedulerConfig`. All other schedulers belong to models that use other timesteps or predict something else: flow
+# matching, EDM, consistency models, discrete tokens.
 _UNCLIPPED: Mapping[str, object] = {"clip_sample": False}
 _LATER: Mapping[str, object] = {"beta_start": 0.00085, "beta_end": 0.012, **_UNCLIPPED}
 SCHEDULERS: Mapping[str, Mapping[str, object]] = {
@@ -38,8 +38,8 @@ SCHEDULERS: Mapping[str, Mapping[str, object]] = {
     "LCMScheduler": {"beta_schedule": "scaled_linear", **_LATER},
     "TCDScheduler": {"beta_schedule": "scaled_linear", **_LATER},
 }
-# The schedulers that are samplers here, too.
-OURS: Mapping[str, tuple[str, ...]] = {
+# The schedulers that are also available as samplers, and the names of those.
+OWN_SAMPLERS: Mapping[str, tuple[str, ...]] = {
     "DDIMScheduler": ("ddim",),
     "DDIMParallelScheduler": ("ddim",),
     "DPMSolverMultistepScheduler": ("dpmsolver++", "sde-dpmsolver++"),
@@ -49,7 +49,7 @@ OURS: Mapping[str, tuple[str, ...]] = {
 # The exponent of Karras et al. 2022, eq. 5.
 RHO = 7.0
 
-# Settings of DPM-Solver++. Schedulers of other methods use the same names for steps of their own.
+# Settings of DPM-Solver++. Schedulers of other methods use the same names with other meanings.
 SOLVER = (
     "final_sigmas_type",
     "lower_order_final",
@@ -61,16 +61,16 @@ SOLVER = (
     "use_exponential_sigmas",
     "use_lu_lambdas",
 )
-# Which values of them are supported; others are ignored, with a warning.
+# Their supported values; others are ignored, with a warning.
 SOLVER_VALUES: Mapping[str, tuple[object, ...]] = {
     "final_sigmas_type": ("zero", "sigma_min"),
     "solver_order": (1, 2),
     "solver_type": ("midpoint", "heun"),
 }
-# What diffusers' DPM-Solver++ takes for midpoint.
+# Values that diffusers' DPM-Solver++ replaces by midpoint.
 MIDPOINT = ("logrho", "bh1", "bh2")
 
-# Settings of sampling that a user would miss, and the values that mean nothing special.
+# Settings of sampling that a user would miss, and the values that have no effect.
 NOTEWORTHY: Mapping[str, tuple[object, ...]] = {
     "algorithm_type": ("dpmsolver++", "sde-dpmsolver++", "deis", "data_prediction"),
     "final_sigmas_type": ("zero",),
@@ -86,8 +86,8 @@ NOTEWORTHY: Mapping[str, tuple[object, ...]] = {
     "use_karras_sigmas": (False,),
     "use_lu_lambdas": (False,),
 }
-# Settings that say how the model was trained, and the only values that are supported.
-OF_THE_MODEL: Mapping[str, tuple[object, ...]] = {
+# Settings that say how the model was trained, and the only supported values.
+SUPPORTED: Mapping[str, tuple[object, ...]] = {
     "use_flow_sigmas": (False,),
     "timestep_type": ("discrete",),
     "variance_type": ("fixed_small", "fixed_small_log", "fixed_large", "fixed_large_log"),
@@ -96,12 +96,12 @@ OF_THE_MODEL: Mapping[str, tuple[object, ...]] = {
 
 @dataclass(frozen=True)
 class SchedulerConfig:
-    """The settings of a diffusers scheduler_config.json that a sampler honours; None is the sampler's own default.
+    """The settings of a diffusers scheduler_config.json that samplers follow; None means the sampler's own default.
 
-    latent_scale, latent_scale_steps: of VideoCrafter2's training, which diffusers does not know: the clean latents are
-    multiplied by a factor that falls linearly from 1 to latent_scale over that many timesteps, and stays there.
-    even_skips: of T2V-Turbo, which diffusers does not know either: the timesteps of `lcm` are equally far apart.
-    scheduler: the class that the file names. noteworthy: its settings of sampling that a user would miss.
+    latent_scale, latent_scale_steps: from VideoCrafter2's training, not in diffusers: the clean latents are multiplied
+    by a factor that falls linearly from 1 to latent_scale over the first latent_scale_steps timesteps, and stays there.
+    even_skips: from T2V-Turbo, not in diffusers: the timesteps of `lcm` are equally far apart. scheduler: the class
+    name in the file. noteworthy: settings of sampling in the file that a user would miss.
 
     Raises ValueError for a setting that would change the result and is not supported.
     """
@@ -154,10 +154,10 @@ class SchedulerConfig:
 
     @classmethod
     def from_dict(cls, values: Mapping[str, object]) -> "SchedulerConfig":
-        """From a parsed scheduler_config.json of any diffusers scheduler whose models are trained with betas.
+        """Read a parsed scheduler_config.json of any diffusers scheduler for models that are trained with betas.
 
-        What concerns the training is taken or refused; what concerns only the scheduler's own steps is taken if the
-        scheduler is one of ours and has such steps here, too. See `ignored_by` for the rest.
+        Settings of the training are followed, or refused with a ValueError. Settings of sampling are followed if the
+        scheduler is available as a sampler that has them; `ignored_by` names the others.
         """
         name = values.get("_class_name")
         if name is not None and name not in SCHEDULERS:
@@ -165,7 +165,7 @@ class SchedulerConfig:
                 f"_class_name: {name} is not a known scheduler of models that predict noise or v and are trained with "
                 "betas, such as DDIMScheduler"
             )
-        for key, allowed in OF_THE_MODEL.items():
+        for key, allowed in SUPPORTED.items():
             if values.get(key) is not None and values[key] not in allowed:
                 raise ValueError(f"{key}: {values[key]!r} is not supported")
         given = {**SCHEDULERS.get(str(name), {}), **known_fields(cls, values, ignore=None)}
@@ -180,19 +180,19 @@ class SchedulerConfig:
         return cls(**given | {"scheduler": name, "noteworthy": unusual(values, NOTEWORTHY)})
 
     def ignored_by(self, sampler: str) -> str:
-        """What a sampler does not follow of the scheduler that the model's file names, as a warning; or ""."""
-        solver = sampler in OURS["DPMSolverMultistepScheduler"]
+        """Return a warning that names the settings in the model's file that a sampler ignores; "" without any."""
+        solver = sampler in OWN_SAMPLERS["DPMSolverMultistepScheduler"]
         ignored = {
             key: value
             for key, value in self.noteworthy.items()
             if not (solver and getattr(self, key, None) == value)
         }
-        unavailable = None if self.scheduler in OURS else self.scheduler
+        unavailable = None if self.scheduler in OWN_SAMPLERS else self.scheduler
         return not_followed(sampler, ignored, unavailable, follows="betas, prediction type and spacing")
 
 
 def unusual(values: Mapping[str, object], usual: Mapping[str, tuple[object, ...]]) -> dict[str, object]:
-    """The settings of a parsed scheduler_config.json that differ from the usual ones."""
+    """Return the settings of a parsed scheduler_config.json that are not among the usual values."""
     return {
         key: values[key]
         for key, known in usual.items()
@@ -203,10 +203,10 @@ def unusual(values: Mapping[str, object], usual: Mapping[str, tuple[object, ...]
 def not_followed(
     sampler: str, ignored: Mapping[str, object], unavailable: str | None, *, follows: str
 ) -> str:
-    """What a sampler does not follow of a model's scheduler_config.json; "" if that is nothing.
+    """Return a warning that names what a sampler ignores in a model's scheduler_config.json; "" for nothing.
 
-    ignored: its settings that the sampler ignores. unavailable: its scheduler, if that is no sampler here.
-    follows: what every sampler follows of it.
+    ignored: the settings that the sampler ignores. unavailable: the model's scheduler, if it is not available as a
+    sampler. follows: the settings that every sampler follows.
     """
     listed = ", ".join(f"{key}: {json.dumps(value)}" for key, value in ignored.items())
     if unavailable is not None:
@@ -216,9 +216,9 @@ def not_followed(
 
 
 def alphas_cumprod(config: SchedulerConfig) -> torch.Tensor:
-    """The products of (1 - beta) up to each training timestep: (num_train_timesteps,) fp32.
+    """Return the products of (1 - beta) up to each training timestep: (num_train_timesteps,) fp32.
 
-    Raises ValueError for a schedule of another length than num_train_timesteps.
+    Raises ValueError if the length of `trained_betas` is not num_train_timesteps.
     """
     steps = config.num_train_timesteps
     if config.trained_betas is not None:
@@ -239,7 +239,7 @@ def alphas_cumprod(config: SchedulerConfig) -> torch.Tensor:
 
 
 def _zero_terminal_snr(betas: torch.Tensor) -> torch.Tensor:
-    """Shifts and scales the schedule so that the last timestep is pure noise (Lin et al. 2023, algorithm 1)."""
+    """Shift and scale the schedule so that the last timestep is pure noise (Lin et al. 2023, algorithm 1)."""
     root = torch.cumprod(1.0 - betas, dim=0).sqrt()
     root = (root - root[-1]) * (root[0] / (root[0] - root[-1]))
     bar = root**2
@@ -249,10 +249,10 @@ def _zero_terminal_snr(betas: torch.Tensor) -> torch.Tensor:
 def spaced_timesteps(
     spacing: str, steps: int, *, trained: int, last: int, offset: int, endpoint: bool
 ) -> list[int]:
-    """Descending training timesteps (Lin et al. 2023, table 2).
+    """Return the training timesteps of all steps, descending (Lin et al. 2023, table 2).
 
-    trained: training timesteps. last: one past the largest that may be visited. endpoint: whether the smallest step of
-    "linspace" and "leading" is visited (DDIM) or left to the solver's final step (DPM-Solver++).
+    trained: number of training timesteps. last: one past the largest that may be visited. endpoint: whether the
+    smallest timestep of "linspace" and "leading" is visited (DDIM) or left to the solver's final step (DPM-Solver++).
     """
     points = steps if endpoint else steps + 1
     keep = slice(None) if endpoint else slice(-1)
@@ -269,13 +269,13 @@ def spaced_timesteps(
 def respaced_sigmas(
     config: SchedulerConfig, alphas: torch.Tensor, steps: int
 ) -> tuple[list[float], list[int]] | None:
-    """The noise levels of a schedule that does not follow the timesteps, and the timestep of each; None if `config` has
-    no such schedule.
+    """Return the noise levels of a schedule that is not spaced by timesteps, and the timestep of each.
 
-    alphas: (num_train_timesteps,) the products of (1 - beta). Karras et al. 2022, eq. 5; evenly spaced logarithms (Lu
-    et al. 2022) with `use_lu_lambdas` and `use_exponential_sigmas`, of which only the first rounds the timesteps.
+    Returns None if `config` has no such schedule. alphas: (num_train_timesteps,) the products of (1 - beta). The levels
+    follow Karras et al. 2022, eq. 5, or have evenly spaced logarithms (Lu et al. 2022), with `use_lu_lambdas` and
+    `use_exponential_sigmas`, of which only the first rounds the timesteps.
     """
-    # in fp32, as diffusers: timesteps are cut to integers, and must fall to the same side
+    # in fp32, as in diffusers: timesteps are truncated to integers, and must come out the same
     sigmas = (((1 - alphas) / alphas).float() ** 0.5).numpy()
     logarithms = np.log(sigmas)
     low, high = float(sigmas[0]), float(sigmas[-1])
@@ -291,9 +291,9 @@ def respaced_sigmas(
         return None
     wanted = np.log(levels)
     before = (np.searchsorted(logarithms, wanted, side="right") - 1).clip(0, len(sigmas) - 2)
-    share = (logarithms[before] - wanted) / (logarithms[before] - logarithms[before + 1])
-    share = share.clip(0, 1)
-    times = (1 - share) * before + share * (before + 1)
+    weight = (logarithms[before] - wanted) / (logarithms[before] - logarithms[before + 1])
+    weight = weight.clip(0, 1)
+    times = (1 - weight) * before + weight * (before + 1)
     if not config.use_exponential_sigmas and config.beta_schedule != "squaredcos_cap_v2":
         times = times.round()
     return levels.tolist(), [int(t) for t in times]

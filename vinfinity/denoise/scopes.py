@@ -15,7 +15,7 @@ from vinfinity.parallel.timeline import Scene, Timeline
 
 
 def scopes_of(attention: AttentionConfig, phase: Phase) -> Scopes:
-    """The scopes of dual-scope attention in a phase of its schedule."""
+    """Return the scopes of dual-scope attention in a phase of its schedule."""
     return Scopes(
         local=attention.local,
         anchors=attention.anchors,
@@ -28,10 +28,10 @@ def scopes_of(attention: AttentionConfig, phase: Phase) -> Scopes:
 def timeline_of(
     attention: AttentionConfig, selection: Selection, scenes: Sequence[range], *, loop: bool, shift: int = 0
 ) -> Timeline:
-    """The scenes of a video as positions in a selection of its frames.
+    """Return the scenes of a video as positions in a selection of its frames.
 
-    scenes: spans of latent frames. A scene no longer than the trained clip gets plain attention, so that it is the base
-    model's own output. shift: by how many frames anchors have moved, each within its scene.
+    scenes: spans of latent frames. A scene no longer than the training clips gets plain attention, so that it is the
+    base model's own output. shift: by how many frames anchors have moved, each within its scene.
     """
     position = {frame: index for index, frame in enumerate(selection.frames)}
     found: list[Scene] = []
@@ -48,12 +48,12 @@ def timeline_of(
 
 
 class ScheduledContexts:
-    """The temporal context of a rank at a training timestep; one is built for each phase, when it is first needed.
+    """The temporal contexts of a rank, one for each phase of the attention schedule, built when first needed.
 
     scenes: spans of latent frames that do not see each other. loop: whether the last frame leads into the first.
-    timesteps: of all steps, for anchors that move from step to step; an edit, which computes a selection of frames,
-    leaves them where they are. Within a selection, the distance between two frames is the number of selected frames
-    from one to the other, but for rotary positions. joint: whether the model has joint attention.
+    timesteps: the timesteps of all steps, for anchors that move from step to step; in an edit, which computes a
+    selection of frames, anchors do not move. Within a selection, the distance between two frames is the number of
+    selected frames from one to the other, except for rotary positions. joint: whether the model has joint attention.
     """
 
     def __init__(
@@ -81,13 +81,13 @@ class ScheduledContexts:
         self._built: dict[tuple[Scopes, int], TemporalContext] = {}
 
     def __call__(self, t: float) -> TemporalContext:
-        """The context at training timestep t, which is one of the timesteps."""
+        """Return the context at training timestep t, which must be one of `timesteps`."""
         attention, plain = self._attention, self._plain
         scopes = PLAIN if plain else scopes_of(attention, attention.phase(t))
         shift = self._step[t] if self._moving and not plain else 0
         if (scopes, shift) not in self._built:
             if self._moving:
-                # each is needed in one step only
+                # each context is needed in one step only
                 self._built.clear()
             timeline = timeline_of(attention, self._selection, self._scenes, loop=self._loop, shift=shift)
             self._built[scopes, shift] = temporal_context(

@@ -1,7 +1,7 @@
 """Which frames of a video a run computes, and the noise of each."""
 
 import threading
-from collections.abc import Callable, Collection, Iterable, Sequence
+from collections.abc import Callable, Collection, Sequence
 from concurrent.futures import Future
 from dataclasses import dataclass
 
@@ -10,6 +10,7 @@ from torch import Tensor
 
 from vinfinity.denoise.noise import INITIAL, frame_noise
 from vinfinity.parallel.shards import anchor_frames
+from vinfinity.parallel.spans import spans
 from vinfinity.system.transfer import to_device
 
 
@@ -17,8 +18,8 @@ from vinfinity.system.transfer import to_device
 class Selection:
     """The frames of a video that a run computes. All indices are absolute and ascending.
 
-    frames: those that are denoised. generated: those of them that go into the video; the others are known from an
-    earlier run and only guide them. seeds: the seed of each frame of the video.
+    frames: the frames that are denoised. generated: those that go into the video; the others are known from an earlier
+    run and only guide them. seeds: the seed of each frame of the video.
     """
 
     frames: Sequence[int]
@@ -26,19 +27,19 @@ class Selection:
     seeds: Sequence[int]
 
     def of(self, held: range) -> list[int]:
-        """The frames that a rank denoises. held: their positions in `frames`."""
+        """Return the frames that a rank denoises. held: their positions in `frames`."""
         return list(self.frames[held.start : held.stop])
 
     def noise(self, frames: Sequence[int], shape: tuple[int, int, int], *, draw: int = INITIAL) -> Tensor:
-        """A draw of noise for some frames, each from its own seed: (1, c, f, h, w) fp32. shape: (c, h, w)."""
+        """Draw noise for some frames, each from its own seed: (1, c, f, h, w) fp32. shape: one frame's (c, h, w)."""
         return frame_noise([self.seeds[frame] for frame in frames], frames, shape, draw=draw)
 
 
 class StepNoise:
     """The noise that a sampler adds in its steps, for a rank's frames.
 
-    shape: (c, h, w) of one frame. steps: of the sampler. ahead: draw the noise of the next step in a thread, while the
-    network runs; by default on GPUs, which would wait for it.
+    shape: one frame's (c, h, w). steps: the sampler's number of steps. ahead: whether to draw the noise of the next
+    step in a thread while the network runs; by default on GPUs, which would otherwise wait for it.
     """
 
     def __init__(
@@ -70,7 +71,7 @@ class StepNoise:
 
 
 def in_thread(function: Callable[[int], Tensor], argument: int) -> "Future[Tensor]":
-    """The result of a call in a thread, which does not keep the process alive."""
+    """Call a function in a daemon thread; return its future result."""
     future: Future[Tensor] = Future()
 
     def run() -> None:
@@ -84,7 +85,7 @@ def in_thread(function: Callable[[int], Tensor], argument: int) -> "Future[Tenso
 
 
 def select_all(total: int, *, seed: int) -> Selection:
-    """All frames of a new video."""
+    """Select all frames of a new video."""
     return Selection(range(total), range(total), (seed,) * total)
 
 
@@ -99,11 +100,12 @@ def select_around(
     scenes: Sequence[range] | None = None,
     loop: bool = False,
 ) -> Selection:
-    """The frames to generate, `context` frames on either side of them, and the anchors of their scenes.
+    """Select the frames to generate, `context` frames on either side of them, and the anchors of their scenes.
 
-    Frames beyond these hardly affect the generated ones (docs/decisions/0009-redo-and-extend.md), so the cost of an
-    edit does not grow with the video. In a scene of no more than `trained_frames`, every frame sees all others.
-    scenes: spans that do not see each other; None for one scene. loop: whether the last frame leads into the first.
+    Other frames hardly affect the generated ones (docs/decisions/0009-redo-and-extend.md), so the cost of an edit does
+    not grow with the video. A scene of at most `trained_frames` is selected as a whole, since every frame in it sees
+    all others. scenes: spans that do not see each other; None for one scene. loop: whether the last frame leads into
+    the first.
     """
     selected: set[int] = set()
     for scene in scenes or [range(total)]:
@@ -116,14 +118,3 @@ def select_around(
             near = range(span.start - context, span.stop + context)
             selected |= {frame % total if loop else frame for frame in near if loop or frame in scene}
     return Selection(tuple(sorted(selected)), frozenset(generated), tuple(seeds))
-
-
-def spans(frames: Iterable[int]) -> list[range]:
-    """Ascending frames as ranges of consecutive ones."""
-    found: list[range] = []
-    for frame in frames:
-        if found and found[-1].stop == frame:
-            found[-1] = range(found[-1].start, frame + 1)
-        else:
-            found.append(range(frame, frame + 1))
-    return found

@@ -1,4 +1,4 @@
-"""Where denoising starts: at noise alone, or part of the way, at the latents of a video that noise was added to."""
+"""Where denoising starts: at pure noise, or part of the way, at a video's latents with noise added."""
 
 from dataclasses import dataclass, replace
 
@@ -12,34 +12,34 @@ from vinfinity.errors import InputError
 
 
 def schedule_of(config: RunConfig, model: Schedule) -> Schedule:
-    """The noise schedule of a run: its model's, with `shift` if it is set.
+    """Return the noise schedule of a run: its model's, with `shift` if it is set.
 
-    Raises InputError if the model has none to shift.
+    Raises InputError if the model's schedule has no shift.
     """
     if config.shift is None:
         return model
     if not isinstance(model, FlowSchedule):
         problem = "is for models trained by flow matching, which this one was not"
-        raise InputError("shift", config.shift, "leave it out", problem=problem)
+        raise InputError("shift", config.shift, "remove it", problem=problem)
     return replace(model, shift=config.shift)
 
 
 def pick_sampler(config: RunConfig, scheduler: Schedule) -> Sampler:
-    """The sampler of a run on its schedule; from a video, its last steps.
+    """Return the sampler of a run on its schedule; only the sampler's last steps if the run starts from a video.
 
-    Raises InputError if sampler and schedule do not go together, or if no step is left.
+    Raises InputError if the sampler does not suit the schedule, or if no step is left.
     """
     try:
         sampler = make_sampler(config.sampler, scheduler, steps=config.steps, eta=config.eta)
     except ValueError as error:
-        remedy = "choose other steps or another sampler"
+        remedy = "use another sampler or another number of steps"
         raise InputError("sampler", config.sampler, remedy, problem=f"{error}") from None
     return last_steps(sampler, config.input.share) if config.starts_from_video else sampler
 
 
 @dataclass(frozen=True)
 class LastSteps:
-    """The last steps of `sampler`, from number `first` on, counted from 0: for latents that are not noise alone."""
+    """The last steps of a sampler, for latents that are not pure noise. first: the first of these steps."""
 
     sampler: Sampler
     first: int
@@ -63,22 +63,23 @@ class LastSteps:
 
 
 def noised(sampler: Sampler, clean: Tensor, noise: Tensor) -> State:
-    """The state before the first step of latents whose content is `clean` (SDEdit, Meng et al. 2022). Both
-    (1, c, f, h, w) fp32.
+    """Add noise to clean latents; return the state before the first step (SDEdit, Meng et al. 2022).
+
+    clean, noise: (1, c, f, h, w) fp32.
     """
     signal, sigma = sampler.level(0)
     return State(step=0, x=signal * clean + sigma * noise)
 
 
 def last_steps(sampler: Sampler, strength: float) -> Sampler:
-    """The last steps of a sampler, as many as `strength` says, rounded down as in diffusers.
+    """Return the last steps of a sampler. strength: the fraction of its steps, rounded down as in diffusers.
 
-    Raises InputError if that is none.
+    Raises InputError if no step is left.
     """
     steps = len(sampler.timesteps)
     kept = min(int(steps * strength), steps)
     if not kept:
         problem = f"leaves none of {steps} steps"
-        remedy = f"give at least {-(-1000 // steps) / 1000:g}, or more steps"
+        remedy = f"use at least {-(-1000 // steps) / 1000:g}, or more steps"
         raise InputError("input.strength", strength, remedy, problem=problem)
     return LastSteps(sampler, steps - kept)

@@ -122,7 +122,7 @@ def _read(pictures: Iterator[np.ndarray] | None, spans: list[range], ranks: Rank
             found = [torch.from_numpy(np.stack([next(pictures) for _ in span])) for span in spans]
         except InputError as error:
             problem = error
-    problem = ranks.collect(problem)[0]
+    problem = ranks.all_gather(problem)[0]
     if problem is not None:
         raise problem
     return found

@@ -67,7 +67,7 @@ def write_video(
             unfinished=unfinished,
             identity=json.dumps([identity, frames, blocks.frames, blocks.tile]),
         )
-    first = together.collect(writer.frames if writer else 0)[0]
+    first = together.all_gather(writer.frames if writer else 0)[0]
     remaining = range(first, frames)
     latent_frames = geometry_of(decoder).latent_frames(frames)
     watched = None if source is None else LatentWatch(source, latent_frames)

@@ -1,1 +1,1 @@
-"""Who holds which frames and how ranks talk: the only package that imports torch.distributed."""
+"""Which rank holds which frames, and how ranks exchange messages: the only package that imports torch.distributed."""

@@ -19,8 +19,8 @@ CHUNK_BYTES = 32 * 2**20
 class Halo:
     """The frames next to a rank's own, which a temporal convolution needs.
 
-    route: fetches those that other ranks hold. before, after: which frames they are; None where the video or the scene
-    ends. A rank may hold them itself, in a loop.
+    before, after: the two frames; None at an end of the video or the scene. In a loop, a rank may hold them itself.
+    route: fetches those that other ranks hold.
     """
 
     route: Route
@@ -32,10 +32,10 @@ class Halo:
 class TemporalContext:
     """The rest of the video, as a temporal layer of one rank sees it in one denoising step.
 
-    exchange: fetches frames from other ranks. attention: keys of temporal attention. halo: the neighbouring frames that
-    a temporal convolution needs. norm: "video" takes the statistics of temporal GroupNorm over all frames of a scene
-    (paper, section 3.2), "rank" over those of this rank (the released code). grouping: how layers divide this rank's
-    frames. chunk_bytes: bytes of hidden states that layers work on at once, which bounds their temporaries.
+    exchange: fetches frames from other ranks. attention: the keys of temporal attention. halo: the neighbouring frames
+    that a temporal convolution needs. norm: "video" takes the statistics of temporal GroupNorm over all frames of a
+    scene (paper, section 3.2), "rank" over this rank's frames (the released code). grouping: how layers divide this
+    rank's frames. chunk_bytes: bytes of hidden states that layers work on at once, which bounds their temporaries.
     """
 
     exchange: FrameExchange
@@ -65,10 +65,10 @@ def temporal_context(
     device: torch.device | str = "cpu",
     together: bool | None = None,
 ) -> TemporalContext:
-    """The context of `rank` under one set of scopes (None: plain attention over all frames).
+    """Plan the context of `rank` under one set of scopes; None means plain attention over all frames.
 
-    timeline: scenes and loops; by default the video is one scene, see `plan_attention`, also for `joint`. together:
-    see `Grouping`; None: on CPUs.
+    timeline, joint: see `plan_attention`; by default, the video is one scene. together: see `Grouping`; by default,
+    true on CPUs.
     """
     together = torch.device(device).type == "cpu" if together is None else together
     attention = plan_attention(
@@ -85,7 +85,7 @@ def temporal_context(
 
 
 def plan_halo(shards: FrameShards, rank: int, timeline: Timeline) -> Halo:
-    """The frames next to those of `rank`."""
+    """Plan how to fetch the frames next to those of `rank`."""
 
     def around(rank: int) -> tuple[int | None, int | None]:
         held = shards.held(rank)

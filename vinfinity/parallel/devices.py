@@ -1,4 +1,4 @@
-"""The device that a rank computes on, and whether the GPUs of all ranks go together."""
+"""The device that a rank computes on, and whether the GPUs of all ranks suit each other."""
 
 import glob
 import os
@@ -22,23 +22,24 @@ from vinfinity.system.pytorch import (
     without_expandable_segments,
 )
 
-# what the driver creates for each GPU
+# the files that the driver creates for the GPUs
 DEVICE_FILES = "/dev/nvidia[0-9]*"
 # variables that choose the GPUs that a process sees; the last two are ROCm's
 VISIBLE = ("CUDA_VISIBLE_DEVICES", "HIP_VISIBLE_DEVICES", "ROCR_VISIBLE_DEVICES")
-# GPUs whose memory differs by less than this share count as equal
+# GPUs whose memory differs by less than this fraction count as equal
 UNEQUAL = 0.05
 
 
-def pick_device(
-    wanted: str, *, local_rank: int = 0, local_size: int = 1, launcher: str | None = None
-) -> torch.device:
-    """The device of a rank for "auto", "cuda" or "cpu": the GPU with the rank's number on the node.
+def pick_device(wanted: str, *, local_size: int = 1, place: Place | None = None) -> torch.device:
+    """Return the device of a rank for "auto", "cuda" or "cpu": the GPU with the rank's number on the node.
 
-    launcher: what started the ranks. Of the tasks of srun and torchrun each may see a single GPU, which then is its
-    own; `check_gpus` finds those that share one.
+    local_size: ranks on the node. place: the rank's place if a launcher started it, in place of `local_size`. The
+    launcher may show each rank a single GPU, which then is its own; `check_gpus` finds ranks that share one.
     With "auto", a single rank falls back to the CPU. Raises InputError if the node has fewer GPUs than ranks.
     """
+    local_rank = 0
+    if place is not None:
+        local_rank, local_size = place.local_rank, place.local_size
     if wanted == "cpu":
         return torch.device("cpu")
     if not torch.cuda.is_initialized():
@@ -50,30 +51,26 @@ def pick_device(
     if local_size <= found:
         return torch.device("cuda", local_rank)
     chosen = {name: os.environ[name] for name in VISIBLE if name in os.environ}
-    if launcher in ("srun", "torchrun") and found == 1 and any(chosen.values()):
+    if place is not None and place.may_see_one_gpu and found == 1 and any(chosen.values()):
         return torch.device("cuda", 0)
     ranks = f"{local_size} rank{'s' * (local_size > 1)}"
     because = f" ({', '.join(f'{name}={value!r}' for name, value in chosen.items())})" if chosen else ""
-    problem = f"finds {found} CUDA GPU{'s' * (found != 1)}{because} for {local_size}"
+    problem = f"found {found} CUDA GPU{'s' * (found != 1)}{because} for {ranks}"
     if found == 0 and reason:
         problem += f" ({reason})"
     remedy = f"add --device cpu to run {ranks} on the CPU"
-    if launcher == "srun" and found:
-        remedy = (
-            f"start one task per GPU, and let each see all GPUs: --gpus-per-node {local_size} --gpu-bind=none"
-        )
+    if place is not None and place.gpu_remedy and found:
+        remedy = place.gpu_remedy
     raise InputError("device", wanted, remedy, problem=problem)
 
 
 def rank_device(place: Place, wanted: str) -> torch.device:
-    """The device of the rank at `place`. Raises InputError."""
-    return pick_device(
-        wanted, local_rank=place.local_rank, local_size=place.local_size, launcher=place.launcher
-    )
+    """Return the device of the rank at `place`; see `pick_device`."""
+    return pick_device(wanted, place=place)
 
 
 def usable_gpus() -> tuple[int, str]:
-    """How many GPUs torch can use; if none, why it cannot use those that the machine seems to have, or ""."""
+    """Return how many GPUs torch can use; if none, why it cannot use those that the machine seems to have, or ""."""
     with warnings.catch_warnings(record=True) as caught:
         warnings.simplefilter("always")
         if torch.cuda.is_available() and (found := _enumerated()):
@@ -87,10 +84,10 @@ def usable_gpus() -> tuple[int, str]:
 
 
 def _enumerated() -> int:
-    """The GPUs that CUDA lists for this process.
+    """Count the GPUs that CUDA lists for this process.
 
-    Until CUDA is initialised, device_count asks the driver's management library, which also counts GPUs that torch
-    cannot use, such as those in MIG mode, of which CUDA lists one slice.
+    Until CUDA is initialised, torch's device_count asks the driver's management library. That also counts GPUs that
+    torch cannot use, such as all GPUs in MIG mode, of which CUDA lists a single slice.
     """
     # builds for CPUs have no such function
     count = getattr(torch._C, "_cuda_getDeviceCount", torch.cuda.device_count)
@@ -98,15 +95,15 @@ def _enumerated() -> int:
 
 
 def fallen_back(wanted: str) -> str | None:
-    """A warning if the CPU is taken although the machine has a GPU."""
+    """Return a warning if a run falls back to the CPU although the machine has a GPU."""
     reason = usable_gpus()[1] if wanted == "auto" else ""
     if not reason:
         return None
-    return f"device: auto takes the CPU, because torch cannot use this machine's GPU: {reason}; see `vinfinity doctor`"
+    return f"device: auto falls back to the CPU because torch cannot use the GPU: {reason}; see `vinfinity doctor`"
 
 
 def select_device(device: torch.device) -> None:
-    """Make a device the current one of this process's main thread, and see that memory can be allocated on it."""
+    """Make a device the current one of this process's main thread, and check that memory can be allocated on it."""
     enter_device(device)
     if device.type == "cuda":
         settle_allocator(device)
@@ -115,18 +112,18 @@ def select_device(device: torch.device) -> None:
 def enter_device(device: torch.device) -> None:
     """Make a device the current one of this thread.
 
-    Every thread begins on the first GPU. One that asks for an event of another GPU would create a context on the first
-    one, of half a gigabyte.
+    Every thread starts on the first GPU. A thread that queries an event of another GPU would create a context on the
+    first one, of half a gigabyte.
     """
     if device.type == "cuda":
         torch.cuda.set_device(device)
 
 
 def settle_allocator(device: torch.device) -> None:
-    """Allocate a byte on a GPU, and switch expandable segments off, with a warning, if that fails with them alone.
+    """Allocate a byte on a GPU; if that fails only because of expandable segments, disable them with a warning.
 
-    Some drivers lack the virtual memory that they need: those of some virtual GPUs, and of Jetson. From then on,
-    `os.environ` has what the allocator does, which plans follow. Raises RuntimeError if nothing can be allocated.
+    The drivers of some virtual GPUs and of Jetson lack the virtual memory that expandable segments need. `os.environ`
+    also gets the allocator's new settings, for plans. Raises RuntimeError if nothing can be allocated.
     """
     try:
         torch.empty(1, dtype=torch.uint8, device=device)
@@ -146,8 +143,8 @@ def settle_allocator(device: torch.device) -> None:
 
 
 def _configure_allocator(settings: str) -> None:
-    """Change how the allocator of this process is configured, in place of its environment variable."""
-    # torch 2.4 knows the older name only, which newer versions warn of
+    """Configure the allocator of this process, overriding its environment variable."""
+    # torch 2.4 has only the older name, for which newer versions warn
     configure = getattr(torch._C, "_accelerator_setAllocatorSettings", None)
     (configure or torch.cuda.memory._set_allocator_settings)(settings)
 
@@ -162,7 +159,11 @@ def check_nccl(size: int, device: torch.device) -> None:
 
 @dataclass(frozen=True)
 class GpuFacts:
-    """One rank's GPU. host: of its node. identity: what tells it from the other GPUs there. memory: in bytes."""
+    """One rank's GPU.
+
+    host: name of the node. identity: distinguishes the GPU from others on the node. name: the GPU's product name.
+    memory: in bytes.
+    """
 
     host: str
     identity: str
@@ -171,15 +172,15 @@ class GpuFacts:
 
 
 def gpu_facts(device: torch.device) -> GpuFacts:
-    """The facts of a GPU in use."""
+    """Return the facts of a GPU in use."""
     properties = torch.cuda.get_device_properties(device)
-    # torch 2.4 knows no uuid of some builds
+    # in some builds of torch 2.4, there is no uuid
     identity = str(getattr(properties, "uuid", None) or f"GPU {device.index}")
     return GpuFacts(socket.gethostname(), identity, properties.name, properties.total_memory)
 
 
 def check_gpus(gpus: Sequence[GpuFacts]) -> str | None:
-    """A warning if the ranks' GPUs have unequal memory, else None. Raises InputError if two ranks share a GPU."""
+    """Return a warning if the ranks' GPUs have unequal memory, else None. Raise InputError if two ranks share one."""
     owners: dict[tuple[str, str], int] = {}
     for rank, gpu in enumerate(gpus):
         owner = owners.setdefault((gpu.host, gpu.identity), rank)
@@ -202,12 +203,12 @@ def check_gpus(gpus: Sequence[GpuFacts]) -> str | None:
 
 @dataclass(frozen=True)
 class PeakMemory:
-    """The most memory that a rank has held so far, in bytes.
+    """The most memory that a rank has used so far, in bytes.
 
-    reserved: by the allocator on its GPU, which is what runs out; on the CPU, by the process. allocated: the part of it
-    in tensors. retries: how often the allocator was out of memory until it gave back its cache. failures: how often it
-    was out of memory even so. driver: used on the GPU at the end, by all processes and libraries. The last four are
-    None on a CPU.
+    reserved: memory reserved by the allocator on the rank's GPU, which is what runs out; on a CPU, memory of the
+    process. allocated: the part of it in tensors. retries: how often the allocator was out of memory until it released
+    its cache. failures: how often it was still out of memory after that. driver: memory in use on the GPU at the time
+    of the call, by all processes and libraries. The last four are None on a CPU.
     """
 
     reserved: int
@@ -218,13 +219,13 @@ class PeakMemory:
 
 
 def forget_peak_memory(device: torch.device) -> None:
-    """Count the peak memory of a GPU from now on; that of a process on the CPU cannot be reset."""
+    """Reset the peak memory of a GPU. The peak of a process on the CPU cannot be reset."""
     if device.type == "cuda":
         torch.cuda.reset_peak_memory_stats(device)
 
 
 def peak_memory(device: torch.device) -> PeakMemory:
-    """The peak memory of this process on its device."""
+    """Return the peak memory of this process on its device."""
     if device.type != "cuda":
         unit = 1 if sys.platform == "darwin" else 1024
         return PeakMemory(reserved=resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * unit)

@@ -1,7 +1,7 @@
-"""How frames and statistics cross from rank to rank while a temporal layer runs.
+"""How ranks exchange frames and statistics while a temporal layer runs.
 
 An exchange starts and finishes separately: a layer calls `fetch`, computes whatever does not depend on the result,
-then waits. All that a layer needs at one moment (neighbours, anchors, statistics of the norm) travels in one message
+then waits. Everything that a layer needs at once (neighbours, anchors, statistics of the norm) travels in one message
 per peer.
 """
 
@@ -17,6 +17,7 @@ import torch.distributed as dist
 from torch import Tensor
 
 from vinfinity.errors import RankError
+from vinfinity.parallel.place import rank_names
 from vinfinity.parallel.shards import FrameShards, Route
 from vinfinity.parallel.waits import Waits
 from vinfinity.system.out_of_memory import is_out_of_memory
@@ -25,9 +26,10 @@ from vinfinity.system.transfer import to_device
 
 @dataclass(frozen=True)
 class Fetched:
-    """frames: (b, len(route.wanted), ...), the requested frames, in the order of `route.wanted`.
+    """What an exchange brings from other ranks.
 
-    sums: (b, scenes·groups, 5) fp64, over the frames of all ranks; None without statistics.
+    frames: (b, len(route.wanted), ...), the requested frames, in the order of `route.wanted`.
+    sums: (b, scenes·groups, 5) fp64, the statistics summed over the frames of all ranks; None without statistics.
     """
 
     frames: Tensor
@@ -36,7 +38,7 @@ class Fetched:
 
 @dataclass
 class Counters:
-    """Traffic of this rank so far: how often it waited, and the messages and bytes that it sent."""
+    """Traffic of this rank so far: how often it waited, and how many messages and bytes it sent."""
 
     waits: int = 0
     messages: int = 0
@@ -49,7 +51,7 @@ class Counters:
         self.bytes += sum(sent.values())
 
     def per(self, steps: int) -> dict[str, float]:
-        """Averages per denoising step."""
+        """Return the averages per denoising step."""
         return {name: value / steps for name, value in dataclasses.asdict(self).items()}
 
 
@@ -60,9 +62,15 @@ class Work(Protocol):
 
 
 class Pending(Protocol):
-    """An exchange in flight. Waiting again returns the same result."""
+    """An exchange in flight."""
 
-    def wait(self) -> Fetched: ...
+    def wait(self) -> Fetched:
+        """Wait for the messages; return what they brought. Further calls return the same result.
+
+        On a GPU, the current stream waits instead of the host, and a lost rank shows up in `Ranks.wait_for`. On a CPU,
+        raises RankError if a rank is late or gone.
+        """
+        ...
 
 
 class FrameExchange(Protocol):
@@ -73,8 +81,11 @@ class FrameExchange(Protocol):
     def fetch(self, x: Tensor, route: Route, *, sums: Tensor | None = None, label: str = "") -> Pending:
         """Start to fetch the frames that `route` names, and send this rank's frames to the ranks that want them.
 
-        x: (b, f, ...), this rank's frames. sums: (b, scenes·groups, 5) fp64 over x, added up over all ranks. label:
-        names the operation in errors.
+        Does not wait: call `wait` on the result. All ranks must make the same calls in the same order.
+
+        x: (b, f, ...), this rank's frames. sums: (b, scenes·groups, 5) fp64, statistics of x, which are summed over all
+        ranks. label: names the operation in errors, heartbeats and plans. Raises RankError if a rank is late or gone;
+        running out of memory raises the device's own error.
         """
         ...
 
@@ -90,7 +101,7 @@ class Done:
 
 
 class LocalExchange:
-    """The exchange of a single rank: it holds every frame, so its sums are those of the video."""
+    """The exchange of a single rank: it holds every frame, so the sums are its own. Routes must be empty."""
 
     def __init__(self) -> None:
         self.counters = Counters()
@@ -103,7 +114,7 @@ class LocalExchange:
 def message_sizes(
     x: Tensor, route: Route, others: Sequence[int], *, sums: Tensor | None
 ) -> tuple[dict[int, int], dict[int, int]]:
-    """Bytes of the messages to and from each peer, ascending by peer; peers without a message have no entry.
+    """Return the bytes of the messages to and from each peer, ascending by peer, without peers that get no message.
 
     Statistics go to every peer, in the same message as the frames that it wants.
     """
@@ -121,23 +132,12 @@ def message_sizes(
     return sent, received
 
 
-class OwnFrames:
-    """Substitutes this rank's own frames for those of others and sends nothing: a timing without the exchange."""
-
-    def __init__(self) -> None:
-        self.counters = Counters()
-
-    def fetch(self, x: Tensor, route: Route, *, sums: Tensor | None = None, label: str = "") -> Pending:
-        frames = x[:, :1].expand(-1, len(route.wanted), *x.shape[2:])
-        return Done(Fetched(frames=frames, sums=sums))
-
-
 class RankExchange:
     """The exchange of one rank among several: one message to each peer that needs one, by batched point-to-point.
 
-    rank, shards: this rank, and the frames of each rank. peers: the process of each rank of a route, if the team is
-    only a part of all processes. counters: traffic counters to add to. waits: notes what is waited for. The process
-    group must exist; its timeout bounds each wait on a CPU.
+    rank, shards: this rank, and the frames of each rank. peers: maps the ranks of a route to processes; by default they
+    are the same. counters: traffic counters to add to. waits: records which operation waits. The process group must
+    exist; its timeout bounds each wait on a CPU.
     """
 
     def __init__(
@@ -178,7 +178,7 @@ class RankExchange:
     def _start(
         self, leaving: Mapping[int, Tensor], arriving: Mapping[int, Tensor], label: str
     ) -> tuple[Sequence[Work], Sequence[dist.P2POp]]:
-        """Send a message to each peer and receive one from each; does not wait."""
+        """Start to send a message to each peer and to receive one from each."""
         operations = [dist.P2POp(dist.isend, message, self.peers[peer]) for peer, message in leaving.items()]
         operations += [
             dist.P2POp(dist.irecv, message, self.peers[peer]) for peer, message in arriving.items()
@@ -187,17 +187,17 @@ class RankExchange:
             return dist.batch_isend_irecv(operations), operations
 
     def _row(self, frames: tuple[int, ...], device: torch.device) -> Tensor:
-        """The positions as an index tensor on the device, created once."""
+        """Return the positions as an index tensor on the device, created once."""
         if frames not in self._rows:
             self._rows[frames] = to_device(torch.tensor(frames, dtype=torch.int64), device)
         return self._rows[frames]
 
 
 class TracedExchange(RankExchange):
-    """The exchange of one rank among imaginary ones, for plans and rehearsals: it creates and counts the messages of
-    RankExchange, but sends nothing. What arrives is undefined.
+    """The exchange of one rank among imaginary ones, for plans and rehearsals.
 
-    by_label: bytes sent, by kind of layer. largest: the most bytes of messages, to and from all peers, at once.
+    It creates and counts the messages of RankExchange, but sends none. What arrives is undefined.
+    by_label: bytes sent, by label. largest: the most bytes of one exchange, to and from all peers.
     """
 
     def __init__(self, rank: int, shards: FrameShards) -> None:
@@ -221,17 +221,21 @@ class TracedExchange(RankExchange):
 
 @dataclass(frozen=True)
 class _Traced:
-    """Messages that live as long as the operations on them would."""
+    """Keeps messages in memory for as long as real ones would be in flight."""
 
     messages: Sequence[Tensor]
 
     def wait(self, timeout: timedelta = timedelta(0), /) -> None:
-        """Nothing is in flight."""
+        """Return at once, since nothing is in flight."""
 
 
 @dataclass
 class _Arriving:
-    """The messages of one `fetch` in flight. x, sums: this rank's input. counts: frames by peer."""
+    """The messages of one `fetch` in flight.
+
+    works, operations: the transport's handles. arriving: the buffer for the message of each peer. x, sums: this rank's
+    input. counts: how many frames come from each peer.
+    """
 
     exchange: RankExchange
     works: Sequence[Work]
@@ -267,7 +271,7 @@ class _Arriving:
 
     def _finish(self) -> None:
         """Wait for each message. On a GPU, the stream waits instead of the host."""
-        # gloo returns one handle per message, NCCL one for all of them
+        # gloo returns one handle per message, NCCL one for all messages
         single = len(self.works) == len(self.operations)
         everyone = sorted({operation.peer for operation in self.operations})
         waits = self.exchange.waits
@@ -282,20 +286,20 @@ class _Arriving:
 def named_peers(label: str, *peers: int) -> Iterator[None]:
     """Turn errors of the process group inside the block into RankError. label: the operation that waits for `peers`.
 
-    Errors of this rank itself, such as a lack of memory, stay what they are.
+    This rank's own errors, such as running out of memory, pass through unchanged.
     """
     try:
         yield
     except RuntimeError as error:
         if is_out_of_memory(error) or not (isinstance(error, dist.DistError) or "gloo" in str(error).lower()):
             raise
-        names = f"rank {peers[0]}" if len(peers) == 1 else f"one of the ranks {', '.join(map(str, peers))}"
+        names = f"{'one of ' * (len(peers) > 1)}{rank_names(peers)}"
         late = "timed out" in str(error).lower() or "timeout" in str(error).lower()
         ended = "did not answer in time" if late else "is gone"
         raise RankError(f"{names} {ended} (waited for it in: {label})") from error
 
 
 def _pack(parts: Sequence[Tensor]) -> Tensor:
-    """The bytes of several tensors, as one row."""
+    """Concatenate the bytes of several tensors."""
     rows = [part.contiguous().view(-1).view(torch.uint8) for part in parts]
     return rows[0] if len(rows) == 1 else torch.cat(rows)

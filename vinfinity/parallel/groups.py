@@ -1,36 +1,38 @@
 """Groups of frames that are computed together: pure arithmetic, the same on every rank.
 
-In 16 bits, and on GPUs, the kernel that computes a frame, and so its last bits, depend on the shape of the whole batch.
-Where that matters, layers work on whole groups: spans of a fixed number of frames, at multiples of it in the video. A
-rank that holds only a part of a group pads the rest with zeros, so that every kernel sees the same shapes, with every
-frame in the same place, on any number of ranks (docs/decisions/0017-the-same-bits-in-16-bits.md).
+In 16 bits and on GPUs, the shape of the whole batch decides which kernel computes a frame, and so the frame's last
+bits. Where that matters, layers work on whole groups: spans of a fixed number of frames that start at multiples of it.
+A rank that holds only part of a group pads the rest with zeros. So every kernel sees the same shapes, with every frame
+at the same position, on any number of ranks (docs/decisions/0017-the-same-bits-in-16-bits.md).
 
-On a CPU, a frame has the same bits in one group as in several at once, so whole groups are computed together there.
+On a CPU, a frame has the same bits in one group as in several, so several whole groups are computed together there.
 """
 
 from collections.abc import Sequence
 from dataclasses import dataclass
 from itertools import pairwise
 
-# frames of the smallest group; larger ones are multiples of it
+from vinfinity.parallel.spans import intersection
+
+# frames in the smallest group; larger groups are multiples of it
 UNIT = 8
 # up to this many frames, the video is one group
 ONE_GROUP = 32
-# groups of a long video: enough to share evenly, few enough to launch
+# most groups of a video: enough to share them evenly among ranks, few enough that launching them costs little
 GROUPS = 48
 
 
 def group_size(frames: int) -> int:
-    """Frames in a group of a video of `frames` frames."""
+    """Return the number of frames in each group of a video of `frames` frames."""
     return frames if frames <= ONE_GROUP else UNIT * -(-frames // (GROUPS * UNIT))
 
 
 @dataclass(frozen=True)
 class Piece:
-    """A span of frames to compute at once, of which a rank holds those in `own`, as positions among its own frames.
+    """A span of frames that a rank computes at once.
 
-    before, after: frames of the span that other ranks hold, at either end. skipped: whether it is left out, in a trace,
-    and its result only allocated.
+    own: positions, among the rank's frames, of those that the rank holds. before, after: number of frames at either end
+    of the span that other ranks hold. skipped: whether a trace leaves the piece out, and only allocates its result.
     """
 
     own: slice
@@ -41,10 +43,11 @@ class Piece:
 
 @dataclass(frozen=True)
 class Grouping:
-    """How a rank's frames are divided into pieces. held: this rank's frames. frames: of the whole video.
+    """How a rank's frames are divided into pieces.
 
-    group: frames in a group; None where the shape of a batch does not matter: then pieces begin at this rank's first
-    frame, and none has frames of others. together: whether several whole groups may be one piece.
+    held: this rank's frames. frames: number of frames in the whole video. group: number of frames in a group; None if
+    the shape of a batch does not matter: then pieces start at this rank's first frame, and hold no frames of other
+    ranks. together: whether several whole groups may form one piece.
     """
 
     held: range
@@ -53,34 +56,35 @@ class Grouping:
     together: bool = False
 
     def pieces(self, most: int, *, group: int | None = None) -> list[Piece]:
-        """Pieces of at most `most` frames, but at least one, which cover this rank's frames in order.
+        """Divide this rank's frames into pieces of at most `most` frames, but at least one, in order.
 
-        group: in place of the grouping's own, where that has one.
+        group: replaces the grouping's own group size, if that is set.
         """
         return self.of(self.held, most, group=group)
 
     def frames_of(self, piece: Piece) -> range:
-        """The frames of a piece, with those of other ranks."""
+        """Return the frames of a piece, including those of other ranks."""
         first = self.held.start + piece.own.start
         return range(first - piece.before, self.held.start + piece.own.stop + piece.after)
 
     def covering(self, borders: Sequence[int], most: int) -> list[Piece]:
-        """The same, but no piece goes beyond a border: frames at which scenes begin, ascending. All of them, those that
-        are skipped, too.
+        """Divide this rank's frames like `pieces`, but split pieces at scene borders.
+
+        borders: the first frames of scenes, ascending. Includes pieces that a trace skips.
         """
         cut = []
         for piece in Grouping.of(self, self.held, most):
             span = self.frames_of(piece)
             inside = [border for border in borders if span.start < border < span.stop]
             for start, stop in pairwise([span.start, *inside, span.stop]):
-                own = range(max(start, self.held.start), min(stop, self.held.stop))
+                own = intersection(range(start, stop), self.held)
                 if own:
                     positions = slice(own.start - self.held.start, own.stop - self.held.start)
                     cut.append(Piece(positions, own.start - start, stop - own.stop))
         return cut
 
     def of(self, span: range, most: int, *, group: int | None = None) -> list[Piece]:
-        """The same for another span of frames; positions count from its first frame."""
+        """Divide any span of frames like `pieces` does. Positions count from its first frame."""
         most = max(1, most)
         if self.group is None:
             return [Piece(slice(start, min(start + most, len(span)))) for start in range(0, len(span), most)]
@@ -90,7 +94,7 @@ class Grouping:
             whole = range(start, min(start + group, self.frames))
             for first in range(whole.start, whole.stop, most):
                 part = range(first, min(first + most, whole.stop))
-                own = range(max(part.start, span.start), min(part.stop, span.stop))
+                own = intersection(part, span)
                 if own:
                     positions = slice(own.start - span.start, own.stop - span.start)
                     pieces.append(Piece(positions, own.start - part.start, part.stop - own.stop))
@@ -98,7 +102,7 @@ class Grouping:
 
 
 def _together(pieces: Sequence[Piece], most: int) -> list[Piece]:
-    """Consecutive pieces as one, up to `most` frames, where this rank holds all of their frames."""
+    """Join consecutive pieces, up to `most` frames, where this rank holds all of their frames."""
     found: list[Piece] = []
     for piece in pieces:
         last = found[-1] if found else piece

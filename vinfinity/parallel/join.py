@@ -16,10 +16,11 @@ import torch
 import torch.distributed as dist
 
 from vinfinity.errors import RankError, Stopped, VinfinityError, described, one_line
+from vinfinity.parallel.backends import CONNECTION_REMEDIES
+from vinfinity.parallel.connectivity import check_connections
 from vinfinity.parallel.devices import GpuFacts, check_gpus, gpu_facts, select_device
 from vinfinity.parallel.liveness import Liveness
-from vinfinity.parallel.meeting import REMEDIES, meet
-from vinfinity.parallel.place import Place
+from vinfinity.parallel.place import Place, rank_names
 from vinfinity.parallel.ranks import Ranks
 from vinfinity.parallel.waits import Waits
 from vinfinity.system.out_of_memory import GPU_REMEDY, is_out_of_memory, named_out_of_memory
@@ -29,18 +30,18 @@ from vinfinity.system.signals import Shutdown
 Payload = TypeVar("Payload")
 Result = TypeVar("Result")
 
-# seconds that a rank waits for the others before it says so
+# seconds after which a rank logs that it waits for the others
 NOTED_WAIT = 10.0
-# the entry of the store with the number of ranks that have left
+# the store's entry for the number of ranks that have left
 LEFT = "left"
-# seconds in which the store must answer ranks that leave, and the last of them must have left
-FAREWELL_SECONDS = 2
-# seconds after which NCCL ends a process by itself, far beyond those after which vinfinity does
+# seconds for the store to answer a rank that leaves, and for the last rank to leave
+LEAVE_SECONDS = 2
+# seconds after which NCCL aborts a process; vinfinity ends it long before
 NCCL_SECONDS = 3600.0
 
 
-def carry_out(worker: Callable[[Payload, Ranks], Result], payload: Payload, ranks: Ranks) -> Result:
-    """The result of a rank's part of the work. Raises VinfinityError for any error, see `described`."""
+def call_worker(worker: Callable[[Payload, Ranks], Result], payload: Payload, ranks: Ranks) -> Result:
+    """Call the worker on this rank and return its result. Raise VinfinityError for any error; see `described`."""
     try:
         with named_out_of_memory(str(ranks)):
             return worker(payload, ranks)
@@ -60,24 +61,24 @@ def joined(
     lasting: bool = False,
     end: Callable[[VinfinityError], object] | None = None,
 ) -> Iterator[Ranks]:
-    """Join the other ranks, and leave at the end. timeout: seconds to wait for any of them.
+    """Join the other ranks, and leave them at the end of the block.
 
-    The first rank that fails or is asked to end decides how all others end: a RankError raised inside, which only says
-    that another rank is gone, is replaced by the first error of any rank.
+    The first rank that fails or receives a shutdown request decides the error of all ranks: a RankError inside the
+    block, which only says that another rank is gone, is replaced by the first error of any rank.
 
-    lasting: whether the process goes on afterwards, as that of a library does. If all went well, it then leaves the
-    process group; the cleanup of NCCL waits for the other ranks, so that a process which ends anyway had better not
-    begin it, and one that has failed must not. end: ends this process with an error if its main thread cannot; by
-    default with a line on stderr.
+    timeout: seconds to wait for any rank. lasting: whether the process continues after the block, as in a library. It
+    then destroys the process group if there was no error. NCCL's cleanup waits for all ranks: a process about to exit
+    should skip it, and a failed one must. end: ends this process with an error if its main thread cannot; by default
+    with a line on stderr.
     """
     _choose_threads(place, device)
-    named_lack = partial(named_out_of_memory, f"rank {place.rank} on {device}", remedy=GPU_REMEDY)
-    with named_lack():
+    named_memory_errors = partial(named_out_of_memory, f"rank {place.rank} on {device}", remedy=GPU_REMEDY)
+    with named_memory_errors():
         select_device(device)
     if device.type == "cuda":
-        # messages should not wait behind large kernels
+        # messages must not wait behind large kernels
         os.environ.setdefault("TORCH_NCCL_HIGH_PRIORITY", "1")
-        # if a peer dies, NCCL's watchdog would abort this process before it can name the peer
+        # otherwise, if a peer dies, NCCL's watchdog aborts this process before it can name the peer
         os.environ.setdefault("TORCH_NCCL_ASYNC_ERROR_HANDLING", "0")
     waiting = threading.Timer(NOTED_WAIT, _note_waiting, [place])
     waiting.daemon = True
@@ -85,8 +86,8 @@ def joined(
     waiting.start()
     with contextlib.ExitStack() as watched:
         watched.callback(waiting.cancel)
-        with named_lack(), _named_failure(place, timeout):
-            store = _connect(place, timeout, host=_hosts_store(place))
+        with named_memory_errors(), _named_failure(place, timeout):
+            store = _connect(place, timeout, host=place.rank == place.store_host)
             liveness = Liveness(
                 place.rank,
                 place.size,
@@ -95,19 +96,21 @@ def joined(
                 timeout=timeout,
                 waits=waits,
                 end=end or (lambda error: shutdown.end(error.exit_code, error.message)),
-                host=0 if place.launcher == "srun" else None,
+                host=place.store_host,
             )
             gpus = _gather_gpus(place, store, device, timeout)
-        # from now on, errors are told to the others: they may be inside NCCL, which would keep them until the limit
+        # from here on, publish errors to the other ranks: they may be inside NCCL, which waits until its time limit
         try:
             watched.enter_context(liveness.watching())
             if gpus and (warning := check_gpus(gpus)) and place.rank == 0:
                 warn(warning)
-            with named_lack():
+            with named_memory_errors():
                 with _named_failure(place, timeout):
                     _init_process_group(place, store, liveness, device, timeout)
                 waiting.cancel()
-                meet(place.rank, place.size, device=device, store=store, liveness=liveness, timeout=timeout)
+                check_connections(
+                    place.rank, place.size, device=device, store=store, liveness=liveness, timeout=timeout
+                )
             yield Ranks(
                 device=device,
                 rank=place.rank,
@@ -127,13 +130,13 @@ def joined(
             if lasting:
                 dist.destroy_process_group()
         finally:
-            if place.launcher == "srun":
-                _leave(store, hosts_store=_hosts_store(place), others=place.size - 1)
+            if place.store_host is not None:
+                _leave(store, hosts_store=place.rank == place.store_host, others=place.size - 1)
 
 
 @contextlib.contextmanager
 def _named_failure(place: Place, timeout: float) -> Iterator[None]:
-    """Turn what keeps ranks from joining each other inside the block into RankError, except for a lack of memory."""
+    """Turn errors of joining inside the block into RankError, except for running out of memory."""
     try:
         yield
     except (RuntimeError, ValueError) as error:
@@ -141,7 +144,9 @@ def _named_failure(place: Place, timeout: float) -> Iterator[None]:
             raise
         reason = f"{one_line(error)}{_way_out(place)}"
         if isinstance(error, dist.DistBackendError) and "nccl" in reason.lower():
-            problem = f"NCCL could not connect the {place.size} ranks: {reason}; {REMEDIES['cuda']}"
+            problem = (
+                f"NCCL could not connect the {place.size} ranks: {reason}; {CONNECTION_REMEDIES['cuda']}"
+            )
             raise RankError(problem) from error
         raise RankError(f"not all of the {place.size} ranks joined within {timeout:g} s: {reason}") from error
 
@@ -153,42 +158,38 @@ def _choose_threads(place: Place, device: torch.device) -> None:
         torch.set_num_threads(max(1, len(os.sched_getaffinity(0)) // place.local_size))
 
 
-def _hosts_store(place: Place) -> bool:
-    """Whether this rank hosts the store; torchrun and vinfinity's launcher do it themselves."""
-    return place.launcher == "srun" and place.rank == 0
-
-
 def _connect(place: Place, timeout: float, *, host: bool = False) -> dist.Store:
-    """A new connection to the store. host: start the store first."""
+    """Open a connection to the store. host: whether to start the store first."""
     limit = timedelta(seconds=timeout)
-    if place.launcher == "torchrun":
+    if place.has_rendezvous:
         store, _, _ = next(dist.rendezvous("env://", place.rank, place.size, timeout=limit))
     else:
         store = dist.TCPStore(place.address, place.port, is_master=host, timeout=limit)
-    store = entries(store, place.attempt)
+    store = prefixed(store, place.attempt)
     store.set_timeout(limit)
     return store
 
 
-def entries(store: dist.Store, attempt: int = 0) -> dist.Store:
-    """The entries of the ranks that were started together. attempt: of the launcher; torchrun's store outlives its
-    ranks, and those of a later attempt must not find earlier entries.
+def prefixed(store: dist.Store, attempt: int = 0) -> dist.Store:
+    """Restrict a store to the entries of the ranks that were started together.
+
+    attempt: how often the launcher has restarted the ranks. torchrun's store outlives its ranks, and restarted ranks
+    must not find the entries of earlier ones.
     """
     return dist.PrefixStore(f"vinfinity/{attempt}", store)
 
 
 def _gather_gpus(place: Place, store: dist.Store, device: torch.device, timeout: float) -> list[GpuFacts]:
-    """The GPUs of all ranks; none if they compute on CPUs. Raises RankError if a rank does not come."""
+    """Return the GPUs of all ranks; none if they compute on CPUs. Raise RankError if a rank does not join."""
     own = asdict(gpu_facts(device)) if device.type == "cuda" else None
     store.set(f"gpu/{place.rank}", json.dumps(own))
     keys = [f"gpu/{rank}" for rank in range(place.size)]
     try:
         store.wait(keys, timedelta(seconds=timeout))
     except RuntimeError:
-        missing = [str(rank) for rank, key in enumerate(keys) if not store.check([key])]
-        names = f"rank{'s' * (len(missing) > 1)} {', '.join(missing)}"
+        missing = rank_names([rank for rank, key in enumerate(keys) if not store.check([key])])
         raise RankError(
-            f"not all of the {place.size} ranks joined within {timeout:g} s: {names} did not{_way_out(place)}"
+            f"not all of the {place.size} ranks joined within {timeout:g} s: {missing} did not{_way_out(place)}"
         ) from None
     found = [json.loads(store.get(key)) for key in keys]
     return [GpuFacts(**facts) for facts in found if facts is not None]
@@ -201,9 +202,9 @@ def _init_process_group(
     if device.type != "cuda":
         dist.init_process_group("gloo", store=store, rank=place.rank, world_size=place.size, timeout=limit)
         return
-    problem = RankError(f"NCCL did not connect the ranks within {timeout:g} s; {REMEDIES['cuda']}")
+    problem = RankError(f"NCCL did not connect the ranks within {timeout:g} s; {CONNECTION_REMEDIES['cuda']}")
     with liveness.within(timeout, problem):
-        # with device_id NCCL connects all ranks here; without, at the first message, in which all must take part
+        # with device_id, NCCL connects all ranks here; without, at the first message, in which all must take part
         dist.init_process_group(
             "cpu:gloo,cuda:nccl",
             store=store,
@@ -213,7 +214,7 @@ def _init_process_group(
             device_id=device,
         )
     assert dist.group.WORLD is not None
-    # its watchdog aborts the process, and names nobody: leave time for what does
+    # NCCL's watchdog would abort the process without naming a rank: give heartbeats time to find it first
     dist.group.WORLD._get_backend(device)._set_default_timeout(timedelta(seconds=NCCL_SECONDS))
 
 
@@ -223,15 +224,13 @@ def _note_waiting(place: Place) -> None:
 
 
 def _way_out(place: Place) -> str:
-    return "" if place.launcher == "vinfinity" else f"; {place.way_out}"
+    return "" if place.started_by_vinfinity else f"; {place.way_out}"
 
 
 def _leave(store: dist.Store, *, hosts_store: bool, others: int) -> None:
-    """Leave the store, which ends with the rank that hosts it: that one waits until the others have left, at most
-    FAREWELL_SECONDS.
-    """
-    deadline = time.monotonic() + FAREWELL_SECONDS
-    store.set_timeout(timedelta(seconds=FAREWELL_SECONDS))
+    """Leave the store. The rank that hosts it waits until the others have left, for at most LEAVE_SECONDS."""
+    deadline = time.monotonic() + LEAVE_SECONDS
+    store.set_timeout(timedelta(seconds=LEAVE_SECONDS))
     with contextlib.suppress(RuntimeError):
         if not hosts_store:
             store.add(LEFT, 1)

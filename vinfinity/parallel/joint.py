@@ -1,13 +1,13 @@
-"""Joint attention: all positions of the attended frames meet in one softmax, as in diffusion transformers.
+"""Joint attention: all positions of the attended frames share one softmax, as in diffusion transformers.
 
 Such a model was trained with softmaxes over the keys of T0 frames. So every query attends to the same number of frames
-A, by default T0, whatever its place in the video: its local scope N are the frames nearest to it, as many as it takes
-for N and the anchors G together to have A frames. In the middle of a video and away from anchors, these are the
-`attention.local` frames on either side; at its ends, and where anchors are near, the scope reaches further.
+A, by default T0, wherever it is in the video: its local scope N consists of the nearest frames, enough that N and the
+anchors G together have A frames. In the middle of a video and away from anchors, these are the `attention.local` frames
+on either side; at the ends, and near anchors, the scope reaches further.
 
-Frames have rotary positions, which only enter as differences. Either these are the true distances, however far beyond
-what the model was trained on (absolute), or the distances outside N are divided such that none exceeds T0 - 1 (grouped,
-after LongDiff, arXiv 2503.18150, and FreeLOC, arXiv 2603.25209).
+Frames have rotary positions, of which only differences matter. Either these are the true distances, even if they exceed
+those in training (absolute), or distances outside N are scaled down such that none exceeds T0 - 1 (grouped, after
+LongDiff, arXiv 2503.18150, and FreeLOC, arXiv 2603.25209).
 """
 
 import math
@@ -18,16 +18,16 @@ from vinfinity.parallel.timeline import Scene, Timeline
 
 Positions = Literal["absolute", "grouped", "auto"]
 # with `auto`, distances are grouped in scenes of more than this many times the trained length
-FAR = 6
+GROUPED_BEYOND = 6
 
 
 def nearest_frames(
     timeline: Timeline, scene: Scene, query: int, anchors: Collection[int], *, attended: int
 ) -> range:
-    """The local scope N of a query: consecutive frames; in a loop, numbers beyond its ends, too.
+    """Return the local scope N of a query: consecutive frames; in a loop, possibly numbers beyond its ends.
 
-    The nearest frames of its scene, the earlier of two first, as many as it takes for them and the anchors together to
-    be `attended` frames, or all frames there are.
+    These are the nearest frames of its scene, the earlier of two equally near ones first, until they and the anchors
+    together have `attended` frames, or the scene has no more.
     """
     own, seen = frozenset(anchors), len(anchors)
     start, stop = query, query + 1
@@ -56,8 +56,11 @@ def key_distances(
     rule: Positions,
     trained: int,
 ) -> tuple[int, ...]:
-    """How far each key is from a query in time, as it sees them. near: its local scope. trained: T0."""
-    grouped = rule == "grouped" or (rule == "auto" and scene.length > FAR * trained)
+    """Return the temporal distance of each key from a query, as attention uses it.
+
+    near: the query's local scope. rule: which distances are grouped. trained: T0.
+    """
+    grouped = rule == "grouped" or (rule == "auto" and scene.length > GROUPED_BEYOND * trained)
     farthest = scene.length // 2 if timeline.loop else scene.length - 1
     around = [timeline.distance(query, key) for key in near] or [0]
 
@@ -66,7 +69,7 @@ def key_distances(
         if key in near:
             return distance
         if timeline.loop:
-            # the shorter way around
+            # take the shorter way around the loop
             distance = (distance + farthest) % scene.length - farthest
         if not grouped or scene.plain:
             return distance
@@ -77,10 +80,10 @@ def key_distances(
 
 
 def group_distance(distance: int, *, reach: int, farthest: int, trained: int) -> int:
-    """The grouped distance of a frame outside the local scope.
+    """Return the grouped distance of a frame outside the local scope.
 
-    reach: of the local scope, on the frame's side. farthest: the largest distance there is. trained: T0. From `reach`
-    to `farthest`, distances are mapped evenly to `reach` to T0 - 1, and rounded up.
+    reach: how far the local scope extends on the frame's side. farthest: the largest distance in the scene. trained:
+    T0. Distances from `reach` to `farthest` are mapped evenly to `reach` to T0 - 1, and rounded up.
     """
     beyond, room = abs(distance) - reach, max(0, trained - 1 - reach)
     grouped = reach + -(-beyond * room // max(1, farthest - reach))

@@ -14,8 +14,8 @@ import torch.distributed as dist
 
 from vinfinity.errors import InputError, RankError, Stopped, VinfinityError
 from vinfinity.parallel.devices import check_nccl, pick_device, rank_device
-from vinfinity.parallel.join import carry_out, entries, joined
-from vinfinity.parallel.liveness import Line, last_lines
+from vinfinity.parallel.join import call_worker, joined, prefixed
+from vinfinity.parallel.liveness import Heartbeat, last_heartbeats
 from vinfinity.parallel.place import Place, find_place
 from vinfinity.parallel.ranks import Ranks
 from vinfinity.parallel.started import Assignment, RankFiles, start
@@ -27,14 +27,14 @@ Payload = TypeVar("Payload")
 Result = TypeVar("Result")
 Worker = Callable[[Payload, Ranks], Result]
 
-# seconds that ranks have to end after one of them failed
+# seconds for the other ranks to end after one of them failed
 SHUTDOWN_SECONDS = 2
-# seconds between two looks at them
+# seconds between two checks of the ranks' processes
 POLL_SECONDS = 0.02
 
 
 def check_ranks(*, gpus: int | None, device: str, frames: int, place: Place | None = None) -> None:
-    """Raise InputError if the requested ranks are not available; starts nothing.
+    """Raise InputError if the requested ranks are not available; start nothing.
 
     place: this process's place among the ranks of a launcher; None if it is alone.
     """
@@ -42,14 +42,12 @@ def check_ranks(*, gpus: int | None, device: str, frames: int, place: Place | No
     way_out = "" if place is None else f"; {place.way_out}"
     if gpus is not None and gpus != size:
         problem = f"is not the {size} ranks that {place.launcher if place else ''} started"
-        raise InputError("gpus", gpus, f"leave --gpus out{way_out}", problem=problem)
+        raise InputError("gpus", gpus, f"remove --gpus{way_out}", problem=problem)
     if size > frames:
         problem = f"is more than the {frames} frames"
-        raise InputError("gpus", size, f"use {frames} ranks at most{way_out}", problem=problem)
+        raise InputError("gpus", size, f"use at most {frames}{way_out}", problem=problem)
     try:
-        picked = pick_device(
-            device, local_size=local_size, launcher=None if place is None else place.launcher
-        )
+        picked = pick_device(device, local_size=local_size, place=place)
         check_nccl(size, picked)
     except InputError as error:
         raise InputError(
@@ -69,11 +67,11 @@ def launch(
 ) -> Result:
     """Run `worker(payload, ranks)` on every rank; return the result of rank 0, or of this process under a launcher.
 
-    worker must be a function of an importable module, and payload picklable. gpus: ranks to start; None for one, or for
-    those of the launcher. shutdown: requests to end this process, which is passed on to the ranks; None if the caller
-    handles none, as a library. on_error: called before a thread ends this process, which a launcher started, because
-    another rank is lost and the main thread cannot raise. Raises what a rank raised, and RankError if a rank was
-    killed, is late or gone.
+    worker must be a function of an importable module, and payload picklable. gpus: number of ranks to start; None for
+    one, or for those of the launcher. shutdown: shutdown requests (signals), which are passed on to the ranks; None if
+    the caller handles no signals, as in a library. on_error: called with the error before a thread ends this process
+    because another rank is lost and the main thread cannot raise; only under a launcher. Raises the first error of any
+    rank, and RankError if a rank was killed, is late or gone.
     """
     watched, lasting = shutdown or Shutdown(), shutdown is None
     place = find_place(os.environ)
@@ -87,10 +85,10 @@ def launch(
         with joined(
             place, device=picked, timeout=timeout, shutdown=watched, lasting=lasting, end=end
         ) as ranks:
-            return carry_out(worker, payload, ranks)
+            return call_worker(worker, payload, ranks)
     if (gpus or 1) == 1:
-        return carry_out(worker, payload, Ranks.of_one(device, shutdown=watched))
-    # from now on `_wait` looks at requests
+        return call_worker(worker, payload, Ranks.of_one(device, shutdown=watched))
+    # from here on, `_wait` handles shutdown requests
     watched.reaction = Reaction.WAIT
     with temporary_folder() as folder:
         files = RankFiles(folder)
@@ -107,7 +105,7 @@ def _start_ranks(
     device: str,
     timeout: float,
 ) -> Result:
-    """Start the ranks on this node, pass requests to end on to them, and wait for them."""
+    """Start the ranks on this node, pass shutdown requests on to them, and wait until they end."""
     store = dist.TCPStore("localhost", 0, is_master=True, wait_for_workers=False)
     assignment = Assignment(worker, payload, ranks, store.port, device, timeout, arguments=sys.argv)
     try:
@@ -120,16 +118,17 @@ def _start_ranks(
             children.append(start(rank, files.path))
         codes = _wait(children, shutdown)
         if any(codes):
-            lines = last_lines(entries(store), ranks)
-            raise _fault(files, codes, lines, shutdown)
+            raise _fault(files, codes, last_heartbeats(prefixed(store), ranks), shutdown)
         return pickle.loads(files.result.read_bytes())
     finally:
         _kill(children)
 
 
 def _wait(children: Sequence["subprocess.Popen[bytes]"], shutdown: Shutdown) -> list[int | None]:
-    """The exit codes of all ranks, once they have ended: the negative signal number of a rank that a signal killed, and
-    None for one that had to be ended here after others had failed.
+    """Wait until all ranks have ended, and return their exit codes.
+
+    The code is the negative signal number for a rank that a signal killed, and None for a rank that had to be killed
+    here after others had failed.
     """
     passed_on = False
     late: list[subprocess.Popen[bytes]] = []
@@ -138,7 +137,7 @@ def _wait(children: Sequence["subprocess.Popen[bytes]"], shutdown: Shutdown) -> 
         if shutdown.requested and not passed_on:
             passed_on = True
             for child in running:
-                # SIGTERM: ranks end where the run can resume
+                # after SIGTERM, ranks end at a point from which the run can resume
                 child.terminate()
         if any(child.returncode for child in children):
             deadline = min(deadline, time.monotonic() + SHUTDOWN_SECONDS)
@@ -150,9 +149,7 @@ def _wait(children: Sequence["subprocess.Popen[bytes]"], shutdown: Shutdown) -> 
 
 
 def _kill(children: Sequence["subprocess.Popen[bytes]"]) -> None:
-    """End processes at once, and wait until they are gone. They go at the same time: each may need seconds to give its
-    GPU back.
-    """
+    """Kill processes and wait until they are gone: all at once, since each may need seconds to free its GPU."""
     for child in children:
         child.kill()
     for child in children:
@@ -160,11 +157,11 @@ def _kill(children: Sequence["subprocess.Popen[bytes]"]) -> None:
 
 
 def _fault(
-    files: RankFiles, codes: Sequence[int | None], lines: Sequence[Line], shutdown: Shutdown
+    files: RankFiles, codes: Sequence[int | None], heartbeats: Sequence[Heartbeat], shutdown: Shutdown
 ) -> VinfinityError:
-    """The first error of any rank. A rank's own error comes before what other ranks noticed of it.
+    """Return the first error of any rank. A rank's own error takes precedence over the RankErrors of other ranks.
 
-    codes: as `_wait` returns them. lines: the last sign of life of each rank.
+    codes: the ranks' exit codes, as `_wait` returns them. heartbeats: the last heartbeat of each rank.
     """
     errors = files.errors()
     first = next(iter(errors.values()), None)
@@ -172,14 +169,14 @@ def _fault(
         return first
     silent = {rank: code for rank, code in enumerate(codes) if code and rank not in errors}
     if shutdown.requested and any(-code in SIGNALS for code in silent.values()):
-        # the request came before a rank could handle signals
+        # the shutdown request came before a rank could handle signals
         return Stopped(shutdown.message)
     killed = [rank for rank, code in silent.items() if code < 0]
-    # NCCL's watchdog aborts ranks that have waited too long: not they are at fault, but the one they waited for
-    gave_up = [rank for rank in killed if codes[rank] == -signal.SIGABRT and lines[rank].waits_for]
+    # NCCL's watchdog aborts ranks that waited too long; the rank they waited for is at fault
+    gave_up = [rank for rank in killed if codes[rank] == -signal.SIGABRT and heartbeats[rank].waits_for]
     late = [rank for rank, code in enumerate(codes) if code is None and rank not in errors]
     if gave_up and killed == gave_up and late:
-        waited = lines[gave_up[0]].waits_for
+        waited = heartbeats[gave_up[0]].waits_for
         return RankError(f"rank {late[0]} did not answer in time (waited for it in: {waited})")
     killed = [rank for rank in killed if rank not in gave_up] + gave_up
     if killed:

@@ -1,19 +1,19 @@
 """This process's place among the ranks of a launcher, from environment variables. Imports no torch.
 
-Launchers leave variables behind: in shells and notebooks that they started, in images, in job scripts. A process is
-taken for a rank only if its variables say that several processes were started; one process alone needs no launcher.
+Launchers leave variables behind in shells and notebooks that they started, in images, and in job scripts. So a process
+counts as a rank only if its variables say that several processes were started; a single process needs no launcher.
 """
 
 import os
 import re
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 from vinfinity.errors import InputError
 
-# the variables by which a process is taken for one of several ranks
+# the variables that tell whether a process is one of several ranks
 DECIDING = {"torchrun": ("RANK", "WORLD_SIZE"), "srun": ("SLURM_STEP_NUM_TASKS",)}
-# the number of processes that MPI's launchers say they started
+# the variables in which MPI's launchers store the number of processes
 MPI_SIZES = ("OMPI_COMM_WORLD_SIZE", "PMI_SIZE", "MV2_COMM_WORLD_SIZE")
 
 
@@ -21,7 +21,8 @@ MPI_SIZES = ("OMPI_COMM_WORLD_SIZE", "PMI_SIZE", "MV2_COMM_WORLD_SIZE")
 class Place:
     """The place that a launcher gave this process: rank of size, local_rank of local_size on its node.
 
-    attempt: how often the ranks were started before.
+    launcher: "torchrun", "srun", or "vinfinity" for ranks that vinfinity started itself. attempt: how often the
+    launcher has restarted the ranks.
     """
 
     rank: int
@@ -38,19 +39,53 @@ class Place:
         """What to do if the launcher's variables are left over, as the end of a message."""
         return way_out(self.launcher)
 
+    @property
+    def started_by_vinfinity(self) -> bool:
+        """Whether vinfinity started the ranks, all on this node."""
+        return self.launcher == "vinfinity"
+
+    @property
+    def has_rendezvous(self) -> bool:
+        """Whether the launcher hosts a rendezvous that torch finds by environment variables."""
+        return self.launcher == "torchrun"
+
+    @property
+    def store_host(self) -> int | None:
+        """The rank that hosts the store of the ranks; None if the launcher does."""
+        return 0 if self.launcher == "srun" else None
+
+    @property
+    def may_see_one_gpu(self) -> bool:
+        """Whether the launcher may show each rank a single GPU, which is its own."""
+        return self.launcher in ("srun", "torchrun")
+
+    @property
+    def gpu_remedy(self) -> str | None:
+        """How to let the launcher give every rank a GPU; None if it has no options for that."""
+        if self.launcher != "srun":
+            return None
+        options = f"--gpus-per-node {self.local_size} --gpu-bind=none"
+        return f"start one task per GPU, and let each see all GPUs: {options}"
+
 
 def way_out(launcher: str) -> str:
-    """What to do if a launcher's variables are left over, as the end of a message."""
+    """Return what to do if a launcher's variables are left over, as the end of a message."""
     return f"if {launcher} did not start this process, unset {' '.join(DECIDING[launcher])}"
 
 
+def rank_names(ranks: Sequence[int]) -> str:
+    """Name ranks in a message, such as "rank 1" or "ranks 0, 2 and 3"."""
+    *others, last = map(str, ranks)
+    return f"ranks {', '.join(others)} and {last}" if others else f"rank {last}"
+
+
 def is_rank(environment: Mapping[str, str]) -> bool:
-    """Whether torchrun or srun started this process as one of several ranks. Never raises."""
+    """Return whether torchrun or srun started this process as one of several ranks. Never raises."""
     return _launcher(environment) is not None
 
 
 def find_place(environment: Mapping[str, str]) -> Place | None:
-    """This process's place among the ranks that torchrun or srun started; None if it is alone.
+    """Find this process's place among the ranks that torchrun or srun started; None if it is alone.
 
     Raises InputError if variables are missing or wrong, or if a launcher that vinfinity does not support started
     several processes.
@@ -69,7 +104,7 @@ def find_place(environment: Mapping[str, str]) -> Place | None:
 
 
 def _launcher(environment: Mapping[str, str]) -> str | None:
-    """The launcher that started this process as one of several ranks; None if it is alone."""
+    """Return the launcher that started this process as one of several ranks; None if it is alone."""
     if environment.get("RANK") and environment.get("WORLD_SIZE"):
         return None if environment["WORLD_SIZE"] == "1" else "torchrun"
     tasks = environment.get("SLURM_STEP_NUM_TASKS", "")
@@ -78,7 +113,7 @@ def _launcher(environment: Mapping[str, str]) -> str | None:
 
 
 def _in_terminal_of_srun(environment: Mapping[str, str]) -> bool:
-    """Whether this process runs in the terminal of `srun --pty`; the step's other tasks have none, and have ended."""
+    """Return whether this process runs in the terminal of `srun --pty`: the step's other tasks have ended."""
     return "SLURM_PTY_PORT" in environment and os.isatty(0)
 
 
@@ -93,7 +128,7 @@ def _refuse_mpi(environment: Mapping[str, str]) -> None:
 
 @dataclass(frozen=True)
 class _Variables:
-    """The variables of a launcher. Raises InputError for those that are missing or wrong."""
+    """The variables of a launcher. The methods raise InputError for variables that are missing or wrong."""
 
     environment: Mapping[str, str]
     launcher: str
@@ -150,20 +185,20 @@ def _srun(variables: _Variables) -> Place:
         local_rank=variables.number("SLURM_LOCALID"),
         local_size=local_size,
         address=environment.get("MASTER_ADDR") or first_host(nodes),
-        # ranks must agree on a port without a message; two steps on a node should not share one
+        # ranks must agree on a port without messages, and two steps on a node should not share one
         port=variables.number("MASTER_PORT", str(20000 + (job * 7 + step) % 40000)),
         launcher="srun",
     )
 
 
 def first_host(nodes: str) -> str:
-    """The first host of SLURM's compressed list, such as `node[003-007,9]`."""
+    """Return the first host of SLURM's compressed list, such as `node[003-007,9]`."""
     match = re.match(r"([^\[,]+)(?:\[([^\],-]+)[^\]]*\]([^,\[]*))?", nodes)
     return "".join(part or "" for part in match.groups()) if match else nodes
 
 
 def tasks_per_node(counts: str) -> list[int]:
-    """The tasks on each node from SLURM's compressed list, such as `4(x2),3`."""
+    """Return the number of tasks on each node from SLURM's compressed list, such as `4(x2),3`."""
     tasks: list[int] = []
     for part in counts.split(","):
         match = re.fullmatch(r"(\d+)(?:\(x(\d+)\))?", part.strip())

@@ -1,4 +1,4 @@
-"""This process among the other ranks: its number, its device, and messages outside the networks."""
+"""This process among the ranks of a run: its number, its device, and messages outside the networks."""
 
 import dataclasses
 import time
@@ -21,17 +21,19 @@ from vinfinity.system.out_of_memory import GPU_REMEDY, named_out_of_memory
 from vinfinity.system.signals import Shutdown
 
 Fact = TypeVar("Fact")
-# seconds that ranks may differ in loading and compiling, or rank 0 may take to write a block of pictures
-PATIENCE = 1800.0
-# seconds between two looks at a GPU that is waited for
-POLL = 0.0005
+# longest wait, in seconds, for a rank that is still loading or compiling, or for rank 0 to write a block
+LOADING_SECONDS = 1800.0
+# seconds between two queries of a CUDA event
+POLL_SECONDS = 0.0005
 
 
 @dataclass(frozen=True)
 class Ranks:
-    """rank: number of this process, 0 <= rank < size. local_size: ranks on this node. device: what it computes on.
-    shutdown: requests to end; there are none where vinfinity is used as a library. waits: what this rank waits for.
-    liveness: watches over the other ranks; None for a rank alone.
+    """This process among the ranks of a run, and the messages it exchanges with them outside the networks.
+
+    device: the device it computes on. rank: its number, 0 <= rank < size. local_size: number of ranks on this node.
+    shutdown: shutdown requests; there are none if vinfinity is used as a library. waits: the operations in which this
+    rank waits for others. liveness: monitors the other ranks; None for a single rank.
     """
 
     device: torch.device
@@ -43,15 +45,15 @@ class Ranks:
     liveness: Liveness | None = field(default=None, compare=False, repr=False)
 
     def __str__(self) -> str:
-        """This rank in messages."""
+        """Name this rank in messages."""
         return f"rank {self.rank} on {self.device}" if self.size > 1 else str(self.device)
 
     @classmethod
     def of_one(cls, device: str, *, shutdown: Shutdown | None = None) -> "Ranks":
-        """The rank of a process that shares its work with no other, on the device for "auto", "cuda" or "cpu".
+        """Make the rank of a process that works alone, on the device for "auto", "cuda" or "cpu".
 
-        As where ranks join, a GPU becomes the current one. That also initialises CUDA, which resetting the counts of
-        its memory does not. Raises InputError, or OutOfMemoryError if the GPU has no room for that.
+        A GPU becomes the current device, as when ranks join. This also initialises CUDA; resetting its memory counts
+        later would not. Raises InputError, or OutOfMemoryError if the GPU has no room for CUDA.
         """
         alone = cls(device=pick_device(device), shutdown=shutdown or Shutdown())
         with named_out_of_memory(str(alone), remedy=GPU_REMEDY):
@@ -60,21 +62,21 @@ class Ranks:
 
     @property
     def first(self) -> bool:
-        """Whether this rank writes the files and shows messages."""
+        """Whether this is rank 0, which writes the files and shows messages."""
         return self.rank == 0
 
     def alone(self) -> "Ranks":
-        """This rank for work that it does without the others."""
+        """Return this rank for work that it does without the others."""
         return Ranks(device=self.device, shutdown=self.shutdown)
 
     def team(self, frames: int, *, split: bool, grouped: bool = False) -> Team:
-        """The ranks that share a video with this one; see `team_of`."""
+        """Return the ranks that share a video with this one; see `team_of`."""
         team = team_of(self.rank, self.size, frames=frames, split=split, grouped=grouped)
         return dataclasses.replace(team, waits=self.waits)
 
     def agree(self, facts: Mapping[str, str]) -> None:
         """Raise RankError, on every rank, if the facts of a rank differ from those of rank 0."""
-        everyone = self.collect(dict(facts))
+        everyone = self.all_gather(dict(facts))
         for rank, other in enumerate(everyone):
             for name, value in everyone[0].items():
                 if other.get(name) != value:
@@ -82,8 +84,8 @@ class Ranks:
                         f"rank {rank} differs from rank 0 in its {name}: {other.get(name)}, not {value}"
                     )
 
-    def collect(self, fact: Fact) -> list[Fact]:
-        """Every rank's fact, in the order of ranks, on every rank."""
+    def all_gather(self, fact: Fact) -> list[Fact]:
+        """Return every rank's fact, in the order of ranks, on every rank."""
         if self.size == 1:
             return [fact]
         everyone: list[Any] = [None] * self.size
@@ -92,19 +94,19 @@ class Ranks:
             dist.all_gather_object(everyone, fact)
         return everyone
 
-    def from_first(self, find: Callable[[], Fact]) -> Fact:
-        """What rank 0 finds, on every rank; waits for as long as planning, or reading files, may take.
+    def on_first(self, compute: Callable[[], Fact]) -> Fact:
+        """Compute something on rank 0 and return it on every rank; wait for as long as planning or reading files takes.
 
         Raises RankError if a rank is late or gone.
         """
-        found = find() if self.first else None
-        self.gather()
-        return cast(Fact, self.collect(found)[0])
+        computed = compute() if self.first else None
+        self.barrier()
+        return cast(Fact, self.all_gather(computed)[0])
 
-    def gather(self) -> None:
-        """Wait until all ranks have come here, for as long as loading and compiling may take.
+    def barrier(self) -> None:
+        """Wait until all ranks have reached this call, for as long as loading and compiling may take.
 
-        Ranks that hang are found by their missing signs of life. Raises RankError if one is late or gone.
+        A rank that hangs is found by its missing heartbeat. Raises RankError if a rank is late or gone.
         """
         token = torch.zeros(1)
         for source, to in ((rank, 0) for rank in range(1, self.size)):
@@ -118,11 +120,11 @@ class Ranks:
         elif self.rank == source:
             self.send(token, to, label="waiting for all ranks")
 
-    def read(self, flag: Tensor) -> bool:
-        """The value of a boolean on the device.
+    def wait_for(self, flag: Tensor) -> bool:
+        """Wait for a boolean on the device, and return its value.
 
-        Waits for a GPU by looking at it again and again, so that requests to end and lost ranks are noticed meanwhile.
-        Raises the error of a rank that does not answer.
+        Polls a GPU, so that shutdown requests and lost ranks are noticed in the meantime. Raises the error of a rank
+        that does not answer.
         """
         if flag.device.type != "cuda":
             return bool(flag)
@@ -131,13 +133,15 @@ class Ranks:
         done = torch.cuda.Event()
         done.record()
         while not done.query():
-            time.sleep(POLL)
+            time.sleep(POLL_SECONDS)
             if self.liveness is not None:
                 self.liveness.check()
         return bool(host)
 
-    def share(self, x: Tensor | None, *, shape: tuple[int, ...], dtype: torch.dtype, label: str) -> Tensor:
-        """Rank 0's tensor, on every rank's device; waits for as long as loading may take.
+    def broadcast(
+        self, x: Tensor | None, *, shape: tuple[int, ...], dtype: torch.dtype, label: str
+    ) -> Tensor:
+        """Send rank 0's tensor to every rank and return it on the rank's device; wait for as long as loading takes.
 
         x: the tensor on rank 0, None on the others. Raises RankError if rank 0 is late or gone.
         """
@@ -153,17 +157,17 @@ class Ranks:
         return x
 
     def check_shutdown(self) -> None:
-        """Raise Stopped, on every rank, if any of them was asked to end."""
-        if any(self.collect(self.shutdown.requested is not None)):
+        """Raise Stopped, on every rank, if a shutdown was requested on any of them."""
+        if any(self.all_gather(self.shutdown.requested is not None)):
             self.shutdown.stop()
 
     def send(self, x: Tensor, to: int, *, label: str) -> None:
-        """Send a CPU tensor; return when it is on its way. Raises RankError if `to` is late or gone."""
+        """Send a CPU tensor; return when it is on its way. Raise RankError if `to` is late or gone."""
         with self.waits.on_host(label), named_peers(label, to):
             _wait(dist.isend(x, to))
 
     def receive(self, into: Tensor, source: int, *, label: str) -> Tensor:
-        """Wait for a CPU tensor of that shape and type. Raises RankError if `source` is late or gone."""
+        """Wait for a CPU tensor with the shape and type of `into`. Raise RankError if `source` is late or gone."""
         with self.waits.on_host(label), named_peers(label, source):
             _wait(dist.irecv(into, source))
         return into
@@ -171,4 +175,4 @@ class Ranks:
 
 def _wait(work: dist.Work | None) -> None:
     assert work is not None
-    work.wait(timedelta(seconds=PATIENCE))
+    work.wait(timedelta(seconds=LOADING_SECONDS))

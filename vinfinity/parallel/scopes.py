@@ -9,9 +9,10 @@ from torch import Tensor
 
 from vinfinity.parallel.groups import UNIT
 from vinfinity.parallel.joint import Positions, key_distances, nearest_frames
-from vinfinity.parallel.places import Ring, Unit, merged
 from vinfinity.parallel.shards import FrameShards, Route, anchor_frames, plan_route
-from vinfinity.parallel.timeline import Scene, Timeline, intersection, one_scene
+from vinfinity.parallel.slots import Ring, Unit
+from vinfinity.parallel.spans import intersection, merged
+from vinfinity.parallel.timeline import Scene, Timeline, one_scene
 from vinfinity.system.transfer import to_device
 
 NEVER = -math.inf
@@ -19,7 +20,7 @@ NEVER = -math.inf
 # queries in a block
 QUERY_BLOCK = 32
 
-# further away than any frame
+# a number further away than any frame
 NO_FRAME = -(2**40)
 
 
@@ -27,9 +28,9 @@ NO_FRAME = -(2**40)
 class Scopes:
     """Dual-scope attention at one denoising step (paper, section 3.3).
 
-    local: frames on either side of the query's frame. anchors: how many global frames there are.
+    local: number of frames on either side of the query's frame. anchors: number of global frames.
     local_bias, anchor_bias: added to the logits of each scope; -inf switches the scope off.
-    entropy_scaling: multiply logits by log(n) / log(trained_frames), n the number of attended keys.
+    entropy_scaling: whether to multiply logits by log(n) / log(trained_frames), where n is the number of attended keys.
     """
 
     local: int = 8
@@ -39,22 +40,27 @@ class Scopes:
     entropy_scaling: bool = False
 
     def global_frames(self, frames: int) -> tuple[int, ...]:
-        """The anchor frames; none while they are switched off."""
+        """Return the anchor frames; none while they are switched off."""
         if self.anchor_bias == NEVER or self.anchors == 0:
             return ()
         return anchor_frames(frames, self.anchors)
+
+
+# for videos whose scenes all have plain attention over all frames
+PLAIN = Scopes(local=0, anchors=0)
 
 
 @dataclass(frozen=True)
 class QueryBlock:
     """Consecutive queries and the keys that they attend to.
 
-    rows: the frames of the queries, of which a rank may hold only a part. units: they cover the queries and the local
-    scopes of all of them. anchors: those of the scene, by their numbers among all. keys: the frames in consecutive
-    places, from `first_place` on; None where a place has no frame of these scopes. bias: (rows, keys) fp32, added to
-    the logits; None if zero. scale: (rows,) fp32, the factor of entropy scaling on q; None without it. With joint
-    attention, whose blocks have one query, keys are ascending and have no places. distances: there, how far each key is
-    from the query in time.
+    rows: the frames of the queries, of which a rank may hold only a part. units: the units that cover the queries and
+    their local scopes. anchors: the scene's anchors, as numbers among all anchors of the plan. keys: the frames in
+    consecutive slots, from `first_slot` on; None for a slot without a frame of these scopes. bias: (rows, keys) fp32,
+    added to the logits; None if zero. scale: (rows,) fp32, the factor of entropy scaling on q; None without it.
+
+    With joint attention, blocks have one query, and keys are ascending and have no slots. distances: the temporal
+    distance of each key from the query, for joint attention only.
     """
 
     rows: range
@@ -63,14 +69,14 @@ class QueryBlock:
     keys: tuple[int | None, ...]
     bias: Tensor | None
     scale: Tensor | None
-    first_place: int = 0
+    first_slot: int = 0
     distances: tuple[int, ...] = ()
     _cast: dict[object, tuple[Tensor | None, Tensor | None]] = field(
         default_factory=dict, compare=False, repr=False
     )
 
     def part(self, rows: range, dtype: torch.dtype) -> tuple[Tensor | None, Tensor | None]:
-        """Bias and scale of some of the rows, in a type; made once and kept."""
+        """Return bias and scale of some of the rows in a type. The result is cached."""
         key = (rows, dtype)
         if key not in self._cast:
             some = slice(rows.start - self.rows.start, rows.stop - self.rows.start)
@@ -81,48 +87,49 @@ class QueryBlock:
         return self._cast[key]
 
     @property
-    def key_places(self) -> slice:
-        """The places of the keys."""
-        return slice(self.first_place, self.first_place + len(self.keys))
+    def key_slots(self) -> slice:
+        """The slots of the keys."""
+        return slice(self.first_slot, self.first_slot + len(self.keys))
 
-    def places(self, frames: range) -> list[slice]:
-        """The places of some frames of its units, in order."""
-        return merged([unit.places(frames) for unit in self.units])
+    def slots(self, frames: range) -> list[slice]:
+        """Return the slots of some frames of the units, in order."""
+        return merged([unit.slots(frames) for unit in self.units])
 
 
 @dataclass(frozen=True)
 class AttentionPlan:
-    """Temporal attention of one rank under one set of scopes. Frames are those of the video; in a loop, frames beyond
-    its ends stand for others (see timeline.py).
+    """Temporal attention of one rank under one set of scopes.
 
-    route: the frames to fetch. held: this rank's frames. line: the frames around them, its own included, that local
-    scopes reach; empty if none is on. anchors: ascending, of the scenes of this rank's frames. anchor_counts: how many
-    of them each scene has. blocks: those of which this rank holds queries. grouped: whether queries and units are
-    computed as a whole, see groups.py. window: the most frames that a block of this video attends to. places: how
-    many there are for projections, see places.py; none with joint attention. ring: the first one after those of
-    anchors. entropy: for joint attention with entropy
-    scaling, the trained length in frames; None otherwise.
+    Frames are those of the video; in a loop, numbers beyond its ends stand for others (see timeline.py).
+
+    route: the frames to fetch. held: this rank's frames. neighbourhood: the span of this rank's frames and those that
+    their local scopes reach; empty if no local scope is on. anchors: the anchors of all scenes in which this rank holds
+    frames, ascending. anchor_counts: the number of them in each scene. blocks: the blocks of which this rank holds
+    queries. grouped: whether queries and units are computed as a whole (see groups.py). most_keys: the most frames that
+    a block of this video attends to. timeline: the scenes of the video. ring_start: the first slot after those of
+    anchors. slots: number of slots for projections (see slots.py); 0 with joint attention. entropy: the trained length
+    in frames, for joint attention with entropy scaling; None otherwise.
     """
 
     route: Route
     held: range
-    line: range
+    neighbourhood: range
     anchors: tuple[int, ...]
     anchor_counts: tuple[int, ...]
     blocks: tuple[QueryBlock, ...]
     grouped: bool
-    window: int
+    most_keys: int
     timeline: Timeline
-    ring: int
-    places: int
+    ring_start: int
+    slots: int
     entropy: int | None = None
 
     def keys(self, block: QueryBlock) -> list[int]:
-        """The frames of a block's keys, in order."""
+        """Return the frames of a block's keys, in order."""
         return [self.timeline.real(key) for key in block.keys if key is not None]
 
     def prepare(self, dtype: torch.dtype) -> None:
-        """Makes what blocks keep in a type, which is otherwise made when it is first needed."""
+        """Compute in advance what blocks cache for a type."""
         for block in self.blocks:
             block.part(block.rows if self.grouped else intersection(block.rows, self.held), dtype)
 
@@ -138,39 +145,42 @@ def plan_attention(
     joint: Positions | None = None,
     device: torch.device | str = "cpu",
 ) -> AttentionPlan:
-    """Dual-scope attention in blocks of queries; plain attention over all frames if `scopes` is None.
+    """Plan dual-scope attention in blocks of queries, or plain attention over all frames if `scopes` is None.
 
-    timeline: the scenes with their anchors; by default the video is one scene with the anchors of `scopes`.
+    timeline: the scenes with their anchors; by default, the video is one scene with the anchors of `scopes`.
 
     A block attends to the union of its queries' local scopes and the anchors, each frame once; the bias is -inf for a
     key in neither scope of a query. Cost and temporaries are linear in the frames of the rank.
 
-    joint: for models in which all positions of the attended frames meet in one attention, with rotary positions. Then
-    blocks have one query each, and its local scope is as large as it takes for every query to attend to the same number
-    of frames: see joint.py, also for `Positions`.
+    joint: the rule for rotary positions in models with joint attention; None for other models. Blocks then have one
+    query each, and every query attends to the same number of frames: see joint.py.
 
-    Blocks begin at multiples of `block` in the video, or with a scene, and the place of each key follows from the scene
-    alone. Where a rank border cuts a block, both ranks use the block's full number of keys; what is in the places of
-    keys that only the other rank's queries attend to does not matter, since a masked key adds nothing. So the sums of a
-    query are the same on any number of ranks, to the last bit
-    (docs/decisions/0011-the-same-bits-on-any-number-of-ranks.md).
+    Blocks begin at multiples of `block` in the video, or with a scene, and the slot of each key follows from the scene
+    alone. Where a rank border cuts a block, both ranks use the block's full number of keys. The contents of slots that
+    only the other rank's queries attend to do not matter, since a masked key adds nothing. So the sums of a query are
+    the same on any number of ranks, to the last bit (docs/decisions/0011-the-same-bits-on-any-number-of-ranks.md).
 
     Raises ValueError if a query would have no key.
     """
     if timeline is None:
         anchors = () if scopes is None else scopes.global_frames(shards.frames)
         timeline = one_scene(shards.frames, anchors=anchors, plain=scopes is None)
-    size = block if joint is None else 1
-    return _Planner(shards, rank, scopes or PLAIN, timeline, trained_frames, size, joint, device).plan()
-
-
-# for videos whose scenes are all plain
-PLAIN = Scopes(local=0, anchors=0)
+    planner = _Planner(
+        shards=shards,
+        rank=rank,
+        scopes=scopes or PLAIN,
+        timeline=timeline,
+        trained_frames=trained_frames,
+        block=block if joint is None else 1,
+        joint=joint,
+        device=device,
+    )
+    return planner.plan()
 
 
 @dataclass(frozen=True)
 class _Planner:
-    """The parts of `plan_attention`."""
+    """The steps of `plan_attention`, with its arguments as attributes."""
 
     shards: FrameShards
     rank: int
@@ -185,7 +195,7 @@ class _Planner:
         held, timeline = self.shards.held(self.rank), self.timeline
         parts = self._parts(held)
         counts = [len(self._anchors(scene)) for scene, _ in parts]
-        line = self._line(held)
+        neighbourhood = self._neighbourhood(held)
         rings = [None if self.joint else self._ring(scene) for scene in timeline.scenes]
         blocks = []
         for index, (scene, part) in enumerate(parts):
@@ -193,20 +203,21 @@ class _Planner:
             numbers = range(first, first + counts[index])
             ring = rings[timeline.number(part.start)]
             blocks += [
-                self._block(scene, rows, line or held, numbers, ring) for rows in self._rows(scene, part)
+                self._block(scene, rows, neighbourhood or held, numbers, ring)
+                for rows in self._rows(scene, part)
             ]
         return AttentionPlan(
             route=plan_route(self.shards, self.rank, self._wanted),
             held=held,
-            line=line,
+            neighbourhood=neighbourhood,
             anchors=tuple(anchor for scene, _ in parts for anchor in self._anchors(scene)),
             anchor_counts=tuple(count for count in counts if count),
             blocks=tuple(blocks),
             grouped=self._grouped,
-            window=max(self._window(scene) for scene in timeline.scenes),
+            most_keys=max(self._most_keys(scene) for scene in timeline.scenes),
             timeline=timeline,
-            ring=max(len(self._anchors(scene)) for scene in timeline.scenes),
-            places=max((ring.start + UNIT * ring.slots for ring in rings if ring), default=0),
+            ring_start=max(len(self._anchors(scene)) for scene in timeline.scenes),
+            slots=max((ring.start + UNIT * ring.units_stored for ring in rings if ring), default=0),
             entropy=self.trained_frames if self.joint and self.scopes.entropy_scaling else None,
         )
 
@@ -215,16 +226,16 @@ class _Planner:
         return self.shards.group is not None
 
     def _parts(self, span: range) -> list[tuple[Scene, range]]:
-        """The scenes that a span reaches into, each with the frames of the span in it."""
+        """Return the scenes that a span overlaps, each with the frames of the overlap."""
         parts = ((scene, intersection(span, scene.frames)) for scene in self.timeline.scenes)
         return [(scene, part) for scene, part in parts if part]
 
     def _anchors(self, scene: Scene) -> tuple[int, ...]:
-        """The anchors of a scene that are attended to."""
+        """Return the anchors of a scene that are attended to."""
         return () if scene.plain or self.scopes.anchor_bias == NEVER else scene.anchors
 
     def _near(self, scene: Scene, queries: range) -> range:
-        """The local scopes of consecutive queries."""
+        """Return the union of the local scopes of consecutive queries."""
         if scene.plain:
             return scene.frames
         if self.scopes.local_bias == NEVER:
@@ -233,20 +244,20 @@ class _Planner:
         if self.joint is not None:
             spans = [self._nearest(scene, query) for query in queries]
             return range(min(span.start for span in spans), max(span.stop for span in spans))
-        return self.timeline.clip(range(queries.start - local, queries.stop + local), scene)
+        return self.timeline.within(scene, range(queries.start - local, queries.stop + local))
 
     def _nearest(self, scene: Scene, query: int) -> range:
-        """The local scope of a query of joint attention."""
+        """Return the local scope of a query of joint attention."""
         anchors = self._anchors(scene)
         attended = 2 * self.scopes.local + 1 + len(anchors)
         return nearest_frames(self.timeline, scene, query, anchors, attended=attended)
 
-    def _line(self, held: range) -> range:
+    def _neighbourhood(self, held: range) -> range:
         spans = [near for scene, part in self._parts(held) if (near := self._near(scene, part))]
         return range(min(held.start, spans[0].start), max(held.stop, spans[-1].stop)) if spans else range(0)
 
     def _wanted(self, rank: int) -> set[int]:
-        """All frames that a rank's queries attend to."""
+        """Return all frames that a rank's queries attend to."""
         wanted: set[int] = set()
         for scene, part in self._parts(self.shards.held(rank)):
             wanted |= {self.timeline.real(frame) for frame in self._near(scene, part)}
@@ -254,7 +265,7 @@ class _Planner:
         return wanted
 
     def _rows(self, scene: Scene, part: range) -> Iterator[range]:
-        """The frames of each block of which a rank holds queries. part: those of its frames that are in the scene."""
+        """Yield the frames of each block of which a rank holds queries. part: its frames in the scene."""
         whole = scene.plain and self.joint is None
         size = len(scene.frames) if whole else self.block
         first = scene.frames.start if whole else part.start // size * size
@@ -262,7 +273,7 @@ class _Planner:
             yield intersection(range(start, start + size), scene.frames)
 
     def _ring(self, scene: Scene) -> Ring:
-        """The places of a scene's frames, after those of as many anchors as any scene has."""
+        """Return the slots of a scene's frames. Slots for the most anchors of any scene precede them."""
         covers = [self._near(scene, rows) or rows for rows in self._rows(scene, scene.frames)]
         units = self.timeline.units(range(covers[0].start, covers[-1].stop), UNIT)
         return Ring.of(units, covers, max(len(self._anchors(scene)) for scene in self.timeline.scenes))
@@ -270,7 +281,10 @@ class _Planner:
     def _block(
         self, scene: Scene, rows: range, reach: range, anchors: range, ring: Ring | None
     ) -> QueryBlock:
-        """reach: the frames of which this rank has projections. anchors: of the scene, by number."""
+        """Plan one block.
+
+        reach: the frames of which this rank has projections. anchors: the numbers of the scene's anchors.
+        """
         timeline, own = self.timeline, self._anchors(scene)
         span = self._near(scene, rows)
         units: tuple[Unit, ...] = ()
@@ -278,7 +292,7 @@ class _Planner:
         if ring is None:
             first, keys = 0, [*self._ascending(span, own)]
         else:
-            units = tuple(ring.around(span or rows, timeline.clip(reach, scene)))
+            units = tuple(ring.around(span or rows, timeline.within(scene, reach)))
             first, keys = ring.keys(own, units, span)
         bias = scale = None
         if not scene.plain:
@@ -301,21 +315,21 @@ class _Planner:
             keys=tuple(keys),
             bias=None if bias is None else to_device(bias, self.device),
             scale=None if scale is None else to_device(scale, self.device),
-            first_place=first,
+            first_slot=first,
             distances=distances,
         )
 
     def _ascending(self, span: range, anchors: Sequence[int]) -> list[int]:
-        """The frames of a span and the anchors, each once."""
+        """Return the frames of a span and the anchors, each once."""
         inside = {self.timeline.real(key) for key in span}
         return sorted([*span, *(anchor for anchor in anchors if anchor not in inside)])
 
     def _bias(
         self, rows: range, keys: Sequence[int | None], anchors: Sequence[int], span: range
     ) -> tuple[Tensor | None, Tensor | None]:
-        """The bias of each (query, key) pair and the entropy scale of each query, as in `QueryBlock`.
+        """Return the bias of each (query, key) pair and the entropy scale of each query, as in `QueryBlock`.
 
-        span: the frames of their local scopes.
+        span: the frames of the queries' local scopes.
         """
         scopes = self.scopes
         real = [NO_FRAME if key is None else self.timeline.real(key) for key in keys]
@@ -331,15 +345,15 @@ class _Planner:
         )
         bias = torch.maximum(local, torch.where(anchored, scopes.anchor_bias, NEVER)).float()
         for twice in {frame for frame in real if real.count(frame) > 1} - {NO_FRAME}:
-            # an anchor nearby, or a frame from both ends of a loop: each query attends to it once
-            places = [index for index, frame in enumerate(real) if frame == twice]
-            once = torch.nn.functional.one_hot(bias[:, places].argmax(1), len(places)).bool()
-            bias[:, places] = torch.where(once, bias[:, places], NEVER)
+            # a nearby anchor, or a frame at both ends of a loop: each query attends to it once
+            columns = [index for index, frame in enumerate(real) if frame == twice]
+            once = torch.nn.functional.one_hot(bias[:, columns].argmax(1), len(columns)).bool()
+            bias[:, columns] = torch.where(once, bias[:, columns], NEVER)
         attended = bias > NEVER
         if not attended.numel() or not attended.any(1).all():
             raise ValueError("the attention scopes leave a frame without a key")
         if self.joint is not None:
-            # a bias that all keys share changes nothing; every key of a single query is attended to
+            # a bias that all keys share has no effect; every key of a single query is attended to
             return (None if (bias == bias[0, 0]).all() else bias), None
         scale = None
         if scopes.entropy_scaling:
@@ -347,7 +361,7 @@ class _Planner:
             bias = torch.where(attended, bias * scale[:, None], NEVER)
         return (None if (bias == 0).all() else bias), scale
 
-    def _window(self, scene: Scene) -> int:
+    def _most_keys(self, scene: Scene) -> int:
         if scene.plain:
             return len(scene.frames)
         if self.joint is not None:

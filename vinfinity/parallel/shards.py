@@ -5,12 +5,13 @@ Every rank computes the routes of all ranks from (frames, ranks) alone, so nothi
 
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass
+from itertools import groupby
 
 from vinfinity.parallel.groups import group_size
 
 
 def anchor_frames(frames: int, anchors: int) -> tuple[int, ...]:
-    """The anchor frames: the midpoints of min(anchors, frames) equal spans of the video (paper, section 3.3)."""
+    """Return the anchor frames: the midpoints of min(anchors, frames) equal spans of the video (paper, section 3.3)."""
     count = min(anchors, frames)
     return tuple((2 * k + 1) * frames // (2 * count) for k in range(count))
 
@@ -19,8 +20,9 @@ def anchor_frames(frames: int, anchors: int) -> tuple[int, ...]:
 class FrameShards:
     """A video's frames split over ranks: contiguous, in order, with counts that differ by at most one, or one group.
 
-    group: frames that layers compute together (see groups.py); a rank holds whole groups unless there are more ranks
-    than groups. None where layers may divide frames as they like. Raises ValueError if a rank would hold no frame.
+    frames: number of frames in the video. ranks: number of ranks. group: number of frames that layers compute together
+    (see groups.py); a rank holds whole groups unless there are more ranks than groups. None if layers may divide frames
+    freely. Raises ValueError if a rank would hold no frame.
     """
 
     frames: int
@@ -33,16 +35,19 @@ class FrameShards:
 
     @classmethod
     def of(cls, frames: int, ranks: int = 1, *, grouped: bool) -> "FrameShards":
-        """grouped: whether layers work on whole groups."""
+        """Split frames over ranks. grouped: whether layers work on whole groups."""
         return cls(frames, ranks, group_size(frames) if grouped else None)
 
     @property
     def _unit(self) -> int:
-        """Frames that stay together."""
-        return self.group if self.group and self.ranks * self.group < self.frames + self.group else 1
+        """Number of frames that stay together on a rank."""
+        if self.group is None:
+            return 1
+        groups = -(-self.frames // self.group)
+        return self.group if self.ranks <= groups else 1
 
     def held(self, rank: int) -> range:
-        """The absolute indices of the frames that `rank` holds."""
+        """Return the absolute indices of the frames that `rank` holds."""
         unit, units = self._unit, -(-self.frames // self._unit)
         return range(
             unit * (rank * units // self.ranks),
@@ -50,7 +55,7 @@ class FrameShards:
         )
 
     def owner(self, frame: int) -> int:
-        """The rank that holds `frame`."""
+        """Return the rank that holds `frame`."""
         unit, units = self._unit, -(-self.frames // self._unit)
         return ((frame // unit + 1) * self.ranks - 1) // units
 
@@ -59,7 +64,7 @@ class FrameShards:
 class Route:
     """What one rank fetches in one exchange, and what it sends.
 
-    wanted: absolute indices of the frames to fetch, ascending; this rank holds none of them.
+    wanted: absolute indices of the frames to receive, ascending.
     sends: (peer, positions among this rank's own frames), ascending by peer.
     receives: (peer, start, stop), the slice of `wanted` that comes from that peer.
     """
@@ -69,7 +74,7 @@ class Route:
     receives: tuple[tuple[int, int, int], ...]
 
     def compact(self) -> "tuple[tuple[int, ...], Route]":
-        """The positions of all frames that are sent, ascending, and the same route for nothing but these."""
+        """Return the positions of all sent frames, ascending, and this route with positions among those alone."""
         sent = sorted({position for _, positions in self.sends for position in positions})
         place = {position: index for index, position in enumerate(sent)}
         sends = tuple((peer, tuple(place[at] for at in positions)) for peer, positions in self.sends)
@@ -77,7 +82,7 @@ class Route:
 
 
 def plan_route(shards: FrameShards, rank: int, wanted_by: Callable[[int], Iterable[int]]) -> Route:
-    """The route of `rank` if every rank r fetches those of the frames `wanted_by(r)` that it does not hold."""
+    """Plan the route of `rank` if every rank r fetches the frames in `wanted_by(r)` that it does not hold."""
 
     def missing(peer: int) -> list[int]:
         held = shards.held(peer)
@@ -85,12 +90,11 @@ def plan_route(shards: FrameShards, rank: int, wanted_by: Callable[[int], Iterab
 
     wanted = missing(rank)
     receives: list[tuple[int, int, int]] = []
-    for position, frame in enumerate(wanted):
-        peer = shards.owner(frame)
-        if receives and receives[-1][0] == peer:
-            receives[-1] = (peer, receives[-1][1], position + 1)
-        else:
-            receives.append((peer, position, position + 1))
+    start = 0
+    for peer, frames in groupby(wanted, key=shards.owner):
+        stop = start + len([*frames])
+        receives.append((peer, start, stop))
+        start = stop
     held = shards.held(rank)
     sends = []
     for peer in range(shards.ranks):

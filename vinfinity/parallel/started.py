@@ -1,6 +1,6 @@
-"""A rank that the launcher started: its process from the first line to the exit code.
+"""A rank that vinfinity's launcher started: its process from the first line to the exit code.
 
-The module itself imports no torch: signals are handled, and the process is bound to its launcher, before that begins.
+The module itself does not import torch: first, the process handles signals and is tied to its launcher.
 """
 
 import contextlib
@@ -22,7 +22,7 @@ from vinfinity.errors import RankError, UnexpectedError, VinfinityError, describ
 from vinfinity.parallel.place import Place
 from vinfinity.system.signals import Shutdown
 
-# of Linux's prctl
+# an option of Linux's prctl
 PR_SET_PDEATHSIG = 1
 # the launcher's sys.path, from which this module is imported, is the first argument
 PROGRAM = """
@@ -35,10 +35,10 @@ main()
 
 @dataclass(frozen=True)
 class RankFiles:
-    """The folder through which the launcher and its ranks talk.
+    """The folder through which the launcher and its ranks exchange files.
 
-    assignment.pickle   what all ranks do                   RANK.pid     the process of each rank
-    result.pickle       what the worker of rank 0 returned  RANK.error   the first error of a rank, and when it came
+    assignment.pickle   what all ranks do            RANK.pid     the process id of a rank
+    result.pickle       the result of rank 0         RANK.error   the first error of a rank, and its time
     """
 
     path: Path
@@ -58,7 +58,7 @@ class RankFiles:
         return self.path / f"{rank}.error"
 
     def errors(self) -> dict[int, VinfinityError]:
-        """The error of each rank that reported one, in the order in which they came."""
+        """Return the error of each rank that reported one, in order of time."""
         reports = [(*pickle.loads(path.read_bytes()), int(path.stem)) for path in self.path.glob("*.error")]
         return {rank: error for _, error, rank in sorted(reports, key=lambda report: report[0])}
 
@@ -67,7 +67,8 @@ class RankFiles:
 class Assignment:
     """What the launcher tells all ranks.
 
-    ranks: their number. port: of the launcher's store. arguments: the launcher's sys.argv.
+    worker, payload, device, timeout: see `launch`. ranks: number of ranks. port: the port of the launcher's store.
+    arguments: the launcher's sys.argv.
     """
 
     worker: Callable[..., Any]
@@ -80,10 +81,10 @@ class Assignment:
 
 
 def start(rank: int, folder: Path) -> "subprocess.Popen[bytes]":
-    """Start the process of a rank, which finds its `Assignment` in the folder."""
+    """Start the process of a rank, which reads its `Assignment` from the folder."""
     path = json.dumps([str(entry) for entry in sys.path])
     command = [sys.executable, "-P", "-c", PROGRAM, path, str(folder), str(rank), str(os.getpid())]
-    # a terminal's Ctrl-C also reaches the ranks; the launcher passes it on. They ignore it from their first moment on:
+    # a terminal's Ctrl-C also reaches the ranks, but the launcher passes it on. So ranks ignore it from the start:
     # blocked signals stay blocked in a new process
     before = signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGINT})
     try:
@@ -93,7 +94,7 @@ def start(rank: int, folder: Path) -> "subprocess.Popen[bytes]":
 
 
 def main() -> None:
-    """The process of a rank."""
+    """Run the process of a rank."""
     signal.signal(signal.SIGINT, signal.SIG_IGN)
     signal.pthread_sigmask(signal.SIG_UNBLOCK, {signal.SIGINT})
     folder, rank, launcher = Path(sys.argv[1]), int(sys.argv[2]), int(sys.argv[3])
@@ -109,20 +110,20 @@ def main() -> None:
 
 
 def _end_with(launcher: int) -> None:
-    """Have the kernel end this process when the launcher is gone: ranks must not outlive it."""
+    """Have the kernel kill this process when the launcher is gone: ranks must not outlive it."""
     if sys.platform == "linux":
         ctypes.CDLL(None).prctl(PR_SET_PDEATHSIG, signal.SIGKILL)
     if os.getppid() != launcher:
-        # the launcher ended before the kernel knew
+        # the launcher ended before prctl took effect
         os._exit(RankError.exit_code)
 
 
 def _work(files: RankFiles, rank: int, shutdown: Shutdown) -> int:
-    """Do this rank's part, or report its error. Returns the exit code."""
+    """Do this rank's part of the work, or report its error; return the exit code."""
     try:
         files.pid(rank).write_text(str(os.getpid()))
         from vinfinity.parallel.devices import rank_device
-        from vinfinity.parallel.join import carry_out, joined
+        from vinfinity.parallel.join import call_worker, joined
 
         job: Assignment = pickle.loads(files.assignment.read_bytes())
         sys.argv[:] = job.arguments
@@ -131,11 +132,11 @@ def _work(files: RankFiles, rank: int, shutdown: Shutdown) -> int:
             place, device=rank_device(place, job.device), timeout=job.timeout, shutdown=shutdown
         ) as ranks:
             try:
-                result = carry_out(job.worker, job.payload, ranks)
+                result = call_worker(job.worker, job.payload, ranks)
             except RankError:
                 raise
             except Exception as error:
-                # before the other ranks notice that this one is gone
+                # report it before the other ranks notice that this one is gone
                 report(files, rank, error)
                 raise
         if ranks.first:
@@ -148,7 +149,7 @@ def _work(files: RankFiles, rank: int, shutdown: Shutdown) -> int:
 
 
 def report(files: RankFiles, rank: int, error: Exception) -> int:
-    """Write an error for the launcher, unless this rank reported one before. Returns its exit code."""
+    """Write an error for the launcher, unless this rank has already reported one; return the error's exit code."""
     error = described(error, rank)
     path = files.error(rank)
     if not path.exists():
@@ -156,7 +157,7 @@ def report(files: RankFiles, rank: int, error: Exception) -> int:
         unfinished.write_bytes(pickle.dumps((time.monotonic(), error)))
         unfinished.rename(path)
     for file in files.path.glob("*.pid"):
-        # a suspended rank would delay the end of all; once continued, it receives the launcher's signal
+        # a suspended rank would delay the end of all ranks; once continued, it receives the launcher's signal
         with contextlib.suppress(OSError, ValueError):
             os.kill(int(file.read_text()), signal.SIGCONT)
     return error.exit_code

@@ -8,6 +8,7 @@ from torch import Tensor
 
 from vinfinity.parallel.exchange import Counters, FrameExchange, LocalExchange, RankExchange, TracedExchange
 from vinfinity.parallel.shards import FrameShards, Route
+from vinfinity.parallel.spans import intersection
 from vinfinity.parallel.waits import Waits
 
 
@@ -15,8 +16,8 @@ from vinfinity.parallel.waits import Waits
 class Team:
     """The team of `rank`, one of `ranks`: ranks `first` to `first + shards.ranks - 1` share the video among them.
 
-    branch: the guidance branch that the team computes, or None if every rank computes all branches. waits: notes what
-    this rank waits for.
+    branch: the guidance branch that the team computes; None if every rank computes all branches. shards: the frames of
+    each member. waits: records in which operation this rank waits.
     """
 
     rank: int
@@ -37,27 +38,27 @@ class Team:
         return self.shards.held(self.member)
 
     def exchange(self) -> FrameExchange:
-        """The exchange through which this rank's temporal layers reach the rest of its team."""
+        """Make the exchange between this rank's temporal layers and the rest of its team."""
         if self.shards.ranks == 1:
             return LocalExchange()
         peers = range(self.first, self.first + self.shards.ranks)
         return RankExchange(self.member, self.shards, peers=peers, waits=self.waits)
 
     def rehearsal_exchange(self) -> FrameExchange:
-        """An exchange with the messages of `exchange`, none of which is sent; what arrives is undefined."""
+        """Make an exchange with the messages of `exchange` that sends none of them; what arrives is undefined."""
         return LocalExchange() if self.shards.ranks == 1 else TracedExchange(self.member, self.shards)
 
     @property
     def writes(self) -> bool:
-        """Whether this rank writes its frames; the second team holds copies of the first one's."""
+        """Whether this rank writes its frames: those of the second team are copies."""
         return self.first == 0
 
 
 def team_of(rank: int, ranks: int, *, frames: int, split: bool, grouped: bool = False) -> Team:
-    """The team of a rank.
+    """Return the team of a rank.
 
-    split: whether each of two guidance branches gets half of the ranks; of an odd number, the first gets one more.
-    grouped: see FrameShards.
+    split: whether each of two guidance branches gets half of the ranks; if their number is odd, the first gets one
+    more. grouped: see FrameShards.
     Raises ValueError if there are too few ranks to split, or more ranks than frames.
     """
     if not split:
@@ -77,8 +78,10 @@ def team_of(rank: int, ranks: int, *, frames: int, split: bool, grouped: bool = 
 
 
 def opposite(team: Team) -> tuple[range, Route]:
-    """The ranks of the other team, and the route on which this rank swaps predictions with them: it receives theirs for
-    all frames that it holds, and sends its own. Peers are numbered within the other team.
+    """Return the ranks of the other team, and the route on which this rank swaps predictions with them.
+
+    This rank receives their predictions for all frames that it holds itself, and sends its own. Peers are numbered
+    within the other team.
     """
     start = team.first + team.shards.ranks if team.first == 0 else 0
     ranks = range(start, start + team.ranks - team.shards.ranks)
@@ -86,7 +89,7 @@ def opposite(team: Team) -> tuple[range, Route]:
     sends, receives = [], []
     for peer in range(others.ranks):
         held = others.held(peer)
-        common = range(max(held.start, team.held.start), min(held.stop, team.held.stop))
+        common = intersection(held, team.held)
         if common:
             positions = range(common.start - team.held.start, common.stop - team.held.start)
             sends.append((peer, tuple(positions)))
@@ -105,7 +108,7 @@ class BranchSwap:
         )
 
     def __call__(self, prediction: Tensor) -> Tensor:
-        """Both branches' predictions (2, c, f, h, w), from this team's (1, c, f, h, w).
+        """Return both branches' predictions (2, c, f, h, w), given this team's (1, c, f, h, w).
 
         Raises RankError if a rank of the other team is late or gone.
         """

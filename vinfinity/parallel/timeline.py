@@ -1,7 +1,7 @@
-"""Which frames of a video may see each other: scenes apart from each other, and a last frame that leads into the first.
+"""Which frames of a video see each other: only those of a scene, and across the ends of a loop.
 
-Frames are counted from 0 in the video. In a loop, frames before 0 and from F on stand for those at the other end of the
-video, F frames further: neighbours of a frame are consecutive numbers then, too.
+Frames are numbered from 0. In a loop of F frames, numbers below 0 and from F on stand for frames at the other end, so
+that neighbours always have consecutive numbers.
 """
 
 from bisect import bisect_right
@@ -9,13 +9,16 @@ from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from itertools import pairwise
 
+from vinfinity.parallel.spans import intersection
+
 
 @dataclass(frozen=True)
 class Scene:
     """Consecutive frames that see each other, and no others.
 
-    anchors: global frames of its attention, ascending. plain: whether every frame attends to all others. whole: frames
-    of the scene in the whole video, of which an edit computes a part; None if these are all.
+    anchors: global frames of its attention, ascending. plain: whether every frame attends to all others. whole: in an
+    edit, which computes part of the video, the number of frames of the scene in the whole video; None if `frames` are
+    all.
     """
 
     frames: range
@@ -25,7 +28,7 @@ class Scene:
 
     @property
     def length(self) -> int:
-        """Frames of the scene in the whole video."""
+        """Number of frames of the scene in the whole video."""
         return len(self.frames) if self.whole is None else self.whole
 
 
@@ -33,14 +36,14 @@ class Scene:
 class Timeline:
     """The scenes of a video, in order and without gaps; the first begins at frame 0.
 
-    loop: whether the last frame leads into the first; such a video is one scene. places: in an edit, which computes a
-    part of the video, the frame of the whole video that each number stands for; None if they are the same. Raises
-    ValueError for scenes that do not follow each other.
+    loop: whether the last frame leads into the first; such a video is one scene. video_frames: in an edit, which
+    computes part of the video, the frame of the whole video that each number stands for; None if they are the same.
+    Raises ValueError for scenes with gaps or overlaps.
     """
 
     scenes: tuple[Scene, ...]
     loop: bool = False
-    places: tuple[int, ...] | None = None
+    video_frames: tuple[int, ...] | None = None
 
     def __post_init__(self) -> None:
         joined = [0, *(scene.frames.stop for scene in self.scenes)]
@@ -53,7 +56,7 @@ class Timeline:
 
     @property
     def frames(self) -> int:
-        """Frames of the video."""
+        """Number of frames in the video."""
         return self.scenes[-1].frames.stop
 
     @property
@@ -62,34 +65,34 @@ class Timeline:
         return tuple(scene.frames.start for scene in self.scenes[1:])
 
     def number(self, frame: int) -> int:
-        """The number of the scene that a frame belongs to."""
+        """Return the number of the scene that a frame belongs to."""
         return bisect_right(self.borders, self.real(frame))
 
     def numbers(self, frames: Iterable[int]) -> list[int]:
-        """The numbers of the scenes that some frames belong to."""
+        """Return the numbers of the scenes that some frames belong to."""
         return [self.number(frame) for frame in frames]
 
     def real(self, frame: int) -> int:
-        """The frame of the video that a number stands for."""
+        """Return the frame of the video that a number stands for."""
         return frame % self.frames if self.loop else frame
 
-    def place(self, frame: int) -> int:
-        """The frame of the whole video that a number stands for; in a loop, those beyond the ends go on counting."""
-        if self.places is None:
-            return frame
-        lap, at = divmod(frame, self.frames) if self.loop else (0, frame)
-        return self.places[at] + lap * self.scenes[0].length
+    def video_frame(self, number: int) -> int:
+        """Return the frame of the whole video that a number stands for; in a loop, possibly beyond its ends."""
+        if self.video_frames is None:
+            return number
+        lap, at = divmod(number, self.frames) if self.loop else (0, number)
+        return self.video_frames[at] + lap * self.scenes[0].length
 
     def distance(self, query: int, key: int) -> int:
-        """From one frame to another, in frames of the whole video; negative if the key comes first."""
-        return self.place(key) - self.place(query)
+        """Return the distance from query to key in frames of the whole video; negative if the key comes first."""
+        return self.video_frame(key) - self.video_frame(query)
 
-    def clip(self, frames: range, scene: Scene) -> range:
-        """Those of some frames that exist in a scene; in a loop, all do."""
+    def within(self, scene: Scene, frames: range) -> range:
+        """Limit frames to those of a scene; in a loop, all numbers stand for frames of the scene."""
         return frames if self.loop else intersection(frames, scene.frames)
 
     def neighbour(self, frame: int, step: int) -> int | None:
-        """The frame before (step -1) or after (1) in the same scene; None at its ends."""
+        """Return the frame before (step -1) or after (step 1) in the same scene; None at the scene's ends."""
         other = frame + step
         if self.loop:
             return self.real(other)
@@ -97,16 +100,16 @@ class Timeline:
         return other if exists else None
 
     def unit(self, frame: int, size: int) -> range:
-        """The unit that a frame is in: spans of `size` frames from frame 0 on, the last one shorter.
+        """Return the unit that a frame is in. Units have `size` frames, counted from frame 0; the last may be shorter.
 
-        In a loop, units of frames beyond the ends are those of the frames that they stand for.
+        In a loop, units beyond the ends correspond to those of the frames that they stand for.
         """
         base = frame // self.frames * self.frames if self.loop else 0
         start = base + (frame - base) // size * size
         return range(start, min(start + size, base + self.frames))
 
     def units(self, span: range, size: int) -> list[range]:
-        """The units that cover a span, in order."""
+        """Return the units that cover a span, in order."""
         units, at = [], span.start
         while at < span.stop:
             units.append(self.unit(at, size))
@@ -115,11 +118,5 @@ class Timeline:
 
 
 def one_scene(frames: int, *, anchors: Sequence[int] = (), plain: bool = False) -> Timeline:
-    """The timeline of a video without cuts that does not loop."""
+    """Return the timeline of a video without cuts that does not loop."""
     return Timeline((Scene(range(frames), tuple(anchors), plain),))
-
-
-def intersection(one: range, other: range) -> range:
-    """The frames of both spans."""
-    start = max(one.start, other.start)
-    return range(start, max(start, min(one.stop, other.stop)))

@@ -1,4 +1,4 @@
-"""What ranks tell each other once per denoising step, in one message, so that all of them decide alike."""
+"""What ranks tell each other once per denoising step, in one message, so that all of them decide the same."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -6,8 +6,10 @@ from dataclasses import dataclass
 
 @dataclass(frozen=True)
 class Vote:
-    """One rank's vote. finite: its prediction has no NaN or infinite values. checkpoint_due: a checkpoint is due by its
-    clock. stop: it was asked to end.
+    """One rank's vote.
+
+    finite: whether its prediction has no NaN or infinite values. checkpoint_due: whether a checkpoint is due by its
+    clock. stop: whether it received a shutdown request.
     """
 
     finite: bool
@@ -17,7 +19,7 @@ class Vote:
 
 @dataclass(frozen=True)
 class Votes:
-    """The votes of all ranks, in order."""
+    """The votes of all ranks, in the order of ranks."""
 
     cast: Sequence[Vote]
 
@@ -33,5 +35,5 @@ class Votes:
 
     @property
     def stop(self) -> bool:
-        """Whether any rank was asked to end."""
+        """Whether a shutdown was requested on any rank."""
         return any(vote.stop for vote in self.cast)

@@ -1,4 +1,4 @@
-"""What a rank waits for from the others at a moment, for the thread that shows its signs of life."""
+"""In which operation a rank currently waits for others, for its heartbeats."""
 
 import contextlib
 from collections import deque
@@ -10,7 +10,7 @@ import torch
 
 
 class Event(Protocol):
-    """A point in the work of a GPU, as torch.cuda.Event."""
+    """A point in a GPU's work, as torch.cuda.Event."""
 
     def record(self) -> object: ...
     def query(self) -> bool: ...
@@ -18,7 +18,10 @@ class Event(Protocol):
 
 @dataclass(frozen=True)
 class DeviceWait:
-    """A point at which the work of a GPU waits for messages. reached: before it. answered: after it."""
+    """An operation in which a GPU waits for messages.
+
+    label: the operation. reached: the point before the wait. answered: the point after it.
+    """
 
     label: str
     reached: Event
@@ -26,10 +29,10 @@ class DeviceWait:
 
 
 class Waits:
-    """For what the host and the GPU of this rank wait: names of operations.
+    """The operations in which the host and the GPU of this rank wait, by label.
 
-    host: what the host waits for, None if it does not wait. A GPU waits while its host runs ahead; two events around
-    each wait tell where it is. event: makes one.
+    host: the operation in which the host waits; None if it does not wait. A GPU waits while its host runs ahead; two
+    events around each wait show whether it is waiting. event: makes an event.
     """
 
     def __init__(self, event: Callable[[], Event] | None = None) -> None:
@@ -39,7 +42,7 @@ class Waits:
 
     @contextlib.contextmanager
     def on_host(self, label: str) -> Iterator[None]:
-        """The host waits inside the block."""
+        """Record that the host waits inside the block."""
         self.host = label
         try:
             yield
@@ -48,7 +51,7 @@ class Waits:
 
     @contextlib.contextmanager
     def on_device(self, label: str) -> Iterator[None]:
-        """The block makes the GPU wait."""
+        """Record that the block makes the GPU wait."""
         wait = DeviceWait(label, self._event(), self._event())
         wait.reached.record()
         yield
@@ -59,6 +62,6 @@ class Waits:
 
     @property
     def device(self) -> str | None:
-        """What the GPU waits for; None if it computes, or has nothing to do."""
+        """The operation in which the GPU waits; None if it computes or is idle."""
         waiting = next((wait for wait in list(self._device) if not wait.answered.query()), None)
         return None if waiting is None or not waiting.reached.query() else waiting.label

@@ -50,8 +50,8 @@ def find_fit(job: Job, ranks: Ranks, *, loaded: int = 0, keep: bool = False) -> 
     InputError, on every rank, if none fits.
     """
     run = outline_of(job, device=_type(ranks), ranks=ranks.size)
-    budgets = ranks.collect(_budget(ranks, loaded=loaded))
-    decision = ranks.from_first(lambda: decide(run, smallest(budgets), keep=keep))
+    budgets = ranks.all_gather(_budget(ranks, loaded=loaded))
+    decision = ranks.on_first(lambda: decide(run, smallest(budgets), keep=keep))
     if isinstance(decision, InputError):
         raise decision
     return decision

@@ -25,7 +25,8 @@ from vinfinity.parallel.groups import Grouping, Piece
 from vinfinity.parallel.joint import Positions
 from vinfinity.parallel.scopes import AttentionPlan, QueryBlock, Scopes
 from vinfinity.parallel.shards import FrameShards
-from vinfinity.parallel.timeline import Timeline, intersection
+from vinfinity.parallel.spans import intersection
+from vinfinity.parallel.timeline import Timeline
 from vinfinity.planning.meter import LiveBytes, WorkCounter
 
 T = TypeVar("T")
@@ -157,7 +158,7 @@ def representative_blocks(plan: AttentionPlan) -> AttentionPlan:
 
     def shape(block: QueryBlock) -> tuple[int, ...]:
         rows = block.rows if plan.grouped else intersection(block.rows, plan.held)
-        return len(rows), len(block.units), len(block.keys), len(block.places(rows)), block.bias is None
+        return len(rows), len(block.units), len(block.keys), len(block.slots(rows)), block.bias is None
 
     return replace(plan, blocks=tuple(representatives(plan.blocks, shape)))
 

@@ -8,10 +8,11 @@ from pathlib import Path
 from torch import Tensor
 
 from vinfinity.config import CheckpointConfig, parse_interval
-from vinfinity.denoise.selection import Selection, spans
+from vinfinity.denoise.selection import Selection
 from vinfinity.denoise.state import State
 from vinfinity.errors import DamagedError, InputError, VinfinityError
 from vinfinity.parallel.ranks import Ranks
+from vinfinity.parallel.spans import spans
 from vinfinity.parallel.teams import Team
 from vinfinity.parallel.votes import Vote, Votes
 from vinfinity.runs.folder import MANIFEST, RunFolder
@@ -141,7 +142,7 @@ class Checkpoints:
         That is the final latents, or else the newest undamaged checkpoint; damaged ones are reported and deleted.
         Raises InputError if they were computed with other settings.
         """
-        newest = self._ranks.from_first(self._newest)
+        newest = self._ranks.on_first(self._newest)
         if newest is None:
             return None
         if newest.settings != self._identity:

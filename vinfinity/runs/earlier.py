@@ -10,10 +10,11 @@ from torch import Tensor
 from vinfinity.config import RunConfig
 from vinfinity.denoise.kept_frames import KeptFrames, kept_until
 from vinfinity.denoise.prompts import PromptSchedule
-from vinfinity.denoise.selection import Selection, select_around, spans
+from vinfinity.denoise.selection import Selection, select_around
 from vinfinity.denoise.state import Sampler
 from vinfinity.errors import DamagedError, InputError
 from vinfinity.models.geometry import LatentGeometry
+from vinfinity.parallel.spans import spans
 from vinfinity.runs.folder import RunFolder
 from vinfinity.runs.parts import Parts, in_pieces, read_manifest
 

@@ -21,8 +21,8 @@ import torch
 from safetensors.torch import save
 from torch import Tensor
 
-from vinfinity.denoise.selection import spans
 from vinfinity.errors import DamagedError, one_line
+from vinfinity.parallel.spans import spans
 from vinfinity.runs.folder import MANIFEST
 from vinfinity.system.files import MISSING, cannot_read, cannot_write, is_missing, write_whole
 from vinfinity.system.safetensors import read_frames, streamed_file

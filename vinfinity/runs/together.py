@@ -36,7 +36,7 @@ def write_together(
         written = [write_part(folder, frames, piece) for frames, piece in pieces]
     except VinfinityError as error:
         written = error
-    parts = [*before, *(part for result in ranks.collect(written) for part in _checked(result))]
+    parts = [*before, *(part for result in ranks.all_gather(written) for part in _checked(result))]
     manifest: Parts | VinfinityError | None = None
     if ranks.first:
         try:
@@ -45,7 +45,7 @@ def write_together(
             )
         except VinfinityError as error:
             manifest = error
-    result = _checked(ranks.collect(manifest)[0])
+    result = _checked(ranks.all_gather(manifest)[0])
     assert result is not None
     return result
 

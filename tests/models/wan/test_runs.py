@@ -191,7 +191,7 @@ def test_long_runs_are_planned_from_traces_of_shorter_ones(ranks: int, wan: Path
 def test_a_shift_is_refused_for_models_trained_with_betas(command: str, cli: Cli) -> None:
     line = cli.refused(command, "-p", "a ball", "--model", "mini", "--device", "cpu", "shift=5")
     problem = "is for models trained by flow matching, which this one was not"
-    assert line == f"shift: 5.0 (command line) {problem}; leave it out"
+    assert line == f"shift: 5.0 (command line) {problem}; remove it"
 
 
 def test_a_dry_run_names_the_shift(cli: Cli, wan: Path) -> None:

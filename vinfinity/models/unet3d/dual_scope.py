@@ -14,14 +14,14 @@ from torch import Tensor
 from vinfinity.models.kernels import attend, is_matrix, linear
 from vinfinity.models.unet3d.layers import Attention, whole
 from vinfinity.parallel.groups import UNIT, Piece
-from vinfinity.parallel.places import Unit
 from vinfinity.parallel.scopes import AttentionPlan, QueryBlock
-from vinfinity.parallel.timeline import intersection
+from vinfinity.parallel.slots import Unit
+from vinfinity.parallel.spans import intersection
 
 
 def beyond(plan: AttentionPlan) -> tuple[range, range]:
     """The frames of the plan's line before and after this rank's own."""
-    line = plan.line or plan.held
+    line = plan.neighbourhood or plan.held
     return range(line.start, plan.held.start), range(plan.held.stop, line.stop)
 
 
@@ -120,7 +120,7 @@ NO_UNIT = Unit(range(0), range(0), 0)
 
 @dataclass
 class Projections:
-    """Queries, keys and values of normed frames, in the places that the plan gives them (parallel/places.py).
+    """Queries, keys and values of normed frames, in the places that the plan gives them (parallel/slots.py).
 
     x: (1, f, n, c), this rank's frames of one guidance branch. remote: None until it has arrived. weight: (3·inner, c).
     stored: (1, places, n, 3·inner). units: what is stored, by place.
@@ -140,23 +140,23 @@ class Projections:
         cls, attention: Attention, norm: Callable[[Tensor], Tensor], x: Tensor, plan: AttentionPlan
     ) -> "Projections":
         weight = attention.joint_weight()
-        return cls(norm, x, plan, weight, x.new_empty(1, plan.places, x.shape[2], len(weight)))
+        return cls(norm, x, plan, weight, x.new_empty(1, plan.slots, x.shape[2], len(weight)))
 
     def project(self, units: Sequence[Unit]) -> None:
         """Those of the units that are not there yet. Frames that the rank lacks are zeros before the norm."""
         for unit in units:
-            if self.units.get(unit.place) == unit or not unit.frames:
+            if self.units.get(unit.slot) == unit or not unit.frames:
                 continue
             frames = self._frames(unit.frames)
-            places = unit.places(unit.frames)
+            places = unit.slots(unit.frames)
             if self.plan.grouped:
                 before, after = unit.frames.start - unit.span.start, unit.span.stop - unit.frames.stop
                 frames = whole(frames, Piece(slice(0, len(unit.frames)), before, after))
-                places = unit.places(unit.span)
+                places = unit.slots(unit.span)
             if len(places) < UNIT:
-                self._clear(unit.place)
+                self._clear(unit.slot)
             linear(self.norm(frames), self.weight, out=self.stored[:, places.start : places.stop])
-            self.units[unit.place] = unit
+            self.units[unit.slot] = unit
 
     def project_anchors(self, block: QueryBlock) -> None:
         """Keys and values of the anchors of a block's scene, if they are not there yet: together, so that this is a
@@ -165,18 +165,18 @@ class Projections:
         if block.anchors != self.anchors and self.remote is not None:
             self.anchors, inner = block.anchors, len(self.weight) // 3
             normed = self.norm(self.remote.anchors[:, block.anchors.start : block.anchors.stop])
-            at = slice(block.first_place, block.first_place + len(block.anchors))
+            at = slice(block.first_slot, block.first_slot + len(block.anchors))
             linear(normed, self.weight[inner:], out=self.stored[:, at, :, inner:])
 
     def of(self, block: QueryBlock, rows: range) -> tuple[Tensor, Tensor, Tensor]:
         """The queries for some rows of a block, and its keys and values: (1, frames, n, inner) each."""
-        at = block.key_places
-        for place in range(self.plan.ring, at.stop, UNIT):
+        at = block.key_slots
+        for place in range(self.plan.ring_start, at.stop, UNIT):
             # masked, but not to be multiplied with whatever is in new memory
             if place not in self.units:
                 self._clear(place)
         queries, keys, values = self.stored.chunk(3, dim=-1)
-        return joined([queries[:, some] for some in block.places(rows)]), keys[:, at], values[:, at]
+        return joined([queries[:, some] for some in block.slots(rows)]), keys[:, at], values[:, at]
 
     def _clear(self, place: int) -> None:
         """Zeros in the places of a unit."""

@@ -38,7 +38,8 @@ from vinfinity.parallel.context import TemporalContext
 from vinfinity.parallel.exchange import Pending
 from vinfinity.parallel.groups import UNIT, Piece
 from vinfinity.parallel.scopes import AttentionPlan
-from vinfinity.parallel.timeline import Timeline, intersection
+from vinfinity.parallel.spans import intersection
+from vinfinity.parallel.timeline import Timeline
 
 
 class Part(NamedTuple):
@@ -315,7 +316,7 @@ class TemporalTransformer(nn.Module):
         anchors = by_scene(project, normalise(raw.anchors, plan.anchors), plan)
         first = Remote(project_span(raw.before, before), project_span(raw.after, after), anchors)
         hidden = project_span(x, held)
-        window = hidden[:, :1, 0].nbytes * plan.window
+        window = hidden[:, :1, 0].nbytes * plan.most_keys
         parts = [(at, positions) for positions in chunks(n, window, ctx.chunk_bytes) for at in branches(x)]
         for branch, positions in parts:
             chunk = hidden[branch, :, positions]

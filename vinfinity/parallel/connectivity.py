@@ -1,7 +1,7 @@
-"""The first exchange of all ranks with each other: what does not work there would hang in the first network call.
+"""A check that every rank can reach every other one, before the first network call would hang.
 
 NCCL connects ranks at their first message. Where that fails (PCIe with access control, containers with little shared
-memory, the wrong network interface), it does not raise, but waits for ever.
+memory, the wrong network interface), it raises nothing and waits forever.
 """
 
 import json
@@ -14,27 +14,23 @@ import torch.distributed as dist
 from torch import Tensor
 
 from vinfinity.errors import RankError
+from vinfinity.parallel.backends import CONNECTION_REMEDIES
 from vinfinity.parallel.exchange import RankExchange, Work
 from vinfinity.parallel.liveness import Liveness
+from vinfinity.parallel.place import rank_names
 from vinfinity.parallel.shards import FrameShards, plan_route
 
-# seconds for the exchange, and for what ranks say of it afterwards
-MEETING, REPORTS = 30.0, 5.0
+# seconds for the exchange, and for the ranks' reports afterwards
+CONNECT_SECONDS, REPORT_SECONDS = 30.0, 5.0
 MESSAGE_BYTES = 2**20
-# seconds between two looks at the GPU
-LOOK = 0.01
+# seconds between two queries of a CUDA event
+POLL_SECONDS = 0.01
 # the most pairs that an error lists
-LISTED = 4
-
-REMEDIES = {
-    "cuda": "try NCCL_P2P_DISABLE=1; give containers more shared memory (/dev/shm, --shm-size 8g); set"
-    " NCCL_SOCKET_IFNAME and GLOO_SOCKET_IFNAME to the network between the nodes; NCCL_DEBUG=INFO says more",
-    "cpu": "set GLOO_SOCKET_IFNAME to the interface of the network between the nodes",
-}
+MOST_LISTED = 4
 
 
 class _FirstExchange(RankExchange):
-    """Keeps its messages, so that each can be looked at while others are missing."""
+    """Keeps its messages, so that each can be examined while others are missing."""
 
     def __init__(self, rank: int, size: int) -> None:
         super().__init__(rank, FrameShards(size, size))
@@ -52,7 +48,7 @@ class _FirstExchange(RankExchange):
         return self.works, self.operations
 
 
-def meet(
+def check_connections(
     rank: int,
     size: int,
     *,
@@ -60,49 +56,51 @@ def meet(
     store: dist.Store,
     liveness: Liveness,
     timeout: float,
-    seconds: float = MEETING,
+    seconds: float = CONNECT_SECONDS,
 ) -> None:
-    """Exchange a message with every other rank. Raises RankError, on every rank, that names the pairs that cannot.
+    """Exchange a message with every other rank.
 
-    timeout: seconds in which NCCL must have connected the ranks. It does so inside a call that has no limit of its own,
-    so this rank is then ended from outside. seconds: for the messages, at most `timeout`.
+    timeout: seconds for NCCL to connect the ranks. It does so inside a call without a time limit, so `liveness` ends
+    this rank if it takes longer. seconds: how long to wait for the messages, at most `timeout`.
+    Raises RankError on every rank, with the names of the ranks that cannot reach each other.
     """
     seconds = min(seconds, timeout)
-    problem = RankError(f"the ranks were not connected within {timeout:g} s; {REMEDIES[device.type]}")
-    with liveness.within(timeout + seconds + 2 * REPORTS, problem):
-        missing = unheard(rank, size, device=device, seconds=seconds)
-        store.set(f"unheard/{rank}", json.dumps(missing))
+    problem = RankError(
+        f"the ranks were not connected within {timeout:g} s; {CONNECTION_REMEDIES[device.type]}"
+    )
+    with liveness.within(timeout + seconds + 2 * REPORT_SECONDS, problem):
+        missing = missing_messages(rank, size, device=device, seconds=seconds)
+        store.set(f"missing/{rank}", json.dumps(missing))
         _compare_reports(size, device=device, store=store, seconds=seconds)
 
 
 def _compare_reports(size: int, *, device: torch.device, store: dist.Store, seconds: float) -> None:
-    """Read what all ranks have not heard. Raises RankError if that is anything, or if a rank says nothing."""
+    """Read which messages each rank misses. Raise RankError if any is missing, or if a rank does not report."""
     silent: list[int] = []
     lost: list[tuple[int, int]] = []
-    deadline = time.monotonic() + seconds + REPORTS
+    deadline = time.monotonic() + seconds + REPORT_SECONDS
     for other in range(size):
         try:
-            store.wait([f"unheard/{other}"], timedelta(seconds=max(0.1, deadline - time.monotonic())))
+            store.wait([f"missing/{other}"], timedelta(seconds=max(0.1, deadline - time.monotonic())))
         except RuntimeError:
             silent.append(other)
             continue
-        lost += [(sender, other) for sender in json.loads(store.get(f"unheard/{other}"))]
+        lost += [(sender, other) for sender in json.loads(store.get(f"missing/{other}"))]
     if silent:
-        names = f"rank {silent[0]}" if len(silent) == 1 else f"the ranks {', '.join(map(str, silent))}"
-        raise RankError(f"{names} did not take part in the first exchange within {seconds:g} s")
+        raise RankError(f"{rank_names(silent)} did not take part in the first exchange within {seconds:g} s")
     if lost:
-        pairs = [f"{sender} to {receiver}" for sender, receiver in lost[:LISTED]]
-        more = f" and {len(lost) - LISTED} more pairs" if len(lost) > LISTED else ""
+        pairs = ", ".join(f"rank {sender} to rank {receiver}" for sender, receiver in lost[:MOST_LISTED])
+        more = f" and {len(lost) - MOST_LISTED} more pairs" if len(lost) > MOST_LISTED else ""
         raise RankError(
-            f"in the first exchange, no message got from rank {', '.join(pairs)}{more} within {seconds:g} s;"
-            f" {REMEDIES[device.type]}"
+            f"no message arrived from {pairs}{more} within {seconds:g} s of the first exchange;"
+            f" {CONNECTION_REMEDIES[device.type]}"
         )
 
 
-def unheard(rank: int, size: int, *, device: torch.device, seconds: float) -> list[int]:
-    """The ranks whose message does not arrive within `seconds`, when every rank sends one to every other.
+def missing_messages(rank: int, size: int, *, device: torch.device, seconds: float) -> list[int]:
+    """Send a message to every other rank; return the ranks whose own message does not arrive within `seconds`.
 
-    NCCL connects the ranks before that, and waits without limit where it cannot.
+    NCCL connects the ranks first, and waits forever where it cannot.
     """
     exchange = _FirstExchange(rank, size)
     route = plan_route(FrameShards(size, size), rank, lambda _: range(size))
@@ -111,22 +109,22 @@ def unheard(rank: int, size: int, *, device: torch.device, seconds: float) -> li
     try:
         pending = exchange.fetch(message, route, label="first exchange")
     except RankError:
-        # the others have given up already
+        # the other ranks have given up
         return [other for other in range(size) if other != rank]
-    # the call above has connected the ranks, which may take longer than the messages
+    # the call above also connected the ranks, which may take longer than the messages do
     deadline = time.monotonic() + seconds
     if device.type != "cuda":
-        return _unheard_on_host(exchange, deadline)
+        return _missing_on_host(exchange, deadline)
     pending.wait()
     done = torch.cuda.Event()
     done.record()
     while not done.query() and time.monotonic() < deadline:
-        time.sleep(LOOK)
-    return [] if done.query() else _unheard_on_gpu(exchange)
+        time.sleep(POLL_SECONDS)
+    return [] if done.query() else _missing_on_gpu(exchange)
 
 
-def _unheard_on_host(exchange: _FirstExchange, deadline: float) -> list[int]:
-    # what leaves must be waited for, too: its memory is needed until then
+def _missing_on_host(exchange: _FirstExchange, deadline: float) -> list[int]:
+    # also wait for the outgoing messages: their memory is needed until they are sent
     works = sorted(
         zip(exchange.operations, exchange.works, strict=True), key=lambda pair: pair[0].op is not dist.irecv
     )
@@ -140,8 +138,8 @@ def _unheard_on_host(exchange: _FirstExchange, deadline: float) -> list[int]:
     return missing
 
 
-def _unheard_on_gpu(exchange: _FirstExchange) -> list[int]:
-    """Looks at the messages from a stream of its own, since the main one waits for all of them."""
+def _missing_on_gpu(exchange: _FirstExchange) -> list[int]:
+    """Read the messages from a separate stream, since the main one waits for all of them."""
     stream = torch.cuda.Stream()
     last = torch.zeros(len(exchange.arriving), 8, dtype=torch.uint8, pin_memory=True)
     with torch.cuda.stream(stream):
@@ -149,8 +147,8 @@ def _unheard_on_gpu(exchange: _FirstExchange) -> list[int]:
             row.copy_(arrived[-8:], non_blocking=True)
         copied = torch.cuda.Event()
         copied.record(stream)
-    deadline = time.monotonic() + REPORTS / 2
+    deadline = time.monotonic() + REPORT_SECONDS / 2
     while not copied.query() and time.monotonic() < deadline:
-        time.sleep(LOOK)
+        time.sleep(POLL_SECONDS)
     numbers = last.view(torch.int64)[:, 0].tolist()
     return [peer for peer, number in zip(exchange.arriving, numbers, strict=True) if number != peer + 1]
