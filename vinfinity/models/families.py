@@ -20,8 +20,3 @@ def family_of(folder: Path) -> Family | None:
 def published_family(name: str) -> Family | None:
     """The family of a published model; None for names that are not known."""
     return next((family for family in FAMILIES if name in family.published), None)
-
-
-def family_named(name: str) -> Family:
-    """The family of that name. Raises KeyError."""
-    return {family.name: family for family in FAMILIES}[name]

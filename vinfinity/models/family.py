@@ -154,7 +154,7 @@ class TextTokenizer(Protocol):
 
 
 @dataclass(frozen=True)
-class Source:
+class HubSource:
     """A repository on the Hugging Face Hub. only: the single file that is needed; None for a whole model."""
 
     repo: str
@@ -171,7 +171,7 @@ class PublishedModel:
     from `Family.published_files`; the entry "card" is for a card.json that the conversion writes.
     """
 
-    source: Source
+    source: HubSource
     about: str
     gigabytes: float
     licence: str

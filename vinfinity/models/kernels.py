@@ -6,6 +6,7 @@ bit (docs/decisions/0011-the-same-bits-on-any-number-of-ranks.md).
 Dims: b batch, m pictures or tokens, c channels, t keys, d head width, h w height and width.
 """
 
+import math
 from functools import cache
 from itertools import pairwise
 from typing import Any
@@ -146,7 +147,7 @@ def sinusoids(values: Tensor, width: int) -> Tensor:
     """
     half = width // 2
     frequencies = torch.exp(
-        -torch.arange(half, dtype=torch.float32, device=values.device) * (9.210340371976184 / half)
+        -torch.arange(half, dtype=torch.float32, device=values.device) * (math.log(10000.0) / half)
     )
     angles = values.float()[:, None] * frequencies[None, :]
     return F.pad(torch.cat([angles.cos(), angles.sin()], dim=-1), (0, width % 2))

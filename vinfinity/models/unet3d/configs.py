@@ -23,7 +23,7 @@ FIRST_ATTENTION_HEADS = 8
 VAE_BLOCKS = {"down_block_types": "DownEncoderBlock2D", "up_block_types": "UpDecoderBlock2D"}
 
 # Settings of AutoencoderTiny that do not change what it decodes.
-TINY_UNUSED = ("latent_magnitude", "latent_shift", "block_out_channels", "force_upcast")
+TINY_IGNORED_ENTRIES = ("latent_magnitude", "latent_shift", "block_out_channels", "force_upcast")
 
 
 @dataclass(frozen=True)
@@ -229,7 +229,7 @@ class TinyConfig:
     @classmethod
     def from_dict(cls, values: Mapping[str, object]) -> "TinyConfig":
         """From a parsed config.json. Raises ValueError for features that this autoencoder does not have."""
-        return cls(**known_fields(cls, values, ignore=TINY_UNUSED))
+        return cls(**known_fields(cls, values, ignore=TINY_IGNORED_ENTRIES))
 
 
 @dataclass(frozen=True)

@@ -34,8 +34,8 @@ if TYPE_CHECKING:
     from vinfinity.parallel.context import TemporalContext
 
 # Samplers of the schedulers that diffusers' folders name, and steps that suit them; others get dpmsolver++ and 25.
-SAMPLER_OF = {"DDIMScheduler": "ddim", "DDIMParallelScheduler": "ddim", "LCMScheduler": "lcm"}
-STEPS_OF = {"ddim": 50, "lcm": 4}
+SCHEDULER_SAMPLERS = {"DDIMScheduler": "ddim", "DDIMParallelScheduler": "ddim", "LCMScheduler": "lcm"}
+SAMPLER_STEPS = {"ddim": 50, "lcm": 4}
 
 
 def _unet(config: UNetConfig) -> nn.Module:
@@ -168,13 +168,13 @@ class UNet3DFamily:
         side = configs["unet"].sample_size or 32
         height, width = side if isinstance(side, tuple) else (side, side)
         downscale = configs[AUTOENCODER].downscale
-        sampler = SAMPLER_OF.get(str(schedule.get("_class_name", "")), "dpmsolver++")
+        sampler = SCHEDULER_SAMPLERS.get(str(schedule.get("_class_name", "")), "dpmsolver++")
         if schedule.get("algorithm_type") == "sde-dpmsolver++":
             sampler = "sde-dpmsolver++"
         return {
             "size": f"{width * downscale}x{height * downscale}",
             "fps": 8,
-            "steps": STEPS_OF.get(sampler, 25),
+            "steps": SAMPLER_STEPS.get(sampler, 25),
             "sampler": sampler,
             "guidance": 9.0,
             "negative": "",

@@ -1,7 +1,7 @@
 """LVDM's layout: the single checkpoint in which VideoCrafter2 was published, and where each of its tensors goes.
 
-Every tensor of the file is accounted for. The tables below name the source of each of our parameters; `UNUSED` and
-`unused_text` name what is left out on purpose; anything else that a file has or lacks is a fault. The names come from
+Every tensor of the file is accounted for. The tables below name the source of each of our parameters; `UNUSED_TENSORS`
+and `unused_text` name what is left out on purpose; any other tensor, extra or missing, is a fault. The names come from
 AILab-CVC/VideoCrafter (lvdm/modules/networks/openaimodel3d.py, ae_modules.py, encoders/condition.py).
 """
 
@@ -35,7 +35,7 @@ UNET, VAE, TEXT = "model.diffusion_model.", "first_stage_model.", "cond_stage_mo
 
 # Constants of LVDM's and OpenCLIP's code: groups of every GroupNorm, head width of every text tower, and the token that
 # texts are padded with.
-GROUPS = 32
+NORM_GROUPS = 32
 TEXT_HEAD_WIDTH = 64
 PAD_TOKEN_ID = 0
 
@@ -64,10 +64,10 @@ TEXT_LAYER = {
     "mlp.fc2": "mlp.c_proj",
 }
 # The order of rows in OpenCLIP's attn.in_proj.
-FUSED = ("q_proj", "k_proj", "v_proj")
+FUSED_ORDER = ("q_proj", "k_proj", "v_proj")
 
 # Used by training and by LVDM's own sampler only: products of the noise schedule, which follow from the betas.
-UNUSED = frozenset(
+UNUSED_TENSORS = frozenset(
     {
         "betas",
         "alphas_cumprod",
@@ -145,7 +145,7 @@ def _part(name: str, types: Mapping[str, Any], config: Any, table: Table, shapes
 
 def lvdm_faults(parts: Sequence[CheckpointPart], shapes: Shapes) -> list[str]:
     """The tensors that a checkpoint lacks, has too many, or has in another shape, by their names in the file."""
-    faults, used = [], set(UNUSED) | unused_text(shapes)
+    faults, used = [], set(UNUSED_TENSORS) | unused_text(shapes)
     for part in parts:
         for name, source in part.sources.items():
             used.add(source.name)
@@ -218,7 +218,7 @@ def unet_config(shapes: Shapes) -> UNetConfig:
         up_block_types=tuple("CrossAttnUpBlock3D" if has else "UpBlock3D" for has in attention[::-1]),
         block_out_channels=tuple(widths),
         layers_per_block=layers[0],
-        norm_num_groups=GROUPS,
+        norm_num_groups=NORM_GROUPS,
         cross_attention_dim=shape("middle_block.1.transformer_blocks.0.attn2.to_k.weight")[1],
         attention_head_dim=shape("init_attn.0.proj_in.weight")[0] // FIRST_ATTENTION_HEADS,
         time_cond_proj_dim=None if condition is None else condition[1],
@@ -246,7 +246,7 @@ def vae_config(shapes: Shapes) -> VAEConfig:
         latent_channels=shapes[ends[2]][1],
         block_out_channels=tuple(widths),
         layers_per_block=layers,
-        norm_num_groups=GROUPS,
+        norm_num_groups=NORM_GROUPS,
     )
 
 
@@ -343,7 +343,7 @@ def unet_aliases(config: UNetConfig, modules: Collection[str]) -> dict[str, str]
 def text_aliases(config: TextConfig, modules: Collection[str]) -> dict[str, str]:
     """Further names of a text encoder's modules in LoRA files: OpenCLIP's, but for those that it has no modules for."""
     table = text_table(
-        config, [name for name in modules if not name.endswith((*FUSED, "position_embedding"))]
+        config, [name for name in modules if not name.endswith((*FUSED_ORDER, "position_embedding"))]
     )
     return {source.name.removeprefix(TEXT): name for name, source in table.items()}
 
@@ -384,7 +384,7 @@ def text_table(config: TextConfig, names: list[str]) -> dict[str, TensorSource]:
     for index in range(config.num_hidden_layers):
         own, source = f"text_model.encoder.layers.{index}", f"transformer.resblocks.{index}"
         modules |= {f"{own}.{name}": f"{source}.{TEXT_LAYER[name]}" for name in TEXT_LAYER}
-        for third, name in enumerate(FUSED):
+        for third, name in enumerate(FUSED_ORDER):
             for kind in ("weight", "bias"):
                 fused = TensorSource(f"{TEXT}{source}.attn.in_proj_{kind}", third)
                 table[f"{own}.self_attn.{name}.{kind}"] = fused

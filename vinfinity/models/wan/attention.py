@@ -28,7 +28,7 @@ from vinfinity.system.transfer import to_device
 BIAS_CHANNELS = 8
 
 
-class Attention(nn.Module):
+class AttentionProjections(nn.Module):
     """The parameters of one attention, with q and k normalised over all heads together (RMSNorm)."""
 
     def __init__(self, width: int, *, heads: int, eps: float) -> None:
@@ -108,7 +108,7 @@ def _consecutive(places: Sequence[int]) -> slice | None:
 
 
 @dataclass(frozen=True)
-class Frames:
+class KeysAndValues:
     """Keys and values of this rank's frames, followed by the fetched ones: (b, heads, f + fetched, p, d) each.
 
     Keys are rotated by the tokens' places in the picture, but not in time.
@@ -118,12 +118,12 @@ class Frames:
     values: Tensor
 
     @classmethod
-    def empty(cls, x: Tensor, heads: int, *, frames: int) -> "Frames":
+    def empty(cls, x: Tensor, heads: int, *, frames: int) -> "KeysAndValues":
         """x: (b, f, p, c), for its shape."""
         shape = (len(x), heads, frames, x.shape[2], x.shape[3] // heads)
         return cls(x.new_empty(shape), x.new_empty(shape))
 
-    def project(self, attention: Attention, normed: Tensor, at: int, picture: Tensor) -> None:
+    def project(self, attention: AttentionProjections, normed: Tensor, at: int, picture: Tensor) -> None:
         """Computes those of one frame. normed: (b, p, c). at: its place. picture: rotations of its tokens."""
         keys, values = attention.keys_and_values(normed)
         self.keys[:, :, at], self.values[:, :, at] = keys, values
@@ -131,7 +131,13 @@ class Frames:
 
 
 def attended(
-    attention: Attention, frames: Frames, query: Query, normed: Tensor, picture: Tensor, *, chunk_bytes: int
+    attention: AttentionProjections,
+    frames: KeysAndValues,
+    query: Query,
+    normed: Tensor,
+    picture: Tensor,
+    *,
+    chunk_bytes: int,
 ) -> Tensor:
     """Attention of the tokens of one frame to all tokens of its attended frames (docs/how/dual-scope-attention.md).
 
@@ -180,7 +186,7 @@ def with_bias(
 
 
 def self_attention(
-    attention: Attention,
+    attention: AttentionProjections,
     normed: Callable[[int], Tensor],
     x: Tensor,
     queries: Sequence[Query],
@@ -198,7 +204,7 @@ def self_attention(
     message = torch.stack([normed(at) for at in sent or (0,)], dim=1)
     pending = ctx.exchange.fetch(message, route, label="self-attention")
     own = x.shape[1]
-    frames = Frames.empty(x, attention.heads, frames=own + len(route.wanted))
+    frames = KeysAndValues.empty(x, attention.heads, frames=own + len(route.wanted))
     for at in range(own):
         frames.project(attention, normed(at), at, picture)
     arrived = pending.wait().frames

@@ -12,7 +12,7 @@ import torch.nn.functional as F
 from einops import rearrange
 from torch import Tensor, nn
 
-from vinfinity.models.wan.vae_config import EARLIER
+from vinfinity.models.wan.vae_config import EARLIER_FRAMES
 
 LAYOUT = torch.channels_last_3d
 
@@ -33,7 +33,7 @@ class FrameCache:
         return sum(frames.nbytes for frames in self._kept.values())
 
     def append(
-        self, layer: nn.Module, x: Tensor, *, norm: "RMSNorm | None" = None, keep: int = EARLIER
+        self, layer: nn.Module, x: Tensor, *, norm: "RMSNorm | None" = None, keep: int = EARLIER_FRAMES
     ) -> Tensor:
         """The frames that `layer` saw last, then x (b, c, t, h, w): (b, c, keep + t, h, w). Keeps the last of them.
 

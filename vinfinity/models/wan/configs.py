@@ -6,7 +6,7 @@ from dataclasses import dataclass
 from vinfinity.system.fields import above_zero, known_fields
 
 # entries that only describe how diffusers loads or computes the same model
-UNUSED = ("rope_max_seq_len", "window_size", "add_img_emb", "qk_norm")
+IGNORED_ENTRIES = ("rope_max_seq_len", "window_size", "add_img_emb", "qk_norm")
 
 
 @dataclass(frozen=True)
@@ -56,4 +56,4 @@ class TransformerConfig:
                 )
         if values.get("qk_norm", "rms_norm_across_heads") != "rms_norm_across_heads":
             raise ValueError(f"qk_norm: {values['qk_norm']!r} is not rms_norm_across_heads")
-        return cls(**known_fields(cls, values, ignore=UNUSED))
+        return cls(**known_fields(cls, values, ignore=IGNORED_ENTRIES))

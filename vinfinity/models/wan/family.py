@@ -41,9 +41,12 @@ TRANSFORMER = "transformer"
 TEXT_LENGTH = 512
 TRAINED_FRAMES = 81
 # Samplers of the schedulers that folders name; others get unipc.
-SAMPLER_OF = {"FlowMatchEulerDiscreteScheduler": "euler", "DPMSolverMultistepScheduler": "dpmsolver++"}
+SCHEDULER_SAMPLERS = {
+    "FlowMatchEulerDiscreteScheduler": "euler",
+    "DPMSolverMultistepScheduler": "dpmsolver++",
+}
 # What other models of the same name have in their model_index.json.
-OTHERS: Mapping[str, str] = {
+UNSUPPORTED_MODELS: Mapping[str, str] = {
     "boundary_ratio": "a model of Wan 2.2, which has two transformers",
     "transformer_2": "a model of Wan 2.2, which has two transformers",
     "expand_timesteps": "a model of Wan 2.2, which has a timestep per token",
@@ -181,7 +184,7 @@ class WanFamily:
         )
 
     def defaults(self, configs: Configs, schedule: Mapping[str, Any]) -> dict[str, object]:
-        sampler = SAMPLER_OF.get(str(schedule.get("_class_name", "")), "unipc")
+        sampler = SCHEDULER_SAMPLERS.get(str(schedule.get("_class_name", "")), "unipc")
         if sampler == "dpmsolver++" and schedule.get("algorithm_type") == "sde-dpmsolver++":
             sampler = "sde-dpmsolver++"
         return {
@@ -202,7 +205,7 @@ class WanFamily:
     def check_parts(self, configs: Configs, folder: Path) -> None:
         index = folder / "model_index.json"
         values = read_json(index) if index.exists() else {}
-        for key, kind in OTHERS.items():
+        for key, kind in UNSUPPORTED_MODELS.items():
             value = values.get(key)
             if value not in (None, False) and value != [None, None]:
                 problem = f"is {kind}; only text-to-video models of Wan 2.1 are supported"

@@ -3,7 +3,7 @@
 from collections.abc import Collection
 
 # Wan's own names of modules, as in `Wan2.1-T2V-1.3B/diffusion_pytorch_model.safetensors`, outside the blocks
-OUTSIDE = {
+MODULES_OUTSIDE_BLOCKS = {
     "condition_embedder.time_embedder.linear_1": "time_embedding.0",
     "condition_embedder.time_embedder.linear_2": "time_embedding.2",
     "condition_embedder.time_proj": "time_projection.1",
@@ -13,7 +13,7 @@ OUTSIDE = {
     "patch_embedding": "patch_embedding",
 }
 # inside of a block; the authors' norm3 is the one of cross-attention
-INSIDE = {
+MODULES_IN_BLOCK = {
     **{
         f"{ours}.{layer}": f"{theirs}.{own}"
         for ours, theirs in (("attn1", "self_attn"), ("attn2", "cross_attn"))
@@ -35,10 +35,10 @@ HEAD = "head"
 
 def original_module(module: str) -> str:
     """The authors' name of one of our modules. Raises KeyError for a name that we do not have."""
-    if module in OUTSIDE:
-        return OUTSIDE[module]
+    if module in MODULES_OUTSIDE_BLOCKS:
+        return MODULES_OUTSIDE_BLOCKS[module]
     blocks, number, inside = module.split(".", 2)
-    return f"{blocks}.{number}.{INSIDE[inside]}"
+    return f"{blocks}.{number}.{MODULES_IN_BLOCK[inside]}"
 
 
 def original_parameter(parameter: str) -> str:

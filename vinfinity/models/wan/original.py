@@ -19,7 +19,7 @@ PREFIXES = ("model.diffusion_model.", "diffusion_model.")
 # widths of a head, constants of the authors' models
 HEAD_WIDTH, TEXT_HEAD_WIDTH = 128, 64
 # resnets of a level of the decoder, and its upsampler
-LEVEL = 4
+LAYERS_PER_LEVEL = 4
 
 RESNET = {
     "norm1": "residual.0",
@@ -61,8 +61,8 @@ def vae_parameter(parameter: str) -> str:
         parameter = re.sub(pattern, own, parameter)
 
     def number(match: re.Match[str]) -> str:
-        level, layer = int(match[1]), LEVEL - 1 if match[2] == "upsamplers" else int(match[3])
-        return f".upsamples.{LEVEL * level + layer}."
+        level, layer = int(match[1]), LAYERS_PER_LEVEL - 1 if match[2] == "upsamplers" else int(match[3])
+        return f".upsamples.{LAYERS_PER_LEVEL * level + layer}."
 
     return re.sub(r"\.up_blocks\.(\d+)\.(resnets|upsamplers)\.(\d+)\.", number, parameter)
 

@@ -6,7 +6,7 @@ fetch finds and records.
 
 from collections.abc import Mapping
 
-from vinfinity.models.family import PublishedModel, Source
+from vinfinity.models.family import HubSource, PublishedModel
 
 # Wan 2.1 text-to-video, 14B: everything that differs from the defaults of TransformerConfig, WanVAEConfig and
 # UMT5Config. With it, a run can be planned before its model is fetched.
@@ -24,7 +24,7 @@ COMMON_FILES: Mapping[str, Mapping[str, object]] = {
     },
 }
 # Width of the 1.3B model.
-SMALL: Mapping[str, object] = {"num_attention_heads": 12, "num_layers": 30, "ffn_dim": 8960}
+CONFIG_1_3B: Mapping[str, object] = {"num_attention_heads": 12, "num_layers": 30, "ffn_dim": 8960}
 # As the authors' generate.py samples text to video (Wan-Video/Wan2.1), at 480p. Its shift is 5; that of folders in
 # diffusers' layout is above.
 CARD: Mapping[str, object] = {
@@ -38,15 +38,15 @@ CARD: Mapping[str, object] = {
 
 PUBLISHED: Mapping[str, PublishedModel] = {
     "wan2.1-1.3b": PublishedModel(
-        source=Source("Wan-AI/Wan2.1-T2V-1.3B-Diffusers"),
+        source=HubSource("Wan-AI/Wan2.1-T2V-1.3B-Diffusers"),
         about="Wan 2.1 text-to-video, 1.3B, 832x480, 81 frames",
         gigabytes=29.0,
         licence="Apache-2.0",
         card=CARD,
-        files={"transformer": SMALL},
+        files={"transformer": CONFIG_1_3B},
     ),
     "wan2.1-14b": PublishedModel(
-        source=Source("Wan-AI/Wan2.1-T2V-14B-Diffusers"),
+        source=HubSource("Wan-AI/Wan2.1-T2V-14B-Diffusers"),
         about="Wan 2.1 text-to-video, 14B, 832x480 to 1280x720, 81 frames",
         gigabytes=80.0,
         licence="Apache-2.0",

@@ -12,7 +12,7 @@ from vinfinity.models.padded_tokenizer import PaddedTokenizer, padded_length
 
 PAD, END = "<pad>", "</s>"
 # how a folder that has only SentencePiece's file gets a tokenizer.json
-CONVERT = (
+CONVERT_REMEDY = (
     'make it with transformers and sentencepiece: python -c "from transformers import AutoTokenizer; '
     'AutoTokenizer.from_pretrained({folder!r}).save_pretrained({folder!r})"'
 )
@@ -46,7 +46,7 @@ def load_tokenizer(folder: Path, *, length: int) -> UMT5Tokenizer:
     path = folder / "tokenizer.json"
     if not path.exists():
         if (folder / "spiece.model").exists():
-            remedy = CONVERT.format(folder=str(folder))
+            remedy = CONVERT_REMEDY.format(folder=str(folder))
             raise WeightsError("model", folder, remedy, problem="has spiece.model, but no tokenizer.json")
         raise WeightsError("model", folder, "put tokenizer.json there", problem="has no tokenizer")
     try:

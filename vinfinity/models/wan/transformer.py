@@ -17,7 +17,7 @@ from torch import Tensor, nn
 
 from vinfinity.models.frame_text import FrameText
 from vinfinity.models.kernels import Linear, attend, linear, sinusoids
-from vinfinity.models.wan.attention import Attention, Query, plan_queries, self_attention
+from vinfinity.models.wan.attention import AttentionProjections, Query, plan_queries, self_attention
 from vinfinity.models.wan.configs import TransformerConfig
 from vinfinity.models.wan.positions import picture_rotations
 from vinfinity.parallel.context import TemporalContext
@@ -109,8 +109,8 @@ class Block(nn.Module):
         super().__init__()
         width, heads, eps = config.width, config.num_attention_heads, config.eps
         self.norm1 = LayerNorm(width, eps, elementwise_affine=False)
-        self.attn1 = Attention(width, heads=heads, eps=eps)
-        self.attn2 = Attention(width, heads=heads, eps=eps)
+        self.attn1 = AttentionProjections(width, heads=heads, eps=eps)
+        self.attn2 = AttentionProjections(width, heads=heads, eps=eps)
         self.norm2 = LayerNorm(width, eps) if config.cross_attn_norm else nn.Identity()
         self.ffn = FeedForward(width, config.ffn_dim)
         self.norm3 = LayerNorm(width, eps, elementwise_affine=False)
@@ -148,7 +148,7 @@ class Block(nn.Module):
 class TextKeys:
     """The keys and values of the text that guides each frame, made once for consecutive frames with the same text."""
 
-    def __init__(self, attention: Attention, text: FrameText, held: range) -> None:
+    def __init__(self, attention: AttentionProjections, text: FrameText, held: range) -> None:
         self._attention, self._runs = attention, text.runs(held)
         self._made: tuple[range, tuple[Tensor, Tensor]] | None = None
 

@@ -8,14 +8,14 @@ from vinfinity.system.fields import above_zero, known_fields
 
 # The moments of Wan 2.1's latents, one number a channel.
 # fmt: off
-MEAN = (-0.7571, -0.7089, -0.9113, 0.1075, -0.1745, 0.9653, -0.1517, 1.5508,
+LATENT_MEANS = (-0.7571, -0.7089, -0.9113, 0.1075, -0.1745, 0.9653, -0.1517, 1.5508,
         0.4134, -0.0715, 0.5517, -0.3632, -0.1922, -0.9497, 0.2503, -0.2921)
-DEVIATION = (2.8184, 1.4541, 2.3275, 2.6558, 1.2196, 1.7708, 2.6052, 2.0743,
+LATENT_DEVIATIONS = (2.8184, 1.4541, 2.3275, 2.6558, 1.2196, 1.7708, 2.6052, 2.0743,
              3.2687, 2.1526, 2.8652, 1.5579, 1.6382, 1.1253, 2.8251, 1.9160)
 # fmt: on
 
 # Frames before its own that a convolution of kernel 3 sees.
-EARLIER = 2
+EARLIER_FRAMES = 2
 
 
 @dataclass(frozen=True)
@@ -52,8 +52,8 @@ class WanVAEConfig:
     dim_mult: tuple[int, ...] = (1, 2, 4, 4)
     num_res_blocks: int = 2
     temperal_downsample: tuple[bool, ...] = (False, True, True)
-    latents_mean: tuple[float, ...] = MEAN
-    latents_std: tuple[float, ...] = above_zero(DEVIATION)
+    latents_mean: tuple[float, ...] = LATENT_MEANS
+    latents_std: tuple[float, ...] = above_zero(LATENT_DEVIATIONS)
     is_residual: bool = False
     in_channels: int = 3
     out_channels: int = 3
@@ -137,7 +137,7 @@ class WanVAEConfig:
             kept += level.area * (
                 level.channels + (2 * self.num_res_blocks + 1 + level.doubles) * level.width
             )
-        return math.ceil(EARLIER * kept)
+        return math.ceil(EARLIER_FRAMES * kept)
 
     @property
     def peak_channels(self) -> int:
@@ -171,7 +171,7 @@ class WanVAEConfig:
             max(
                 level.area
                 * max(
-                    (1 + EARLIER) * max(level.channels, level.width),
+                    (1 + EARLIER_FRAMES) * max(level.channels, level.width),
                     4 * (1 + level.doubles) * level.width if level.upsampled else 0,
                 )
                 for level in self.levels
