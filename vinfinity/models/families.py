@@ -1,4 +1,4 @@
-"""The families of models that are supported. Importing this loads no torch."""
+"""The supported model families. Importing this does not load torch."""
 
 import os
 from pathlib import Path
@@ -11,12 +11,10 @@ FAMILIES: tuple[Family, ...] = (UNET3D, WAN)
 
 
 def family_of(folder: Path) -> Family | None:
-    """The family of the model in `folder`, by the folder of its denoiser, also if that is a broken link; None if there
-    is no such folder.
-    """
+    """Return the family of the model in `folder`, or None, judging by its denoiser's folder, even a broken link."""
     return next((family for family in FAMILIES if os.path.lexists(folder / family.denoiser)), None)
 
 
 def published_family(name: str) -> Family | None:
-    """The family of a published model; None for names that are not known."""
+    """Return the family of a published model, or None for an unknown name."""
     return next((family for family in FAMILIES if name in family.published), None)

@@ -1,4 +1,4 @@
-"""Published models of this family: where they are, how large, under which licence, and how they are assembled.
+"""This family's published models: where they are, their size and licence, and how they are assembled.
 
 This project's tests neither fetch nor load them (docs/guides/models.md). No revision is pinned: the first fetch takes
 "main" and records its commit.
@@ -9,7 +9,7 @@ from collections.abc import Mapping
 from vinfinity.models.family import HubSource, PublishedModel
 
 # ModelScope text-to-video, whose architecture the others share: everything that differs from the defaults of
-# UNetConfig, VAEConfig and TextConfig. With it, a run can be planned before its model is fetched.
+# UNetConfig, VAEConfig and TextConfig. With this, a run can be planned before its model is fetched.
 COMMON_FILES: Mapping[str, Mapping[str, object]] = {
     "unet": {},
     "vae": {},

@@ -1,11 +1,11 @@
-"""The architecture of Wan's transformer, with the names of the published config.json. No torch here."""
+"""The architecture of Wan's transformer, with the names of the published config.json. Loads no torch."""
 
 from collections.abc import Mapping
 from dataclasses import dataclass
 
 from vinfinity.system.fields import above_zero, known_fields
 
-# entries that only describe how diffusers loads or computes the same model
+# entries that only affect how diffusers loads or computes the same model
 IGNORED_ENTRIES = ("rope_max_seq_len", "window_size", "add_img_emb", "qk_norm")
 
 
@@ -13,7 +13,7 @@ IGNORED_ENTRIES = ("rope_max_seq_len", "window_size", "add_img_emb", "qk_norm")
 class TransformerConfig:
     """WanTransformer3DModel of text-to-video models, with the names of a diffusers config.json.
 
-    patch_size: latent frames, height and width of a token. freq_dim: sinusoids of the timestep.
+    patch_size: latent frames, height and width of a token. freq_dim: number of sinusoids of the timestep.
 
     Raises ValueError for an architecture that this transformer does not have.
     """
@@ -48,7 +48,7 @@ class TransformerConfig:
 
     @classmethod
     def from_dict(cls, values: Mapping[str, object]) -> "TransformerConfig":
-        """From a parsed config.json. Raises ValueError for features that this transformer does not have."""
+        """Read a parsed config.json. Raises ValueError for features that this transformer does not have."""
         for key in ("image_dim", "added_kv_proj_dim", "pos_embed_seq_len"):
             if values.get(key) is not None:
                 raise ValueError(

@@ -1,4 +1,4 @@
-"""Wan 2.1 text-to-video: transformer, causal autoencoder, UMT5 text encoder. Importing this loads no torch."""
+"""Wan 2.1 text-to-video: transformer, causal autoencoder, UMT5 text encoder. Importing this does not load torch."""
 
 from __future__ import annotations
 
@@ -37,15 +37,15 @@ if TYPE_CHECKING:
     from vinfinity.parallel.context import TemporalContext
 
 TRANSFORMER = "transformer"
-# tokens of a text, in training and in every pipeline
+# number of tokens per text, in training and in every pipeline
 TEXT_LENGTH = 512
 TRAINED_FRAMES = 81
-# Samplers of the schedulers that folders name; others get unipc.
+# Samplers for the schedulers that model folders name; others get unipc.
 SCHEDULER_SAMPLERS = {
     "FlowMatchEulerDiscreteScheduler": "euler",
     "DPMSolverMultistepScheduler": "dpmsolver++",
 }
-# What other models of the same name have in their model_index.json.
+# Keys in model_index.json that tell other models of the same name apart.
 UNSUPPORTED_MODELS: Mapping[str, str] = {
     "boundary_ratio": "a model of Wan 2.2, which has two transformers",
     "transformer_2": "a model of Wan 2.2, which has two transformers",
@@ -195,7 +195,7 @@ class WanFamily:
             "sampler": sampler,
             "guidance": 5.0,
             "negative": "",
-            # 9 near frames and 12 anchors: softmaxes over the keys of 21 latent frames, as in training
+            # 9 near frames and 12 anchors: each softmax has the keys of 21 latent frames, as in training
             "attention.local": 4,
             "attention.anchors": 12,
             "attention.schedule": [{"above": -1, "local": 0.0, "anchors": 0.0}],

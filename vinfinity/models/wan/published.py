@@ -1,4 +1,4 @@
-"""Published models of this family: where they are, how large, and under which licence.
+"""This family's published models: where they are, their size and licence.
 
 This project's tests neither fetch nor load them (docs/guides/models.md). "main" stands for the commit that the first
 fetch finds and records.
@@ -9,7 +9,7 @@ from collections.abc import Mapping
 from vinfinity.models.family import HubSource, PublishedModel
 
 # Wan 2.1 text-to-video, 14B: everything that differs from the defaults of TransformerConfig, WanVAEConfig and
-# UMT5Config. With it, a run can be planned before its model is fetched.
+# UMT5Config. With this, a run can be planned before its model is fetched.
 COMMON_FILES: Mapping[str, Mapping[str, object]] = {
     "transformer": {"_class_name": "WanTransformer3DModel"},
     "vae": {"_class_name": "AutoencoderKLWan", "scale_factor_temporal": 4, "scale_factor_spatial": 8},
@@ -23,10 +23,10 @@ COMMON_FILES: Mapping[str, Mapping[str, object]] = {
         "solver_type": "bh2",
     },
 }
-# Width of the 1.3B model.
+# How the transformer of the 1.3B model differs.
 CONFIG_1_3B: Mapping[str, object] = {"num_attention_heads": 12, "num_layers": 30, "ffn_dim": 8960}
-# As the authors' generate.py samples text to video (Wan-Video/Wan2.1), at 480p. Its shift is 5; that of folders in
-# diffusers' layout is above.
+# As the authors' generate.py (Wan-Video/Wan2.1) samples text to video at 480p. The shift is 5 there; folders in
+# diffusers' layout have the value above.
 CARD: Mapping[str, object] = {
     "trained_frames": 81,
     "size": "832x480",

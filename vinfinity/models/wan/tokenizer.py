@@ -1,4 +1,4 @@
-"""UMT5's tokenizer, from the files of a model folder, and how prompts are cleaned before."""
+"""UMT5's tokenizer, from the files of a model folder, and the cleaning of prompts before it."""
 
 import html
 import importlib.util
@@ -11,7 +11,7 @@ from vinfinity.errors import WeightsError, one_line
 from vinfinity.models.padded_tokenizer import PaddedTokenizer, padded_length
 
 PAD, END = "<pad>", "</s>"
-# how a folder that has only SentencePiece's file gets a tokenizer.json
+# how to make tokenizer.json in a folder that has only SentencePiece's file
 CONVERT_REMEDY = (
     'make it with transformers and sentencepiece: python -c "from transformers import AutoTokenizer; '
     'AutoTokenizer.from_pretrained({folder!r}).save_pretrained({folder!r})"'
@@ -19,15 +19,16 @@ CONVERT_REMEDY = (
 
 
 class UMT5Tokenizer(PaddedTokenizer):
-    """Text to token ids: cleaned, with an end token, padded or cut to one length."""
+    """Tokenizes cleaned text, appends an end token, and pads or cuts to a fixed length."""
 
     def cleaned(self, text: str) -> str:
         return clean_prompt(text)
 
 
 def clean_prompt(text: str) -> str:
-    """A prompt as Wan's models were given it: mended characters where ftfy is installed, no HTML entities, single
-    spaces.
+    """Clean a prompt as in the training of Wan's models.
+
+    Repairs broken characters if ftfy is installed, decodes HTML entities, and collapses spaces.
     """
     if importlib.util.find_spec("ftfy") is not None:
         import ftfy
@@ -38,9 +39,9 @@ def clean_prompt(text: str) -> str:
 
 
 def load_tokenizer(folder: Path, *, length: int) -> UMT5Tokenizer:
-    """The tokenizer in `folder`, from tokenizer.json.
+    """Load the tokenizer in `folder` from tokenizer.json.
 
-    length: tokens that the text encoder takes; the tokenizer's own model_max_length limits it.
+    length: number of tokens that the text encoder takes; the tokenizer's own model_max_length limits it.
     Raises WeightsError if the file is missing or damaged.
     """
     path = folder / "tokenizer.json"
