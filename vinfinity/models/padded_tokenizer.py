@@ -55,5 +55,5 @@ def padded_length(folder: Path, length: int) -> int:
     # each text has a start and an end token
     if type(own) not in (int, float) or not own >= 2:
         problem = f"has model_max_length: {own}"
-        raise WeightsError("model", path, "give a number of tokens, such as 77", problem=problem)
+        raise WeightsError("model", path, "set it to a number of tokens, such as 77", problem=problem)
     return int(min(length, own))

@@ -77,7 +77,7 @@ class UNetConfig:
         widths = values.get("attention_head_dim")
         if isinstance(widths, list | tuple):
             if not widths or any(width != widths[0] for width in widths):
-                raise ValueError(f"attention_head_dim: {widths} is not one width")
+                raise ValueError(f"attention_head_dim: {widths} is not a single width")
             values = {**values, "attention_head_dim": widths[0]}
         return cls(**known_fields(cls, values))
 

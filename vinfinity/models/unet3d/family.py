@@ -189,7 +189,7 @@ class UNet3DFamily:
             (AUTOENCODER, vae.latent_channels, unet.in_channels),
         ):
             if makes != needs:
-                remedy = "use a text encoder, an autoencoder and a UNet that belong together"
+                remedy = "use a matching text encoder, autoencoder and UNet"
                 problem = f"has {makes} channels, but the UNet takes {needs}"
                 raise WeightsError("model", folder / part, remedy, problem=problem)
 

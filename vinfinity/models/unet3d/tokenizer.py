@@ -47,7 +47,7 @@ def load_tokenizer(folder: Path, *, length: int) -> CLIPTokenizer:
         elif (folder / "tokenizer.json").exists():
             tokenizer = Tokenizer.from_file(str(folder / "tokenizer.json"))
         else:
-            remedy = "put vocab.json and merges.txt, or tokenizer.json there"
+            remedy = "add vocab.json and merges.txt, or tokenizer.json"
             raise WeightsError("model", folder, remedy, problem="has no tokenizer")
         tokenizer.no_truncation()
         tokenizer.no_padding()

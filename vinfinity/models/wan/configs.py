@@ -34,7 +34,9 @@ class TransformerConfig:
         if len(self.patch_size) != 3 or self.patch_size[0] != 1 or self.patch_size[1] != self.patch_size[2]:
             raise ValueError(f"patch_size: {list(self.patch_size)} is not [1, n, n]")
         if self.attention_head_dim % 2 or self.attention_head_dim < 6:
-            raise ValueError(f"attention_head_dim: {self.attention_head_dim} is not an even number from 6 on")
+            raise ValueError(
+                f"attention_head_dim: {self.attention_head_dim} is not an even number of at least 6"
+            )
         if self.in_channels != self.out_channels:
             raise ValueError(
                 f"in_channels: {self.in_channels} for {self.out_channels} out_channels is an image-to-video or "
@@ -52,7 +54,8 @@ class TransformerConfig:
         for key in ("image_dim", "added_kv_proj_dim", "pos_embed_seq_len"):
             if values.get(key) is not None:
                 raise ValueError(
-                    f"{key}: {values[key]!r} is of an image-to-video model; only text-to-video models are supported"
+                    f"{key}: {values[key]!r} belongs to an image-to-video model; "
+                    "only text-to-video models are supported"
                 )
         if values.get("qk_norm", "rms_norm_across_heads") != "rms_norm_across_heads":
             raise ValueError(f"qk_norm: {values['qk_norm']!r} is not rms_norm_across_heads")

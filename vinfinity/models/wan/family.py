@@ -218,7 +218,7 @@ class WanFamily:
             (AUTOENCODER, vae.latent_channels, transformer.in_channels),
         ):
             if makes != needs:
-                remedy = "use a text encoder, an autoencoder and a transformer that belong together"
+                remedy = "use a matching text encoder, autoencoder and transformer"
                 problem = f"has {makes} channels, but the transformer takes {needs}"
                 raise WeightsError("model", folder / part, remedy, problem=problem)
 
@@ -256,7 +256,7 @@ class WanFamily:
         return read_original(shapes, NETWORKS)
 
     def read_distillation(self, factors: Sequence[Tensor], config: Mapping[str, Any]) -> Distillation:
-        raise ValueError("unnamed factors are of T2V-Turbo")
+        raise ValueError("unnamed factors belong to T2V-Turbo")
 
 
 WAN = WanFamily()

@@ -49,7 +49,7 @@ def load_tokenizer(folder: Path, *, length: int) -> UMT5Tokenizer:
         if (folder / "spiece.model").exists():
             remedy = CONVERT_REMEDY.format(folder=str(folder))
             raise WeightsError("model", folder, remedy, problem="has spiece.model, but no tokenizer.json")
-        raise WeightsError("model", folder, "put tokenizer.json there", problem="has no tokenizer")
+        raise WeightsError("model", folder, "add tokenizer.json", problem="has no tokenizer")
     try:
         tokenizer = Tokenizer.from_file(str(path))
         tokenizer.no_truncation()

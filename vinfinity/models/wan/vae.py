@@ -210,9 +210,7 @@ class EncoderStream:
         """
         frames = self._autoencoder.config.time_downscale if self._next else 1
         if len(pictures) != frames:
-            raise ValueError(
-                f"frames: {len(pictures)} are given for latent frame {self._next}, which has {frames}"
-            )
+            raise ValueError(f"frames: got {len(pictures)} for latent frame {self._next}, which has {frames}")
         self._cache.first = self._next == 0
         moments = self._autoencoder.quant_conv(
             self._autoencoder.encoder(pictures.transpose(0, 1)[None], self._cache)

@@ -71,8 +71,8 @@ class WanVAEConfig:
         if self.patch_size not in (None, 1):
             raise ValueError(f"patch_size: {self.patch_size} is not supported")
         if len(self.temperal_downsample) != len(self.dim_mult) - 1:
-            counts = f"{len(self.temperal_downsample)} entries for {len(self.dim_mult)} of dim_mult"
-            raise ValueError(f"temperal_downsample: {counts}, which need one less")
+            counts = f"{len(self.temperal_downsample)} entries for {len(self.dim_mult)} in dim_mult"
+            raise ValueError(f"temperal_downsample: {counts}; it needs one fewer")
         for name in ("latents_mean", "latents_std"):
             if len(getattr(self, name)) != self.z_dim:
                 raise ValueError(f"{name}: {len(getattr(self, name))} numbers for {self.z_dim} channels")
