@@ -11,7 +11,7 @@ FAMILIES: tuple[Family, ...] = (UNET3D, WAN)
 
 
 def family_of(folder: Path) -> Family | None:
-    """Return the family of the model in `folder`, or None, judging by its denoiser's folder, even a broken link."""
+    """Return the family whose denoiser has a folder, or a broken link to one, in `folder`; None if there is none."""
     return next((family for family in FAMILIES if os.path.lexists(folder / family.denoiser)), None)
 
 

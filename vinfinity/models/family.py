@@ -275,7 +275,7 @@ class Family(Protocol):
         ...
 
     def read_part(self, shapes: Shapes) -> tuple[CheckpointPart, list[str]] | None:
-        """Read one network in its authors' layout, and list its missing, unexpected and misshapen tensors.
+        """Read one network in its authors' layout, and list its tensors that are missing, unexpected or misshaped.
 
         shapes: the shape of each tensor in its files. Returns None if it belongs to another family, or if the family
         has no such layout. Raises ValueError if its architecture is not supported.

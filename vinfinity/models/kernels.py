@@ -53,8 +53,7 @@ def linear(x: Tensor, weight: Tensor, bias: Tensor | None = None, *, out: Tensor
     """Compute x Wᵀ + bias.
 
     In fp32 on a CPU, this runs as a 1x1 convolution over channels-last memory: torch computes convolutions with oneDNN,
-    but matrix products with MKL, which takes 2.3 times as long on CPUs from other makers than Intel
-    (docs/decisions/0006).
+    but matrix products with MKL, which takes 2.3 times as long on non-Intel CPUs (docs/decisions/0006).
 
     x: (..., c). weight: (c', c). bias: (c',). out: (..., c'), where to write the result. Writing needs a copy in fp32
     on a CPU, and where the vectors of `out` are not equally spaced in memory. Returns (..., c').
@@ -100,7 +99,7 @@ def picture_rows(vectors: int) -> int | None:
 def convolve(x: Tensor, weight: Tensor, bias: Tensor | None, **options: Any) -> Tensor:
     """Apply F.conv2d to pictures (m, c, h, w), with results that do not depend on the number of pictures.
 
-    A single small picture is doubled: for one, torch would not use oneDNN and would add in another order.
+    A single small picture is duplicated; otherwise torch would not use oneDNN, and would add in another order.
     """
     if uses_onednn(x) and len(x) == 1 and x.numel() <= ONEDNN_ELEMENTS:
         return F.conv2d(torch.cat([x, x]), weight, bias, **options)[:1]

@@ -38,7 +38,7 @@ def real_spans(span: range, plan: AttentionPlan) -> Iterator[range]:
 
 @dataclass(frozen=True)
 class OwnFrames:
-    """Copies of frames that this rank holds and that its attention needs out of turn, after it may have changed them.
+    """Copies of this rank's frames that attention needs out of turn, when it may already have changed the originals.
 
     anchors: the anchors among them, (b, frames, ...). ends: in a loop, the frames at one end of the clip that are also
     neighbours of its other end, by span.
@@ -68,7 +68,7 @@ class OwnFrames:
 
 @dataclass(frozen=True)
 class Remote:
-    """The frames that temporal attention needs apart from this rank's clip: (b, frames, n, c) each.
+    """The frames that temporal attention needs in addition to the clip it walks through: (b, frames, n, c) each.
 
     before, after: the neighbouring frames in the plan's line. anchors: all anchors, including this rank's own.
     """

@@ -144,7 +144,7 @@ def _part(name: str, types: Mapping[str, Any], config: Any, table: Table, shapes
 
 
 def lvdm_faults(parts: Sequence[CheckpointPart], shapes: Shapes) -> list[str]:
-    """List the missing, unexpected and misshapen tensors of a checkpoint, by their names in the file."""
+    """List a checkpoint's tensors that are missing, unexpected or misshaped, by their names in the file."""
     faults, used = [], set(UNUSED_TENSORS) | unused_text(shapes)
     for part in parts:
         for name, source in part.sources.items():
@@ -157,7 +157,7 @@ def lvdm_faults(parts: Sequence[CheckpointPart], shapes: Shapes) -> list[str]:
                 faults.append(f"missing {source.name}")
             elif _without_ones(shape) != _without_ones(needed):
                 faults.append(f"{source.name} is {shape_text(shape)}, not {shape_text(needed)}")
-    # three thirds of the same tensor are one fault
+    # the three thirds of a tensor count as one fault
     return [*dict.fromkeys(faults), *(f"unexpected {name}" for name in shapes if name not in used)]
 
 

@@ -152,7 +152,7 @@ class VideoNorm:
 def fetch_and_norm(
     norm: nn.GroupNorm, sums: Tensor, x: Tensor, route: Route, ctx: TemporalContext, *, label: str
 ) -> tuple[Tensor, VideoNorm]:
-    """Exchange frames and statistics with other ranks: the fetched frames before the norm, and the norm.
+    """Exchange frames and statistics with other ranks. Returns the fetched frames, not yet normed, and the norm.
 
     norm: a GroupNorm over all frames of a scene. sums: this rank's `video_sums`. x: (b, f, ...), the frames from which
     the route sends. The norm has the statistics of all ranks or, if ctx.norm is "rank", of this rank only. Raises
@@ -348,7 +348,7 @@ class TemporalTransformer(nn.Module):
         return x
 
     def _project_in(self, x: Tensor, ctx: TemporalContext) -> tuple[Tensor, Remote]:
-        """Return the hidden states (b, f, n, inner) of this rank's frames x, and those fetched for them."""
+        """Project this rank's frames x to hidden states (b, f, n, inner), and the other frames that attention needs."""
         plan = ctx.attention
         own_frames = OwnFrames.of(x, plan)
         sums = video_sums(split_frames(x, ctx), self.norm.num_groups, ctx)

@@ -132,8 +132,8 @@ def text_config(shapes: Shapes) -> dict[str, Any]:
 class Layout:
     """One network in the authors' layout.
 
-    part: its folder. marker: a tensor that only this network has. config: makes its config.json from the shapes of its
-    tensors. name: turns the name of one of our parameters into the authors' name.
+    part: the network's folder. marker: a tensor that only this network has. config: makes config.json from the shapes
+    of the tensors. name: turns the name of one of our parameters into the authors' name.
     """
 
     part: str

@@ -62,8 +62,8 @@ class Encoder(nn.Module):
     def first(self, latent: int) -> int:
         """Return the first latent frame whose pictures the encoder must see for exact latents from `latent` on.
 
-        The first layers do most of the work and reach back furthest. So, unlike in the decoder, no layer is worth
-        starting later.
+        The first layers do most of the work and reach back furthest. So, unlike the decoder's layers, none can start
+        later.
         """
         needed, frames = latent, 1
         for layer in reversed([self.conv_in, *self.down_blocks, *self.mid_block.layers, self.conv_out]):
