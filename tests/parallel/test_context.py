@@ -17,7 +17,7 @@ from vinfinity.models.unet3d.temporal import (
     TemporalConvLayer,
     TemporalTransformer,
     VideoNorm,
-    parts_of,
+    split_frames,
     video_sums,
 )
 from vinfinity.parallel.context import temporal_context
@@ -250,7 +250,7 @@ def test_statistics_of_parts_are_bitwise_those_of_the_whole() -> None:
     def sums_of(part: Tensor, chunk_bytes: int) -> Tensor:
         shards = FrameShards(part.shape[1])
         ctx = temporal_context(LocalExchange(), shards, 0, None, chunk_bytes=chunk_bytes)
-        return video_sums(parts_of(part, ctx), 4, ctx)
+        return video_sums(split_frames(part, ctx), 4, ctx)
 
     def affine(sums: Tensor) -> tuple[Tensor, Tensor]:
         normalise = VideoNorm.of(norm, sums, one_scene(24))

@@ -26,7 +26,7 @@ from torch import Tensor, nn
 from vinfinity.denoise.schedule import SchedulerConfig
 from vinfinity.errors import InputError, OutputError, VinfinityError
 from vinfinity.models.frame_text import FrameText
-from vinfinity.models.unet3d.lvdm import UNUSED, lvdm_faults, lvdm_parts, unused_text
+from vinfinity.models.unet3d.lvdm import UNUSED_TENSORS, lvdm_faults, lvdm_parts, unused_text
 from vinfinity.models.unet3d.tokenizer import load_tokenizer
 from vinfinity.weights.card import read_card
 from vinfinity.weights.convert import convert
@@ -186,8 +186,8 @@ def test_tables_cover_both_sides_fully(parts: dict[str, Any]) -> None:
     found = lvdm_parts(shapes)
     assert lvdm_faults(found, shapes) == []
     used = {source.name for part in found for source in part.sources.values()}
-    assert used | (UNUSED & state.keys()) | (unused_text(shapes) & state.keys()) == state.keys()
-    assert used.isdisjoint(UNUSED | unused_text(shapes))
+    assert used | (UNUSED_TENSORS & state.keys()) | (unused_text(shapes) & state.keys()) == state.keys()
+    assert used.isdisjoint(UNUSED_TENSORS | unused_text(shapes))
     for part in found:
         assert part.sources.keys() == part.shapes.keys()
     # a plain source fills one parameter, a fused one three

@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 import torch
 
-from vinfinity.models.families import family_named
+from vinfinity.models.families import FAMILIES
 from vinfinity.weights.write import write_safetensors
 
 # Elements per shard.
@@ -20,13 +20,13 @@ LOAD = """
 import json, re, sys, time
 from pathlib import Path
 import torch
-from vinfinity.models.families import family_named
+from vinfinity.models.families import FAMILIES
 from vinfinity.weights.load import load_network
 
 def memory(name): return 1024 * int(re.search(rf"{name}:\\s+(\\d+) kB", Path("/proc/self/status").read_text())[1])
 torch.set_num_threads(1)
 before, started = memory("VmRSS"), time.monotonic()
-family = family_named(sys.argv[2])
+[family] = [family for family in FAMILIES if family.name == sys.argv[2]]
 network = family.networks[family.denoiser]
 unet = load_network(network, Path(sys.argv[1]), device="cpu", dtype=torch.bfloat16)
 size = sum(p.numel() * p.element_size() for p in unet.parameters())
@@ -43,7 +43,7 @@ CONFIGS: dict[str, dict[str, object]] = {
 
 def write_shards(folder: Path, family: str, dtype: torch.dtype) -> int:
     """Writes random weights of a denoiser, shard by shard. Returns the number of parameters."""
-    known = family_named(family)
+    [known] = [known for known in FAMILIES if known.name == family]
     network = known.networks[known.denoiser]
     with torch.device("meta"):
         module = network.build(network.read_config(CONFIGS[family]))

@@ -21,7 +21,7 @@ from vinfinity.models.family import TEXT_ENCODER
 from vinfinity.models.wan.family import NETWORKS, TRANSFORMER
 from vinfinity.models.wan.names import original_parameter
 from vinfinity.models.wan.original import text_parameter, vae_parameter
-from vinfinity.models.wan.vae_config import DEVIATION, MEAN
+from vinfinity.models.wan.vae_config import LATENT_DEVIATIONS, LATENT_MEANS
 from vinfinity.weights.card import read_card
 from vinfinity.weights.convert import convert
 from vinfinity.weights.inspect import describe_model
@@ -161,7 +161,7 @@ def test_the_authors_folder_is_converted(tmp_path: Path) -> None:
         freq_dim=256,
     )
     pipeline.register_modules(
-        vae=tiny_wan_vae(z_dim=16, latents_mean=list(MEAN), latents_std=list(DEVIATION))
+        vae=tiny_wan_vae(z_dim=16, latents_mean=list(LATENT_MEANS), latents_std=list(LATENT_DEVIATIONS))
     )
     pipeline.save_pretrained(tmp_path / "diffusers")
     original = tmp_path / "original"

@@ -1,6 +1,6 @@
-"""Checkpoints in the layout of a model's authors: where each of our parameters is found in them.
+"""Checkpoints in the layout of a model's authors, and where to find each of our parameters in them.
 
-A family reads such a file into these types; weights/convert.py writes the model's folder from them.
+A family reads such a file into these types; weights/convert.py writes the model folder from them.
 """
 
 from collections.abc import Iterator, Mapping, Sequence
@@ -15,7 +15,10 @@ Shapes = Mapping[str, Shape]
 
 @dataclass(frozen=True)
 class TensorSource:
-    """Where a parameter comes from. third: which third of the source's rows (0, 1 or 2); None takes all of them."""
+    """The tensor that a parameter comes from.
+
+    third: which third of its rows to take (0, 1 or 2); None takes all of them.
+    """
 
     name: str
     third: int | None = None
@@ -25,7 +28,8 @@ class TensorSource:
 class CheckpointPart:
     """One network of a model inside a checkpoint.
 
-    name: its folder, such as "unet". config: the content of its config.json. sources, shapes: by parameter.
+    name: the network's folder, such as "unet". config: the content of its config.json. sources, shapes: the source and
+    the shape of each parameter.
     """
 
     name: str
@@ -34,7 +38,7 @@ class CheckpointPart:
     shapes: Shapes
 
     def tensors(self, checkpoint: Mapping[str, Tensor]) -> Iterator[tuple[str, Tensor]]:
-        """The parameters, one after the other. Fused rows are split; convolutions of kernel 1 become linear layers."""
+        """Yield the parameters in turn. Fused rows are split; convolutions with kernel 1 become linear layers."""
         for name, source in self.sources.items():
             tensor = checkpoint[source.name]
             if source.third is not None:
@@ -46,9 +50,9 @@ class CheckpointPart:
 class Checkpoint:
     """A model in one file.
 
-    parts: its networks. faults: tensors that are missing, unexpected or of another shape; empty if all is well.
-    schedule: its scheduler_config.json. card: settings for its card.json. pad_token_id: what short texts are padded
-    with, whatever the tokenizer's own files say.
+    parts: the networks. faults: one entry for each tensor that is missing, unexpected or has the wrong shape; empty if
+    the checkpoint is sound. schedule: the content of scheduler_config.json. card: settings for card.json. pad_token_id:
+    the token that pads short texts, whatever the tokenizer's own files say.
     """
 
     parts: tuple[CheckpointPart, ...]
@@ -59,26 +63,26 @@ class Checkpoint:
 
 
 class Change(Protocol):
-    """Something that changes parameters while they are loaded."""
+    """A change made to parameters as they are loaded."""
 
     def addition(self, name: str, tensor: Tensor) -> Tensor | None:
-        """What is added to a parameter, in fp32; None if nothing is. tensor: the parameter before any change."""
+        """Return what to add to a parameter, in fp32, or None. tensor: the parameter before any change."""
         ...
 
 
 def changed(name: str, tensor: Tensor, changes: Sequence[Change]) -> Tensor:
-    """A parameter with all changes, in fp32; the parameter itself if there are none. Their order does not matter."""
+    """Apply all changes to a parameter, in fp32, in any order. Return the parameter itself if none affects it."""
     additions = [addition for change in changes if (addition := change.addition(name, tensor)) is not None]
     return sum(additions, start=tensor.float()) if additions else tensor
 
 
 @dataclass(frozen=True)
 class Distillation:
-    """Low-rank factors that turn a model into another one.
+    """Low-rank factors that turn one model into another.
 
-    faults: why the factors do not fit the model; empty if they do. config: the new config.json of the denoiser.
-    change: adds the factors to the denoiser's parameters. new: parameters that the original does not have.
-    schedule, card: settings that replace those of the original.
+    faults: why the factors do not fit the model; empty if they do. config: the denoiser's new config.json. change: adds
+    the factors to the denoiser's parameters. new: parameters that the original lacks. schedule, card: settings that
+    replace the original's.
     """
 
     faults: tuple[str, ...]

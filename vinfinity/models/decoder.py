@@ -1,6 +1,6 @@
-"""What encoding and decoding need to know of an autoencoder, whichever family it belongs to.
+"""The interface of an autoencoder, whichever family it belongs to.
 
-Dims: b latent frames, f frames of pictures, c channels, h w height and width of a latent, H W of a picture.
+Dims: b latent frames, f video frames, c channels, h w latent height and width, H W picture height and width.
 """
 
 from collections.abc import Callable, Iterator
@@ -10,13 +10,13 @@ from torch import Tensor, nn
 
 
 class AutoencoderConfig(Protocol):
-    """The part of an autoencoder's architecture that decides sizes and memory.
+    """The part of an autoencoder's architecture that determines sizes and memory.
 
-    latent_channels: of its latents. downscale: pixels per latent position, along each side.
+    latent_channels: channels of the latents. downscale: pixels per latent position, along each side.
     time_downscale: frames per latent frame; the first frame of a video has a latent frame of its own.
-    causal: whether frames depend on earlier latent frames. Such a decoder is given one latent frame at a time.
+    causal: whether frames depend on earlier latent frames. Such a decoder takes one latent frame at a time.
     peak_channels: the most channels, counted at the picture's resolution, that are alive at once while a latent frame
-    is decoded. widest_channels: the same of a single tensor.
+    is decoded. widest_channels: the most channels of a single tensor, counted likewise.
     """
 
     @property
@@ -36,21 +36,21 @@ class AutoencoderConfig(Protocol):
 class DecoderStream(Protocol):
     """Decodes the latent frames of a video in order.
 
-    first: the latent frame that the first call must give. It may come before the one that was asked for: what a causal
-    decoder needs of the video so far.
+    first: the latent frame that the first call must pass. It may be earlier than the requested start: a causal decoder
+    needs some of the video before it.
     """
 
     @property
     def first(self) -> int: ...
 
     def frames(self, count: int) -> int:
-        """The frames that the next `count` latent frames decode to."""
+        """Return how many frames the next `count` latent frames decode to."""
         ...
 
     def decode(self, latents: Tensor) -> Iterator[Tensor]:
-        """The pictures of the next latent frames, (f, 3, H, W) each time, about [-1, 1], in order.
+        """Decode the next latent frames and yield their pictures in order: (f, 3, H, W) each time, about [-1, 1].
 
-        latents: (b, c, h, w) as the diffusion model leaves them.
+        latents: (b, c, h, w), as the diffusion model leaves them.
         """
         ...
 
@@ -58,18 +58,18 @@ class DecoderStream(Protocol):
 class EncoderStream(Protocol):
     """Encodes the frames of a video in order.
 
-    first: the latent frame that the first call must give. It may come before the one that was asked for: what a causal
-    encoder needs of the video so far. Until then, latents are not those of the whole video.
+    first: the latent frame that the first call must pass. It may be earlier than the requested start: a causal encoder
+    needs some of the video before it. Latents before the requested start differ from those of the whole video.
     """
 
     @property
     def first(self) -> int: ...
 
     def encode(self, pictures: Tensor) -> Tensor:
-        """The latents (b, c, h, w) of the next latent frames as the diffusion model sees them.
+        """Return the latents (b, c, h, w) of the next latent frames, as the diffusion model sees them.
 
-        pictures: all those of these latent frames, (f, 3, H, W) in [-1, 1]; of one latent frame if the encoder is
-        causal.
+        pictures: all frames of these latent frames, (f, 3, H, W) in [-1, 1]. A causal encoder takes the frames of one
+        latent frame at a time.
         """
         ...
 
@@ -81,7 +81,7 @@ class Encoder(Protocol):
     def config(self) -> AutoencoderConfig: ...
 
     def encoder_stream(self, start: int = 0) -> EncoderStream:
-        """Encodes from the latent frame `start` on, exactly as if the whole video were encoded."""
+        """Start to encode at the latent frame `start`, exactly as if the whole video were encoded."""
         ...
 
     def parameters(self) -> Iterator[nn.Parameter]: ...
@@ -92,7 +92,7 @@ class Encoder(Protocol):
 class Decoder(Protocol):
     """Decodes latents to pictures.
 
-    restart_cost: the time to begin in the middle of a video, in latent frames.
+    restart_cost: the time it takes to start in the middle of a video, in latent frames.
     """
 
     @property
@@ -101,7 +101,7 @@ class Decoder(Protocol):
     def restart_cost(self) -> float: ...
 
     def stream(self, start: int = 0) -> DecoderStream:
-        """Decodes from the latent frame `start` on, exactly as if the whole video were decoded."""
+        """Start to decode at the latent frame `start`, exactly as if the whole video were decoded."""
         ...
 
     def parameters(self) -> Iterator[nn.Parameter]: ...
@@ -113,12 +113,12 @@ class FrameDecoder(Decoder, Protocol):
     """Decodes each frame independently of the others."""
 
     def decode(self, latents: Tensor) -> Tensor:
-        """latents: (b, c, h, w) as the diffusion model leaves them. Returns (b, 3, H, W), about [-1, 1]."""
+        """Decode latents (b, c, h, w), as the diffusion model leaves them. Returns (b, 3, H, W), about [-1, 1]."""
         ...
 
 
 class FrameStream:
-    """The stream of a decoder for which each frame is independent of the others."""
+    """The stream of a decoder that decodes each frame independently."""
 
     def __init__(self, decode: Callable[[Tensor], Tensor], start: int) -> None:
         self._decode, self.first = decode, start
@@ -131,7 +131,7 @@ class FrameStream:
 
 
 class FrameEncoderStream:
-    """The stream of an encoder for which each frame is independent of the others."""
+    """The stream of an encoder that encodes each frame independently."""
 
     def __init__(self, encode: Callable[[Tensor], Tensor], start: int) -> None:
         self._encode, self.first = encode, start
@@ -141,22 +141,22 @@ class FrameEncoderStream:
 
 
 class Framewise(nn.Module):
-    """A base for autoencoders for which each frame is independent of the others."""
+    """A base class for autoencoders that treat each frame independently."""
 
     restart_cost = 0.0
 
     def to_latents(self, pictures: Tensor) -> Tensor:
-        """pictures: (b, 3, H, W) in [-1, 1]. Returns (b, c, h, w) as the diffusion model sees them."""
+        """Encode pictures (b, 3, H, W) in [-1, 1]. Returns (b, c, h, w), as the diffusion model sees them."""
         raise NotImplementedError
 
     def decode(self, latents: Tensor) -> Tensor:
-        """latents: (b, c, h, w) as the diffusion model leaves them. Returns (b, 3, H, W), about [-1, 1]."""
+        """Decode latents (b, c, h, w), as the diffusion model leaves them. Returns (b, 3, H, W), about [-1, 1]."""
         raise NotImplementedError
 
     def stream(self, start: int = 0) -> FrameStream:
-        """Decodes from the latent frame `start` on."""
+        """Start to decode at the latent frame `start`."""
         return FrameStream(self.decode, start)
 
     def encoder_stream(self, start: int = 0) -> FrameEncoderStream:
-        """Encodes from the frame `start` on."""
+        """Start to encode at the frame `start`."""
         return FrameEncoderStream(self.to_latents, start)

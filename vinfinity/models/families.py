@@ -1,4 +1,4 @@
-"""The families of models that are supported. Importing this loads no torch."""
+"""The supported model families. Importing this does not load torch."""
 
 import os
 from pathlib import Path
@@ -11,17 +11,10 @@ FAMILIES: tuple[Family, ...] = (UNET3D, WAN)
 
 
 def family_of(folder: Path) -> Family | None:
-    """The family of the model in `folder`, by the folder of its denoiser, also if that is a broken link; None if there
-    is no such folder.
-    """
+    """Return the family whose denoiser has a folder, or a broken link to one, in `folder`; None if there is none."""
     return next((family for family in FAMILIES if os.path.lexists(folder / family.denoiser)), None)
 
 
 def published_family(name: str) -> Family | None:
-    """The family of a published model; None for names that are not known."""
+    """Return the family of a published model, or None for an unknown name."""
     return next((family for family in FAMILIES if name in family.published), None)
-
-
-def family_named(name: str) -> Family:
-    """The family of that name. Raises KeyError."""
-    return {family.name: family for family in FAMILIES}[name]

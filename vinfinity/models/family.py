@@ -1,6 +1,6 @@
-"""A family of models: networks of one kind, with everything that differs between families in one place.
+"""What a model family provides: its networks, and everything else that differs between families.
 
-Importing this module or reading a model's card loads no torch; building a network does.
+Importing this module or reading a model's card does not load torch; building a network does.
 """
 
 from __future__ import annotations
@@ -22,22 +22,22 @@ if TYPE_CHECKING:
 
 Configs = Mapping[str, Any]
 Half = Literal["fp16", "bf16"]
-# folders that models of every family have
+# folders that every model has, whatever its family
 TEXT_ENCODER, AUTOENCODER, TOKENIZER, SCHEDULER = "text_encoder", "vae", "tokenizer", "scheduler"
 
 
 def same_name(name: str) -> str:
-    """For files whose tensors are named like the parameters."""
+    """Return the name unchanged, for files whose tensors are named like the parameters."""
     return name
 
 
 def no_aliases(config: Any, modules: Collection[str]) -> Mapping[str, str]:
-    """For networks that have one layout only."""
+    """Return no aliases, for networks with a single layout."""
     return {}
 
 
 def nothing_implied(tensors: Collection[str]) -> Mapping[str, object]:
-    """For networks whose config.json says everything."""
+    """Return no entries, for networks whose config.json is complete."""
     return {}
 
 
@@ -45,14 +45,14 @@ def nothing_implied(tensors: Collection[str]) -> Mapping[str, object]:
 class Network:
     """One network of a family.
 
-    read_config: a parsed config.json to a typed config; raises ValueError. build: a config to a module.
-    stem: the name of its weight files up to the first dot. rename: the name of a tensor in a file to the parameter it
-    fills, None for a tensor that is skipped. keep_fp32: names, or parts between their dots, of modules and parameters
-    that stay in fp32 in every run, as group norms do anyway.
-    always_fp32: whether the whole network does. shown: config entries that describe it to users.
-    lora_prefixes: what LoRA files put before the names of its modules; empty for a network that takes no LoRA.
-    aliases: the config and the names of all modules to further names of modules, those of other layouts.
-    implied: the names of its tensors to entries of config.json that follow from them, whatever the file says.
+    read_config: turns a parsed config.json into a typed config; raises ValueError. build: makes the module from that
+    config. stem: the name of the weight files, up to the first dot. rename: maps the name of a tensor in a file to the
+    parameter it fills, or to None to skip the tensor. keep_fp32: modules and parameters that stay in fp32 in every run,
+    by name or by a component of their dotted name; group norms always do. always_fp32: whether the whole network stays
+    in fp32. shown: config entries that describe the network to users. lora_prefixes: prefixes that LoRA files put
+    before module names; empty for a network that takes no LoRA. aliases: maps names from other layouts to our modules,
+    given the config and all module names. implied: entries of config.json that follow from the tensor names, and that
+    override the file.
     """
 
     read_config: Callable[[Mapping[str, Any]], Any]
@@ -67,9 +67,9 @@ class Network:
     implied: Callable[[Collection[str]], Mapping[str, object]] = nothing_implied
 
     def fp32_parameters(self, module: nn.Module) -> frozenset[str]:
-        """The parameters of a module of this network that stay in fp32 in every run.
+        """Return the names of the module's parameters that stay in fp32 in every run.
 
-        Those that `keep_fp32` names, and the scales and shifts of group norms, which compute in fp32.
+        These are the parameters that `keep_fp32` selects, and the scales and shifts of group norms.
         """
         from torch import nn
 
@@ -86,13 +86,13 @@ class Network:
 class DenoiserTraits:
     """What the rest of the program needs to know about a denoising network, whichever family it belongs to.
 
-    channels: of its latents. text_width: channels of the text states that it takes. takes_fps: whether it takes the
-    frame rate as an input. guidance_width: width of the embedding in which a distilled model takes the guidance weight;
-    None for models that are guided by a second prediction. levels: resolutions that it works at; features of all but
-    the finest can be reused over steps. multiple: latent positions of which height and width should be multiples.
-    hidden, widest: channels, per latent position, of its narrowest and its widest hidden states. parameters: an upper
-    bound on their number. joint: whether all positions of the attended frames meet in one attention, computed a latent
-    frame at a time, rather than each position over time.
+    channels: channels of the latents. text_width: channels of the text states. takes_fps: whether the frame rate is an
+    input. guidance_width: width of the embedding in which a distilled model takes the guidance scale; None for models
+    that are guided by a second prediction. levels: number of resolutions; features of all but the finest can be reused
+    over steps. multiple: height and width should be multiples of this many latent positions. hidden, widest: channels
+    per latent position of the narrowest and the widest hidden states. parameters: an upper bound on the number of
+    parameters. joint: whether all positions of the attended frames meet in one attention, computed one latent frame at
+    a time, rather than each position attending over time.
     """
 
     channels: int
@@ -109,9 +109,10 @@ class DenoiserTraits:
 
 @dataclass(frozen=True)
 class Traits:
-    """The same of a whole model.
+    """What the rest of the program needs to know about a whole model.
 
-    text_length: tokens that the text encoder takes. text_parameters: an upper bound on the number of its parameters.
+    geometry: the grid of the latents. text_length: number of tokens that the text encoder takes. text_parameters: an
+    upper bound on the number of the text encoder's parameters.
     """
 
     geometry: LatentGeometry
@@ -122,8 +123,10 @@ class Traits:
 
 @dataclass(frozen=True)
 class Tokens:
-    """ids: exactly `length` token ids of the tokenizer. used: how many of them are the text's own, markers of its
-    start and end included; the others are padding. cut: the part of the text that did not fit, or "".
+    """A tokenized text.
+
+    ids: exactly `TextTokenizer.length` token ids. used: number of ids that belong to the text, including the start and
+    end markers; the others are padding. cut: the part of the text that did not fit, or "".
     """
 
     ids: list[int]
@@ -132,7 +135,7 @@ class Tokens:
 
 
 class TextTokenizer(Protocol):
-    """Text to token ids."""
+    """Turns text into token ids."""
 
     @property
     def length(self) -> int:
@@ -141,20 +144,20 @@ class TextTokenizer(Protocol):
 
     @property
     def vocabulary_size(self) -> int:
-        """Tokens that it knows."""
+        """Number of tokens in the vocabulary."""
         ...
 
     def token(self, token_id: int) -> str:
-        """The text of a token."""
+        """Return the text of a token."""
         ...
 
     def __call__(self, text: str) -> Tokens:
-        """The ids of `text`, padded or cut to `length`, and what was cut off."""
+        """Return the ids of `text`, padded or cut to `length`, and the text that was cut off."""
         ...
 
 
 @dataclass(frozen=True)
-class Source:
+class HubSource:
     """A repository on the Hugging Face Hub. only: the single file that is needed; None for a whole model."""
 
     repo: str
@@ -166,12 +169,13 @@ class Source:
 class PublishedModel:
     """A model that `vinfinity models fetch` knows by name.
 
-    source: what is fetched. complete_from: the published model that supplies the missing parts. gigabytes: on disk.
-    card: its authors' settings, for its card.json. files: contents of its JSON files by part, as far as they differ
-    from `Family.published_files`; the entry "card" is for a card.json that the conversion writes.
+    source: the repository to fetch. about: one line of description. gigabytes: size on disk. complete_from: the
+    published model that supplies the missing parts. card: the authors' settings, for card.json. files: contents of the
+    JSON files by part, where they differ from `Family.published_files`; the entry "card" is for a card.json that the
+    conversion writes.
     """
 
-    source: Source
+    source: HubSource
     about: str
     gigabytes: float
     licence: str
@@ -181,16 +185,16 @@ class PublishedModel:
 
 
 class Family(Protocol):
-    """A family of models. Adding one takes a folder beside this file and a line in families.py.
+    """A family of models. To add one, add a folder next to this file and a line to families.py.
 
-    name: of the folder. denoiser: the part that predicts noise. networks: by folder inside a model's folder.
-    decoders: the autoencoders whose latents this family knows, by the class that their config.json names.
-    samplers: the names of the samplers that work with its noise schedules.
-    denoiser_class, pipeline_class: prefix of the denoiser's class, and class of the pipeline, in diffusers' JSON files.
-    published: models by name. published_files: what the JSON files of all of them have in common, by part.
-    trained_frames: length of the training clips of models whose card does not say it, in frames. flow: whether its
-    models were trained by flow matching. half: the 16 bits that suit its weights on GPUs. original_tokenizer: the
-    folder of the tokenizer among the authors' own files, "" if there is none.
+    name: the name of that folder. denoiser: the part that predicts noise. networks: the networks, by folder inside a
+    model folder. decoders: the autoencoders that can decode this family's latents, by the class that their config.json
+    names. samplers: the names of the samplers that work with the family's noise schedules. denoiser_class,
+    pipeline_class: the prefix of the denoiser's class and the class of the pipeline in diffusers' JSON files.
+    published: the published models by name. published_files: what their JSON files have in common, by part.
+    trained_frames: length of the training clips, in frames, for models whose card does not give it. flow: whether the
+    models were trained with flow matching. half: the 16-bit type that suits the weights on GPUs. original_tokenizer:
+    the tokenizer's folder among the authors' own files, "" if there is none.
     """
 
     @property
@@ -223,27 +227,27 @@ class Family(Protocol):
     def __hash__(self) -> int: ...
 
     def traits(self, configs: Configs) -> Traits:
-        """configs: by network, as `Network.read_config` returns them."""
+        """Describe a model. configs: its networks' configs, as `Network.read_config` returns them."""
         ...
 
     def denoiser_traits(self, config: Any) -> DenoiserTraits:
-        """config: of the denoiser, as `Network.read_config` returns it."""
+        """Describe a denoiser. config: its config, as `Network.read_config` returns it."""
         ...
 
     def defaults(self, configs: Configs, schedule: Mapping[str, Any]) -> dict[str, object]:
-        """Settings that follow from a model's files. schedule: its parsed scheduler_config.json."""
+        """Derive settings from a model's files. schedule: its parsed scheduler_config.json."""
         ...
 
     def check_parts(self, configs: Configs, folder: Path) -> None:
-        """Raises WeightsError if the networks in `folder` belong to different models."""
+        """Raise WeightsError if the networks in `folder` belong to different models."""
         ...
 
     def load_tokenizer(self, folder: Path, *, length: int) -> TextTokenizer:
-        """The tokenizer in `folder`. length: the most tokens of a text. Raises WeightsError."""
+        """Load the tokenizer in `folder`. length: the most tokens in a text. Raises WeightsError."""
         ...
 
     def encode_text(self, encoder: nn.Module, ids: Tensor, used: Sequence[int]) -> Tensor:
-        """The text states (b, t, c) of token ids (b, t). used: for each text, as in `Tokens`."""
+        """Return the text states (b, t, c) of token ids (b, t). used: the `Tokens.used` of each text."""
         ...
 
     def network_call(
@@ -253,9 +257,9 @@ class Family(Protocol):
         context_at: Callable[[float], TemporalContext],
         options: CallOptions,
     ) -> NetworkCall:
-        """The way to call a loaded denoiser. text: of the guidance branches of this rank.
+        """Make the call of a loaded denoiser.
 
-        context_at: the temporal context in force at a training timestep.
+        text: the text of this rank's guidance branches. context_at: gives the temporal context at a training timestep.
         """
         ...
 
@@ -264,25 +268,25 @@ class Family(Protocol):
         ...
 
     def read_checkpoint(self, tensors: Mapping[str, Tensor]) -> Checkpoint | None:
-        """A checkpoint in its authors' layout; None if it is not of this family.
+        """Read a checkpoint in its authors' layout; return None if it belongs to another family.
 
         Raises ValueError if its architecture is not supported.
         """
         ...
 
     def read_part(self, shapes: Shapes) -> tuple[CheckpointPart, list[str]] | None:
-        """One network in its authors' layout, and its faults: tensors that are missing, unexpected or of another shape.
+        """Read one network in its authors' layout, and list its tensors that are missing, unexpected or misshaped.
 
-        shapes: by tensor of its files. None if it is not of this family, or the family has no such layout. Raises
-        ValueError if its architecture is not supported.
+        shapes: the shape of each tensor in its files. Returns None if it belongs to another family, or if the family
+        has no such layout. Raises ValueError if its architecture is not supported.
         """
         ...
 
     def read_distillation(self, factors: Sequence[Tensor], config: Mapping[str, Any]) -> Distillation:
-        """A list of unnamed low-rank factors, for the denoiser that `config`, a parsed config.json, describes."""
+        """Read unnamed low-rank factors for the denoiser that `config`, a parsed config.json, describes."""
         ...
 
 
 def parts_of(family: Family) -> tuple[str, ...]:
-    """The folders that a complete model of the family has."""
+    """List the folders of a complete model of the family."""
     return (*family.networks, TOKENIZER, SCHEDULER)

@@ -8,7 +8,7 @@ from torch.utils.hooks import RemovableHandle
 
 
 def tensors_in(values: object) -> Iterator[Tensor]:
-    """The tensors in arguments or results of a layer or an operation: in a fifth of the time of torch's pytree."""
+    """Yield the tensors in the arguments or results of a layer or operation, five times as fast as torch's pytree."""
     if isinstance(values, Tensor):
         yield values
     elif isinstance(values, list | tuple):
@@ -20,10 +20,10 @@ def tensors_in(values: object) -> Iterator[Tensor]:
 
 @contextlib.contextmanager
 def first_not_finite(network: nn.Module) -> Iterator[list[str]]:
-    """While the context is open, the yielded list collects the layers with NaN or infinite output, in execution order.
+    """Collect the layers with NaN or infinite output in the yielded list, in execution order.
 
-    A layer comes before the layers that contain it. Meant for running a failed step again: every output is read back
-    from the device.
+    A layer comes before the layers that contain it. Meant for repeating a failed step: every output is read back from
+    the device.
     """
     names: list[str] = []
 

@@ -1,6 +1,6 @@
-"""The text that each frame of a video is guided by.
+"""The text that guides each frame of a video.
 
-Dims: b guidance branches, s different text states, t text tokens, c channels.
+Dims: b guidance branches, s distinct text states, t text tokens, c channels.
 """
 
 from collections.abc import Sequence
@@ -13,7 +13,8 @@ from torch import Tensor
 class FrameText:
     """Text states, and which of them guide each frame.
 
-    states: (b, s, t, c). of_frames: the state of each frame that the ranks compute; None if there is one for all.
+    states: (b, s, t, c). of_frames: the number of the state for each frame that the ranks compute; None if all frames
+    share one.
     """
 
     states: Tensor
@@ -21,21 +22,21 @@ class FrameText:
 
     @classmethod
     def same(cls, states: Tensor) -> "FrameText":
-        """The same states (b, t, c) for all frames."""
+        """Make a text that is the same for all frames, from states (b, t, c)."""
         return cls(states[:, None])
 
     def split(self, branches: int) -> "list[FrameText]":
-        """Parts of at most `branches` guidance branches."""
+        """Split into parts of at most `branches` guidance branches."""
         return [replace(self, states=part) for part in self.states.split(branches)]
 
     def branch(self, number: int) -> "FrameText":
-        """One guidance branch."""
+        """Return the text of one guidance branch."""
         return replace(self, states=self.states[number : number + 1])
 
     def runs(self, frames: range) -> list[tuple[range, Tensor]]:
-        """The states of some frames, consecutive frames with the same ones together.
+        """Divide frames into runs of consecutive frames that share a text state.
 
-        Returns their positions among `frames`, and states (b, t, c).
+        Returns, for each run, its positions among `frames` and its state (b, t, c).
         """
         if self.of_frames is None:
             return [(range(len(frames)), self.states[:, 0])]

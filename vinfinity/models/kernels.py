@@ -1,11 +1,12 @@
 """Kernels that the networks of all families share: linear layers, convolutions, attention, sinusoids.
 
-In fp32 on a CPU, the result for a vector, a picture or a query does not depend on what it is computed with, to the last
+In fp32 on a CPU, the result for a vector, a picture or a query does not depend on the rest of its batch, to the last
 bit (docs/decisions/0011-the-same-bits-on-any-number-of-ranks.md).
 
 Dims: b batch, m pictures or tokens, c channels, t keys, d head width, h w height and width.
 """
 
+import math
 from functools import cache
 from itertools import pairwise
 from typing import Any
@@ -15,16 +16,17 @@ import torch.nn.functional as F
 from einops import rearrange
 from torch import Tensor, nn
 
-# When torch uses oneDNN for a convolution: 1x1 kernels from this many pictures on, and a single picture above this
-# many elements.
+# torch uses oneDNN for a convolution with a 1x1 kernel from this many pictures on, and for a single picture with more
+# than this many elements.
 ONEDNN_PICTURES = 16
 ONEDNN_ELEMENTS = 20480
 
-# Attention on a CPU computes queries in groups of this size: in a multiple of it, a query's result does not depend on
-# the other queries.
+# Attention on a CPU computes queries in groups of this size. If their number is a multiple of it, a query's result does
+# not depend on the other queries.
 QUERY_GROUP = 4
 
-# Attention on a CPU in 16 bits is up to twice as fast in fp32, conversions included, for narrow heads and few keys.
+# With at most this many keys and channels per head, 16-bit attention on a CPU is up to twice as fast in fp32, including
+# the conversions.
 FEW_KEYS = 48
 NARROW_HEADS = 32
 
@@ -33,27 +35,28 @@ ATTENTION_BATCH = 65535
 
 
 def chunks(count: int, item_bytes: int, chunk_bytes: int) -> list[slice]:
-    """Splits `count` items of `item_bytes` bytes into chunks of about `chunk_bytes` bytes, which bounds temporaries."""
+    """Split `count` items of `item_bytes` bytes into chunks of about `chunk_bytes` bytes, to bound temporaries."""
     size = max(1, chunk_bytes // max(item_bytes, 1))
     return [slice(start, min(start + size, count)) for start in range(0, count, size)]
 
 
 def uses_onednn(x: Tensor) -> bool:
-    """Whether layers compute x with oneDNN (docs/decisions/0006): convolutions by default, linear layers by our choice.
+    """Return whether layers compute x with oneDNN: convolutions by default, linear layers by our choice.
 
-    With oneDNN, the result of a frame is the same to the bit whichever frames it is computed with, and so on any number
-    of ranks. The exception are inputs so small that torch chooses other kernels; layers pad those.
+    With oneDNN, a frame's result is the same to the bit whichever frames share its batch, and so on any number of
+    ranks. The exceptions are inputs so small that torch picks other kernels; layers pad them. See docs/decisions/0006.
     """
     return x.device.type == "cpu" and x.dtype == torch.float32 and not torch.compiler.is_compiling()
 
 
 def linear(x: Tensor, weight: Tensor, bias: Tensor | None = None, *, out: Tensor | None = None) -> Tensor:
-    """x Wᵀ + bias. In fp32 on a CPU, it runs as a 1x1 convolution over channels-last memory: torch computes
-    convolutions with oneDNN, but matrix products with MKL, which takes 2.3 times as long on CPUs that are not
-    Intel's (docs/decisions/0006).
+    """Compute x Wᵀ + bias.
 
-    x: (..., c). weight: (c', c). bias: (c',). out: (..., c'), where to write the result: without a copy if its memory
-    is that of a matrix, and not in fp32 on a CPU. Returns (..., c').
+    In fp32 on a CPU, this runs as a 1x1 convolution over channels-last memory: torch computes convolutions with oneDNN,
+    but matrix products with MKL, which takes 2.3 times as long on non-Intel CPUs (docs/decisions/0006).
+
+    x: (..., c). weight: (c', c). bias: (c',). out: (..., c'), where to write the result. Writing needs a copy in fp32
+    on a CPU, and where the vectors of `out` are not equally spaced in memory. Returns (..., c').
     """
     vectors = x.reshape(-1, x.shape[-1])
     if out is not None:
@@ -66,7 +69,7 @@ def linear(x: Tensor, weight: Tensor, bias: Tensor | None = None, *, out: Tensor
             torch.addmm(bias, vectors, weight.t(), out=matrix)
         return out
     if not uses_onednn(x) or not x.numel():
-        # as a matrix: for other inputs, the kernel depends on their strides
+        # as a matrix: torch chooses the kernel for other inputs by their strides
         return F.linear(vectors, weight, bias).view(*x.shape[:-1], len(weight))
     count = len(vectors)
     rows = picture_rows(count)
@@ -79,23 +82,24 @@ def linear(x: Tensor, weight: Tensor, bias: Tensor | None = None, *, out: Tensor
 
 
 def is_matrix(x: Tensor) -> bool:
-    """Whether the vectors of x, (..., c), lie at equal distances in memory."""
+    """Return whether the vectors of x, (..., c), are equally spaced in memory."""
     rows = [(size, stride) for size, stride in zip(x.shape[:-1], x.stride(), strict=False) if size > 1]
     return x.stride(-1) == 1 and all(outer == size * inner for (_, outer), (size, inner) in pairwise(rows))
 
 
 @cache
 def picture_rows(vectors: int) -> int | None:
-    """The number of equal rows into which `vectors` vectors are divided to make a batch of pictures for oneDNN; None if
-    no number from 16 to 256 divides them.
+    """Choose the number of equal rows that turn vectors into a batch of pictures for oneDNN.
+
+    vectors: number of vectors. Returns None if no number from 16 to 256 divides it.
     """
     return next((rows for rows in range(ONEDNN_PICTURES, min(vectors, 256) + 1) if vectors % rows == 0), None)
 
 
 def convolve(x: Tensor, weight: Tensor, bias: Tensor | None, **options: Any) -> Tensor:
-    """F.conv2d of pictures (m, c, h, w), with results that do not depend on the number of pictures.
+    """Apply F.conv2d to pictures (m, c, h, w), with results that do not depend on the number of pictures.
 
-    A small picture alone is doubled: for that, torch would not use oneDNN and would add in another order.
+    A single small picture is duplicated; otherwise torch would not use oneDNN, and would add in another order.
     """
     if uses_onednn(x) and len(x) == 1 and x.numel() <= ONEDNN_ELEMENTS:
         return F.conv2d(torch.cat([x, x]), weight, bias, **options)[:1]
@@ -105,10 +109,10 @@ def convolve(x: Tensor, weight: Tensor, bias: Tensor | None, **options: Any) -> 
 def attend(
     q: Tensor, k: Tensor, v: Tensor, *, bias: Tensor | None = None, scale: float | None = None
 ) -> Tensor:
-    """Softmax attention.
+    """Compute softmax attention.
 
-    q: (b, heads, m, d). k, v: (b, heads, t, d). bias: (m, t), added to the logits. scale: of the logits, by default the
-    inverse root of d. Returns (b, heads, m, d).
+    q: (b, heads, m, d). k, v: (b, heads, t, d). bias: (m, t), added to the logits. scale: factor of the logits,
+    1 / sqrt(d) by default. Returns (b, heads, m, d).
     """
     if q.device.type == "cpu" and q.dtype.itemsize < 4 and _is_small(k):
         wide = None if bias is None else bias.float()
@@ -118,13 +122,13 @@ def attend(
         q = F.pad(q, (0, 0, 0, -count % QUERY_GROUP))
         bias = None if bias is None else F.pad(bias, (0, 0, 0, -count % QUERY_GROUP))
 
-    def part(q: Tensor, k: Tensor, v: Tensor) -> Tensor:
+    def attended(q: Tensor, k: Tensor, v: Tensor) -> Tensor:
         return F.scaled_dot_product_attention(q, k, v, attn_mask=bias, scale=scale)
 
     if len(q) <= ATTENTION_BATCH:
-        return part(q, k, v)[:, :, :count]
-    parts = zip(*(x.split(ATTENTION_BATCH) for x in (q, k, v)), strict=True)
-    return torch.cat([part(*some) for some in parts])[:, :, :count]
+        return attended(q, k, v)[:, :, :count]
+    batches = zip(*(x.split(ATTENTION_BATCH) for x in (q, k, v)), strict=True)
+    return torch.cat([attended(*batch) for batch in batches])[:, :, :count]
 
 
 def _is_small(k: Tensor) -> bool:
@@ -132,21 +136,21 @@ def _is_small(k: Tensor) -> bool:
 
 
 class Linear(nn.Linear):
-    """A linear layer by `linear`."""
+    """A linear layer that computes with `linear`."""
 
     def forward(self, x: Tensor, *, out: Tensor | None = None) -> Tensor:
-        """x: (..., in_features). out: see `linear`. Returns (..., out_features)."""
+        """Transform x (..., in_features). out: see `linear`. Returns (..., out_features)."""
         return linear(x, self.weight, self.bias, out=out)
 
 
 def sinusoids(values: Tensor, width: int) -> Tensor:
-    """Cosines, then sines of `values` at width/2 geometric frequencies (DDPM, as in Stable Diffusion).
+    """Return cosines, then sines of `values` at width/2 geometric frequencies (DDPM, as in Stable Diffusion).
 
     values: (b,), of any type. Returns (b, width) fp32.
     """
     half = width // 2
     frequencies = torch.exp(
-        -torch.arange(half, dtype=torch.float32, device=values.device) * (9.210340371976184 / half)
+        -torch.arange(half, dtype=torch.float32, device=values.device) * (math.log(10000.0) / half)
     )
     angles = values.float()[:, None] * frequencies[None, :]
     return F.pad(torch.cat([angles.cos(), angles.sin()], dim=-1), (0, width % 2))

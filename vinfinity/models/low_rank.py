@@ -1,11 +1,11 @@
-"""What adapters add to a parameter, as formulas over the tensors of their files.
+"""Formulas for what adapters add to a parameter, over the tensors of their files.
 
 LoRA (Hu et al. 2021), with a core between the factors for convolutions (Tucker decomposition, Yeh et al. 2024); LoHa
 (Hyeon-Woo et al. 2022); LoKr (Yeh et al. 2024); DoRA (Liu et al. 2024), which rescales any of them; plain differences;
-and parameters that take the place of the model's.
+and parameters that replace the model's.
 
-Dims: o outputs, i inputs, r rank, k the side of a kernel; a kernel's axes come last. The formulas also work on tensors
-without data: whether factors fit a parameter is found by computing shapes.
+Dims: o outputs, i inputs, r rank, k kernel size; the kernel axes come last. The formulas also work on tensors without
+data, so computing shapes tells whether factors fit a parameter.
 """
 
 import itertools
@@ -24,10 +24,10 @@ Factors = Mapping[str, Tensor]
 class Formula:
     """How tensors, named by their roles, change a parameter.
 
-    compute: the factors and the parameter's shape to the change; raises ValueError or RuntimeError if they do not fit.
-    sets: the roles of a complete set of factors, in order of preference. optional: roles that may be there as well.
-    ranks: roles whose first axis is the rank, the first that is there counts. parameter: its name inside the module.
-    scaled: whether alpha / rank applies. replaces: whether the result takes the place of the parameter.
+    compute: computes the change from the factors and the parameter's shape; raises ValueError or RuntimeError if they
+    do not fit. sets: the possible complete sets of roles, in order of preference. optional: further roles that a file
+    may have. ranks: roles whose first axis is the rank; the first one in the file counts. parameter: the parameter's
+    name inside the module. scaled: whether alpha / rank applies. replaces: whether the result replaces the parameter.
     """
 
     compute: Callable[[Factors, Shape], Tensor]
@@ -39,7 +39,7 @@ class Formula:
     replaces: bool = False
 
     def complete(self, roles: Collection[str]) -> tuple[str, ...] | None:
-        """Those of `roles` that the formula uses; None if they are not a complete set."""
+        """Select the roles that the formula uses; return None if they are not a complete set."""
         chosen = next((group for group in self.sets if set(group) <= set(roles)), None)
         return None if chosen is None else (*chosen, *(role for role in self.optional if role in roles))
 
@@ -50,7 +50,7 @@ class Formula:
 
 
 def parameter_change(formula: str, factors: Factors, base: Tensor, scale: float) -> Tensor:
-    """What the factors add to `base`, the parameter before any change. scale: of the factors, alpha / rank.
+    """Compute what the factors add to `base`, the parameter before any change. scale: alpha / rank.
 
     Raises ValueError or RuntimeError if their shapes do not fit.
     """
@@ -67,12 +67,12 @@ def parameter_change(formula: str, factors: Factors, base: Tensor, scale: float)
 
 
 def low_rank_product(up: Tensor, down: Tensor, shape: Sequence[int]) -> Tensor:
-    """up @ down, as a weight of `shape`. For a convolution, `down` has its kernel and `up` a kernel of 1."""
+    """Return up @ down as a weight of `shape`. For a convolution, `down` has the kernel, and that of `up` is 1."""
     return (up.flatten(1) @ down.flatten(1)).reshape(tuple(shape))
 
 
 def factors_fit(up: Shape, down: Shape, weight: Shape) -> bool:
-    """Whether factors of these shapes multiply to a weight of that shape."""
+    """Return whether the product of factors with the shapes `up` and `down` has the shape `weight`."""
     if min(len(down), len(up), len(weight)) < 2 or up[1] != down[0]:
         return False
     return up[0] == weight[0] and math.prod(up[2:]) == 1 and down[1:] == weight[1:]
@@ -89,8 +89,9 @@ def _lora(factors: Factors, shape: Shape) -> Tensor:
 
 
 def _loralib(factors: Factors, shape: Shape) -> Tensor:
-    """loralib's factors; those of convolutions as Text-To-Video-Finetuning extends it: (r·k, i·k) and (o·k, r·k), where
-    a kernel (k, 1, 1) is the mean of k kernels.
+    """Multiply loralib's factors; those of convolutions as in Text-To-Video-Finetuning: (r·k, i·k) and (o·k, r·k).
+
+    A kernel (k, 1, 1) is the mean of k kernels.
     """
     product = _matrix(factors["B"]) @ _matrix(factors["A"])
     if len(shape) < 4:
@@ -110,12 +111,12 @@ def _loha(factors: Factors, shape: Shape) -> Tensor:
 def _lokr(factors: Factors, shape: Shape) -> Tensor:
     first, second = (_half(factors, f"lokr_w{half}", f"lokr_t{half}") for half in (1, 2))
     first = first.reshape(*first.shape, *[1] * (second.dim() - first.dim()))
-    # kron cannot read einsum's permuted memory
+    # kron needs contiguous memory, which einsum's result is not
     return _fitted(torch.kron(first, second.contiguous()), shape)
 
 
 def _half(factors: Factors, name: str, core: str) -> Tensor:
-    """One of the two matrices of LoHa or LoKr: whole, or a product with or without a core."""
+    """Return one of the two matrices of LoHa or LoKr: stored whole, or as a product with or without a core."""
     if name in factors:
         return factors[name]
     a, b = factors[f"{name}_a"], factors[f"{name}_b"]
@@ -127,25 +128,25 @@ def _embedding(factors: Factors, shape: Shape) -> Tensor:
 
 
 def _diff(factors: Factors, shape: Shape) -> Tensor:
-    """The only tensor of the file for this parameter."""
+    """Return the only tensor that the file has for this parameter."""
     [tensor] = factors.values()
     return _fitted(tensor, shape)
 
 
 def _matrix(factor: Tensor) -> Tensor:
-    """A factor without a kernel of its own: the kernel's axes are part of the columns."""
+    """Flatten a factor into a matrix, with the kernel axes among its columns."""
     if factor.dim() < 2:
         raise ValueError(f"a factor has the shape {tuple(factor.shape)}")
     return factor.flatten(1)
 
 
 def _with_core(core: Tensor, outputs: Tensor, inputs: Tensor) -> Tensor:
-    """A Tucker decomposition. core: (r, r, ...). outputs: (r, o). inputs: (r, i). Returns (o, i, ...)."""
+    """Multiply a Tucker decomposition: core (r, r, ...), outputs (r, o), inputs (r, i). Returns (o, i, ...)."""
     return torch.einsum("rs...,ro,si->oi...", core, outputs, inputs)
 
 
 def _fitted(change: Tensor, shape: Shape) -> Tensor:
-    """A change in the shape of its parameter. It may lack ones at the end, or have the kernel among its columns.
+    """Reshape a change to its parameter's shape. It may lack trailing ones, or have the kernel among its columns.
 
     Raises ValueError if it does not fit.
     """
@@ -162,9 +163,9 @@ def _without_ones(shape: Shape) -> Shape:
 
 
 def _rescaled(weight: Tensor, magnitude: Tensor, *, by_shape: bool) -> Tensor:
-    """DoRA (Liu et al. 2024, eq. 5): the weights of an output get a length of their own.
+    """Give each output's weights their own length, as in DoRA (Liu et al. 2024, eq. 5).
 
-    magnitude: a length per output. by_shape: LyCORIS may store one per input instead, as (1, i, ...).
+    magnitude: one length per output. by_shape: LyCORIS may store one per input instead, as (1, i, ...).
     """
     axis = 1 if by_shape and magnitude.shape[:1] != weight.shape[:1] else 0
     lengths = weight.transpose(0, axis).flatten(1).norm(dim=1)
@@ -179,7 +180,7 @@ _HADA = ("hada_w1_a", "hada_w1_b", "hada_w2_a", "hada_w2_b")
 
 
 def _kron_sets(half: int) -> tuple[tuple[str, ...], ...]:
-    """The ways to store one of LoKr's two matrices."""
+    """List the ways to store one of LoKr's two matrices."""
     whole = f"lokr_w{half}"
     return (whole,), (f"{whole}_a", f"{whole}_b", f"lokr_t{half}"), (f"{whole}_a", f"{whole}_b")
 
@@ -200,6 +201,6 @@ FORMULAS: Mapping[str, Formula] = {
     "bias": Formula(_diff, (("up_bias",),), parameter="bias"),
     "bias difference": Formula(_diff, (("diff_b",), ("b_norm",)), parameter="bias", scaled=False),
     "bias replacement": Formula(_diff, (("bias",),), parameter="bias", scaled=False, replaces=True),
-    # the shifts and scales of Wan's blocks and of its last layer
+    # the shifts and scales of Wan's blocks and its last layer
     "table difference": Formula(_diff, (("diff_m",),), parameter="scale_shift_table", scaled=False),
 }

@@ -1,8 +1,8 @@
-"""Where hidden states wait until they are used: skip connections, and deep features reused over several steps.
+"""Stores for hidden states that wait to be used: skip connections, and deep features reused over several steps.
 
 Dims: b batch, f frames, h w height and width, c channels. States are (b, f, h, w, c).
-A store on the device keeps references. A store in host memory copies states away while the downward half of the UNet
-goes on, and brings them back a chunk of frames at a time, each while the chunk before it is being used.
+A store on the device keeps references. A store in host memory copies states there while the downward half of the UNet
+runs, and brings them back one chunk of frames at a time, each while the previous chunk is being used.
 """
 
 import contextlib
@@ -15,7 +15,8 @@ from typing import Any, Literal, Protocol, cast
 import torch
 from torch import Tensor
 
-# Host memory is taken in pieces of a power of two, to which torch rounds pinned memory up, and used in blocks.
+# Host memory is allocated in pieces whose size is a power of two, since torch rounds pinned memory up to one, and used
+# in blocks.
 PINNED_BYTES = 16 * 2**20
 BLOCK_BYTES = 2 * 2**20
 
@@ -30,7 +31,7 @@ class Frames(Protocol):
     def dtype(self) -> torch.dtype: ...
 
     def read(self, frames: slice, *, then: slice | None = None) -> Tensor:
-        """These frames, (b, f', h, w, c), on the device. then: those that are read next, to fetch them meanwhile."""
+        """Return frames (b, f', h, w, c) on the device. then: the frames to read next, which are fetched meanwhile."""
         ...
 
 
@@ -38,13 +39,13 @@ class Store(Protocol):
     """Stores hidden states."""
 
     def keep(self, x: Tensor) -> Frames:
-        """x: (b, f, h, w, c), which the caller must not change afterwards."""
+        """Store x (b, f, h, w, c), which the caller must not change afterwards."""
         ...
 
 
 @dataclass(frozen=True)
 class OnDevice:
-    """States as they are, on the device."""
+    """States that stay on the device."""
 
     x: Tensor
 
@@ -78,13 +79,13 @@ class Stream(Protocol):
 
 
 class NoStream:
-    """Stands for all streams of a device whose operations are done when they return."""
+    """Stand-in for CUDA streams on devices that execute synchronously."""
 
     def wait_event(self, event: Any) -> None:
-        """The event has happened."""
+        """Return at once: the event has already happened."""
 
     def wait_stream(self, stream: Any) -> None:
-        """The stream is done."""
+        """Return at once: the stream is idle."""
 
     def record_event(self) -> Any:
         return None
@@ -95,10 +96,10 @@ NO_STREAM = NoStream()
 
 @dataclass
 class Arrivals:
-    """A buffer on the device in which one chunk at a time arrives.
+    """A buffer on the device that receives one chunk at a time.
 
-    buffer: bytes. free: the event after which it may be overwritten. arrived: the event after which the chunk is there.
-    reader: the states that the chunk is of; None once it was taken.
+    buffer: the memory, as bytes. free: the event after which it may be overwritten. arrived: the event after which the
+    chunk is complete. reader: the states that the chunk belongs to; None once the chunk has been taken.
     """
 
     buffer: Tensor
@@ -114,7 +115,7 @@ class Arrivals:
 
 @dataclass(eq=False)
 class _OnHost:
-    """States in blocks of host memory. next: the chunk that is fetched before it is asked for, and where it arrives."""
+    """States in blocks of host memory. next: the chunk that is fetched in advance, and the buffer that receives it."""
 
     store: "HostStore"
     blocks: list[Tensor]
@@ -135,10 +136,10 @@ class _OnHost:
 class HostStore:
     """Stores states in host memory, pinned if the device is a GPU.
 
-    Copies run on a CUDA stream of their own; the host waits for none of them. Each stream waits for the other wherever
-    it would overwrite what the other still needs. So memory is used again at once, and how much the store takes does
-    not depend on how far the host is ahead of the device. (With `Tensor.record_stream`, the allocator would hold memory
-    back until the host sees that the device is done with it.)
+    Copies run on a separate CUDA stream, and the host never waits for them. Each stream waits for the other before it
+    overwrites memory that the other still needs. So memory is reused at once, and the store's size does not depend on
+    how far the host runs ahead of the device. (With `Tensor.record_stream`, the allocator would hold memory back until
+    the host sees that the device is done with it.)
     """
 
     def __init__(self, device: torch.device) -> None:
@@ -149,7 +150,7 @@ class HostStore:
 
     def keep(self, x: Tensor) -> Frames:
         x, computing = x.contiguous(), self._computing()
-        # a trace of one call counts these buffers from the first chunk on
+        # dropped here, so that a trace of one call counts the buffers from the first chunk on
         self._drop_idle_arrivals()
         parts = _bytes(x).split(BLOCK_BYTES)
         blocks = [self._free_block() for _ in parts]
@@ -165,7 +166,7 @@ class HostStore:
         return states
 
     def fetch(self, states: _OnHost, frames: slice) -> Arrivals:
-        """Starts to copy frames to the device; returns where they arrive."""
+        """Start to copy frames to the device, and return the buffer that receives them."""
         b, f, *rest = states.shape
         frame = math.prod(rest) * states.dtype.itemsize
         size = (frames.stop - frames.start) * frame
@@ -180,7 +181,7 @@ class HostStore:
         return arrivals
 
     def take(self, states: _OnHost, frames: slice, arrivals: Arrivals) -> Tensor:
-        """The frames that were fetched, in memory of their own, so that the next chunk can arrive."""
+        """Copy the fetched frames out of the buffer, so that the next chunk can arrive."""
         computing = self._computing()
         shape = (states.shape[0], frames.stop - frames.start, *states.shape[2:])
         computing.wait_event(arrivals.arrived)
@@ -189,48 +190,48 @@ class HostStore:
         return x
 
     def _computing(self) -> Stream:
-        """The stream on which the network computes."""
+        """Return the stream on which the network computes."""
         return NO_STREAM if self._copying is NO_STREAM else torch.cuda.current_stream(self.device)
 
     def _copies(self) -> contextlib.AbstractContextManager[object]:
-        """Makes the stream of copies the current one."""
+        """Make the copy stream the current one."""
         if self._copying is NO_STREAM:
             return contextlib.nullcontext()
         return torch.cuda.stream(cast(torch.cuda.Stream, self._copying))
 
     def _free_block(self) -> Tensor:
-        """A block of host memory. Its last use may be in flight, but the next one is on the same stream."""
+        """Return a block of host memory. Its last use may be in flight, but its next use is on the same stream."""
         if not self._free_blocks:
             pinned = torch.empty(PINNED_BYTES, dtype=torch.uint8, pin_memory=self.device.type == "cuda")
             self._free_blocks.extend(pinned.split(BLOCK_BYTES))
         return self._free_blocks.pop()
 
     def _free_arrivals(self, size: int) -> Arrivals:
-        """A buffer on the device that nothing waits for, of at least `size` bytes."""
+        """Return an idle buffer on the device, of at least `size` bytes."""
         for arrivals in self._arrivals:
             if arrivals.idle and len(arrivals.buffer) >= size:
                 return arrivals
         self._drop_idle_arrivals()
         buffer = torch.empty(size, dtype=torch.uint8, device=self.device)
-        # its memory may be that of a tensor that the network was using until now
+        # its memory may have belonged to a tensor that the network has only just released
         self._arrivals.append(Arrivals(buffer, free=self._computing().record_event()))
         return self._arrivals[-1]
 
     def _drop_idle_arrivals(self) -> None:
-        """Gives back the buffers that nothing waits for."""
+        """Release the idle buffers."""
         for arrivals in [arrivals for arrivals in self._arrivals if arrivals.idle]:
-            # a chunk that nothing took may still be on its way
+            # a chunk that was never taken may still be on its way
             self._computing().wait_event(arrivals.arrived)
             self._arrivals.remove(arrivals)
 
 
 def _bytes(x: Tensor) -> Tensor:
-    """The memory of a contiguous tensor as bytes."""
+    """View a contiguous tensor as bytes."""
     return x.view(-1).view(torch.uint8)
 
 
 def _pieces(target: Tensor, blocks: Sequence[Tensor], *, start: int) -> Iterator[tuple[Tensor, Tensor]]:
-    """Consecutive parts of `target` (bytes), and the parts of blocks that belong there, from byte `start` on."""
+    """Pair consecutive parts of `target` (bytes) with the parts of blocks that fill them, from byte `start` on."""
     done = 0
     while done < len(target):
         block, offset = divmod(start + done, BLOCK_BYTES)
@@ -240,5 +241,5 @@ def _pieces(target: Tensor, blocks: Sequence[Tensor], *, start: int) -> Iterator
 
 
 def store_for(skips: Literal["device", "host"], device: torch.device) -> Store:
-    """The store that keeps hidden states of `device` there or in the host's memory."""
+    """Make the store that keeps the hidden states of `device` there, or in host memory."""
     return HostStore(device) if skips == "host" else DeviceStore()

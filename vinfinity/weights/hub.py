@@ -11,7 +11,7 @@ from typing import Any
 
 from vinfinity.errors import InputError, OutputError, VinfinityError, did_you_mean
 from vinfinity.models.families import FAMILIES, published_family
-from vinfinity.models.family import Family, PublishedModel, Source, parts_of
+from vinfinity.models.family import Family, HubSource, PublishedModel, parts_of
 from vinfinity.weights.convert import convert
 from vinfinity.weights.named_files import PICKLES
 from vinfinity.weights.registry import KNOWN, models_folder
@@ -117,7 +117,7 @@ def _other_variant(name: str, suffix: str) -> bool:
 
 
 def _download(
-    source: Source, family: Family, folder: Path, *, endpoint: str | None, say: Callable[[str], None]
+    source: HubSource, family: Family, folder: Path, *, endpoint: str | None, say: Callable[[str], None]
 ) -> dict[str, Any]:
     """Fetches a repository's files into `folder`. Returns repository, revision and hashes.
 

@@ -239,7 +239,7 @@ def test_length_is_limited_by_the_tokenizer(folders: dict[str, Path]) -> None:
 def test_missing_files_are_named(removed: str, vocabulary: Path, tmp_path: Path) -> None:
     folder = Path(shutil.copytree(vocabulary, tmp_path / "tokenizer"))
     (folder / removed).unlink()
-    with pytest.raises(WeightsError, match=r"has no tokenizer; put vocab\.json and merges\.txt") as raised:
+    with pytest.raises(WeightsError, match=r"has no tokenizer; add vocab\.json and merges\.txt") as raised:
         load_tokenizer(folder, length=77)
     assert raised.value.exit_code == 2
 

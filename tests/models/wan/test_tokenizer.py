@@ -153,7 +153,7 @@ def of_a_list(folder: Path) -> None:
 @pytest.mark.parametrize(
     ("damage", "message"),
     [
-        (without_file, "has no tokenizer; put tokenizer.json there"),
+        (without_file, "has no tokenizer; add tokenizer.json"),
         (only_spiece, "has spiece.model, but no tokenizer.json; make it with transformers"),
         (cut_off, "cannot be read ("),
         (of_a_list, "cannot be read ("),

@@ -104,7 +104,7 @@ def test_latents_of_the_diffusion_model_decode_to_what_was_encoded_by_diffusers(
 def test_frames_that_fill_no_latent_frame_are_refused() -> None:
     stream = our_wan_vae(tiny_wan_vae()).encoder_stream()
     stream.encode(torch.zeros(1, 3, 8, 8))
-    with pytest.raises(ValueError, match=r"^frames: 2 are given for latent frame 1, which has 4"):
+    with pytest.raises(ValueError, match=r"^frames: got 2 for latent frame 1, which has 4"):
         stream.encode(torch.zeros(2, 3, 8, 8))
 
 
@@ -255,7 +255,7 @@ def test_names_and_shapes_are_those_of_diffusers() -> None:
         ({"attn_scales": [0.5]}, r"attn_scales: \[0.5\] is not supported"),
         ({"z_dim": 16}, "latents_mean: 4 numbers for 16 channels"),
         ({"latents_std": [1.0, 0.0, 1.0, 1.0]}, r"latents_std\[1\]: 0.0 is not a number above 0"),
-        ({"dim_mult": [1, 2]}, "temperal_downsample: 3 entries for 2 of dim_mult"),
+        ({"dim_mult": [1, 2]}, "temperal_downsample: 3 entries for 2 in dim_mult"),
         ({"scale_factor_spatial": 16}, "scale_factor_spatial: 16, but its levels make it 8"),
         ({"clip_output": True}, "clip_output: True is not supported"),
     ],

@@ -1,1 +1,1 @@
-"""The family of 3-D UNets: ModelScope, Zeroscope, VideoCrafter2, T2V-Turbo and the embedded model."""
+"""The 3-D UNet family: ModelScope, Zeroscope, VideoCrafter2, T2V-Turbo and the embedded model."""

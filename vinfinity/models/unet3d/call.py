@@ -1,4 +1,4 @@
-"""The one way to call the UNet: runs, the traces behind plans, and benchmarks all go through `UNetCall`.
+"""The only way to call the UNet: runs, benchmarks and the traces behind plans all go through `UNetCall`.
 
 Dims: b guidance branches of this rank, c channels, f this rank's frames, h w latent height and width, t text tokens.
 """
@@ -19,7 +19,7 @@ from vinfinity.system.precision import fp32_products
 
 
 class UNetCall:
-    """The UNet's predictions for the frames of one rank: see `NetworkCall`, and `Family.network_call`.
+    """Predicts the frames of one rank: see `NetworkCall`, and `Family.network_call`.
 
     Skip connections wait in the store for the second half of the UNet.
     """
@@ -45,11 +45,11 @@ class UNetCall:
 
     @property
     def middle(self) -> nn.Module:
-        """All skip connections are alive when this starts."""
+        """The middle block: all skip connections are alive when it starts."""
         return self.network.mid_block
 
     def __call__(self, x: Tensor, t: float, *, renew: bool = True) -> Tensor:
-        """The predictions (b, c, f, h, w) for latents x (1, c, f, h, w) at training timestep t.
+        """Return the predictions (b, c, f, h, w) for latents x (1, c, f, h, w) at training timestep t.
 
         renew: run the whole UNet and store its deep features, rather than reuse the stored ones. Raises RankError if
         another rank does not answer.
@@ -74,7 +74,7 @@ class UNetCall:
         return predictions[0] if len(predictions) == 1 else torch.cat(predictions)
 
     def non_finite_layers(self, x: Tensor, t: float, *, renew: bool = True) -> Sequence[str]:
-        """The layers whose output is NaN or infinite in this call, in order of execution."""
+        """List the layers whose output is NaN or infinite in this call, in order of execution."""
         with first_not_finite(self.network) as names:
             self(x, t, renew=renew)
         return names
@@ -84,9 +84,9 @@ class UNetCall:
 
 
 def guidance_features(weight: float, width: int) -> Tensor:
-    """Sines, then cosines of 1000 times the weight of guidance at width/2 geometric frequencies from 1 to 1/10000.
+    """Return sines, then cosines of 1000 times the guidance scale, at width/2 geometric frequencies from 1 to 1/10000.
 
-    The input of `time_cond_proj` (Meng et al. 2023, section 3; T2V-Turbo). Returns (1, width) fp32.
+    These are the input of `time_cond_proj` (Meng et al. 2023, section 3; T2V-Turbo). Returns (1, width) fp32.
     """
     half = width // 2
     frequencies = torch.exp(-torch.arange(half, dtype=torch.float32) * (math.log(10000.0) / (half - 1)))

@@ -14,7 +14,7 @@ from vinfinity.models.unet3d.configs import TextConfig
 
 
 def quick_gelu(x: Tensor) -> Tensor:
-    """OpenAI's approximation of GELU."""
+    """Apply OpenAI's approximation of GELU."""
     return x * torch.sigmoid(1.702 * x)
 
 
@@ -34,7 +34,7 @@ class SelfAttention(nn.Module):
         self.out_proj = nn.Linear(width, width)
 
     def forward(self, x: Tensor) -> Tensor:
-        """x: (b, t, c). Returns the same shape."""
+        """Transform x (b, t, c) to the same shape."""
         q, k, v = (
             rearrange(project(x), "b t (heads d) -> b heads t d", heads=self.heads)
             for project in (self.q_proj, self.k_proj, self.v_proj)
@@ -67,7 +67,7 @@ class EncoderLayer(nn.Module):
         self.mlp = MLP(config)
 
     def forward(self, x: Tensor) -> Tensor:
-        """x: (b, t, c). Returns the same shape."""
+        """Transform x (b, t, c) to the same shape."""
         x = x + self.self_attn(self.layer_norm1(x))
         return x + self.mlp(self.layer_norm2(x))
 
@@ -90,7 +90,7 @@ class Encoder(nn.Module):
 
 
 class TextModel(nn.Module):
-    """Embeddings, layers and the final norm, under the name that they have in the files."""
+    """Embeddings, layers and the final norm, grouped and named as in the files."""
 
     def __init__(self, config: TextConfig) -> None:
         super().__init__()
@@ -100,7 +100,7 @@ class TextModel(nn.Module):
 
 
 class TextEncoder(nn.Module):
-    """Token ids to text states: the output of the final LayerNorm, one state per token."""
+    """Turns token ids into text states: the output of the final LayerNorm, one state per token."""
 
     def __init__(self, config: TextConfig) -> None:
         super().__init__()
@@ -108,7 +108,7 @@ class TextEncoder(nn.Module):
         self.text_model = TextModel(config)
 
     def forward(self, ids: Tensor) -> Tensor:
-        """ids: (b, t) int64, t at most max_position_embeddings. Returns (b, t, c)."""
+        """Encode ids (b, t) int64, t at most max_position_embeddings. Returns (b, t, c)."""
         model = self.text_model
         x = model.embeddings.token_embedding(ids) + model.embeddings.position_embedding.weight[: ids.shape[1]]
         for layer in model.encoder.layers:

@@ -1,4 +1,4 @@
-"""The architectures of this family's networks, with the names of the published config.json files. No torch here.
+"""The architectures of this family's networks, with the names of the published config.json files. Loads no torch.
 
 Dims: c channels, h w height and width of a picture or its latent.
 """
@@ -12,26 +12,26 @@ from vinfinity.system.fields import above_zero, from_zero, known_fields
 ACTIVATIONS = ("silu", "swish", "mish", "gelu", "relu")
 TEXT_ACTIVATIONS = ("quick_gelu", "gelu")
 
-# Block types of the UNet, and whether their layers have attention.
+# The UNet's block types, and whether their layers have attention.
 DOWN_BLOCKS = {"CrossAttnDownBlock3D": True, "DownBlock3D": False}
 UP_BLOCKS = {"CrossAttnUpBlock3D": True, "UpBlock3D": False}
 
-# Heads of the temporal transformer that comes before the first level, a constant of the published code.
+# Heads of the temporal transformer before the first level, a constant in the published code.
 FIRST_ATTENTION_HEADS = 8
 
-# Block types of the autoencoder: the only ones it has.
+# The only block types that the autoencoder has.
 VAE_BLOCKS = {"down_block_types": "DownEncoderBlock2D", "up_block_types": "UpDecoderBlock2D"}
 
-# Settings of AutoencoderTiny that do not change what it decodes.
-TINY_UNUSED = ("latent_magnitude", "latent_shift", "block_out_channels", "force_upcast")
+# Settings of AutoencoderTiny that do not affect decoding.
+TINY_IGNORED_ENTRIES = ("latent_magnitude", "latent_shift", "block_out_channels", "force_upcast")
 
 
 @dataclass(frozen=True)
 class UNetConfig:
     """The UNet, with the names of a diffusers config.json.
 
-    attention_head_dim: width of a head. (The names in diffusers' own code are swapped, see its source.)
-    fps_cond: an embedding of the frame rate is added to the time embedding (VideoCrafter2).
+    attention_head_dim: width of a head. (diffusers' own code swaps the names for width and number, see its source.)
+    fps_cond: whether an embedding of the frame rate is added to the time embedding, as in VideoCrafter2.
     time_cond_proj_dim: width of the guidance embedding that a distilled model takes as an input.
 
     Raises ValueError for an architecture that this UNet does not have.
@@ -73,11 +73,11 @@ class UNetConfig:
 
     @classmethod
     def from_dict(cls, values: Mapping[str, object]) -> "UNetConfig":
-        """From a parsed config.json. Raises ValueError for features that this UNet does not have."""
+        """Read a parsed config.json. Raises ValueError for features that this UNet does not have."""
         widths = values.get("attention_head_dim")
         if isinstance(widths, list | tuple):
             if not widths or any(width != widths[0] for width in widths):
-                raise ValueError(f"attention_head_dim: {widths} is not one width")
+                raise ValueError(f"attention_head_dim: {widths} is not a single width")
             values = {**values, "attention_head_dim": widths[0]}
         return cls(**known_fields(cls, values))
 
@@ -129,9 +129,9 @@ class VAEConfig:
     def peak_channels(self) -> int:
         """The most channels, counted at the picture's resolution, that are alive at once while decoding.
 
-        On a level that takes p channels and has w, its input of p is alive throughout. The first resnet adds a norm
-        and an activation of p; the others add their input, hidden states, norm and activation of w. Each level has a
-        quarter of the positions of the next one.
+        On a level that takes p channels and works with w, its input of p channels is alive throughout. The first
+        resnet adds a norm and an activation of p channels each; the others add their input, hidden states, norm and
+        activation of w channels each. Each level has a quarter of the positions of the next one.
         """
         widths = self.block_out_channels[::-1]
         peaks = [
@@ -142,8 +142,9 @@ class VAEConfig:
 
     @property
     def widest_channels(self) -> int:
-        """The most channels, counted at the picture's resolution, of one tensor while decoding: a level takes what the
-        level before it has upsampled.
+        """The most channels, counted at the picture's resolution, of one tensor while decoding.
+
+        A level's input is the upsampled output of the previous level.
         """
         widths = self.block_out_channels[::-1]
         return math.ceil(
@@ -155,7 +156,7 @@ class VAEConfig:
 
     @classmethod
     def from_dict(cls, values: Mapping[str, object]) -> "VAEConfig":
-        """From a parsed config.json. Raises ValueError for features that this autoencoder does not have."""
+        """Read a parsed config.json. Raises ValueError for features that this autoencoder does not have."""
         for key, only in VAE_BLOCKS.items():
             others = set(values.get(key) or []) - {only}  # type: ignore[call-overload]
             if others:
@@ -215,29 +216,32 @@ class TinyConfig:
     def peak_channels(self) -> int:
         """The most channels, counted at the picture's resolution, that are alive at once while decoding.
 
-        The input of a block and two steps inside it.
+        These are a block's input and two states inside the block.
         """
         return 3 * self.decoder_block_out_channels[-1]
 
     @property
     def widest_channels(self) -> int:
-        """The most channels, counted at the picture's resolution, of one tensor while decoding: the last block takes
-        what the block before it has upsampled.
+        """The most channels, counted at the picture's resolution, of one tensor while decoding.
+
+        The last block's input is the upsampled output of the previous block.
         """
         return max(self.decoder_block_out_channels[-2:])
 
     @classmethod
     def from_dict(cls, values: Mapping[str, object]) -> "TinyConfig":
-        """From a parsed config.json. Raises ValueError for features that this autoencoder does not have."""
-        return cls(**known_fields(cls, values, ignore=TINY_UNUSED))
+        """Read a parsed config.json. Raises ValueError for features that this autoencoder does not have."""
+        return cls(**known_fields(cls, values, ignore=TINY_IGNORED_ENTRIES))
 
 
 @dataclass(frozen=True)
 class TextConfig:
     """CLIP's text encoder, with the names of a transformers config.json.
 
-    num_hidden_layers counts the layers that run: a model that uses the penultimate layer of OpenCLIP ViT-H has 23 of
-    its 24. Raises ValueError for an architecture that this encoder does not have.
+    num_hidden_layers: number of layers that run. A model that uses the penultimate layer of OpenCLIP ViT-H has 23 of
+    its 24 layers.
+
+    Raises ValueError for an architecture that this encoder does not have.
     """
 
     vocab_size: int = 49408
@@ -258,7 +262,7 @@ class TextConfig:
 
     @classmethod
     def from_dict(cls, values: Mapping[str, object]) -> "TextConfig":
-        """From a parsed config.json. Entries that do not change the text states are skipped."""
+        """Read a parsed config.json. Entries that do not affect the text states are skipped."""
         if values.get("model_type", "clip_text_model") != "clip_text_model":
             raise ValueError(f"model_type: {values['model_type']!r} is not clip_text_model")
         return cls(**known_fields(cls, values, ignore=None))

@@ -1,4 +1,4 @@
-"""Dual-scope attention over time (paper, section 3.3), and the frames of other ranks that it needs.
+"""Dual-scope attention over time (paper, section 3.3), and the frames that it needs from other ranks.
 
 Dims: b batch, f this rank's frames, n positions, c channels, d head width.
 """
@@ -12,7 +12,7 @@ from einops import rearrange
 from torch import Tensor
 
 from vinfinity.models.kernels import attend, is_matrix, linear
-from vinfinity.models.unet3d.layers import Attention, whole
+from vinfinity.models.unet3d.layers import Attention, pad_piece
 from vinfinity.parallel.groups import UNIT, Piece
 from vinfinity.parallel.scopes import AttentionPlan, QueryBlock
 from vinfinity.parallel.slots import Unit
@@ -20,13 +20,13 @@ from vinfinity.parallel.spans import intersection
 
 
 def beyond(plan: AttentionPlan) -> tuple[range, range]:
-    """The frames of the plan's line before and after this rank's own."""
+    """Return the frames of the plan's line before and after this rank's own."""
     line = plan.neighbourhood or plan.held
     return range(line.start, plan.held.start), range(plan.held.stop, line.stop)
 
 
 def real_spans(span: range, plan: AttentionPlan) -> Iterator[range]:
-    """The frames that a span of the line stands for, in order: spans of which this rank holds all or nothing."""
+    """Yield the frames that a span of the line stands for, in order: spans that this rank holds fully or not at all."""
     for whole_video in plan.timeline.units(span, plan.timeline.frames):
         shown = intersection(whole_video, span)
         first = plan.timeline.real(shown.start)
@@ -38,9 +38,10 @@ def real_spans(span: range, plan: AttentionPlan) -> Iterator[range]:
 
 @dataclass(frozen=True)
 class OwnFrames:
-    """Copies of those frames of this rank that attention needs apart from its walk through them, which changes them.
+    """Copies of this rank's frames that attention needs out of turn, when it may already have changed the originals.
 
-    anchors: (b, frames, ...). ends: those that neighbour its other end in a loop, by span.
+    anchors: the anchors among them, (b, frames, ...). ends: in a loop, the frames at one end of the clip that are also
+    neighbours of its other end, by span.
     """
 
     anchors: Tensor
@@ -48,7 +49,7 @@ class OwnFrames:
 
     @classmethod
     def of(cls, x: Tensor, plan: AttentionPlan) -> "OwnFrames":
-        """x: (b, f, ...), this rank's frames."""
+        """Copy from x (b, f, ...), this rank's frames."""
         held = plan.held
         anchors = [x[:, anchor - held.start] for anchor in plan.anchors if anchor in held]
         ends = {
@@ -60,16 +61,16 @@ class OwnFrames:
         return cls(torch.stack(anchors, dim=1) if anchors else x[:, :0], ends)
 
     def at(self, branch: slice, positions: slice) -> "OwnFrames":
-        """The same for some positions of a branch."""
+        """Select some positions of a branch."""
         ends = {span: frames[branch, :, positions] for span, frames in self.ends.items()}
         return OwnFrames(self.anchors[branch, :, positions], ends)
 
 
 @dataclass(frozen=True)
 class Remote:
-    """What temporal attention takes from outside this rank's frames: (b, frames, n, c) each.
+    """The frames that temporal attention needs in addition to the clip it walks through: (b, frames, n, c) each.
 
-    before, after: the neighbouring frames of the plan's line. anchors: all anchors, own ones included.
+    before, after: the neighbouring frames in the plan's line. anchors: all anchors, including this rank's own.
     """
 
     before: Tensor
@@ -78,7 +79,7 @@ class Remote:
 
     @classmethod
     def of(cls, own_frames: OwnFrames, fetched: Tensor, plan: AttentionPlan) -> "Remote":
-        """fetched: (b, frames, ...), the frames of the route."""
+        """Combine this rank's copies with the frames that the route fetched, (b, frames, ...)."""
         wanted, anchors = plan.route.wanted, own_frames.anchors
 
         def neighbours(span: range) -> Tensor:
@@ -96,34 +97,35 @@ class Remote:
         return cls(before, after, torch.cat(parts, dim=1) if places else anchors)
 
     def at(self, branch: slice, positions: slice) -> "Remote":
-        """The same for some positions of a branch."""
+        """Select some positions of a branch."""
         parts = (self.before, self.after, self.anchors)
         return Remote(*(part[branch, :, positions] for part in parts))
 
 
 def by_scene(function: Callable[[Tensor], Tensor], anchors: Tensor, plan: AttentionPlan) -> Tensor:
-    """A function of all anchors (b, frames, ...), scene by scene: the batches are the same on every rank."""
+    """Apply a function to all anchors (b, frames, ...), scene by scene, so that batches are the same on every rank."""
     if len(plan.anchor_counts) <= 1:
         return function(anchors)
     return torch.cat([function(part) for part in anchors.split(plan.anchor_counts, dim=1)], dim=1)
 
 
 def joined(parts: Sequence[Tensor]) -> Tensor:
-    """Parts one after the other along the frames; a single one is not copied."""
+    """Concatenate parts along the frames. A single part is not copied."""
     filled = [part for part in parts if part.shape[1]] or list(parts[:1])
     return filled[0] if len(filled) == 1 else torch.cat(filled, dim=1)
 
 
-# places that hold zeros
+# what is stored in slots that hold zeros
 NO_UNIT = Unit(range(0), range(0), 0)
 
 
 @dataclass
 class Projections:
-    """Queries, keys and values of normed frames, in the places that the plan gives them (parallel/slots.py).
+    """Queries, keys and values of normed frames, in the slots that the plan assigns to them (parallel/slots.py).
 
     x: (1, f, n, c), this rank's frames of one guidance branch. remote: None until it has arrived. weight: (3·inner, c).
-    stored: (1, places, n, 3·inner). units: what is stored, by place.
+    stored: (1, slots, n, 3·inner). anchors: the anchors whose keys and values are stored. units: the stored units, by
+    slot.
     """
 
     norm: Callable[[Tensor], Tensor]
@@ -139,28 +141,30 @@ class Projections:
     def empty(
         cls, attention: Attention, norm: Callable[[Tensor], Tensor], x: Tensor, plan: AttentionPlan
     ) -> "Projections":
+        """Allocate the slots, with nothing stored."""
         weight = attention.joint_weight()
         return cls(norm, x, plan, weight, x.new_empty(1, plan.slots, x.shape[2], len(weight)))
 
     def project(self, units: Sequence[Unit]) -> None:
-        """Those of the units that are not there yet. Frames that the rank lacks are zeros before the norm."""
+        """Project the units that are not stored yet. Frames held by other ranks are zeros before the norm."""
         for unit in units:
             if self.units.get(unit.slot) == unit or not unit.frames:
                 continue
             frames = self._frames(unit.frames)
-            places = unit.slots(unit.frames)
+            slots = unit.slots(unit.frames)
             if self.plan.grouped:
                 before, after = unit.frames.start - unit.span.start, unit.span.stop - unit.frames.stop
-                frames = whole(frames, Piece(slice(0, len(unit.frames)), before, after))
-                places = unit.slots(unit.span)
-            if len(places) < UNIT:
+                frames = pad_piece(frames, Piece(slice(0, len(unit.frames)), before, after))
+                slots = unit.slots(unit.span)
+            if len(slots) < UNIT:
                 self._clear(unit.slot)
-            linear(self.norm(frames), self.weight, out=self.stored[:, places.start : places.stop])
+            linear(self.norm(frames), self.weight, out=self.stored[:, slots.start : slots.stop])
             self.units[unit.slot] = unit
 
     def project_anchors(self, block: QueryBlock) -> None:
-        """Keys and values of the anchors of a block's scene, if they are not there yet: together, so that this is a
-        batch of the same shape on every rank.
+        """Project keys and values of the anchors of a block's scene, unless they are stored.
+
+        All of them form one batch, which has the same shape on every rank.
         """
         if block.anchors != self.anchors and self.remote is not None:
             self.anchors, inner = block.anchors, len(self.weight) // 3
@@ -169,22 +173,22 @@ class Projections:
             linear(normed, self.weight[inner:], out=self.stored[:, at, :, inner:])
 
     def of(self, block: QueryBlock, rows: range) -> tuple[Tensor, Tensor, Tensor]:
-        """The queries for some rows of a block, and its keys and values: (1, frames, n, inner) each."""
+        """Return the queries for some rows of a block, and its keys and values: (1, frames, n, inner) each."""
         at = block.key_slots
-        for place in range(self.plan.ring_start, at.stop, UNIT):
-            # masked, but not to be multiplied with whatever is in new memory
-            if place not in self.units:
-                self._clear(place)
+        for slot in range(self.plan.ring_start, at.stop, UNIT):
+            # these keys are masked, but new memory may hold NaN, which a product would spread
+            if slot not in self.units:
+                self._clear(slot)
         queries, keys, values = self.stored.chunk(3, dim=-1)
         return joined([queries[:, some] for some in block.slots(rows)]), keys[:, at], values[:, at]
 
-    def _clear(self, place: int) -> None:
-        """Zeros in the places of a unit."""
-        self.stored[:, place : place + UNIT].zero_()
-        self.units[place] = NO_UNIT
+    def _clear(self, slot: int) -> None:
+        """Fill the slots of a unit with zeros."""
+        self.stored[:, slot : slot + UNIT].zero_()
+        self.units[slot] = NO_UNIT
 
     def _frames(self, frames: range) -> Tensor:
-        """Some frames of the plan's line, before the norm."""
+        """Return some frames of the plan's line, before the norm."""
         held, (before, after) = self.plan.held, beyond(self.plan)
         own = intersection(frames, held)
         parts = [self.x[:, own.start - held.start : own.stop - held.start]]
@@ -202,18 +206,18 @@ def dual_scope_attention(
     fetch: Callable[[], Remote],
     plan: AttentionPlan,
 ) -> Iterator[tuple[slice, Tensor]]:
-    """Temporal attention of norm(x) in blocks of queries, from the start of the video to its end (paper, section 3.3).
+    """Compute temporal attention of norm(x) in blocks of queries, in the order of the video (paper, section 3.3).
 
-    x: (1, f, n, c), this rank's frames of one guidance branch. fetch: called once some of x is projected; returns what
-    is needed of other ranks, which is normed and projected here. Yields rows of x and the output for them,
-    (1, rows, n, c); the caller may add it to x at once. Memory does not grow with the frames.
+    x: (1, f, n, c), this rank's frames of one guidance branch. fetch: called after some of x has been projected;
+    returns the frames that are needed from other ranks, which are normed and projected here. Yields rows of x and their
+    output (1, rows, n, c), which the caller may add to x at once. Memory does not grow with the frames.
     """
     held = plan.held
     projections = Projections.empty(attention, norm, x, plan)
     for block in plan.blocks:
         projections.project([unit for unit in block.units if unit.frames == intersection(unit.frames, held)])
         if projections.remote is None:
-            # by now the other ranks' frames may have arrived
+            # by now, the frames of other ranks may have arrived
             projections.remote = fetch()
         projections.project_anchors(block)
         projections.project(block.units)
@@ -234,14 +238,14 @@ def _attend(
     values: Tensor,
     mask: tuple[Tensor | None, Tensor | None],
 ) -> Tensor:
-    """The output for a block of queries (1, rows, n, c). mask: the bias, and the factor of the queries."""
+    """Compute the output (1, rows, n, c) for a block of queries. mask: the bias, and the factor of the queries."""
     bias, scale = mask
     if scale is not None:
         queries = queries * scale[:, None, None]
     per_head = [
         rearrange(y, "1 f n (heads d) -> n heads f d", heads=attention.heads) for y in (queries, keys, values)
     ]
-    # kernels store the heads of a query together, but some go position by position, others frame by frame
+    # kernels store the heads of a query together; some then proceed by position, others by frame
     out = rearrange(attend(*per_head, bias=bias), "n heads f d -> f n (heads d)")
     if is_matrix(out):
         return attention.to_out[0](out)[None]

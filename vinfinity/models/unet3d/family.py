@@ -1,4 +1,4 @@
-"""3-D UNets with Stable Diffusion's autoencoder and CLIP's text encoder. Importing this loads no torch."""
+"""3-D UNets with Stable Diffusion's autoencoder and CLIP's text encoder. Importing this does not load torch."""
 
 from __future__ import annotations
 
@@ -33,9 +33,9 @@ if TYPE_CHECKING:
     from vinfinity.models.unet3d.unet import UNet
     from vinfinity.parallel.context import TemporalContext
 
-# Samplers of the schedulers that diffusers' folders name, and steps that suit them; others get dpmsolver++ and 25.
-SAMPLER_OF = {"DDIMScheduler": "ddim", "DDIMParallelScheduler": "ddim", "LCMScheduler": "lcm"}
-STEPS_OF = {"ddim": 50, "lcm": 4}
+# Samplers for the schedulers that diffusers' folders name, and steps that suit them; others get dpmsolver++ and 25.
+SCHEDULER_SAMPLERS = {"DDIMScheduler": "ddim", "DDIMParallelScheduler": "ddim", "LCMScheduler": "lcm"}
+SAMPLER_STEPS = {"ddim": 50, "lcm": 4}
 
 
 def _unet(config: UNetConfig) -> nn.Module:
@@ -79,7 +79,7 @@ NETWORKS: Mapping[str, Network] = {
         UNetConfig.from_dict,
         _unet,
         stem="diffusion_pytorch_model",
-        # half precision would round timesteps to the same value
+        # half precision would round different timesteps to the same value
         keep_fp32=("time_embedding", "fps_embedding"),
         shown=("_class_name", "block_out_channels", "cross_attention_dim", "fps_cond", "time_cond_proj_dim"),
         lora_prefixes=("unet.", "lora_unet_", "model.diffusion_model.", "diffusion_model."),
@@ -112,7 +112,7 @@ class UNet3DFamily:
 
     name: str = "unet3d"
     denoiser: str = "unet"
-    # VideoCrafter2's conversions have classes of their own
+    # conversions of VideoCrafter2 have their own classes
     denoiser_class: str = "UNet"
     pipeline_class: str = "TextToVideoSDPipeline"
     trained_frames: int = 16
@@ -150,7 +150,7 @@ class UNet3DFamily:
 
     def denoiser_traits(self, config: UNetConfig) -> DenoiserTraits:
         widths = config.block_out_channels
-        # transformer_in has eight heads, whatever the width of the level
+        # transformer_in has eight heads, however wide the level is
         widest = max(*widths, 8 * config.attention_head_dim)
         return DenoiserTraits(
             channels=config.in_channels,
@@ -168,13 +168,13 @@ class UNet3DFamily:
         side = configs["unet"].sample_size or 32
         height, width = side if isinstance(side, tuple) else (side, side)
         downscale = configs[AUTOENCODER].downscale
-        sampler = SAMPLER_OF.get(str(schedule.get("_class_name", "")), "dpmsolver++")
+        sampler = SCHEDULER_SAMPLERS.get(str(schedule.get("_class_name", "")), "dpmsolver++")
         if schedule.get("algorithm_type") == "sde-dpmsolver++":
             sampler = "sde-dpmsolver++"
         return {
             "size": f"{width * downscale}x{height * downscale}",
             "fps": 8,
-            "steps": STEPS_OF.get(sampler, 25),
+            "steps": SAMPLER_STEPS.get(sampler, 25),
             "sampler": sampler,
             "guidance": 9.0,
             "negative": "",
@@ -189,7 +189,7 @@ class UNet3DFamily:
             (AUTOENCODER, vae.latent_channels, unet.in_channels),
         ):
             if makes != needs:
-                remedy = "use a text encoder, an autoencoder and a UNet that belong together"
+                remedy = "use a matching text encoder, autoencoder and UNet"
                 problem = f"has {makes} channels, but the UNet takes {needs}"
                 raise WeightsError("model", folder / part, remedy, problem=problem)
 
@@ -199,7 +199,7 @@ class UNet3DFamily:
         return load_tokenizer(folder, length=length)
 
     def encode_text(self, encoder: nn.Module, ids: Tensor, used: Sequence[int]) -> Tensor:
-        # these models attend to the states of padding, too
+        # these models also attend to the states of padding
         states: Tensor = encoder(ids)
         return states
 

@@ -1,10 +1,10 @@
-"""Layers that the networks share.
+"""Layers of the UNet and its autoencoder.
 
 Dims: b batch, f frames, h w height and width, n positions (h·w), m pictures or tokens, c channels, g groups,
 d head width, t tokens of the context.
 Hidden states are (b, f, h, w, c) or (b, m, c). With channels last, a frame is contiguous in memory, attention and
 linear layers change axes without a copy, and convolutions see the same memory as channels_last.
-Parameter names are those of diffusers' files.
+Parameters are named as in diffusers' files.
 """
 
 import math
@@ -29,26 +29,25 @@ ACTIVATIONS: dict[str, Callable[[Tensor], Tensor]] = {
     "relu": F.relu,
 }
 
-
 # The temporaries of a feed-forward layer, as a multiple of its input.
 FEED_FORWARD_MEMORY = 8
 
 
-def frame_pieces(x: Frames | Tensor, ctx: TemporalContext, *, share: int = 1) -> list[Piece]:
-    """The frames of x (b, f, ...) in pieces of about ctx.chunk_bytes / share bytes."""
-    item = x.shape[0] * math.prod(x.shape[2:]) * x.dtype.itemsize
-    return ctx.grouping.pieces(ctx.chunk_bytes // share // max(item, 1))
+def frame_pieces(x: Frames | Tensor, ctx: TemporalContext, *, memory_factor: int = 1) -> list[Piece]:
+    """Divide the frames of x (b, f, ...) into pieces of about ctx.chunk_bytes / memory_factor bytes."""
+    frame_bytes = x.shape[0] * math.prod(x.shape[2:]) * x.dtype.itemsize
+    return ctx.grouping.pieces(ctx.chunk_bytes // memory_factor // max(frame_bytes, 1))
 
 
-def whole(frames: Tensor, piece: Piece) -> Tensor:
-    """The frames of a piece that this rank holds, (b, f, ...), with zeros in place of those of other ranks."""
+def pad_piece(frames: Tensor, piece: Piece) -> Tensor:
+    """Pad the frames of a piece that this rank holds, (b, f, ...), with zeros in place of those of other ranks."""
     if not piece.before and not piece.after:
         return frames
     return F.pad(frames, (0, 0) * (frames.dim() - 2) + (piece.before, piece.after))
 
 
-def own(frames: Tensor, piece: Piece) -> Tensor:
-    """The reverse of `whole`: a view."""
+def unpad_piece(frames: Tensor, piece: Piece) -> Tensor:
+    """Undo `pad_piece`. Returns a view."""
     return frames[:, piece.before : frames.shape[1] - piece.after]
 
 
@@ -63,10 +62,10 @@ def frames_last(x: Tensor, batch: int) -> Tensor:
 
 
 class Conv2d(nn.Conv2d):
-    """A convolution by `convolve`, or by `linear` if its kernel is 1x1."""
+    """A convolution that computes with `convolve`, or with `linear` if the kernel is 1x1."""
 
     def forward(self, x: Tensor, shift: Tensor | None = None) -> Tensor:
-        """x: (m, c, h, w). shift: (c',), added to the bias."""
+        """Convolve x (m, c, h, w). shift: (c',), added to the bias."""
         bias = self.bias if self.bias is None or shift is None else self.bias + shift
         if self.kernel_size == (1, 1) and uses_onednn(x):
             positions = rearrange(x, "m c h w -> m h w c")
@@ -75,9 +74,10 @@ class Conv2d(nn.Conv2d):
 
 
 class Attention(nn.Module):
-    """The projections of one attention: to_q, to_k, to_v, to_out.0 (Vaswani et al. 2017).
+    """One attention with its projections to_q, to_k, to_v, to_out.0 (Vaswani et al. 2017).
 
-    width, context: channels of the queries, and of the keys and values; `context` defaults to `width`.
+    width: channels of the states that queries come from. context: channels of the states that keys and values come
+    from; defaults to `width`.
     """
 
     def __init__(
@@ -92,7 +92,7 @@ class Attention(nn.Module):
         self.to_out = nn.ModuleList([Linear(inner, width)])
 
     def joint_weight(self) -> Tensor:
-        """The weights of queries, keys and values, one after the other: (3·inner, width)."""
+        """Concatenate the weights of queries, keys and values: (3·inner, width)."""
         return torch.cat([self.to_q.weight, self.to_k.weight, self.to_v.weight])
 
     def _joint_bias(self) -> Tensor | None:
@@ -101,9 +101,9 @@ class Attention(nn.Module):
         return torch.cat([self.to_q.bias, self.to_k.bias, self.to_v.bias])
 
     def forward(self, x: Tensor, context: Tensor | None = None) -> Tensor:
-        """x: (b, m, c); context: (b, t, c2), None for x itself. Returns (b, m, c)."""
+        """Attend from x (b, m, c) to context (b, t, c2), or to x itself if it is None. Returns (b, m, c)."""
         if context is None:
-            # one pass over x, see `joint_weight`
+            # a single pass over x, see `joint_weight`
             parts = linear(x, self.joint_weight(), self._joint_bias()).chunk(3, dim=-1)
         else:
             parts = self.to_q(x), self.to_k(context), self.to_v(context)
@@ -119,7 +119,7 @@ class GEGLU(nn.Module):
         self.proj = nn.Linear(width, 2 * inner)
 
     def forward(self, x: Tensor) -> Tensor:
-        # two products rather than halves of one: each is contiguous, and the result reuses the gate's memory
+        # two products rather than two halves of one: both are contiguous, and the result reuses the gate's memory
         value, gate = zip(self.proj.weight.chunk(2), self.proj.bias.chunk(2), strict=True)
         return F.gelu(linear(x, *gate)).mul_(linear(x, *value))
 
@@ -140,7 +140,7 @@ class FeedForward(nn.Module):
 class TransformerBlock(nn.Module):
     """The parameters of two attentions and a feed-forward layer, each with its LayerNorm.
 
-    attn2 attends to a context of `context` channels, or to the states themselves if that is None.
+    attn2 attends to a context of `context` channels, or to the states themselves if `context` is None.
     """
 
     def __init__(self, width: int, *, heads: int, head_width: int, context: int | None = None) -> None:
@@ -156,7 +156,7 @@ class TransformerBlock(nn.Module):
 class ResnetBlock(nn.Module):
     """Two convolutions with the time embedding between them, per frame (He et al. 2016, as in Stable Diffusion).
 
-    out_scale: divides the sum (`output_scale_factor` in diffusers).
+    out_scale: divisor of the sum (`output_scale_factor` in diffusers).
     """
 
     def __init__(
@@ -181,11 +181,11 @@ class ResnetBlock(nn.Module):
         self.out_scale = out_scale
 
     def forward(self, x: Tensor, time: Tensor | None = None, *, out: Tensor | None = None) -> Tensor:
-        """x: (b·f, c, h, w). time: (1, time_channels). out: where to write the result. Returns (b·f, c', h, w)."""
+        """Transform x (b·f, c, h, w) to (b·f, c', h, w). time: (1, time_channels). out: where to write the result."""
         shift = None
         if self.time_emb_proj is not None:
             assert time is not None
-            # the same for all frames and positions, like a bias
+            # equal for all frames and positions, like a bias
             shift = self.time_emb_proj(self.activation(time))[0]
         hidden = self.conv1(self.activation(self.norm1(x)), shift)
         hidden = self.conv2(self.activation(self.norm2(hidden)))
@@ -195,7 +195,10 @@ class ResnetBlock(nn.Module):
 
 
 class Downsample(nn.Module):
-    """Halves height and width with a convolution of stride 2. padding 0: only the right and lower edges are padded."""
+    """Halves height and width with a convolution of stride 2.
+
+    padding: 1 pads all edges, 0 only the right and lower ones.
+    """
 
     def __init__(self, channels: int, *, padding: int = 1) -> None:
         super().__init__()
@@ -220,7 +223,7 @@ class Upsample(nn.Module):
 
 
 class TimestepEmbedding(nn.Module):
-    """Two linear layers over sinusoids. cond_proj adds a condition, such as an embedding of the guidance weight."""
+    """Two linear layers over sinusoids. cond_proj adds a condition, such as an embedding of the guidance scale."""
 
     def __init__(
         self, width: int, out: int, *, activation: str = "silu", condition: int | None = None
@@ -232,7 +235,7 @@ class TimestepEmbedding(nn.Module):
         self.activation = ACTIVATIONS[activation]
 
     def forward(self, x: Tensor, condition: Tensor | None = None) -> Tensor:
-        """x: (b, width). condition: (b, condition), only for models with a cond_proj. Returns (b, out)."""
+        """Embed x (b, width). condition: (b, condition), only for models with a cond_proj. Returns (b, out)."""
         if condition is not None:
             if self.cond_proj is None:
                 raise ValueError(

@@ -1,7 +1,7 @@
 """LVDM's layout: the single checkpoint in which VideoCrafter2 was published, and where each of its tensors goes.
 
-Every tensor of the file is accounted for. The tables below name the source of each of our parameters; `UNUSED` and
-`unused_text` name what is left out on purpose; anything else that a file has or lacks is a fault. The names come from
+Every tensor in the file is accounted for. The tables below name the source of each of our parameters; `UNUSED_TENSORS`
+and `unused_text` name what is left out on purpose; any other extra or missing tensor is a fault. The names come from
 AILab-CVC/VideoCrafter (lvdm/modules/networks/openaimodel3d.py, ae_modules.py, encoders/condition.py).
 """
 
@@ -28,18 +28,18 @@ from vinfinity.models.unet3d.unet import UNet
 from vinfinity.models.unet3d.vae import AutoencoderKL
 from vinfinity.system.safetensors import shape_text
 
-# Sources of the parameters `names` of a network with the given config.
+# Maps a network's config and its parameter names to the sources of the parameters.
 Table = Callable[[Any, list[str]], dict[str, TensorSource]]
 
 UNET, VAE, TEXT = "model.diffusion_model.", "first_stage_model.", "cond_stage_model.model."
 
-# Constants of LVDM's and OpenCLIP's code: groups of every GroupNorm, head width of every text tower, and the token that
-# texts are padded with.
-GROUPS = 32
+# Constants in LVDM's and OpenCLIP's code: groups in every GroupNorm, head width in every text tower, and the token that
+# pads texts.
+NORM_GROUPS = 32
 TEXT_HEAD_WIDTH = 64
 PAD_TOKEN_ID = 0
 
-# Our modules inside a block, and LVDM's.
+# Our modules inside a block, and LVDM's names for them.
 RESNET = {
     "norm1": "in_layers.0",
     "conv1": "in_layers.2",
@@ -63,11 +63,11 @@ TEXT_LAYER = {
     "mlp.fc1": "mlp.c_fc",
     "mlp.fc2": "mlp.c_proj",
 }
-# The order of rows in OpenCLIP's attn.in_proj.
-FUSED = ("q_proj", "k_proj", "v_proj")
+# The order of the rows in OpenCLIP's attn.in_proj.
+FUSED_ORDER = ("q_proj", "k_proj", "v_proj")
 
-# Used by training and by LVDM's own sampler only: products of the noise schedule, which follow from the betas.
-UNUSED = frozenset(
+# Used only by training and by LVDM's own sampler: quantities that follow from the betas of the noise schedule.
+UNUSED_TENSORS = frozenset(
     {
         "betas",
         "alphas_cumprod",
@@ -91,12 +91,12 @@ UNUSED = frozenset(
 
 
 def is_lvdm(names: Mapping[str, object]) -> bool:
-    """Whether these tensors are a whole LVDM checkpoint."""
+    """Return whether these tensors are a whole LVDM checkpoint."""
     return any(name.startswith(UNET) for name in names)
 
 
 def read_lvdm(tensors: Mapping[str, Tensor]) -> Checkpoint:
-    """VideoCrafter2, or another model of its architecture. Raises ValueError if the architecture is not supported."""
+    """Read VideoCrafter2 or a model like it. Raises ValueError if the architecture is not supported."""
     shapes = {name: tuple(tensor.shape) for name, tensor in tensors.items()}
     parts = lvdm_parts(shapes)
     latent_scale = latent_scale_of(tensors)
@@ -110,7 +110,7 @@ def read_lvdm(tensors: Mapping[str, Tensor]) -> Checkpoint:
 
 
 def lvdm_parts(shapes: Shapes) -> tuple[CheckpointPart, ...]:
-    """The networks of a checkpoint with tensors of these shapes.
+    """Describe the networks of a checkpoint whose tensors have these shapes.
 
     Raises ValueError if their architecture is not supported.
     """
@@ -144,8 +144,8 @@ def _part(name: str, types: Mapping[str, Any], config: Any, table: Table, shapes
 
 
 def lvdm_faults(parts: Sequence[CheckpointPart], shapes: Shapes) -> list[str]:
-    """The tensors that a checkpoint lacks, has too many, or has in another shape, by their names in the file."""
-    faults, used = [], set(UNUSED) | unused_text(shapes)
+    """List a checkpoint's tensors that are missing, unexpected or misshaped, by their names in the file."""
+    faults, used = [], set(UNUSED_TENSORS) | unused_text(shapes)
     for part in parts:
         for name, source in part.sources.items():
             used.add(source.name)
@@ -157,15 +157,15 @@ def lvdm_faults(parts: Sequence[CheckpointPart], shapes: Shapes) -> list[str]:
                 faults.append(f"missing {source.name}")
             elif _without_ones(shape) != _without_ones(needed):
                 faults.append(f"{source.name} is {shape_text(shape)}, not {shape_text(needed)}")
-    # the three thirds of one tensor are one fault
+    # the three thirds of a tensor count as one fault
     return [*dict.fromkeys(faults), *(f"unexpected {name}" for name in shapes if name not in used)]
 
 
 def latent_scale_of(tensors: Mapping[str, Tensor]) -> dict[str, object]:
-    """The schedule that scales the clean latents, as settings of a scheduler; empty if the file has none.
+    """Read the schedule that scales the clean latents, as scheduler settings; empty if the file has none.
 
-    Raises ValueError if its factors are not a straight line from 1 to a constant that holds from there on
-    (VideoCrafter2's `scale_arr`).
+    Raises ValueError if its factors do not fall in a straight line from 1 to a value that they then keep, as in
+    VideoCrafter2's `scale_arr`.
     """
     if "scale_arr" not in tensors:
         return {}
@@ -179,7 +179,7 @@ def latent_scale_of(tensors: Mapping[str, Tensor]) -> dict[str, object]:
 
 
 def _without_ones(shape: Shape) -> Shape:
-    """A shape without the ones at its end, which is the same for a linear layer and a convolution of kernel 1."""
+    """Drop the ones at the end of a shape, so that linear layers match convolutions with kernel 1."""
     while shape and shape[-1] == 1:
         shape = shape[:-1]
     return shape
@@ -189,7 +189,7 @@ def _without_ones(shape: Shape) -> Shape:
 
 
 def unet_config(shapes: Shapes) -> UNetConfig:
-    """The UNet's architecture. Raises ValueError."""
+    """Read the UNet's architecture. Raises ValueError if it is not supported."""
 
     def shape(name: str) -> Shape:
         if f"{UNET}{name}" not in shapes:
@@ -218,7 +218,7 @@ def unet_config(shapes: Shapes) -> UNetConfig:
         up_block_types=tuple("CrossAttnUpBlock3D" if has else "UpBlock3D" for has in attention[::-1]),
         block_out_channels=tuple(widths),
         layers_per_block=layers[0],
-        norm_num_groups=GROUPS,
+        norm_num_groups=NORM_GROUPS,
         cross_attention_dim=shape("middle_block.1.transformer_blocks.0.attn2.to_k.weight")[1],
         attention_head_dim=shape("init_attn.0.proj_in.weight")[0] // FIRST_ATTENTION_HEADS,
         time_cond_proj_dim=None if condition is None else condition[1],
@@ -227,7 +227,7 @@ def unet_config(shapes: Shapes) -> UNetConfig:
 
 
 def vae_config(shapes: Shapes) -> VAEConfig:
-    """The autoencoder's architecture. Raises ValueError."""
+    """Read the autoencoder's architecture. Raises ValueError if it is not supported."""
     widths: list[int] = []
     layers = 0
     while (name := f"{VAE}encoder.down.{len(widths)}.block.0.conv1.weight") in shapes:
@@ -246,12 +246,15 @@ def vae_config(shapes: Shapes) -> VAEConfig:
         latent_channels=shapes[ends[2]][1],
         block_out_channels=tuple(widths),
         layers_per_block=layers,
-        norm_num_groups=GROUPS,
+        norm_num_groups=NORM_GROUPS,
     )
 
 
 def text_config(shapes: Shapes) -> TextConfig:
-    """The text tower's architecture without its last layer, which VideoCrafter2 does not use. Raises ValueError."""
+    """Read the text tower's architecture, without its last layer, which VideoCrafter2 does not use.
+
+    Raises ValueError if it is not supported.
+    """
     names = ("token_embedding.weight", "positional_embedding", "transformer.resblocks.0.mlp.c_fc.weight")
     for name in names:
         if f"{TEXT}{name}" not in shapes:
@@ -276,17 +279,17 @@ def _text_layers(shapes: Shapes) -> int:
 
 
 def unused_text(shapes: Shapes) -> set[str]:
-    """The tensors of the text tower that do not affect the states of the penultimate layer."""
+    """Select the tensors of the text tower that do not affect the states of the penultimate layer."""
     last = f"{TEXT}transformer.resblocks.{_text_layers(shapes) - 1}."
     ends = {f"{TEXT}{name}" for name in ("text_projection", "logit_scale", "attn_mask")}
     return ends | {name for name in shapes if name.startswith(last)}
 
 
-# ---- tables: parameter -> its source ----
+# ---- tables: parameter -> source ----
 
 
 def unet_table(config: UNetConfig, names: list[str]) -> dict[str, TensorSource]:
-    """The sources of a UNet's parameters `names`."""
+    """Return the source of each of a UNet's parameters `names`."""
     modules = {
         "conv_in": "input_blocks.0.0",
         "time_embedding.linear_1": "time_embed.0",
@@ -300,7 +303,7 @@ def unet_table(config: UNetConfig, names: list[str]) -> dict[str, TensorSource]:
     }
 
     def layer(block: str, index: int, source: str, *, first: int = 0) -> None:
-        """Resnet, temporal convolution and both transformers of one layer: entries `first` and up of `source`."""
+        """Add the resnet, temporal convolution and transformers of a layer: entries `first` and up of `source`."""
         modules.update(
             {f"{block}.resnets.{index}.{own}": f"{source}.{first}.{name}" for own, name in RESNET.items()}
         )
@@ -311,7 +314,7 @@ def unet_table(config: UNetConfig, names: list[str]) -> dict[str, TensorSource]:
 
     levels, layers = len(config.block_out_channels), config.layers_per_block
     for level in range(levels):
-        # the first convolution comes before the levels; each level ends with a downsampler
+        # the first convolution comes before the levels, and each level ends with a downsampler
         start = 1 + level * (layers + 1)
         for index in range(layers):
             layer(f"down_blocks.{level}", index, f"input_blocks.{start + index}")
@@ -327,8 +330,9 @@ def unet_table(config: UNetConfig, names: list[str]) -> dict[str, TensorSource]:
 
 
 def unet_aliases(config: UNetConfig, modules: Collection[str]) -> dict[str, str]:
-    """Further names of a UNet's modules in LoRA files: LVDM's, and those of ModelScope's own code, which differ in two
-    places. Without the name of the UNet itself.
+    """Map the names that LoRA files may use for a UNet's modules to ours, without the name of the UNet itself.
+
+    They are LVDM's names, and those of ModelScope's own code, which differ in two places.
     """
     table = unet_table(config, list(modules))
     aliases = {source.name.removeprefix(UNET): module for module, source in table.items()}
@@ -341,15 +345,15 @@ def unet_aliases(config: UNetConfig, modules: Collection[str]) -> dict[str, str]
 
 
 def text_aliases(config: TextConfig, modules: Collection[str]) -> dict[str, str]:
-    """Further names of a text encoder's modules in LoRA files: OpenCLIP's, but for those that it has no modules for."""
+    """Map the OpenCLIP names that LoRA files may use for a text encoder's modules to ours, where OpenCLIP has them."""
     table = text_table(
-        config, [name for name in modules if not name.endswith((*FUSED, "position_embedding"))]
+        config, [name for name in modules if not name.endswith((*FUSED_ORDER, "position_embedding"))]
     )
     return {source.name.removeprefix(TEXT): name for name, source in table.items()}
 
 
 def vae_table(config: VAEConfig, names: list[str]) -> dict[str, TensorSource]:
-    """The sources of an autoencoder's parameters `names`."""
+    """Return the source of each of an autoencoder's parameters `names`."""
     modules = {name: name for name in ("quant_conv", "post_quant_conv")}
     levels = len(config.block_out_channels)
 
@@ -363,7 +367,7 @@ def vae_table(config: VAEConfig, names: list[str]) -> dict[str, TensorSource]:
         block(f"{side}.mid_block.attentions.0", f"{side}.mid.attn_1", VAE_ATTENTION)
         block(f"{side}.mid_block.resnets.1", f"{side}.mid.block_2", VAE_RESNET)
     for level in range(levels):
-        # LVDM numbers the levels of both sides by resolution
+        # LVDM numbers the levels of encoder and decoder by resolution
         down, up = f"encoder.down.{level}", f"decoder.up.{levels - 1 - level}"
         for index in range(config.layers_per_block):
             block(f"encoder.down_blocks.{level}.resnets.{index}", f"{down}.block.{index}", VAE_RESNET)
@@ -375,7 +379,7 @@ def vae_table(config: VAEConfig, names: list[str]) -> dict[str, TensorSource]:
 
 
 def text_table(config: TextConfig, names: list[str]) -> dict[str, TensorSource]:
-    """The sources of a text encoder's parameters `names`."""
+    """Return the source of each of a text encoder's parameters `names`."""
     modules = {
         "text_model.embeddings.token_embedding": "token_embedding",
         "text_model.final_layer_norm": "ln_final",
@@ -384,7 +388,7 @@ def text_table(config: TextConfig, names: list[str]) -> dict[str, TensorSource]:
     for index in range(config.num_hidden_layers):
         own, source = f"text_model.encoder.layers.{index}", f"transformer.resblocks.{index}"
         modules |= {f"{own}.{name}": f"{source}.{TEXT_LAYER[name]}" for name in TEXT_LAYER}
-        for third, name in enumerate(FUSED):
+        for third, name in enumerate(FUSED_ORDER):
             for kind in ("weight", "bias"):
                 fused = TensorSource(f"{TEXT}{source}.attn.in_proj_{kind}", third)
                 table[f"{own}.self_attn.{name}.{kind}"] = fused
@@ -392,7 +396,7 @@ def text_table(config: TextConfig, names: list[str]) -> dict[str, TensorSource]:
 
 
 def _renamed(name: str, modules: Mapping[str, str]) -> str:
-    """A parameter's name with its longest prefix that is in `modules` replaced. Raises KeyError if none is."""
+    """Replace the longest prefix of a parameter's name that `modules` has. Raises KeyError if it has none."""
     prefix = name
     while prefix not in modules:
         prefix, dot, _ = prefix.rpartition(".")

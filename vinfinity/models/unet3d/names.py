@@ -1,13 +1,13 @@
-"""Tensor names of older and newer files, and the parameters of ours that they fill."""
+"""Tensor names in older and newer files, and the parameters of ours that they fill."""
 
 from collections.abc import Collection
 
-# The autoencoder's attention in files written before diffusers 0.15.
+# Names in the autoencoder's attention in files written before diffusers 0.15.
 OLD_ATTENTION = {"query": "to_q", "key": "to_k", "value": "to_v", "proj_attn": "to_out.0"}
 
 
 def vae_name(name: str) -> str:
-    """The parameter that a tensor in an autoencoder's file fills."""
+    """Return the parameter that a tensor in an autoencoder's file fills."""
     *parents, layer, kind = name.split(".")
     if "attentions" in parents and layer in OLD_ATTENTION:
         return ".".join([*parents, OLD_ATTENTION[layer], kind])
@@ -15,15 +15,15 @@ def vae_name(name: str) -> str:
 
 
 def unet_entries(tensors: Collection[str]) -> dict[str, object]:
-    """Entries of a UNet's config.json that its tensors imply.
+    """Return the entries of a UNet's config.json that its tensors imply.
 
-    The classes of VideoCrafter2's conversions take the frame rate by default, so that their files need not say it.
+    The classes in VideoCrafter2's conversions take the frame rate by default, so their files may omit it.
     """
     return {"fps_cond": True} if "fps_embedding.linear_1.weight" in tensors else {}
 
 
 def text_name(name: str) -> str | None:
-    """The parameter that a tensor in a text encoder's file fills; None for a buffer that only older files have.
+    """Return the parameter that a tensor in a text encoder's file fills; None for a buffer that only older files have.
 
     Newer versions of transformers omit the leading "text_model".
     """
@@ -32,13 +32,14 @@ def text_name(name: str) -> str | None:
     return name if name.startswith("text_model.") else f"text_model.{name}"
 
 
-# The text encoder's attention in LoRA files of diffusers before 0.17.
+# Names in the text encoder's attention in LoRA files from diffusers before 0.17.
 OLD_TEXT_ATTENTION = {"q_proj": "to_q", "k_proj": "to_k", "v_proj": "to_v", "out_proj": "to_out"}
 
 
 def text_module_aliases(modules: Collection[str]) -> dict[str, str]:
-    """Further names of a text encoder's modules in LoRA files: without the leading "text_model", and with the
-    attention's layers named as in the UNet.
+    """Map the names that LoRA files may use for a text encoder's modules to ours.
+
+    They omit the leading "text_model", or name the attention's layers as in the UNet.
     """
     aliases = {}
     for module in modules:

@@ -1,8 +1,8 @@
 """Group normalisation over channels-last memory, of single frames or of the whole video.
 
 Dims: m pictures or videos, p positions (of all frames), c channels, g groups, h w height and width.
-For channels-last memory, torch's own kernels take eight times as long on CPUs and make a copy on GPUs. Here, the
-statistics of each channel are taken along contiguous memory and pooled.
+For channels-last memory, torch's own kernels take eight times as long on CPUs and make a copy on GPUs. Here, each
+channel's statistics are computed along contiguous memory, then pooled.
 """
 
 import torch
@@ -11,14 +11,14 @@ from torch import Tensor, nn
 
 
 def channel_moments(x: Tensor) -> tuple[Tensor, Tensor]:
-    """Two moments of each channel over the positions, from which `group_moments` follow.
+    """Compute two moments of each channel over the positions, for `group_moments`.
 
-    x: (m, p, c). Returns two tensors (m, c) fp32: mean and variance, in two passes; for 16 bits mean and Euclidean
-    norm, in one pass, on GPUs without a copy in fp32. The squares of 11 significant bits fit fp32, and what cancels
-    when the square of the mean is subtracted is below the rounding of x.
+    x: (m, p, c). Returns two tensors (m, c) fp32: mean and variance, in two passes; for 16 bits, mean and Euclidean
+    norm, in one pass, on GPUs without a copy in fp32. The squares of 11 significant bits fit fp32, and cancellation in
+    E[x²] - E[x]² stays below the rounding error of x.
     """
     if x.dtype.itemsize < 4 and x.device.type == "cpu":
-        # means of 16 bits make this copy anyway, and norms along a middle dimension take ten times as long
+        # means in 16 bits make this copy anyway, and norms along a middle dimension take ten times as long
         exact = x.float()
         return exact.mean(1), exact.square_().sum(1).sqrt_()
     mean = x.mean(1, dtype=torch.float32)
@@ -30,9 +30,9 @@ def channel_moments(x: Tensor) -> tuple[Tensor, Tensor]:
 def group_moments(
     mean: Tensor, second: Tensor, groups: int, *, norm_of: int | None = None
 ) -> tuple[Tensor, Tensor]:
-    """Mean and variance of each group of channels: those of a union of equal parts (Chan et al. 1983).
+    """Pool the moments of each group of channels into its mean and variance (Chan et al. 1983, for equal parts).
 
-    mean, second: (m, c), the `channel_moments`. norm_of: the number of positions if `second` is a norm, None if it is a
+    mean, second: (m, c), the `channel_moments`. norm_of: the number of positions if `second` is a norm; None if it is a
     variance. Returns two tensors (m, g) fp32.
     """
     mean, second = mean.unflatten(1, (groups, -1)), second.unflatten(1, (groups, -1))
@@ -44,7 +44,7 @@ def group_moments(
 
 
 def group_affine(norm: nn.GroupNorm, mean: Tensor, variance: Tensor) -> tuple[Tensor, Tensor]:
-    """The scale and shift by which a GroupNorm with these moments transforms its input.
+    """Return the scale and shift that a GroupNorm with these moments applies to its input.
 
     mean, variance: (m, g) fp32. Returns two tensors (m, c) fp32.
     """
@@ -56,7 +56,7 @@ def group_affine(norm: nn.GroupNorm, mean: Tensor, variance: Tensor) -> tuple[Te
 
 
 def apply_affine(x: Tensor, scale: Tensor, shift: Tensor, *, out: Tensor | None = None) -> Tensor:
-    """x * scale + shift, computed in fp32 and returned in the type of x, for 16 bits without a copy in fp32.
+    """Compute x * scale + shift in fp32 and return it in the type of x, for 16 bits without a copy in fp32.
 
     x: any shape. scale, shift: fp32, broadcast against x. out: where to write the result.
     """
@@ -67,10 +67,10 @@ def apply_affine(x: Tensor, scale: Tensor, shift: Tensor, *, out: Tensor | None 
 
 
 class GroupNorm(nn.GroupNorm):
-    """GroupNorm of each picture separately."""
+    """GroupNorm over each picture separately."""
 
     def forward(self, x: Tensor) -> Tensor:
-        """x: (m, c, h, w), preferably channels_last. Returns the same shape, channels_last."""
+        """Normalise x (m, c, h, w), preferably channels_last. Returns the same shape, channels_last."""
         h = x.shape[2]
         rows = rearrange(x, "m c h w -> m (h w) c")
         norm_of = rows.shape[1] if rows.dtype.itemsize < 4 else None

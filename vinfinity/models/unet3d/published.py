@@ -1,4 +1,4 @@
-"""Published models of this family: where they are, how large, under which licence, and how they are assembled.
+"""This family's published models: where they are, their size and licence, and how they are assembled.
 
 This project's tests neither fetch nor load them (docs/guides/models.md). No revision is pinned: the first fetch takes
 "main" and records its commit.
@@ -6,10 +6,10 @@ This project's tests neither fetch nor load them (docs/guides/models.md). No rev
 
 from collections.abc import Mapping
 
-from vinfinity.models.family import PublishedModel, Source
+from vinfinity.models.family import HubSource, PublishedModel
 
 # ModelScope text-to-video, whose architecture the others share: everything that differs from the defaults of
-# UNetConfig, VAEConfig and TextConfig. With it, a run can be planned before its model is fetched.
+# UNetConfig, VAEConfig and TextConfig. With this, a run can be planned before its model is fetched.
 COMMON_FILES: Mapping[str, Mapping[str, object]] = {
     "unet": {},
     "vae": {},
@@ -53,28 +53,28 @@ TURBO_CARD: Mapping[str, object] = {"steps": 4, "guidance": 7.5, "sampler": "lcm
 
 PUBLISHED: Mapping[str, PublishedModel] = {
     "modelscope": PublishedModel(
-        source=Source("ali-vilab/text-to-video-ms-1.7b"),
+        source=HubSource("ali-vilab/text-to-video-ms-1.7b"),
         about="ModelScope text-to-video, 256x256",
         gigabytes=3.8,
         licence="CC-BY-NC-4.0",
         card={"trained_frames": 16, "size": "256x256", "fps": 8, "steps": 50, "guidance": 9.0},
     ),
     "zeroscope": PublishedModel(
-        source=Source("cerspense/zeroscope_v2_576w"),
+        source=HubSource("cerspense/zeroscope_v2_576w"),
         about="Zeroscope v2, 576x320, without watermark",
         gigabytes=3.8,
         licence="CC-BY-NC-4.0",
         card={"trained_frames": 24, "size": "576x320", "fps": 8, "steps": 40, "guidance": 9.0},
     ),
     "zeroscope-xl": PublishedModel(
-        source=Source("cerspense/zeroscope_v2_XL"),
+        source=HubSource("cerspense/zeroscope_v2_XL"),
         about="Zeroscope v2 XL, 1024x576, for the second of two passes",
         gigabytes=3.8,
         licence="CC-BY-NC-4.0",
         card={"trained_frames": 24, "size": "1024x576", "fps": 8, "steps": 40, "guidance": 9.0},
     ),
     "videocrafter2": PublishedModel(
-        source=Source("adamdad/videocrafterv2_diffusers"),
+        source=HubSource("adamdad/videocrafterv2_diffusers"),
         about="VideoCrafter2, 512x320, with Zeroscope's text encoder and autoencoder",
         gigabytes=3.9,
         licence="see its page",
@@ -83,7 +83,7 @@ PUBLISHED: Mapping[str, PublishedModel] = {
         files={"unet": {"fps_cond": True}},
     ),
     "t2v-turbo-vc2": PublishedModel(
-        source=Source("jiachenli-ucsb/T2V-Turbo-VC2", only="unet_lora.pt"),
+        source=HubSource("jiachenli-ucsb/T2V-Turbo-VC2", only="unet_lora.pt"),
         about="T2V-Turbo over VideoCrafter2: 4 to 8 steps",
         gigabytes=3.9,
         licence="see its page",

@@ -1,4 +1,4 @@
-"""Spatial attention: within each frame, so that ranks need nothing from each other.
+"""Spatial attention, which stays within each frame, so that ranks need nothing from each other.
 
 Dims: b batch, f frames, h w latent height and width, n positions (h·w), c channels, t text tokens.
 """
@@ -32,16 +32,16 @@ class SpatialTransformer(nn.Module):
         self.proj_out = Linear(inner, channels)
 
     def forward(self, x: Tensor, text: Sequence[tuple[range, Tensor]]) -> Tensor:
-        """x: (b, f, h, w, c), changed in place and returned.
+        """Change x (b, f, h, w, c) in place and return it.
 
-        text: positions of frames that share a text, and its states (b, t, context); together all frames of x.
+        text: runs of frames that share a text, as their positions and states (b, t, context); together all frames of x.
         """
         block = cast(TransformerBlock, self.transformer_blocks[0])
         b, _, h, w, _ = x.shape
         hidden = self.proj_in(frames_last(self.norm(frames_first(x)), b))
         hidden = rearrange(hidden, "b f h w c -> (b f) (h w) c")
         hidden += block.attn1(block.norm1(hidden))
-        # all positions of frames with the same text: one long row of queries, no copy of the text per frame
+        # all positions of frames with the same text form one long row of queries: no copy of the text per frame
         hidden = rearrange(hidden, "(b f) n c -> b (f n) c", b=b)
         for frames, states in text:
             rows = hidden if len(text) == 1 else hidden[:, frames.start * h * w : frames.stop * h * w]

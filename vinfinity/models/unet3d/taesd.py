@@ -12,12 +12,12 @@ from vinfinity.models.decoder import Framewise
 from vinfinity.models.unet3d.configs import TinyConfig
 from vinfinity.models.unet3d.layers import ACTIVATIONS
 
-# Latents are limited to (-3, 3) before they are decoded.
+# Latents are squashed into (-3, 3) before decoding.
 LATENT_LIMIT = 3.0
 
 
 class Activation(nn.Module):
-    """An activation as a layer of its own, since the files number it."""
+    """An activation as a separate layer, since the files number it."""
 
     def __init__(self, name: str) -> None:
         super().__init__()
@@ -28,7 +28,7 @@ class Activation(nn.Module):
 
 
 class Block(nn.Module):
-    """Three convolutions, added to their input, and ReLU."""
+    """Three convolutions, a residual connection, and ReLU."""
 
     def __init__(self, channels: int, *, activation: str) -> None:
         super().__init__()
@@ -36,12 +36,12 @@ class Block(nn.Module):
         self.conv = nn.Sequential(first, Activation(activation), second, Activation(activation), third)
 
     def forward(self, x: Tensor) -> Tensor:
-        """x: (b, c, h, w). Returns the same shape."""
+        """Transform x (b, c, h, w) to the same shape."""
         return F.relu_(self.conv(x).add_(x))
 
 
 class LayerStack(nn.Module):
-    """The encoder or the decoder: layers in a row, numbered in the files."""
+    """The encoder or the decoder: a sequence of layers, numbered in the files."""
 
     def __init__(self, layers: list[nn.Module]) -> None:
         super().__init__()
@@ -49,9 +49,9 @@ class LayerStack(nn.Module):
 
 
 class AutoencoderTiny(Framewise):
-    """Latents to pictures, upsampling_scaling_factor^(levels - 1) times larger on each side.
+    """Decodes latents to pictures upsampling_scaling_factor^(levels - 1) times larger on each side.
 
-    The encoder exists only so that every tensor of a checkpoint has a place; it is never run.
+    The encoder exists only so that every tensor of a checkpoint has a place; it never runs.
     """
 
     def __init__(self, config: TinyConfig) -> None:
@@ -61,7 +61,7 @@ class AutoencoderTiny(Framewise):
         self.decoder = LayerStack(_decoder_layers(config))
 
     def decode(self, latents: Tensor) -> Tensor:
-        """latents: (b, latent_channels, h, w) as the diffusion model leaves them.
+        """Decode latents (b, latent_channels, h, w), as the diffusion model leaves them.
 
         Returns (b, 3, H, W), about [-1, 1].
         """

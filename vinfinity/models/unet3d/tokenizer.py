@@ -16,16 +16,16 @@ PATTERN = r"<\|startoftext\|>|<\|endoftext\|>|'s|'t|'re|'ve|'m|'ll|'d|[\p{L}]+|[
 
 
 class CLIPTokenizer(PaddedTokenizer):
-    """Text to token ids: lower-cased byte-level BPE between a start and an end token, padded or cut to one length."""
+    """Lower-cased byte-level BPE between a start and an end token, padded or cut to a fixed length."""
 
     def readable(self, decoded: str) -> str:
         return decoded.replace("</w>", " ")
 
 
 def load_tokenizer(folder: Path, *, length: int) -> CLIPTokenizer:
-    """The tokenizer in `folder`: vocab.json and merges.txt, or tokenizer.json.
+    """Load the tokenizer in `folder` from vocab.json and merges.txt, or from tokenizer.json.
 
-    length: tokens that the text encoder takes; the tokenizer's own model_max_length limits it.
+    length: number of tokens that the text encoder takes; the tokenizer's own model_max_length limits it.
     Raises WeightsError if a file is missing or damaged.
     """
     config = _read_optional(folder / "tokenizer_config.json")
@@ -34,7 +34,7 @@ def load_tokenizer(folder: Path, *, length: int) -> CLIPTokenizer:
     def added_token(name: str, default: str) -> AddedToken:
         value: Any = special.get(name) or config.get(name) or default
         entry = value if isinstance(value, dict) else {"content": value}
-        # "normalized": whether the token is also found where a prompt spells it in capitals
+        # "normalized": whether the token also matches where a prompt spells it in capitals
         flags = {flag: bool(entry.get(flag)) for flag in ("normalized", "lstrip", "rstrip", "single_word")}
         return AddedToken(str(entry["content"]), special=True, **flags)
 
@@ -47,7 +47,7 @@ def load_tokenizer(folder: Path, *, length: int) -> CLIPTokenizer:
         elif (folder / "tokenizer.json").exists():
             tokenizer = Tokenizer.from_file(str(folder / "tokenizer.json"))
         else:
-            remedy = "put vocab.json and merges.txt, or tokenizer.json there"
+            remedy = "add vocab.json and merges.txt, or tokenizer.json"
             raise WeightsError("model", folder, remedy, problem="has no tokenizer")
         tokenizer.no_truncation()
         tokenizer.no_padding()

@@ -1,4 +1,4 @@
-"""T2V-Turbo's unet_lora.pt: low-rank factors without names, in the order of LVDM's modules."""
+"""T2V-Turbo's unet_lora.pt: unnamed low-rank factors in the order of LVDM's modules."""
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -15,7 +15,7 @@ from vinfinity.models.unet3d.published import TURBO_CARD, TURBO_GUIDANCE_WIDTH, 
 from vinfinity.models.unet3d.unet import UNet
 from vinfinity.system.safetensors import shape_text
 
-# The order in which LVDM's code creates modules that have the same parent.
+# The order in which LVDM's code creates modules with the same parent.
 MODULE_ORDER = (
     "time_embed",
     "fps_embedding",
@@ -50,18 +50,18 @@ MODULE_ORDER = (
     "net",
     "proj",
 )
-# One-dimensional convolutions, which the training left out.
+# One-dimensional convolutions, which got no factors in training.
 ONE_DIMENSIONAL = ("init_attn.0.proj_in", "init_attn.0.proj_out")
 
 
 @dataclass(frozen=True)
 class TurboFactors:
-    """(up, down) by parameter."""
+    """T2V-Turbo's factors: (up, down) by parameter."""
 
     pairs: Mapping[str, tuple[Tensor, Tensor]]
 
     def addition(self, name: str, tensor: Tensor) -> Tensor | None:
-        """What is added to a parameter, in fp32; None if nothing is."""
+        """Return what to add to a parameter, in fp32, or None."""
         if name not in self.pairs:
             return None
         up, down = self.pairs[name]
@@ -69,11 +69,10 @@ class TurboFactors:
 
 
 def read_turbo(factors: Sequence[Tensor], config: Mapping[str, Any]) -> Distillation:
-    """The factors as an addition to the UNet that `config`, a parsed config.json, describes.
+    """Read the factors as an addition to the UNet that `config`, a parsed config.json, describes.
 
-    The distilled UNet takes the guidance weight as an input. The authors' code leaves the projection of that input at
-    random values, different ones each time, before the factors are added (predict.py); here it starts from zero, their
-    mean.
+    The distilled UNet takes the guidance scale as an input. In the authors' code (predict.py), the projection of that
+    input has random values, different each time, to which the factors are added; here it starts at zero, their mean.
     """
     values = {**config, "time_cond_proj_dim": TURBO_GUIDANCE_WIDTH}
     with torch.device("meta"):
@@ -96,9 +95,9 @@ def read_turbo(factors: Sequence[Tensor], config: Mapping[str, Any]) -> Distilla
 
 
 def turbo_order(sources: Mapping[str, str], shapes: Shapes) -> list[str]:
-    """The parameters that T2V-Turbo's factors add to, in their order (utils/lora.py of Ji4chenLi/t2v-turbo).
+    """List the parameters that T2V-Turbo's factors add to, in order (utils/lora.py of Ji4chenLi/t2v-turbo).
 
-    sources: parameter -> LVDM's name inside the UNet. The factors cover every linear layer and every two- or
+    sources: maps each parameter to LVDM's name inside the UNet. The factors cover every linear layer and every two- or
     three-dimensional convolution.
     """
 
@@ -117,7 +116,7 @@ def turbo_order(sources: Mapping[str, str], shapes: Shapes) -> list[str]:
 
 
 def turbo_faults(factors: Sequence[Tensor], order: Sequence[str], shapes: Shapes) -> list[str]:
-    """Why a list of factors (up, down, up, down, ...) does not fit these parameters; empty if it does."""
+    """Say why a list of factors (up, down, up, down, ...) does not fit these parameters; return [] if it does."""
     if len(factors) != 2 * len(order):
         return [f"{len(factors)} tensors, not {2 * len(order)}"]
     faults = []

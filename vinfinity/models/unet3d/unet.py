@@ -26,17 +26,18 @@ from vinfinity.models.unet3d.layers import (
     frame_pieces,
     frames_first,
     frames_last,
-    own,
-    whole,
+    pad_piece,
+    unpad_piece,
 )
 from vinfinity.models.unet3d.norm import GroupNorm
 from vinfinity.models.unet3d.spatial import SpatialTransformer
 from vinfinity.models.unet3d.temporal import TemporalConvLayer, TemporalTransformer
 from vinfinity.parallel.context import TemporalContext
+from vinfinity.parallel.groups import Piece
 
-DEVICE = DeviceStore()
+DEVICE_STORE = DeviceStore()
 
-# Variants that torch.compile may make of a layer's code: one per width, where its default limit is 8.
+# Number of variants that torch.compile may make of a layer's code: one per width, where its default limit is 8.
 COMPILED_VARIANTS = 64
 
 
@@ -44,8 +45,8 @@ COMPILED_VARIANTS = 64
 class DeepFeatures:
     """The input of the outermost levels on the upward path, reused over steps (DeepCache, Ma et al. 2024, section 3.2).
 
-    depth: levels that run in every step, counted from the outermost. renew: whether the next call runs the whole
-    network and stores its features; the first call must.
+    depth: number of levels that run in every step, counted from the outermost. renew: whether the next call runs the
+    whole network and stores its features; the first call must. stored: the features; None before the first call.
     """
 
     depth: int
@@ -53,7 +54,7 @@ class DeepFeatures:
     stored: Frames | None = None
 
     def store_or_reuse(self, states: list[Frames], store: Store) -> None:
-        """Before the outermost levels: stores the current state, the last of `states`, or appends the stored one."""
+        """Store the current state, the last of `states`, or append the stored one, before the outermost levels run."""
         if self.renew:
             self.stored = store.keep(states[-1].read(slice(None)))
         else:
@@ -62,8 +63,10 @@ class DeepFeatures:
 
 
 class UNetBlock(nn.Module):
-    """One level: resnets, each followed by a temporal convolution and, with attention, a spatial and a temporal
-    transformer. The middle block has the same parts in another order, see `MidBlock`.
+    """One level: resnets, each followed by a temporal convolution and, with attention, by two transformers.
+
+    The first transformer is spatial, the second temporal. The middle block has these parts in another order, see
+    `MidBlock`.
     """
 
     def __init__(self, config: UNetConfig, ins: list[int], channels: int, *, attention: bool) -> None:
@@ -90,7 +93,7 @@ class UNetBlock(nn.Module):
     def layer(
         self, index: int, inputs: tuple[Frames, ...], time: Tensor, text: FrameText, ctx: TemporalContext
     ) -> Tensor:
-        """The `index`-th layer of this level. inputs: (b, f, h, w, c) each, concatenated along the channels.
+        """Run the `index`-th layer of this level. inputs: (b, f, h, w, c) each, concatenated along the channels.
 
         Returns (b, f, h, w, channels): the resnet's output is a new tensor, which the other layers change in place.
         """
@@ -98,14 +101,14 @@ class UNetBlock(nn.Module):
         del inputs
         x = self.temp_convs[index](x, ctx)
         if self.has_attention:
-            for piece in frame_pieces(x, ctx, share=FEED_FORWARD_MEMORY):
+            for piece in frame_pieces(x, ctx, memory_factor=FEED_FORWARD_MEMORY):
                 frames = x[:, piece.own]
-                # in place, but for padded copies
+                # the transformer works in place, but a padded piece is a copy
                 attended = self.attentions[index](
-                    whole(frames, piece), text.runs(ctx.grouping.frames_of(piece))
+                    pad_piece(frames, piece), text.runs(ctx.grouping.frames_of(piece))
                 )
                 if piece.before or piece.after:
-                    frames.copy_(own(attended, piece))
+                    frames.copy_(unpad_piece(attended, piece))
             x = self.temp_attentions[index](x, ctx)
         return x
 
@@ -132,9 +135,9 @@ class DownBlock(UNetBlock):
         *,
         descend: bool,
     ) -> None:
-        """Replaces the current state, the last of `states`, and inserts this level's skip connections before it.
+        """Replace the current state, the last of `states`, and insert this level's skip connections before it.
 
-        descend: whether a deeper level follows; its input is a skip connection, too.
+        descend: whether a deeper level follows; its input is a skip connection as well.
         """
         for index in range(len(self.resnets)):
             _advance(states, self.layer(index, (states.pop(),), time, text, ctx), store)
@@ -154,7 +157,7 @@ class UpBlock(UNetBlock):
         self.upsamplers = None if last else nn.ModuleList([Upsample(out)])
 
     def forward(self, states: list[Frames], time: Tensor, text: FrameText, ctx: TemporalContext) -> None:
-        """Replaces the current state, the last of `states`, and takes this level's skip connections from before it.
+        """Replace the current state, the last of `states`, and take this level's skip connections from before it.
 
         states: (b, f, h, w, c) each. Only the list refers to them, so that memory is freed as layers read them.
         """
@@ -176,7 +179,7 @@ class MidBlock(UNetBlock):
         self.temp_convs.append(TemporalConvLayer(channels, groups=config.norm_num_groups))
 
     def forward(self, x: Tensor, time: Tensor, text: FrameText, ctx: TemporalContext) -> Tensor:
-        """x: (b, f, h, w, c). Returns the same shape."""
+        """Transform x (b, f, h, w, c) to the same shape."""
         x = self.layer(0, (OnDevice(x),), time, text, ctx)
         x = self._resnet(1, (OnDevice(x),), time, ctx)
         return self.temp_convs[1](x, ctx)
@@ -232,23 +235,22 @@ class UNet(nn.Module):
         *,
         fps: Tensor | None = None,
         condition: Tensor | None = None,
-        store: Store = DEVICE,
+        store: Store = DEVICE_STORE,
         deep: DeepFeatures | None = None,
     ) -> Tensor:
-        """One prediction for this rank's frames.
+        """Predict this rank's frames once.
 
-        x: (b, in_channels, f, h, w). t: (1,) the training timestep. text: states of cross_attention_dim channels. fps:
-        (1,) frames per second, for models with an fps embedding. condition: (1, time_cond_proj_dim), for models that
+        x: (b, in_channels, f, h, w). t: (1,), the training timestep. text: states of cross_attention_dim channels. fps:
+        (1,), frames per second, for models with an fps embedding. condition: (1, time_cond_proj_dim), for models that
         have one. store: where skip connections and deep features wait. deep: features of an earlier step to reuse, or
-        to renew.
-        Returns (b, out_channels, f, h, w). Raises ValueError if fps or condition do not suit the model.
+        to renew. Returns (b, out_channels, f, h, w). Raises ValueError if fps or condition do not suit the model.
         """
         time = self._time(t, fps, condition).to(x.dtype)
         frames = rearrange(x, "b c f h w -> b f h w c").contiguous()
         hidden = self.transformer_in(_per_frame(self.conv_in, (OnDevice(frames),), ctx=ctx), ctx)
         shallow = deep is not None and not deep.renew
         if deep is not None and deep.renew:
-            # frees the memory of the old features before the new ones are computed
+            # free the memory of the old features before the new ones are computed
             deep.stored = None
         levels = deep.depth if deep is not None and shallow else len(self.down_blocks)
         states: list[Frames] = []
@@ -268,13 +270,13 @@ class UNet(nn.Module):
         return rearrange(frames, "b f h w c -> b c f h w")
 
     def project_out(self, x: Tensor) -> Tensor:
-        """The last norm and convolution. x: (b·f, c, h, w). Returns (b·f, out_channels, h, w)."""
+        """Apply the last norm and convolution to x (b·f, c, h, w). Returns (b·f, out_channels, h, w)."""
         return self.conv_out(F.silu(self.conv_norm_out(x), inplace=True))
 
     def _time(self, t: Tensor, fps: Tensor | None, condition: Tensor | None) -> Tensor:
-        """The time embedding, (1, 4 * width), plus the embedding of the frame rate for models that have one.
+        """Embed the timestep and, for models that take it, the frame rate: (1, 4 * width).
 
-        In the type of its own weights, which stay in fp32 in half-precision runs.
+        The result has the type of the embedding's weights, which stay in fp32 in half-precision runs.
         """
         width, dtype = self.config.block_out_channels[0], self.time_embedding.linear_1.weight.dtype
         condition = None if condition is None else condition.to(dtype)
@@ -289,10 +291,11 @@ class UNet(nn.Module):
 
 
 def compile_blocks(unet: UNet) -> None:
-    """Compiles the layers that work within a frame, each at its first call. Temporal layers wait for other ranks and
-    are not compiled.
+    """Compile the layers that work within a frame, each at its first call.
+
+    Temporal layers wait for other ranks and are not compiled.
     """
-    # the older name is that of torch before 2.6
+    # torch before 2.6 has the older name
     limit = "recompile_limit" if hasattr(torch._dynamo.config, "recompile_limit") else "cache_size_limit"
     setattr(torch._dynamo.config, limit, COMPILED_VARIANTS)
     for module in unet.modules():
@@ -313,7 +316,7 @@ def _resnet(config: UNetConfig, channels: int, out: int, *, out_scale: float = 1
 
 
 def _advance(states: list[Frames], x: Tensor, store: Store) -> None:
-    """Makes x the current state, and stores it as a skip connection. x: (b, f, h, w, c)."""
+    """Make x (b, f, h, w, c) the current state, and store it as a skip connection."""
     states += [store.keep(x), OnDevice(x)]
 
 
@@ -324,30 +327,41 @@ def _per_frame(
     ctx: TemporalContext,
     channels: int | None = None,
 ) -> Tensor:
-    """A layer that works within a frame, in pieces of the frames.
+    """Apply a layer that works within each frame, one piece of the frames at a time.
 
-    inputs: (b, f, h, w, c) each, concatenated along the channels one piece at a time. channels: of the output, for
+    inputs: (b, f, h, w, c) each, concatenated along the channels piece by piece. channels: the output's channels, for
     layers that keep h and w and take an argument `out`. Returns (b, f, h', w', c').
     """
     b, f = inputs[0].shape[:2]
-    out: Tensor | None = None
     pieces = frame_pieces(inputs[0], ctx)
-    for piece, following in zip(pieces, [*pieces[1:], None], strict=True):
-        parts = [x.read(piece.own, then=None if following is None else following.own) for x in inputs]
-        joined = torch.cat(parts, dim=-1) if len(parts) > 1 else parts[0]
-        # of stored states, only the chunk that is read next and the one after it are on the device
-        del parts
-        pictures = frames_first(whole(joined, piece))
-        if channels is not None and b == 1 and len(pieces) > 1 and not piece.before and not piece.after:
+    if len(pieces) == 1:
+        pictures = _read_pictures(inputs, pieces[0], None)
+        return unpad_piece(frames_last(layer(pictures, *args), b), pieces[0]).contiguous()
+    out: Tensor | None = None
+    for piece, next_piece in zip(pieces, [*pieces[1:], None], strict=True):
+        pictures = _read_pictures(inputs, piece, next_piece)
+        if channels is not None and b == 1 and not piece.before and not piece.after:
+            # the layer writes its result where it belongs
             if out is None:
-                out = joined.new_empty(b, f, *joined.shape[2:4], channels)
+                out = pictures.new_empty(b, f, *pictures.shape[2:], channels)
             layer(pictures, *args, out=frames_first(out[:, piece.own]))
-            continue
-        computed = own(frames_last(layer(pictures, *args), b), piece)
-        if computed.shape[1] == f and computed.is_contiguous():
-            return computed
-        if out is None:
-            out = computed.new_empty(b, f, *computed.shape[2:])
-        out[:, piece.own] = computed
+        else:
+            computed = unpad_piece(frames_last(layer(pictures, *args), b), piece)
+            if out is None:
+                out = computed.new_empty(b, f, *computed.shape[2:])
+            out[:, piece.own] = computed
     assert out is not None
     return out
+
+
+def _read_pictures(inputs: tuple[Frames, ...], piece: Piece, next_piece: Piece | None) -> Tensor:
+    """Read the frames of a piece from each input and join their channels: (b·f', c, h, w).
+
+    next_piece: the piece that is read next, to fetch it meanwhile; None after the last one.
+    """
+    upcoming = None if next_piece is None else next_piece.own
+    parts = [x.read(piece.own, then=upcoming) for x in inputs]
+    joined = torch.cat(parts, dim=-1) if len(parts) > 1 else parts[0]
+    # of stored states, only the chunk that is read next and the one after it stay on the device
+    del parts
+    return frames_first(pad_piece(joined, piece))

@@ -1,7 +1,7 @@
 """AutoencoderKL, Stable Diffusion's image autoencoder (Rombach et al. 2022, section 3.1), frame by frame.
 
 Dims: b frames, c channels, h w height and width of a latent, H W of a picture. Pictures are (b, 3, H, W) in [-1, 1].
-Parameters are named as in diffusers' AutoencoderKL. Runs decode; those that start from a video or pictures encode, too.
+Parameters are named as in diffusers' AutoencoderKL. Runs that start from a video or pictures also encode.
 """
 
 import torch
@@ -23,7 +23,7 @@ class AttentionBlock(Attention):
         self.group_norm = GroupNorm(groups, channels, eps=1e-6)
 
     def forward(self, x: Tensor, context: Tensor | None = None) -> Tensor:
-        """x: (b, c, h, w). Returns the same shape."""
+        """Transform x (b, c, h, w) to the same shape."""
         tokens = rearrange(self.group_norm(x), "b c h w -> b (h w) c")
         out = super().forward(tokens, context)
         return x + rearrange(out, "b (h w) c -> b c h w", h=x.shape[2])
@@ -41,7 +41,7 @@ class Level(nn.Module):
         self.upsamplers: nn.ModuleList | None = None
 
     def forward(self, x: Tensor) -> Tensor:
-        """x: (b, c, h, w). Returns (b, c', h', w')."""
+        """Transform x (b, c, h, w) to (b, c', h', w')."""
         for layer in (*self.resnets, *(self.downsamplers or ()), *(self.upsamplers or ())):
             x = layer(x)
         return x
@@ -61,14 +61,14 @@ class MidBlock(nn.Module):
         )
 
     def forward(self, x: Tensor) -> Tensor:
-        """x: (b, c, h, w). Returns the same shape."""
+        """Transform x (b, c, h, w) to the same shape."""
         for layer in (self.resnets[0], *self.attentions, self.resnets[1]):
             x = layer(x)
         return x
 
 
 class Encoder(nn.Module):
-    """Pictures to mean and log variance of their latents."""
+    """Maps pictures to the mean and log variance of their latents."""
 
     def __init__(self, config: VAEConfig) -> None:
         super().__init__()
@@ -85,7 +85,7 @@ class Encoder(nn.Module):
         self.conv_out = nn.Conv2d(widths[-1], 2 * config.latent_channels, 3, padding=1)
 
     def forward(self, x: Tensor) -> Tensor:
-        """x: (b, 3, H, W). Returns (b, 2 * latent_channels, h, w)."""
+        """Encode x (b, 3, H, W) to (b, 2 * latent_channels, h, w)."""
         x = self.conv_in(x)
         for level in (*self.down_blocks, self.mid_block):
             x = level(x)
@@ -93,7 +93,7 @@ class Encoder(nn.Module):
 
 
 class Decoder(nn.Module):
-    """Latents to pictures."""
+    """Maps latents to pictures."""
 
     def __init__(self, config: VAEConfig) -> None:
         super().__init__()
@@ -110,7 +110,7 @@ class Decoder(nn.Module):
         self.conv_out = nn.Conv2d(widths[-1], config.out_channels, 3, padding=1)
 
     def forward(self, x: Tensor) -> Tensor:
-        """x: (b, latent_channels, h, w). Returns (b, 3, H, W)."""
+        """Decode x (b, latent_channels, h, w) to (b, 3, H, W)."""
         x = self.conv_in(x)
         for level in (self.mid_block, *self.up_blocks):
             x = level(x)
@@ -118,7 +118,7 @@ class Decoder(nn.Module):
 
 
 class AutoencoderKL(Framewise):
-    """Pictures to latents and back, 2^(levels - 1) times smaller on each side."""
+    """Encodes pictures to latents 2^(levels - 1) times smaller on each side, and decodes them."""
 
     def __init__(self, config: VAEConfig) -> None:
         super().__init__()
@@ -130,8 +130,9 @@ class AutoencoderKL(Framewise):
         self.post_quant_conv = nn.Conv2d(channels, channels, 1) if config.use_post_quant_conv else None
 
     def encode(self, pictures: Tensor) -> tuple[Tensor, Tensor]:
-        """pictures: (b, 3, H, W) in [-1, 1]. Returns mean and standard deviation of the raw latents, each
-        (b, latent_channels, h, w), not scaled for the diffusion model.
+        """Return the mean and standard deviation of the raw latents, not scaled for the diffusion model.
+
+        pictures: (b, 3, H, W) in [-1, 1]. Returns (b, latent_channels, h, w) each.
         """
         moments = self.encoder(pictures)
         if self.quant_conv is not None:
@@ -140,14 +141,15 @@ class AutoencoderKL(Framewise):
         return mean, torch.exp(0.5 * log_variance.clamp(-30.0, 20.0))
 
     def to_latents(self, pictures: Tensor) -> Tensor:
-        """pictures: (b, 3, H, W) in [-1, 1]. Returns (b, latent_channels, h, w) as the diffusion model sees them: the
-        mean of the posterior, which is the same in every run.
+        """Encode pictures (b, 3, H, W) in [-1, 1] to the mean of the posterior, which is the same in every run.
+
+        Returns (b, latent_channels, h, w), as the diffusion model sees them.
         """
         mean, _ = self.encode(pictures)
         return (mean - (self.config.shift_factor or 0.0)) * self.config.scaling_factor
 
     def decode(self, latents: Tensor) -> Tensor:
-        """latents: (b, latent_channels, h, w) as the diffusion model leaves them.
+        """Decode latents (b, latent_channels, h, w), as the diffusion model leaves them.
 
         Returns (b, 3, H, W), about [-1, 1].
         """

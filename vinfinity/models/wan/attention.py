@@ -1,14 +1,13 @@
-"""Self-attention between latent frames, the only place of the transformer where frames meet, and so where ranks do.
+"""Self-attention between latent frames: the only place in the transformer where frames, and therefore ranks, meet.
 
-Dims: b guidance branches, f this rank's latent frames, n attended frames, p tokens of a frame, c channels, d head
-width.
+Dims: b guidance branches, f this rank's latent frames, n attended frames, p tokens per frame, c channels, d head width.
 
-Everything is computed a latent frame at a time: all kernels see the same shapes on any number of ranks, and so results
+Everything is computed one latent frame at a time: all kernels see the same shapes on any number of ranks, so results
 are the same to the last bit, in any precision (docs/decisions/0028-wan-frame-by-frame.md).
 
-Rotary positions enter attention as differences only. So a query frame stands at position 0 in time, and each key frame
+Attention sees only the differences of rotary positions. So the query frame is at position 0 in time, and each key frame
 is rotated by its distance from it, whatever rule that distance follows: true or grouped, across the seam of a loop, or
-in an edit. Keys travel and wait without a position in time.
+in an edit. Keys are sent and stored without a position in time.
 """
 
 import math
@@ -24,12 +23,12 @@ from vinfinity.models.wan.positions import rotate, rotations, time_width
 from vinfinity.parallel.context import TemporalContext
 from vinfinity.system.transfer import to_device
 
-# Channels that carry the biases of keys: kernels on GPUs take head widths in multiples of 8.
+# Extra channels that carry the biases of keys: GPU kernels need head widths that are multiples of 8.
 BIAS_CHANNELS = 8
 
 
-class Attention(nn.Module):
-    """The parameters of one attention, with q and k normalised over all heads together (RMSNorm)."""
+class AttentionProjections(nn.Module):
+    """The projections of one attention, with q and k normalised over all heads together (RMSNorm)."""
 
     def __init__(self, width: int, *, heads: int, eps: float) -> None:
         super().__init__()
@@ -42,15 +41,15 @@ class Attention(nn.Module):
         self.norm_k = nn.RMSNorm(width, eps=eps)
 
     def queries(self, x: Tensor) -> Tensor:
-        """x: (b, p, c). Returns (b, heads, p, d)."""
+        """Project x (b, p, c) to queries (b, heads, p, d)."""
         return self._heads(self.norm_q(self.to_q(x)))
 
     def keys_and_values(self, x: Tensor) -> tuple[Tensor, Tensor]:
-        """x: (b, p, c). Returns (b, heads, p, d) each."""
+        """Project x (b, p, c) to keys and values, (b, heads, p, d) each."""
         return self._heads(self.norm_k(self.to_k(x))), self._heads(self.to_v(x))
 
     def output(self, x: Tensor) -> Tensor:
-        """x: (b, heads, p, d). Returns (b, p, c)."""
+        """Project the attention's result x (b, heads, p, d) to the output (b, p, c)."""
         return self.to_out[0](rearrange(x, "b heads p d -> b p (heads d)"))
 
     def _heads(self, x: Tensor) -> Tensor:
@@ -61,9 +60,10 @@ class Attention(nn.Module):
 class Query:
     """What the tokens of one latent frame attend to.
 
-    row: its position among this rank's frames. at: the attended frames, as positions among this rank's frames, followed
-    by the fetched ones; a slice where they are consecutive. turns: the rotations of their keys, (2, n, 1, m) fp32.
-    bias: (n,) fp32, added to the logits of their keys; None if all are equal. scale: the factor of entropy scaling.
+    row: the frame's position among this rank's frames. at: the attended frames, as positions among this rank's frames
+    followed by the fetched ones; a slice where they are consecutive. turns: the rotations of their keys, (2, n, 1, m)
+    fp32. bias: (n,) fp32, added to the logits of their keys; None if all are equal. scale: the factor of entropy
+    scaling.
     """
 
     row: int
@@ -73,12 +73,12 @@ class Query:
     scale: float
 
     def of(self, frames: Tensor) -> Tensor:
-        """The attended ones of some frames. frames: (b, heads, f, p, d). Returns (b, heads, n, p, d)."""
+        """Select the attended frames from `frames` (b, heads, f, p, d). Returns (b, heads, n, p, d)."""
         return frames[:, :, self.at] if isinstance(self.at, slice) else frames.index_select(2, self.at)
 
 
 def plan_queries(ctx: TemporalContext, *, head_width: int, tokens: int, device: torch.device) -> list[Query]:
-    """The queries of a rank's frames, in order. tokens: of a frame."""
+    """Plan the queries of a rank's frames, in order. tokens: number of tokens per frame."""
     plan = ctx.attention
     held, fetched = plan.held, {frame: index for index, frame in enumerate(plan.route.wanted, len(plan.held))}
     queries = []
@@ -102,41 +102,47 @@ def plan_queries(ctx: TemporalContext, *, head_width: int, tokens: int, device: 
 
 
 def _consecutive(places: Sequence[int]) -> slice | None:
-    """Consecutive places as a slice; None if they are not."""
+    """Return places as a slice, or None if they are not consecutive."""
     ordered = list(places) == list(range(places[0], places[0] + len(places)))
     return slice(places[0], places[0] + len(places)) if ordered else None
 
 
 @dataclass(frozen=True)
-class Frames:
-    """Keys and values of this rank's frames, followed by the fetched ones: (b, heads, f + fetched, p, d) each.
+class KeysAndValues:
+    """Keys and values of this rank's frames, followed by those of fetched frames: (b, heads, f + fetched, p, d) each.
 
-    Keys are rotated by the tokens' places in the picture, but not in time.
+    Keys are rotated by the tokens' positions in the picture, but not in time.
     """
 
     keys: Tensor
     values: Tensor
 
     @classmethod
-    def empty(cls, x: Tensor, heads: int, *, frames: int) -> "Frames":
-        """x: (b, f, p, c), for its shape."""
+    def empty(cls, x: Tensor, heads: int, *, frames: int) -> "KeysAndValues":
+        """Allocate keys and values for a number of frames. x: (b, f, p, c), for its shape."""
         shape = (len(x), heads, frames, x.shape[2], x.shape[3] // heads)
         return cls(x.new_empty(shape), x.new_empty(shape))
 
-    def project(self, attention: Attention, normed: Tensor, at: int, picture: Tensor) -> None:
-        """Computes those of one frame. normed: (b, p, c). at: its place. picture: rotations of its tokens."""
+    def project(self, attention: AttentionProjections, normed: Tensor, at: int, picture: Tensor) -> None:
+        """Compute keys and values of the frame at position `at`. normed: (b, p, c). picture: its tokens' rotations."""
         keys, values = attention.keys_and_values(normed)
         self.keys[:, :, at], self.values[:, :, at] = keys, values
         rotate(self.keys[:, :, at, :, -2 * picture.shape[-1] :], picture)
 
 
 def attended(
-    attention: Attention, frames: Frames, query: Query, normed: Tensor, picture: Tensor, *, chunk_bytes: int
+    attention: AttentionProjections,
+    frames: KeysAndValues,
+    query: Query,
+    normed: Tensor,
+    picture: Tensor,
+    *,
+    chunk_bytes: int,
 ) -> Tensor:
-    """Attention of the tokens of one frame to all tokens of its attended frames (docs/how/dual-scope-attention.md).
+    """Attend from the tokens of one frame to all tokens of its attended frames (docs/how/dual-scope-attention.md).
 
-    normed: (b, p, c), the frame of the query. Returns (b, p, c). One call of attention for each chunk of heads, without
-    a mask: see `with_bias`.
+    normed: (b, p, c), the frame of the query. picture: the rotations of its tokens. Returns (b, p, c). Each chunk of
+    heads takes one call of attention, without a mask: see `with_bias`.
     """
     q = attention.queries(normed)
     rotate(q[..., -2 * picture.shape[-1] :], picture)
@@ -148,7 +154,7 @@ def attended(
     for heads in chunks(attention.heads, 2 * len(q) * keys_per_head * width * q.element_size(), chunk_bytes):
         k, v = query.of(frames.keys[:, heads]), query.of(frames.values[:, heads])
         if isinstance(query.at, slice):
-            # a view of what other queries need as well
+            # a slice gives a view of keys that other queries need as well
             k = k.clone()
         rotate(k[..., :in_time], query.turns)
         part = q[:, heads]
@@ -162,11 +168,12 @@ def attended(
 def with_bias(
     q: Tensor, k: Tensor, v: Tensor, bias: Tensor, *, factor: float
 ) -> tuple[Tensor, Tensor, Tensor]:
-    """Queries, keys and values whose product has the bias of each key frame in it, so that attention takes no mask and
-    kernels stay fast: further channels that are `factor` in queries and the bias, times the root of d, in keys.
+    """Append channels to queries and keys that add each key frame's bias to their product.
 
-    q: (b, heads, p, d). k, v: (b, heads, n, p, d). bias: (n,) fp32. Returns them with BIAS_CHANNELS more channels. In
-    16 bits, two channels hold the bias and what rounding takes off it.
+    So attention needs no mask, and kernels stay fast. The new channels hold `factor` in queries, and the bias times
+    sqrt(d) in keys. In 16 bits, one channel holds the rounded bias, a second one the rounding error.
+
+    q: (b, heads, p, d). k, v: (b, heads, n, p, d). bias: (n,) fp32. Returns all three with BIAS_CHANNELS more channels.
     """
     more = BIAS_CHANNELS
     wanted = bias * math.sqrt(q.shape[-1])
@@ -180,25 +187,26 @@ def with_bias(
 
 
 def self_attention(
-    attention: Attention,
+    attention: AttentionProjections,
     normed: Callable[[int], Tensor],
     x: Tensor,
     queries: Sequence[Query],
     picture: Tensor,
     ctx: TemporalContext,
 ) -> Iterator[tuple[int, Tensor]]:
-    """Attention of this rank's frames, in order: the position of each, and the output for its tokens, (b, p, c).
+    """Compute the attention of this rank's frames, in order.
 
-    normed: a frame's normed states (b, p, c), by its position. x: (b, f, p, c), this rank's frames, for their shape;
-    the caller may change a frame once it has its output.
+    normed: returns the normed states (b, p, c) of the frame at a position. x: (b, f, p, c), this rank's frames, for
+    their shape. Yields the position of each frame and the output for its tokens, (b, p, c); the caller may change a
+    frame once it has the output.
 
-    Normed states travel: half the bytes of keys and values. This rank's own frames are projected meanwhile.
+    Normed states are sent, which takes half the bytes of keys and values. Meanwhile, this rank projects its own frames.
     """
     sent, route = ctx.attention.route.compact()
     message = torch.stack([normed(at) for at in sent or (0,)], dim=1)
     pending = ctx.exchange.fetch(message, route, label="self-attention")
     own = x.shape[1]
-    frames = Frames.empty(x, attention.heads, frames=own + len(route.wanted))
+    frames = KeysAndValues.empty(x, attention.heads, frames=own + len(route.wanted))
     for at in range(own):
         frames.project(attention, normed(at), at, picture)
     arrived = pending.wait().frames

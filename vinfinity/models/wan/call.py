@@ -1,4 +1,4 @@
-"""The one way to call the transformer: runs, the traces behind plans, and benchmarks all go through `WanCall`.
+"""The only way to call the transformer: runs, benchmarks and the traces behind plans all go through `WanCall`.
 
 Dims: b guidance branches of this rank, c channels, f this rank's latent frames, h w latent height and width.
 """
@@ -17,7 +17,7 @@ from vinfinity.system.precision import fp32_products
 
 
 class WanCall:
-    """The transformer's predictions for the latent frames of one rank: see `NetworkCall`, and `Family.network_call`."""
+    """Predicts the latent frames of one rank: see `NetworkCall`, and `Family.network_call`."""
 
     def __init__(
         self,
@@ -33,11 +33,11 @@ class WanCall:
 
     @property
     def middle(self) -> nn.Module | None:
-        """No hidden states wait for a later layer."""
+        """None: no hidden states wait for a later layer."""
         return None
 
     def __call__(self, x: Tensor, t: float, *, renew: bool = True) -> Tensor:
-        """The predictions (b, c, f, h, w) for latents x (1, c, f, h, w) at training timestep t.
+        """Return the predictions (b, c, f, h, w) for latents x (1, c, f, h, w) at training timestep t.
 
         Raises RankError if another rank does not answer.
         """
@@ -54,7 +54,7 @@ class WanCall:
         return predictions[0] if len(predictions) == 1 else torch.cat(predictions)
 
     def non_finite_layers(self, x: Tensor, t: float, *, renew: bool = True) -> Sequence[str]:
-        """The layers whose output is NaN or infinite in this call, in order of execution."""
+        """List the layers whose output is NaN or infinite in this call, in order of execution."""
         with first_not_finite(self.network) as names:
             self(x, t, renew=renew)
         return names

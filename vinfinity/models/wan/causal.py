@@ -1,8 +1,8 @@
-"""Layers of the causal autoencoder, and the frames that they remember between calls.
+"""Layers of the causal autoencoder, and the frames that they keep between calls.
 
 Dims: b videos, c channels, t frames of a call, h w height and width. Hidden states are (b, c, t, h, w), channels last
-in memory. A video is given in consecutive calls; each convolution sees its frame and two earlier ones, zeros before the
-video begins. Parameters are named as in diffusers' AutoencoderKLWan.
+in memory. A video takes consecutive calls; each convolution sees its frame and the two before it, which are zeros
+before the start of the video. Parameters are named as in diffusers' AutoencoderKLWan.
 """
 
 import math
@@ -12,15 +12,15 @@ import torch.nn.functional as F
 from einops import rearrange
 from torch import Tensor, nn
 
-from vinfinity.models.wan.vae_config import EARLIER
+from vinfinity.models.wan.vae_config import EARLIER_FRAMES
 
 LAYOUT = torch.channels_last_3d
 
 
 class FrameCache:
-    """The last frames that each convolution over time has seen, so that the next call can continue.
+    """The last frames that each convolution over time has seen, so that the next call can continue from them.
 
-    first: whether the call gives the first frame of the video, which is alone in its latent frame.
+    first: whether the call has the first frame of the video, which has a latent frame of its own.
     """
 
     def __init__(self) -> None:
@@ -29,15 +29,15 @@ class FrameCache:
 
     @property
     def bytes(self) -> int:
-        """Memory of the frames that are kept."""
+        """Bytes of the frames that are kept."""
         return sum(frames.nbytes for frames in self._kept.values())
 
     def append(
-        self, layer: nn.Module, x: Tensor, *, norm: "RMSNorm | None" = None, keep: int = EARLIER
+        self, layer: nn.Module, x: Tensor, *, norm: "RMSNorm | None" = None, keep: int = EARLIER_FRAMES
     ) -> Tensor:
-        """The frames that `layer` saw last, then x (b, c, t, h, w): (b, c, keep + t, h, w). Keeps the last of them.
+        """Append x (b, c, t, h, w) to the frames that `layer` saw last, and keep the last ones.
 
-        norm: append silu(norm(x)) instead. keep: frames to remember.
+        norm: append silu(norm(x)) instead. keep: number of frames to keep. Returns (b, c, keep + t, h, w).
         """
         b, c, t, h, w = x.shape
         shape = b, c, keep + t, h, w
@@ -57,14 +57,17 @@ class FrameCache:
 
 
 class RMSNorm(nn.Module):
-    """Divides each position by the root mean square of its channels. dims: after the channels, of the parameter."""
+    """Divides each position by the root mean square of its channels.
+
+    dims: number of the parameter's dimensions after the channels.
+    """
 
     def __init__(self, channels: int, *, dims: int = 3) -> None:
         super().__init__()
         self.gamma = nn.Parameter(torch.ones(channels, *[1] * dims))
 
     def forward(self, x: Tensor, out: Tensor | None = None) -> Tensor:
-        """x: (m, c, ...). Returns the same shape. out: where to write the result."""
+        """Normalise x (m, c, ...). out: where to write the result."""
         exact = torch.promote_types(x.dtype, torch.float32)
         norm = torch.linalg.vector_norm(x, dim=1, keepdim=True, dtype=exact)
         scale = (math.sqrt(x.shape[1]) / norm.clamp_(min=1e-12)).to(x.dtype)
@@ -72,18 +75,18 @@ class RMSNorm(nn.Module):
 
 
 class CausalConv3d(nn.Conv3d):
-    """A convolution over positions and, for kernels of 3 frames, over this frame and the two before it."""
+    """A convolution over positions and, if the kernel has 3 frames, over a frame and the two before it."""
 
     def __init__(self, channels: int, out: int, *, kernel: tuple[int, int, int] = (3, 3, 3)) -> None:
         super().__init__(channels, out, kernel, padding=(0, kernel[1] // 2, kernel[2] // 2))
 
     @property
     def reach(self) -> int:
-        """Frames before its own that it sees."""
+        """Number of earlier frames that it sees."""
         return self.kernel_size[0] - 1
 
     def after(self, x: Tensor, cache: FrameCache, *, norm: RMSNorm | None = None) -> Tensor:
-        """x: (b, c, t, h, w), the frames after those of the last call. Returns (b, c', t, h, w).
+        """Convolve x (b, c, t, h, w), the frames that follow those of the last call. Returns (b, c', t, h, w).
 
         norm: convolve silu(norm(x)) instead of x.
         """
@@ -102,7 +105,7 @@ class ResidualBlock(nn.Module):
         self.conv_shortcut = None if channels == out else CausalConv3d(channels, out, kernel=(1, 1, 1))
 
     def forward(self, x: Tensor, cache: FrameCache) -> Tensor:
-        """x: (b, c, t, h, w). Returns (b, c', t, h, w)."""
+        """Transform x (b, c, t, h, w) to (b, c', t, h, w)."""
         hidden = self.conv1.after(x, cache, norm=self.norm1)
         hidden = self.conv2.after(hidden, cache, norm=self.norm2)
         return hidden.add_(x if self.conv_shortcut is None else self.conv_shortcut(x))
@@ -118,7 +121,7 @@ class AttentionBlock(nn.Module):
         self.proj = nn.Conv2d(channels, channels, 1)
 
     def forward(self, x: Tensor, cache: FrameCache) -> Tensor:
-        """x: (b, c, t, h, w). Returns the same shape."""
+        """Transform x (b, c, t, h, w) to the same shape."""
         b, _, _, h, _ = x.shape
         frames = rearrange(x, "b c t h w -> (b t) c h w")
         tokens = rearrange(self.to_qkv(self.norm(frames)), "m c h w -> m 1 (h w) c")
@@ -128,38 +131,38 @@ class AttentionBlock(nn.Module):
 
 
 class Upsample(nn.Module):
-    """Twice the height and width and, with `time`, twice the frames but for the video's first one."""
+    """Doubles height and width and, with `time`, the frames, except for the first one of the video."""
 
     def __init__(self, channels: int, out: int, *, time: bool) -> None:
         super().__init__()
-        # numbered as in the files, where enlarging is a layer without parameters
+        # numbered as in the files, in which upsampling is a layer without parameters
         self.resample = nn.Sequential(nn.Identity(), nn.Conv2d(channels, out, 3, padding=1))
         self.time_conv = CausalConv3d(channels, 2 * channels, kernel=(3, 1, 1)) if time else None
 
     def forward(self, x: Tensor, cache: FrameCache) -> Tensor:
-        """x: (b, c, t, h, w). Returns (b, c', t or 2 t, 2 h, 2 w)."""
+        """Transform x (b, c, t, h, w) to (b, c', t or 2 t, 2 h, 2 w)."""
         if self.time_conv is not None and not cache.first:
             x = rearrange(
                 self.time_conv.after(x, cache), "b (two c) t h w -> b c (t two) h w", two=2
             ).contiguous(memory_format=LAYOUT)
         b = len(x)
         frames = F.interpolate(rearrange(x, "b c t h w -> (b t) c h w"), scale_factor=2.0, mode="nearest")
-        # it may be the last reference
+        # this may be the last reference to it
         del x
         return rearrange(self.resample(frames), "(b t) c h w -> b c t h w", b=b)
 
 
 class Downsample(nn.Module):
-    """Half the height and width and, with `time`, half the frames but for the video's first one."""
+    """Halves height and width and, with `time`, the frames, except for the first one of the video."""
 
     def __init__(self, channels: int, *, time: bool) -> None:
         super().__init__()
-        # numbered as in the files, where padding is a layer of its own
+        # numbered as in the files, in which padding is a layer
         self.resample = nn.Sequential(nn.ZeroPad2d((0, 1, 0, 1)), nn.Conv2d(channels, channels, 3, stride=2))
         self.time_conv = nn.Conv3d(channels, channels, (3, 1, 1), stride=(2, 1, 1)) if time else None
 
     def forward(self, x: Tensor, cache: FrameCache) -> Tensor:
-        """x: (b, c, t, h, w). Returns (b, c, 1 or t / 2, h / 2, w / 2)."""
+        """Transform x (b, c, t, h, w) to (b, c, 1 or t / 2, h / 2, w / 2)."""
         b = len(x)
         frames = self.resample(rearrange(x, "b c t h w -> (b t) c h w"))
         x = rearrange(frames, "(b t) c h w -> b c t h w", b=b)

@@ -1,19 +1,19 @@
-"""The architecture of Wan's transformer, with the names of the published config.json. No torch here."""
+"""The architecture of Wan's transformer, with the names of the published config.json. Loads no torch."""
 
 from collections.abc import Mapping
 from dataclasses import dataclass
 
 from vinfinity.system.fields import above_zero, known_fields
 
-# entries that only describe how diffusers loads or computes the same model
-UNUSED = ("rope_max_seq_len", "window_size", "add_img_emb", "qk_norm")
+# entries that only affect how diffusers loads or computes the same model
+IGNORED_ENTRIES = ("rope_max_seq_len", "window_size", "add_img_emb", "qk_norm")
 
 
 @dataclass(frozen=True)
 class TransformerConfig:
     """WanTransformer3DModel of text-to-video models, with the names of a diffusers config.json.
 
-    patch_size: latent frames, height and width of a token. freq_dim: sinusoids of the timestep.
+    patch_size: latent frames, height and width of a token. freq_dim: number of sinusoids of the timestep.
 
     Raises ValueError for an architecture that this transformer does not have.
     """
@@ -34,7 +34,9 @@ class TransformerConfig:
         if len(self.patch_size) != 3 or self.patch_size[0] != 1 or self.patch_size[1] != self.patch_size[2]:
             raise ValueError(f"patch_size: {list(self.patch_size)} is not [1, n, n]")
         if self.attention_head_dim % 2 or self.attention_head_dim < 6:
-            raise ValueError(f"attention_head_dim: {self.attention_head_dim} is not an even number from 6 on")
+            raise ValueError(
+                f"attention_head_dim: {self.attention_head_dim} is not an even number of at least 6"
+            )
         if self.in_channels != self.out_channels:
             raise ValueError(
                 f"in_channels: {self.in_channels} for {self.out_channels} out_channels is an image-to-video or "
@@ -48,12 +50,13 @@ class TransformerConfig:
 
     @classmethod
     def from_dict(cls, values: Mapping[str, object]) -> "TransformerConfig":
-        """From a parsed config.json. Raises ValueError for features that this transformer does not have."""
+        """Read a parsed config.json. Raises ValueError for features that this transformer does not have."""
         for key in ("image_dim", "added_kv_proj_dim", "pos_embed_seq_len"):
             if values.get(key) is not None:
                 raise ValueError(
-                    f"{key}: {values[key]!r} is of an image-to-video model; only text-to-video models are supported"
+                    f"{key}: {values[key]!r} belongs to an image-to-video model; "
+                    "only text-to-video models are supported"
                 )
         if values.get("qk_norm", "rms_norm_across_heads") != "rms_norm_across_heads":
             raise ValueError(f"qk_norm: {values['qk_norm']!r} is not rms_norm_across_heads")
-        return cls(**known_fields(cls, values, ignore=UNUSED))
+        return cls(**known_fields(cls, values, ignore=IGNORED_ENTRIES))

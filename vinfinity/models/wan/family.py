@@ -1,4 +1,4 @@
-"""Wan 2.1 text-to-video: transformer, causal autoencoder, UMT5 text encoder. Importing this loads no torch."""
+"""Wan 2.1 text-to-video: transformer, causal autoencoder, UMT5 text encoder. Importing this does not load torch."""
 
 from __future__ import annotations
 
@@ -37,13 +37,16 @@ if TYPE_CHECKING:
     from vinfinity.parallel.context import TemporalContext
 
 TRANSFORMER = "transformer"
-# tokens of a text, in training and in every pipeline
+# number of tokens per text, in training and in every pipeline
 TEXT_LENGTH = 512
 TRAINED_FRAMES = 81
-# Samplers of the schedulers that folders name; others get unipc.
-SAMPLER_OF = {"FlowMatchEulerDiscreteScheduler": "euler", "DPMSolverMultistepScheduler": "dpmsolver++"}
-# What other models of the same name have in their model_index.json.
-OTHERS: Mapping[str, str] = {
+# Samplers for the schedulers that model folders name; others get unipc.
+SCHEDULER_SAMPLERS = {
+    "FlowMatchEulerDiscreteScheduler": "euler",
+    "DPMSolverMultistepScheduler": "dpmsolver++",
+}
+# Keys in model_index.json that tell other models of the same name apart.
+UNSUPPORTED_MODELS: Mapping[str, str] = {
     "boundary_ratio": "a model of Wan 2.2, which has two transformers",
     "transformer_2": "a model of Wan 2.2, which has two transformers",
     "expand_timesteps": "a model of Wan 2.2, which has a timestep per token",
@@ -181,7 +184,7 @@ class WanFamily:
         )
 
     def defaults(self, configs: Configs, schedule: Mapping[str, Any]) -> dict[str, object]:
-        sampler = SAMPLER_OF.get(str(schedule.get("_class_name", "")), "unipc")
+        sampler = SCHEDULER_SAMPLERS.get(str(schedule.get("_class_name", "")), "unipc")
         if sampler == "dpmsolver++" and schedule.get("algorithm_type") == "sde-dpmsolver++":
             sampler = "sde-dpmsolver++"
         return {
@@ -192,7 +195,7 @@ class WanFamily:
             "sampler": sampler,
             "guidance": 5.0,
             "negative": "",
-            # 9 near frames and 12 anchors: softmaxes over the keys of 21 latent frames, as in training
+            # 9 near frames and 12 anchors: each softmax has the keys of 21 latent frames, as in training
             "attention.local": 4,
             "attention.anchors": 12,
             "attention.schedule": [{"above": -1, "local": 0.0, "anchors": 0.0}],
@@ -202,7 +205,7 @@ class WanFamily:
     def check_parts(self, configs: Configs, folder: Path) -> None:
         index = folder / "model_index.json"
         values = read_json(index) if index.exists() else {}
-        for key, kind in OTHERS.items():
+        for key, kind in UNSUPPORTED_MODELS.items():
             value = values.get(key)
             if value not in (None, False) and value != [None, None]:
                 problem = f"is {kind}; only text-to-video models of Wan 2.1 are supported"
@@ -215,7 +218,7 @@ class WanFamily:
             (AUTOENCODER, vae.latent_channels, transformer.in_channels),
         ):
             if makes != needs:
-                remedy = "use a text encoder, an autoencoder and a transformer that belong together"
+                remedy = "use a matching text encoder, autoencoder and transformer"
                 problem = f"has {makes} channels, but the transformer takes {needs}"
                 raise WeightsError("model", folder / part, remedy, problem=problem)
 
@@ -253,7 +256,7 @@ class WanFamily:
         return read_original(shapes, NETWORKS)
 
     def read_distillation(self, factors: Sequence[Tensor], config: Mapping[str, Any]) -> Distillation:
-        raise ValueError("unnamed factors are of T2V-Turbo")
+        raise ValueError("unnamed factors belong to T2V-Turbo")
 
 
 WAN = WanFamily()

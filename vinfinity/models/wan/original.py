@@ -1,7 +1,7 @@
-"""The layout in which Wan's authors published it, one file per network, and where each of our parameters is in it.
+"""The layout in which Wan's authors published it, one file per network, and where it has each of our parameters.
 
-The names come from Wan-Video/Wan2.1 (wan/modules/model.py, vae.py, t5.py). Files of a single transformer for other
-programs have the same names, sometimes after a prefix.
+The names come from Wan-Video/Wan2.1 (wan/modules/model.py, vae.py, t5.py). Single-transformer files for other programs
+use the same names, sometimes with a prefix.
 """
 
 import re
@@ -16,10 +16,10 @@ from vinfinity.models.family import AUTOENCODER, TEXT_ENCODER, Network
 from vinfinity.models.wan.names import original_parameter
 
 PREFIXES = ("model.diffusion_model.", "diffusion_model.")
-# widths of a head, constants of the authors' models
+# head widths, constants in the authors' models
 HEAD_WIDTH, TEXT_HEAD_WIDTH = 128, 64
-# resnets of a level of the decoder, and its upsampler
-LEVEL = 4
+# layers of a level of the decoder: its resnets and its upsampler
+LAYERS_PER_LEVEL = 4
 
 RESNET = {
     "norm1": "residual.0",
@@ -43,7 +43,7 @@ TEXT_LAYER = {
 
 
 def vae_parameter(parameter: str) -> str:
-    """The authors' name of a parameter of the autoencoder."""
+    """Return the authors' name for a parameter of the autoencoder."""
     parameter = re.sub(
         rf"\.({'|'.join(RESNET)})\.(?=[a-z]+$)", lambda match: f".{RESNET[match[1]]}.", parameter
     )
@@ -61,14 +61,14 @@ def vae_parameter(parameter: str) -> str:
         parameter = re.sub(pattern, own, parameter)
 
     def number(match: re.Match[str]) -> str:
-        level, layer = int(match[1]), LEVEL - 1 if match[2] == "upsamplers" else int(match[3])
-        return f".upsamples.{LEVEL * level + layer}."
+        level, layer = int(match[1]), LAYERS_PER_LEVEL - 1 if match[2] == "upsamplers" else int(match[3])
+        return f".upsamples.{LAYERS_PER_LEVEL * level + layer}."
 
     return re.sub(r"\.up_blocks\.(\d+)\.(resnets|upsamplers)\.(\d+)\.", number, parameter)
 
 
 def text_parameter(parameter: str) -> str:
-    """The authors' name of a parameter of the text encoder."""
+    """Return the authors' name for a parameter of the text encoder."""
     fixed = {"shared.weight": "token_embedding.weight", "encoder.final_layer_norm.weight": "norm.weight"}
     if parameter in fixed:
         return fixed[parameter]
@@ -77,12 +77,12 @@ def text_parameter(parameter: str) -> str:
 
 
 def _count(shapes: Shapes) -> int:
-    """The number of blocks."""
+    """Count the blocks."""
     return 1 + max(int(match[1]) for name in shapes if (match := re.match(r"blocks\.(\d+)\.", name)))
 
 
 def transformer_config(shapes: Shapes) -> dict[str, Any]:
-    """The config.json of a transformer with these tensors."""
+    """Make the config.json of a transformer with these tensors."""
     width, channels, *patch = shapes["patch_embedding.weight"]
     return {
         "_class_name": "WanTransformer3DModel",
@@ -101,7 +101,7 @@ def transformer_config(shapes: Shapes) -> dict[str, Any]:
 
 
 def vae_config(shapes: Shapes) -> dict[str, Any]:
-    """The config.json of an autoencoder with these tensors; whatever they do not tell is that of Wan 2.1."""
+    """Make the config.json of an autoencoder with these tensors. Wan 2.1 supplies what they do not show."""
     return {
         "_class_name": "AutoencoderKLWan",
         "base_dim": shapes["encoder.conv1.weight"][0],
@@ -112,7 +112,7 @@ def vae_config(shapes: Shapes) -> dict[str, Any]:
 
 
 def text_config(shapes: Shapes) -> dict[str, Any]:
-    """The config.json of a text encoder with these tensors."""
+    """Make the config.json of a text encoder with these tensors."""
     vocabulary, width = shapes["token_embedding.weight"]
     buckets, heads = shapes["blocks.0.pos_embedding.embedding.weight"]
     return {
@@ -130,7 +130,11 @@ def text_config(shapes: Shapes) -> dict[str, Any]:
 
 @dataclass(frozen=True)
 class Layout:
-    """One network in the authors' layout. marker: a tensor that tells it from the others."""
+    """One network in the authors' layout.
+
+    part: the network's folder. marker: a tensor that only this network has. config: makes config.json from the shapes
+    of the tensors. name: turns the name of one of our parameters into the authors' name.
+    """
 
     part: str
     marker: str
@@ -146,9 +150,9 @@ LAYOUTS = (
 
 
 def read_original(shapes: Shapes, networks: Mapping[str, Network]) -> tuple[CheckpointPart, list[str]] | None:
-    """The network that a file in the authors' layout has, and its faults; None if it is none of these.
+    """Read the network in a file of the authors' layout, and its faults; return None for a file in another layout.
 
-    shapes: by tensor of the file. Raises ValueError if its architecture is not supported.
+    shapes: the shape of each tensor in the file. Raises ValueError if the architecture is not supported.
     """
     prefix = next((prefix for prefix in PREFIXES if any(name.startswith(prefix) for name in shapes)), "")
     bare = {name.removeprefix(prefix): shape for name, shape in shapes.items()}

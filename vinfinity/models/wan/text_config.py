@@ -1,11 +1,11 @@
-"""The architecture of UMT5's encoder, with the names of its published config.json. No torch here."""
+"""The architecture of UMT5's encoder, with the names of its published config.json. Loads no torch."""
 
 from collections.abc import Mapping
 from dataclasses import dataclass
 
 from vinfinity.system.fields import above_zero, known_fields
 
-# the only feed-forward layer of UMT5's published models
+# the only feed-forward layer in UMT5's published models
 GATED_GELU = "gated-gelu"
 
 
@@ -14,7 +14,7 @@ class UMT5Config:
     """UMT5's encoder, with the names of a transformers config.json.
 
     d_model: width of a state. d_kv: width of a head. d_ff: width inside a feed-forward layer. The distances between
-    tokens fall into relative_attention_num_buckets buckets; those from relative_attention_max_distance on share one.
+    tokens fall into relative_attention_num_buckets buckets; all from relative_attention_max_distance on share one.
 
     Raises ValueError for an architecture that this encoder does not have.
     """
@@ -41,15 +41,15 @@ class UMT5Config:
 
     @classmethod
     def from_dict(cls, values: Mapping[str, object]) -> "UMT5Config":
-        """From a parsed config.json. Entries that do not change the text states are skipped."""
+        """Read a parsed config.json. Entries that do not affect the text states are skipped."""
         if values.get("model_type", "umt5") != "umt5":
             raise ValueError(f"model_type: {values['model_type']!r} is not umt5")
         return cls(**known_fields(cls, values, ignore=None))
 
 
 def text_name(name: str) -> str | None:
-    """The parameter that a tensor in a text encoder's file fills; None for the token embedding's second name.
+    """Return the parameter that a tensor in a text encoder's file fills; None for the token embedding's second name.
 
-    Some files have it twice; the second may be zeros then.
+    Some files store the embedding twice, and the second copy may be all zeros.
     """
     return None if name == "encoder.embed_tokens.weight" else name

@@ -1,4 +1,4 @@
-"""UMT5's tokenizer, from the files of a model folder, and how prompts are cleaned before."""
+"""UMT5's tokenizer, from the files of a model folder, and the cleaning of prompts before it."""
 
 import html
 import importlib.util
@@ -11,23 +11,24 @@ from vinfinity.errors import WeightsError, one_line
 from vinfinity.models.padded_tokenizer import PaddedTokenizer, padded_length
 
 PAD, END = "<pad>", "</s>"
-# how a folder that has only SentencePiece's file gets a tokenizer.json
-CONVERT = (
+# how to make tokenizer.json in a folder that has only SentencePiece's file
+CONVERT_REMEDY = (
     'make it with transformers and sentencepiece: python -c "from transformers import AutoTokenizer; '
     'AutoTokenizer.from_pretrained({folder!r}).save_pretrained({folder!r})"'
 )
 
 
 class UMT5Tokenizer(PaddedTokenizer):
-    """Text to token ids: cleaned, with an end token, padded or cut to one length."""
+    """Tokenizes cleaned text, appends an end token, and pads or cuts to a fixed length."""
 
     def cleaned(self, text: str) -> str:
         return clean_prompt(text)
 
 
 def clean_prompt(text: str) -> str:
-    """A prompt as Wan's models were given it: mended characters where ftfy is installed, no HTML entities, single
-    spaces.
+    """Clean a prompt as in the training of Wan's models.
+
+    Repairs broken characters if ftfy is installed, decodes HTML entities, and collapses spaces.
     """
     if importlib.util.find_spec("ftfy") is not None:
         import ftfy
@@ -38,17 +39,17 @@ def clean_prompt(text: str) -> str:
 
 
 def load_tokenizer(folder: Path, *, length: int) -> UMT5Tokenizer:
-    """The tokenizer in `folder`, from tokenizer.json.
+    """Load the tokenizer in `folder` from tokenizer.json.
 
-    length: tokens that the text encoder takes; the tokenizer's own model_max_length limits it.
+    length: number of tokens that the text encoder takes; the tokenizer's own model_max_length limits it.
     Raises WeightsError if the file is missing or damaged.
     """
     path = folder / "tokenizer.json"
     if not path.exists():
         if (folder / "spiece.model").exists():
-            remedy = CONVERT.format(folder=str(folder))
+            remedy = CONVERT_REMEDY.format(folder=str(folder))
             raise WeightsError("model", folder, remedy, problem="has spiece.model, but no tokenizer.json")
-        raise WeightsError("model", folder, "put tokenizer.json there", problem="has no tokenizer")
+        raise WeightsError("model", folder, "add tokenizer.json", problem="has no tokenizer")
     try:
         tokenizer = Tokenizer.from_file(str(path))
         tokenizer.no_truncation()

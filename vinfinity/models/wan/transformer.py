@@ -1,10 +1,10 @@
 """Wan 2.1's transformer (Wan Team 2025, arXiv 2503.20314), for the latent frames of one rank.
 
-Dims: b guidance branches, f this rank's latent frames, h w latent height and width, p tokens of a frame, t text tokens,
+Dims: b guidance branches, f this rank's latent frames, h w latent height and width, p tokens per frame, t text tokens,
 c channels.
 
-Parameters are named as in diffusers' WanTransformer3DModel. As there, the time embedder, the tables of shifts and
-scales and the layer norms stay in fp32.
+Parameters are named as in diffusers' WanTransformer3DModel. As there, the time embedder, the layer norms and the
+tables of shifts and scales stay in fp32.
 """
 
 import math
@@ -17,7 +17,7 @@ from torch import Tensor, nn
 
 from vinfinity.models.frame_text import FrameText
 from vinfinity.models.kernels import Linear, attend, linear, sinusoids
-from vinfinity.models.wan.attention import Attention, Query, plan_queries, self_attention
+from vinfinity.models.wan.attention import AttentionProjections, Query, plan_queries, self_attention
 from vinfinity.models.wan.configs import TransformerConfig
 from vinfinity.models.wan.positions import picture_rotations
 from vinfinity.parallel.context import TemporalContext
@@ -33,12 +33,12 @@ class TimestepEmbedding(nn.Module):
         self.linear_2 = nn.Linear(out, out)
 
     def forward(self, x: Tensor) -> Tensor:
-        """x: (1, width) fp32. Returns (1, out) fp32."""
+        """Embed x (1, width) fp32. Returns (1, out) fp32."""
         return self.linear_2(F.silu(self.linear_1(x)))
 
 
 class TextProjection(nn.Module):
-    """From the text encoder's states to those that the blocks attend to."""
+    """Turns the text encoder's states into those that the blocks attend to."""
 
     def __init__(self, width: int, out: int) -> None:
         super().__init__()
@@ -46,12 +46,12 @@ class TextProjection(nn.Module):
         self.linear_2 = Linear(out, out)
 
     def forward(self, x: Tensor) -> Tensor:
-        """x: (..., width). Returns (..., out)."""
+        """Project x (..., width) to (..., out)."""
         return self.linear_2(F.gelu(self.linear_1(x), approximate="tanh"))
 
 
 class ConditionEmbedder(nn.Module):
-    """Timestep and text as the blocks take them."""
+    """Embeds timestep and text for the blocks."""
 
     def __init__(self, config: TransformerConfig) -> None:
         super().__init__()
@@ -60,7 +60,7 @@ class ConditionEmbedder(nn.Module):
         self.text_embedder = TextProjection(config.text_dim, config.width)
 
     def time(self, t: Tensor, dtype: torch.dtype) -> tuple[Tensor, Tensor]:
-        """t: (1,). Returns the time embedding (1, c) and its projection for the blocks (1, 6, c), in `dtype`."""
+        """Embed timestep t (1,). Returns the embedding (1, c) and its projection for blocks (1, 6, c), in `dtype`."""
         features = sinusoids(t, self.time_embedder.linear_1.in_features)
         embedded = self.time_embedder(features).to(dtype)
         return embedded, self.time_proj(F.silu(embedded)).unflatten(1, (6, -1))
@@ -85,17 +85,17 @@ class FeedForward(nn.Module):
         self.net = nn.ModuleList([GELU(width, inner), nn.Identity(), Linear(inner, width)])
 
     def forward(self, x: Tensor) -> Tensor:
-        """x: (b, p, c). Returns the same shape."""
+        """Transform x (b, p, c) to the same shape."""
         for layer in self.net:
             x = layer(x)
         return x
 
 
 class LayerNorm(nn.LayerNorm):
-    """A layer norm in fp32, followed by a scale and a shift (adaptive layer norm), if there are any."""
+    """A layer norm in fp32, optionally followed by a scale and a shift (adaptive layer norm)."""
 
     def forward(self, x: Tensor, scale: Tensor | None = None, shift: Tensor | None = None) -> Tensor:
-        """x: (b, p, c). scale, shift: (1, c) fp32. Returns the shape and type of x."""
+        """Normalise x (b, p, c). scale, shift: (1, c) fp32. Returns the shape and type of x."""
         normed = super().forward(x.float())
         if scale is not None and shift is not None:
             normed = normed * (1 + scale) + shift
@@ -109,8 +109,8 @@ class Block(nn.Module):
         super().__init__()
         width, heads, eps = config.width, config.num_attention_heads, config.eps
         self.norm1 = LayerNorm(width, eps, elementwise_affine=False)
-        self.attn1 = Attention(width, heads=heads, eps=eps)
-        self.attn2 = Attention(width, heads=heads, eps=eps)
+        self.attn1 = AttentionProjections(width, heads=heads, eps=eps)
+        self.attn2 = AttentionProjections(width, heads=heads, eps=eps)
         self.norm2 = LayerNorm(width, eps) if config.cross_attn_norm else nn.Identity()
         self.ffn = FeedForward(width, config.ffn_dim)
         self.norm3 = LayerNorm(width, eps, elementwise_affine=False)
@@ -125,9 +125,9 @@ class Block(nn.Module):
         picture: Tensor,
         ctx: TemporalContext,
     ) -> Tensor:
-        """x: (b, f, p, c), changed in place and returned. text: as `TextProjection` leaves it. time: (1, 6, c).
+        """Change x (b, f, p, c) in place and return it. text: as `TextProjection` leaves it. time: (1, 6, c).
 
-        Once a frame has its self-attention, the rest of the block follows for it: temporaries are those of one frame.
+        Each frame runs through the rest of the block right after its self-attention, so temporaries are for one frame.
         """
         parts = (self.scale_shift_table + time.float()).unbind(1)
         shift, scale, gate, shift_after, scale_after, gate_after = parts
@@ -146,14 +146,14 @@ class Block(nn.Module):
 
 
 class TextKeys:
-    """The keys and values of the text that guides each frame, made once for consecutive frames with the same text."""
+    """The keys and values of each frame's text, computed once for consecutive frames with the same text."""
 
-    def __init__(self, attention: Attention, text: FrameText, held: range) -> None:
+    def __init__(self, attention: AttentionProjections, text: FrameText, held: range) -> None:
         self._attention, self._runs = attention, text.runs(held)
         self._made: tuple[range, tuple[Tensor, Tensor]] | None = None
 
     def of(self, at: int) -> tuple[Tensor, Tensor]:
-        """at: a frame's position among this rank's. Returns (b, heads, t, d) each."""
+        """Return keys and values, (b, heads, t, d) each. at: a frame's position among this rank's."""
         if self._made is None or at not in self._made[0]:
             span, states = next((span, states) for span, states in self._runs if at in span)
             self._made = span, self._attention.keys_and_values(states)
@@ -175,13 +175,13 @@ class Transformer(nn.Module):
         self.scale_shift_table = nn.Parameter(torch.randn(1, 2, width) / width**0.5)
 
     def embed_text(self, text: FrameText) -> FrameText:
-        """The text as `forward` takes it. It is the same in all steps."""
+        """Embed the text for `forward`. The result is the same in all steps."""
         embedder = self.condition_embedder.text_embedder
         states = [embedder(text.states[:, state]) for state in range(text.states.shape[1])]
         return FrameText(torch.stack(states, dim=1), text.of_frames)
 
     def forward(self, x: Tensor, t: Tensor, text: FrameText, ctx: TemporalContext) -> Tensor:
-        """The velocity (b, c, f, h, w) of latents x (b, c, f, h, w) at training timestep t (1,).
+        """Predict the velocity (b, c, f, h, w) of latents x (b, c, f, h, w) at training timestep t (1,).
 
         h and w are multiples of the patch size. text: see `embed_text`.
         """
@@ -205,7 +205,7 @@ class Transformer(nn.Module):
         return out
 
     def _tokens(self, x: Tensor) -> Iterator[Tensor]:
-        """The embedded patches of each frame, (b, p, c)."""
+        """Yield the embedded patches of each frame, (b, p, c)."""
         side, embedding = self.config.patch_size[1], self.patch_embedding
         weight = embedding.weight.flatten(1)
         for frame in x.unbind(2):

@@ -23,14 +23,14 @@ class RMSNorm(nn.Module):
         self.eps = config.layer_norm_epsilon
 
     def forward(self, x: Tensor) -> Tensor:
-        """x: (b, t, c). Returns the same shape and type."""
+        """Normalise x (b, t, c). Returns the same shape and type."""
         exact = x.float()
         normed = exact * torch.rsqrt(exact.square().mean(-1, keepdim=True) + self.eps)
         return self.weight * normed.to(x.dtype)
 
 
 class SelfAttention(nn.Module):
-    """Self-attention without scaling, with a bias of its own for each distance between tokens."""
+    """Self-attention without scaling, with a learned bias for the distance between tokens."""
 
     def __init__(self, config: UMT5Config) -> None:
         super().__init__()
@@ -43,8 +43,9 @@ class SelfAttention(nn.Module):
         self.relative_attention_bias = nn.Embedding(config.relative_attention_num_buckets, config.num_heads)
 
     def forward(self, x: Tensor, buckets: Tensor, padding: Tensor) -> Tensor:
-        """x: (b, t, c). buckets: (t, t) of each query and key. padding: (b, 1, 1, t), -inf for keys that are padding,
-        0 for others. Returns (b, t, c).
+        """Attend from x (b, t, c) to itself. Returns the same shape.
+
+        buckets: (t, t), the bucket of each query and key. padding: (b, 1, 1, t), -inf for padding keys, 0 for others.
         """
         q, k, v = (
             rearrange(project(x), "b t (n d) -> b n t d", n=self.heads)
@@ -56,7 +57,7 @@ class SelfAttention(nn.Module):
 
 
 class GatedGELU(nn.Module):
-    """A linear layer, gated by another one through tanh GELU, and one back."""
+    """A linear layer gated by another one through tanh GELU, then a linear output layer."""
 
     def __init__(self, config: UMT5Config) -> None:
         super().__init__()
@@ -65,7 +66,7 @@ class GatedGELU(nn.Module):
         self.wo = nn.Linear(config.d_ff, config.d_model, bias=False)
 
     def forward(self, x: Tensor) -> Tensor:
-        """x: (b, t, c). Returns the same shape."""
+        """Transform x (b, t, c) to the same shape."""
         return self.wo(F.gelu(self.wi_0(x), approximate="tanh") * self.wi_1(x))
 
 
@@ -78,7 +79,7 @@ class AttentionLayer(nn.Module):
         self.layer_norm = RMSNorm(config)
 
     def forward(self, x: Tensor, buckets: Tensor, padding: Tensor) -> Tensor:
-        """As `SelfAttention`."""
+        """Transform x (b, t, c). buckets, padding: as in `SelfAttention`."""
         return x + self.SelfAttention(self.layer_norm(x), buckets, padding)
 
 
@@ -91,7 +92,7 @@ class FeedForwardLayer(nn.Module):
         self.layer_norm = RMSNorm(config)
 
     def forward(self, x: Tensor) -> Tensor:
-        """x: (b, t, c). Returns the same shape."""
+        """Transform x (b, t, c) to the same shape."""
         return x + self.DenseReluDense(self.layer_norm(x))
 
 
@@ -103,14 +104,14 @@ class Block(nn.Module):
         self.layer = nn.ModuleList([AttentionLayer(config), FeedForwardLayer(config)])
 
     def forward(self, x: Tensor, buckets: Tensor, padding: Tensor) -> Tensor:
-        """As `SelfAttention`."""
+        """Transform x (b, t, c). buckets, padding: as in `SelfAttention`."""
         attention, feed_forward = self.layer
         states: Tensor = feed_forward(attention(x, buckets, padding))
         return states
 
 
 class Stack(nn.Module):
-    """The blocks and the final norm, under the name that they have in the files."""
+    """The blocks and the final norm, grouped and named as in the files."""
 
     def __init__(self, config: UMT5Config) -> None:
         super().__init__()
@@ -119,7 +120,7 @@ class Stack(nn.Module):
 
 
 class TextEncoder(nn.Module):
-    """Token ids to text states: the output of the final norm, one state per token."""
+    """Turns token ids into text states: the output of the final norm, one state per token."""
 
     def __init__(self, config: UMT5Config) -> None:
         super().__init__()
@@ -128,9 +129,9 @@ class TextEncoder(nn.Module):
         self.encoder = Stack(config)
 
     def forward(self, ids: Tensor, used: Sequence[int]) -> Tensor:
-        """ids: (b, t) int64. used: how many tokens of each text are its own; the others are padding.
+        """Encode ids (b, t) int64. used: number of tokens that belong to each text; the others are padding.
 
-        Returns (b, t, c), zero for padding. Only as many tokens are computed as the longest text has.
+        Returns (b, t, c), zero for padding. Tokens beyond the longest text are not computed.
         """
         length = max(used)
         own = torch.arange(length, device=ids.device) < torch.tensor(used, device=ids.device)[:, None]
@@ -144,17 +145,17 @@ class TextEncoder(nn.Module):
 
 
 def distance_buckets(tokens: int, config: UMT5Config) -> Tensor:
-    """The bucket of the distance between each query and key, (t, t) int64.
+    """Return the bucket of the distance between each query and key, (t, t) int64.
 
-    Each direction has half of the buckets: half of those for one distance each, the others for ranges that grow
-    exponentially up to relative_attention_max_distance.
+    Each direction has half of the buckets. Half of those are for a single distance each, the others for ranges that
+    grow exponentially up to relative_attention_max_distance.
     """
     each = config.relative_attention_num_buckets // 2
     exact = each // 2
     position = torch.arange(tokens, device="cpu")
     distance = position[None] - position[:, None]
     size = distance.abs()
-    # in fp32, as in the published code: it decides at the edges of ranges
+    # in fp32, as in the published code: rounding matters at the edges of ranges
     steps = torch.log(size.float() / exact) / math.log(config.relative_attention_max_distance / exact)
     ranges = exact + (steps.clamp(min=0.0) * (each - exact)).long()
     bucket = torch.where(size < exact, size, ranges.clamp(max=each - 1))

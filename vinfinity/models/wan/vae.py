@@ -1,8 +1,8 @@
 """AutoencoderKLWan, the causal video autoencoder of Wan 2.1: latents to frames and back, in order.
 
-Dims: c channels and h w height and width of a latent, f frames of a latent frame (1 for the first of a video, then
-4), H W of a picture. Frames are (3, H, W) in [-1, 1]. Each frame depends on earlier ones, never on
-later ones: memory does not grow with the video. Parameters are named as in diffusers' AutoencoderKLWan.
+Dims: c latent channels, h w latent height and width, f frames of a latent frame (1 for the first of a video, then 4),
+H W picture height and width. Frames are (3, H, W) in [-1, 1]. Each frame depends on earlier frames, never on later
+ones: memory does not grow with the video. Parameters are named as in diffusers' AutoencoderKLWan.
 """
 
 from collections.abc import Iterable, Iterator
@@ -40,7 +40,7 @@ class MidBlock(nn.Module):
 
 
 class Encoder(nn.Module):
-    """Frames to mean and log variance of their latents."""
+    """Maps frames to the mean and log variance of their latents."""
 
     def __init__(self, config: WanVAEConfig) -> None:
         super().__init__()
@@ -60,9 +60,10 @@ class Encoder(nn.Module):
         self.conv_out = CausalConv3d(channels, 2 * config.z_dim)
 
     def first(self, latent: int) -> int:
-        """The first latent frame whose pictures it must see so that the latents from `latent` on are exact.
+        """Return the first latent frame whose pictures the encoder must see for exact latents from `latent` on.
 
-        Its first layers, with most of the work, see the most of it: unlike the decoder's, none could begin later.
+        The first layers do most of the work and reach back furthest. So, unlike the decoder's layers, none can start
+        later.
         """
         needed, frames = latent, 1
         for layer in reversed([self.conv_in, *self.down_blocks, *self.mid_block.layers, self.conv_out]):
@@ -73,9 +74,9 @@ class Encoder(nn.Module):
         return latent_of(needed, frames)
 
     def forward(self, x: Tensor, cache: FrameCache) -> Tensor:
-        """x: (1, 3, f, H, W). Returns (1, 2 c, 1, h, w).
+        """Encode x (1, 3, f, H, W) to (1, 2 c, 1, h, w).
 
-        Up to the layer that first halves the frames, it runs frame by frame, which takes half the memory.
+        Up to the first layer that halves the frames, this runs frame by frame, which takes half the memory.
         """
         layers = [*self.down_blocks, *self.mid_block.layers]
         halving = (at for at, layer in enumerate(layers) if isinstance(layer, Downsample) and layer.time_conv)
@@ -107,7 +108,7 @@ class UpBlock(nn.Module):
 
 
 class Decoder(nn.Module):
-    """Latents to frames."""
+    """Maps latents to frames."""
 
     def __init__(self, config: WanVAEConfig) -> None:
         super().__init__()
@@ -122,7 +123,7 @@ class Decoder(nn.Module):
         self.conv_out = CausalConv3d(last.width, config.out_channels)
 
     def steps(self) -> tuple[Step, ...]:
-        """What is done to a latent frame, step by step."""
+        """List the steps that decode a latent frame, in order."""
         first, last = self.levels[0], self.levels[-1]
         steps = [Step.of(self.conv_in, self.conv_in.after, first)]
         steps += [Step.of(layer, layer, first) for layer in self.mid_block.layers]
@@ -136,7 +137,7 @@ class Decoder(nn.Module):
 
 
 class AutoencoderKLWan(nn.Module):
-    """Frames to latents and back: 8 times smaller on each side, and 4 times fewer in time."""
+    """Encodes frames to latents and decodes them: 8 times smaller on each side, and 4 times fewer in time."""
 
     def __init__(self, config: WanVAEConfig) -> None:
         super().__init__()
@@ -149,20 +150,20 @@ class AutoencoderKLWan(nn.Module):
 
     @property
     def warm_up(self) -> WarmUp:
-        """What must come before the first frame of a decoder that begins in the middle of a video."""
+        """What a decoder that starts in the middle of a video must run before its first frame."""
         return WarmUp(self.decoder.steps(), self.config.time_downscale)
 
     @property
     def restart_cost(self) -> float:
-        """The time to begin in the middle of a video, in latent frames."""
+        """The time it takes to start in the middle of a video, in latent frames."""
         return self.warm_up.cost
 
     def stream(self, start: int = 0) -> "DecoderStream":
-        """Decodes from the latent frame `start` on, exactly as if the whole video were decoded."""
+        """Start to decode at the latent frame `start`, exactly as if the whole video were decoded."""
         return DecoderStream(self, start)
 
     def decode_frames(self, latents: Iterable[Tensor], *, start: int = 0) -> Iterator[Tensor]:
-        """The frames (3, H, W) from the latent frame `start` on, in order; none of them stays in memory.
+        """Yield the frames (3, H, W) from the latent frame `start` on, in order; none of them stays in memory.
 
         latents: (c, h, w) each, as the diffusion model leaves them, in order from `stream(start).first` on.
         """
@@ -172,11 +173,11 @@ class AutoencoderKLWan(nn.Module):
                 yield from frames
 
     def encoder_stream(self, start: int = 0) -> "EncoderStream":
-        """Encodes from the latent frame `start` on, exactly as if the whole video were encoded."""
+        """Start to encode at the latent frame `start`, exactly as if the whole video were encoded."""
         return EncoderStream(self, start)
 
     def moments(self, like: Tensor) -> tuple[Tensor, Tensor]:
-        """Mean and standard deviation of the latents' channels, (c, 1, 1), with the type and device of a tensor."""
+        """Return mean and standard deviation of the latents' channels, (c, 1, 1). like: gives type and device."""
         mean, deviation = (
             torch.tensor(values, dtype=like.dtype, device=like.device)[:, None, None]
             for values in (self.config.latents_mean, self.config.latents_std)
@@ -193,7 +194,7 @@ class EncoderStream:
         self._cache = FrameCache()
 
     def encode(self, pictures: Tensor) -> Tensor:
-        """The latents (1, c, h, w) of the next latent frame as the diffusion model sees it: the mean of the posterior.
+        """Return the next latent frame (1, c, h, w), as the diffusion model sees it: the mean of the posterior.
 
         pictures: as for `posterior`.
         """
@@ -202,15 +203,14 @@ class EncoderStream:
         return ((mean - offset) / scale)[None]
 
     def posterior(self, pictures: Tensor) -> tuple[Tensor, Tensor]:
-        """Mean and standard deviation of the next latent frame, each (c, h, w), not normalised.
+        """Return mean and standard deviation of the next latent frame, each (c, h, w), not normalised.
 
-        pictures: (f, 3, H, W), those of a latent frame; H and W multiples of 8. Raises ValueError for another number.
+        pictures: (f, 3, H, W), the frames of this latent frame; H and W are multiples of 8. Raises ValueError for
+        another number of frames.
         """
         frames = self._autoencoder.config.time_downscale if self._next else 1
         if len(pictures) != frames:
-            raise ValueError(
-                f"frames: {len(pictures)} are given for latent frame {self._next}, which has {frames}"
-            )
+            raise ValueError(f"frames: got {len(pictures)} for latent frame {self._next}, which has {frames}")
         self._cache.first = self._next == 0
         moments = self._autoencoder.quant_conv(
             self._autoencoder.encoder(pictures.transpose(0, 1)[None], self._cache)
@@ -223,8 +223,8 @@ class EncoderStream:
 class DecoderStream:
     """Decodes a video from the latent frame `start` on: see `DecoderStream` in models/decoder.py.
 
-    first: the latent frame that the first call must give. The calls before that of `start` yield no frames: they run
-    what those from `start` on depend on, each layer as late as possible.
+    first: the latent frame that the first call must pass. Calls before the one for `start` yield no frames: they run
+    what later frames depend on, and each layer starts as late as possible.
     """
 
     def __init__(self, autoencoder: AutoencoderKLWan, start: int) -> None:
@@ -236,20 +236,20 @@ class DecoderStream:
         self._moments: tuple[Tensor, Tensor] | None = None
 
     def frames(self, count: int) -> int:
-        """The frames that the next `count` latent frames decode to."""
+        """Return how many frames the next `count` latent frames decode to."""
         latents = range(max(self._next, self._start), self._next + count)
         scale = self._autoencoder.config.time_downscale
         return sum(scale if latent else 1 for latent in latents)
 
     @property
     def bytes(self) -> int:
-        """Memory that it holds between two calls."""
+        """Bytes that the stream holds between two calls."""
         return self._cache.bytes
 
     def decode(self, latents: Tensor) -> Iterator[Tensor]:
-        """The frames of the next latent frames, (1, 3, H, W) one after the other, about [-1, 1]; none before `start`.
+        """Yield the frames of the next latent frames, (1, 3, H, W) at a time, about [-1, 1]; none before `start`.
 
-        latents: (b, c, h, w), as the diffusion model leaves them. All frames must be taken before the next call.
+        latents: (b, c, h, w), as the diffusion model leaves them. Take all frames before the next call.
         """
         if self._moments is None:
             self._moments = self._autoencoder.moments(latents)
@@ -261,7 +261,7 @@ class DecoderStream:
             self._next += 1
 
     def _run(self, x: Tensor, begin: int) -> Iterator[Tensor]:
-        """The steps from number `begin` on; frame by frame after each that doubles them, which takes less memory."""
+        """Run the steps from number `begin` on; after one that doubles the frames, frame by frame, to save memory."""
         for number, step in enumerate(self._steps[begin:], start=begin):
             if self._next < self._starts[number]:
                 return

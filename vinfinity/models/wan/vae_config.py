@@ -1,4 +1,4 @@
-"""The architecture of the causal autoencoder, with the names of its published config.json. No torch here."""
+"""The architecture of the causal autoencoder, with the names of its published config.json. Loads no torch."""
 
 import math
 from collections.abc import Mapping
@@ -6,25 +6,25 @@ from dataclasses import dataclass
 
 from vinfinity.system.fields import above_zero, known_fields
 
-# The moments of Wan 2.1's latents, one number a channel.
+# The moments of Wan 2.1's latents, one number per channel.
 # fmt: off
-MEAN = (-0.7571, -0.7089, -0.9113, 0.1075, -0.1745, 0.9653, -0.1517, 1.5508,
-        0.4134, -0.0715, 0.5517, -0.3632, -0.1922, -0.9497, 0.2503, -0.2921)
-DEVIATION = (2.8184, 1.4541, 2.3275, 2.6558, 1.2196, 1.7708, 2.6052, 2.0743,
-             3.2687, 2.1526, 2.8652, 1.5579, 1.6382, 1.1253, 2.8251, 1.9160)
+LATENT_MEANS = (-0.7571, -0.7089, -0.9113, 0.1075, -0.1745, 0.9653, -0.1517, 1.5508,
+                0.4134, -0.0715, 0.5517, -0.3632, -0.1922, -0.9497, 0.2503, -0.2921)
+LATENT_DEVIATIONS = (2.8184, 1.4541, 2.3275, 2.6558, 1.2196, 1.7708, 2.6052, 2.0743,
+                     3.2687, 2.1526, 2.8652, 1.5579, 1.6382, 1.1253, 2.8251, 1.9160)
 # fmt: on
 
-# Frames before its own that a convolution of kernel 3 sees.
-EARLIER = 2
+# Number of earlier frames that a convolution with kernel 3 sees.
+EARLIER_FRAMES = 2
 
 
 @dataclass(frozen=True)
 class LevelLayout:
     """One resolution of the decoder.
 
-    channels: of its input. width: of its resnets. upsampled: channels after its upsampler, None for the last level.
-    doubles: whether the upsampler doubles the frames, too. frames: per latent frame. area: positions per pixel of the
-    picture.
+    channels: channels of the input. width: channels of the resnets. upsampled: channels after the upsampler; None for
+    the last level. doubles: whether the upsampler also doubles the frames. frames: input frames per latent frame.
+    area: positions per pixel of the picture.
     """
 
     channels: int
@@ -39,9 +39,9 @@ class LevelLayout:
 class WanVAEConfig:
     """AutoencoderKLWan, with the names of a diffusers config.json.
 
-    base_dim, decoder_base_dim: channels that `dim_mult` multiplies, level by level. temperal_downsample (so in the
-    files): whether the encoder halves the frames after each level. latents_mean, latents_std: the diffusion model sees
-    (latent - mean) / std.
+    base_dim, decoder_base_dim: numbers of channels that `dim_mult` multiplies, level by level. temperal_downsample
+    (spelled so in the files): whether the encoder halves the frames after each level. latents_mean, latents_std: the
+    diffusion model sees (latent - mean) / std.
 
     Raises ValueError for an architecture that this autoencoder does not have.
     """
@@ -52,8 +52,8 @@ class WanVAEConfig:
     dim_mult: tuple[int, ...] = (1, 2, 4, 4)
     num_res_blocks: int = 2
     temperal_downsample: tuple[bool, ...] = (False, True, True)
-    latents_mean: tuple[float, ...] = MEAN
-    latents_std: tuple[float, ...] = above_zero(DEVIATION)
+    latents_mean: tuple[float, ...] = LATENT_MEANS
+    latents_std: tuple[float, ...] = above_zero(LATENT_DEVIATIONS)
     is_residual: bool = False
     in_channels: int = 3
     out_channels: int = 3
@@ -62,7 +62,7 @@ class WanVAEConfig:
     scale_factor_spatial: int | None = None
 
     def __post_init__(self) -> None:
-        # what tells Wan 2.2's autoencoder from this one
+        # this entry distinguishes Wan 2.2's autoencoder
         if self.is_residual:
             raise ValueError("is_residual: true is the autoencoder of Wan 2.2, which is not supported")
         for name in ("in_channels", "out_channels"):
@@ -71,8 +71,8 @@ class WanVAEConfig:
         if self.patch_size not in (None, 1):
             raise ValueError(f"patch_size: {self.patch_size} is not supported")
         if len(self.temperal_downsample) != len(self.dim_mult) - 1:
-            counts = f"{len(self.temperal_downsample)} entries for {len(self.dim_mult)} of dim_mult"
-            raise ValueError(f"temperal_downsample: {counts}, which need one less")
+            counts = f"{len(self.temperal_downsample)} entries for {len(self.dim_mult)} in dim_mult"
+            raise ValueError(f"temperal_downsample: {counts}; it needs one fewer")
         for name in ("latents_mean", "latents_std"):
             if len(getattr(self, name)) != self.z_dim:
                 raise ValueError(f"{name}: {len(getattr(self, name))} numbers for {self.z_dim} channels")
@@ -133,20 +133,21 @@ class WanVAEConfig:
         # conv_in, the resnets in the middle, and conv_out
         kept = first.area * (self.z_dim + 4 * first.channels) + last.width
         for level in self.levels:
-            # the convolutions of the resnets, and that of the upsampler over time
+            # the convolutions of the resnets, and the upsampler's convolution over time
             kept += level.area * (
                 level.channels + (2 * self.num_res_blocks + 1 + level.doubles) * level.width
             )
-        return math.ceil(EARLIER * kept)
+        return math.ceil(EARLIER_FRAMES * kept)
 
     @property
     def peak_channels(self) -> int:
-        """The most channels, counted at the picture's resolution, that are alive at once while a latent frame is
-        decoded: the frames that are kept, and those of the layer that needs the most.
+        """The most channels, counted at the picture's resolution, that are alive while a latent frame is decoded.
+
+        These are the frames that are kept, and the working set of the layer that needs the most.
         """
         most, waiting = 0.0, 0.0
         for level in self.levels:
-            # at the second convolution of a resnet: its input, what that reads and returns, and what it is made from
+            # at the second convolution of a resnet: the input, what it reads and returns, and what that is made from
             working = max(level.channels + 5 * level.width, 4 * level.channels + level.width)
             if level.upsampled is not None:
                 frames = 1 + level.doubles
@@ -158,20 +159,21 @@ class WanVAEConfig:
                 )
             most = max(most, waiting + level.area * working)
             if level.doubles:
-                # both frames, which are decoded one after the other
+                # both frames, since they are decoded in turn
                 waiting += 2 * 4 * level.area * (level.upsampled or 0)
         return math.ceil(self.kept_channels + most)
 
     @property
     def widest_channels(self) -> int:
-        """The most channels, counted at the picture's resolution, of one tensor while a latent frame is decoded: a
-        frame with the two before it, or enlarged.
+        """The most channels, counted at the picture's resolution, of one tensor while a latent frame is decoded.
+
+        This is a frame with the two before it, or an upsampled frame.
         """
         return math.ceil(
             max(
                 level.area
                 * max(
-                    (1 + EARLIER) * max(level.channels, level.width),
+                    (1 + EARLIER_FRAMES) * max(level.channels, level.width),
                     4 * (1 + level.doubles) * level.width if level.upsampled else 0,
                 )
                 for level in self.levels
@@ -180,5 +182,5 @@ class WanVAEConfig:
 
     @classmethod
     def from_dict(cls, values: Mapping[str, object]) -> "WanVAEConfig":
-        """From a parsed config.json. Raises ValueError for features that this autoencoder does not have."""
+        """Read a parsed config.json. Raises ValueError for features that this autoencoder does not have."""
         return cls(**known_fields(cls, values))

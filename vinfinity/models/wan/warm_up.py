@@ -1,8 +1,8 @@
-"""How a causal decoder begins in the middle of a video: which layers need which earlier latent frames, and their cost.
+"""How a causal decoder starts in the middle of a video: which layers need which earlier latent frames, and their cost.
 
-A layer that sees two earlier frames needs the right input from two frames before its first output that matters. Going
-back from the picture to the latents, every layer gets a first latent frame; it need not run before that. What happens
-before is wrong and never used.
+A layer that sees two earlier frames needs correct input from two frames before its first output that matters. Working
+back from the picture to the latents gives each layer its first latent frame; the layer need not run before that. Its
+earlier output would be wrong, but is never used.
 """
 
 from collections.abc import Callable, Sequence
@@ -18,8 +18,8 @@ from vinfinity.models.wan.vae_config import LevelLayout
 class Step:
     """A layer of the decoder.
 
-    run: the layer. reach: earlier input frames that it sees. doubles: whether it doubles the frames, after that.
-    frames: input frames per latent frame. cost: multiplications per latent frame and pixel of the picture.
+    run: runs the layer. reach: number of earlier input frames that it sees. doubles: whether it then doubles the
+    frames. frames: input frames per latent frame. cost: multiplications per latent frame and pixel of the picture.
     """
 
     run: Callable[[Tensor, FrameCache], Tensor]
@@ -30,7 +30,7 @@ class Step:
 
     @classmethod
     def of(cls, layer: nn.Module, run: Callable[[Tensor, FrameCache], Tensor], level: LevelLayout) -> "Step":
-        """A layer whose input is at the resolution of `level`."""
+        """Describe a layer whose input is at the resolution of `level`."""
         doubles, cost = False, 0.0
         for part in layer.modules():
             if not isinstance(part, nn.Conv2d | nn.Conv3d):
@@ -46,13 +46,16 @@ class Step:
 
 @dataclass(frozen=True)
 class WarmUp:
-    """steps: of the decoder. time_downscale: frames per latent frame."""
+    """The latent frames that a decoder must run before the one at which it starts.
+
+    steps: the decoder's layers. time_downscale: frames per latent frame.
+    """
 
     steps: Sequence[Step]
     time_downscale: int
 
     def starts(self, latent: int) -> list[int]:
-        """For each step, the first latent frame that it must see so that the frames from `latent` on are exact."""
+        """Return, for each step, the first latent frame that it must see for exact frames from `latent` on."""
         starts: list[int] = []
         needed = _first_frame(latent, self.time_downscale)
         for step in reversed(self.steps):
@@ -65,14 +68,15 @@ class WarmUp:
 
     @property
     def latents(self) -> int:
-        """The receptive field: the earlier latent frames on which a frame depends."""
+        """The receptive field: number of earlier latent frames on which a frame depends."""
         far = 1000 * len(self.steps)
         return far - self.starts(far)[0]
 
     @property
     def cost(self) -> float:
-        """The time to begin in the middle of a video, in latent frames: work before the first frame over that of a
-        latent frame.
+        """The time it takes to start in the middle of a video, in latent frames.
+
+        This is the work before the first frame, divided by the work for one latent frame.
         """
         far = 1000 * len(self.steps)
         work = sum(
@@ -82,15 +86,15 @@ class WarmUp:
 
 
 def _first_frame(latent: int, frames: int) -> int:
-    """The first frame of a latent frame, at `frames` frames a latent frame."""
+    """Return the first frame of a latent frame, with `frames` frames per latent frame."""
     return 0 if latent == 0 else 1 + (latent - 1) * frames
 
 
 def reach_of(layer: nn.Module) -> int:
-    """The frames before its own that a layer sees, not counting those of a change of the frame rate."""
+    """Return how many earlier frames a layer sees, not counting those of a change of the frame rate."""
     return sum(part.reach for part in layer.modules() if isinstance(part, CausalConv3d))
 
 
 def latent_of(frame: int, frames: int) -> int:
-    """The latent frame of a frame, at `frames` frames a latent frame."""
+    """Return the latent frame of a frame, with `frames` frames per latent frame."""
     return 0 if frame == 0 else 1 + (frame - 1) // frames
