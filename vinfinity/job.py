@@ -169,8 +169,8 @@ class Job:
             concerns.append(self._emulated_on(device))
         concerns += self.without_effect() + self._geometry_concerns()
         sound, length = check_config_sound(self.config), Fraction(self.config.frames) / self.config.fps
-        if self.config.sound is not None and sound is not None and sound < length:
-            field, path = self.config.sound
+        if self.config.audio_source is not None and sound is not None and sound < length:
+            field, path = self.config.audio_source
             lengths = f"lasts {float(sound):.2f} s, the video {float(length):.2f} s"
             concerns.append(f"{field}: {path} {lengths}; the rest is silent")
         for text in self.texts:

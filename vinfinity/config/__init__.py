@@ -11,7 +11,7 @@ formats    containers and codecs of videos, by the ending of a name
 text       a configuration as YAML, the digest of the latents, explanations
 """
 
-from vinfinity.config.formats import VideoFormat, choose_format
+from vinfinity.config.formats import PixelFormat, Preset, VideoFormat, choose_format
 from vinfinity.config.prompts import Prompt
 from vinfinity.config.schema import Declared, Group, Setting, plain_text
 from vinfinity.config.settings import (
@@ -28,8 +28,6 @@ from vinfinity.config.settings import (
     Memory,
     ParallelConfig,
     Phase,
-    PixelFormat,
-    Preset,
     ReuseConfig,
     RunConfig,
     Sampler,

@@ -8,29 +8,26 @@ from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from fractions import Fraction
 from pathlib import PurePath
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Literal
 
 from vinfinity.errors import InputError
 
 if TYPE_CHECKING:
     from vinfinity.config.settings import VideoConfig
 
-# from fast to small
-PRESETS = (
-    "ultrafast",
-    "superfast",
-    "veryfast",
-    "faster",
-    "fast",
-    "medium",
-    "slow",
-    "slower",
-    "veryslow",
-    "placebo",
-)
-DEFAULT_PRESET = "medium"
+PixelFormat = Literal["yuv420p", "yuv422p", "yuv444p"]
+# from the fastest to the smallest files
+Preset = Literal[
+    "ultrafast", "superfast", "veryfast", "faster", "fast", "medium", "slow", "slower", "veryslow", "placebo"
+]
+PRESETS: tuple[Preset, ...] = typing.get_args(Preset)
+DEFAULT_PRESET: Preset = "medium"
 # (columns, rows) of pixels that share a colour sample; the sides of an encoded frame must be multiples of them
-CHROMA_BLOCKS = {"yuv420p": (2, 2), "yuv422p": (2, 1), "yuv444p": (1, 1)}
+CHROMA_BLOCKS: Mapping[PixelFormat, tuple[int, int]] = {
+    "yuv420p": (2, 2),
+    "yuv422p": (2, 1),
+    "yuv444p": (1, 1),
+}
 # crf has to grow by so much for half the bits: the rule of thumb for x264 and x265
 CRF_HALVES = 6
 
@@ -53,7 +50,7 @@ class Codec:
     encoder: str
     bit_depths: tuple[int, ...]
     bits_per_pixel: float
-    chroma: tuple[str, ...] = ()
+    chroma: tuple[PixelFormat, ...] = ()
     rgb: Mapping[int, str] | None = None
     crf: range | None = None
     default_crf: int = 0
@@ -317,7 +314,7 @@ def check_rate(video: VideoFormat, fps: Fraction | int) -> None:
         raise InputError("fps", fps, f"give at most {most}, or write an MP4", problem=problem)
 
 
-def check_sound(video: VideoFormat, audio: str, *, field: str = "audio") -> None:
+def check_holds_audio(video: VideoFormat, audio: str, *, field: str = "audio") -> None:
     """Raises InputError if the format is silent. audio: the file whose sound is asked for."""
     if video.container.audio is None:
         silent = video.container.title

@@ -9,7 +9,7 @@ from itertools import pairwise
 from vinfinity.errors import InputError
 
 # frames over which a prompt takes over from the one before it, unless it says otherwise
-BLEND = 16
+DEFAULT_BLEND = 16
 
 
 @dataclass(frozen=True)
@@ -61,18 +61,18 @@ def time_prompts(
 
     Raises InputError unless the first begins at 0 and each begins after the one before it, with room to blend.
     """
-    given = [(prompt, 0, Prompt(prompt))] if prompt or not prompts else []
+    entries = [(prompt, 0, Prompt(prompt))] if prompt or not prompts else []
     for index, entry in enumerate(prompts):
         field = f"prompts[{index}]"
         if not entry.text.strip():
             raise InputError(f"{field}.text", entry.text, "describe the video", problem="is blank")
         start = parse_moment(entry.at, frames=frames, fps=fps, field=f"{field}.at")
-        if not given and start:
+        if not entries and start:
             remedy = "let it begin at 0, or put another before it with `prompt`"
             raise InputError(f"{field}.at", entry.at, remedy, problem="leaves the beginning without a prompt")
-        if given and start <= given[-1][1]:
+        if entries and start <= entries[-1][1]:
             remedy = "leave out `prompt`, or let it begin later" if start == 0 else "put prompts in order"
-            problem = f"is frame {start}, but the prompt before it begins at frame {given[-1][1]}"
+            problem = f"is frame {start}, but the prompt before it begins at frame {entries[-1][1]}"
             raise InputError(f"{field}.at", entry.at, remedy, problem=problem)
         if start >= frames:
             remedy = f"give a moment before frame {frames}, or ask for more frames"
@@ -84,8 +84,8 @@ def time_prompts(
             raise InputError(
                 f"{field}.cut", True, remedy, problem="begins another scene, but a loop is one scene"
             )
-        given.append((field, start, entry))
-    return _blended(given, negative=negative, frames=frames, fps=fps, loop=loop)
+        entries.append((field, start, entry))
+    return _blended(entries, negative=negative, frames=frames, fps=fps, loop=loop)
 
 
 def parse_moment(moment: int | str, *, frames: int, fps: Fraction | int, field: str) -> int:
@@ -104,29 +104,29 @@ def parse_moment(moment: int | str, *, frames: int, fps: Fraction | int, field: 
 
 
 def _blended(
-    given: Sequence[tuple[str, int, Prompt]], *, negative: str, frames: int, fps: Fraction | int, loop: bool
+    entries: Sequence[tuple[str, int, Prompt]], *, negative: str, frames: int, fps: Fraction | int, loop: bool
 ) -> tuple[TimedPrompt, ...]:
-    """Prompts with their blends. given: field, first frame and prompt of each."""
-    starts = [start for _, start, _ in given]
+    """Prompts with their blends. entries: field, first frame and prompt of each."""
+    starts = [start for _, start, _ in entries]
     around = [starts[-1] - frames if loop else 0, *starts, frames]
     timed = []
-    for index, (field, start, entry) in enumerate(given):
+    for index, (field, start, entry) in enumerate(entries):
         room = min(start - around[index], around[index + 2] - start)
-        blend = min(BLEND, room)
+        blend = min(DEFAULT_BLEND, room)
         if entry.blend is not None:
             blend = parse_moment(entry.blend, frames=frames, fps=fps, field=f"{field}.blend")
             if entry.cut and blend:
                 raise InputError(
                     f"{field}.blend", entry.blend, "leave it out", problem="has no effect at a cut"
                 )
-        if entry.cut or (index == 0 and not (loop and len(given) > 1)):
+        if entry.cut or (index == 0 and not (loop and len(entries) > 1)):
             blend = 0
         timed.append(
             TimedPrompt(
                 start, entry.text, negative if entry.negative is None else entry.negative, blend, entry.cut
             )
         )
-    for (before, after), (earlier, later) in zip(pairwise(timed), pairwise(given), strict=True):
+    for (before, after), (earlier, later) in zip(pairwise(timed), pairwise(entries), strict=True):
         if before.window[1] <= after.window[0]:
             continue
         # blends that nobody asked for end where there is no room
@@ -138,7 +138,7 @@ def _blended(
         assert entry.blend is not None
         raise InputError(f"{field}.blend", entry.blend, "use a shorter blend", problem=problem)
     if timed[-1].window[1] > frames + (timed[0].window[0] if loop else 0):
-        field, _, entry = given[-1]
+        field, _, entry = entries[-1]
         remedy = "use a shorter blend"
         raise InputError(
             f"{field}.blend", entry.blend or 0, remedy, problem="reaches beyond the end of the video"

@@ -31,7 +31,7 @@ TYPES = {
     Fraction: ("number or fraction", "is not a frame rate", "write it as 24, 23.976 or 24000/1001"),
 }
 # the largest whole number of a setting that declares none: more frames, say, than anyone can wait for
-MOST = 1_000_000
+LARGEST_NUMBER = 1_000_000
 
 
 @dataclass(frozen=True)
@@ -77,7 +77,7 @@ def from_model(help: str, *, remedy: str = "", **rest: Any) -> Any:
 class Group:
     """Settings that check themselves: every value of a group has its declared type and is in range.
 
-    A subclass names its prefix, and whether its settings change the latents. `_check_together` holds the rules between
+    A subclass names its prefix, and whether its settings change the latents. `check` holds the rules between
     its settings.
     """
 
@@ -95,9 +95,9 @@ class Group:
             object.__setattr__(self, field.name, value)
             if "setting" in field.metadata:
                 in_range(value, field.metadata["setting"], key=key)
-        self._check_together()
+        self.check()
 
-    def _check_together(self) -> None:
+    def check(self) -> None:
         """Raises InputError if settings of the group do not go together."""
 
 
@@ -148,7 +148,7 @@ class Declared:
     def range(self) -> str:
         """The accepted values in words, empty where all values of its type are accepted."""
         declared = self.setting
-        most = MOST if declared.most is None and bare(self.kind) is int else declared.most
+        most = LARGEST_NUMBER if declared.most is None and bare(self.kind) is int else declared.most
         if declared.least is not None and most is not None:
             return f"{declared.least} to {_bound(most)}"
         if declared.least is not None:
@@ -167,16 +167,16 @@ class Declared:
 
 def declarations(kind: type[Group]) -> Mapping[str, Declared]:
     """Dotted key -> declaration, of all settings of a group and of the groups in it, in order."""
-    found: dict[str, Declared] = {}
+    settings: dict[str, Declared] = {}
     for field, hint in _fields(kind):
         if isinstance(hint, type) and issubclass(hint, Group):
-            found |= declarations(hint)
+            settings |= declarations(hint)
         else:
             declared: Setting = field.metadata["setting"]
             key = f"{kind.prefix}{field.name}"
             latents = kind.latents and declared.latents
-            found[key] = Declared(key, hint, field.default, declared, latents)
-    return found
+            settings[key] = Declared(key, hint, field.default, declared, latents)
+    return settings
 
 
 def typed(value: Any, kind: Any, *, key: str) -> Any:
@@ -188,14 +188,14 @@ def typed(value: Any, kind: Any, *, key: str) -> Any:
         return None
     kinds = [part for part in _parts(kind) if part is not types.NoneType]
     if len(kinds) > 1 and str in kinds:
-        found = next(
+        matching = next(
             (part for part in kinds if isinstance(value, part) and not isinstance(value, bool)), None
         )
-        if found is None:
+        if matching is None:
             names = " nor ".join(TYPES[part][0] for part in kinds)
             remedies = ", or ".join(TYPES[part][2] for part in kinds)
             raise InputError(key, value, remedies, problem=f"is neither {names}")
-        kind = found
+        kind = matching
     kind = bare(kind)
     if dataclasses.is_dataclass(kind):
         if isinstance(value, Group) and isinstance(value, typing.cast(type, kind)):
@@ -250,7 +250,7 @@ def in_range(value: Any, declared: Setting, *, key: str) -> None:
     if value is None:
         return
     problem, least, most = "", declared.least, declared.most
-    limit = MOST if most is None and isinstance(value, int) else most
+    limit = LARGEST_NUMBER if most is None and isinstance(value, int) else most
     if isinstance(value, float) and not math.isfinite(value):
         problem = "is not a finite number"
     elif declared.above is not None and value <= declared.above:

@@ -13,34 +13,33 @@ from typing import Literal
 
 from vinfinity.config.formats import (
     ENDINGS,
+    PixelFormat,
+    Preset,
     VideoFormat,
     check_ending,
+    check_holds_audio,
     check_rate,
-    check_sound,
     choose_format,
 )
 from vinfinity.config.prompts import Prompt, TimedPrompt, time_prompts
 from vinfinity.config.schema import Declared, Group, declarations, from_model, setting
 from vinfinity.errors import InputError
+from vinfinity.system.rank_count import check_rank_count
 
 Sampler = Literal["ddim", "dpmsolver++", "sde-dpmsolver++", "videocrafter2", "lcm", "unipc", "euler"]
 Device = Literal["auto", "cuda", "cpu"]
 Dtype = Literal["auto", "fp32", "fp16", "bf16"]
 Memory = Literal["auto", "low", "fast"]
-Codec = Literal["h264", "h265", "av1", "vp9", "prores"]
+CodecName = Literal["h264", "h265", "av1", "vp9", "prores"]
 BitDepth = Literal[8, 10, 16]
-PixelFormat = Literal["yuv420p", "yuv422p", "yuv444p"]
 Fit = Literal["cover", "contain", "stretch"]
-Preset = Literal[
-    "ultrafast", "superfast", "veryfast", "faster", "fast", "medium", "slow", "slower", "veryslow", "placebo"
-]
 
 # in pixels; H.264 has no level for sides beyond the larger one
 SMALLEST_SIDE, LARGEST_SIDE = 16, 8192
 # of runs from a video; as in diffusers
-STRENGTH = 0.6
+DEFAULT_STRENGTH = 0.6
 # beyond it, the first noise levels of a thousand steps would be the same number in fp32
-MOST_SHIFT = 100
+LARGEST_SHIFT = 100
 # the panels of `--help`
 VIDEO, INPUT, SAMPLING = "The video", "A video or pictures to start from", "Sampling"
 FILES, MACHINE = "Files", "The machine"
@@ -177,7 +176,7 @@ class AttentionConfig(Group, name="attention"):
         """The phase at denoising timestep `t` (>= 0): the first whose `above` is below it."""
         return next(phase for phase in self.schedule if phase.above < t)
 
-    def _check_together(self) -> None:
+    def check(self) -> None:
         key = "attention.schedule"
         above = [phase.above for phase in self.schedule]
         shown = "[" + ", ".join(f"above {timestep}" for timestep in above) + "]"
@@ -307,7 +306,7 @@ class EditConfig(Group, name="edit"):
         """The frames to regenerate."""
         return range(0) if self.redo is None else parse_span(self.redo)
 
-    def _check_together(self) -> None:
+    def check(self) -> None:
         if self.redo is not None and self.run is None:
             remedy = "use `vinfinity redo RUN --frames FROM:TO`"
             raise InputError("edit.redo", self.redo, remedy, problem="needs a run to edit")
@@ -357,9 +356,9 @@ class InputConfig(Group, name="input"):
     )
 
     @property
-    def share(self) -> float:
+    def effective_strength(self) -> float:
         """The strength with which a run from a video begins."""
-        return STRENGTH if self.strength is None else self.strength
+        return DEFAULT_STRENGTH if self.strength is None else self.strength
 
     @property
     def pictures(self) -> Mapping[str, str]:
@@ -367,7 +366,7 @@ class InputConfig(Group, name="input"):
         named = {"input.first_frame": self.first_frame, "input.last_frame": self.last_frame}
         return {key: path for key, path in named.items() if path is not None}
 
-    def _check_together(self) -> None:
+    def check(self) -> None:
         if self.keep_audio and self.video is None:
             raise InputError(
                 "input.keep_audio", True, "add --from VIDEO", problem="has no video to take it from"
@@ -417,12 +416,12 @@ class FirstPassConfig(Group, name="first_pass"):
         None,
         "Shift of the noise levels in the first pass.",
         least=1,
-        most=MOST_SHIFT,
+        most=LARGEST_SHIFT,
         remedy="3 and 5 are usual",
         unset="that of the video, or the other model's",
     )
 
-    def _check_together(self) -> None:
+    def check(self) -> None:
         for name, value in vars(self).items():
             if value is not None and self.size is None:
                 problem = "has no first pass to apply to"
@@ -465,7 +464,7 @@ class DecodeConfig(Group, name="decode", latents=False):
 class VideoConfig(Group, name="video", latents=False):
     """The video file and the files beside it. The ending of `out` chooses the format."""
 
-    codec: Codec | None = setting(
+    codec: CodecName | None = setting(
         None,
         "Codec: h264, h265 or av1 in .mp4; prores, h264 or h265 in .mov; vp9 or av1 in .webm.",
         unset="the first of those",
@@ -624,7 +623,7 @@ class RunConfig(Group):
         "How far noise levels are moved towards noise in models trained by flow matching, such as Wan; 1 leaves them "
         "as they are.",
         least=1,
-        most=MOST_SHIFT,
+        most=LARGEST_SHIFT,
         remedy="3 and 5 are usual",
         unset="the model's",
     )
@@ -734,7 +733,7 @@ class RunConfig(Group):
         return self.starts_from_video or bool(self.input.pictures)
 
     @property
-    def sound(self) -> tuple[str, str] | None:
+    def audio_source(self) -> tuple[str, str] | None:
         """The file whose sound accompanies the video, after the setting that names it; None for a silent video."""
         if self.audio is not None:
             return "audio", self.audio
@@ -747,33 +746,32 @@ class RunConfig(Group):
         """The format of the video, by the ending of `out` and `video`."""
         return choose_format(self.out, self.video)
 
-    def _check_together(self) -> None:
+    def check(self) -> None:
         if self.prompt and not self.prompt.strip():
             raise InputError("prompt", self.prompt, "describe the video", problem="is blank")
         timed_prompts(self)
         video = self.format
         check_rate(video, self.fps)
-        if self.sound is not None:
-            field, path = self.sound
-            check_sound(video, path, field=field)
+        if self.audio_source is not None:
+            field, path = self.audio_source
+            check_holds_audio(video, path, field=field)
         self._check_input()
         if self.frames == 1 and len(self.input.pictures) == 2:
             problem = "cannot be held to two pictures"
             raise InputError("frames", self.frames, "ask for at least 2", problem=problem)
-        if self.gpus is not None and self.gpus > self.frames:
-            problem = f"is more than the {self.frames} frames of the video"
-            raise InputError("gpus", self.gpus, f"ask for at most {self.frames}", problem=problem)
+        if self.gpus is not None:
+            check_rank_count(self.gpus, self.frames)
 
     def _check_input(self) -> None:
         """Raises InputError for settings of `input` that have nothing to apply to."""
-        given = self.input
-        if given.strength is not None and not self.starts_from_video:
+        start = self.input
+        if start.strength is not None and not self.starts_from_video:
             problem = "has no video to start from"
-            raise InputError("input.strength", given.strength, "add --from VIDEO", problem=problem)
-        if given.fit is not None and not self.starts_from_video and not given.pictures:
+            raise InputError("input.strength", start.strength, "add --from VIDEO", problem=problem)
+        if start.fit is not None and not self.starts_from_video and not start.pictures:
             remedy = "add --from, --first-frame or --last-frame"
-            raise InputError("input.fit", given.fit, remedy, problem="has nothing to fit")
-        if given.keep_audio and self.audio is not None:
+            raise InputError("input.fit", start.fit, remedy, problem="has nothing to fit")
+        if start.keep_audio and self.audio is not None:
             problem = "conflicts with input.keep_audio"
             raise InputError("audio", self.audio, "leave out one of the two", problem=problem)
 

@@ -83,10 +83,10 @@ def load(
             layers.append(Layer(flag, {key: read}))
     layers.append(Layer("argument", _python_values(settings or {})))
     layers += [] if row is None else [row]
-    layers = _given_back(layers)
-    own = [*([] if card is None else [_card_layer(card, layers)])]
-    own += [] if video is None else _video_layer(video, layers)
-    layers[1:1] = own
+    layers = _apply_nulls(layers)
+    inherited = [] if card is None else [_card_layer(card, layers)]
+    inherited += [] if video is None else _video_layer(video, layers)
+    layers[1:1] = inherited
     origins = {key: layer.origin for key in declared() for layer in layers if key in layer.values}
     with name_sources(origins):
         return Resolved(RunConfig(**_merge(layers)), origins)
@@ -176,7 +176,7 @@ def _flat(values: Mapping[Any, Any], *, prefix: str = "") -> dict[str, object]:
     return flat
 
 
-def _given_back(layers: Sequence[Layer]) -> list[Layer]:
+def _apply_nulls(layers: Sequence[Layer]) -> list[Layer]:
     """The layers after each null that gives a setting back to the model: it removes the values below it, and itself."""
     nulls = {
         key: index
@@ -211,15 +211,15 @@ def _video_layer(video: Video, layers: Sequence[Layer]) -> list[Layer]:
         path = typed(_merge(layers, only=key)[key], str | None, key=key)
         if path is None:
             return []
-        given = _merge(layers, only="fps")["fps"] if "fps" in origins else None
-        values, origin = video(path, _rate(given))
+        fps = _merge(layers, only="fps")["fps"] if "fps" in origins else None
+        values, origin = video(path, _rate(fps))
     return [Layer(origin, {key: literal(value) for key, value in values.items()})]
 
 
-def _rate(given: object) -> Fraction | None:
+def _rate(value: object) -> Fraction | None:
     """A frame rate above 0; None if none is given, or none that can be used, which is reported later."""
     try:
-        rate = Fraction(str(given))
+        rate = Fraction(str(value))
     except (ValueError, ZeroDivisionError):
         return None
     return rate if rate > 0 else None
@@ -284,10 +284,10 @@ def _read_yaml(path: Path, *, above: tuple[Path, ...] = ()) -> list[Layer]:
         if not isinstance(base, str):
             raise InputError("base", base, "name one YAML file", problem="is not a path", source=str(path))
         layers = _read_yaml(path.parent / base, above=(*above, resolved))
-    own = _flat(values)
-    for key, value in own.items():
+    settings = _flat(values)
+    for key, value in settings.items():
         check_key(key, value=value, origin=str(path))
-    return [*layers, Layer(str(path), own)]
+    return [*layers, Layer(str(path), settings)]
 
 
 def _read_mapping(path: Path, *, field: str) -> dict[Any, Any]:

@@ -25,9 +25,9 @@ def to_yaml(config: RunConfig, *, origins: Mapping[str, str] | None = None) -> s
             lines.append(f"{group}:")
             open_group = group
         origin = (origins or {}).get(key, "default")
-        own = [f"# {one_line(origin)}"] if origin != "default" else []
-        own += write_yaml({name: literal(value)}).rstrip("\n").split("\n")
-        lines += [f"{'  ' if group else ''}{line}" for line in own]
+        entry = [f"# {one_line(origin)}"] if origin != "default" else []
+        entry += write_yaml({name: literal(value)}).rstrip("\n").split("\n")
+        lines += [f"{'  ' if group else ''}{line}" for line in entry]
     return "\n".join(lines) + "\n"
 
 

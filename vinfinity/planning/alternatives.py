@@ -53,7 +53,7 @@ def most_frames(run: Outline, budget: Budget) -> int | None:
     None if not even one frame per rank fits.
     """
     geometry = run.card.geometry
-    low, high = geometry.frames(run.ranks), geometry.frames(run.latent_frames)
+    low, high = geometry.frames(run.ranks), geometry.frames(run.denoised_frames)
     if not _fits(run.with_changes(frames=low), budget):
         return None
     half, high_end = max(low, high // 2), high
@@ -81,10 +81,10 @@ def _crossing(small: Outline, large: Outline, budget: Budget, at_small: float, a
 
 def fewest_ranks(run: Outline, budget: Budget, *, frames_per_rank: int) -> int | None:
     """The fewest ranks that fit. frames_per_rank: a number of latent frames that is known to fit on a rank."""
-    ranks_per_clip = 2 if run.split_branches else 1
-    clips = max(run.shards.ranks + 1, -(-run.latent_frames // max(frames_per_rank + 1, 1)))
+    ranks_per_clip = 2 if run.splits_branches else 1
+    clips = max(run.shards.ranks + 1, -(-run.denoised_frames // max(frames_per_rank + 1, 1)))
     for ranks in range(ranks_per_clip * clips, ranks_per_clip * (clips + 3) + 1, ranks_per_clip):
-        if ranks <= min(MAX_RANKS, run.latent_frames) and _fits(run.with_changes(ranks=ranks), budget):
+        if ranks <= min(MAX_RANKS, run.denoised_frames) and _fits(run.with_changes(ranks=ranks), budget):
             return ranks
     return None
 
@@ -102,7 +102,7 @@ def largest_size(run: Outline, budget: Budget) -> str | None:
 
     if longest < 1 or not _fits(scaled(1), budget):
         return None
-    areas = [math.prod(outline.latent[1:]) for outline in (scaled(1), run)]
+    areas = [math.prod(outline.latent_shape[1:]) for outline in (scaled(1), run)]
     area = _crossing(scaled(1), run, budget, *areas)
     blocks = min(longest, math.isqrt(max(1, area * longest**2 // areas[1])) + 1)
     while blocks > 1 and not _fits(scaled(blocks), budget):

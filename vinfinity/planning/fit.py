@@ -24,7 +24,7 @@ from vinfinity.planning.outline import DeviceType, Outline, outline
 from vinfinity.system.memory import free_on_host
 
 # a run that takes less than this part of a GPU's free memory need not be rehearsed
-AMPLE = 0.6
+AMPLE_SHARE = 0.6
 
 
 @dataclass(frozen=True)
@@ -92,7 +92,9 @@ def refuse_early(job: Job) -> None:
 
 def outline_of(job: Job, *, device: DeviceType, ranks: int) -> Outline:
     """The outline of a job, whose selection may be a part of the video."""
-    return outline(job.config, job.card, device=device, ranks=ranks, latent_frames=len(job.selection.frames))
+    return outline(
+        job.config, job.card, device=device, ranks=ranks, denoised_frames=len(job.selection.frames)
+    )
 
 
 def choose(run: Outline, budget: Budget) -> tuple[RunMemory, bool]:
@@ -116,7 +118,7 @@ def decide(run: Outline, budget: Budget, *, keep: bool = False) -> Fit | InputEr
     if keep and kept.fits(budget, run.device):
         memory = kept
     ample = all(
-        have is None or need < AMPLE * have
+        have is None or need < AMPLE_SHARE * have
         for need, have in zip(memory.needs(run.device), (budget.device, budget.host), strict=True)
     )
     return Fit(executions[executions.index(memory.execution) :], ample, keeps=memory.kept)
@@ -141,6 +143,6 @@ def refusal(run: Outline, memory: RunMemory, budget: Budget) -> InputError:
         )
         if have is not None and need > have
     ]
-    found = [" ".join(options) for options in nearest_settings(run, budget)]
-    remedy = f"try {', or '.join(found)}" if found else "use a machine with more memory"
+    proposals = [" ".join(options) for options in nearest_settings(run, budget)]
+    remedy = f"try {', or '.join(proposals)}" if proposals else "use a machine with more memory"
     return InputError("frames", run.config.frames, remedy, problem=f"need {' and '.join(short)}")

@@ -28,14 +28,17 @@ CPU_OVERHEAD, EXPANDABLE_OVERHEAD, SEGMENT_OVERHEAD = 1.6, 1.10, 1.35
 # What each rank leaves free on its GPU: CUDA's context, the workspaces of cuBLAS and cuDNN, NCCL's buffers.
 GPU_RESERVE = 1_500_000_000
 # Python and torch on the host, without and with CUDA's libraries
-PROCESS = 400 * 2**20
-CUDA_PROCESS = 2 * 2**30
+PROCESS_BYTES = 400 * 2**20
+CUDA_PROCESS_BYTES = 2 * 2**30
 # the part of a weight file that is mapped at one time, and its copy
-LOADING = 2 * MAPPED * 4
+LOADING_BYTES = 2 * MAPPED * 4
 # frames that the encoder keeps, in 4:2:0: a look-ahead of 40, references, threads
 X264_FRAMES = 64
 # frames that FFmpeg keeps while it reads a video, in 4:2:0: references, those that wait for their turn, threads
 READ_FRAMES = 32
+# what `memory_bound` assumes to be alive at one time: hidden states, decoder blocks and copies of the latents
+BOUND_HIDDEN_STATES, BOUND_BLOCKS, BOUND_LATENTS = 64, 2, 4
+FP32_BYTES = 4
 
 
 @dataclass(frozen=True)
@@ -110,14 +113,14 @@ def allocator_overhead(device: DeviceType) -> float:
 
 def trace_memory(run: Outline, execution: Execution) -> RunMemory:
     """Traces the memory of a run's fullest rank."""
-    c, h, w = run.latent
+    c, h, w = run.latent_shape
     picture, turns = run.picture_bytes, run.turns
     encoder, at_once = run.encoder, run.encoded_at_once
-    encoding = None if encoder is None else trace_encode(encoder, at_once, run.size, run.latent)
+    encoding = None if encoder is None else trace_encode(encoder, at_once, run.size, run.latent_shape)
     return RunMemory(
         execution=execution,
         step=step_memory(run.call, execution, run.sampler, branches=run.branches_per_rank),
-        decoding=trace_decode(run.decoder, run.blocks, run.latent[1:]),
+        decoding=trace_decode(run.decoder, run.blocks, run.latent_shape[1:]),
         text=trace_text(
             run.card.family,
             run.card.configs[TEXT_ENCODER],
@@ -126,11 +129,11 @@ def trace_memory(run: Outline, execution: Execution) -> RunMemory:
             tokens=run.card.text_length,
         ),
         # this rank's, in fp32, twice while they are written
-        latents=2 * run.call.frames * c * h * w * 4,
-        loading=LOADING,
+        latents=2 * run.call.frames * c * h * w * FP32_BYTES,
+        loading=LOADING_BYTES,
         pictures=turns.held * turns.length * run.decoder.config.time_downscale * picture
         + X264_FRAMES * picture // 2,
-        process=CUDA_PROCESS if run.device == "cuda" else PROCESS,
+        process=CUDA_PROCESS_BYTES if run.device == "cuda" else PROCESS_BYTES,
         encoding=encoding,
         reading=_reading(run),
     )
@@ -146,7 +149,7 @@ def weights_need(run: Outline) -> int:
     )
     tensors = sum(parameter_bytes(network) for network in networks)
     tensors = round(allocator_overhead(run.device) * tensors)
-    return tensors + (PROCESS + LOADING if run.device == "cpu" else GPU_RESERVE)
+    return tensors + (PROCESS_BYTES + LOADING_BYTES if run.device == "cpu" else GPU_RESERVE)
 
 
 def _reading(run: Outline) -> int:
@@ -168,20 +171,21 @@ def memory_bound(run: Outline, execution: Execution) -> int:
     64 of its largest hidden states, twice the decoder's block, and everything that does not depend on the video. Far
     too much for long videos, but enough to let short ones start immediately.
     """
-    c, h, w = run.latent
+    c, h, w = run.latent_shape
     traits = run.card.traits.denoiser
     state = hidden_state_bytes(run, execution, channels=traits.widest)
-    latents = 4 * run.latent_frames * c * h * w * 4
+    latents = BOUND_LATENTS * run.denoised_frames * c * h * w * FP32_BYTES
     parameters = traits.parameters + run.card.traits.text_parameters
-    blocks = 2 * run.blocks.bytes
+    blocks = BOUND_BLOCKS * run.blocks.bytes
     if run.encoder is not None:
-        blocks += 2 * run.encoded_at_once * frame_bytes(run.encoder.config, (h, w)) + _reading(run)
-    return 64 * state + blocks + 4 * parameters + parameter_bytes(run.decoder) + latents + PROCESS + LOADING
+        blocks += BOUND_BLOCKS * run.encoded_at_once * frame_bytes(run.encoder.config, (h, w)) + _reading(run)
+    weights = FP32_BYTES * parameters + parameter_bytes(run.decoder)
+    return BOUND_HIDDEN_STATES * state + blocks + weights + latents + PROCESS_BYTES + LOADING_BYTES
 
 
 def hidden_state_bytes(run: Outline, execution: Execution, *, channels: int) -> int:
     """Bytes of one hidden state of the fullest rank at full resolution."""
-    _, h, w = run.latent
+    _, h, w = run.latent_shape
     return execution.branches * run.call.frames * h * w * channels * run.call.dtype.itemsize
 
 

@@ -221,7 +221,7 @@ GATHERS = (aten.index_select, aten.embedding)
 # operations that overwrite their first input without reading it
 OVERWRITES = (aten.copy_, aten.zero_, aten.fill_)
 # operations that take nothing but the type and device of their first input
-NEW = (aten.new_zeros, aten.new_ones, aten.new_full, aten.zeros_like, aten.ones_like, aten.full_like)
+CREATIONS = (aten.new_zeros, aten.new_ones, aten.new_full, aten.zeros_like, aten.ones_like, aten.full_like)
 
 
 class WorkCounter(Meter):
@@ -263,7 +263,7 @@ class WorkCounter(Meter):
         if packet in GATHERS:
             # only the rows that are taken are read
             inputs = outputs
-        elif packet in OVERWRITES or packet in NEW:
+        elif packet in OVERWRITES or packet in CREATIONS:
             inputs = list(tensors_in(args[1:]))
         elif "out" in kwargs:
             inputs = list(

@@ -37,19 +37,19 @@ DeviceType = Literal["cuda", "cpu"]
 class Outline:
     """The shapes of a run.
 
-    latent_frames: those that are denoised, in an edit fewer than the video has.
+    denoised_frames: those that are denoised, in an edit fewer than the video has.
     device: what ranks compute on. branches: guidance branches of a step. latent: (c, h, w) of one frame.
     """
 
     config: RunConfig
     card: ModelCard
-    latent_frames: int
+    denoised_frames: int
     device: DeviceType
     ranks: int
     decoder: Decoder
     sampler: Sampler
     branches: int
-    latent: tuple[int, int, int]
+    latent_shape: tuple[int, int, int]
 
     @property
     def size(self) -> tuple[int, int]:
@@ -57,15 +57,15 @@ class Outline:
         return self.config.resolution
 
     @property
-    def split_branches(self) -> bool:
+    def splits_branches(self) -> bool:
         """Whether half of the ranks compute each guidance branch."""
         return self.config.parallel.split_guidance and self.branches == 2 and self.ranks > 1
 
     @property
     def shards(self) -> FrameShards:
         """The latent frames over the ranks that share them; of two teams, over the smaller one."""
-        ranks = self.ranks // 2 if self.split_branches else self.ranks
-        return FrameShards.of(self.latent_frames, ranks, grouped=self.grouped)
+        ranks = self.ranks // 2 if self.splits_branches else self.ranks
+        return FrameShards.of(self.denoised_frames, ranks, grouped=self.grouped)
 
     @property
     def grouped(self) -> bool:
@@ -76,12 +76,12 @@ class Outline:
     @property
     def branches_per_rank(self) -> int:
         """Guidance branches that each rank computes."""
-        return 1 if self.split_branches else self.branches
+        return 1 if self.splits_branches else self.branches
 
     @property
     def frames_per_rank(self) -> list[int]:
         """Latent frames of each rank."""
-        frames, split, grouped = self.latent_frames, self.split_branches, self.grouped
+        frames, split, grouped = self.denoised_frames, self.splits_branches, self.grouped
         teams = (
             team_of(rank, self.ranks, frames=frames, split=split, grouped=grouped)
             for rank in range(self.ranks)
@@ -96,7 +96,7 @@ class Outline:
         rank = max(range(shards.ranks), key=lambda r: (len(shards.held(r)), -abs(r - middle)))
         attention = config.attention
         scopes = None
-        if self.card.geometry.latent_frames(config.frames) > attention.trained_frames:
+        if self.latent_frames > attention.trained_frames:
             phase = max(attention.schedule, key=_active_scopes)
             scopes = scopes_of(attention, phase)
         return CallShape(
@@ -104,7 +104,7 @@ class Outline:
             config=self.card.configs[self.card.family.denoiser],
             shards=shards,
             rank=rank,
-            latent=self.latent[1:],
+            latent_size=self.latent_shape[1:],
             scopes=scopes,
             dtype=DTYPES[self.dtype],
             norm=attention.norm,
@@ -120,9 +120,9 @@ class Outline:
     def _timeline(self) -> Timeline | None:
         """The scenes of the whole video, or its loop; None for one scene, and for edits, which compute a part of it."""
         prompts = schedule_prompts(self.config, self.card.geometry)
-        if prompts.frames != self.latent_frames or (len(prompts.scenes) == 1 and not self.config.loop):
+        if prompts.frames != self.denoised_frames or (len(prompts.scenes) == 1 and not self.config.loop):
             return None
-        selection = select_all(self.latent_frames, seed=0)
+        selection = select_all(self.denoised_frames, seed=0)
         return timeline_of(self.config.attention, selection, prompts.scenes, loop=self.config.loop)
 
     @property
@@ -135,7 +135,7 @@ class Outline:
     @property
     def executions(self) -> list[Execution]:
         """The executions that the settings allow, from the fastest to the leanest."""
-        frames = self.latent_frames
+        frames = self.denoised_frames
         return ladder(self.config, branches=self.branches_per_rank, frames=frames, device=self.device)
 
     @property
@@ -144,13 +144,13 @@ class Outline:
         blocks = plan_blocks(
             self.config.decode,
             self.decoder.config,
-            self.latent[1:],
+            self.latent_shape[1:],
             sample_bytes=self.config.format.sample_bits // 8,
         )
-        return replace(blocks, frames=min(blocks.frames, self.decoded_latents))
+        return replace(blocks, frames=min(blocks.frames, self.latent_frames))
 
     @property
-    def decoded_latents(self) -> int:
+    def latent_frames(self) -> int:
         """Latent frames of the whole video."""
         return self.card.geometry.latent_frames(self.config.frames)
 
@@ -165,7 +165,7 @@ class Outline:
         """How the ranks share the decoding."""
         ranks = self.ranks if self.config.decode.on_all_ranks(self.device) else 1
         return plan_turns(
-            self.decoder, self.decoded_latents, self.blocks, ranks=ranks, picture_bytes=self.picture_bytes
+            self.decoder, self.latent_frames, self.blocks, ranks=ranks, picture_bytes=self.picture_bytes
         )
 
     @property
@@ -181,8 +181,8 @@ class Outline:
         encoder, config = self.encoder, self.config
         if encoder is None:
             return 0
-        frames = self.decoded_latents if config.starts_from_video else len(config.input.pictures)
-        return min(block_frames(encoder.config, self.latent[1:]), frames)
+        frames = self.latent_frames if config.starts_from_video else len(config.input.pictures)
+        return min(block_frames(encoder.config, self.latent_shape[1:]), frames)
 
     @property
     def encoded_at_once(self) -> int:
@@ -210,14 +210,14 @@ class Outline:
             self.card,
             device=self.device,
             ranks=ranks or self.ranks,
-            latent_frames=None if frames is not None else self.latent_frames,
+            denoised_frames=None if frames is not None else self.denoised_frames,
         )
 
 
 def outline(
-    config: RunConfig, card: ModelCard, *, device: DeviceType, ranks: int, latent_frames: int | None = None
+    config: RunConfig, card: ModelCard, *, device: DeviceType, ranks: int, denoised_frames: int | None = None
 ) -> Outline:
-    """The outline of a run. latent_frames: those that are denoised, None for all of the video.
+    """The outline of a run. denoised_frames: those that are denoised, None for all of the video.
 
     Raises InputError if sampler, steps and shift do not go together, or if the model's architecture is not supported.
     """
@@ -233,13 +233,15 @@ def outline(
     return Outline(
         config=config,
         card=card,
-        latent_frames=card.geometry.latent_frames(config.frames) if latent_frames is None else latent_frames,
+        denoised_frames=card.geometry.latent_frames(config.frames)
+        if denoised_frames is None
+        else denoised_frames,
         device=device,
         ranks=ranks,
         decoder=decoder,
         sampler=pick_sampler(config, schedule_of(config, schedule)),
         branches=guidance_branches(config.guidance, distilled=card.distilled),
-        latent=card.geometry.latent_size(config.resolution),
+        latent_shape=card.geometry.latent_size(config.resolution),
     )
 
 

@@ -19,6 +19,7 @@ from vinfinity.planning.trace import CallWork, call_work
 from vinfinity.runs.first_pass import about_first_pass, first_pass, naming_first_pass
 from vinfinity.runs.paths import Destination
 from vinfinity.system.memory import free_on_host
+from vinfinity.system.rank_count import check_rank_count
 from vinfinity.weights.card import planned_card
 
 # of distilled models
@@ -39,7 +40,7 @@ class Plan:
     gpu: str | None
     memory: RunMemory
     fits: bool
-    work: CallWork
+    call: CallWork
     first: "Plan | None" = None
 
     @property
@@ -55,24 +56,25 @@ class Plan:
     @property
     def messages_per_step(self) -> int:
         """Messages that the fullest rank sends."""
-        return self.work.messages * (self.run.branches_per_rank // self.memory.execution.branches)
+        return self.call.messages * (self.run.branches_per_rank // self.memory.execution.branches)
 
     @property
     def bytes_per_step(self) -> int:
         """Bytes that the fullest rank sends."""
-        return self.work.bytes * self.run.branches_per_rank
+        return self.call.bytes * self.run.branches_per_rank
 
     @property
     def flops_per_step(self) -> int:
         """Floating-point operations of the fullest rank."""
-        return self.work.work.flops * self.run.branches_per_rank
+        return self.call.counter.flops * self.run.branches_per_rank
 
     @property
     def flops(self) -> int:
         """Floating-point operations of all ranks in the whole run, decoding included."""
-        share = self.run.latent_frames / self.run.call.frames
-        steps = self.work.work.flops * self.run.branches * share * self.steps
-        return round(steps) + self.decoding_flops
+        # the call is that of the fullest rank
+        clips = self.run.denoised_frames / self.run.call.frames
+        denoising = self.call.counter.flops * self.run.branches * clips * self.steps
+        return round(denoising) + self.decoding_flops
 
     @property
     def decoding_flops(self) -> int:
@@ -81,13 +83,13 @@ class Plan:
 
     @property
     def _decoded_blocks(self) -> float:
-        return self.run.decoded_latents / self.run.blocks.frames
+        return self.run.latent_frames / self.run.blocks.frames
 
     @property
     def latents_bytes(self) -> int:
         """Size of the file with the final latents, in fp32."""
-        c, h, w = self.run.latent
-        return self.run.card.geometry.latent_frames(self.run.config.frames) * c * h * w * 4
+        c, h, w = self.run.latent_shape
+        return self.run.latent_frames * c * h * w * 4
 
     @property
     def video_bytes(self) -> int:
@@ -121,22 +123,22 @@ class Plan:
         stays = self.latents_bytes if self.run.config.save_latents else 0
         # the latents of the video to start from
         stays += self.latents_bytes if self.run.config.starts_from_video else 0
-        own = max(denoising, between, decoding) + stays
+        peak = max(denoising, between, decoding) + stays
         if self.first is None:
-            return own
-        return max(self.first.disk_bytes, self.first.latents_bytes + self.first.video_bytes + own)
+            return peak
+        return max(self.first.disk_bytes, self.first.latents_bytes + self.first.video_bytes + peak)
 
     def seconds(self, gpu: Gpu, *, distilled: bool = False) -> Seconds:
         """The time on GPUs of one kind. distilled: in four steps, without the second guidance branch."""
         branches, steps = (1, FEW_STEPS) if distilled else (self.run.branches_per_rank, self.steps)
         at_once = min(self.memory.execution.branches, branches)
         products = denoiser_products(self.run.call.dtype)
-        call = work_seconds(self.work.work, gpu, batch=at_once, products=products)
+        per_call = work_seconds(self.call.counter, gpu, batch=at_once, products=products)
         # see system/precision.py
         block = work_seconds(self.memory.decoding.work, gpu, products="tf32")
         return Seconds(
-            denoising=steps * (branches // at_once) * call,
-            exchange=steps * exchange_seconds(self.work.bytes * branches, gpu),
+            denoising=steps * (branches // at_once) * per_call,
+            exchange=steps * exchange_seconds(self.call.bytes * branches, gpu),
             decoding=block * self.run.turns.time / self.run.blocks.frames,
             encoding=self._encoding_seconds(gpu),
         )
@@ -145,7 +147,7 @@ class Plan:
         """The time of encoding the video to start from."""
         if self.memory.encoding is None or not self.run.config.starts_from_video:
             return 0.0
-        calls = self.run.decoded_latents / self.run.encoded_at_once
+        calls = self.run.latent_frames / self.run.encoded_at_once
         call = work_seconds(self.memory.encoding.work, gpu, products="tf32")
         return call * calls / self.run.encoding_ranks
 
@@ -170,9 +172,7 @@ def make_plan(
     launcher, for a run that is shared with them. Raises InputError if settings contradict each other.
     """
     ranks = config.gpus or 1 if place is None else place.size
-    if ranks > config.frames:
-        problem = f"is more than the {config.frames} frames"
-        raise InputError("gpus", ranks, f"use {config.frames} ranks at most", problem=problem)
+    check_rank_count(ranks, config.frames)
     elsewhere = gpu is not None or device_memory is not None
     present = usable_gpus()[0]
     on_cpu = config.device == "cpu" or (config.device == "auto" and ranks == 1 and not present)
@@ -194,7 +194,7 @@ def make_plan(
         with naming_first_pass():
             first = make_plan(before, gpu=gpu, device_memory=device_memory, place=place)
     return Plan(
-        run=run, budget=budget, gpu=name, memory=memory, fits=fits, work=call_work(run.call), first=first
+        run=run, budget=budget, gpu=name, memory=memory, fits=fits, call=call_work(run.call), first=first
     )
 
 

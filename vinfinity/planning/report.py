@@ -52,13 +52,12 @@ def _table(plan: Plan) -> list[tuple[str, ...]]:
     published = (
         ", planned from its published architecture since it is not installed" if card.published else ""
     )
-    c, h, w = run.latent
-    latent_frames = card.geometry.latent_frames(run.config.frames)
+    c, h, w = run.latent_shape
     parts = (
         f"weights {gigabytes(step.weights)}, skip connections {gigabytes(step.skips)}, temporaries"
         f" {gigabytes(step.temporaries)}, exchange {gigabytes(step.exchange)}, sampler {gigabytes(step.state)}"
     )
-    besides = (
+    extra = (
         f"the largest of these, {allocator_overhead(run.device) - 1:.0%} more for the allocator, and"
         f" {gigabytes(GPU_RESERVE)} for CUDA's libraries"
     )
@@ -75,7 +74,7 @@ def _table(plan: Plan) -> list[tuple[str, ...]]:
     rows: list[tuple[str, ...]] = [
         (
             "video",
-            f"{run.config.frames} frames of {run.config.size}, latents 1x{c}x{latent_frames}x{h}x{w}",
+            f"{run.config.frames} frames of {run.config.size}, latents 1x{c}x{run.latent_frames}x{h}x{w}",
         ),
         ("model", f"{card.name}, {run.dtype}{published}"),
         *_essentials(plan),
@@ -84,7 +83,7 @@ def _table(plan: Plan) -> list[tuple[str, ...]]:
             "",
             f"text encoder: {gigabytes(memory.text.device)}, {encoding}decoding: {gigabytes(memory.decoding.device)}",
         ),
-        *([("", besides)] if run.device == "cuda" else []),
+        *([("", extra)] if run.device == "cuda" else []),
         ("", f"host: {host}"),
         ("disk", disk),
         ("messages", f"{plan.messages_per_step:,} per step and rank, {gigabytes(plan.bytes_per_step)}"),

@@ -31,7 +31,7 @@ from vinfinity.planning.meter import LiveBytes, WorkCounter
 T = TypeVar("T")
 
 # latent frames of a rank above which work and memory of joint attention grow linearly with them
-FEW_FRAMES = 24
+EXTRAPOLATE_FROM = 24
 # all frames in one chunk: the fewest operations
 ONE_CHUNK = Execution(branches=1, skips="device", chunk_bytes=2**62)
 # any timestep, frame rate and guidance: they change no shape
@@ -44,18 +44,18 @@ GUIDANCE = 2.0
 class CallShape:
     """The shapes of one rank's call of the denoising network.
 
-    config: of the denoiser, as its family reads it. shards: the video over the ranks that share it. latent: (h, w).
-    scopes: None for plain attention over all frames. text_tokens: length of the text states. reuse_depth: levels that
-    run in every step while deep features are reused; None without reuse. A traced call always runs the whole network.
-    timeline: scenes and loops; None for one scene. joint: the rule of positions, for models with joint attention.
-    on_cpu: whether the call that is traced would run on a CPU.
+    config: the denoiser's configuration, as its family reads it. shards: how ranks share the video. latent_size: (h, w)
+    of a latent frame. scopes: None for plain attention over all frames. text_tokens: the length of the text states.
+    reuse_depth: the number of levels that run in every step while deep features are reused, None without reuse; a
+    traced call always runs the whole network. timeline: scenes and loops, None for one scene. joint: how positions are
+    computed in models with joint attention, None for other models. on_cpu: whether the real call would run on a CPU.
     """
 
     family: Family
     config: Hashable
     shards: FrameShards
     rank: int
-    latent: tuple[int, int]
+    latent_size: tuple[int, int]
     scopes: Scopes | None
     dtype: torch.dtype
     norm: Literal["video", "rank"] = "video"
@@ -79,7 +79,7 @@ class CallShape:
     @property
     def latents(self) -> tuple[int, int, int, int, int]:
         """The shape of this rank's latents, (1, c, f, h, w)."""
-        return (1, self.traits.channels, self.frames, *self.latent)
+        return (1, self.traits.channels, self.frames, *self.latent_size)
 
     def with_frames(self, frames: int) -> "CallShape":
         """The same call with `frames` latent frames on each rank, in one scene."""
@@ -280,7 +280,7 @@ def trace_step(shape: CallShape, execution: Execution, sampler: Sampler, *, bran
                 call(state.x, TIMESTEP)
             predictions = torch.cat([done, calls[-1](state.x, TIMESTEP)])
             del done
-            sampler.step(state, guide(predictions.float(), 2.0), noise)
+            sampler.step(state, guide(predictions.float(), GUIDANCE), noise)
     finally:
         if hook is not None:
             hook.remove()
@@ -299,13 +299,13 @@ def step_memory(shape: CallShape, execution: Execution, sampler: Sampler, *, bra
 
     Such a model computes one latent frame after another: memory is linear in them, but tracing each takes its time.
     """
-    if shape.joint is None or shape.frames <= 2 * FEW_FRAMES:
+    if shape.joint is None or shape.frames <= 2 * EXTRAPOLATE_FROM:
         return trace_step(shape, execution, sampler, branches=branches)
     low, high = (
         asdict(trace_step(shape.with_frames(frames), execution, sampler, branches=branches))
-        for frames in (FEW_FRAMES, 2 * FEW_FRAMES)
+        for frames in (EXTRAPOLATE_FROM, 2 * EXTRAPOLATE_FROM)
     )
-    steps = (shape.frames - FEW_FRAMES) / FEW_FRAMES
+    steps = (shape.frames - EXTRAPOLATE_FROM) / EXTRAPOLATE_FROM
     return StepMemory(**{part: round(low[part] + steps * (high[part] - low[part])) for part in low})
 
 
@@ -316,7 +316,7 @@ class CallWork:
     waits: how often it waits for other ranks. messages, bytes: sent to other ranks.
     """
 
-    work: WorkCounter
+    counter: WorkCounter
     waits: int
     messages: int
     bytes: int
@@ -327,12 +327,12 @@ def call_work(shape: CallShape) -> CallWork:
 
     Such a model computes one latent frame after another: counts are linear in them, but tracing each takes its time.
     """
-    if shape.joint is None or shape.frames <= 2 * FEW_FRAMES:
+    if shape.joint is None or shape.frames <= 2 * EXTRAPOLATE_FROM:
         return trace_work(shape)
-    low, high = (trace_work(shape.with_frames(frames)) for frames in (FEW_FRAMES, 2 * FEW_FRAMES))
-    steps = (shape.frames - FEW_FRAMES) / FEW_FRAMES
+    low, high = (trace_work(shape.with_frames(frames)) for frames in (EXTRAPOLATE_FROM, 2 * EXTRAPOLATE_FROM))
+    steps = (shape.frames - EXTRAPOLATE_FROM) / EXTRAPOLATE_FROM
     return CallWork(
-        work=low.work.extrapolated(high.work, steps),
+        counter=low.counter.extrapolated(high.counter, steps),
         waits=high.waits,
         messages=high.messages,
         bytes=high.bytes,
@@ -346,10 +346,10 @@ def trace_work(shape: CallShape) -> CallWork:
     exchange = shape.traced_exchange()
     call = network_call(shape, ONE_CHUNK, exchange)
     x = torch.empty(shape.latents, device="meta")
-    with WorkCounter() as work:
+    with WorkCounter() as counter:
         call(x, TIMESTEP)
     sent = exchange.counters
-    return CallWork(work=work, waits=sent.waits, messages=sent.messages, bytes=sent.bytes)
+    return CallWork(counter=counter, waits=sent.waits, messages=sent.messages, bytes=sent.bytes)
 
 
 @dataclass(frozen=True)
@@ -367,13 +367,13 @@ class NetworkMemory:
 
 @lru_cache(maxsize=32)
 @torch.inference_mode()
-def trace_decode(decoder: Decoder, blocks: Blocks, latent: tuple[int, int]) -> NetworkMemory:
-    """Decoding one block of latent frames in fp32, not the first of the video. latent: (h, w).
+def trace_decode(decoder: Decoder, blocks: Blocks, latent_size: tuple[int, int]) -> NetworkMemory:
+    """Decoding one block of latent frames in fp32, not the first of the video. latent_size: (h, w).
 
     With tiles, memory is what `plan_blocks` computed to cut them; tests compare that with a trace.
     """
     with torch.device("meta"):
-        latents = torch.empty(blocks.frames, decoder.config.latent_channels, *latent)
+        latents = torch.empty(blocks.frames, decoder.config.latent_channels, *latent_size)
     stream = decoder.stream()
     with LiveBytes() as live:
         # a causal decoder keeps frames, the most from the third block on
@@ -388,9 +388,12 @@ def trace_decode(decoder: Decoder, blocks: Blocks, latent: tuple[int, int]) -> N
 @lru_cache(maxsize=32)
 @torch.inference_mode()
 def trace_encode(
-    encoder: Encoder, latent_frames: int, size: tuple[int, int], latent: tuple[int, int, int]
+    encoder: Encoder, latent_frames: int, size: tuple[int, int], latent_shape: tuple[int, int, int]
 ) -> NetworkMemory:
-    """Encoding latent frames at once in fp32, not the first of the video. size: (width, height). latent: (c, h, w)."""
+    """Trace encoding `latent_frames` latent frames at once in fp32, not the first ones of the video.
+
+    size: (width, height) in pixels. latent_shape: (c, h, w).
+    """
     width, height = size
     stream, scale = encoder.encoder_stream(), encoder.config.time_downscale
     # a causal encoder keeps frames, the most from the third latent frame on
@@ -399,9 +402,9 @@ def trace_encode(
         pictures = torch.empty(latent_frames * scale, height, width, 3, dtype=torch.uint8)
     with LiveBytes() as live:
         for count in before:
-            encode_pictures(encoder, pictures[:count], latent=latent, stream=stream)
+            encode_pictures(encoder, pictures[:count], latent=latent_shape, stream=stream)
         with WorkCounter() as work:
-            encode_pictures(encoder, pictures, latent=latent, stream=stream)
+            encode_pictures(encoder, pictures, latent=latent_shape, stream=stream)
     return NetworkMemory(weights=parameter_bytes(encoder), working=live.peak, work=work)
 
 
