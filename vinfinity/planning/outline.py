@@ -1,4 +1,4 @@
-"""The shapes of a run, from its settings and its model's card: enough to plan it without weights, prompt or files."""
+"""The shapes of a run, from its settings and its model's card: enough to plan it without weights, text or files."""
 
 from collections.abc import Hashable
 from dataclasses import dataclass, replace
@@ -37,8 +37,8 @@ DeviceType = Literal["cuda", "cpu"]
 class Outline:
     """The shapes of a run.
 
-    denoised_frames: those that are denoised, in an edit fewer than the video has.
-    device: what ranks compute on. branches: guidance branches of a step. latent: (c, h, w) of one frame.
+    denoised_frames: the number of latent frames to denoise, in an edit fewer than the video has. device: the type of
+    the ranks' devices. branches: the number of guidance branches in a step. latent_shape: (c, h, w) of a latent frame.
     """
 
     config: RunConfig
@@ -58,12 +58,12 @@ class Outline:
 
     @property
     def splits_branches(self) -> bool:
-        """Whether half of the ranks compute each guidance branch."""
+        """Whether each guidance branch is computed by half of the ranks."""
         return self.config.parallel.split_guidance and self.branches == 2 and self.ranks > 1
 
     @property
     def shards(self) -> FrameShards:
-        """The latent frames over the ranks that share them; of two teams, over the smaller one."""
+        """How ranks share the latent frames; of two teams, how the smaller one does."""
         ranks = self.ranks // 2 if self.splits_branches else self.ranks
         return FrameShards.of(self.denoised_frames, ranks, grouped=self.grouped)
 
@@ -75,12 +75,12 @@ class Outline:
 
     @property
     def branches_per_rank(self) -> int:
-        """Guidance branches that each rank computes."""
+        """The number of guidance branches that each rank computes."""
         return 1 if self.splits_branches else self.branches
 
     @property
     def frames_per_rank(self) -> list[int]:
-        """Latent frames of each rank."""
+        """The number of latent frames of each rank."""
         frames, split, grouped = self.denoised_frames, self.splits_branches, self.grouped
         teams = (
             team_of(rank, self.ranks, frames=frames, split=split, grouped=grouped)
@@ -90,7 +90,7 @@ class Outline:
 
     @property
     def call(self) -> CallShape:
-        """The network call of the fullest rank, and of several such ranks the middle one, which exchanges the most."""
+        """The network call of the rank with the most frames; of several, the middle one, which exchanges the most."""
         config, shards = self.config, self.shards
         middle = shards.ranks // 2
         rank = max(range(shards.ranks), key=lambda r: (len(shards.held(r)), -abs(r - middle)))
@@ -118,7 +118,7 @@ class Outline:
 
     @property
     def _timeline(self) -> Timeline | None:
-        """The scenes of the whole video, or its loop; None for one scene, and for edits, which compute a part of it."""
+        """The scenes or the loop of the video; None for one scene, and for edits, which compute a part of the video."""
         prompts = schedule_prompts(self.config, self.card.geometry)
         if prompts.frames != self.denoised_frames or (len(prompts.scenes) == 1 and not self.config.loop):
             return None
@@ -127,7 +127,7 @@ class Outline:
 
     @property
     def dtype(self) -> str:
-        """The type of the denoiser's weights and arithmetic."""
+        """The data type of the denoiser's weights and arithmetic."""
         if self.config.dtype != "auto":
             return self.config.dtype
         return self.card.family.half if self.device == "cuda" else "fp32"
@@ -151,12 +151,12 @@ class Outline:
 
     @property
     def latent_frames(self) -> int:
-        """Latent frames of the whole video."""
+        """The number of latent frames of the whole video."""
         return self.card.geometry.latent_frames(self.config.frames)
 
     @property
     def picture_bytes(self) -> int:
-        """Bytes of one frame."""
+        """The bytes of one decoded frame."""
         width, height = self.size
         return width * height * 3 * self.config.format.sample_bits // 8
 
@@ -170,14 +170,14 @@ class Outline:
 
     @property
     def encoder(self) -> Encoder | None:
-        """What encodes the video or the pictures that the run starts from, if there are any."""
+        """The encoder of the source video or the pictures; None for a run without them."""
         if not self.config.encodes:
             return None
         return _own_encoder(self.card.family, self.card.configs[AUTOENCODER])
 
     @property
     def encoded_block(self) -> int:
-        """Latent frames of a block that a rank encodes."""
+        """The number of latent frames in a block that a rank encodes."""
         encoder, config = self.encoder, self.config
         if encoder is None:
             return 0
@@ -186,24 +186,24 @@ class Outline:
 
     @property
     def encoded_at_once(self) -> int:
-        """Latent frames that an encoder computes at once."""
+        """The number of latent frames that an encoder computes at once."""
         causal = self.encoder is not None and self.encoder.config.causal
         return min(1, self.encoded_block) if causal else self.encoded_block
 
     @property
     def encoding_ranks(self) -> int:
-        """Ranks that encode."""
+        """The number of ranks that encode."""
         return 1 if self.encoder is not None and self.encoder.config.causal else self.ranks
 
     def with_changes(
         self, *, ranks: int | None = None, frames: int | None = None, **settings: Any
     ) -> "Outline":
-        """The outline of the same run with other ranks, another number of frames, or other settings.
+        """Return the outline with another number of ranks or frames, or other settings.
 
-        frames: of the whole video, all of which are denoised.
+        frames: the length of the video, all of which is denoised.
         """
         if frames is not None:
-            # prompts over time may lie beyond the end of a shorter video; they take no memory worth counting
+            # prompts may begin beyond the end of a shorter video; their memory is negligible
             settings |= {"frames": frames, "prompts": ()}
         return outline(
             replace(self.config, **settings),
@@ -217,9 +217,10 @@ class Outline:
 def outline(
     config: RunConfig, card: ModelCard, *, device: DeviceType, ranks: int, denoised_frames: int | None = None
 ) -> Outline:
-    """The outline of a run. denoised_frames: those that are denoised, None for all of the video.
+    """Return the outline of a run. denoised_frames: the number of latent frames to denoise, None for all.
 
-    Raises InputError if sampler, steps and shift do not go together, or if the model's architecture is not supported.
+    Raises InputError if sampler, steps and shift do not go together, WeightsError if the model's schedule is not
+    supported.
     """
     try:
         schedule = read_schedule(card.schedule, flow=card.family.flow)
@@ -247,16 +248,16 @@ def outline(
 
 @cache
 def _own_decoder(family: Family, config: Hashable) -> Decoder:
-    """The decoding half of a model's own autoencoder, on meta tensors."""
+    """Return the decoding half of a model's own autoencoder, on meta tensors."""
     return empty_autoencoder(family.networks[AUTOENCODER], config)
 
 
 @cache
 def _own_encoder(family: Family, config: Hashable) -> Encoder:
-    """The encoding half of a model's own autoencoder, on meta tensors."""
+    """Return the encoding half of a model's own autoencoder, on meta tensors."""
     return empty_encoder(family.networks[AUTOENCODER], config)
 
 
 def _active_scopes(phase: Phase) -> int:
-    """How many of the two scopes are on."""
+    """Return how many of the two scopes are on."""
     return (phase.local > NEVER) + (phase.anchors > NEVER)
