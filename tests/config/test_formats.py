@@ -59,7 +59,10 @@ def test_quality_and_speed_reach_the_encoder() -> None:
         ({"video.quality": 50}, "has no effect on H.264"),
         ({"video.repeat": False}, "has no effect on H.264"),
         ({"video.codec": "prores"}, r"choose from h264, h265, av1, or rename the file to \.mov"),
-        ({"out": "a.webm", "video.codec": "h264"}, r"choose from vp9, av1, or rename the file to \.mp4 or \.mov"),
+        (
+            {"out": "a.webm", "video.codec": "h264"},
+            r"choose from vp9, av1, or rename the file to \.mp4 or \.mov",
+        ),
         ({"video.bit_depth": 10}, r"H\.264 takes 8; or use video\.codec=h265"),
         ({"out": "a.mov", "video.bit_depth": 8}, r"ProRes 422 HQ takes 10; or use video\.codec=h264"),
         ({"out": "a.mp4", "video.bit_depth": 16, "video.codec": "h265"}, r"H\.265 takes 8 or 10$"),

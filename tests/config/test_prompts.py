@@ -4,7 +4,7 @@ from fractions import Fraction
 
 import pytest
 
-from vinfinity.config.prompts import DEFAULT_BLEND, Prompt, TimedPrompt, parse_moment, time_prompts
+from vinfinity.config.prompts import BLEND, Prompt, TimedPrompt, parse_moment, time_prompts
 from vinfinity.errors import InputError
 
 
@@ -44,7 +44,7 @@ def test_the_first_of_several_may_be_the_prompt_or_the_first_entry() -> None:
 def test_blends_are_as_long_as_there_is_room_for() -> None:
     found = timed(Prompt("b", at=40), Prompt("c", at=46), Prompt("d", at=90))
     assert [prompt.blend for prompt in found] == [0, 6, 6, 6]
-    assert timed(Prompt("b", at=48))[1].blend == DEFAULT_BLEND
+    assert timed(Prompt("b", at=48))[1].blend == BLEND
 
 
 def test_a_prompt_may_have_a_negative_one_of_its_own_and_it_may_be_empty() -> None:
@@ -54,7 +54,7 @@ def test_a_prompt_may_have_a_negative_one_of_its_own_and_it_may_be_empty() -> No
 
 def test_a_loop_blends_at_its_ends() -> None:
     first, second = timed(Prompt("b", at=48), loop=True)
-    assert (first.blend, second.blend) == (DEFAULT_BLEND, DEFAULT_BLEND)
+    assert (first.blend, second.blend) == (BLEND, BLEND)
     assert timed(loop=True)[0].blend == 0
 
 

@@ -9,7 +9,7 @@ from itertools import pairwise
 from vinfinity.errors import InputError
 
 # number of frames over which a prompt takes over from the previous one, unless its `blend` is set
-DEFAULT_BLEND = 16
+BLEND = 16
 
 
 @dataclass(frozen=True)
@@ -112,7 +112,7 @@ def _blended(
     timed = []
     for index, (field, start, entry) in enumerate(entries):
         room = min(start - around[index], around[index + 2] - start)
-        blend = min(DEFAULT_BLEND, room)
+        blend = min(BLEND, room)
         if entry.blend is not None:
             blend = parse_moment(entry.blend, frames=frames, fps=fps, field=f"{field}.blend")
             if entry.cut and blend:

@@ -22,7 +22,7 @@ from vinfinity.config import (
     timed_prompts,
 )
 from vinfinity.config.formats import container_of
-from vinfinity.config.prompts import DEFAULT_BLEND
+from vinfinity.config.prompts import BLEND
 from vinfinity.errors import InputError
 from vinfinity.runs.folder import RunFolder, video_of
 from vinfinity.runs.paths import Destination, check_emptied, check_files, sheet_of
@@ -394,5 +394,5 @@ def _edited_prompts(before: RunConfig, kind: str, *, text: str | None, frames: i
         # 0 at the beginning: what can be extended is not a loop
         prompts[0]["blend"] = 0
         room = min(before.frames - last.start, 2 * (before.frames - last.window[1]), added)
-        prompts.append({"at": before.frames, "text": text, "blend": int(min(DEFAULT_BLEND, room))})
+        prompts.append({"at": before.frames, "text": text, "blend": int(min(BLEND, room))})
     return {"prompt": "", "prompts": prompts}
