@@ -41,7 +41,7 @@ DEFAULT_STRENGTH = 0.6
 # with larger shifts, the first noise levels of a thousand steps are equal in fp32
 LARGEST_SHIFT = 100
 # the panels of `--help`
-VIDEO, INPUT, SAMPLING = "The video", "A video or pictures to start from", "Sampling"
+VIDEO, INPUT, SAMPLING = "The video", "Source video or images", "Sampling"
 FILES, MACHINE = "Files", "The machine"
 
 

@@ -42,6 +42,7 @@ class Seconds:
 
     @property
     def total(self) -> float:
+        """The time of all phases together."""
         return self.encoding + self.denoising + self.exchange + self.decoding
 
 

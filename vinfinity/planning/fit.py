@@ -41,6 +41,7 @@ class Fit:
 
     @property
     def first(self) -> Execution:
+        """The fastest execution that is expected to fit."""
         return self.executions[0]
 
 

@@ -26,6 +26,7 @@ class MetaTensor:
     dtype: torch.dtype
 
     def allocate(self) -> Tensor:
+        """Allocate a meta tensor of this layout."""
         return torch.empty_strided(self.shape, self.stride, dtype=self.dtype, device="meta")
 
 
@@ -36,6 +37,7 @@ class Argument:
     key: int | str
 
     def of(self, args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> Any:
+        """Return this argument of a call."""
         return args[self.key] if isinstance(self.key, int) else kwargs[self.key]
 
 
@@ -242,6 +244,7 @@ class WorkCounter(Meter):
 
     @property
     def flops(self) -> int:
+        """The floating-point operations of all operations together."""
         return round(sum(flops * count for (flops, _), count in self.operations.items()))
 
     def extrapolated(self, more: "WorkCounter", steps: float) -> "WorkCounter":

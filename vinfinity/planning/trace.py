@@ -228,10 +228,12 @@ class StepMemory:
 
     @property
     def temporaries(self) -> int:
+        """What is left of `working` without state, skips and exchange."""
         return self.working - self.state - self.skips - self.exchange
 
     @property
     def device(self) -> int:
+        """The peak on the device, weights included."""
         return self.weights + self.working
 
 
@@ -362,6 +364,7 @@ class NetworkMemory:
 
     @property
     def device(self) -> int:
+        """The peak on the device, weights included."""
         return self.weights + self.working
 
 
@@ -422,4 +425,5 @@ def trace_text(
 
 
 def parameter_bytes(network: torch.nn.Module | Decoder | Encoder) -> int:
+    """Return the bytes of a network's parameters."""
     return sum(parameter.nbytes for parameter in network.parameters())
