@@ -42,7 +42,9 @@ def decode_to_files(
         video_format=config.format,
         decode=config.decode,
         metadata=job.tags() if config.video.metadata else {},
-        audio=None if config.sound is None else expanded(config.sound[1], field=config.sound[0]),
+        audio=None
+        if config.audio_source is None
+        else expanded(config.audio_source[1], field=config.audio_source[0]),
         unfinished=unfinished,
         identity=f"{latents.digest()} {job.decoder_digest}",
         ranks=ranks,

@@ -75,8 +75,8 @@ def concerns(job: Job) -> list[str]:
         found.append(_emulated_on(device.type, job))
     found += without_effect(job) + _geometry_concerns(job)
     sound, length = check_config_sound(config), Fraction(config.frames) / config.fps
-    if config.sound is not None and sound is not None and sound < length:
-        field, path = config.sound
+    if config.audio_source is not None and sound is not None and sound < length:
+        field, path = config.audio_source
         lengths = f"lasts {float(sound):.2f} s, the video {float(length):.2f} s"
         found.append(f"{field}: {path} {lengths}; the rest is silent")
     for text in job.texts:

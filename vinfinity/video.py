@@ -11,7 +11,7 @@ import numpy as np
 from torch import Tensor
 
 from vinfinity.config import VideoConfig, VideoFormat, choose_format
-from vinfinity.config.formats import check_rate, check_sound
+from vinfinity.config.formats import check_holds_audio, check_rate
 from vinfinity.errors import InputError, did_you_mean
 from vinfinity.media.audio import check_audio
 from vinfinity.media.encoders import check_encoders
@@ -57,7 +57,7 @@ class Video:
         check_rate(video, self.fps)
         check_encoders(video, field="path")
         if sound is not None:
-            check_sound(video, str(sound))
+            check_holds_audio(video, str(sound))
             check_audio(sound)
         path = expanded(path, field="path")
         if video.container.is_folder:

@@ -31,7 +31,7 @@ def wan(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 def test_an_inner_rank_rarely_waits_and_sends_half_the_bytes_of_keys_and_values() -> None:
     shape = inner_rank_call(ranks=8, frames=24, size=(512, 320), scopes=Scopes())
-    assert shape.latent == (40, 64)
+    assert shape.latent_size == (40, 64)
     traffic = count_traffic(shape)
     # stages of temporal convolutions, and attentions
     assert traffic.waits == 22 * 4 + 17 * 2

@@ -555,7 +555,7 @@ def test_the_installed_command_refuses_every_case_in_one_line(
         (("redo", "RUN", "--frames", "2:99"), "--frames: 2:99 goes beyond the run's 6 frames"),
         (("redo", "RUN", "--frames", "1:3", "--seed", "x"), "seed: x (--seed) is not a whole number"),
         (("extend", "RUN", "--frames", "5"), "--frames: 5 is not a number of frames to append"),
-        (("resume", "RUN", "--gpus", "9"), "gpus: 9 (--gpus) is more than the 6 frames of the video"),
+        (("resume", "RUN", "--gpus", "9"), "gpus: 9 (--gpus) is more than the 6 frames; use at most 6"),
         (("decode", "RUN", "--out", "a.avi"), "out: a.avi (--out) does not end in .mp4"),
         (("decode", "RUN", "seed=5"), "seed: 5 (command line) would change the video"),
         (("generate", "-p", "x", "--model", "minni"), "model: minni (--model) is "),

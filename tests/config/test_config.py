@@ -313,7 +313,7 @@ def test_errors_name_the_source_of_a_value(tmp_path: Path) -> None:
     for flags, source in cases:
         with pytest.raises(InputError) as caught:
             resolve(run, **flags)
-        assert caught.value.message == f"frames: 0 ({source}) is less than 1; ask for at least one frame"
+        assert caught.value.message == f"frames: 0 ({source}) is less than 1; use at least 1"
 
 
 @pytest.mark.parametrize(

@@ -116,7 +116,7 @@ def test_all_ranks_decode_on_gpus_unless_the_setting_says_otherwise() -> None:
 
 
 def test_without_a_card_every_setting_of_a_model_is_needed() -> None:
-    with pytest.raises(InputError, match=r"^size: none given; give it, as in size=VALUE"):
+    with pytest.raises(InputError, match=r"^size: none given; set it, as in size=VALUE"):
         load(None)
     settings = {**GIVEN, "attention.trained_frames": 16}
     assert load(None, settings=settings).config.negative == ""

@@ -49,7 +49,7 @@ def test_quality_and_speed_reach_the_encoder() -> None:
 @pytest.mark.parametrize(
     ("settings", "message"),
     [
-        ({"out": "a.gif", "video.crf": 20}, r"video\.crf: 20 .* has no effect on GIF; leave it out"),
+        ({"out": "a.gif", "video.crf": 20}, r"video\.crf: 20 .* has no effect on GIF; remove it"),
         ({"out": "a.gif", "video.preset": "slow"}, r"has no effect on GIF; .*video\.preset=null"),
         ({"out": "a.webp", "video.pixel_format": "yuv420p"}, "has no effect on WebP"),
         ({"out": "a/", "video.crf": 20}, "has no effect on a folder of PNG"),
@@ -58,8 +58,11 @@ def test_quality_and_speed_reach_the_encoder() -> None:
         ({"out": "a/", "video.codec": "h264"}, "has no effect on a folder of PNG"),
         ({"video.quality": 50}, "has no effect on H.264"),
         ({"video.repeat": False}, "has no effect on H.264"),
-        ({"video.codec": "prores"}, r"choose from h264, h265, av1, or name the file \.mov"),
-        ({"out": "a.webm", "video.codec": "h264"}, r"choose from vp9, av1, or name the file \.mp4 or \.mov"),
+        ({"video.codec": "prores"}, r"choose from h264, h265, av1, or rename the file to \.mov"),
+        (
+            {"out": "a.webm", "video.codec": "h264"},
+            r"choose from vp9, av1, or rename the file to \.mp4 or \.mov",
+        ),
         ({"video.bit_depth": 10}, r"H\.264 takes 8; or use video\.codec=h265"),
         ({"out": "a.mov", "video.bit_depth": 8}, r"ProRes 422 HQ takes 10; or use video\.codec=h264"),
         ({"out": "a.mp4", "video.bit_depth": 16, "video.codec": "h265"}, r"H\.265 takes 8 or 10$"),
@@ -70,7 +73,7 @@ def test_quality_and_speed_reach_the_encoder() -> None:
             {"out": "a.gif", "fps": 60},
             "fps: 60 .* more than the 50 frames per second that browsers show of a GIF",
         ),
-        ({"out": "a.webp", "audio": "a.wav"}, r"WebP holds no sound; |use \.mp4, \.mov, \.webm"),
+        ({"out": "a.webp", "audio": "a.wav"}, r"WebP holds no audio; |use \.mp4, \.mov, \.webm"),
     ],
 )
 def test_what_does_not_go_together_is_refused(settings: dict[str, Any], message: str) -> None:

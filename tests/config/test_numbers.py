@@ -116,7 +116,7 @@ def test_numbers_in_lists_and_tags_are_decimal_too(tmp_path: Path) -> None:
         with pytest.raises(InputError, match="is not a decimal number"):
             load(path)
     path.write_text('frames: "24"\n')
-    with pytest.raises(InputError, match=r"^frames: 24 .* is not a whole number; leave out its quotes"):
+    with pytest.raises(InputError, match=r"^frames: 24 .* is not a whole number; remove its quotes"):
         load(path, card=model_defaults)
 
 

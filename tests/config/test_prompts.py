@@ -63,7 +63,7 @@ def test_a_loop_blends_at_its_ends() -> None:
     [
         ([Prompt("b", at=96)], r"prompts\[0\]\.at: 96 is beyond the video's 96 frames"),
         ([Prompt("b", at="101%")], r"prompts\[0\]\.at: 101% is beyond"),
-        ([Prompt("b", at=0)], r"prompts\[0\]\.at: 0 is frame 0, but the prompt before it begins at frame 0"),
+        ([Prompt("b", at=0)], r"prompts\[0\]\.at: 0 is frame 0, but the previous prompt begins at frame 0"),
         ([Prompt("b", at=9), Prompt("c", at=9)], r"prompts\[1\]\.at: 9 is frame 9, but"),
         (
             [Prompt("b", at=9), Prompt("c", at=3)],

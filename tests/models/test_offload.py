@@ -143,7 +143,7 @@ def test_a_plan_counts_what_a_call_takes(reuse_depth: int | None, cuda: PretendC
         config=network.config,
         shards=FrameShards(19),
         rank=0,
-        latent=(6, 8),
+        latent_size=(6, 8),
         scopes=Scopes(local=3, anchors=4, anchor_bias=2.0),
         dtype=torch.float32,
         text_tokens=5,

@@ -45,7 +45,7 @@ class Run:
             config=UNetConfig(fps_cond=True),
             shards=FrameShards(self.frames, self.ranks),
             rank=self.ranks // 2,
-            latent=(40, 64),
+            latent_size=(40, 64),
             scopes=Scopes(anchor_bias=10.0),
             dtype=torch.float16,
         )

@@ -36,9 +36,9 @@ def test_traced_encoding_needs_the_memory_of_real_encoding(size: str, tmp_path: 
     assert memory.encoding.weights == sum(parameter.nbytes for parameter in encoder.parameters())
     width, height = run.size
     pictures = torch.from_numpy(np.zeros((run.encoded_at_once, height, width, 3), dtype=np.uint8))
-    encode_block(encoder, pictures, latent=run.latent)
+    encode_block(encoder, pictures, latent=run.latent_shape)
     with torch.no_grad(), LiveBytes("cpu") as live:
-        encode_block(encoder, pictures, latent=run.latent)
+        encode_block(encoder, pictures, latent=run.latent_shape)
     # a trace holds the pictures as they were read, too, and in one more memory layout
     area = run.encoded_at_once * width * height
     assert live.peak <= memory.encoding.working <= live.peak + area * 3 * (1 + 2 * 4)
@@ -50,8 +50,8 @@ def test_an_encoding_block_takes_no_more_than_its_bound(model: str) -> None:
     memory, encoder = trace_memory(run, run.executions[-1]), run.encoder
     assert memory.encoding is not None
     assert encoder is not None
-    at_once = block_frames(encoder.config, run.latent[1:])
-    assert memory.encoding.working <= 1.05 * at_once * frame_bytes(encoder.config, run.latent[1:])
+    at_once = block_frames(encoder.config, run.latent_shape[1:])
+    assert memory.encoding.working <= 1.05 * at_once * frame_bytes(encoder.config, run.latent_shape[1:])
 
 
 def test_only_runs_that_start_from_pictures_encode(tmp_path: Path) -> None:

@@ -89,7 +89,7 @@ def tiny_call(frames: int, *, ranks: int = 1) -> CallShape:
         config=TINY,
         shards=FrameShards(frames, ranks),
         rank=ranks // 2,
-        latent=(8, 6),
+        latent_size=(8, 6),
         scopes=Scopes(anchor_bias=10.0),
         dtype=torch.float32,
     )
@@ -184,7 +184,7 @@ def test_results_are_laid_out_in_memory_as_on_a_cpu(dtype: torch.dtype) -> None:
 def test_arithmetic_of_a_unet_matches_torchs_own_counter() -> None:
     """On real tensors, where composite operations arrive in parts. In fp64, for which no layer pads its input."""
     shape = tiny_call(20)
-    traced = trace_work(shape).work.flops
+    traced = trace_work(shape).counter.flops
     unet = UNet(TINY).double()
     context = temporal_context(LocalExchange(), shape.shards, 0, shape.scopes)
     # torch's counter has no formula for fused attention on CPUs
@@ -339,7 +339,7 @@ def test_decoding_is_planned_with_the_decoder_and_its_settings(tmp_path: Path) -
     tiled = outline_of("mini", "decode.tile=256", size="2048x1280")
     other = outline_of("mini", size="2048x1280", decoder=str(tmp_path / "tiny"))
     sizes = [
-        trace_decode(run.decoder, replace(run.blocks, frames=1), run.latent[1:])
+        trace_decode(run.decoder, replace(run.blocks, frames=1), run.latent_shape[1:])
         for run in (whole, tiled, other)
     ]
     assert sizes[1].device < sizes[0].device / 2
@@ -515,7 +515,7 @@ def test_an_edit_is_planned_by_the_frames_it_computes() -> None:
     """Denoising follows the selection; attention, decoding and disk space follow the whole video."""
     config, card = config_of("mini", frames=96), read_card("mini")
     whole, edit = (
-        outline(config, card, device="cpu", ranks=3, latent_frames=frames) for frames in (None, 12)
+        outline(config, card, device="cpu", ranks=3, denoised_frames=frames) for frames in (None, 12)
     )
     assert (whole.frames_per_rank, edit.frames_per_rank) == ([32, 32, 32], [4, 4, 4])
     assert edit.call.scopes == whole.call.scopes is not None
@@ -570,7 +570,7 @@ def test_videocrafter2_is_planned_from_its_published_architecture(papers_run: Pl
     card = papers_run.run.card
     unet = empty_denoiser(card.family, card.configs["unet"], torch.float16)
     assert sum(parameter.numel() for parameter in unet.parameters()) == pytest.approx(1.41e9, rel=0.01)
-    work = papers_run.work.work
+    work = papers_run.call.counter
     # known: 0.735 TFLOP per frame and branch, without attention
     assert (work.flops - work.attention_flops) / 288 == pytest.approx(0.735e12, rel=0.005)
     # docs/log/2026-11-28.md: 1,410 GB before keys and values were projected into their places

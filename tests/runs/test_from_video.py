@@ -413,7 +413,7 @@ def test_concerns_about_the_video_are_shown_before_the_run(
 @pytest.mark.parametrize(
     ("arguments", "expected"),
     [
-        (("--strength", "0.5"), "--strength: 0.5 has no video to start from; add --from VIDEO"),
+        (("--strength", "0.5"), "--strength: 0.5 has no source video; add --from VIDEO"),
         (("--fit", "cover"), "has nothing to fit"),
         (("--from", "FILM", "--strength", "0"), "0 is not more than 0"),
         (("--from", "FILM", "--strength", "1.5"), "1.5"),
@@ -428,7 +428,7 @@ def test_concerns_about_the_video_are_shown_before_the_run(
         (("--first-frame", "PICTURE", "--size", "64x64"), "of another shape than the video's 64x64"),
         (
             ("--first-frame", "PICTURE", "--last-frame", "PICTURE", "-n", "1"),
-            "cannot be held to two pictures",
+            "cannot match two pictures",
         ),
     ],
     ids=lambda value: " ".join(value) if isinstance(value, tuple) else "",

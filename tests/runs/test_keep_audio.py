@@ -88,12 +88,12 @@ def test_sound_goes_on_in_an_extended_video(model_folder: Path, tmp_path: Path) 
     ("given", "expected"),
     [
         (("--from", "SILENT"), "--keep-audio: SILENT has no sound; leave out --keep-audio"),
-        ((), "--keep-audio: true has no video to take it from; add --from VIDEO"),
+        ((), "--keep-audio: true has no source video; add --from VIDEO"),
         (
             ("--from", "SILENT", "--audio", "TONE"),
-            "audio: TONE (--audio) conflicts with input.keep_audio; leave out one of the two",
+            "audio: TONE (--audio) conflicts with input.keep_audio; remove one of the two",
         ),
-        (("--from", "SILENT", "--out", "a.gif"), "GIF holds no sound; use .mp4, .mov, .webm"),
+        (("--from", "SILENT", "--out", "a.gif"), "GIF holds no audio; use .mp4, .mov, .webm"),
     ],
     ids=["silent", "no video", "other sound", "silent format"],
 )

@@ -234,7 +234,7 @@ def test_a_given_video_takes_the_place_of_the_first_pass(cli: Cli, whole: Path, 
 @pytest.mark.parametrize(
     ("given", "expected"),
     [
-        (("first_pass.steps=3",), "has no first pass to apply to; add first_pass.size=WIDTHxHEIGHT"),
+        (("first_pass.steps=3",), "has no effect without a first pass; add first_pass.size=WIDTHxHEIGHT"),
         (("first_pass.size=24",), "first_pass.size: 24 (command line) is not a size in pixels"),
         (
             (FIRST, "first_pass.model=nowhere"),

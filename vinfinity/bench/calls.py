@@ -127,7 +127,7 @@ def measure_call(
         )
     planned = None
     if gpu is not None:
-        work, products = trace_work(shape).work, denoiser_products(shape.dtype)
+        work, products = trace_work(shape).counter, denoiser_products(shape.dtype)
         planned = work_seconds(work, gpu, batch=execution.branches, products=products)
     traced, traced_host = trace_call(shape, execution)
     return CallFigures(

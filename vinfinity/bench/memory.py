@@ -84,7 +84,7 @@ def _small_call(frames: int, latent: tuple[int, int]) -> CallShape:
         config=SMALL_UNET,
         shards=FrameShards(frames),
         rank=0,
-        latent=latent,
+        latent_size=latent,
         scopes=Scopes(anchor_bias=10.0),
         dtype=torch.float32,
     )

@@ -85,7 +85,7 @@ class Subject:
             config=self.config,
             shards=shards,
             rank=rank,
-            latent=self.latent,
+            latent_size=self.latent,
             scopes=scopes,
             dtype=dtype_of(network),
             trained_frames=self.trained_frames,
@@ -189,7 +189,7 @@ def inner_rank_call(
         config=unet,
         shards=FrameShards.of(frames * ranks, ranks, grouped=dtype != torch.float32),
         rank=ranks // 2,
-        latent=UNET_GEOMETRY.latent_size(size)[1:],
+        latent_size=UNET_GEOMETRY.latent_size(size)[1:],
         scopes=scopes,
         dtype=dtype,
     )

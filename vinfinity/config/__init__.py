@@ -1,17 +1,18 @@
-"""The settings of a run: what they are, where their values come from, and what is written about them.
+"""The settings of a run: their declarations, the sources of their values, and their text forms.
 
-A RunConfig that exists is usable: its values have the declared types and ranges. Whatever is not raises InputError,
-one line that names the setting, its value, where that came from, and the remedy.
+Every RunConfig is usable: its values have the declared types and ranges. Anything else raises InputError, whose one
+line names the setting, its value, the source of the value, and the remedy.
 
 schema     what a setting declares, and the checks that follow from it
 settings   every setting, declared once
-yaml       YAML with decimal numbers, in which every text is kept
-sources    defaults, the model's card, YAML, key=value and flags merged into a configuration
+prompts    prompts over time, in frames
+yaml       YAML with decimal numbers only, in which every text is preserved
+sources    merges defaults, the model's card, YAML, key=value arguments and flags into a configuration
 formats    containers and codecs of videos, by the ending of a name
-text       a configuration as YAML, the digest of the latents, explanations
+text       a configuration as YAML, the digest of its latents, explanations
 """
 
-from vinfinity.config.formats import VideoFormat, choose_format
+from vinfinity.config.formats import PixelFormat, Preset, VideoFormat, choose_format
 from vinfinity.config.prompts import Prompt
 from vinfinity.config.schema import Declared, Group, Setting, plain_text
 from vinfinity.config.settings import (
@@ -28,8 +29,6 @@ from vinfinity.config.settings import (
     Memory,
     ParallelConfig,
     Phase,
-    PixelFormat,
-    Preset,
     ReuseConfig,
     RunConfig,
     Sampler,

@@ -1,6 +1,6 @@
-"""The formats of a video: which container a name asks for, which codec is in it, and what can be set for it.
+"""Video formats: the container that a name asks for, its codecs, and their settings.
 
-This is data and arithmetic. Whether the installed PyAV has an encoder is looked up in vinfinity.media.encoders.
+Data and arithmetic only: vinfinity.media.encoders finds out whether the installed PyAV has an encoder.
 """
 
 import typing
@@ -8,30 +8,27 @@ from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from fractions import Fraction
 from pathlib import PurePath
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Literal
 
 from vinfinity.errors import InputError
 
 if TYPE_CHECKING:
     from vinfinity.config.settings import VideoConfig
 
-# from fast to small
-PRESETS = (
-    "ultrafast",
-    "superfast",
-    "veryfast",
-    "faster",
-    "fast",
-    "medium",
-    "slow",
-    "slower",
-    "veryslow",
-    "placebo",
-)
-DEFAULT_PRESET = "medium"
+PixelFormat = Literal["yuv420p", "yuv422p", "yuv444p"]
+# from the fastest to the smallest files
+Preset = Literal[
+    "ultrafast", "superfast", "veryfast", "faster", "fast", "medium", "slow", "slower", "veryslow", "placebo"
+]
+PRESETS: tuple[Preset, ...] = typing.get_args(Preset)
+DEFAULT_PRESET: Preset = "medium"
 # (columns, rows) of pixels that share a colour sample; the sides of an encoded frame must be multiples of them
-CHROMA_BLOCKS = {"yuv420p": (2, 2), "yuv422p": (2, 1), "yuv444p": (1, 1)}
-# crf has to grow by so much for half the bits: the rule of thumb for x264 and x265
+CHROMA_BLOCKS: Mapping[PixelFormat, tuple[int, int]] = {
+    "yuv420p": (2, 2),
+    "yuv422p": (2, 1),
+    "yuv444p": (1, 1),
+}
+# how much crf has to grow to halve the bits: the rule of thumb for x264 and x265
 CRF_HALVES = 6
 
 
@@ -39,13 +36,12 @@ CRF_HALVES = 6
 class Codec:
     """How frames are encoded.
 
-    name: the value of video.codec. title: as people write it. encoder: of FFmpeg.
-    bit_depths: bits per sample, the default first. chroma: the values of video.pixel_format, the default first; empty
-    for RGB, whose formats are in `rgb`, by bit depth.
-    crf: the accepted values. default_crf: visually lossless. crf_halves: see CRF_HALVES. presets: options of the
-    encoder for each of PRESETS. options: options that are always set.
-    bits_per_pixel: what a pixel of a frame takes at the default quality: an estimate, since filmed material lies
-    between 0.05 and 0.5 with H.264.
+    name: the value of video.codec. title: the name in messages. encoder: FFmpeg's name of the encoder.
+    bit_depths: the possible bits per sample, the default first. chroma: the possible values of video.pixel_format, the
+    default first; empty for RGB. rgb: the formats of RGB by bit depth, None for others.
+    crf: the accepted values. default_crf: a visually lossless value. crf_halves: see CRF_HALVES. presets: the encoder's
+    options for each of PRESETS. options: the encoder options that are always set.
+    bits_per_pixel: the estimated size of a pixel at the default quality; real footage takes 0.05 to 0.5 with H.264.
     """
 
     name: str
@@ -53,7 +49,7 @@ class Codec:
     encoder: str
     bit_depths: tuple[int, ...]
     bits_per_pixel: float
-    chroma: tuple[str, ...] = ()
+    chroma: tuple[PixelFormat, ...] = ()
     rgb: Mapping[int, str] | None = None
     crf: range | None = None
     default_crf: int = 0
@@ -62,7 +58,7 @@ class Codec:
     options: Mapping[str, str] | None = None
 
     def pixel_format(self, chroma: str | None, bits: int) -> str:
-        """FFmpeg's name of a pixel format. chroma: None for the default."""
+        """Return FFmpeg's name of a pixel format. chroma: None for the default."""
         if self.rgb is not None:
             return self.rgb[bits]
         return (chroma or self.chroma[0]) + ("" if bits == 8 else f"{bits}le")
@@ -86,7 +82,7 @@ H264 = Codec(
     crf=range(52),
     default_crf=18,
     presets=_named(),
-    # no key frames at scene changes: with groups of one length, seeking is fast
+    # no key frames at scene changes: groups of equal length make seeking fast
     options={"sc_threshold": "0"},
 )
 H265 = Codec(
@@ -154,11 +150,11 @@ WEBP = Codec(
 
 @dataclass(frozen=True, kw_only=True)
 class Container:
-    """A kind of file.
+    """A file format that holds encoded frames.
 
-    suffix: how its name ends. muxer: of FFmpeg. codecs: those that it may hold, the default first. audio: FFmpeg's
-    encoder of its sound, None for a silent one. repeats: whether it can ask players to repeat it. most_fps: the
-    highest frame rate that browsers play at its speed.
+    suffix: the ending of its names. muxer: FFmpeg's name of the muxer. codecs: the codecs that it may hold, the default
+    first. audio: FFmpeg's encoder of its audio, None if it holds none. repeats: whether it can ask players to repeat
+    it. most_fps: the highest frame rate that browsers play at full speed, None for no limit.
     """
 
     title: str
@@ -176,7 +172,7 @@ class Container:
 
     @property
     def holds_codec(self) -> bool:
-        """Whether frames are encoded once, with its codec; else they are kept losslessly until all are there."""
+        """Whether frames are encoded once, with its codec; otherwise they are kept losslessly until the last one."""
         return not self.repeats
 
 
@@ -185,14 +181,14 @@ CONTAINERS = (
     MP4,
     Container(title="MOV", suffix=".mov", muxer="mov", codecs=(PRORES, H264, H265), audio="pcm_s16le"),
     Container(title="WebM", suffix=".webm", muxer="webm", codecs=(VP9, AV1), audio="libopus"),
-    # browsers show frames of less than 20 ms for 100 ms
+    # browsers show frames shorter than 20 ms for 100 ms
     Container(title="GIF", suffix=".gif", muxer="gif", codecs=(GIF,), repeats=True, most_fps=50),
-    # here it is 11 ms
+    # for WebP, the limit is 11 ms
     Container(title="WebP", suffix=".webp", muxer="webp", codecs=(WEBP,), repeats=True, most_fps=90),
     Container(title="a folder of PNG", suffix="/", muxer="image2", codecs=(PNG,)),
 )
 ENDINGS = ", ".join(container.suffix for container in CONTAINERS[:-1]) + " or / (a folder of PNG)"
-# of WebP: hardly distinguishable from the original
+# of WebP: almost indistinguishable from the original
 DEFAULT_QUALITY = 90
 
 
@@ -200,8 +196,9 @@ DEFAULT_QUALITY = 90
 class VideoFormat:
     """The format of one video, chosen once.
 
-    bits: per sample. pixel_format: FFmpeg's, of the frames that the codec takes. chroma: (columns, rows) of pixels that
-    share a colour sample. options: of the encoder. quality: of WebP. repeat: whether players repeat it for ever.
+    bits: the number per sample. pixel_format: FFmpeg's name of the format of encoded frames. chroma: (columns, rows) of
+    pixels that share a colour sample. options: the encoder's options. quality: WebP's quality. repeat: whether players
+    loop the video forever.
     """
 
     container: Container
@@ -216,12 +213,12 @@ class VideoFormat:
 
     @property
     def sample_bits(self) -> int:
-        """Bits per sample of the frames that its writer takes: 8, or 16 for everything above."""
+        """Bits per sample of the frames passed to the writer: 8, or 16 for all higher depths."""
         return 8 if self.bits == 8 else 16
 
     @property
     def encoded(self) -> "VideoFormat":
-        """The format in which frames are kept until the video is complete: its own, or PNG."""
+        """The format in which frames are kept until the video is complete: this one, or PNG."""
         if self.container.holds_codec:
             return self
         png = CONTAINERS[-1]
@@ -230,7 +227,7 @@ class VideoFormat:
         )
 
     def bytes(self, pixels: int) -> int:
-        """A rough estimate of the size of a video. pixels: of all frames together."""
+        """Estimate the size of a video roughly. pixels: the number in all frames together."""
         quality = 1.0
         if self.codec.crf is not None:
             quality = 2 ** ((self.codec.default_crf - self.crf) / self.codec.crf_halves)
@@ -238,7 +235,10 @@ class VideoFormat:
 
 
 def container_of(path: str) -> Container | None:
-    """The container that a name asks for by its ending, in any case; a folder's name ends in a slash."""
+    """Return the container that a name asks for by its ending, in upper or lower case, or None.
+
+    The name of a folder ends in a slash.
+    """
     name = PurePath(path).name
     if path.endswith("/"):
         return CONTAINERS[-1] if name not in ("", "..") else None
@@ -247,26 +247,26 @@ def container_of(path: str) -> Container | None:
 
 
 def check_ending(field: str, path: str) -> Container:
-    """The container of a video of that name. Raises InputError if there is none."""
+    """Return the container of a video of that name. Raises InputError if there is none."""
     container = container_of(path)
     if container is None:
         if path.endswith("/"):
             raise InputError(
-                field, path, "name a new folder, such as frames/", problem="names no folder of its own"
+                field, path, "name a new folder, such as frames/", problem="does not name a folder of its own"
             )
         stem = PurePath(path).name.strip(" .")
         known = next((c.suffix for c in CONTAINERS[:-1] if stem.lower() == c.suffix[1:]), "")
         stem = "video" if known else PurePath(stem).stem or "video"
         raise InputError(
-            field, path, f"name it {stem}{known or '.mp4'}", problem=f"does not end in {ENDINGS}"
+            field, path, f"rename it to {stem}{known or '.mp4'}", problem=f"does not end in {ENDINGS}"
         )
     return container
 
 
 def choose_format(path: str | None, config: "VideoConfig", *, field: str = "out") -> VideoFormat:
-    """The format that a name and the settings ask for. path: None for an MP4.
+    """Choose the format that a name and the settings ask for. path: None for an MP4.
 
-    Raises InputError for a name of another kind, and for settings that do not go together or have no effect.
+    Raises InputError if the name has another ending, or if settings contradict each other or have no effect.
     """
     container = MP4 if path is None else check_ending(field, path)
     codec = _codec(container, config)
@@ -310,20 +310,20 @@ def choose_format(path: str | None, config: "VideoConfig", *, field: str = "out"
 
 
 def check_rate(video: VideoFormat, fps: Fraction | int) -> None:
-    """Raises InputError if players would not show frames of that format as fast."""
+    """Raise InputError if browsers cannot play that format at this frame rate."""
     most = video.container.most_fps
     if most is not None and fps > most:
         problem = f"is more than the {most} frames per second that browsers show of a {video.container.title}"
-        raise InputError("fps", fps, f"give at most {most}, or write an MP4", problem=problem)
+        raise InputError("fps", fps, f"use at most {most}, or write an MP4", problem=problem)
 
 
-def check_sound(video: VideoFormat, audio: str, *, field: str = "audio") -> None:
-    """Raises InputError if the format is silent. audio: the file whose sound is asked for."""
+def check_holds_audio(video: VideoFormat, audio: str, *, field: str = "audio") -> None:
+    """Raise InputError if the format cannot hold audio. audio: the path of the requested audio."""
     if video.container.audio is None:
         silent = video.container.title
         sounding = ", ".join(container.suffix for container in CONTAINERS if container.audio)
         raise InputError(
-            field, audio, f"use {sounding}", problem=f"cannot be stored: {silent} holds no sound"
+            field, audio, f"use {sounding}", problem=f"cannot be stored: {silent} holds no audio"
         )
 
 
@@ -337,15 +337,15 @@ def _codec(container: Container, config: "VideoConfig") -> Codec:
     if names[0] == container.suffix[1:] or container.is_folder:
         raise _without_effect("codec", config.codec, container, container.codecs[0])
     others = [other.suffix for other in CONTAINERS if config.codec in [codec.name for codec in other.codecs]]
-    remedy = f"choose from {', '.join(names)}, or name the file {' or '.join(others)}"
+    remedy = f"choose from {', '.join(names)}, or rename the file to {' or '.join(others)}"
     raise InputError(
-        "video.codec", config.codec, remedy, problem=f"does not go into a {container.title} file"
+        "video.codec", config.codec, remedy, problem=f"cannot be stored in a {container.title} file"
     )
 
 
 def _without_effect(name: str, value: object, container: Container, codec: Codec) -> InputError:
     what = codec.title if container.holds_codec and not container.is_folder else container.title
-    remedy = f"leave it out, or set video.{name}=null"
+    remedy = f"remove it, or set video.{name}=null"
     return InputError(f"video.{name}", value, remedy, problem=f"has no effect on {what}")
 
 
@@ -357,7 +357,7 @@ def _one_of(
     *,
     others: tuple[Codec, ...] = (),
 ) -> None:
-    """Raises InputError if a codec does not take a value. others: codecs of the container that may take it."""
+    """Raise InputError if a codec does not accept a value. others: codecs of the container that may accept it."""
     if value in known:
         return
     remedy = f"{codec.title} takes {' or '.join(map(str, known))}"

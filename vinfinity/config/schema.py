@@ -1,9 +1,11 @@
-"""What a setting declares about itself, and the checks that follow from it.
+"""Declarations of settings, and the checks that follow from them.
 
-    frames: int = setting(96, "Length of the video, in frames.", least=1, remedy="ask for at least one frame")
+A setting is declared in one place:
 
-is all there is to say about a setting. Its type and range are checked, it gets a flag if it names a panel of `--help`,
-and `vinfinity config --explain`, the reference pages and the digest of the latents read the same declaration.
+    frames: int = setting(96, "Length of the video, in frames.", least=1, remedy="use at least 1")
+
+Its type and range are checked, and it gets a flag if it names a panel of `--help`. `vinfinity config --explain`, the
+reference pages and the digest of the latents use the same declaration.
 """
 
 import dataclasses
@@ -22,7 +24,7 @@ from typing import Any, ClassVar, Literal
 from vinfinity.errors import CONTROL, InputError, did_you_mean, escaped
 from vinfinity.system.numbers import read_number, read_rate
 
-# per type: its name, what is wrong with a value of another type, and the remedy
+# type -> its name, the problem of a value of another type, and the remedy
 TYPES = {
     bool: ("true or false", "is not true or false", "write true or false"),
     int: ("whole number", "is not a whole number", "write it in decimal digits, such as 24"),
@@ -30,20 +32,21 @@ TYPES = {
     str: ("text", "is not text", "put it in quotes"),
     Fraction: ("number or fraction", "is not a frame rate", "write it as 24, 23.976 or 24000/1001"),
 }
-# the largest whole number of a setting that declares none: more frames, say, than anyone can wait for
-MOST = 1_000_000
+# the limit of whole numbers that declare none; as frames, more than anyone would wait for
+LARGEST_NUMBER = 1_000_000
 
 
 @dataclass(frozen=True)
 class Setting:
-    """What a field declares beside its type and its default.
+    """What a field declares in addition to its type and its default.
 
-    help: its meaning in full sentences, with units. remedy: advice in the error line for a value out of range.
-    least, most: bounds, both allowed. above: an exclusive lower bound. form: what text may look like, checked by
-    `check`, which raises InputError. unset: what the default means, if its value does not say so.
-    from_model: the default is the model's. latents: whether the setting changes the latents.
-    panel: the panel of `--help` that shows its flag; without one it is set as KEY=VALUE. short, metavar: as in `-n N`.
-    flag: its flag, if that is not named after the key; then command is the one that has it.
+    help: the meaning in full sentences, with units. remedy: the advice in the error line for a value out of range.
+    least, most: inclusive bounds. above: an exclusive lower bound. form: the accepted form of text, in words. check:
+    a function that checks the value and raises InputError. unset: the meaning of the default, if its value does not
+    tell. from_model: whether the model has the default. latents: whether the setting changes the latents.
+    panel: the panel of `--help` that shows its flag; without one, it is set as KEY=VALUE. short, metavar: the parts of
+    its entry in `--help`, as in `-n N`. flag: the name of the flag, if it is not named after the key. command: the only
+    command with the flag, if not every command has it.
     """
 
     help: str
@@ -64,12 +67,12 @@ class Setting:
 
 
 def setting(default: Any, help: str, *, remedy: str = "", **rest: Any) -> Any:
-    """A dataclass field for a setting. `rest` are the fields of `Setting`."""
+    """Make a dataclass field for a setting. rest: the other fields of `Setting`."""
     return dataclasses.field(default=default, metadata={"setting": Setting(help=help, remedy=remedy, **rest)})
 
 
 def from_model(help: str, *, remedy: str = "", **rest: Any) -> Any:
-    """A dataclass field for a setting without a default of its own: the model's card has one."""
+    """Make a dataclass field for a setting whose default is in the model's card."""
     return setting(MISSING, help, remedy=remedy, unset="the model's", from_model=True, **rest)
 
 
@@ -77,8 +80,8 @@ def from_model(help: str, *, remedy: str = "", **rest: Any) -> Any:
 class Group:
     """Settings that check themselves: every value of a group has its declared type and is in range.
 
-    A subclass names its prefix, and whether its settings change the latents. `_check_together` holds the rules between
-    its settings.
+    Subclasses name the prefix of their keys, and whether their settings change the latents. They override `check` to
+    check several settings together.
     """
 
     prefix: ClassVar[str] = ""
@@ -95,15 +98,15 @@ class Group:
             object.__setattr__(self, field.name, value)
             if "setting" in field.metadata:
                 in_range(value, field.metadata["setting"], key=key)
-        self._check_together()
+        self.check()
 
-    def _check_together(self) -> None:
-        """Raises InputError if settings of the group do not go together."""
+    def check(self) -> None:
+        """Raise InputError if settings of the group contradict each other."""
 
 
 @dataclass(frozen=True)
 class Declared:
-    """A setting with its place in the configuration. key: dotted. default: MISSING if it is the model's."""
+    """A setting in the configuration. key: the dotted key. kind: the type. default: MISSING if the model has it."""
 
     key: str
     kind: Any
@@ -113,42 +116,42 @@ class Declared:
 
     @property
     def flag(self) -> str | None:
-        """Its option on the command line, such as `--noise-from`."""
+        """The option on the command line, such as `--noise-from`; None if there is none."""
         return self.setting.flag or (flag_of(self.key) if self.setting.panel else None)
 
     @property
     def flags(self) -> str:
-        """Its flags in words, empty if it has none."""
+        """The flags in words, empty without any."""
         declared = self.setting
         flags = ", ".join(name for name in (self.flag, declared.short) if name is not None)
         return flags if declared.command is None else f"{flags} of vinfinity {declared.command}"
 
     @property
     def metavar(self) -> str | None:
-        """What `--help` shows in place of its value; None for a switch."""
+        """What `--help` shows in place of the value; None for a switch."""
         by_type = {bool: None, int: "N", float: "X", str: "TEXT", Fraction: "N"}.get(bare(self.kind))
         return self.setting.metavar or "|".join(str(choice) for choice in self.choices) or by_type
 
     @property
     def accepts_null(self) -> bool:
-        """Whether it can be null, which also gives a setting back to the model."""
+        """Whether it can be null, which for settings of the model restores the model's default."""
         return _optional(self.kind) or self.setting.from_model
 
     @property
     def choices(self) -> tuple[Any, ...]:
-        """The values to choose from, if it is not free."""
+        """The values to choose from; empty if any value of its type is possible."""
         return typing.get_args(bare(self.kind)) if typing.get_origin(bare(self.kind)) is Literal else ()
 
     @property
     def type(self) -> str:
-        """Its type in words."""
+        """The type in words."""
         return type_in_words(self.kind)
 
     @property
     def range(self) -> str:
-        """The accepted values in words, empty where all values of its type are accepted."""
+        """The accepted values in words; empty if all values of its type are accepted."""
         declared = self.setting
-        most = MOST if declared.most is None and bare(self.kind) is int else declared.most
+        most = LARGEST_NUMBER if declared.most is None and bare(self.kind) is int else declared.most
         if declared.least is not None and most is not None:
             return f"{declared.least} to {_bound(most)}"
         if declared.least is not None:
@@ -159,43 +162,43 @@ class Declared:
 
     @property
     def default_text(self) -> str:
-        """Its default in words."""
+        """The default in words."""
         if self.setting.unset is not None:
             return self.setting.unset
         return "none" if self.default in (None, "", ()) else plain_text(plain(self.default))
 
 
 def declarations(kind: type[Group]) -> Mapping[str, Declared]:
-    """Dotted key -> declaration, of all settings of a group and of the groups in it, in order."""
-    found: dict[str, Declared] = {}
+    """Return dotted key -> declaration for all settings of a group and its subgroups, in order."""
+    settings: dict[str, Declared] = {}
     for field, hint in _fields(kind):
         if isinstance(hint, type) and issubclass(hint, Group):
-            found |= declarations(hint)
+            settings |= declarations(hint)
         else:
             declared: Setting = field.metadata["setting"]
             key = f"{kind.prefix}{field.name}"
             latents = kind.latents and declared.latents
-            found[key] = Declared(key, hint, field.default, declared, latents)
-    return found
+            settings[key] = Declared(key, hint, field.default, declared, latents)
+    return settings
 
 
 def typed(value: Any, kind: Any, *, key: str) -> Any:
-    """`value` as the type `kind`, without any conversion but int to float, list to tuple and number or text to rate.
+    """Return `value` as the type `kind`. Raises InputError if it has another type.
 
-    Raises InputError.
+    The only conversions are int to float, list to tuple, mapping to dataclass, and number or text to frame rate.
     """
     if value is None and _optional(kind):
         return None
     kinds = [part for part in _parts(kind) if part is not types.NoneType]
     if len(kinds) > 1 and str in kinds:
-        found = next(
+        matching = next(
             (part for part in kinds if isinstance(value, part) and not isinstance(value, bool)), None
         )
-        if found is None:
+        if matching is None:
             names = " nor ".join(TYPES[part][0] for part in kinds)
             remedies = ", or ".join(TYPES[part][2] for part in kinds)
             raise InputError(key, value, remedies, problem=f"is neither {names}")
-        kind = found
+        kind = matching
     kind = bare(kind)
     if dataclasses.is_dataclass(kind):
         if isinstance(value, Group) and isinstance(value, typing.cast(type, kind)):
@@ -208,7 +211,7 @@ def typed(value: Any, kind: Any, *, key: str) -> Any:
         return tuple(typed(entry, item, key=f"{key}[{index}]") for index, entry in enumerate(value))
     if typing.get_origin(kind) is Literal:
         choices = typing.get_args(kind)
-        # by type too: 1 == True
+        # compare types as well: 1 == True
         if any(value == choice and type(value) is type(choice) for choice in choices):
             return value
         texts = [str(choice) for choice in choices]
@@ -226,19 +229,19 @@ def typed(value: Any, kind: Any, *, key: str) -> Any:
     if kind is float and isinstance(value, int) and not isinstance(value, bool):
         return float(value)
     if kind is float and isinstance(value, str) and re.fullmatch(r"[-+]?\.?(inf|nan)", value.lower()):
-        # YAML writes infinity as `.inf`, everybody else as `inf`
+        # YAML writes infinity as `.inf`, Python as `inf`
         return float(value.lower().replace(".", ""))
     _, problem, remedy = TYPES[kind]
     number = read_number(value) if kind in (int, float) and isinstance(value, str) else None
     if isinstance(number, int) or (number is not None and kind is float):
-        remedy = "leave out its quotes"
+        remedy = "remove its quotes"
     raise InputError(key, value, remedy, problem=problem)
 
 
 def _check_text(text: str, *, key: str) -> None:
-    """Raises InputError for what files of settings and tags of videos cannot hold."""
+    """Raise InputError for text that files of settings and tags of videos cannot hold."""
     if "\0" in text:
-        raise InputError(key, text, "leave it out", problem="has a zero character")
+        raise InputError(key, text, "remove it", problem="contains a null character")
     try:
         text.encode()
     except UnicodeEncodeError:
@@ -246,11 +249,11 @@ def _check_text(text: str, *, key: str) -> None:
 
 
 def in_range(value: Any, declared: Setting, *, key: str) -> None:
-    """Raises InputError if a value of the right type is out of the declared range."""
+    """Raise InputError if a value of the right type is out of the declared range."""
     if value is None:
         return
     problem, least, most = "", declared.least, declared.most
-    limit = MOST if most is None and isinstance(value, int) else most
+    limit = LARGEST_NUMBER if most is None and isinstance(value, int) else most
     if isinstance(value, float) and not math.isfinite(value):
         problem = "is not a finite number"
     elif declared.above is not None and value <= declared.above:
@@ -260,7 +263,7 @@ def in_range(value: Any, declared: Setting, *, key: str) -> None:
     elif least is not None and value < least:
         problem = "is negative" if least == 0 else f"is less than {least}"
     elif limit is not None and value > limit:
-        raise InputError(key, value, f"give at most {limit}", problem=f"is more than {limit}")
+        raise InputError(key, value, f"use at most {limit}", problem=f"is more than {limit}")
     if problem:
         raise InputError(key, value, declared.remedy, problem=problem)
     if declared.check is not None:
@@ -268,7 +271,7 @@ def in_range(value: Any, declared: Setting, *, key: str) -> None:
 
 
 def plain(value: Any) -> Any:
-    """A value as lists, dicts and scalars, as YAML and JSON have them; a path or a fraction as text."""
+    """Return a value as lists, dicts and scalars, as in YAML and JSON; paths and fractions become text."""
     if dataclasses.is_dataclass(value) and not isinstance(value, type):
         return {name: plain(entry) for name, entry in vars(value).items()}
     if isinstance(value, os.PathLike):
@@ -279,7 +282,7 @@ def plain(value: Any) -> Any:
 
 
 def plain_text(value: object) -> str:
-    """A plain value as YAML writes it, on one line."""
+    """Return a plain value as YAML writes it, on one line."""
     if value is None:
         return "null"
     if isinstance(value, bool):
@@ -293,7 +296,7 @@ def plain_text(value: object) -> str:
 
 
 def type_in_words(kind: Any) -> str:
-    """A declared type in words, such as `whole number or null`."""
+    """Return a declared type in words, such as `whole number or null`."""
     either, kind = " or null" if _optional(kind) else "", bare(kind)
     if typing.get_origin(kind) is Literal:
         return f"one of {', '.join(str(choice) for choice in typing.get_args(kind))}{either}"
@@ -305,12 +308,12 @@ def type_in_words(kind: Any) -> str:
 
 
 def flag_of(key: str) -> str:
-    """The flag that is named after a key: `--noise-from` for `noise_from`."""
+    """Return the flag that is named after a key: `--noise-from` for `noise_from`."""
     return f"--{key.replace('_', '-')}"
 
 
 def bare(kind: Any) -> Any:
-    """A declared type without `| None`."""
+    """Return a declared type without `| None`."""
     return next(part for part in _parts(kind) if part is not types.NoneType)
 
 
@@ -323,7 +326,7 @@ def _optional(kind: Any) -> bool:
 
 
 def _parts(kind: Any) -> tuple[Any, ...]:
-    # `Literal[...] | None` is a typing.Union where `int | None` is a types.UnionType.
+    # `Literal[...] | None` is a typing.Union, but `int | None` is a types.UnionType
     union = isinstance(kind, types.UnionType) or typing.get_origin(kind) is typing.Union
     return typing.get_args(kind) if union else (kind,)
 
@@ -339,7 +342,7 @@ def _fields(kind: type) -> Iterator[tuple[dataclasses.Field[Any], Any]]:
 
 
 def _built(kind: type, value: Any, *, key: str) -> Any:
-    """A dataclass from a mapping of its fields, or from another of its kind. Raises InputError."""
+    """Build a dataclass from a mapping of its fields, or from another instance. Raises InputError."""
     values = vars(value) if isinstance(value, kind) else value
     fields = {field.name: (field, hint) for field, hint in _fields(kind)}
     if not isinstance(values, Mapping):

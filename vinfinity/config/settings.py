@@ -1,4 +1,4 @@
-"""Every setting of a run, declared once. The order is that of `--help` and of `vinfinity config`."""
+"""Every setting of a run, declared once, in the order of `--help` and `vinfinity config`."""
 
 import math
 import re
@@ -13,59 +13,58 @@ from typing import Literal
 
 from vinfinity.config.formats import (
     ENDINGS,
+    PixelFormat,
+    Preset,
     VideoFormat,
     check_ending,
+    check_holds_audio,
     check_rate,
-    check_sound,
     choose_format,
 )
 from vinfinity.config.prompts import Prompt, TimedPrompt, time_prompts
 from vinfinity.config.schema import Declared, Group, declarations, from_model, setting
 from vinfinity.errors import InputError
+from vinfinity.system.rank_count import check_rank_count
 
 Sampler = Literal["ddim", "dpmsolver++", "sde-dpmsolver++", "videocrafter2", "lcm", "unipc", "euler"]
 Device = Literal["auto", "cuda", "cpu"]
 Dtype = Literal["auto", "fp32", "fp16", "bf16"]
 Memory = Literal["auto", "low", "fast"]
-Codec = Literal["h264", "h265", "av1", "vp9", "prores"]
+CodecName = Literal["h264", "h265", "av1", "vp9", "prores"]
 BitDepth = Literal[8, 10, 16]
-PixelFormat = Literal["yuv420p", "yuv422p", "yuv444p"]
 Fit = Literal["cover", "contain", "stretch"]
-Preset = Literal[
-    "ultrafast", "superfast", "veryfast", "faster", "fast", "medium", "slow", "slower", "veryslow", "placebo"
-]
 
-# in pixels; H.264 has no level for sides beyond the larger one
+# in pixels; no level of H.264 has longer sides
 SMALLEST_SIDE, LARGEST_SIDE = 16, 8192
-# of runs from a video; as in diffusers
-STRENGTH = 0.6
-# beyond it, the first noise levels of a thousand steps would be the same number in fp32
-MOST_SHIFT = 100
+# strength of runs from a video, as in diffusers
+DEFAULT_STRENGTH = 0.6
+# with larger shifts, the first noise levels of a thousand steps are equal in fp32
+LARGEST_SHIFT = 100
 # the panels of `--help`
-VIDEO, INPUT, SAMPLING = "The video", "A video or pictures to start from", "Sampling"
+VIDEO, INPUT, SAMPLING = "The video", "Source video or images", "Sampling"
 FILES, MACHINE = "Files", "The machine"
 
 
 def parse_size(text: str) -> tuple[int, int]:
-    """(width, height) in pixels of a size such as `512x320`. Raises InputError."""
+    """Parse a size such as `512x320` as (width, height) in pixels. Raises InputError."""
     match = re.fullmatch(r"([1-9][0-9]{0,5})x([1-9][0-9]{0,5})", text)
     if match is None:
         remedy = "write it as WIDTHxHEIGHT, such as 512x320"
         raise InputError("size", text, remedy, problem="is not a size in pixels")
     width, height = int(match[1]), int(match[2])
     if not all(SMALLEST_SIDE <= side <= LARGEST_SIDE for side in (width, height)):
-        remedy = f"each side takes {SMALLEST_SIDE} to {LARGEST_SIDE} pixels"
+        remedy = f"use sides of {SMALLEST_SIDE} to {LARGEST_SIDE} pixels"
         raise InputError("size", text, remedy, problem="is out of range")
     return width, height
 
 
 def parse_interval(text: str) -> tuple[Literal["steps", "seconds", "auto", "never"], float]:
-    """The time between checkpoints as a unit and an amount, 0 for `auto` and `never`. Raises InputError."""
+    """Parse a checkpoint interval as a unit and an amount, 0 for `auto` and `never`. Raises InputError."""
     if text in ("auto", "never"):
         return typing.cast(Literal["auto", "never"], text), 0
     match = re.fullmatch(r"([1-9][0-9]{0,5}) ?(steps?|s|min|h)", text)
     if match is None:
-        remedy = "write a number of steps, s, min or h, such as 10min; or auto, or never"
+        remedy = "write a number of steps, s, min or h, such as 10min; or use auto or never"
         raise InputError("checkpoint.every", text, remedy, problem="is not an interval")
     if match[2].startswith("step"):
         return "steps", int(match[1])
@@ -73,7 +72,7 @@ def parse_interval(text: str) -> tuple[Literal["steps", "seconds", "auto", "neve
 
 
 def parse_span(text: str) -> range:
-    """The frames of a span such as `40:60`, which leaves out frame 60. Raises InputError."""
+    """Parse a span such as `40:60`, which excludes frame 60. Raises InputError."""
     match = re.fullmatch(r"(0|[1-9][0-9]{0,8}):([1-9][0-9]{0,8})", text)
     span = None if match is None else range(int(match[1]), int(match[2]))
     if not span:
@@ -83,12 +82,12 @@ def parse_span(text: str) -> range:
 
 
 def check_suffix(field: str, path: str, suffix: str) -> None:
-    """Raises InputError if the name of a file does not end in `suffix`, such as `.mp4`, in any case."""
+    """Raise InputError if the name of a file does not end in `suffix`, such as `.mp4`, in upper or lower case."""
     name = PurePath(path).name
     if PurePath(name).suffix.lower() != suffix:
         stem = name.strip(" .")
         stem = stem if stem.lower().endswith(suffix) else f"{PurePath(stem).stem or 'video'}{suffix}"
-        raise InputError(field, path, f"name it {stem}", problem=f"does not end in {suffix}")
+        raise InputError(field, path, f"rename it to {stem}", problem=f"does not end in {suffix}")
 
 
 def _check_first_size(text: str) -> None:
@@ -112,14 +111,14 @@ def _check_noise(path: str) -> None:
 
 def _check_model(name: str) -> None:
     if not name.strip():
-        raise InputError("model", name, "name a model or its folder, such as mini", problem="is blank")
+        raise InputError("model", name, "use the name or folder of a model, such as mini", problem="is blank")
 
 
 @dataclass(frozen=True)
 class Phase:
-    """Biases that attention adds to the logits of its two scopes while the denoising timestep is above `above`.
+    """The biases of the two scopes while the denoising timestep is above `above`.
 
-    -inf switches a scope off.
+    local, anchors: what attention adds to the logits of each scope; -inf disables the scope.
     """
 
     above: int
@@ -129,15 +128,15 @@ class Phase:
 
 @dataclass(frozen=True, kw_only=True)
 class AttentionConfig(Group, name="attention"):
-    """Dual-scope attention, for videos longer than the model's training clips (arXiv 2406.16260). Frames are latent
-    frames where the model compresses time, as Wan does. Wan has other defaults: 4, 12, no biases, moving anchors.
+    """Dual-scope attention, for videos longer than the model's training clips (arXiv 2406.16260). In models that
+    compress time, such as Wan, frames are latent frames. Wan has other defaults: 4, 12, no biases, moving anchors.
     """
 
     local: int = setting(
         8,
         "Local scope: number of frames on either side that a frame attends to.",
         least=0,
-        remedy="0 is the frame alone, 8 the default",
+        remedy="0 means the frame alone, 8 is the default",
     )
     anchors: int = setting(
         16,
@@ -147,37 +146,35 @@ class AttentionConfig(Group, name="attention"):
     )
     schedule: tuple[Phase, ...] = setting(
         (Phase(above=800, local=0.0, anchors=10.0), Phase(above=-1, local=10.0, anchors=0.0)),
-        "Biases that are added to the logits of the two scopes, by denoising timestep: a phase applies while the "
-        "timestep is above `above`. -inf switches a scope off.",
+        "Biases added to the logits of the two scopes, by denoising timestep: a phase applies while the timestep is "
+        "above `above`. -inf disables a scope.",
         form="phases in descending order, the last with above: -1",
     )
     moving_anchors: bool = setting(
         False,
-        "Whether anchors move by one frame in each denoising step, so that no frames are special. In a redo or extend, "
-        "they stay where they are.",
+        "Move the anchors by one frame in each denoising step, so that no frames are special. They do not move in a "
+        "redo or extend.",
     )
     positions: Literal["auto", "absolute", "grouped"] = setting(
         "auto",
-        "Distances in time as models with rotary positions (Wan) see them: the true ones (absolute), or such that none "
-        "is longer than in training (grouped); auto groups them in videos of more than six times the trained length.",
+        "Temporal distances in models with rotary positions (Wan): the true ones (absolute), or none longer than in "
+        "training (grouped); auto groups them in videos of more than six times the trained length.",
     )
-    entropy_scaling: bool = setting(
-        False, "Whether logits are scaled by log(attended frames) / log(trained frames)."
-    )
+    entropy_scaling: bool = setting(False, "Scale logits by log(attended frames) / log(trained frames).")
     norm: Literal["video", "rank"] = setting(
-        "video", "Frames that share the statistics of a temporal GroupNorm: the whole video's, or one rank's."
+        "video", "Frames that share the statistics of temporal GroupNorms: the whole video's, or one rank's."
     )
     trained_frames: int = from_model(
-        "Length of the model's training clips, in frames. Attention is plain in videos up to this length.",
+        "Length of the model's training clips, in frames. Videos up to this length use plain attention.",
         least=1,
-        remedy="give the length of the model's training clips, often 16",
+        remedy="use the length of the model's training clips, often 16",
     )
 
     def phase(self, t: float) -> Phase:
-        """The phase at denoising timestep `t` (>= 0): the first whose `above` is below it."""
+        """Return the phase at denoising timestep `t` (>= 0): the first whose `above` is below it."""
         return next(phase for phase in self.schedule if phase.above < t)
 
-    def _check_together(self) -> None:
+    def check(self) -> None:
         key = "attention.schedule"
         above = [phase.above for phase in self.schedule]
         shown = "[" + ", ".join(f"above {timestep}" for timestep in above) + "]"
@@ -190,7 +187,7 @@ class AttentionConfig(Group, name="attention"):
         for index, phase in enumerate(self.schedule):
             for scope, bias in (("local", phase.local), ("anchors", phase.anchors)):
                 if math.isnan(bias) or bias == math.inf:
-                    remedy = "give a finite number, or -inf to switch the scope off"
+                    remedy = "use a finite number, or -inf to disable the scope"
                     raise InputError(f"{key}[{index}].{scope}", bias, remedy, problem="is not a bias")
             if phase.local == -math.inf and (phase.anchors == -math.inf or self.anchors == 0):
                 biases = f"local {phase.local}, anchors {phase.anchors}"
@@ -208,14 +205,12 @@ class ParallelConfig(Group, name="parallel", latents=False):
 
     timeout: float = setting(
         120.0,
-        "Time after which a rank that does not answer counts as lost, in seconds.",
+        "Time without an answer after which a rank counts as lost, in seconds.",
         above=0,
         most=1_000_000,
         remedy="120 is the default",
     )
-    split_guidance: bool = setting(
-        False, "Whether each guidance branch is computed by its own half of the ranks."
-    )
+    split_guidance: bool = setting(False, "Compute each guidance branch on its own half of the ranks.")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -224,13 +219,13 @@ class CheckpointConfig(Group, name="checkpoint", latents=False):
 
     every: str = setting(
         "auto",
-        "Interval between checkpoints; auto keeps the time for writing them under 2 %.",
+        "Interval between checkpoints; auto spends less than 2 % of the time on writing them.",
         form="such as 5 steps, 90s, 10min or 1h; auto or never",
         check=parse_interval,
     )
     keep: int = setting(
         2,
-        "Number of checkpoints that are kept, newest first.",
+        "Number of checkpoints to keep, newest first.",
         least=1,
         remedy="2 is the default: if the newest is damaged, the one before it is used",
     )
@@ -238,7 +233,7 @@ class CheckpointConfig(Group, name="checkpoint", latents=False):
 
 @dataclass(frozen=True, kw_only=True)
 class ComputeConfig(Group, name="compute", latents=False):
-    """Parts of a network call that `memory` chooses if they are not set. The video stays the same, up to rounding."""
+    """Details of a network call, chosen by `memory` if not set. The video stays the same, up to rounding."""
 
     branches: Literal[1, 2] | None = setting(
         None, "Number of guidance branches in one network call.", unset="chosen by memory"
@@ -248,25 +243,25 @@ class ComputeConfig(Group, name="compute", latents=False):
     )
     chunk: int | None = setting(
         None,
-        "Size of the chunks in which a layer processes hidden states, in MiB; it bounds temporary memory.",
+        "Size of the chunks in which a layer processes hidden states, in MiB; limits temporary memory.",
         least=1,
-        # above that, an upsampled chunk in 16 bits has more elements than kernels can index
+        # upsampled, a larger chunk in 16 bits would have more elements than kernels can index
         most=512,
-        remedy="4 suits a CPU, 256 a GPU, and null leaves it to `memory`",
+        remedy="4 suits a CPU, 256 a GPU; null leaves it to `memory`",
         unset="chosen by memory",
     )
 
 
 @dataclass(frozen=True, kw_only=True)
 class ReuseConfig(Group, name="reuse"):
-    """Reuse of deep UNet features over several steps (DeepCache, arXiv 2312.00858): faster, with another result."""
+    """Reuse of deep UNet features over several steps (DeepCache, arXiv 2312.00858): faster, with a different result."""
 
     interval: int = setting(
         1,
-        "The full UNet runs every `interval` steps; the other steps reuse its deep features.",
+        "Run the full UNet every N steps; the other steps reuse its deep features.",
         least=1,
         most=1000,
-        remedy="1 switches reuse off, 2 and 3 are usual",
+        remedy="1 disables reuse; 2 or 3 is typical",
     )
     depth: int = setting(
         1,
@@ -278,12 +273,12 @@ class ReuseConfig(Group, name="reuse"):
 
 @dataclass(frozen=True, kw_only=True)
 class EditConfig(Group, name="edit"):
-    """A finished run to start from. `vinfinity redo` and `vinfinity extend` set these."""
+    """The finished run that an edit starts from. `vinfinity redo` and `vinfinity extend` set these."""
 
     run: str | None = setting(None, "Folder NAME.run of the finished run whose frames are kept.")
     redo: str | None = setting(
         None,
-        "Frames of that run to regenerate, without frame TO.",
+        "Frames of that run to regenerate, excluding frame TO.",
         form="FROM:TO",
         check=parse_span,
         flag="--frames",
@@ -291,15 +286,15 @@ class EditConfig(Group, name="edit"):
     )
     blend: int = setting(
         4,
-        "Number of frames at each end of the regenerated ones that blend into the kept frames.",
+        "Number of regenerated frames at each end that blend into the kept frames.",
         least=0,
-        remedy="0 switches blending off, 4 is the default",
+        remedy="0 disables blending, 4 is the default",
     )
     context: int = setting(
         16,
-        "Number of kept frames on either side that are computed along with the new ones, so that those match.",
+        "Number of kept frames on either side that are computed together with the new frames so that they match.",
         least=1,
-        remedy="16 is the default; more is slower and hardly better",
+        remedy="16 is the default; larger values are slower and hardly better",
     )
 
     @property
@@ -307,7 +302,7 @@ class EditConfig(Group, name="edit"):
         """The frames to regenerate."""
         return range(0) if self.redo is None else parse_span(self.redo)
 
-    def _check_together(self) -> None:
+    def check(self) -> None:
         if self.redo is not None and self.run is None:
             remedy = "use `vinfinity redo RUN --frames FROM:TO`"
             raise InputError("edit.redo", self.redo, remedy, problem="needs a run to edit")
@@ -315,117 +310,114 @@ class EditConfig(Group, name="edit"):
 
 @dataclass(frozen=True, kw_only=True)
 class InputConfig(Group, name="input"):
-    """A video, or pictures of the first and the last frame, to start from."""
+    """The source video, or images of the first and the last frame."""
 
     video: str | None = setting(
         None,
-        "Video to start from; the prompt then says what it becomes. Frames, size and fps are its own unless given.",
+        "Source video; the prompt describes the result. Frames, size and fps default to the source's.",
         panel=INPUT,
         flag="--from",
         metavar="FILE",
     )
     strength: float | None = setting(
         None,
-        "How far the new video may depart from the one it starts from: the share of the denoising steps that are run.",
+        "How much the source may change, as the fraction of denoising steps that run.",
         above=0,
         most=1,
-        remedy="0.6 is the default, 1 keeps little more than its layout",
+        remedy="0.6 is the default; 1 keeps little more than the layout",
         unset="0.6",
         panel=INPUT,
         flag="--strength",
     )
     fit: Fit | None = setting(
         None,
-        "How a video or picture of another shape is fitted to the size: cover cuts off its edges, contain adds black "
-        "bars, stretch distorts it.",
-        unset="cover for videos; pictures of another shape need it",
+        "How to fit a source with another aspect ratio: cover crops it, contain adds black bars, stretch distorts it.",
+        unset="cover for videos; required for images with another aspect ratio",
         panel=INPUT,
         flag="--fit",
     )
     first_frame: str | None = setting(
-        None, "Picture that the first frame is held to.", panel=INPUT, flag="--first-frame", metavar="IMAGE"
+        None, "Image to use as the first frame.", panel=INPUT, flag="--first-frame", metavar="IMAGE"
     )
     last_frame: str | None = setting(
-        None, "Picture that the last frame is held to.", panel=INPUT, flag="--last-frame", metavar="IMAGE"
+        None, "Image to use as the last frame.", panel=INPUT, flag="--last-frame", metavar="IMAGE"
     )
     keep_audio: bool = setting(
         False,
-        "Keep the sound of the video to start from; it is cut, or followed by silence, to fit.",
+        "Keep the source's audio, trimmed or padded with silence to fit.",
         latents=False,
         panel=INPUT,
         flag="--keep-audio",
     )
 
     @property
-    def share(self) -> float:
-        """The strength with which a run from a video begins."""
-        return STRENGTH if self.strength is None else self.strength
+    def effective_strength(self) -> float:
+        """The strength of a run from a video: the setting or its default."""
+        return DEFAULT_STRENGTH if self.strength is None else self.strength
 
     @property
     def pictures(self) -> Mapping[str, str]:
-        """The pictures that are given, by setting, in the order of their frames."""
+        """Setting -> path of the images that are given, in the order of their frames."""
         named = {"input.first_frame": self.first_frame, "input.last_frame": self.last_frame}
         return {key: path for key, path in named.items() if path is not None}
 
-    def _check_together(self) -> None:
+    def check(self) -> None:
         if self.keep_audio and self.video is None:
-            raise InputError(
-                "input.keep_audio", True, "add --from VIDEO", problem="has no video to take it from"
-            )
+            raise InputError("input.keep_audio", True, "add --from VIDEO", problem="has no source video")
 
 
 @dataclass(frozen=True, kw_only=True)
 class FirstPassConfig(Group, name="first_pass"):
-    """A first pass generates the video at another size, often a smaller one; the video then starts from the result.
-    With `input.video`, there is no first pass.
+    """A first pass generates the video at another, often smaller size; the final video then starts from its result.
+    There is no first pass with `input.video`.
     """
 
     size: str | None = setting(
         None,
-        "Width and height of the first pass, in pixels. With it, the video is generated in two passes; "
-        "`input.strength` is the strength of the second one.",
+        "Width and height of the first pass, in pixels. If set, the video is generated in two passes; "
+        "`input.strength` applies to the second.",
         form=f"WIDTHxHEIGHT, each {SMALLEST_SIDE} to {LARGEST_SIDE}",
         check=_check_first_size,
         unset="a single pass",
     )
-    model: str | None = setting(None, "Model of the first pass.", unset="that of the video")
+    model: str | None = setting(None, "Model of the first pass.", unset="the video's")
     lora: tuple[str, ...] | None = setting(
         None,
         "LoRAs of the first pass.",
         form="FILE or FILE:WEIGHT each",
-        unset="those of the video, or none with another model",
+        unset="the video's, or none with another model",
     )
     steps: int | None = setting(
         None,
         "Number of denoising steps of the first pass.",
         least=1,
         most=1000,
-        remedy="30 to 50 are usual",
-        unset="those of the video, or the other model's",
+        remedy="30 to 50 is typical",
+        unset="the video's, or the default of another model",
     )
     sampler: Sampler | None = setting(
-        None, "Sampling algorithm of the first pass.", unset="that of the video, or the other model's"
+        None, "Sampling algorithm of the first pass.", unset="the video's, or the default of another model"
     )
     guidance: float | None = setting(
         None,
         "Guidance scale of the first pass.",
         least=1,
-        remedy="1 switches guidance off, 7 to 12 are usual",
-        unset="that of the video, or the other model's",
+        remedy="1 disables guidance; 7 to 12 is typical",
+        unset="the video's, or the default of another model",
     )
     shift: float | None = setting(
         None,
-        "Shift of the noise levels in the first pass.",
+        "Timestep shift of the first pass.",
         least=1,
-        most=MOST_SHIFT,
-        remedy="3 and 5 are usual",
-        unset="that of the video, or the other model's",
+        most=LARGEST_SHIFT,
+        remedy="3 or 5 is typical",
+        unset="the video's, or the default of another model",
     )
 
-    def _check_together(self) -> None:
+    def check(self) -> None:
         for name, value in vars(self).items():
             if value is not None and self.size is None:
-                problem = "has no first pass to apply to"
+                problem = "has no effect without a first pass"
                 raise InputError(
                     f"first_pass.{name}", value, "add first_pass.size=WIDTHxHEIGHT", problem=problem
                 )
@@ -433,42 +425,42 @@ class FirstPassConfig(Group, name="first_pass"):
 
 @dataclass(frozen=True, kw_only=True)
 class DecodeConfig(Group, name="decode", latents=False):
-    """From latents to frames."""
+    """Decoding: from latents to frames."""
 
     where: Literal["rank0", "ranks"] | None = setting(
         None,
-        "Ranks that decode: rank 0, or all of them. The file is the same.",
+        "Ranks that decode: rank 0, or all ranks. The file is the same.",
         unset="ranks on GPUs, rank0 on the CPU",
     )
     frames: int | None = setting(
         None,
-        "Number of frames that are decoded at once; without effect on Wan, which decodes one latent frame at a time.",
+        "Number of frames to decode at once. Has no effect on Wan, which decodes one latent frame at a time.",
         least=1,
-        remedy="give a number of frames, or null to choose it by their size",
+        remedy="use a number of frames, or null to choose it by their size",
         unset="as many as fit into 512 MiB, at most 8",
     )
     tile: int | None = setting(
         None,
-        "Side of the tiles in which a frame is decoded, in pixels; a multiple of 32.",
+        "Side of the tiles in which frames are decoded, in pixels; a multiple of 32.",
         least=32,
         most=LARGEST_SIDE,
-        remedy="512 is usual, and null decodes whole frames",
+        remedy="512 is typical; null decodes whole frames",
         unset="whole frames",
     )
 
     def on_all_ranks(self, device: str) -> bool:
-        """Whether all ranks decode. device: the type of theirs. On a CPU, rank 0 shares its cores with the others."""
+        """Return whether all ranks decode: by default not on a CPU, whose cores they share. device: their type."""
         return device != "cpu" if self.where is None else self.where == "ranks"
 
 
 @dataclass(frozen=True, kw_only=True)
 class VideoConfig(Group, name="video", latents=False):
-    """The video file and the files beside it. The ending of `out` chooses the format."""
+    """The video file and the files next to it. The ending of `out` determines the format."""
 
-    codec: Codec | None = setting(
+    codec: CodecName | None = setting(
         None,
         "Codec: h264, h265 or av1 in .mp4; prores, h264 or h265 in .mov; vp9 or av1 in .webm.",
-        unset="the first of those",
+        unset="the first of those for the file",
     )
     bit_depth: BitDepth | None = setting(
         None,
@@ -481,12 +473,12 @@ class VideoConfig(Group, name="video", latents=False):
         "1 to 63.",
         least=0,
         most=63,
-        remedy="leave it out for a visually lossless video",
+        remedy="remove it for a visually lossless video",
         unset="visually lossless: 18 for h264, 20 for h265, 24 for av1 and vp9",
     )
     preset: Preset | None = setting(
         None,
-        "Speed of the codec, by the names of x264; slower ones make smaller files. prores has none.",
+        "Encoder preset, named as in x264; slower presets give smaller files. Not used by prores.",
         unset="medium",
     )
     pixel_format: PixelFormat | None = setting(
@@ -496,30 +488,28 @@ class VideoConfig(Group, name="video", latents=False):
     )
     quality: int | None = setting(
         None,
-        "Quality of a WebP, from 0 to 100.",
+        "Quality of WebP, from 0 to 100.",
         least=0,
         most=100,
-        remedy="90 is the default, 75 makes much smaller files",
+        remedy="90 is the default; 75 gives much smaller files",
         unset="90",
     )
     repeat: bool | None = setting(
         None,
-        "Whether a GIF or a WebP repeats for ever; false plays it once.",
+        "Loop GIF and WebP output forever; false plays it once.",
         unset="true",
     )
-    metadata: bool = setting(True, "Whether the video contains the prompt, the seed and the settings.")
-    sheet: bool = setting(
-        True, "Whether a contact sheet is written beside the video: a PNG of evenly spread frames."
-    )
+    metadata: bool = setting(True, "Store the prompt, the seed and the settings in the video.")
+    sheet: bool = setting(True, "Write a contact sheet next to the video: a PNG of evenly spaced frames.")
 
 
 @dataclass(frozen=True, kw_only=True)
 class RunConfig(Group):
-    """One video to generate: every setting with its value.
+    """The configuration of one video: every setting with its value.
 
-    `load_config` takes what is not given from the model and the defaults. Built directly, it needs the settings that
-    models differ in: size, fps, steps, sampler, guidance, and attention with its trained_frames. Raises InputError for
-    values of another type or out of range.
+    `load_config` takes missing values from the model and the defaults. Without it, the settings in which models differ
+    are required: size, fps, steps, sampler, guidance, and attention with its trained_frames. Raises InputError if a
+    value has another type or is out of range.
     """
 
     prompt: str = setting("", "Text that describes the video.", panel=VIDEO, short="-p")
@@ -532,20 +522,20 @@ class RunConfig(Group):
     )
     prompts: tuple[Prompt, ...] = setting(
         (),
-        "Prompts that follow `prompt`, each with the moment it begins: a frame (96), a time (12s) or a percentage "
-        "(50%). Frames around a change are guided by both texts. In YAML, `blend` says how many frames, and "
-        "`cut: true` begins another scene instead.",
-        form="in order of their beginning",
+        "Prompts that follow `prompt`, each with its start: a frame (96), a time (12s) or a percentage (50%). Both "
+        "texts guide the frames around a change. In YAML, `blend` sets their number, and `cut: true` begins a new "
+        "scene instead.",
+        form="in order of their start",
         panel=VIDEO,
         flag="--then",
         metavar="AT TEXT",
     )
-    loop: bool = setting(False, "Let the last frame lead into the first.", panel=VIDEO)
+    loop: bool = setting(False, "Make the last frame lead into the first.", panel=VIDEO)
     frames: int = setting(
         96,
         "Length of the video, in frames.",
         least=1,
-        remedy="ask for at least one frame",
+        remedy="use at least 1",
         panel=VIDEO,
         short="-n",
     )
@@ -557,31 +547,31 @@ class RunConfig(Group):
         metavar="WxH",
     )
     fps: Fraction | int = from_model(
-        "Playback speed, in frames per second, such as 24, 23.976 or 30000/1001. Models that take a frame rate as "
-        "input are given it, too.",
+        "Playback speed in frames per second, such as 24, 23.976 or 30000/1001; also passed to models that take a "
+        "frame rate as input.",
         least=1,
         most=240,
-        remedy="24 is the speed of cinema",
+        remedy="24 is the frame rate of cinema",
         panel=VIDEO,
     )
     fps_condition: int | None = setting(
         None,
-        "Frame rate given to the model as input, in frames per second.",
+        "Frame rate to pass to the model as input, in frames per second.",
         least=1,
         most=240,
-        remedy="give the frame rate of the model's training clips, or null",
-        unset="that of fps",
+        remedy="use the frame rate of the model's training clips, or null",
+        unset="the value of fps",
     )
     model: str = setting(
         "mini",
-        "Model: the embedded one, a folder in diffusers layout, or the name of a published model.",
+        "Model: the embedded one (mini), a folder in diffusers layout, or the name of a published model.",
         check=_check_model,
         panel=VIDEO,
         metavar="mini|FOLDER|NAME",
     )
     lora: tuple[str, ...] = setting(
         (),
-        "LoRA, LoHa or LoKr, a file or PEFT's folder, with its weight if that is not 1; may be repeated.",
+        "LoRA, LoHa or LoKr: a file or a PEFT folder, with its weight if not 1. May be repeated.",
         form="FILE or FILE:WEIGHT each",
         panel=VIDEO,
         metavar="FILE[:WEIGHT]",
@@ -596,20 +586,20 @@ class RunConfig(Group):
     )
     seed: int = setting(
         0,
-        "Seed of the noise; the noise of a seed is the same on any machine.",
+        "Seed of the noise; a seed gives the same noise on every machine.",
         least=0,
         most=2**63 - 1,
-        remedy="give another number",
+        remedy="use another number",
         panel=SAMPLING,
     )
     steps: int = from_model(
-        "Number of denoising steps.", least=1, most=1000, remedy="30 to 50 are usual", panel=SAMPLING
+        "Number of denoising steps.", least=1, most=1000, remedy="30 to 50 is typical", panel=SAMPLING
     )
     sampler: Sampler = from_model("Sampling algorithm.", panel=SAMPLING)
     guidance: float = from_model(
-        "Guidance scale, the weight of the prompt; 1 switches guidance off.",
+        "Guidance scale, the weight of the prompt; 1 disables guidance.",
         least=1,
-        remedy="1 switches guidance off, 7 to 12 are usual",
+        remedy="1 disables guidance; 7 to 12 is typical",
         panel=SAMPLING,
     )
     eta: float = setting(
@@ -621,11 +611,11 @@ class RunConfig(Group):
     )
     shift: float | None = setting(
         None,
-        "How far noise levels are moved towards noise in models trained by flow matching, such as Wan; 1 leaves them "
-        "as they are.",
+        "Timestep shift of flow-matching models such as Wan: larger values spend more steps at high noise; 1 is no "
+        "shift.",
         least=1,
-        most=MOST_SHIFT,
-        remedy="3 and 5 are usual",
+        most=LARGEST_SHIFT,
+        remedy="3 or 5 is typical",
         unset="the model's",
     )
     noise_from: str | None = setting(
@@ -638,7 +628,7 @@ class RunConfig(Group):
     )
     out: str | None = setting(
         None,
-        "Path of the video; its ending chooses the format.",
+        "Path of the video; its ending determines the format.",
         check=_check_out,
         form=f"ends in {ENDINGS}",
         unset="named after the prompt, .mp4",
@@ -649,7 +639,7 @@ class RunConfig(Group):
     )
     audio: str | None = setting(
         None,
-        "File with sound for the video; it is cut, or followed by silence, to fit.",
+        "Audio file for the video, trimmed or padded with silence to fit.",
         latents=False,
         panel=FILES,
         metavar="FILE",
@@ -666,10 +656,9 @@ class RunConfig(Group):
     )
     preview: int = setting(
         0,
-        "Steps between previews: the video as predicted so far, as an animation and a contact sheet in the run folder. "
-        "0 writes none.",
+        "Write a preview (animation and contact sheet, in the run folder) every N steps; 0 disables previews.",
         least=0,
-        remedy="5 writes one every five steps, 0 none",
+        remedy="5 writes one every five steps; 0 disables previews",
         latents=False,
         panel=FILES,
         metavar="STEPS",
@@ -678,7 +667,7 @@ class RunConfig(Group):
         None,
         "Number of GPUs, or processes on a CPU, that share the video.",
         least=1,
-        remedy="ask for at least one, or leave it out",
+        remedy="use at least 1, or remove it",
         unset="1, or the ranks of the launcher",
         latents=False,
         panel=MACHINE,
@@ -695,7 +684,10 @@ class RunConfig(Group):
         "auto", "Memory budget; auto picks the fastest mode that fits.", latents=False, panel=MACHINE
     )
     compile: bool = setting(
-        False, "Compile the network: minutes at the start, faster steps.", latents=False, panel=MACHINE
+        False,
+        "Compile the network: takes minutes at the start, then steps are faster.",
+        latents=False,
+        panel=MACHINE,
     )
     attention: AttentionConfig
     parallel: ParallelConfig = ParallelConfig()
@@ -725,17 +717,17 @@ class RunConfig(Group):
 
     @property
     def starts_from_video(self) -> bool:
-        """Whether the video starts from another one, a file or the result of a first pass."""
+        """Whether the video starts from another video: a file, or the result of a first pass."""
         return self.input.video is not None or self.two_passes
 
     @property
     def encodes(self) -> bool:
-        """Whether the video starts from what must be encoded: another video, or pictures."""
+        """Whether anything must be encoded before denoising: a source video, or images."""
         return self.starts_from_video or bool(self.input.pictures)
 
     @property
-    def sound(self) -> tuple[str, str] | None:
-        """The file whose sound accompanies the video, after the setting that names it; None for a silent video."""
+    def audio_source(self) -> tuple[str, str] | None:
+        """The setting that names the file with the video's audio, and its path; None for a silent video."""
         if self.audio is not None:
             return "audio", self.audio
         if self.input.keep_audio and self.input.video is not None:
@@ -747,35 +739,34 @@ class RunConfig(Group):
         """The format of the video, by the ending of `out` and `video`."""
         return choose_format(self.out, self.video)
 
-    def _check_together(self) -> None:
+    def check(self) -> None:
         if self.prompt and not self.prompt.strip():
             raise InputError("prompt", self.prompt, "describe the video", problem="is blank")
         timed_prompts(self)
         video = self.format
         check_rate(video, self.fps)
-        if self.sound is not None:
-            field, path = self.sound
-            check_sound(video, path, field=field)
+        if self.audio_source is not None:
+            field, path = self.audio_source
+            check_holds_audio(video, path, field=field)
         self._check_input()
         if self.frames == 1 and len(self.input.pictures) == 2:
-            problem = "cannot be held to two pictures"
-            raise InputError("frames", self.frames, "ask for at least 2", problem=problem)
-        if self.gpus is not None and self.gpus > self.frames:
-            problem = f"is more than the {self.frames} frames of the video"
-            raise InputError("gpus", self.gpus, f"ask for at most {self.frames}", problem=problem)
+            problem = "cannot match two pictures"
+            raise InputError("frames", self.frames, "use at least 2", problem=problem)
+        if self.gpus is not None:
+            check_rank_count(self.gpus, self.frames)
 
     def _check_input(self) -> None:
-        """Raises InputError for settings of `input` that have nothing to apply to."""
-        given = self.input
-        if given.strength is not None and not self.starts_from_video:
-            problem = "has no video to start from"
-            raise InputError("input.strength", given.strength, "add --from VIDEO", problem=problem)
-        if given.fit is not None and not self.starts_from_video and not given.pictures:
+        """Raise InputError if settings of `input` have nothing to apply to."""
+        start = self.input
+        if start.strength is not None and not self.starts_from_video:
+            problem = "has no source video"
+            raise InputError("input.strength", start.strength, "add --from VIDEO", problem=problem)
+        if start.fit is not None and not self.starts_from_video and not start.pictures:
             remedy = "add --from, --first-frame or --last-frame"
-            raise InputError("input.fit", given.fit, remedy, problem="has nothing to fit")
-        if given.keep_audio and self.audio is not None:
+            raise InputError("input.fit", start.fit, remedy, problem="has nothing to fit")
+        if start.keep_audio and self.audio is not None:
             problem = "conflicts with input.keep_audio"
-            raise InputError("audio", self.audio, "leave out one of the two", problem=problem)
+            raise InputError("audio", self.audio, "remove one of the two", problem=problem)
 
 
 @cache
@@ -785,13 +776,13 @@ def declared() -> Mapping[str, Declared]:
 
 
 def require_prompt(config: RunConfig) -> None:
-    """Raises InputError if the configuration has no prompt."""
+    """Raise InputError if the configuration has no prompt."""
     if not config.prompt and not config.prompts:
         raise InputError("prompt", "none given", 'describe the video, as in --prompt "a red ball"')
 
 
 def timed_prompts(config: RunConfig) -> tuple[TimedPrompt, ...]:
-    """The prompts of a video in order, in frames. Raises InputError if they do not fit into it."""
+    """Return the prompts of a video in order, with times as frames. Raises InputError if they do not fit into it."""
     return time_prompts(
         config.prompt,
         config.prompts,

@@ -1,13 +1,13 @@
-"""Where values come from, from the defaults to keyword arguments.
+"""The sources of values, from the defaults to keyword arguments.
 
-A value is taken from the last of these layers that names it:
+The last of these layers that names a value determines it:
 
-    defaults < the model's card < the video to start from < YAML file (after its `base`) < what a command chooses
+    defaults < the model's card < the source video < YAML file (after its `base`) < what a command chooses
              < key=value arguments < flags < keyword arguments < row
 
-A row is one of a batch, which says what sets its video apart from the others.
+A row belongs to a batch and holds the settings that distinguish its video from the others.
 
-Only this package knows OmegaConf, and imports it where it is used, which keeps `vinfinity --help` instant.
+Only this package uses OmegaConf. It is imported inside functions, which keeps `vinfinity --help` fast.
 """
 
 import contextlib
@@ -25,17 +25,17 @@ from vinfinity.config.settings import RunConfig, declared
 from vinfinity.errors import InputError, did_you_mean
 from vinfinity.system.numbers import read_number
 
-# The settings of a model's card by dotted key, and the name of the card as an origin. Raises InputError.
+# Finds the settings of a model's card by dotted key, and the card's name as their origin. Raises InputError.
 Card = Callable[[str], tuple[Mapping[str, object], str]]
-# Frames, size and fps of the video to start from, and its name as an origin, from its path and the fps that are given
-# (None: its own). Raises InputError.
+# Finds frames, size and fps of the source video, and its name as their origin, from its path and the configured fps
+# (None for its own). Raises InputError.
 Video = Callable[[str, Fraction | None], tuple[Mapping[str, object], str]]
 COMMAND_LINE = "command line"
 
 
 @dataclass(frozen=True)
 class Layer:
-    """Values by dotted key, and where they come from."""
+    """Values by dotted key, and their origin."""
 
     origin: str
     values: Mapping[str, object]
@@ -43,7 +43,7 @@ class Layer:
 
 @dataclass(frozen=True)
 class Resolved:
-    """A configuration, and the origin of each value: dotted key -> `default`, `model mini`, `--seed`, ..."""
+    """A configuration and the origin of each value: dotted key -> `default`, `model mini`, `--seed`, ..."""
 
     config: RunConfig
     origins: Mapping[str, str]
@@ -60,15 +60,15 @@ def load(
     card: Card | None = None,
     video: Video | None = None,
 ) -> Resolved:
-    """Merges all layers into a configuration.
+    """Merge all layers into a configuration. Raises InputError.
 
-    chosen: dotted key -> value that a command chooses where no argument names one, such as another seed for a redo.
+    chosen: dotted key -> value that a command chooses unless an argument names one, such as another seed for a redo.
     overrides: `key=value` arguments. flags: dotted key -> value or its text, None for a flag that was not given.
-    settings: values by key, dotted or nested, as Python code gives them. row: see `read_row`. card: finds the settings
-    of the model that the other layers choose; without it they have to give every setting that a model's card usually
-    gives. video: reads the video to start from; without it, it is not opened.
+    settings: values from Python code by key, dotted or nested. row: see `read_row`. card: finds the settings of the
+    chosen model; without it, the layers must have every setting that a model's card usually has. video: reads the
+    source video; without it, the video is not opened.
 
-    In YAML, values may refer to others in OmegaConf's way, as in `out: videos/${seed}.mp4`. Raises InputError.
+    In YAML, values may refer to others in OmegaConf's syntax, as in `out: videos/${seed}.mp4`.
     """
     defaults = {key: plain(setting.default) for key, setting in declared().items()}
     layers = [Layer("default", {key: value for key, value in defaults.items() if value is not MISSING})]
@@ -83,10 +83,10 @@ def load(
             layers.append(Layer(flag, {key: read}))
     layers.append(Layer("argument", _python_values(settings or {})))
     layers += [] if row is None else [row]
-    layers = _given_back(layers)
-    own = [*([] if card is None else [_card_layer(card, layers)])]
-    own += [] if video is None else _video_layer(video, layers)
-    layers[1:1] = own
+    layers = _apply_nulls(layers)
+    inherited = [] if card is None else [_card_layer(card, layers)]
+    inherited += [] if video is None else _video_layer(video, layers)
+    layers[1:1] = inherited
     origins = {key: layer.origin for key in declared() for layer in layers if key in layer.values}
     with name_sources(origins):
         return Resolved(RunConfig(**_merge(layers)), origins)
@@ -94,9 +94,9 @@ def load(
 
 @contextlib.contextmanager
 def name_sources(origins: Mapping[str, str]) -> Iterator[None]:
-    """Adds its origin to the value that an InputError of the block is about.
+    """Add the origin of the value to an InputError that the block raises.
 
-    A flag with another name than the setting stands in its place: users know `--frames`, not `edit.redo`.
+    A flag that is not named after its setting replaces the key: users know `--frames`, not `edit.redo`.
     """
     try:
         yield
@@ -110,7 +110,7 @@ def name_sources(origins: Mapping[str, str]) -> Iterator[None]:
 
 
 def check_key(key: str, *, value: object, origin: str | None) -> None:
-    """Raises InputError if there is no setting of that name."""
+    """Raise InputError if there is no setting of that name."""
     if key in declared():
         return
     inside = next((known for known in declared() if known.startswith(f"{key}.")), None)
@@ -122,12 +122,12 @@ def check_key(key: str, *, value: object, origin: str | None) -> None:
 
 
 def leaves(config: RunConfig) -> dict[str, object]:
-    """Dotted key -> value, of all settings in order, as plain types."""
+    """Return dotted key -> value for all settings in order, as plain types."""
     return _flat(plain(config))
 
 
 def nested(values: Mapping[str, object]) -> dict[str, Any]:
-    """The reverse of `leaves`: a mapping of groups."""
+    """Return a mapping of groups: the reverse of `leaves`."""
     groups: dict[str, Any] = {}
     for key, value in values.items():
         group, _, name = key.rpartition(".")
@@ -136,7 +136,7 @@ def nested(values: Mapping[str, object]) -> dict[str, Any]:
 
 
 def literal(value: object) -> object:
-    """`value` such that OmegaConf takes it as it stands, without references."""
+    """Escape `value` so that OmegaConf takes it literally, without resolving references."""
     if isinstance(value, list | tuple):
         return [literal(entry) for entry in value]
     if isinstance(value, Mapping):
@@ -147,9 +147,9 @@ def literal(value: object) -> object:
 
 
 def read_row(values: Mapping[Any, Any], *, origin: str, written: bool) -> Layer:
-    """A row of a batch as a layer: settings by key, dotted or nested. Raises InputError.
+    """Turn a row of a batch into a layer. values: settings by key, dotted or nested. Raises InputError.
 
-    origin: the row in messages. written: whether values are text that has to be read, as in CSV.
+    origin: the row's name in messages. written: whether values are text that has to be parsed, as in CSV.
     """
     flat = _flat({name: plain(value) for name, value in values.items()})
     for key, value in flat.items():
@@ -163,7 +163,7 @@ def read_row(values: Mapping[Any, Any], *, origin: str, written: bool) -> Layer:
 
 
 def _flat(values: Mapping[Any, Any], *, prefix: str = "") -> dict[str, object]:
-    """A nested mapping by dotted keys. Groups are opened; a list of phases is one value."""
+    """Flatten a nested mapping to dotted keys. Lists, such as those of phases, are one value."""
     flat: dict[str, object] = {}
     for name, value in values.items():
         key = f"{prefix}{name}"
@@ -171,13 +171,13 @@ def _flat(values: Mapping[Any, Any], *, prefix: str = "") -> dict[str, object]:
         if isinstance(value, Mapping) and (value or is_group):
             flat |= _flat(value, prefix=f"{key}.")
         elif value is not None or not is_group:
-            # a group with nothing in it is null in YAML when its lines are commented out
+            # in YAML, a group whose lines are all commented out is null
             flat[key] = value
     return flat
 
 
-def _given_back(layers: Sequence[Layer]) -> list[Layer]:
-    """The layers after each null that gives a setting back to the model: it removes the values below it, and itself."""
+def _apply_nulls(layers: Sequence[Layer]) -> list[Layer]:
+    """Apply nulls: a null for a setting of the model removes itself and all lower-priority values."""
     nulls = {
         key: index
         for index, layer in enumerate(layers)
@@ -193,7 +193,7 @@ def _given_back(layers: Sequence[Layer]) -> list[Layer]:
 
 
 def _card_layer(card: Card, layers: Sequence[Layer]) -> Layer:
-    """The settings of the model that the other layers choose. Raises InputError."""
+    """Return the settings of the model that the other layers choose. Raises InputError."""
     with name_sources({"model": next(layer.origin for layer in reversed(layers) if "model" in layer.values)}):
         model = typed(_merge(layers, only="model")["model"], str, key="model")
         in_range(model, declared()["model"].setting, key="model")
@@ -204,31 +204,31 @@ def _card_layer(card: Card, layers: Sequence[Layer]) -> Layer:
 
 
 def _video_layer(video: Video, layers: Sequence[Layer]) -> list[Layer]:
-    """The settings of the video to start from, which the other layers choose; none without one. Raises InputError."""
+    """Return the settings of the source video that the other layers choose, if there is one. Raises InputError."""
     key = "input.video"
     origins = {name: layer.origin for layer in layers for name in layer.values}
     with name_sources(origins):
         path = typed(_merge(layers, only=key)[key], str | None, key=key)
         if path is None:
             return []
-        given = _merge(layers, only="fps")["fps"] if "fps" in origins else None
-        values, origin = video(path, _rate(given))
+        fps = _merge(layers, only="fps")["fps"] if "fps" in origins else None
+        values, origin = video(path, _rate(fps))
     return [Layer(origin, {key: literal(value) for key, value in values.items()})]
 
 
-def _rate(given: object) -> Fraction | None:
-    """A frame rate above 0; None if none is given, or none that can be used, which is reported later."""
+def _rate(value: object) -> Fraction | None:
+    """Return a frame rate above 0; None if there is none, or if it is invalid, which is reported later."""
     try:
-        rate = Fraction(str(given))
+        rate = Fraction(str(value))
     except (ValueError, ZeroDivisionError):
         return None
     return rate if rate > 0 else None
 
 
 def _merge(layers: Sequence[Layer], *, only: str | None = None) -> dict[str, Any]:
-    """The layers as one nested mapping, references such as `${seed}` replaced. Raises InputError.
+    """Merge the layers into one nested mapping and resolve references such as `${seed}`. Raises InputError.
 
-    only: a key whose value alone is needed.
+    only: the only key whose value is needed; None for all keys.
     """
     from omegaconf import OmegaConf
     from omegaconf.errors import OmegaConfBaseException
@@ -237,10 +237,10 @@ def _merge(layers: Sequence[Layer], *, only: str | None = None) -> dict[str, Any
     if only is None:
         for key in declared():
             if key not in raw:
-                remedy = f"give it, as in {key}=VALUE, or name a model whose card has it"
+                remedy = f"set it, as in {key}=VALUE, or use a model whose card has it"
                 raise InputError(key, "none given", remedy)
     if only is not None and "${" not in str(raw[only]):
-        # refers to nothing; merging everything takes 10 ms, which a batch would wait for in each row
+        # without references: merging everything takes 10 ms, which would add up over the rows of a batch
         return {only: raw[only]}
     try:
         merged = OmegaConf.merge(*(nested(layer.values) for layer in layers))
@@ -252,11 +252,11 @@ def _merge(layers: Sequence[Layer], *, only: str | None = None) -> dict[str, Any
         raise InputError(
             key or "configuration",
             raw.get(key, ""),
-            "refer to another key as ${seed}, or write \\${ for the characters themselves",
+            "refer to another key as ${seed}, or write \\${ for a literal ${",
             problem=f"cannot be resolved ({str(error).splitlines()[0]})",
         ) from error
     for key, value in raw.items():
-        # OmegaConf's mark for a missing value; a prompt may be just that
+        # OmegaConf's marker of a missing value, which may also be a prompt
         if value == "???":
             group, _, name = key.rpartition(".")
             (values[group] if group else values)[name] = value
@@ -267,7 +267,7 @@ def _merge(layers: Sequence[Layer], *, only: str | None = None) -> dict[str, Any
 
 
 def _read_yaml(path: Path, *, above: tuple[Path, ...] = ()) -> list[Layer]:
-    """The layers of a YAML file: first those of its base, then its own. Raises InputError."""
+    """Read the layers of a YAML file: those of its base, then its own. Raises InputError."""
     resolved = Path(os.path.realpath(path))
     field = "base" if above else "--config"
     if resolved in above:
@@ -284,14 +284,14 @@ def _read_yaml(path: Path, *, above: tuple[Path, ...] = ()) -> list[Layer]:
         if not isinstance(base, str):
             raise InputError("base", base, "name one YAML file", problem="is not a path", source=str(path))
         layers = _read_yaml(path.parent / base, above=(*above, resolved))
-    own = _flat(values)
-    for key, value in own.items():
+    settings = _flat(values)
+    for key, value in settings.items():
         check_key(key, value=value, origin=str(path))
-    return [*layers, Layer(str(path), own)]
+    return [*layers, Layer(str(path), settings)]
 
 
 def _read_mapping(path: Path, *, field: str) -> dict[Any, Any]:
-    """The mapping in a YAML file, references left as they are. Raises InputError."""
+    """Read the mapping in a YAML file without resolving references. Raises InputError."""
     try:
         text = path.read_text(encoding="utf-8")
     except (OSError, UnicodeDecodeError) as error:
@@ -307,16 +307,16 @@ def _read_mapping(path: Path, *, field: str) -> dict[Any, Any]:
 
 
 def parse_yaml(path: Path, text: str, *, field: str, most: int | None = None) -> Any:
-    """The value in the text of a YAML file. field: what named the file. most: values that it may have.
+    """Parse the text of a YAML file. Raises InputError.
 
-    Raises InputError.
+    field: the setting or option that names the file. most: the largest number of values in it, None for the default.
     """
     from vinfinity.config.yaml import MOST_VALUES, read_yaml
 
     try:
         return read_yaml(text, most=most or MOST_VALUES)
     except Exception as error:
-        # the errors of PyYAML have no common base
+        # PyYAML's errors have no common base class
         mark = getattr(error, "problem_mark", None)
         where = f" at line {mark.line + 1}" if mark is not None else ""
         what = getattr(error, "problem", None) or getattr(error, "reason", None) or type(error).__name__
@@ -328,7 +328,7 @@ def parse_yaml(path: Path, text: str, *, field: str, most: int | None = None) ->
 
 
 def _parse_overrides(overrides: Sequence[str]) -> dict[str, object]:
-    """`key=value` arguments by dotted key. Raises InputError."""
+    """Parse `key=value` arguments by dotted key. Raises InputError."""
     values: dict[str, object] = {}
     for argument in overrides:
         key, equals, text = argument.partition("=")
@@ -341,33 +341,36 @@ def _parse_overrides(overrides: Sequence[str]) -> dict[str, object]:
 
 
 def _read_text(key: str, text: str, *, origin: str) -> object:
-    """The value that was written for `key`: text as it stands if the setting takes text, a decimal number, or YAML."""
+    """Parse the text given for `key`: kept as it is if the setting takes text, else a decimal number or YAML."""
     setting = declared()[key]
     kind = bare(setting.kind)
     if text == "null" and setting.accepts_null:
         return None
     if kind is str or any(isinstance(choice, str) for choice in setting.choices):
-        # a prompt may hold colons, braces or a lone `no`
+        # a prompt may contain colons or braces, or be just `no`
         return literal(text)
     if kind is Fraction:
-        # read_rate reads numbers, too, and decimals exactly
+        # read_rate also reads numbers, and decimals exactly
         return text
     if kind in (int, float) or setting.choices:
         number = read_number(text)
-        # what is not a number of the right type is shown as it was written
+        # anything else is rejected later, and shown as it was written
         return number if isinstance(number, int) or (kind is float and number is not None) else text
     from vinfinity.config.yaml import read_yaml
 
     try:
         return read_yaml(text)
     except Exception as error:
-        # the errors of PyYAML have no common base
+        # PyYAML's errors have no common base class
         remedy = "check its brackets, and quote it for the shell"
         raise InputError(key, text, remedy, problem="is not valid YAML", source=origin) from error
 
 
 def _python_values(settings: Mapping[str, object]) -> dict[str, object]:
-    """Values from Python code by dotted key: groups may be mappings or dataclasses, paths `Path`. Raises InputError."""
+    """Flatten values from Python code to dotted keys. Raises InputError.
+
+    Groups may be mappings or dataclasses, and paths may be `Path`.
+    """
     values = {}
     for key, value in _flat({name: plain(value) for name, value in settings.items()}).items():
         check_key(key, value=value, origin=None)

@@ -1,4 +1,4 @@
-"""What is written about a configuration: YAML, the digest of its latents, and the meaning of a setting."""
+"""Text forms of a configuration: YAML, the digest of its latents, and explanations of settings."""
 
 import hashlib
 import json
@@ -11,9 +11,9 @@ from vinfinity.errors import InputError, one_line
 
 
 def to_yaml(config: RunConfig, *, origins: Mapping[str, str] | None = None) -> str:
-    """The configuration as YAML that `load` reads back to an equal one.
+    """Write the configuration as YAML, which `load` reads back as an equal one.
 
-    With `origins`, a comment above each value that is not the default names its origin.
+    origins: dotted key -> origin; a comment above each value that is not a default names it. None for no comments.
     """
     from vinfinity.config.yaml import write_yaml
 
@@ -25,25 +25,25 @@ def to_yaml(config: RunConfig, *, origins: Mapping[str, str] | None = None) -> s
             lines.append(f"{group}:")
             open_group = group
         origin = (origins or {}).get(key, "default")
-        own = [f"# {one_line(origin)}"] if origin != "default" else []
-        own += write_yaml({name: literal(value)}).rstrip("\n").split("\n")
-        lines += [f"{'  ' if group else ''}{line}" for line in own]
+        entry = [f"# {one_line(origin)}"] if origin != "default" else []
+        entry += write_yaml({name: literal(value)}).rstrip("\n").split("\n")
+        lines += [f"{'  ' if group else ''}{line}" for line in entry]
     return "\n".join(lines) + "\n"
 
 
 def changes_latents(key: str) -> bool:
-    """Whether a dotted key changes the latents that a run computes."""
+    """Return whether a setting, named by its dotted key, changes the latents of a run."""
     return declared()[key].latents
 
 
 def digest(config: RunConfig) -> str:
-    """SHA-256 (hex) of every setting that changes the latents: the same on any number of ranks and on any device."""
+    """Return the SHA-256 (hex) of all settings that change the latents, independent of ranks and devices."""
     values = {key: value for key, value in leaves(config).items() if changes_latents(key)}
     return hashlib.sha256(json.dumps(values, sort_keys=True).encode()).hexdigest()
 
 
 def explain(resolved: Resolved, key: str) -> list[tuple[str, str]]:
-    """What a setting means, what it accepts, and what it is set to, as rows of a table. Raises InputError."""
+    """Explain a setting as rows of a table: its meaning, accepted values and current value. Raises InputError."""
     try:
         check_key(key, value=key, origin=None)
     except InputError as error:

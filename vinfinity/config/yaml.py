@@ -1,6 +1,6 @@
-"""YAML as settings are read from it and written to it: numbers are decimal, and every text is read back unchanged.
+"""YAML for settings: numbers are decimal, and every text is read back unchanged.
 
-PyYAML alone follows YAML 1.1, which reads 010 as 8 and 1:30 as 90. Here they are text, which no number accepts.
+PyYAML follows YAML 1.1, which reads 010 as 8 and 1:30 as 90. Here they are text, which settings of numbers reject.
 """
 
 import math
@@ -13,14 +13,14 @@ from vinfinity.errors import CONTROL
 from vinfinity.system.numbers import read_number
 
 TAG = "tag:yaml.org,2002:"
-# values of a file of settings with its aliases written out; with nested aliases, a few lines could be billions
+# limit on the values in a file of settings with its aliases expanded: nested aliases could make billions of them
 MOST_VALUES = 10_000
 
 
 class _Loader(yaml.SafeLoader):
-    """Reads mappings, lists, text, numbers, true, false and null."""
+    """Reads mappings, lists, text, numbers, true, false and null, and nothing else."""
 
-    # what text without quotes may be, apart from numbers, by its first character
+    # what unquoted text may be, apart from numbers, by its first character
     yaml_implicit_resolvers: ClassVar = {
         first: [(tag, form) for tag, form in resolvers if tag in (f"{TAG}bool", f"{TAG}null", f"{TAG}merge")]
         for first, resolvers in yaml.SafeLoader.yaml_implicit_resolvers.items()
@@ -36,7 +36,7 @@ class _Loader(yaml.SafeLoader):
         self._most = most
 
     def resolve(self, kind: type[yaml.Node], value: Any, implicit: Any) -> str:
-        # implicit: whether the text may be of another type, that is, whether it is not in quotes
+        # implicit[0]: whether the text may have another type, that is, whether it is unquoted
         if kind is yaml.ScalarNode and implicit[0] and (number := read_number(value)) is not None:
             return f"{TAG}{type(number).__name__}"
         return super().resolve(kind, value, implicit)
@@ -68,13 +68,13 @@ for _name in ("int", "float"):
 
 
 class _Dumper(yaml.SafeDumper):
-    """Writes each value on one line, apart from lists and mappings."""
+    """Writes each value on one line, except for lists and mappings."""
 
     def ignore_aliases(self, data: Any) -> bool:
         return True
 
     def represent_text(self, text: str) -> yaml.ScalarNode:
-        # in double quotes, whatever is not plain text is escaped
+        # double quotes escape all that is not plain text
         style = '"' if CONTROL.search(text) or "\ufeff" in text else None
         if style is None and read_number(text) is not None:
             style = "'"
@@ -85,7 +85,10 @@ _Dumper.add_representer(str, _Dumper.represent_text)
 
 
 def read_yaml(text: str, *, most: int = MOST_VALUES) -> Any:
-    """The value in a YAML document: mappings, lists and scalars, at most so many. Raises yaml.YAMLError."""
+    """Read the value in a YAML document: mappings, lists and scalars. Raises yaml.YAMLError.
+
+    most: the largest number of values that is accepted.
+    """
     loader = _Loader(text, most)
     try:
         return loader.get_single_data()
@@ -94,7 +97,7 @@ def read_yaml(text: str, *, most: int = MOST_VALUES) -> Any:
 
 
 def write_yaml(value: Any) -> str:
-    """A plain value as a YAML document that `read_yaml` reads back to an equal one."""
+    """Write a plain value as a YAML document, which `read_yaml` reads back as an equal one."""
     return yaml.dump(
         value,
         Dumper=_Dumper,
@@ -106,7 +109,7 @@ def write_yaml(value: Any) -> str:
 
 
 def _count(node: yaml.Node, known: dict[yaml.Node, float]) -> float:
-    """The values in a node, aliases written out; infinite if it contains itself."""
+    """Count the values in a node with aliases expanded; infinite if it contains itself."""
     if node not in known:
         known[node] = math.inf
         known[node] = 1 + sum(_count(child, known) for child in _children(node))

@@ -34,7 +34,7 @@ def pick_sampler(config: RunConfig, scheduler: Schedule) -> Sampler:
     except ValueError as error:
         remedy = "use another sampler or another number of steps"
         raise InputError("sampler", config.sampler, remedy, problem=f"{error}") from None
-    return last_steps(sampler, config.input.share) if config.starts_from_video else sampler
+    return last_steps(sampler, config.input.effective_strength) if config.starts_from_video else sampler
 
 
 @dataclass(frozen=True)

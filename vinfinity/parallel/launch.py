@@ -21,6 +21,7 @@ from vinfinity.parallel.ranks import Ranks
 from vinfinity.parallel.started import Assignment, RankFiles, start
 from vinfinity.system.files import cannot_write
 from vinfinity.system.folders import temporary_folder
+from vinfinity.system.rank_count import check_rank_count
 from vinfinity.system.signals import SIGNALS, Reaction, Shutdown
 
 Payload = TypeVar("Payload")
@@ -43,9 +44,7 @@ def check_ranks(*, gpus: int | None, device: str, frames: int, place: Place | No
     if gpus is not None and gpus != size:
         problem = f"is not the {size} ranks that {place.launcher if place else ''} started"
         raise InputError("gpus", gpus, f"remove --gpus{way_out}", problem=problem)
-    if size > frames:
-        problem = f"is more than the {frames} frames"
-        raise InputError("gpus", size, f"use at most {frames}{way_out}", problem=problem)
+    check_rank_count(size, frames, advice=way_out)
     try:
         picked = pick_device(device, local_size=local_size, place=place)
         check_nccl(size, picked)

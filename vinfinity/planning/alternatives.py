@@ -1,4 +1,4 @@
-"""Settings close to those of a run that does not fit, each of which would make it fit."""
+"""The settings nearest to those of a run that does not fit, each of which makes it fit."""
 
 import math
 from collections.abc import Iterator
@@ -8,14 +8,14 @@ from vinfinity.config import ComputeConfig, leaves
 from vinfinity.planning.memory import Budget, hidden_state_bytes, trace_memory
 from vinfinity.planning.outline import Outline
 
-# the most ranks that are proposed
+# the largest number of ranks to propose
 MAX_RANKS = 64
 
 
 def nearest_settings(run: Outline, budget: Budget) -> Iterator[tuple[str, ...]]:
-    """Options that make a run fit, each by itself, each traced: memory=auto, more GPUs, fewer frames, a smaller size.
+    """Yield options that make a run fit: memory=auto, more GPUs, fewer frames, a smaller size.
 
-    An option is a tuple of command-line arguments.
+    Each is sufficient by itself, and has been traced. An option is a tuple of command-line arguments.
     """
     automatic = run.with_changes(memory="auto", compute=ComputeConfig())
     if automatic.config != run.config and _fits(automatic, budget):
@@ -23,7 +23,7 @@ def nearest_settings(run: Outline, budget: Budget) -> Iterator[tuple[str, ...]]:
         yield tuple(f"{key}={after[key] or 'null'}" for key in before if before[key] != after[key])
     single = run.with_changes(decode=replace(run.config.decode, frames=1))
     if run.blocks.frames > 1 and _fits(single, budget):
-        # the denoising steps fit as they are
+        # only decoding does not fit
         yield (f"decode.frames={single.blocks.frames}",)
         return
     frames = most_frames(run, budget)
@@ -38,7 +38,7 @@ def nearest_settings(run: Outline, budget: Budget) -> Iterator[tuple[str, ...]]:
 
 
 def _fits(run: Outline, budget: Budget) -> bool:
-    """Whether the leanest execution fits. If two hidden states alone exceed the budget, nothing is traced."""
+    """Return whether the leanest execution fits. Nothing is traced if two hidden states already exceed the budget."""
     execution = run.executions[-1]
     have = budget.host if run.device == "cpu" else budget.device
     narrowest = run.card.traits.denoiser.hidden
@@ -48,12 +48,12 @@ def _fits(run: Outline, budget: Budget) -> bool:
 
 
 def most_frames(run: Outline, budget: Budget) -> int | None:
-    """About the most frames that fit on the same ranks: found on the line through two traces, then traced.
+    """Return approximately the largest number of frames that fit on the same ranks, or None if one per rank does not.
 
-    None if not even one frame per rank fits.
+    Interpolates linearly between two traces, and traces the result to confirm it.
     """
     geometry = run.card.geometry
-    low, high = geometry.frames(run.ranks), geometry.frames(run.latent_frames)
+    low, high = geometry.frames(run.ranks), geometry.frames(run.denoised_frames)
     if not _fits(run.with_changes(frames=low), budget):
         return None
     half, high_end = max(low, high // 2), high
@@ -70,7 +70,7 @@ def most_frames(run: Outline, budget: Budget) -> int | None:
 
 
 def _crossing(small: Outline, large: Outline, budget: Budget, at_small: float, at_large: float) -> int:
-    """The point at which memory, on the line through two runs, reaches the budget."""
+    """Return the point at which the line through the memory of two runs reaches the budget."""
     points = [trace_memory(run, run.executions[-1]).needs(run.device) for run in (small, large)]
     crossing = at_large
     for have, low, high in zip((budget.device, budget.host), *points, strict=True):
@@ -80,29 +80,35 @@ def _crossing(small: Outline, large: Outline, budget: Budget, at_small: float, a
 
 
 def fewest_ranks(run: Outline, budget: Budget, *, frames_per_rank: int) -> int | None:
-    """The fewest ranks that fit. frames_per_rank: a number of latent frames that is known to fit on a rank."""
-    ranks_per_clip = 2 if run.split_branches else 1
-    clips = max(run.shards.ranks + 1, -(-run.latent_frames // max(frames_per_rank + 1, 1)))
+    """Return the smallest number of ranks that fit, or None.
+
+    frames_per_rank: a number of latent frames that is known to fit on a rank.
+    """
+    ranks_per_clip = 2 if run.splits_branches else 1
+    clips = max(run.shards.ranks + 1, -(-run.denoised_frames // max(frames_per_rank + 1, 1)))
     for ranks in range(ranks_per_clip * clips, ranks_per_clip * (clips + 3) + 1, ranks_per_clip):
-        if ranks <= min(MAX_RANKS, run.latent_frames) and _fits(run.with_changes(ranks=ranks), budget):
+        if ranks <= min(MAX_RANKS, run.denoised_frames) and _fits(run.with_changes(ranks=ranks), budget):
             return ranks
     return None
 
 
 def largest_size(run: Outline, budget: Budget) -> str | None:
-    """About the largest size of the same shape that fits, in whole blocks of the network's coarsest level."""
+    """Return approximately the largest size with the same aspect ratio that fits, or None.
+
+    Its sides are whole blocks of the network's coarsest level.
+    """
     sides = run.size
     block = run.card.geometry.downscale * run.card.traits.denoiser.multiple
     longest = -(-max(sides) // block) - 1
 
     def scaled(blocks: int) -> Outline:
-        """The run with `blocks` blocks along its longer side."""
+        """Return the outline of the run with `blocks` blocks along its longer side."""
         width, height = (max(1, round(blocks * side / max(sides))) * block for side in sides)
         return run.with_changes(size=f"{width}x{height}")
 
     if longest < 1 or not _fits(scaled(1), budget):
         return None
-    areas = [math.prod(outline.latent[1:]) for outline in (scaled(1), run)]
+    areas = [math.prod(outline.latent_shape[1:]) for outline in (scaled(1), run)]
     area = _crossing(scaled(1), run, budget, *areas)
     blocks = min(longest, math.isqrt(max(1, area * longest**2 // areas[1])) + 1)
     while blocks > 1 and not _fits(scaled(blocks), budget):

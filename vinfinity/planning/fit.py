@@ -1,4 +1,4 @@
-"""Chooses the execution of a run that fits the machine's memory, or refuses the run."""
+"""Choose an execution that fits the machine's memory, or refuse the run."""
 
 import os
 from collections.abc import Sequence
@@ -23,14 +23,16 @@ from vinfinity.planning.memory import (
 from vinfinity.planning.outline import DeviceType, Outline, outline
 from vinfinity.system.memory import free_on_host
 
-# a run that takes less than this part of a GPU's free memory need not be rehearsed
-AMPLE = 0.6
+# a run that needs less than this fraction of a GPU's free memory is not rehearsed
+AMPLE_SHARE = 0.6
 
 
 @dataclass(frozen=True)
 class Fit:
-    """executions: those of a run that should fit, from the fastest to the leanest. ample: whether the first takes so
-    little of the memory that it surely fits. keeps: whether all networks stay loaded beside it.
+    """Which executions fit this machine's memory.
+
+    executions: those expected to fit, from the fastest to the leanest. ample: whether the fastest leaves so much memory
+    that no rehearsal is needed. keeps: whether all networks can stay loaded.
     """
 
     executions: Sequence[Execution]
@@ -39,15 +41,16 @@ class Fit:
 
     @property
     def first(self) -> Execution:
+        """The fastest execution that is expected to fit."""
         return self.executions[0]
 
 
 def find_fit(job: Job, ranks: Ranks, *, loaded: int = 0, keep: bool = False) -> Fit:
-    """The executions that `job` allows, from the fastest that fits the rank with the least memory.
+    """Return the executions that `job` allows, from the fastest that fits the rank with the least memory.
 
-    Rank 0 decides for all, since every rank must do the same. loaded: bytes of weights on the device that the job uses
-    or frees. keep: whether networks should stay loaded for other jobs, if that needs no other execution. Raises
-    InputError, on every rank, if none fits.
+    Rank 0 decides for all ranks, which must do the same. loaded: bytes of weights already on the device that the job
+    uses or frees. keep: whether to keep networks loaded for other jobs, if that needs no leaner execution. Raises
+    InputError on every rank if no execution fits.
     """
     run = outline_of(job, device=_type(ranks), ranks=ranks.size)
     budgets = ranks.all_gather(_budget(ranks, loaded=loaded))
@@ -58,7 +61,7 @@ def find_fit(job: Job, ranks: Ranks, *, loaded: int = 0, keep: bool = False) -> 
 
 
 def weights_fit(job: Job, ranks: Ranks) -> bool:
-    """Whether a rank alone has memory for all networks of a job at once, before anything is computed with them."""
+    """Return whether one rank alone has memory for all networks of a job at once, without computing with them."""
     run, budget = outline_of(job, device=_type(ranks), ranks=1), _budget(ranks)
     free = budget.host if run.device == "cpu" else budget.device
     return free is None or weights_need(run) <= free
@@ -69,7 +72,7 @@ def _type(ranks: Ranks) -> DeviceType:
 
 
 def _budget(ranks: Ranks, *, loaded: int = 0) -> Budget:
-    """The memory of this rank. loaded: bytes of weights on its device that count as free."""
+    """Return the memory of this rank. loaded: bytes of weights on its device that count as free."""
     host = free_on_host(sharing=ranks.local_size)
     if _type(ranks) == "cpu":
         return Budget(device=None, host=host + loaded, where=str(ranks.device))
@@ -77,7 +80,7 @@ def _budget(ranks: Ranks, *, loaded: int = 0) -> Budget:
 
 
 def refuse_early(job: Job) -> None:
-    """Raises InputError if a run on the CPU cannot fit, before ranks start. Only ranks know the free memory of GPUs."""
+    """Raise InputError if a run on the CPU cannot fit, before ranks start. Only ranks know the free memory of GPUs."""
     config = job.config
     if (
         find_place(os.environ) is None
@@ -91,12 +94,14 @@ def refuse_early(job: Job) -> None:
 
 
 def outline_of(job: Job, *, device: DeviceType, ranks: int) -> Outline:
-    """The outline of a job, whose selection may be a part of the video."""
-    return outline(job.config, job.card, device=device, ranks=ranks, latent_frames=len(job.selection.frames))
+    """Return the outline of a job, which in an edit computes only a part of the video."""
+    return outline(
+        job.config, job.card, device=device, ranks=ranks, denoised_frames=len(job.selection.frames)
+    )
 
 
 def choose(run: Outline, budget: Budget) -> tuple[RunMemory, bool]:
-    """The first execution that fits, and True; the leanest, and False, if none does."""
+    """Return the memory of the fastest execution that fits, and True; or that of the leanest, and False."""
     for execution in run.executions:
         memory = trace_memory(run, execution)
         if memory.fits(budget, run.device):
@@ -105,7 +110,7 @@ def choose(run: Outline, budget: Budget) -> tuple[RunMemory, bool]:
 
 
 def decide(run: Outline, budget: Budget, *, keep: bool = False) -> Fit | InputError:
-    """The executions for a run, or the error that refuses it. keep: see `find_fit`."""
+    """Return the executions that fit, or the error that refuses the run. keep: as in `find_fit`."""
     executions = run.executions
     if run.device == "cpu" and budget.host is not None and memory_bound(run, executions[0]) < budget.host / 2:
         return Fit(executions, ample=True, keeps=keep)
@@ -116,21 +121,21 @@ def decide(run: Outline, budget: Budget, *, keep: bool = False) -> Fit | InputEr
     if keep and kept.fits(budget, run.device):
         memory = kept
     ample = all(
-        have is None or need < AMPLE * have
+        have is None or need < AMPLE_SHARE * have
         for need, have in zip(memory.needs(run.device), (budget.device, budget.host), strict=True)
     )
     return Fit(executions[executions.index(memory.execution) :], ample, keeps=memory.kept)
 
 
 def smallest(budgets: list[Budget]) -> Budget:
-    """What every rank has."""
+    """Return the budget that every rank has: the minimum over all ranks."""
     device = min(budgets, key=lambda budget: budget.device or 0)
     host = min(budget.host or 0 for budget in budgets)
     return replace(device, host=host)
 
 
 def refusal(run: Outline, memory: RunMemory, budget: Budget) -> InputError:
-    """The error for a run that does not fit: what it needs, what is free, and the nearest settings that fit."""
+    """Return the error for a run that does not fit: what it needs, what is free, and the nearest settings that fit."""
     on_device, on_host = memory.needs(run.device)
     each = " per rank" if run.ranks > 1 else ""
     short = [
@@ -141,6 +146,6 @@ def refusal(run: Outline, memory: RunMemory, budget: Budget) -> InputError:
         )
         if have is not None and need > have
     ]
-    found = [" ".join(options) for options in nearest_settings(run, budget)]
-    remedy = f"try {', or '.join(found)}" if found else "use a machine with more memory"
+    proposals = [" ".join(options) for options in nearest_settings(run, budget)]
+    remedy = f"try {', or '.join(proposals)}" if proposals else "use a machine with more memory"
     return InputError("frames", run.config.frames, remedy, problem=f"need {' and '.join(short)}")

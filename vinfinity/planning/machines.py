@@ -1,4 +1,4 @@
-"""Published figures of GPUs, and the free memory of those that are here."""
+"""Published figures of GPUs, and the free memory of this machine's GPUs."""
 
 import os
 import shutil
@@ -17,12 +17,12 @@ GIB = 2**30
 
 @dataclass(frozen=True)
 class Gpu:
-    """A GPU by its maker's figures.
+    """A GPU by its manufacturer's figures.
 
-    tensor: dense fp16 and bf16 products accumulated in fp32, in operations per second; TF32 runs at half of it. fp32:
-    products without tensor cores. memory: in bytes, as the driver
-    reports it with the default setting of error correction. bandwidth: of its memory, in bytes per second. link: to its
-    neighbours in one direction, in bytes per second; PCIe if NVLink is optional.
+    tensor: the rate of dense fp16 and bf16 products accumulated in fp32, in operations per second; TF32 runs at half
+    this rate. fp32: the rate of products without tensor cores. memory: in bytes, as the driver reports it with the
+    default setting of error correction. bandwidth: the memory's, in bytes per second. link: the rate to a neighbour in
+    one direction, in bytes per second; that of PCIe if NVLink is optional.
     """
 
     tensor: float
@@ -68,7 +68,10 @@ GPUS: Mapping[str, Gpu] = {
 
 
 def find_gpu(name: str) -> str:
-    """The name in `GPUS` of a GPU, given in any case and with or without spaces. Raises InputError."""
+    """Return the name in `GPUS` of a GPU, given in any case and with or without spaces.
+
+    Raises InputError if it is unknown.
+    """
     plain = {_plain(known): known for known in GPUS}
     if _plain(name) in plain:
         return plain[_plain(name)]
@@ -82,9 +85,9 @@ def _plain(name: str) -> str:
 
 
 def free_on_gpus(count: int) -> tuple[int, str]:
-    """Bytes that are free on each of this machine's first `count` GPUs, and the name of the fullest of them.
+    """Return the bytes free on each of this machine's first `count` GPUs, and the name of the one with the least.
 
-    Asks the driver: asking torch would create a context on every GPU, which takes some 0.5 GB of each.
+    Queries the driver: torch would create a context on every GPU, which takes about 0.5 GB of each.
     """
     tool = shutil.which("nvidia-smi")
     cards = [] if tool is None else (known(attempt(list_cards, tool)) or [])
@@ -92,13 +95,13 @@ def free_on_gpus(count: int) -> tuple[int, str]:
     fullest = min(visible, key=lambda card: card.free or 0, default=None)
     if fullest is not None and fullest.free is not None:
         return fullest.free, fullest.name
-    # without the driver's tool, as in many containers, or on a part of a GPU (MIG)
+    # the driver's tool is missing, as in many containers, or this is a part of a GPU (MIG)
     device = torch.device("cuda", 0)
     with named_out_of_memory(str(device), remedy=GPU_REMEDY):
         return free_on_device(device), torch.cuda.get_device_name(device)
 
 
 def free_on_device(device: torch.device) -> int:
-    """Bytes this process can still allocate on a GPU: free memory plus its own unused cache."""
+    """Return the bytes that this process can still allocate on a GPU: free memory plus its own unused cache."""
     unused = torch.cuda.memory_reserved(device) - torch.cuda.memory_allocated(device)
     return torch.cuda.mem_get_info(device)[0] + unused

@@ -1,4 +1,4 @@
-"""How much memory a run needs, and how much a rank may use."""
+"""The memory that a run needs, and the memory that a rank may use."""
 
 import os
 from dataclasses import dataclass
@@ -22,27 +22,30 @@ from vinfinity.system.pytorch import uses_expandable_segments
 from vinfinity.weights.dtypes import DTYPES
 from vinfinity.weights.load import MAPPED
 
-# What allocators take for the tensors. glibc's keeps many freed blocks (`vinfinity bench memory --check`); the figures
-# for GPUs, with expandable segments and without, come from a model of torch's allocator (docs/decisions/0015).
+# Memory that allocators take per byte of tensors. glibc keeps many freed blocks (`vinfinity bench memory --check`); the
+# factors for GPUs, with and without expandable segments, come from a model of torch's allocator (docs/decisions/0015).
 CPU_OVERHEAD, EXPANDABLE_OVERHEAD, SEGMENT_OVERHEAD = 1.6, 1.10, 1.35
-# What each rank leaves free on its GPU: CUDA's context, the workspaces of cuBLAS and cuDNN, NCCL's buffers.
+# Memory that each rank leaves to libraries on its GPU: CUDA's context, workspaces of cuBLAS and cuDNN, NCCL's buffers.
 GPU_RESERVE = 1_500_000_000
 # Python and torch on the host, without and with CUDA's libraries
-PROCESS = 400 * 2**20
-CUDA_PROCESS = 2 * 2**30
-# the part of a weight file that is mapped at one time, and its copy
-LOADING = 2 * MAPPED * 4
+PROCESS_BYTES = 400 * 2**20
+CUDA_PROCESS_BYTES = 2 * 2**30
+# the part of a weight file that is mapped at once, and its copy
+LOADING_BYTES = 2 * MAPPED * 4
 # frames that the encoder keeps, in 4:2:0: a look-ahead of 40, references, threads
 X264_FRAMES = 64
-# frames that FFmpeg keeps while it reads a video, in 4:2:0: references, those that wait for their turn, threads
+# frames that FFmpeg keeps while it reads a video, in 4:2:0: references, frames to reorder, threads
 READ_FRAMES = 32
+# what `memory_bound` assumes to be alive at one time: hidden states, decoder blocks and copies of the latents
+BOUND_HIDDEN_STATES, BOUND_BLOCKS, BOUND_LATENTS = 64, 2, 4
+FP32_BYTES = 4
 
 
 @dataclass(frozen=True)
 class Budget:
-    """Memory that each rank may use, in bytes: of its device and of the host, None if unknown.
+    """The memory that each rank may use, in bytes: on its device and on the host, None if unknown.
 
-    On the CPU, where both are one, only the host's counts. where: name of the device, for messages.
+    On a CPU, device and host memory are the same; only `host` is used. where: the name of the device, for messages.
     """
 
     device: int | None
@@ -54,9 +57,10 @@ class Budget:
 class RunMemory:
     """Peak memory of the rank that needs the most, in bytes.
 
-    The phases of a run (encoding, text, steps, decoding) do not overlap. encoding: of the video or the pictures to
-    start from, None without. latents, loading, pictures, reading, process: on the host. pictures: of decoding. reading:
-    of encoding. kept: whether the networks of all phases stay loaded; otherwise each is loaded for its phase.
+    The phases of a run (encoding, text, steps, decoding) do not overlap. encoding: encoding the source video or the
+    pictures, None without them. latents, loading, pictures, reading, process: memory on the host; pictures is needed
+    while decoding, reading while encoding. kept: whether the networks of all phases stay loaded; otherwise each is
+    loaded for its phase.
     """
 
     execution: Execution
@@ -73,7 +77,7 @@ class RunMemory:
 
     @property
     def device(self) -> int:
-        """On the device that the networks run on."""
+        """Peak on the device that the networks run on."""
         phases = [
             phase for phase in (self.encoding, self.text, self.step, self.decoding) if phase is not None
         ]
@@ -83,41 +87,42 @@ class RunMemory:
 
     @property
     def host(self) -> int:
-        """On rank 0, which writes the video."""
+        """Peak on the host of rank 0, which writes the video."""
         return (
             self.process + self.step.host + max(self.loading, self.latents + max(self.pictures, self.reading))
         )
 
     def needs(self, device: DeviceType) -> tuple[int, int]:
-        """Bytes needed on the device and on the host, with what allocators and libraries take; on the CPU all on the
-        host.
+        """Return the bytes needed on the device and on the host, including allocators and libraries.
+
+        On a CPU, all of it is on the host.
         """
         tensors = round(allocator_overhead(device) * self.device)
         return (0, tensors + self.host) if device == "cpu" else (tensors + GPU_RESERVE, self.host)
 
     def fits(self, budget: Budget, device: DeviceType) -> bool:
-        """Whether each rank has that much. An unknown budget counts as enough."""
+        """Return whether each rank has enough memory. An unknown budget counts as enough."""
         needs, available = self.needs(device), (budget.device, budget.host)
         return all(have is None or need <= have for need, have in zip(needs, available, strict=True))
 
 
 def allocator_overhead(device: DeviceType) -> float:
-    """The memory that the device's allocator takes for one byte of tensors, as it is configured in this process."""
+    """Return the bytes that the device's allocator takes per byte of tensors, as configured in this process."""
     if device == "cpu":
         return CPU_OVERHEAD
     return EXPANDABLE_OVERHEAD if uses_expandable_segments(os.environ) else SEGMENT_OVERHEAD
 
 
 def trace_memory(run: Outline, execution: Execution) -> RunMemory:
-    """Traces the memory of a run's fullest rank."""
-    c, h, w = run.latent
+    """Trace the memory of the rank with the most frames."""
+    c, h, w = run.latent_shape
     picture, turns = run.picture_bytes, run.turns
     encoder, at_once = run.encoder, run.encoded_at_once
-    encoding = None if encoder is None else trace_encode(encoder, at_once, run.size, run.latent)
+    encoding = None if encoder is None else trace_encode(encoder, at_once, run.size, run.latent_shape)
     return RunMemory(
         execution=execution,
         step=step_memory(run.call, execution, run.sampler, branches=run.branches_per_rank),
-        decoding=trace_decode(run.decoder, run.blocks, run.latent[1:]),
+        decoding=trace_decode(run.decoder, run.blocks, run.latent_shape[1:]),
         text=trace_text(
             run.card.family,
             run.card.configs[TEXT_ENCODER],
@@ -125,19 +130,19 @@ def trace_memory(run: Outline, execution: Execution) -> RunMemory:
             texts=run.branches,
             tokens=run.card.text_length,
         ),
-        # this rank's, in fp32, twice while they are written
-        latents=2 * run.call.frames * c * h * w * 4,
-        loading=LOADING,
+        # two copies of this rank's latents, in fp32, while they are written
+        latents=2 * run.call.frames * c * h * w * FP32_BYTES,
+        loading=LOADING_BYTES,
         pictures=turns.held * turns.length * run.decoder.config.time_downscale * picture
         + X264_FRAMES * picture // 2,
-        process=CUDA_PROCESS if run.device == "cuda" else PROCESS,
+        process=CUDA_PROCESS_BYTES if run.device == "cuda" else PROCESS_BYTES,
         encoding=encoding,
         reading=_reading(run),
     )
 
 
 def weights_need(run: Outline) -> int:
-    """Bytes that text encoder, denoiser and decoder need when all are loaded: on the device, on the CPU on the host."""
+    """Return the bytes that text encoder, denoiser and decoder need together, on the device (on a CPU: the host)."""
     family, configs, dtype = run.card.family, run.card.configs, DTYPES[run.dtype]
     networks = (
         empty_text_encoder(family, configs[TEXT_ENCODER], dtype),
@@ -146,14 +151,14 @@ def weights_need(run: Outline) -> int:
     )
     tensors = sum(parameter_bytes(network) for network in networks)
     tensors = round(allocator_overhead(run.device) * tensors)
-    return tensors + (PROCESS + LOADING if run.device == "cpu" else GPU_RESERVE)
+    return tensors + (PROCESS_BYTES + LOADING_BYTES if run.device == "cpu" else GPU_RESERVE)
 
 
 def _reading(run: Outline) -> int:
-    """Bytes on rank 0 while the video or the pictures to start from are read: what each rank encodes at once, as
-    pictures and as one tensor, and the frames of the file.
+    """Return the bytes on rank 0 while the source video or the pictures are read.
 
-    The file's size is not known to a plan, which needs no files; it is taken for that of the video.
+    They hold what each rank encodes at once, as pictures and as one tensor, and the decoded frames of the file. A plan
+    opens no files: it assumes that the file has the size of the video.
     """
     width, height = run.size
     frames = (
@@ -163,28 +168,30 @@ def _reading(run: Outline) -> int:
 
 
 def memory_bound(run: Outline, execution: Execution) -> int:
-    """An upper bound on the memory of a run on the CPU, in bytes, without tracing it, whether networks are kept or not.
+    """Return an upper bound on the memory of a run on the CPU, in bytes, without tracing it.
 
-    64 of its largest hidden states, twice the decoder's block, and everything that does not depend on the video. Far
-    too much for long videos, but enough to let short ones start immediately.
+    Counts several of the largest hidden states, decoder blocks and copies of the latents, and everything that does not
+    depend on the video. Holds whether networks are kept or not. A gross overestimate for long videos, but good enough
+    to start short ones immediately.
     """
-    c, h, w = run.latent
+    c, h, w = run.latent_shape
     traits = run.card.traits.denoiser
     state = hidden_state_bytes(run, execution, channels=traits.widest)
-    latents = 4 * run.latent_frames * c * h * w * 4
+    latents = BOUND_LATENTS * run.denoised_frames * c * h * w * FP32_BYTES
     parameters = traits.parameters + run.card.traits.text_parameters
-    blocks = 2 * run.blocks.bytes
+    blocks = BOUND_BLOCKS * run.blocks.bytes
     if run.encoder is not None:
-        blocks += 2 * run.encoded_at_once * frame_bytes(run.encoder.config, (h, w)) + _reading(run)
-    return 64 * state + blocks + 4 * parameters + parameter_bytes(run.decoder) + latents + PROCESS + LOADING
+        blocks += BOUND_BLOCKS * run.encoded_at_once * frame_bytes(run.encoder.config, (h, w)) + _reading(run)
+    weights = FP32_BYTES * parameters + parameter_bytes(run.decoder)
+    return BOUND_HIDDEN_STATES * state + blocks + weights + latents + PROCESS_BYTES + LOADING_BYTES
 
 
 def hidden_state_bytes(run: Outline, execution: Execution, *, channels: int) -> int:
-    """Bytes of one hidden state of the fullest rank at full resolution."""
-    _, h, w = run.latent
+    """Return the bytes of one hidden state at full resolution on the rank with the most frames."""
+    _, h, w = run.latent_shape
     return execution.branches * run.call.frames * h * w * channels * run.call.dtype.itemsize
 
 
 def gigabytes(size: float) -> str:
-    """A number of bytes as text."""
+    """Return a number of bytes as text, in GB or MB."""
     return f"{size / 1e9:.1f} GB" if size >= 1e8 else f"{size / 1e6:.1f} MB"

@@ -1,4 +1,4 @@
-"""Dispatch modes that measure the operations inside them: bytes alive, arithmetic, bytes moved."""
+"""Dispatch modes that measure the operations they enclose: live bytes, arithmetic and bytes moved."""
 
 import math
 import weakref
@@ -26,31 +26,33 @@ class MetaTensor:
     dtype: torch.dtype
 
     def allocate(self) -> Tensor:
+        """Allocate a meta tensor of this layout."""
         return torch.empty_strided(self.shape, self.stride, dtype=self.dtype, device="meta")
 
 
 @dataclass(frozen=True)
 class Argument:
-    """The argument that an operation returns, such as the one it writes to. key: its position, or its name."""
+    """An argument that an operation returns, such as the one it writes to. key: its position or its name."""
 
     key: int | str
 
     def of(self, args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> Any:
+        """Return this argument of a call."""
         return args[self.key] if isinstance(self.key, int) else kwargs[self.key]
 
 
 class ShapeCache:
-    """Runs operations on meta tensors, each combination of shapes once.
+    """Operations on meta tensors, run once for each combination of shapes.
 
-    If an operation does nothing but allocate its result, the next call with the same shapes allocates another tensor
-    of that layout, in a tenth of the time. If it returns one of its arguments, so does the next call.
+    If an operation only allocates its result, the next call with the same shapes allocates a tensor of the same layout,
+    in a tenth of the time. If it returns one of its arguments, so does the next call.
     """
 
     def __init__(self) -> None:
         self._results: dict[Any, MetaTensor | Argument | None] = {}
 
     def run(self, function: Callable[..., Any], args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> Any:
-        """The result of `function`. Raises what it raises."""
+        """Return the result of `function`. Raises what it raises."""
         signatures = _signatures(args, kwargs)
         key = (function, signatures)
         known = self._results.get(key)
@@ -67,7 +69,7 @@ class ShapeCache:
 
 
 def _returned(out: Any, args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> Argument | None:
-    """The argument that `out` is, if it is a meta tensor."""
+    """Return which argument `out` is; None if it is none of them, or no meta tensor."""
     if not (isinstance(out, Tensor) and out.is_meta):
         return None
     arguments: list[tuple[int | str, Any]] = [*enumerate(args), *kwargs.items()]
@@ -75,7 +77,7 @@ def _returned(out: Any, args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> Arg
 
 
 def _as_laid_out(function: Callable[..., Any], args: tuple[Any, ...], out: Any) -> Any:
-    """The result with the strides that it has on CPUs and GPUs, where meta tensors have others.
+    """Return the result with the strides it has on CPUs and GPUs, where those of meta tensors differ.
 
     Convolutions of channels-last pictures are channels-last; attention stores the heads of a query together.
     """
@@ -91,7 +93,7 @@ def _as_laid_out(function: Callable[..., Any], args: tuple[Any, ...], out: Any) 
 
 
 def _allocated(out: Any, args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> MetaTensor | None:
-    """The layout of `out` if it is one new meta tensor; None for views, in-place results and anything else."""
+    """Return the layout of `out` if it is one new meta tensor; None for views, in-place results and anything else."""
     if not (isinstance(out, Tensor) and out.is_meta):
         return None
     inputs = list(tensors_in((args, kwargs)))
@@ -106,7 +108,7 @@ def _signatures(args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> Any:
 
 
 def _signature(argument: Any) -> Any:
-    """The properties of an argument that determine the layout of a result."""
+    """Return the properties of an argument that determine the layout of a result."""
     if isinstance(argument, Tensor):
         return argument.shape, argument.stride(), argument.dtype, argument.device.type
     if isinstance(argument, list | tuple):
@@ -115,20 +117,20 @@ def _signature(argument: Any) -> Any:
 
 
 def storages(tensors: Sequence[Tensor]) -> set[int]:
-    """Identifiers of the memory blocks behind tensors; views share theirs."""
+    """Return identifiers of the memory blocks behind tensors, which views share with their base."""
     return {tensor.untyped_storage()._cdata for tensor in tensors}
 
 
 class Meter(TorchDispatchMode):
-    """Runs each operation, on meta tensors where it can, and hands it to `record`."""
+    """Runs each operation, on meta tensors if possible, and passes it to `record`."""
 
-    # of all meters: a plan traces many calls, whose shapes are mostly the same
+    # shared by all meters: a plan traces many calls, whose shapes are mostly the same
     _cache = ShapeCache()
 
     def record(
         self, function: Callable[..., Any], args: tuple[Any, ...], kwargs: Mapping[str, Any], out: Any
     ) -> None:
-        """Called after each operation. out: its result."""
+        """Record an operation; called after each one. out: its result."""
         raise NotImplementedError
 
     def __torch_dispatch__(
@@ -142,14 +144,17 @@ class Meter(TorchDispatchMode):
         try:
             out = self._cache.run(function, args, kwargs)
         except NotImplementedError:
-            # a copy from meta to the CPU: there is no data to copy
+            # a copy from meta to the CPU has no data to copy
             out = _copied_to_host(function, args, kwargs)
         self.record(function, args, kwargs, out)
         return out
 
 
 def _copied_to_host(function: Callable[..., Any], args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> Tensor:
-    """The result of a copy from `meta` to the CPU, its memory never touched. Raises NotImplementedError otherwise."""
+    """Return the result of a copy from `meta` to the CPU, without touching its memory.
+
+    Raises NotImplementedError for any other operation.
+    """
     source = args[1] if function is aten.copy_.default else args[0]
     if not (isinstance(source, Tensor) and source.is_meta):
         raise NotImplementedError(f"{function} on {[type(arg) for arg in args]}")
@@ -162,15 +167,15 @@ def _copied_to_host(function: Callable[..., Any], args: tuple[Any, ...], kwargs:
 class LiveBytes(Meter):
     """Counts the bytes of all tensors that operations create while it is active, until they are freed.
 
-    now, host_now: bytes alive on the device and on the CPU. peak, host_peak: the maximum of each. A tensor and its
-    views count once. The device is `meta`; with device="cpu", everything counts as on the device.
+    now, host_now: live bytes on the device and on the CPU. peak, host_peak: the maximum of each. A tensor and its
+    views count once. device: the type that counts as the device, `meta` by default; with "cpu", nothing counts as host.
     """
 
     def __init__(self, device: str = "meta") -> None:
         super().__init__()
         self.device = device
         self.now = self.peak = self.host_now = self.host_peak = 0
-        # live tensors of each storage
+        # storage -> its number of live tensors
         self._references: dict[int, int] = {}
 
     def record(
@@ -198,11 +203,11 @@ class LiveBytes(Meter):
             self.freed(key, size, on_device=on_device)
 
     def allocated(self, key: int, size: int, *, on_device: bool) -> None:
-        """Called for each new block of memory. key: identifies it until it is freed."""
+        """Count a new block of memory. key: identifies it until it is freed."""
         self._add(size, on_device)
 
     def freed(self, key: int, size: int, *, on_device: bool) -> None:
-        """Called when the last tensor in a block is gone."""
+        """Subtract a block of memory after its last tensor is freed."""
         self._add(-size, on_device)
 
     def _add(self, size: int, on_device: bool) -> None:
@@ -214,22 +219,22 @@ class LiveBytes(Meter):
             self.host_peak = max(self.host_peak, self.host_now)
 
 
-# operations that move no data
+# operations that allocate memory without writing to it
 ALLOCATIONS = (aten.empty_like, aten.new_empty, aten.empty, aten.new_empty_strided)
-# operations that read as much of their first input as they write
+# operations that read only as much of their first input as they write
 GATHERS = (aten.index_select, aten.embedding)
 # operations that overwrite their first input without reading it
 OVERWRITES = (aten.copy_, aten.zero_, aten.fill_)
-# operations that take nothing but the type and device of their first input
-NEW = (aten.new_zeros, aten.new_ones, aten.new_full, aten.zeros_like, aten.ones_like, aten.full_like)
+# operations that use only the shape, type and device of their first input
+CREATIONS = (aten.new_zeros, aten.new_ones, aten.new_full, aten.zeros_like, aten.ones_like, aten.full_like)
 
 
 class WorkCounter(Meter):
     """Counts the arithmetic of operations and the bytes that they move.
 
-    operations: (floating-point operations, bytes read and written) of an operation -> how often it ran; views are left
-    out. flops: floating-point operations of matrix products, convolutions and attention, where a multiplication and an
-    addition count as two. attention_flops: the part of it in attention's two products.
+    operations: (floating-point operations, bytes read and written) of an operation -> how often it ran, without views.
+    flops: the floating-point operations of matrix products, convolutions and attention, where a multiplication and an
+    addition count as two. attention_flops: those of attention's two products.
     """
 
     def __init__(self) -> None:
@@ -239,10 +244,11 @@ class WorkCounter(Meter):
 
     @property
     def flops(self) -> int:
+        """The floating-point operations of all operations together."""
         return round(sum(flops * count for (flops, _), count in self.operations.items()))
 
     def extrapolated(self, more: "WorkCounter", steps: float) -> "WorkCounter":
-        """This work and `steps` times what `more` has beyond it."""
+        """Return this work plus `steps` times the difference between `more` and it."""
         result = WorkCounter()
         for key in {**self.operations, **more.operations}:
             own = self.operations.get(key, 0.0)
@@ -261,9 +267,9 @@ class WorkCounter(Meter):
         packet = getattr(function, "overloadpacket", None)
         flops = flops_of(packet, args, kwargs, outputs[0])
         if packet in GATHERS:
-            # only the rows that are taken are read
+            # only the selected rows are read
             inputs = outputs
-        elif packet in OVERWRITES or packet in NEW:
+        elif packet in OVERWRITES or packet in CREATIONS:
             inputs = list(tensors_in(args[1:]))
         elif "out" in kwargs:
             inputs = list(
@@ -276,7 +282,7 @@ class WorkCounter(Meter):
 
 
 def _is_view(function: Callable[..., Any], inputs: Sequence[Tensor], outputs: Sequence[Tensor]) -> bool:
-    """Whether no data moved: the result shares an input's memory, and the operation does not write to it."""
+    """Return whether no data moved: the result shares an input's memory, and the operation does not write to it."""
     schema = getattr(function, "_schema", None)
     if schema is not None and schema.is_mutable:
         return False
@@ -286,7 +292,7 @@ def _is_view(function: Callable[..., Any], inputs: Sequence[Tensor], outputs: Se
 
 
 def flops_of(packet: Any, args: tuple[Any, ...], kwargs: Mapping[str, Any], out: Tensor) -> int:
-    """Floating-point operations of a call: by torch's formulas, and by ours for the operations in `COMPOSITE`."""
+    """Return the floating-point operations of a call, by torch's formulas or, for those in `COMPOSITE`, by ours."""
     if packet in COMPOSITE:
         return COMPOSITE[packet](args, out)
     formula = flop_registry.get(packet)
@@ -302,13 +308,13 @@ def _convolution_flops(args: tuple[Any, ...], out: Tensor) -> int:
 
 
 def _attention_flops(args: tuple[Any, ...], out: Tensor) -> int:
-    """args: queries (..., m, d), keys (..., t, d) and values (..., t, d2)."""
+    """Return the operations of both products. args: queries (..., m, d), keys (..., t, d), values (..., t, d2)."""
     q, k, v = args[:3]
     return 2 * math.prod(q.shape[:-1]) * k.shape[-2] * (q.shape[-1] + v.shape[-1])
 
 
-# In inference mode these operations arrive whole, while torch's registry has formulas only for their parts. Its formula
-# for attention also insists on four dimensions.
+# In inference mode these operations arrive undecomposed, but torch's registry only has formulas for their parts. Its
+# formula for attention also requires four dimensions.
 COMPOSITE: Mapping[Any, Callable[[tuple[Any, ...], Tensor], int]] = {
     aten.linear: _product_flops,
     aten.matmul: _product_flops,

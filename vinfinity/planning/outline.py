@@ -1,4 +1,4 @@
-"""The shapes of a run, from its settings and its model's card: enough to plan it without weights, prompt or files."""
+"""The shapes of a run, from its settings and its model's card: enough to plan it without weights, text or files."""
 
 from collections.abc import Hashable
 from dataclasses import dataclass, replace
@@ -37,19 +37,19 @@ DeviceType = Literal["cuda", "cpu"]
 class Outline:
     """The shapes of a run.
 
-    latent_frames: those that are denoised, in an edit fewer than the video has.
-    device: what ranks compute on. branches: guidance branches of a step. latent: (c, h, w) of one frame.
+    denoised_frames: the number of latent frames to denoise, in an edit fewer than the video has. device: the type of
+    the ranks' devices. branches: the number of guidance branches in a step. latent_shape: (c, h, w) of a latent frame.
     """
 
     config: RunConfig
     card: ModelCard
-    latent_frames: int
+    denoised_frames: int
     device: DeviceType
     ranks: int
     decoder: Decoder
     sampler: Sampler
     branches: int
-    latent: tuple[int, int, int]
+    latent_shape: tuple[int, int, int]
 
     @property
     def size(self) -> tuple[int, int]:
@@ -57,15 +57,15 @@ class Outline:
         return self.config.resolution
 
     @property
-    def split_branches(self) -> bool:
-        """Whether half of the ranks compute each guidance branch."""
+    def splits_branches(self) -> bool:
+        """Whether each guidance branch is computed by half of the ranks."""
         return self.config.parallel.split_guidance and self.branches == 2 and self.ranks > 1
 
     @property
     def shards(self) -> FrameShards:
-        """The latent frames over the ranks that share them; of two teams, over the smaller one."""
-        ranks = self.ranks // 2 if self.split_branches else self.ranks
-        return FrameShards.of(self.latent_frames, ranks, grouped=self.grouped)
+        """How ranks share the latent frames; of two teams, how the smaller one does."""
+        ranks = self.ranks // 2 if self.splits_branches else self.ranks
+        return FrameShards.of(self.denoised_frames, ranks, grouped=self.grouped)
 
     @property
     def grouped(self) -> bool:
@@ -75,13 +75,13 @@ class Outline:
 
     @property
     def branches_per_rank(self) -> int:
-        """Guidance branches that each rank computes."""
-        return 1 if self.split_branches else self.branches
+        """The number of guidance branches that each rank computes."""
+        return 1 if self.splits_branches else self.branches
 
     @property
     def frames_per_rank(self) -> list[int]:
-        """Latent frames of each rank."""
-        frames, split, grouped = self.latent_frames, self.split_branches, self.grouped
+        """The number of latent frames of each rank."""
+        frames, split, grouped = self.denoised_frames, self.splits_branches, self.grouped
         teams = (
             team_of(rank, self.ranks, frames=frames, split=split, grouped=grouped)
             for rank in range(self.ranks)
@@ -90,13 +90,13 @@ class Outline:
 
     @property
     def call(self) -> CallShape:
-        """The network call of the fullest rank, and of several such ranks the middle one, which exchanges the most."""
+        """The network call of the rank with the most frames; of several, the middle one, which exchanges the most."""
         config, shards = self.config, self.shards
         middle = shards.ranks // 2
         rank = max(range(shards.ranks), key=lambda r: (len(shards.held(r)), -abs(r - middle)))
         attention = config.attention
         scopes = None
-        if self.card.geometry.latent_frames(config.frames) > attention.trained_frames:
+        if self.latent_frames > attention.trained_frames:
             phase = max(attention.schedule, key=_active_scopes)
             scopes = scopes_of(attention, phase)
         return CallShape(
@@ -104,7 +104,7 @@ class Outline:
             config=self.card.configs[self.card.family.denoiser],
             shards=shards,
             rank=rank,
-            latent=self.latent[1:],
+            latent_size=self.latent_shape[1:],
             scopes=scopes,
             dtype=DTYPES[self.dtype],
             norm=attention.norm,
@@ -118,16 +118,16 @@ class Outline:
 
     @property
     def _timeline(self) -> Timeline | None:
-        """The scenes of the whole video, or its loop; None for one scene, and for edits, which compute a part of it."""
+        """The scenes or the loop of the video; None for one scene, and for edits, which compute a part of the video."""
         prompts = schedule_prompts(self.config, self.card.geometry)
-        if prompts.frames != self.latent_frames or (len(prompts.scenes) == 1 and not self.config.loop):
+        if prompts.frames != self.denoised_frames or (len(prompts.scenes) == 1 and not self.config.loop):
             return None
-        selection = select_all(self.latent_frames, seed=0)
+        selection = select_all(self.denoised_frames, seed=0)
         return timeline_of(self.config.attention, selection, prompts.scenes, loop=self.config.loop)
 
     @property
     def dtype(self) -> str:
-        """The type of the denoiser's weights and arithmetic."""
+        """The data type of the denoiser's weights and arithmetic."""
         if self.config.dtype != "auto":
             return self.config.dtype
         return self.card.family.half if self.device == "cuda" else "fp32"
@@ -135,7 +135,7 @@ class Outline:
     @property
     def executions(self) -> list[Execution]:
         """The executions that the settings allow, from the fastest to the leanest."""
-        frames = self.latent_frames
+        frames = self.denoised_frames
         return ladder(self.config, branches=self.branches_per_rank, frames=frames, device=self.device)
 
     @property
@@ -144,19 +144,19 @@ class Outline:
         blocks = plan_blocks(
             self.config.decode,
             self.decoder.config,
-            self.latent[1:],
+            self.latent_shape[1:],
             sample_bytes=self.config.format.sample_bits // 8,
         )
-        return replace(blocks, frames=min(blocks.frames, self.decoded_latents))
+        return replace(blocks, frames=min(blocks.frames, self.latent_frames))
 
     @property
-    def decoded_latents(self) -> int:
-        """Latent frames of the whole video."""
+    def latent_frames(self) -> int:
+        """The number of latent frames of the whole video."""
         return self.card.geometry.latent_frames(self.config.frames)
 
     @property
     def picture_bytes(self) -> int:
-        """Bytes of one frame."""
+        """The bytes of one decoded frame."""
         width, height = self.size
         return width * height * 3 * self.config.format.sample_bits // 8
 
@@ -165,61 +165,62 @@ class Outline:
         """How the ranks share the decoding."""
         ranks = self.ranks if self.config.decode.on_all_ranks(self.device) else 1
         return plan_turns(
-            self.decoder, self.decoded_latents, self.blocks, ranks=ranks, picture_bytes=self.picture_bytes
+            self.decoder, self.latent_frames, self.blocks, ranks=ranks, picture_bytes=self.picture_bytes
         )
 
     @property
     def encoder(self) -> Encoder | None:
-        """What encodes the video or the pictures that the run starts from, if there are any."""
+        """The encoder of the source video or the pictures; None for a run without them."""
         if not self.config.encodes:
             return None
         return _own_encoder(self.card.family, self.card.configs[AUTOENCODER])
 
     @property
     def encoded_block(self) -> int:
-        """Latent frames of a block that a rank encodes."""
+        """The number of latent frames in a block that a rank encodes."""
         encoder, config = self.encoder, self.config
         if encoder is None:
             return 0
-        frames = self.decoded_latents if config.starts_from_video else len(config.input.pictures)
-        return min(block_frames(encoder.config, self.latent[1:]), frames)
+        frames = self.latent_frames if config.starts_from_video else len(config.input.pictures)
+        return min(block_frames(encoder.config, self.latent_shape[1:]), frames)
 
     @property
     def encoded_at_once(self) -> int:
-        """Latent frames that an encoder computes at once."""
+        """The number of latent frames that an encoder computes at once."""
         causal = self.encoder is not None and self.encoder.config.causal
         return min(1, self.encoded_block) if causal else self.encoded_block
 
     @property
     def encoding_ranks(self) -> int:
-        """Ranks that encode."""
+        """The number of ranks that encode."""
         return 1 if self.encoder is not None and self.encoder.config.causal else self.ranks
 
     def with_changes(
         self, *, ranks: int | None = None, frames: int | None = None, **settings: Any
     ) -> "Outline":
-        """The outline of the same run with other ranks, another number of frames, or other settings.
+        """Return the outline with another number of ranks or frames, or other settings.
 
-        frames: of the whole video, all of which are denoised.
+        frames: the length of the video, all of which is denoised.
         """
         if frames is not None:
-            # prompts over time may lie beyond the end of a shorter video; they take no memory worth counting
+            # prompts may begin beyond the end of a shorter video; their memory is negligible
             settings |= {"frames": frames, "prompts": ()}
         return outline(
             replace(self.config, **settings),
             self.card,
             device=self.device,
             ranks=ranks or self.ranks,
-            latent_frames=None if frames is not None else self.latent_frames,
+            denoised_frames=None if frames is not None else self.denoised_frames,
         )
 
 
 def outline(
-    config: RunConfig, card: ModelCard, *, device: DeviceType, ranks: int, latent_frames: int | None = None
+    config: RunConfig, card: ModelCard, *, device: DeviceType, ranks: int, denoised_frames: int | None = None
 ) -> Outline:
-    """The outline of a run. latent_frames: those that are denoised, None for all of the video.
+    """Return the outline of a run. denoised_frames: the number of latent frames to denoise, None for all.
 
-    Raises InputError if sampler, steps and shift do not go together, or if the model's architecture is not supported.
+    Raises InputError if sampler, steps and shift do not go together, WeightsError if the model's schedule is not
+    supported.
     """
     try:
         schedule = read_schedule(card.schedule, flow=card.family.flow)
@@ -233,28 +234,30 @@ def outline(
     return Outline(
         config=config,
         card=card,
-        latent_frames=card.geometry.latent_frames(config.frames) if latent_frames is None else latent_frames,
+        denoised_frames=card.geometry.latent_frames(config.frames)
+        if denoised_frames is None
+        else denoised_frames,
         device=device,
         ranks=ranks,
         decoder=decoder,
         sampler=pick_sampler(config, schedule_of(config, schedule)),
         branches=guidance_branches(config.guidance, distilled=card.distilled),
-        latent=card.geometry.latent_size(config.resolution),
+        latent_shape=card.geometry.latent_size(config.resolution),
     )
 
 
 @cache
 def _own_decoder(family: Family, config: Hashable) -> Decoder:
-    """The decoding half of a model's own autoencoder, on meta tensors."""
+    """Return the decoding half of a model's own autoencoder, on meta tensors."""
     return empty_autoencoder(family.networks[AUTOENCODER], config)
 
 
 @cache
 def _own_encoder(family: Family, config: Hashable) -> Encoder:
-    """The encoding half of a model's own autoencoder, on meta tensors."""
+    """Return the encoding half of a model's own autoencoder, on meta tensors."""
     return empty_encoder(family.networks[AUTOENCODER], config)
 
 
 def _active_scopes(phase: Phase) -> int:
-    """How many of the two scopes are on."""
+    """Return how many of the two scopes are on."""
     return (phase.local > NEVER) + (phase.anchors > NEVER)

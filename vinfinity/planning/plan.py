@@ -19,19 +19,20 @@ from vinfinity.planning.trace import CallWork, call_work
 from vinfinity.runs.first_pass import about_first_pass, first_pass, naming_first_pass
 from vinfinity.runs.paths import Destination
 from vinfinity.system.memory import free_on_host
+from vinfinity.system.rank_count import check_rank_count
 from vinfinity.weights.card import planned_card
 
-# of distilled models
+# the usual number of steps of distilled models
 FEW_STEPS = 4
 
 
 @dataclass(frozen=True)
 class Plan:
-    """A run on a machine.
+    """The plan of a run on a machine.
 
-    gpu: name in `GPUS`, None for this machine. memory: with the fastest execution that fits, or the leanest if none
-    does. work: of the fullest rank in one call of the denoising network, for one guidance branch. first: the plan of
-    the first of two passes.
+    gpu: a name in `GPUS`, None for this machine. memory: what the fastest execution that fits needs, or the leanest if
+    none fits. call: the work of the rank with the most frames in one call of the denoising network, for one guidance
+    branch. first: the plan of the first of two passes.
     """
 
     run: Outline
@@ -39,70 +40,71 @@ class Plan:
     gpu: str | None
     memory: RunMemory
     fits: bool
-    work: CallWork
+    call: CallWork
     first: "Plan | None" = None
 
     @property
     def passes(self) -> list[tuple[str, "Plan"]]:
-        """The plans of the passes with their names; a single one has none."""
+        """The passes as pairs (name, plan); a single pass has an empty name."""
         return [("", self)] if self.first is None else [("first pass", self.first), ("second pass", self)]
 
     @property
     def steps(self) -> int:
-        """Denoising steps of the sampler."""
+        """The number of denoising steps."""
         return len(self.run.sampler.timesteps)
 
     @property
     def messages_per_step(self) -> int:
-        """Messages that the fullest rank sends."""
-        return self.work.messages * (self.run.branches_per_rank // self.memory.execution.branches)
+        """The number of messages that the rank with the most frames sends in a step."""
+        return self.call.messages * (self.run.branches_per_rank // self.memory.execution.branches)
 
     @property
     def bytes_per_step(self) -> int:
-        """Bytes that the fullest rank sends."""
-        return self.work.bytes * self.run.branches_per_rank
+        """The bytes that the rank with the most frames sends in a step."""
+        return self.call.bytes * self.run.branches_per_rank
 
     @property
     def flops_per_step(self) -> int:
-        """Floating-point operations of the fullest rank."""
-        return self.work.work.flops * self.run.branches_per_rank
+        """The floating-point operations of the rank with the most frames in a step."""
+        return self.call.counter.flops * self.run.branches_per_rank
 
     @property
     def flops(self) -> int:
-        """Floating-point operations of all ranks in the whole run, decoding included."""
-        share = self.run.latent_frames / self.run.call.frames
-        steps = self.work.work.flops * self.run.branches * share * self.steps
-        return round(steps) + self.decoding_flops
+        """The floating-point operations of all ranks in the whole run, including decoding."""
+        # call is the work of the rank with the most frames
+        clips = self.run.denoised_frames / self.run.call.frames
+        denoising = self.call.counter.flops * self.run.branches * clips * self.steps
+        return round(denoising) + self.decoding_flops
 
     @property
     def decoding_flops(self) -> int:
-        """Floating-point operations of decoding all frames."""
+        """The floating-point operations of decoding all frames."""
         return round(self.memory.decoding.work.flops * self._decoded_blocks)
 
     @property
     def _decoded_blocks(self) -> float:
-        return self.run.decoded_latents / self.run.blocks.frames
+        return self.run.latent_frames / self.run.blocks.frames
 
     @property
     def latents_bytes(self) -> int:
-        """Size of the file with the final latents, in fp32."""
-        c, h, w = self.run.latent
-        return self.run.card.geometry.latent_frames(self.run.config.frames) * c * h * w * 4
+        """The size of the file with the final latents, in fp32."""
+        c, h, w = self.run.latent_shape
+        return self.run.latent_frames * c * h * w * 4
 
     @property
     def video_bytes(self) -> int:
-        """Estimated size of the video."""
+        """The estimated size of the video file."""
         return self.run.config.format.bytes(self._pixels)
 
     @property
     def _pixels(self) -> int:
-        """Of all frames."""
+        """The number of pixels in all frames together."""
         width, height = self.run.size
         return self.run.config.frames * width * height
 
     @property
     def checkpoint_bytes(self) -> int:
-        """Size of one checkpoint: the latents, and the estimate of x0 that multistep samplers keep."""
+        """The size of one checkpoint: the latents, and the estimate of x0 that multistep samplers keep."""
         with torch.device("meta"):
             x = torch.empty(1)
             state = steady_state(self.run.sampler, x)
@@ -110,8 +112,9 @@ class Plan:
 
     @property
     def disk_bytes(self) -> int:
-        """Peak disk usage: checkpoints during denoising, then latents, and at the end the frames as they
-        were kept while decoding, and the video."""
+        """The peak disk usage: checkpoints while denoising, then the latents, and at the end the video and the frames
+        kept while decoding.
+        """
         checkpoints = self.run.config.checkpoint
         keep = 0 if checkpoints.every == "never" else checkpoints.keep
         denoising = (keep + (keep > 0)) * self.checkpoint_bytes
@@ -119,39 +122,39 @@ class Plan:
         kept = self.run.config.format.encoded.bytes(self._pixels)
         decoding = self.latents_bytes + kept + self.video_bytes
         stays = self.latents_bytes if self.run.config.save_latents else 0
-        # the latents of the video to start from
+        # the latents of the source video
         stays += self.latents_bytes if self.run.config.starts_from_video else 0
-        own = max(denoising, between, decoding) + stays
+        peak = max(denoising, between, decoding) + stays
         if self.first is None:
-            return own
-        return max(self.first.disk_bytes, self.first.latents_bytes + self.first.video_bytes + own)
+            return peak
+        return max(self.first.disk_bytes, self.first.latents_bytes + self.first.video_bytes + peak)
 
     def seconds(self, gpu: Gpu, *, distilled: bool = False) -> Seconds:
-        """The time on GPUs of one kind. distilled: in four steps, without the second guidance branch."""
+        """Estimate the time on GPUs of one kind. distilled: with four steps and one guidance branch."""
         branches, steps = (1, FEW_STEPS) if distilled else (self.run.branches_per_rank, self.steps)
         at_once = min(self.memory.execution.branches, branches)
         products = denoiser_products(self.run.call.dtype)
-        call = work_seconds(self.work.work, gpu, batch=at_once, products=products)
+        per_call = work_seconds(self.call.counter, gpu, batch=at_once, products=products)
         # see system/precision.py
         block = work_seconds(self.memory.decoding.work, gpu, products="tf32")
         return Seconds(
-            denoising=steps * (branches // at_once) * call,
-            exchange=steps * exchange_seconds(self.work.bytes * branches, gpu),
+            denoising=steps * (branches // at_once) * per_call,
+            exchange=steps * exchange_seconds(self.call.bytes * branches, gpu),
             decoding=block * self.run.turns.time / self.run.blocks.frames,
             encoding=self._encoding_seconds(gpu),
         )
 
     def _encoding_seconds(self, gpu: Gpu) -> float:
-        """The time of encoding the video to start from."""
+        """Estimate the time of encoding the source video."""
         if self.memory.encoding is None or not self.run.config.starts_from_video:
             return 0.0
-        calls = self.run.decoded_latents / self.run.encoded_at_once
+        calls = self.run.latent_frames / self.run.encoded_at_once
         call = work_seconds(self.memory.encoding.work, gpu, products="tf32")
         return call * calls / self.run.encoding_ranks
 
     @cached_property
     def refusal(self) -> InputError | None:
-        """The error for a run that does not fit, with settings that do; None for one that fits."""
+        """The error for a run that does not fit, with settings that would; None for a run that fits."""
         if self.first is not None and self.first.refusal is not None:
             return about_first_pass(self.first.refusal)
         return None if self.fits else refusal(self.run, self.memory, self.budget)
@@ -164,22 +167,20 @@ def make_plan(
     device_memory: float | None = None,
     place: Place | None = None,
 ) -> Plan:
-    """The plan of a run on this machine, or on another one.
+    """Plan a run on this machine or on another one.
 
-    gpu: a name in `GPUS`. device_memory: of each device, in GB. place: this process's place among the ranks of a
-    launcher, for a run that is shared with them. Raises InputError if settings contradict each other.
+    gpu: a name in `GPUS`. device_memory: the memory of each device, in GB. place: this process's place among the ranks
+    of a launcher, None without one. Raises InputError if settings contradict each other.
     """
     ranks = config.gpus or 1 if place is None else place.size
-    if ranks > config.frames:
-        problem = f"is more than the {config.frames} frames"
-        raise InputError("gpus", ranks, f"use {config.frames} ranks at most", problem=problem)
+    check_rank_count(ranks, config.frames)
     elsewhere = gpu is not None or device_memory is not None
     present = usable_gpus()[0]
     on_cpu = config.device == "cpu" or (config.device == "auto" and ranks == 1 and not present)
     if elsewhere and config.device == "cpu":
         option = "--gpu" if gpu is not None else "--device-memory"
         raise InputError(
-            option, gpu or device_memory, "leave out one of the two", problem="contradicts device=cpu"
+            option, gpu or device_memory, "remove one of the two", problem="contradicts device=cpu"
         )
     run = outline(
         config, planned_card(config.model), device="cpu" if on_cpu and not elsewhere else "cuda", ranks=ranks
@@ -194,12 +195,15 @@ def make_plan(
         with naming_first_pass():
             first = make_plan(before, gpu=gpu, device_memory=device_memory, place=place)
     return Plan(
-        run=run, budget=budget, gpu=name, memory=memory, fits=fits, work=call_work(run.call), first=first
+        run=run, budget=budget, gpu=name, memory=memory, fits=fits, call=call_work(run.call), first=first
     )
 
 
 def find_budget(run: Outline, *, gpu: str | None, device_memory: float | None, local_ranks: int) -> Budget:
-    """The memory of each rank: as given, or as found on this machine. local_ranks: ranks that share this node."""
+    """Return the memory of each rank: as given, or as found on this machine.
+
+    local_ranks: the number of ranks on this node.
+    """
     if device_memory is not None:
         return Budget(device=round(device_memory * 1e9), host=None, where=f"devices of {device_memory:g} GB")
     if gpu is not None:
@@ -214,7 +218,7 @@ def find_budget(run: Outline, *, gpu: str | None, device_memory: float | None, l
 
 
 def seconds_by_gpu(plan: Plan) -> dict[str, tuple[Seconds, Seconds, bool]]:
-    """For the GPU of the plan, or each in `GPUS`: the time, that of a distilled model, and whether the run fits."""
+    """Return, for the plan's GPU or each in `GPUS`, the time, a distilled model's time, and whether the run fits."""
     names = [plan.gpu] if plan.gpu is not None else list(GPUS)
     table = {}
     for name in names:

@@ -1,4 +1,4 @@
-"""A plan as rows of text and as JSON."""
+"""Plans as rows of text and as JSON."""
 
 import os
 import shutil
@@ -15,12 +15,12 @@ from vinfinity.system.progress import duration
 
 
 def essentials(plan: Plan) -> list[tuple[str, str]]:
-    """The part of a plan that --dry-run shows, as rows (name, text)."""
+    """Return the part of a plan that --dry-run shows, as rows (name, text)."""
     return [row for name, part in plan.passes for row in [*_heading(name, part), *_essentials(part)]]
 
 
 def _heading(name: str, plan: Plan) -> list[tuple[str, str]]:
-    """The row above the rows of one of two passes."""
+    """Return the heading of one of two passes; nothing for a single pass."""
     config = plan.run.config
     return [(name, f"{config.size}, {plan.steps} steps by {plan.run.card.name}")] if name else []
 
@@ -42,7 +42,7 @@ def _essentials(plan: Plan) -> list[tuple[str, str]]:
 
 
 def table(plan: Plan) -> list[tuple[str, ...]]:
-    """The whole plan, as rows (name, text)."""
+    """Return the whole plan as rows (name, text)."""
     return [row for name, part in plan.passes for row in [*_heading(name, part), *_table(part)]]
 
 
@@ -52,13 +52,12 @@ def _table(plan: Plan) -> list[tuple[str, ...]]:
     published = (
         ", planned from its published architecture since it is not installed" if card.published else ""
     )
-    c, h, w = run.latent
-    latent_frames = card.geometry.latent_frames(run.config.frames)
+    c, h, w = run.latent_shape
     parts = (
         f"weights {gigabytes(step.weights)}, skip connections {gigabytes(step.skips)}, temporaries"
         f" {gigabytes(step.temporaries)}, exchange {gigabytes(step.exchange)}, sampler {gigabytes(step.state)}"
     )
-    besides = (
+    extra = (
         f"the largest of these, {allocator_overhead(run.device) - 1:.0%} more for the allocator, and"
         f" {gigabytes(GPU_RESERVE)} for CUDA's libraries"
     )
@@ -75,7 +74,7 @@ def _table(plan: Plan) -> list[tuple[str, ...]]:
     rows: list[tuple[str, ...]] = [
         (
             "video",
-            f"{run.config.frames} frames of {run.config.size}, latents 1x{c}x{latent_frames}x{h}x{w}",
+            f"{run.config.frames} frames of {run.config.size}, latents 1x{c}x{run.latent_frames}x{h}x{w}",
         ),
         ("model", f"{card.name}, {run.dtype}{published}"),
         *_essentials(plan),
@@ -84,7 +83,7 @@ def _table(plan: Plan) -> list[tuple[str, ...]]:
             "",
             f"text encoder: {gigabytes(memory.text.device)}, {encoding}decoding: {gigabytes(memory.decoding.device)}",
         ),
-        *([("", besides)] if run.device == "cuda" else []),
+        *([("", extra)] if run.device == "cuda" else []),
         ("", f"host: {host}"),
         ("disk", disk),
         ("messages", f"{plan.messages_per_step:,} per step and rank, {gigabytes(plan.bytes_per_step)}"),
@@ -101,7 +100,7 @@ def _table(plan: Plan) -> list[tuple[str, ...]]:
 
 
 def time_table(plan: Plan) -> list[tuple[str, ...]]:
-    """Estimated times on GPUs, as a heading and a row for each GPU."""
+    """Return estimated times on GPUs, as a heading and a row for each GPU."""
     encodes = plan.run.config.starts_from_video
     heading = (
         "GPU",
@@ -130,7 +129,7 @@ def time_table(plan: Plan) -> list[tuple[str, ...]]:
 
 
 def as_json(plan: Plan) -> dict[str, Any]:
-    """The plan as values for JSON: bytes, seconds, floating-point operations."""
+    """Return the plan as values for JSON: bytes, seconds, floating-point operations."""
     run, memory = plan.run, plan.memory
     on_device, on_host = memory.needs(run.device)
     figures: dict[str, Any] = {
@@ -197,7 +196,7 @@ def _seconds(seconds: Seconds) -> Mapping[str, float]:
 
 
 def operations(count: float) -> str:
-    """A number of floating-point operations as text."""
+    """Return a number of floating-point operations as text."""
     for size, unit in ((1e15, "PFLOP"), (1e12, "TFLOP")):
         if count >= size:
             return f"{count / size:,.1f} {unit}"
@@ -205,7 +204,7 @@ def operations(count: float) -> str:
 
 
 def rank_frames(frames: list[int]) -> str:
-    """Frames of each rank as text, the fullest ranks first."""
+    """Return the number of frames of each rank as text, the most first."""
     most, fewest = max(frames), min(frames)
     if most == fewest:
         return f"{most} on each of {len(frames)} ranks" if len(frames) > 1 else f"{most} on one rank"

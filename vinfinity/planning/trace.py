@@ -1,4 +1,4 @@
-"""Runs the real networks on meta tensors, which have shapes but no data, so that no figure can drift from the code."""
+"""Run the real networks on meta tensors, which have shapes but no data: plans cannot drift from the code."""
 
 from collections import deque
 from collections.abc import Callable, Hashable, Sequence
@@ -31,11 +31,11 @@ from vinfinity.planning.meter import LiveBytes, WorkCounter
 
 T = TypeVar("T")
 
-# latent frames of a rank above which work and memory of joint attention grow linearly with them
-FEW_FRAMES = 24
-# all frames in one chunk: the fewest operations
+# latent frames of a rank from which on work and memory of joint attention grow linearly
+EXTRAPOLATE_FROM = 24
+# all frames in one chunk, which takes the fewest operations
 ONE_CHUNK = Execution(branches=1, skips="device", chunk_bytes=2**62)
-# any timestep, frame rate and guidance: they change no shape
+# any timestep, frame rate and guidance scale will do: they change no shape
 TIMESTEP = 500.0
 FPS = 8.0
 GUIDANCE = 2.0
@@ -45,18 +45,18 @@ GUIDANCE = 2.0
 class CallShape:
     """The shapes of one rank's call of the denoising network.
 
-    config: of the denoiser, as its family reads it. shards: the video over the ranks that share it. latent: (h, w).
-    scopes: None for plain attention over all frames. text_tokens: length of the text states. reuse_depth: levels that
-    run in every step while deep features are reused; None without reuse. A traced call always runs the whole network.
-    timeline: scenes and loops; None for one scene. joint: the rule of positions, for models with joint attention.
-    on_cpu: whether the call that is traced would run on a CPU.
+    config: the denoiser's configuration, as its family reads it. shards: how ranks share the video. latent_size: (h, w)
+    of a latent frame. scopes: None for plain attention over all frames. text_tokens: the length of the text states.
+    reuse_depth: the number of levels that run in every step while deep features are reused, None without reuse; a
+    traced call always runs the whole network. timeline: scenes and loops, None for one scene. joint: how positions are
+    computed in models with joint attention, None for other models. on_cpu: whether the real call would run on a CPU.
     """
 
     family: Family
     config: Hashable
     shards: FrameShards
     rank: int
-    latent: tuple[int, int]
+    latent_size: tuple[int, int]
     scopes: Scopes | None
     dtype: torch.dtype
     norm: Literal["video", "rank"] = "video"
@@ -69,26 +69,26 @@ class CallShape:
 
     @property
     def traits(self) -> DenoiserTraits:
-        """What the family says of the denoiser."""
+        """The denoiser's properties, as its family declares them."""
         return self.family.denoiser_traits(self.config)
 
     @property
     def frames(self) -> int:
-        """Latent frames of this rank."""
+        """The number of latent frames of this rank."""
         return len(self.shards.held(self.rank))
 
     @property
     def latents(self) -> tuple[int, int, int, int, int]:
         """The shape of this rank's latents, (1, c, f, h, w)."""
-        return (1, self.traits.channels, self.frames, *self.latent)
+        return (1, self.traits.channels, self.frames, *self.latent_size)
 
     def with_frames(self, frames: int) -> "CallShape":
-        """The same call with `frames` latent frames on each rank, in one scene."""
+        """Return the call with `frames` latent frames on each rank, in one scene."""
         ranks = self.shards.ranks
         return replace(self, shards=FrameShards(frames * ranks, ranks, self.shards.group), timeline=None)
 
     def traced_exchange(self) -> TracedExchange:
-        """An exchange that allocates this rank's messages and counts them."""
+        """Make an exchange that allocates this rank's messages and counts them."""
         return TracedExchange(self.rank, self.shards)
 
 
@@ -102,11 +102,11 @@ def network_call(
     context: TemporalContext | None = None,
     few_pieces: bool = False,
 ) -> NetworkCall:
-    """The call that `shape` describes, with `execution.branches` guidance branches, ready to be called.
+    """Make the call that `shape` describes, with `execution.branches` guidance branches.
 
-    network: None for one on meta tensors. text: (branches, t, c), None for zeros. context: None for that of
-    `call_context`. few_pieces: of the pieces of the frames and the query blocks of temporal attention, run only some
-    of each shape. They free their tensors when the next one runs, so the peak of memory is the same, for a fraction of
+    network: None for one on meta tensors. text: (branches, t, c), None for zeros. context: None for the result of
+    `call_context`. few_pieces: whether to run only some pieces of the frames and query blocks of temporal attention,
+    enough of each shape. Each frees its tensors when the next one runs, so peak memory is the same, for a fraction of
     the operations.
     """
     network = empty_denoiser(shape.family, shape.config, shape.dtype) if network is None else network
@@ -134,7 +134,7 @@ def network_call(
 def call_context(
     shape: CallShape, execution: Execution, exchange: FrameExchange, *, device: torch.device | str = "meta"
 ) -> TemporalContext:
-    """The rest of the video, as the temporal layers of the call see it."""
+    """Make the context through which the call's temporal layers see the rest of the video."""
     return temporal_context(
         exchange,
         shape.shards,
@@ -151,7 +151,7 @@ def call_context(
 
 
 def representative_blocks(plan: AttentionPlan) -> AttentionPlan:
-    """The plan with one pair of consecutive query blocks for each combination of their shapes.
+    """Return the plan with one pair of consecutive query blocks for each combination of their shapes.
 
     Pairs, because the keys of a block are still alive when the next block begins.
     """
@@ -164,7 +164,7 @@ def representative_blocks(plan: AttentionPlan) -> AttentionPlan:
 
 
 class RepresentativePieces(Grouping):
-    """A grouping of which only one pair of consecutive pieces is run for each combination of their shapes."""
+    """A grouping that runs only one pair of consecutive pieces for each combination of their shapes."""
 
     def covering(self, borders: Sequence[int], most: int) -> list[Piece]:
         pieces = super().covering(borders, most)
@@ -180,7 +180,7 @@ def _piece_shape(piece: Piece) -> tuple[int, ...]:
 
 
 def representatives(items: Sequence[T], shape: Callable[[T], Hashable]) -> list[T]:
-    """The first of all pairs of consecutive items whose shapes are the same, in order."""
+    """Return, in order, the first pair of consecutive items for each combination of their shapes."""
     seen: set[object] = set()
     chosen: list[T] = []
     for before, item in zip((None, *items), items, strict=False):
@@ -193,7 +193,7 @@ def representatives(items: Sequence[T], shape: Callable[[T], Hashable]) -> list[
 
 @lru_cache(maxsize=4)
 def empty_denoiser(family: Family, config: Hashable, dtype: torch.dtype) -> nn.Module:
-    """A denoising network on meta tensors, in the types that loading gives it."""
+    """Make a denoising network on meta tensors, with the data types it has when loaded."""
     description = family.networks[family.denoiser]
     with torch.device("meta"):
         network = description.build(config)
@@ -206,7 +206,7 @@ def empty_denoiser(family: Family, config: Hashable, dtype: torch.dtype) -> nn.M
 
 @lru_cache(maxsize=4)
 def empty_text_encoder(family: Family, config: Hashable, dtype: torch.dtype) -> nn.Module:
-    """A text encoder on meta tensors."""
+    """Make a text encoder on meta tensors."""
     with torch.device("meta"):
         return family.networks[TEXT_ENCODER].build(config).to(dtype)
 
@@ -215,9 +215,9 @@ def empty_text_encoder(family: Family, config: Hashable, dtype: torch.dtype) -> 
 class StepMemory:
     """Peak memory of one rank during a denoising step, in bytes.
 
-    state: latents, the sampler's history and predictions of guidance branches that are done. skips: skip connections.
-    exchange: messages to and from other ranks, the most at one time. working: everything at the peak but the weights;
-    what is left of it besides the three above are temporaries. host: skip connections in the host's memory.
+    state: latents, the sampler's history and the predictions of finished guidance branches. skips: skip connections.
+    exchange: messages to and from other ranks, at their peak. working: everything at the peak except the weights; what
+    the three above do not account for is temporaries. host: skip connections in the host's memory.
     """
 
     weights: int
@@ -229,24 +229,26 @@ class StepMemory:
 
     @property
     def temporaries(self) -> int:
+        """What is left of `working` without state, skips and exchange."""
         return self.working - self.state - self.skips - self.exchange
 
     @property
     def device(self) -> int:
+        """The peak on the device, weights included."""
         return self.weights + self.working
 
 
 @lru_cache(maxsize=32)
 @torch.inference_mode()
 def trace_step(shape: CallShape, execution: Execution, sampler: Sampler, *, branches: int) -> StepMemory:
-    """One denoising step of a rank: its guidance branches in passes of `execution.branches`, then the sampler.
+    """Trace one denoising step of a rank: guidance branches in calls of `execution.branches` each, then the sampler.
 
-    branches: guidance branches that this rank computes.
+    branches: the number of guidance branches that this rank computes.
     """
     exchange = shape.traced_exchange()
-    # with reuse, each pass keeps features of its own; without, the last pass has the highest peak
+    # with reuse, each call keeps its own features; without, the last call has the highest peak
     passes = branches // execution.branches if shape.reuse_depth is not None else 1
-    # made before memory is counted
+    # not counted: its weights are added below
     network = empty_denoiser(shape.family, shape.config, shape.dtype)
     before_middle: list[int] = []
 
@@ -260,7 +262,7 @@ def trace_step(shape: CallShape, execution: Execution, sampler: Sampler, *, bran
     hook = None
     try:
         with live:
-            # with what attention keeps from step to step, for the blocks of all queries
+            # includes what attention keeps from step to step, for all query blocks
             context = call_context(shape, execution, exchange)
             context.attention.prepare(shape.dtype)
             calls = [
@@ -281,7 +283,7 @@ def trace_step(shape: CallShape, execution: Execution, sampler: Sampler, *, bran
                 call(state.x, TIMESTEP)
             predictions = torch.cat([done, calls[-1](state.x, TIMESTEP)])
             del done
-            sampler.step(state, guide(predictions.float(), 2.0), noise)
+            sampler.step(state, guide(predictions.float(), GUIDANCE), noise)
     finally:
         if hook is not None:
             hook.remove()
@@ -296,44 +298,44 @@ def trace_step(shape: CallShape, execution: Execution, sampler: Sampler, *, bran
 
 
 def step_memory(shape: CallShape, execution: Execution, sampler: Sampler, *, branches: int) -> StepMemory:
-    """The result of `trace_step`; for many frames with joint attention, extrapolated from two shorter clips.
+    """Return the result of `trace_step`, extrapolated from two shorter clips for many frames with joint attention.
 
-    Such a model computes one latent frame after another: memory is linear in them, but tracing each takes its time.
+    Joint attention computes one latent frame after another: memory grows linearly, but tracing every frame is slow.
     """
-    if shape.joint is None or shape.frames <= 2 * FEW_FRAMES:
+    if shape.joint is None or shape.frames <= 2 * EXTRAPOLATE_FROM:
         return trace_step(shape, execution, sampler, branches=branches)
     low, high = (
         asdict(trace_step(shape.with_frames(frames), execution, sampler, branches=branches))
-        for frames in (FEW_FRAMES, 2 * FEW_FRAMES)
+        for frames in (EXTRAPOLATE_FROM, 2 * EXTRAPOLATE_FROM)
     )
-    steps = (shape.frames - FEW_FRAMES) / FEW_FRAMES
+    steps = (shape.frames - EXTRAPOLATE_FROM) / EXTRAPOLATE_FROM
     return StepMemory(**{part: round(low[part] + steps * (high[part] - low[part])) for part in low})
 
 
 @dataclass(frozen=True)
 class CallWork:
-    """What one rank does in one call of the denoising network, for one guidance branch.
+    """The work of one rank in one call of the denoising network, for one guidance branch.
 
-    waits: how often it waits for other ranks. messages, bytes: sent to other ranks.
+    waits: how often the rank waits for others. messages, bytes: what it sends to them.
     """
 
-    work: WorkCounter
+    counter: WorkCounter
     waits: int
     messages: int
     bytes: int
 
 
 def call_work(shape: CallShape) -> CallWork:
-    """The result of `trace_work`; for many frames with joint attention, extrapolated from two shorter clips.
+    """Return the result of `trace_work`, extrapolated from two shorter clips for many frames with joint attention.
 
-    Such a model computes one latent frame after another: counts are linear in them, but tracing each takes its time.
+    Joint attention computes one latent frame after another: counts grow linearly, but tracing every frame is slow.
     """
-    if shape.joint is None or shape.frames <= 2 * FEW_FRAMES:
+    if shape.joint is None or shape.frames <= 2 * EXTRAPOLATE_FROM:
         return trace_work(shape)
-    low, high = (trace_work(shape.with_frames(frames)) for frames in (FEW_FRAMES, 2 * FEW_FRAMES))
-    steps = (shape.frames - FEW_FRAMES) / FEW_FRAMES
+    low, high = (trace_work(shape.with_frames(frames)) for frames in (EXTRAPOLATE_FROM, 2 * EXTRAPOLATE_FROM))
+    steps = (shape.frames - EXTRAPOLATE_FROM) / EXTRAPOLATE_FROM
     return CallWork(
-        work=low.work.extrapolated(high.work, steps),
+        counter=low.counter.extrapolated(high.counter, steps),
         waits=high.waits,
         messages=high.messages,
         bytes=high.bytes,
@@ -343,19 +345,19 @@ def call_work(shape: CallShape) -> CallWork:
 @lru_cache(maxsize=32)
 @torch.inference_mode()
 def trace_work(shape: CallShape) -> CallWork:
-    """Counts the operations and messages of one guidance branch; they are the same for every execution."""
+    """Count the operations and messages of one guidance branch, which are the same for every execution."""
     exchange = shape.traced_exchange()
     call = network_call(shape, ONE_CHUNK, exchange)
     x = torch.empty(shape.latents, device="meta")
-    with WorkCounter() as work:
+    with WorkCounter() as counter:
         call(x, TIMESTEP)
     sent = exchange.counters
-    return CallWork(work=work, waits=sent.waits, messages=sent.messages, bytes=sent.bytes)
+    return CallWork(counter=counter, waits=sent.waits, messages=sent.messages, bytes=sent.bytes)
 
 
 @dataclass(frozen=True)
 class NetworkMemory:
-    """Bytes of a network's weights and of everything else in a call at its peak, and the work of the call."""
+    """The bytes of a network's weights, those of everything else at the peak of a call, and the call's work."""
 
     weights: int
     working: int
@@ -363,18 +365,19 @@ class NetworkMemory:
 
     @property
     def device(self) -> int:
+        """The peak on the device, weights included."""
         return self.weights + self.working
 
 
 @lru_cache(maxsize=32)
 @torch.inference_mode()
-def trace_decode(decoder: Decoder, blocks: Blocks, latent: tuple[int, int]) -> NetworkMemory:
-    """Decoding one block of latent frames in fp32, not the first of the video. latent: (h, w).
+def trace_decode(decoder: Decoder, blocks: Blocks, latent_size: tuple[int, int]) -> NetworkMemory:
+    """Trace decoding one block of latent frames in fp32, not the first of the video. latent_size: (h, w).
 
-    With tiles, memory is what `plan_blocks` computed to cut them; tests compare that with a trace.
+    With tiles, memory is what `plan_blocks` computed to choose them; tests compare it with a trace.
     """
     with torch.device("meta"):
-        latents = torch.empty(blocks.frames, decoder.config.latent_channels, *latent)
+        latents = torch.empty(blocks.frames, decoder.config.latent_channels, *latent_size)
     stream = decoder.stream()
     with LiveBytes() as live:
         # a causal decoder keeps frames, the most from the third block on
@@ -389,9 +392,12 @@ def trace_decode(decoder: Decoder, blocks: Blocks, latent: tuple[int, int]) -> N
 @lru_cache(maxsize=32)
 @torch.inference_mode()
 def trace_encode(
-    encoder: Encoder, latent_frames: int, size: tuple[int, int], latent: tuple[int, int, int]
+    encoder: Encoder, latent_frames: int, size: tuple[int, int], latent_shape: tuple[int, int, int]
 ) -> NetworkMemory:
-    """Encoding latent frames at once in fp32, not the first of the video. size: (width, height). latent: (c, h, w)."""
+    """Trace encoding `latent_frames` latent frames at once in fp32, not the first ones of the video.
+
+    size: (width, height) in pixels. latent_shape: (c, h, w).
+    """
     width, height = size
     stream, scale = encoder.encoder_stream(), encoder.config.time_downscale
     # a causal encoder keeps frames, the most from the third latent frame on
@@ -400,9 +406,9 @@ def trace_encode(
         pictures = torch.empty(latent_frames * scale, height, width, 3, dtype=torch.uint8)
     with LiveBytes() as live:
         for count in before:
-            encode_pictures(encoder, pictures[:count], latent=latent, stream=stream)
+            encode_pictures(encoder, pictures[:count], latent=latent_shape, stream=stream)
         with WorkCounter() as work:
-            encode_pictures(encoder, pictures, latent=latent, stream=stream)
+            encode_pictures(encoder, pictures, latent=latent_shape, stream=stream)
     return NetworkMemory(weights=parameter_bytes(encoder), working=live.peak, work=work)
 
 
@@ -411,7 +417,7 @@ def trace_encode(
 def trace_text(
     family: Family, config: Hashable, dtype: torch.dtype, *, texts: int, tokens: int
 ) -> NetworkMemory:
-    """Encoding a batch of `texts` texts of `tokens` tokens. config: of the text encoder."""
+    """Trace encoding a batch of `texts` texts of `tokens` tokens. config: the text encoder's configuration."""
     encoder = empty_text_encoder(family, config, dtype)
     ids = torch.empty(texts, tokens, dtype=torch.int64, device="meta")
     with LiveBytes() as live, WorkCounter() as work:
@@ -420,4 +426,5 @@ def trace_text(
 
 
 def parameter_bytes(network: torch.nn.Module | Decoder | Encoder) -> int:
+    """Return the bytes of a network's parameters."""
     return sum(parameter.nbytes for parameter in network.parameters())

@@ -147,9 +147,9 @@ def check_config_sound(config: RunConfig) -> Fraction | None:
 
     Raises InputError if the file has no sound.
     """
-    if config.sound is None:
+    if config.audio_source is None:
         return None
-    field, path = config.sound
+    field, path = config.audio_source
     file = expanded(path, field=field)
     if field == "audio":
         return check_audio(file)

@@ -183,7 +183,7 @@ def test_long_runs_are_planned_from_traces_of_shorter_ones(ranks: int, wan: Path
     )
     assert found.working == pytest.approx(exact.working, rel=0.03)
     work, traced = call_work(planned.call), trace_work(planned.call)
-    assert work.work.flops == pytest.approx(traced.work.flops, rel=0.03)
+    assert work.counter.flops == pytest.approx(traced.counter.flops, rel=0.03)
     assert work.bytes == pytest.approx(traced.bytes, rel=0.1)
 
 
