@@ -9,6 +9,7 @@ import numpy as np
 import pytest
 import torch
 from oracles.pretend.ranks import on_pretend_ranks
+from oracles.video import read_video
 from oracles.wan_autoencoder import our_wan_vae, tiny_wan_vae
 
 from vinfinity.config import DecodeConfig, InputConfig, VideoConfig, choose_format
@@ -18,7 +19,6 @@ from vinfinity.media import turns
 from vinfinity.media.blocks import check_tile, plan_blocks
 from vinfinity.media.decode import decode_block, decode_frames, decode_single
 from vinfinity.media.latents import TensorLatents
-from vinfinity.media.mp4 import read_video
 from vinfinity.media.turns import plan_turns, shared_time
 from vinfinity.media.video import write_video
 from vinfinity.models.geometry import LatentGeometry

@@ -22,6 +22,7 @@ from oracles.networks import our_vae
 from oracles.processes import no_thread_left
 from oracles.reference import configure, fill, relative_error, tiny_vae
 from oracles.settings import run_config
+from oracles.video import read_video
 from safetensors.torch import load_file, save_file
 
 from vinfinity.bench.latents import FileLatents
@@ -32,7 +33,7 @@ from vinfinity.media.background import consume_in_background
 from vinfinity.media.blocks import plan_blocks
 from vinfinity.media.decode import decode_block, decode_frames, decode_tiles, one_ahead
 from vinfinity.media.latents import LatentSource, TensorLatents
-from vinfinity.media.mp4 import read_metadata, read_video
+from vinfinity.media.mp4 import read_metadata
 from vinfinity.media.video import write_video
 from vinfinity.models.decoder import Decoder, FrameDecoder
 from vinfinity.models.unet3d.configs import TinyConfig, VAEConfig

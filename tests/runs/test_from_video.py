@@ -27,6 +27,7 @@ from oracles.runs import (
     stop_after_step,
     when_exists,
 )
+from oracles.video import read_video
 from safetensors.torch import save_file
 from torch import Tensor
 
@@ -34,7 +35,6 @@ import vinfinity
 from vinfinity.config import RunConfig
 from vinfinity.errors import InputError, Stopped
 from vinfinity.media.encode import encode_block
-from vinfinity.media.mp4 import read_video
 from vinfinity.planning.meter import LiveBytes
 from vinfinity.run import run
 from vinfinity.runs.parts import read_manifest

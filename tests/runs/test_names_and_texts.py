@@ -8,9 +8,10 @@ from pathlib import Path
 import pytest
 from oracles.command_line import Cli
 from oracles.runs import config_of, exit_code, latents, start_of
+from oracles.video import read_video
 
 from vinfinity.errors import InputError
-from vinfinity.media.mp4 import read_metadata, read_video
+from vinfinity.media.mp4 import read_metadata
 from vinfinity.run import run
 from vinfinity.runs.folder import LONGEST_PATH, RunFolder
 from vinfinity.runs.start import load_run

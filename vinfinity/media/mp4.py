@@ -158,21 +158,6 @@ def file_url(path: Path) -> str:
     return f"file:{path}"
 
 
-def read_video(path: Path) -> np.ndarray:
-    """All frames of a video file at once, (f, h, w, 3) uint8 full-range RGB."""
-    with av.open(file_url(path)) as container:
-        # via yuv444p: from subsampled formats, swscale takes a shortcut that shifts colours by up to 2
-        planes = (
-            frame.reformat(format="yuv444p", interpolation="BICUBIC", threads=ONE_THREAD)
-            for frame in container.decode(video=0)
-        )
-        frames = [
-            frame.reformat(format="rgb24", src_colorspace=Colorspace.ITU709, threads=ONE_THREAD).to_ndarray()
-            for frame in planes
-        ]
-    return np.stack(frames)
-
-
 def read_metadata(path: Path) -> dict[str, str]:
     """The metadata of a video file, such as `title` and `comment`."""
     with av.open(file_url(path)) as container:
