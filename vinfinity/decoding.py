@@ -2,7 +2,7 @@
 
 from pathlib import Path
 
-from vinfinity.media.video import write_video
+from vinfinity.media.video import VideoFiles, VideoSpec, write_video
 from vinfinity.media.watch import VideoWatch
 from vinfinity.networks import Networks
 from vinfinity.parallel.ranks import Ranks
@@ -30,21 +30,27 @@ def decode_to_files(
         save_whole(latents, destination.latents, source="x", name="latents")
     if not ranks.first and not config.decode.on_all_ranks(ranks.device.type):
         return None
-    return write_video(
-        networks.decoder(job),
-        latents if ranks.first else None,
-        video=destination.video,
-        sheet=destination.sheet,
+    spec = VideoSpec(
         frames=config.frames,
         latent=job.latent,
         size=config.resolution,
         fps=config.fps,
-        video_format=config.format,
-        decode=config.decode,
+        format=config.format,
         metadata=job.tags() if config.video.metadata else {},
         audio=None if config.sound is None else expanded(config.sound[1], field=config.sound[0]),
+    )
+    files = VideoFiles(
+        destination.video,
+        sheet=destination.sheet,
         unfinished=unfinished,
         identity=f"{latents.digest()} {job.decoder_digest}",
+    )
+    return write_video(
+        networks.decoder(job),
+        latents if ranks.first else None,
+        spec,
+        files,
+        decode=config.decode,
         ranks=ranks,
         progress=progress,
     )

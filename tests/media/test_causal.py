@@ -20,7 +20,7 @@ from vinfinity.media.blocks import check_tile, plan_blocks
 from vinfinity.media.decode import decode_block, decode_frames, decode_single
 from vinfinity.media.latents import TensorLatents
 from vinfinity.media.turns import plan_turns, shared_time
-from vinfinity.media.video import write_video
+from vinfinity.media.video import VideoFiles, VideoSpec, write_video
 from vinfinity.models.geometry import LatentGeometry
 from vinfinity.models.unet3d.configs import VAEConfig
 from vinfinity.models.unet3d.vae import AutoencoderKL
@@ -166,6 +166,7 @@ def test_a_video_continues_where_it_was_interrupted(decoder: AutoencoderKLWan, t
     """With its contact sheet, whose first pictures were decoded before."""
     latents, frames = torch.randn(1, 4, 12, *LATENT[1:]), 45
     video_format = choose_format(None, VideoConfig())
+    spec = VideoSpec(frames, latent=LATENT, size=SIZE, fps=4, format=video_format)
     files = {}
     for name, stop_at in (("whole", None), ("continued", 30)):
         shutdown = Shutdown()
@@ -183,19 +184,16 @@ def test_a_video_continues_where_it_was_interrupted(decoder: AutoencoderKLWan, t
                 write_video(
                     decoder,
                     source,
-                    video=tmp_path / f"{name}.mp4",
-                    sheet=tmp_path / f"{name}.png",
-                    frames=frames,
-                    latent=LATENT,
-                    size=SIZE,
-                    fps=4,
-                    video_format=video_format,
+                    spec,
+                    VideoFiles(
+                        tmp_path / f"{name}.mp4",
+                        sheet=tmp_path / f"{name}.png",
+                        unfinished=tmp_path / f"{name}.unfinished",
+                        identity="x",
+                    ),
                     decode=DecodeConfig(),
-                    metadata={},
                     ranks=ALONE,
                     progress=Progress(enabled=False),
-                    unfinished=tmp_path / f"{name}.unfinished",
-                    identity="x",
                 )
                 break
             except Stopped:
