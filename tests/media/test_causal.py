@@ -274,7 +274,7 @@ def test_tiles_are_refused_for_causal_decoders() -> None:
     check_tile(config, LatentGeometry(4, 8))
     check_tile(DecodeConfig(), LatentGeometry(16, 8, time_downscale=4))
     line = "decode.tile: 256 does not help: the model's decoder keeps frames for every tile, more than for whole frames"
-    with pytest.raises(InputError, match=f"^{re.escape(line)}; leave it out"):
+    with pytest.raises(InputError, match=f"^{re.escape(line)}; remove it"):
         check_tile(config, LatentGeometry(16, 8, time_downscale=4))
 
 

@@ -424,8 +424,8 @@ def test_concerns_about_the_video_are_shown_before_the_run(
             "leaves none of 10 steps; give at least 0.1",
         ),
         (("--from", "nowhere.mp4"), "--from: nowhere.mp4"),
-        (("--first-frame", "FILM"), "give a picture"),
-        (("--first-frame", "PICTURE", "--size", "64x64"), "of another shape than the video's 64x64"),
+        (("--first-frame", "FILM"), "use a picture"),
+        (("--first-frame", "PICTURE", "--size", "64x64"), "with another aspect ratio than the video's 64x64"),
         (
             ("--first-frame", "PICTURE", "--last-frame", "PICTURE", "-n", "1"),
             "cannot be held to two pictures",

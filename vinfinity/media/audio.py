@@ -1,4 +1,4 @@
-"""The sound of a video: any file's, cut at the end of the video or followed by silence."""
+"""The sound of a video, from any file: cut at the end of the video, or padded with silence."""
 
 import contextlib
 import itertools
@@ -18,12 +18,12 @@ from vinfinity.media.filters import pulled
 from vinfinity.media.mp4 import file_url
 from vinfinity.system.files import missing_problem
 
-# samples per second: what videos have, and the only rate of Opus
+# samples per second: usual in videos, and the only rate of Opus
 RATE = 48_000
 # bits per second; PCM has none
 BIT_RATE = 192_000
 MOST_CHANNELS = 2
-# what FFmpeg raises for files that are missing, of no known kind, or damaged
+# the errors of FFmpeg for files that are missing, of an unknown format, or damaged
 UNREADABLE = (OSError, av.error.FFmpegError, ValueError)
 
 
@@ -33,9 +33,10 @@ def check_audio(
     field: str = "audio",
     other: str = "name a file with sound, such as a WAV, FLAC, MP3 or MP4",
 ) -> Fraction | None:
-    """The length of a file's sound in seconds, None if the file does not say.
+    """Return the length of a file's sound in seconds, or None if the file does not state it.
 
-    field: the setting that names it. other: the remedy for one without sound. Raises InputError if it has none.
+    field: the setting that names the file. other: the remedy for a file without sound. Raises InputError if the file
+    has no sound.
     """
     if not path.is_file():
         problem = "is not a file" if path.exists() else missing_problem(path)
@@ -59,10 +60,10 @@ def _problem(error: Exception) -> str:
 
 
 class Sound:
-    """The track of a container that holds the sound of a file, `seconds` long.
+    """The audio track of a container: the sound of a file, `seconds` long.
 
-    Sound starts where it does in the file. Parts that cannot be decoded are silent. Raises DamagedError if the file
-    cannot be read any more.
+    Sound keeps its times within the file. Parts that cannot be decoded are silent. Raises DamagedError if the file can
+    no longer be read.
     """
 
     def __init__(
@@ -73,7 +74,7 @@ class Sound:
         with self._reading():
             self._file = av.open(file_url(path))
         if not self._file.streams.audio:
-            raise DamagedError(f"{path}: has no sound any more")
+            raise DamagedError(f"{path}: no longer has sound")
         source = self._file.streams.audio[0]
         stereo = source.codec_context.layout.nb_channels >= MOST_CHANNELS
         layout = "stereo" if stereo else "mono"
@@ -98,7 +99,7 @@ class Sound:
             self._file.close()
 
     def write(self, *, until: Fraction) -> None:
-        """Add the sound up to a time in seconds, or a little more."""
+        """Add the sound up to a time in seconds, or slightly beyond it."""
         while self._written < until:
             frame = next(self._samples, None)
             if frame is None:
@@ -109,7 +110,7 @@ class Sound:
     def _filtered(
         self, source: av.AudioStream, sample_format: str, layout: str, total: int
     ) -> Iterator[av.AudioFrame]:
-        """The samples of the track: those of the file at their times, silence before and after, `total` in all."""
+        """Yield the track: the file's samples at their times, with silence before and after, `total` samples in all."""
         graph = Graph()
         entry = graph.add_abuffer(template=source)
         steps = [
@@ -149,7 +150,7 @@ class Sound:
 
     @contextlib.contextmanager
     def _reading(self) -> Iterator[None]:
-        """The file was checked before the run, and may have changed since."""
+        """Raise DamagedError for read errors: the file was checked before the run, and may have changed since."""
         try:
             yield
         except UNREADABLE as error:

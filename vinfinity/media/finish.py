@@ -1,4 +1,4 @@
-"""From the frames that were encoded second by second to the complete file, in the container that was asked for."""
+"""The complete file, in its container, from frames that were encoded second by second."""
 
 import contextlib
 import itertools
@@ -25,13 +25,13 @@ from vinfinity.media.mp4 import ONE_THREAD, TAGS, clock_options, file_url
 from vinfinity.system.files import sync
 
 PNG_SIGNATURE_AND_HEADER = 8 + 25
-# digits of a frame's number in the names of a folder's files
+# digits of the frame number in the names of a folder's files
 DIGITS = 6
 PICTURES = re.compile(r"[0-9]{6,}\.png")
 # a palette for the whole video: it does not flicker, and unchanged areas take no space
 DITHER = "dither=sierra2_4a:diff_mode=rectangle"
 CENTISECONDS = 100
-# the flags of a WebP's chunk VP8X, and the one of metadata (RFC 9649, section 2.7)
+# the offset of the flags in a WebP's chunk VP8X, and the flag of metadata (RFC 9649, section 2.7)
 RIFF_FLAGS, XMP_FLAG = 20, 0x04
 XMP = (
     '<x:xmpmeta xmlns:x="adobe:ns:meta/"><rdf:RDF xmlns:rdf="http://www.w3.org/1999/02/22-rdf-syntax-ns#">'
@@ -43,10 +43,10 @@ XMP_NAMES = {"comment": "description"}
 
 @dataclass(frozen=True)
 class Whole:
-    """A video that is complete but for its container.
+    """A video that is complete except for its container.
 
-    source: the file of fragments. size: (width, height) in pixels. frames: in it. metadata: tags.
-    audio: a file whose sound accompanies it, or None.
+    source: the file of fragments. size: (width, height) in pixels. frames: the number of frames in the source.
+    metadata: the tags. audio: a file with the sound of the video, or None.
     """
 
     source: Path
@@ -59,6 +59,7 @@ class Whole:
 
     @property
     def seconds(self) -> Fraction:
+        """The length of the video."""
         return self.frames / self.fps
 
 
@@ -71,7 +72,7 @@ def finish(whole: Whole, target: Path) -> None:
 
 
 def _copy(whole: Whole, target: Path) -> None:
-    """Copies the encoded frames to a file with its index at the front, and encodes the sound."""
+    """Copy the encoded frames to a file with its index at the front, and encode the sound."""
     muxer = whole.video.container.muxer
     # without bitexact, a WebM's track gets a random number
     webm = {"cues_to_front": "1", "fflags": "+bitexact"}
@@ -82,7 +83,7 @@ def _copy(whole: Whole, target: Path) -> None:
     ):
         container.metadata.update(whole.metadata)
         [stream] = source.streams.video
-        # opaque: without looking for an encoder of the name of the decoder
+        # opaque: do not look for an encoder with the name of the decoder
         copied = container.add_stream_from_template(stream, opaque=True)
         if whole.video.codec.name in TAGS:
             copied.codec_context.codec_tag = TAGS[whole.video.codec.name]
@@ -111,7 +112,7 @@ def _sound(
 
 
 def _pictures(whole: Whole, target: Path) -> None:
-    """A folder with a PNG per frame: 000000.png, 000001.png, ..."""
+    """Write a folder with a PNG per frame: 000000.png, 000001.png, ..."""
     shutil.rmtree(target, ignore_errors=True)
     target.mkdir(parents=True)
     with av.open(file_url(whole.source)) as source:
@@ -121,7 +122,7 @@ def _pictures(whole: Whole, target: Path) -> None:
 
 
 def _tagged(png: bytes, metadata: Mapping[str, str]) -> bytes:
-    """A PNG with its colour space, sRGB, which has the primaries of BT.709, and with texts."""
+    """Return a PNG with texts and its colour space, sRGB, which has the primaries of BT.709."""
     # 0: perceptual, the intent for pictures
     chunks = [_chunk(b"sRGB", b"\0")]
     for keyword, text in metadata.items():
@@ -138,7 +139,7 @@ def _chunk(kind: bytes, data: bytes) -> bytes:
 
 
 def _frames(whole: Whole) -> Iterator[av.VideoFrame]:
-    """The frames, numbered in the video's own clock."""
+    """Yield the frames, numbered in the video's own clock."""
     with av.open(file_url(whole.source)) as source:
         for index, frame in enumerate(source.decode(video=0)):
             frame.pts, frame.time_base = index, 1 / whole.fps
@@ -146,7 +147,7 @@ def _frames(whole: Whole) -> Iterator[av.VideoFrame]:
 
 
 def _gif(whole: Whole, target: Path) -> None:
-    """Two passes: the colours of all frames make one palette, then frames are dithered to it."""
+    """Write a GIF in two passes: all frames are reduced to one palette, then each frame is dithered to it."""
     # 256 colours, as a picture of 16x16
     [palette] = _filtered(_frames(whole), whole, ("palettegen", "reserve_transparent=0:stats_mode=full"))
     # the last frame ends when the video does
@@ -164,7 +165,7 @@ def _filtered(
     *,
     palette: av.VideoFrame | None = None,
 ) -> Iterator[av.VideoFrame]:
-    """Frames from a filter, which also takes a palette."""
+    """Yield frames from a filter, which may also take a palette."""
     graph, clock = Graph(), 1 / whole.fps
     width, height = whole.size
     source = graph.add_buffer(width=width, height=height, format=av.VideoFormat("rgb24"), time_base=clock)
@@ -219,23 +220,23 @@ def _animation(
 
 
 def _insert_comment(path: Path, metadata: Mapping[str, str]) -> None:
-    """Adds the metadata to a GIF, as a comment before its end (GIF89a, section 24)."""
+    """Add the metadata to a GIF, as a comment before its end (GIF89a, section 24)."""
     if not metadata:
         return
     data = "\n".join(f"{name}: {text}" for name, text in metadata.items()).encode()
     parts = (data[start : start + 255] for start in range(0, len(data), 255))
     block = b"\x21\xfe" + b"".join(bytes([len(part)]) + part for part in parts) + b"\0"
     with path.open("r+b") as file:
-        # before the trailer, one byte
+        # before the trailer, which is one byte
         file.seek(-1, os.SEEK_END)
         file.write(block + b"\x3b")
 
 
 def _insert_xmp(path: Path, metadata: Mapping[str, str]) -> None:
-    """Adds the metadata to a WebP, as the chunk XMP at its end, which a flag of the chunk VP8X announces."""
+    """Add the metadata to a WebP, as the chunk XMP at its end, announced by a flag of the chunk VP8X."""
     if not metadata:
         return
-    # what XML cannot hold at all
+    # control characters cannot be represented in XML
     texts = {name: CONTROL.sub(" ", text) for name, text in metadata.items()}
     items = "".join(
         f'<dc:{XMP_NAMES.get(name, name)}><rdf:Alt><rdf:li xml:lang="x-default">{escape(text)}</rdf:li></rdf:Alt>'
