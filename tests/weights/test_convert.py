@@ -408,7 +408,7 @@ def test_files_with_other_tensors_are_refused(model_folder: Path, tmp_path: Path
 
 def test_existing_targets_and_missing_sources_are_refused(checkpoint: Path, tmp_path: Path) -> None:
     (tmp_path / "there").mkdir()
-    assert "exists already" in refusal(checkpoint, tmp_path / "there")
+    assert "already exists" in refusal(checkpoint, tmp_path / "there")
     assert "does not exist" in refusal(tmp_path / "nowhere.ckpt", tmp_path / "out")
 
 

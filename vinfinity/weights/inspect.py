@@ -1,4 +1,4 @@
-"""A model's folder described: architecture, sizes and problems, from headers and configurations alone."""
+"""Descriptions of model folders: architecture, sizes and problems, from headers and configurations alone."""
 
 import math
 from collections import Counter
@@ -23,7 +23,7 @@ from vinfinity.weights.load import (
 
 
 def describe_model(folder: Path) -> tuple[list[tuple[str, str]], list[str]]:
-    """Rows for a table of what is in a folder, a model's or that of a decoder, and its problems, one line each."""
+    """Return the rows of a table that describes a model's or a decoder's folder, and its problems, one line each."""
     rows: list[tuple[str, str]] = [("folder", str(folder))]
     problems: list[str] = []
     try:
@@ -53,7 +53,7 @@ def describe_model(folder: Path) -> tuple[list[tuple[str, str]], list[str]]:
         return rows, [error.message]
     rows.append(("tokenizer", f"{tokenizer.vocabulary_size:,} tokens, {tokenizer.length} per text"))
     ignored = schedule.ignored_by(str(card.defaults["sampler"]))
-    rows.append(("scheduler", ignored.removeprefix("scheduler: ") or schedule.scheduler or "of no class"))
+    rows.append(("scheduler", ignored.removeprefix("scheduler: ") or schedule.scheduler or "no class"))
     rows.append(("trained on", f"clips of {card.trained_frames} frames"))
     rows.append(
         (
@@ -69,11 +69,11 @@ def describe_model(folder: Path) -> tuple[list[tuple[str, str]], list[str]]:
 
 
 def _describe_decoder(folder: Path) -> tuple[list[tuple[str, str]], list[str]]:
-    """As `describe_model`. Raises WeightsError."""
+    """Return the rows that describe a decoder's folder, and no problems. Raises WeightsError."""
     rows = [("folder", str(folder))]
     if (kind := decoder_class(folder)) not in known_decoders():
-        remedy = "vinfinity models convert makes a model's folder of other layouts"
-        problem = f"has the class {kind}, and is neither a known decoder nor a whole model"
+        remedy = "vinfinity models convert makes a model folder from other layouts"
+        problem = f"has the class {kind}, which is neither a known decoder nor a whole model"
         raise WeightsError("model", folder, remedy, problem=problem)
     module, sources = find_decoder(folder)
     config, entries = cast(Decoder, module).config, dict(sources.values())
@@ -101,7 +101,7 @@ def _describe_part(folder: Path, network: Network) -> str:
 
 
 def _size_text(entries: dict[str, TensorEntry]) -> str:
-    """Parameters, types and bytes."""
+    """Format parameters, types and bytes."""
     parameters = sum(math.prod(entry.shape) for entry in entries.values())
     types = Counter(entry.dtype for entry in entries.values())
     size = sum(path.stat().st_size for path in {entry.path for entry in entries.values()})

@@ -9,15 +9,15 @@ from typing import Any
 
 from vinfinity.system.fields import OFF_VALUES
 
-KINDS = ("LORA", "LOHA", "LOKR")
+PEFT_TYPES = ("LORA", "LOHA", "LOKR")
 
-# Settings that are read.
-READ = frozenset(
+# Settings that are used.
+USED = frozenset(
     {"peft_type", "r", "lora_alpha", "alpha", "alpha_pattern", "rank_pattern", "use_dora", "use_rslora"}
 )
-# Settings that do not change what the tensors mean: those of the training, and those that the tensors show themselves.
+# Settings that do not change what the tensors mean: they concern the training, or the tensors show them.
 # fan_in_fan_out concerns a kind of layer that these models do not have.
-WITHOUT_EFFECT = frozenset(
+IGNORED = frozenset(
     {
         "auto_mapping",
         "base_model_name_or_path",
@@ -52,7 +52,7 @@ WITHOUT_EFFECT = frozenset(
         "velora_config",
     }
 )
-# Ways to initialise factors that leave the model's own weights alone; others subtract the factors from them.
+# Initialisations of factors that leave the model's own weights alone; others subtract the factors from them.
 INITIALISATIONS = ("true", "false", "none", "gaussian", "eva", "orthogonal", "mica")
 
 
@@ -90,8 +90,8 @@ class AdapterConfig:
 def read_config(values: Mapping[str, Any]) -> AdapterConfig:
     """Read a parsed adapter_config.json. Raises ValueError naming a setting that changes the meaning of the tensors."""
     kind = values.get("peft_type") or "LORA"
-    if kind not in KINDS:
-        raise ValueError(f"peft_type: {kind} is not one of {', '.join(KINDS)}")
+    if kind not in PEFT_TYPES:
+        raise ValueError(f"peft_type: {kind} is not one of {', '.join(PEFT_TYPES)}")
     start = str(values.get("init_lora_weights", True)).lower()
     if start not in INITIALISATIONS:
         raise ValueError(
@@ -99,7 +99,7 @@ def read_config(values: Mapping[str, Any]) -> AdapterConfig:
             "such an adapter into a plain LoRA with path_initial_model_for_weight_conversion)"
         )
     for key, value in values.items():
-        if key not in READ | WITHOUT_EFFECT | {"init_lora_weights"} and value not in OFF_VALUES:
+        if key not in USED | IGNORED | {"init_lora_weights"} and value not in OFF_VALUES:
             raise ValueError(f"{key}: {value!r} is not supported")
     return AdapterConfig(
         alpha=_number(values, "lora_alpha", "alpha"),

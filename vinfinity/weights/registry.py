@@ -1,4 +1,4 @@
-"""Models by name: the published ones of all families, and those that were fetched."""
+"""Models by name: the published ones of all families, and the fetched ones."""
 
 import os
 from collections.abc import Mapping
@@ -14,7 +14,7 @@ KNOWN: Mapping[str, PublishedModel] = {
 
 
 def published_files(name: str) -> dict[str, dict[str, object]]:
-    """The JSON files of a published model by part, and its card as "card", without fetching anything."""
+    """Return the JSON files of a published model by part, and its card as "card", without fetching anything."""
     known, family = KNOWN[name], published_family(name)
     assert family is not None
     parts = {part: {**values, **known.files.get(part, {})} for part, values in family.published_files.items()}
@@ -22,12 +22,12 @@ def published_files(name: str) -> dict[str, dict[str, object]]:
 
 
 def models_folder() -> Path:
-    """The folder of fetched models: vinfinity/models in the user's data folder."""
+    """Return the folder of fetched models: vinfinity/models in the user's data folder."""
     return data_folder() / "models"
 
 
 def local_models() -> list[Path]:
-    """The folders of the fetched models, in order."""
+    """Return the folders of the fetched models, in order."""
     folder = models_folder()
     if not folder.is_dir() or not os.access(folder, os.R_OK | os.X_OK):
         return []
