@@ -15,7 +15,7 @@ from vinfinity.models.unet3d import clip, configs, layers
 from vinfinity.models.unet3d.configs import TextConfig, UNetConfig
 from vinfinity.system.fields import known_fields
 from vinfinity.weights.card import EMBEDDED, planned_card
-from vinfinity.weights.registry import KNOWN
+from vinfinity.weights.registry import PUBLISHED
 
 WRONG: tuple[object, ...] = ("abc", -1, 0, 2.5, 1e9, True, [], {}, [1, 2], [[]], [None], -0.5)
 
@@ -132,7 +132,7 @@ def test_the_family_of_a_folder_is_that_of_its_denoiser() -> None:
     assert parts_of(family) == ("unet", "vae", "text_encoder", "tokenizer", "scheduler")
 
 
-@pytest.mark.parametrize("name", KNOWN)
+@pytest.mark.parametrize("name", PUBLISHED)
 def test_published_models_can_be_planned_before_they_are_fetched(
     name: str, tmp_path_factory: pytest.TempPathFactory, monkeypatch: pytest.MonkeyPatch
 ) -> None:

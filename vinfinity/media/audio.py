@@ -13,18 +13,18 @@ import av
 from av.filter import Graph
 
 from vinfinity.config import VideoFormat
-from vinfinity.errors import DamagedError, InputError, one_line
+from vinfinity.errors import DamagedError, InputError
 from vinfinity.media.filters import pulled
 from vinfinity.media.mp4 import file_url
-from vinfinity.system.files import missing_problem
+from vinfinity.system.files import missing_problem, reason
 
 # samples per second: usual in videos, and the only rate of Opus
-RATE = 48_000
+SAMPLE_RATE = 48_000
 # bits per second; PCM has none
 BIT_RATE = 192_000
 MOST_CHANNELS = 2
 # the errors of FFmpeg for files that are missing, of an unknown format, or damaged
-UNREADABLE = (OSError, av.error.FFmpegError, ValueError)
+READ_ERRORS = (OSError, av.error.FFmpegError, ValueError)
 
 
 def check_audio(
@@ -51,12 +51,12 @@ def check_audio(
             if stream.duration is not None and stream.time_base is not None:
                 return stream.duration * stream.time_base
             return None if container.duration is None else Fraction(container.duration, av.time_base)
-    except UNREADABLE as error:
+    except READ_ERRORS as error:
         raise InputError(field, path, other, problem=_problem(error)) from None
 
 
 def _problem(error: Exception) -> str:
-    return f"cannot be read as sound ({one_line(getattr(error, 'strerror', None) or str(error))})"
+    return f"cannot be read as sound ({reason(error)})"
 
 
 class Sound:
@@ -78,12 +78,12 @@ class Sound:
         source = self._file.streams.audio[0]
         stereo = source.codec_context.layout.nb_channels >= MOST_CHANNELS
         layout = "stereo" if stereo else "mono"
-        stream = container.add_stream(video.container.audio, rate=RATE, layout=layout)
+        stream = container.add_stream(video.container.audio, rate=SAMPLE_RATE, layout=layout)
         self._stream = typing.cast(av.AudioStream, stream)
         codec = self._stream.codec_context
         if not video.container.audio.startswith("pcm_"):
             codec.bit_rate = BIT_RATE
-        self._samples = self._filtered(source, codec.format.name, layout, round(seconds * RATE))
+        self._samples = self._filtered(source, codec.format.name, layout, round(seconds * SAMPLE_RATE))
         self._written = Fraction(0)
 
     def __enter__(self) -> Self:
@@ -105,7 +105,7 @@ class Sound:
             if frame is None:
                 return
             self._container.mux(self._stream.encode(frame))
-            self._written += Fraction(frame.samples, RATE)
+            self._written += Fraction(frame.samples, SAMPLE_RATE)
 
     def _filtered(
         self, source: av.AudioStream, sample_format: str, layout: str, total: int
@@ -114,25 +114,25 @@ class Sound:
         graph = Graph()
         entry = graph.add_abuffer(template=source)
         steps = [
-            ("aresample", f"{RATE}:async=1:first_pts=0"),
-            ("aformat", f"sample_fmts={sample_format}:channel_layouts={layout}:sample_rates={RATE}"),
+            ("aresample", f"{SAMPLE_RATE}:async=1:first_pts=0"),
+            ("aformat", f"sample_fmts={sample_format}:channel_layouts={layout}:sample_rates={SAMPLE_RATE}"),
             ("apad", f"whole_len={total}"),
             ("atrim", f"end_sample={total}"),
             ("asetpts", "N"),
             ("abuffersink", None),
         ]
         chain = [graph.add(name, arguments) for name, arguments in steps]
-        for one, other in zip([entry, *chain], chain, strict=False):
-            one.link_to(other)
+        for upstream, downstream in itertools.pairwise([entry, *chain]):
+            upstream.link_to(downstream)
         graph.configure()
-        sink, made = chain[-1], 0
+        sink, written = chain[-1], 0
         for frame in itertools.chain(self._decoded(source), [None]):
             entry.push(frame)
             for ready in pulled(sink):
                 assert isinstance(ready, av.AudioFrame)
-                made += ready.samples
+                written += ready.samples
                 yield ready
-            if made >= total:
+            if written >= total:
                 return
 
     def _decoded(self, source: av.AudioStream) -> Iterator[av.AudioFrame]:
@@ -153,5 +153,5 @@ class Sound:
         """Raise DamagedError for read errors: the file was checked before the run, and may have changed since."""
         try:
             yield
-        except UNREADABLE as error:
+        except READ_ERRORS as error:
             raise DamagedError(f"{self._path}: {_problem(error)}") from error

@@ -77,18 +77,22 @@ def plan_blocks(
     frames = 1 if decoder.causal else config.frames or max(1, min(BLOCK_FRAMES, BLOCK_BYTES // hidden))
     most = MOST_ELEMENTS // (decoder.widest_channels * rows * columns * area)
     if most == 0:
-        pixels = f"{columns * decoder.downscale}x{rows * decoder.downscale}"
-        problem = f"decodes pieces of {pixels} pixels, in which tensors have more than 2^31 elements"
-        if decoder.causal:
-            raise InputError(
-                "size",
-                f"{width * decoder.downscale}x{height * decoder.downscale}",
-                "use a smaller size",
-                problem=problem,
-            )
-        raise InputError("decode.tile", config.tile, "add decode.tile=1024", problem=problem)
+        raise _too_large(config, decoder, latent, piece=(rows, columns))
     if frames > most:
         problem = "decodes so many frames at once that tensors have more than 2^31 elements"
         remedy = f"use at most {most}, or remove it"
         raise InputError("decode.frames", config.frames, remedy, problem=problem)
     return Blocks(frames=frames, tile=side, bytes=frames * (hidden + pictures + edges))
+
+
+def _too_large(
+    config: DecodeConfig, decoder: AutoencoderConfig, latent: tuple[int, int], *, piece: tuple[int, int]
+) -> InputError:
+    """Return the error for pieces of which kernels cannot index a single frame. piece: (h, w) in latent positions."""
+    video_size, piece_size = (
+        f"{columns * decoder.downscale}x{rows * decoder.downscale}" for rows, columns in (latent, piece)
+    )
+    problem = f"decodes pieces of {piece_size} pixels, in which tensors have more than 2^31 elements"
+    if decoder.causal:
+        return InputError("size", video_size, "use a smaller size", problem=problem)
+    return InputError("decode.tile", config.tile, "add decode.tile=1024", problem=problem)

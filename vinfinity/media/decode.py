@@ -25,7 +25,7 @@ from vinfinity.system.precision import fp32_products
 T = TypeVar("T")
 LABEL = "decoding"
 # the type of a picture's samples, by their number of bits
-SAMPLES = {8: torch.uint8, 16: torch.uint16}
+SAMPLE_TYPES = {8: torch.uint8, 16: torch.uint16}
 
 
 def decode_frames(
@@ -141,7 +141,7 @@ class _Shared:
             yield from next(own).wait().numpy()
             for rank, turn in enumerate(current[1:], start=1):
                 frames = geometry.frame_span(self._spans[turn])
-                pictures = torch.empty(len(frames), height, width, 3, dtype=SAMPLES[self._bits])
+                pictures = torch.empty(len(frames), height, width, 3, dtype=SAMPLE_TYPES[self._bits])
                 ranks.receive(pictures.view(torch.uint8), rank, label=LABEL)
                 yield from pictures.numpy()
 
@@ -261,12 +261,12 @@ def decode_block(
     # pictures are whole on the device that decodes them, and cropped on their way from a GPU
     shape = stream.frames(len(x)), *((height, width) if on_gpu else (rows, columns)), 3
     place = torch.device("cpu") if on_gpu else weight.device
-    host = torch.empty(shape, dtype=SAMPLES[bits], device=place, pin_memory=on_gpu)
+    host = torch.empty(shape, dtype=SAMPLE_TYPES[bits], device=place, pin_memory=on_gpu)
     done = 0
     with fp32_products(tf32=True):
         for count, pieces in _decoded_pieces(decoder, stream, x, tile=tile):
             own = host[done : done + count]
-            whole = x.new_empty(count, rows, columns, 3, dtype=SAMPLES[bits]) if on_gpu else own
+            whole = x.new_empty(count, rows, columns, 3, dtype=SAMPLE_TYPES[bits]) if on_gpu else own
             for row, column, piece in pieces:
                 finite &= piece.isfinite().all()
                 part = to_samples(piece, bits)

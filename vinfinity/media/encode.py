@@ -90,9 +90,9 @@ def _in_order(
     for span in (*_spans(before, block), *_spans(latent_frames, block)):
         own: Tensor | None = None
         for latent_frame in span:
-            found = _read(pictures, [geometry.frame_span(range(latent_frame, latent_frame + 1))], ranks)
-            if found:
-                part = encode_block(encoder, found[0], latent=latent, stream=stream)
+            blocks = _read(pictures, [geometry.frame_span(range(latent_frame, latent_frame + 1))], ranks)
+            if blocks:
+                part = encode_block(encoder, blocks[0], latent=latent, stream=stream)
                 own = part if own is None else torch.cat([own, part], dim=2)
         if span.start >= latent_frames.start:
             yield None if own is None else (span, own)
@@ -119,17 +119,17 @@ def _read(pictures: Iterator[np.ndarray] | None, spans: list[range], ranks: Rank
 
     Raises InputError, on every rank, if they cannot be read.
     """
-    found: list[Tensor] = []
+    blocks: list[Tensor] = []
     problem: InputError | None = None
     if pictures is not None:
         try:
-            found = [torch.from_numpy(np.stack([next(pictures) for _ in span])) for span in spans]
+            blocks = [torch.from_numpy(np.stack([next(pictures) for _ in span])) for span in spans]
         except InputError as error:
             problem = error
     problem = ranks.collect(problem)[0]
     if problem is not None:
         raise problem
-    return found
+    return blocks
 
 
 def block_frames(config: AutoencoderConfig, latent: tuple[int, int]) -> int:

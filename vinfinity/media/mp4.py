@@ -23,7 +23,7 @@ BT709 = 1
 # the output of encoders depends on how they divide the work among threads: the number must not depend on the machine
 THREADS = 4
 # the most frames between decoding and showing a frame, in encoders that reorder frames
-REORDERED = 2
+REORDER_DELAY = 2
 # FFmpeg's minimum of ticks per second in an MP4
 LEAST_TIMESCALE = 10_000
 # Fragments (moof and mdat) are appended to those of the seconds before. Their times count from the start of the video.
@@ -102,7 +102,7 @@ class Second:
         """
         delay = 0
         if self._codec is H265 or (self._codec is H264 and self._stream.codec_context.has_b_frames):
-            delay = REORDERED
+            delay = REORDER_DELAY
         for packet in packets:
             packet.dts = self._packet - delay
             packet.duration = 1

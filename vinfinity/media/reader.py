@@ -10,11 +10,11 @@ from typing import BinaryIO
 import av
 import numpy as np
 
-from vinfinity.errors import DamagedError, InputError, one_line
+from vinfinity.errors import DamagedError, InputError
 from vinfinity.media.finish import DIGITS, PICTURES
 from vinfinity.media.fit import to_rgb
 from vinfinity.media.mp4 import file_url
-from vinfinity.system.files import missing_problem
+from vinfinity.system.files import missing_problem, reason
 
 # the identifiers of the first two elements of a Matroska or WebM file
 EBML, SEGMENT = b"\x1a\x45\xdf\xa3", b"\x18\x53\x80\x67"
@@ -56,7 +56,7 @@ class VideoReader:
                     yield picture
                 self._check_end(stream, count, end)
         except (OSError, av.error.FFmpegError) as error:
-            raise DamagedError(f"{self.path}: cannot be decoded ({_reason(error)})") from error
+            raise DamagedError(f"{self.path}: cannot be decoded ({reason(error)})") from error
 
     def _check_end(self, stream: av.VideoStream, count: int, end: Fraction) -> None:
         """Raise DamagedError if frames are missing after the `count` that were decoded, which end at second `end`."""
@@ -142,7 +142,7 @@ def open_reader(path: Path, *, field: str = "video", fps: Fraction | int | None 
             codec = stream.codec_context.name
     except (OSError, av.error.FFmpegError, ValueError) as error:
         raise UnusableVideo(
-            field, path, other, problem=f"cannot be read as a video ({_reason(error)})"
+            field, path, other, problem=f"cannot be read as a video ({reason(error)})"
         ) from None
     if not all(size):
         # for instance an animated WebP
@@ -164,7 +164,3 @@ def _pictures(folder: Path) -> list[str]:
     """Return the names of the pictures in a folder, in order, if they begin with number 0."""
     names = sorted(name for name in os.listdir(folder) if PICTURES.fullmatch(name))
     return names if names and int(names[0].partition(".")[0]) == 0 else []
-
-
-def _reason(error: Exception) -> str:
-    return one_line(getattr(error, "strerror", None) or error)

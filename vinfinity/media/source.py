@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from vinfinity.errors import InputError, one_line
-from vinfinity.system.files import missing_problem
+from vinfinity.system.files import missing_problem, reason
 from vinfinity.system.folders import expanded
 
 if TYPE_CHECKING:
@@ -175,26 +175,15 @@ def _probed(path: Path, field: str, kind: str, version: tuple[int, int]) -> Sour
             for packet in container.demux(stream)
             if packet.size
         ]
-        stamps = [stamp for stamp, _, left_out in packets if not left_out]
+        stamps = [stamp for stamp, _, discarded in packets if not discarded]
         ends = [stamp + duration for stamp, duration, _ in packets if stamp is not None]
         stated = stated_end(stream)
         rates = [stream.average_rate, stream.guessed_rate, stream.base_rate]
     if not stamps:
         raise InputError(field, path, f"use another {kind}", problem="has no frames")
-    with _named(field, path, f"is not a {kind} that can be read"), _container(path) as container:
-        stream = _stream(container)
-        first: av.VideoFrame | None = next(iter(container.decode(stream)), None) if stream else None
-        if first is None:
-            raise InputError(field, path, f"use another {kind}", problem="has no frames")
-        assert stream is not None
-        aspect = Fraction(stream.sample_aspect_ratio or 1)
+    first, aspect = _first_frame(path, field, kind)
     known = [Fraction(rate) for rate in rates if rate]
-    if any(stamp is None for stamp in stamps):
-        # a format without times
-        times = [Fraction(index) / (known or [Fraction(25)])[0] for index in range(len(stamps))]
-    else:
-        ordered = sorted(stamp for stamp in stamps if stamp is not None)
-        times = [(stamp - ordered[0]) * tick for stamp in ordered]
+    times = _times(stamps, known, tick)
     rate, steady = _rate(times, known, tick)
     if ends and ends_early(stated, end := max(ends) * tick, rate):
         raise InputError(
@@ -218,6 +207,26 @@ def _probed(path: Path, field: str, kind: str, version: tuple[int, int]) -> Sour
         steady=steady,
         hdr=HDR.get(int(first.color_trc or 0), ""),
     )
+
+
+def _first_frame(path: Path, field: str, kind: str) -> "tuple[av.VideoFrame, Fraction]":
+    """Return the first frame of a file, and width over height of its stored pixels. Raises InputError."""
+    with _named(field, path, f"is not a {kind} that can be read"), _container(path) as container:
+        stream = _stream(container)
+        first: av.VideoFrame | None = next(iter(container.decode(stream)), None) if stream else None
+        if first is None:
+            raise InputError(field, path, f"use another {kind}", problem="has no frames")
+        assert stream is not None
+        return first, Fraction(stream.sample_aspect_ratio or 1)
+
+
+def _times(stamps: list[int | None], known: list[Fraction], tick: Fraction) -> list[Fraction]:
+    """Return when each frame begins, in seconds from the first. known: the rates that the file states."""
+    if any(stamp is None for stamp in stamps):
+        # a format without times
+        return [Fraction(index) / (known or [Fraction(25)])[0] for index in range(len(stamps))]
+    ordered = sorted(stamp for stamp in stamps if stamp is not None)
+    return [(stamp - ordered[0]) * tick for stamp in ordered]
 
 
 def _rate(times: list[Fraction], known: list[Fraction], tick: Fraction) -> tuple[Fraction, bool]:
@@ -258,8 +267,9 @@ def _decoded(source: Source) -> "Iterator[tuple[Fraction, av.VideoFrame]]":
 def _container(path: Path) -> "av.container.InputContainer":
     import av
 
-    # FFmpeg would read `12:30.mp4` as the protocol `12`
-    return av.open(f"file:{path}")
+    from vinfinity.media.mp4 import file_url
+
+    return av.open(file_url(path))
 
 
 def _stream(container: "av.container.InputContainer") -> "av.VideoStream | None":
@@ -283,5 +293,5 @@ def _named(field: str, path: Path, problem: str) -> Iterator[None]:
         if isinstance(error, av.error.EOFError):
             # the container ends before its first frame
             raise InputError(field, path, "use another file", problem="has no frames") from error
-        detail = f"{problem} ({one_line(getattr(error, 'strerror', None) or error)})"
+        detail = f"{problem} ({reason(error)})"
         raise InputError(field, path, "check the file, or convert it", problem=detail) from error

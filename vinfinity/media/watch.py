@@ -18,9 +18,9 @@ SAMPLED = 120
 # warn of a border that changes more than every other pair, and at least this many times as much as their mean
 SEAM_RATIO = 1.5
 # warn of drifts: brightness in levels, sharpness and saturation in percent of the beginning
-BRIGHTNESS, SHARPNESS, SATURATION = 25.0, 40.0, 40.0
+BRIGHTNESS_DRIFT, SHARPNESS_DRIFT, SATURATION_DRIFT = 25.0, 40.0, 40.0
 # warn if adjacent frames differ by less, in levels
-STILL = 0.1
+STILL_CHANGE = 0.1
 DIGITS = 4
 
 
@@ -137,24 +137,28 @@ class VideoWatch:
         change = _mean(curves["change"])
         brightness = _difference(curves["brightness"])
         percent = {name: _percent(curves[name]) for name in ("sharpness", "saturation")}
-        found = {
+        frames = {
             "change": _rounded(change),
-            **_of_seams(seams),
+            **_seam_figures(seams),
             "drift": {
                 "brightness": _rounded(brightness),
                 **{name: _rounded(value) for name, value in percent.items()},
             },
         }
-        of_latents = {
+        latents = {
             "change": _rounded(_mean(self.latents.change)),
-            **_of_seams(latent_seams),
+            **_seam_figures(latent_seams),
             "drift": {"spread": _rounded(_percent(self.latents.spread))},
         }
         warnings = [*_seam_warnings(seams), *_still_warnings(change)]
         if one_prompt:
             warnings += _drift_warnings(brightness, percent)
         return VideoFigures(
-            found, of_latents, change, None if seams is None else seams.ratio, tuple(warnings)
+            frames=frames,
+            latents=latents,
+            change=change,
+            seam_ratio=None if seams is None else seams.ratio,
+            warnings=tuple(warnings),
         )
 
 
@@ -167,23 +171,23 @@ def _seam_warnings(seams: Seams | None) -> list[str]:
 
 
 def _still_warnings(change: float | None) -> list[str]:
-    if change is None or change >= STILL:
+    if change is None or change >= STILL_CHANGE:
         return []
     return [f"hardly anything moves: adjacent frames differ by {change:.2f} of 255 levels"]
 
 
 def _drift_warnings(brightness: float | None, percent: Mapping[str, float | None]) -> list[str]:
     lines = []
-    if brightness is not None and abs(brightness) >= BRIGHTNESS:
+    if brightness is not None and abs(brightness) >= BRIGHTNESS_DRIFT:
         lines.append(f"brightness drifts by {brightness:+.0f} of 255 levels from the beginning to the end")
-    for name, most in (("sharpness", SHARPNESS), ("saturation", SATURATION)):
+    for name, most in (("sharpness", SHARPNESS_DRIFT), ("saturation", SATURATION_DRIFT)):
         value = percent[name]
         if value is not None and abs(value) >= most:
             lines.append(f"{name} drifts by {value:+.0f} % from the beginning to the end")
     return lines
 
 
-def _of_seams(seams: Seams | None) -> dict[str, object]:
+def _seam_figures(seams: Seams | None) -> dict[str, object]:
     if seams is None:
         return {"seam_ratio": None, "seams": []}
     each = [{"frame": seam.frame, "ratio": _rounded(seam.ratio)} for seam in seams.seams]

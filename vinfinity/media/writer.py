@@ -16,7 +16,7 @@ import numpy as np
 
 from vinfinity.config import VideoFormat
 from vinfinity.errors import OutputError, one_line
-from vinfinity.media.finish import Whole, finish
+from vinfinity.media.finish import EncodedVideo, finish
 from vinfinity.media.fragments import Fragments
 from vinfinity.media.mp4 import HEAD_BOXES, Second, to_picture
 from vinfinity.system.files import cannot_write, sync, temporary
@@ -100,7 +100,7 @@ class VideoWriter:
             return
         try:
             self._end_second()
-            finish(self._whole(), self._copy)
+            finish(self._encoded_video(), self._copy)
             _replace(self._copy, self._target)
             self._fragments.remove()
         except (OSError, ValueError, av.error.FFmpegError) as failure:
@@ -157,9 +157,9 @@ class VideoWriter:
             boxes = [(kind, box) for kind, box in boxes if kind not in HEAD_BOXES]
         self._fragments.add(b"".join(box for _, box in boxes), frames=frames)
 
-    def _whole(self) -> Whole:
+    def _encoded_video(self) -> EncodedVideo:
         height, width, _ = self._shape
-        return Whole(
+        return EncodedVideo(
             self._fragments.path,
             self._video,
             size=(width, height),

@@ -34,7 +34,7 @@ def known_fields(
     does not have its field's type.
     """
     # fields excluded from comparisons record where a config comes from, and appear in no file
-    known = {one.name: one for one in fields(cls) if one.compare}
+    known = {field.name: field for field in fields(cls) if field.compare}
     if ignore is not None:
         for key, value in values.items():
             if key not in known and key not in ignore and not key.startswith("_") and value not in OFF_VALUES:
@@ -64,8 +64,8 @@ def _read(value: object, kind: Any, *, key: str, least: int = 1, above: float | 
         if len(items) != len(value):
             raise ValueError(f"{key}: {value!r} is not a list of {len(items)}")
         return tuple(
-            _read(item, kind, key=f"{key}[{index}]", least=least, above=above)
-            for index, (item, kind) in enumerate(zip(value, items, strict=True))
+            _read(item, item_kind, key=f"{key}[{index}]", least=least, above=above)
+            for index, (item, item_kind) in enumerate(zip(value, items, strict=True))
         )
     if kind is int:
         fits, expected = type(value) is int and value >= least, f"a whole number >= {least}"

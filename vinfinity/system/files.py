@@ -9,7 +9,7 @@ from collections.abc import Collection, Iterator
 from pathlib import Path
 from typing import BinaryIO
 
-from vinfinity.errors import OutputError, escaped
+from vinfinity.errors import OutputError, escaped, one_line
 
 # the beginning of the names of temporary files
 TEMPORARY = ".vinfinity-"
@@ -111,6 +111,11 @@ def sync(path: Path) -> None:
         os.close(number)
 
 
+def reason(error: Exception) -> str:
+    """Return what an OSError, or FFmpeg's equivalent, says went wrong, on one line."""
+    return one_line(getattr(error, "strerror", None) or error)
+
+
 def cannot_read(path: Path, error: OSError) -> OutputError:
     """Return the error for a file that seems to exist but could not be read."""
     return OutputError(f"{path}: cannot be read ({error.strerror or error})")
@@ -118,5 +123,5 @@ def cannot_read(path: Path, error: OSError) -> OutputError:
 
 def cannot_write(path: Path, error: Exception) -> OutputError:
     """Return the error for a file that could not be written. error: an OSError, or FFmpeg's equivalent."""
-    reason = getattr(error, "strerror", None) or str(error) or type(error).__name__
-    return OutputError(f"{path}: cannot be written ({reason})")
+    detail = getattr(error, "strerror", None) or str(error) or type(error).__name__
+    return OutputError(f"{path}: cannot be written ({detail})")

@@ -3,6 +3,10 @@
 import os
 from pathlib import Path
 
+# files with the limit and the usage of a group's memory, and the entry of memory.stat for cached files
+GROUP_V1 = ("memory.limit_in_bytes", "memory.usage_in_bytes", "total_inactive_file")
+GROUP_V2 = ("memory.max", "memory.current", "inactive_file")
+
 
 def free_on_host(*, sharing: int = 1) -> int:
     """Return the bytes that each of `sharing` ranks on this node can allocate, within the limits of control groups."""
@@ -48,11 +52,6 @@ def free_in_group(cgroups: Path = Path("/proc/self/cgroup"), root: Path = Path("
                 # folders above the groups lack these files
                 continue
     return max(free, 0)
-
-
-# files with the limit and the usage of a group's memory, and the entry of memory.stat for cached files
-GROUP_V1 = ("memory.limit_in_bytes", "memory.usage_in_bytes", "total_inactive_file")
-GROUP_V2 = ("memory.max", "memory.current", "inactive_file")
 
 
 def _reclaimable(group: Path, entry: str) -> int:

@@ -8,7 +8,7 @@ from typing import Self
 from rich.progress import BarColumn, SpinnerColumn, TextColumn
 from rich.progress import Progress as RichProgress
 
-from vinfinity.system.progress import LOG_INTERVAL, left, logger, terminal_console
+from vinfinity.system.progress import LOG_INTERVAL, logger, terminal_console, time_left
 
 
 class Overall:
@@ -31,7 +31,7 @@ class Overall:
     ) -> None:
         self._work, self._total, self._failed = work, total, failed
         self._enabled, self._interval = enabled, interval
-        self._over = 0
+        self._finished = 0
         self._share = 0.0
         self._started = self._last_line = time.monotonic()
         self._warned: set[str] = set()
@@ -78,12 +78,12 @@ class Overall:
             phase = label.rpartition(": ")[2]
             part = {"encoding": 0.0, "denoising": done / count}.get(phase, 1.0)
             self._share = share[0] + part * (share[1] - share[0])
-        of = f"{done} of {count} {unit}s" if count else f"{done} {unit}s"
-        self._say(f"{label}, {of}")
+        progress = f"{done} of {count} {unit}s" if count else f"{done} {unit}s"
+        self._say(f"{label}, {progress}")
 
     def end(self, *, failed: bool = False) -> None:
         """End the current video."""
-        self._over += 1
+        self._finished += 1
         self._failed += failed
         self._share = 0.0
 
@@ -97,17 +97,19 @@ class Overall:
         """Return the line for a state of the current video."""
         before = self._total - len(self._work)
         failed = f" ({self._failed} failed)" if self._failed else ""
-        return f"video {before + self._over + 1} of {self._total}{failed}: {state}{self._left()}"
+        return f"video {before + self._finished + 1} of {self._total}{failed}: {state}{self._time_left()}"
 
-    def _left(self) -> str:
-        done = sum(self._work[: self._over]) + self._share * sum(self._work[self._over : self._over + 1])
-        return left(done, sum(self._work), time.monotonic() - self._started) if done else ""
+    def _time_left(self) -> str:
+        done = sum(self._work[: self._finished]) + self._share * sum(
+            self._work[self._finished : self._finished + 1]
+        )
+        return time_left(done, sum(self._work), time.monotonic() - self._started) if done else ""
 
     def _say(self, state: str) -> None:
         if not self._enabled:
             return
         if self._bar is not None:
-            completed = self._total - len(self._work) + self._over + self._share
+            completed = self._total - len(self._work) + self._finished + self._share
             self._bar.update(self._task, description=self.line(state), completed=completed)
         elif time.monotonic() - self._last_line >= self._interval:
             self._last_line = time.monotonic()

@@ -212,7 +212,9 @@ class Progress:
             now = time.monotonic()
             if now - last_line >= self._interval and done != total:
                 last_line = now
-                self.note(f"{label}: {_count(done, total=total, unit=unit)}{left(done, total, now - start)}")
+                self.note(
+                    f"{label}: {_count(done, total=total, unit=unit)}{time_left(done, total, now - start)}"
+                )
         self.note(f"{label}: {_count(done, total=None, unit=unit)} in {duration(time.monotonic() - start)}")
 
     def _log(self, text: str) -> None:
@@ -269,10 +271,10 @@ class _TimeColumn(ProgressColumn):
             return Text("")
         if task.finished:
             return Text(f"in {duration(elapsed)}", style="progress.elapsed")
-        return Text(left(task.completed, task.total, elapsed).lstrip(", "), style="progress.remaining")
+        return Text(time_left(task.completed, task.total, elapsed).lstrip(", "), style="progress.remaining")
 
 
-def left(done: float, total: float | None, elapsed: float) -> str:
+def time_left(done: float, total: float | None, elapsed: float) -> str:
     """Format the time left at the mean pace so far, such as `, 41 s left`; "" if the total is unknown."""
     return f", {duration((total - done) * elapsed / done)} left" if total is not None else ""
 

@@ -18,8 +18,9 @@ from vinfinity.models.family import SCHEDULER, Family, Traits, parts_of
 from vinfinity.models.geometry import LatentGeometry
 from vinfinity.system.files import missing_problem, tree_files
 from vinfinity.system.folders import expanded
-from vinfinity.system.safetensors import find_weights, read_json
-from vinfinity.weights.registry import KNOWN, local_models, models_folder, published_files
+from vinfinity.system.safetensors import read_json
+from vinfinity.weights.part_files import find_weights
+from vinfinity.weights.registry import PUBLISHED, local_models, models_folder, published_files
 
 # Folders of the models that are part of the package.
 EMBEDDED = Path(__file__).parent.parent / "assets"
@@ -88,10 +89,10 @@ def find_model(model: str) -> Path:
     if os.path.islink(folder):
         remedy = "restore the target of the link, or link it again"
         raise InputError("model", model, remedy, problem=missing_problem(folder))
-    if model in KNOWN:
+    if model in PUBLISHED:
         remedy = f"run vinfinity models fetch {model}"
         raise InputError("model", model, remedy, problem="has not been fetched yet")
-    names = sorted({*available, *KNOWN})
+    names = sorted({*available, *PUBLISHED})
     hint = did_you_mean(model, names)
     remedy = f"use {', '.join(names)}, or the folder of a model in diffusers' layout"
     raise InputError(

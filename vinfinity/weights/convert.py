@@ -23,19 +23,21 @@ from vinfinity.models.checkpoint import Checkpoint, CheckpointPart, changed
 from vinfinity.models.families import FAMILIES, family_of
 from vinfinity.models.family import Family, Network, parts_of
 from vinfinity.system.files import cannot_write, temporary, to_json
-from vinfinity.system.safetensors import find_pickles, find_weights, read_json
+from vinfinity.system.safetensors import read_json
 from vinfinity.weights.card import find_model, model_family, own_card
 from vinfinity.weights.dtypes import TORCH_TYPES, WEIGHT_TYPES
 from vinfinity.weights.load import check_fit, listed, parse_values
 from vinfinity.weights.named_files import PICKLES, check_conversion
 from vinfinity.weights.originals import OriginalPart, find_originals
+from vinfinity.weights.part_files import find_pickles, find_weights
 from vinfinity.weights.pickles import read_pickle
 from vinfinity.weights.write import write_safetensors
 
 Layout = dict[str, tuple[torch.dtype, tuple[int, ...]]]
 
-# The files of the parts that are not networks, as patterns.
 SCHEDULE = "scheduler_config.json"
+SCHEDULE_FILE = f"scheduler/{SCHEDULE}"
+# The files of the parts that are not networks, as patterns.
 FILES_OF = {"tokenizer": "*.*", "scheduler": SCHEDULE}
 
 # The tokens of CLIP's text encoders, for checking tokenizers only: a run uses the model's own length.
@@ -183,7 +185,7 @@ def _plan_checkpoint(
     for part in checkpoint.parts:
         plan.jsons[f"{part.name}/config.json"] = part.config
         plan.weights[plan.weight_file(part.name)] = _from_checkpoint(part, tensors)
-    plan.jsons["scheduler/scheduler_config.json"] = checkpoint.schedule
+    plan.jsons[SCHEDULE_FILE] = checkpoint.schedule
     plan.jsons["card.json"] = {"name": name, **checkpoint.card}
     if donor is None or not (donor / "tokenizer").is_dir():
         problem = "has no tokenizer" if donor is None else f"has no tokenizer, and neither has {donor}"
@@ -209,7 +211,7 @@ def _plan_originals(source: Path, donor: Path | None, *, name: str) -> FolderPla
     if plan.family.original_tokenizer and own_tokenizer.is_dir():
         folders["tokenizer"] = own_tokenizer
     if donor is None or not (donor / "scheduler").is_dir():
-        plan.jsons[f"scheduler/{SCHEDULE}"] = plan.family.published_files["scheduler"]
+        plan.jsons[SCHEDULE_FILE] = plan.family.published_files["scheduler"]
     _complete(plan, source, folders, donor)
     _check_plan(plan, source, folders)
     plan.jsons["card.json"] = {"name": name}
@@ -253,9 +255,9 @@ def _plan_distillation(
 
     plan.weights[weight_file] = Weights(layout, merged)
     plan.jsons[config_file] = distilled.config
-    schedule = read_json(folders["scheduler"] / "scheduler_config.json")
-    plan.copies.pop("scheduler/scheduler_config.json")
-    plan.jsons["scheduler/scheduler_config.json"] = {**schedule, **distilled.schedule}
+    schedule = read_json(folders["scheduler"] / SCHEDULE)
+    plan.copies.pop(SCHEDULE_FILE)
+    plan.jsons[SCHEDULE_FILE] = {**schedule, **distilled.schedule}
     plan.jsons["card.json"] = own_card(base) | {"name": name, **distilled.card}
     return plan
 
@@ -267,11 +269,11 @@ def _pad_with(plan: FolderPlan, folder: Path, pad_token_id: int, *, vocabulary: 
         problem = f"has {tokenizer.vocabulary_size} tokens, the text encoder {vocabulary}"
         raise WeightsError("complete_from", folder, "use CLIP's own tokenizer", problem=problem)
     _copy_files(plan, "tokenizer", folder)
-    changed = {"pad_token": tokenizer.token(pad_token_id)}
+    padding = {"pad_token": tokenizer.token(pad_token_id)}
     for name in ("tokenizer_config.json", "special_tokens_map.json"):
         if plan.copies.pop(f"tokenizer/{name}", None) is not None or name == "tokenizer_config.json":
             original = read_json(folder / name) if (folder / name).exists() else {}
-            plan.jsons[f"tokenizer/{name}"] = original | changed
+            plan.jsons[f"tokenizer/{name}"] = original | padding
 
 
 def _complete(plan: FolderPlan, source: Path, folders: dict[str, Path], donor: Path | None) -> None:
@@ -358,7 +360,7 @@ def _check_plan(plan: FolderPlan, source: Path, folders: Mapping[str, Path]) -> 
         configs[part] = config
     plan.family.check_parts(configs, source)
     plan.family.load_tokenizer(folders["tokenizer"], length=TEXT_LENGTH)
-    if f"scheduler/{SCHEDULE}" not in plan.jsons:
+    if SCHEDULE_FILE not in plan.jsons:
         read_json(folders["scheduler"] / SCHEDULE)
 
 

@@ -14,7 +14,7 @@ from vinfinity.models.families import FAMILIES, published_family
 from vinfinity.models.family import Family, PublishedModel, Source, parts_of
 from vinfinity.weights.convert import convert
 from vinfinity.weights.named_files import PICKLES
-from vinfinity.weights.registry import KNOWN, models_folder
+from vinfinity.weights.registry import PUBLISHED, models_folder
 
 CHUNK_BYTES = 2**20
 JSONS = ("config.json", "scheduler_config.json")
@@ -26,9 +26,9 @@ def fetch(name: str, *, endpoint: str | None, say: Callable[[str], None]) -> Pat
     endpoint: the hub's address, None for the default. say: called with messages. Raises InputError for unknown names,
     VinfinityError if a file cannot be fetched or has the wrong hash; files that arrived are kept for the next attempt.
     """
-    known, family = KNOWN.get(name), published_family(name)
+    known, family = PUBLISHED.get(name), published_family(name)
     if known is None or family is None:
-        remedy = f"{did_you_mean(name, list(KNOWN))} use {', '.join(KNOWN)}".strip()
+        remedy = f"{did_you_mean(name, list(PUBLISHED))} use {', '.join(PUBLISHED)}".strip()
         raise InputError("model", name, remedy, problem="is unknown")
     target = models_folder() / name
     if target.is_dir():
@@ -125,17 +125,13 @@ def _download(
     """
     import huggingface_hub
 
-    def failed(error: Exception) -> VinfinityError:
-        first = (str(error).strip().splitlines() or [type(error).__name__])[0]
-        return VinfinityError(f"{source.repo}: cannot be fetched ({first}); try again to resume the transfer")
-
     try:
         token = _token()
         api = huggingface_hub.HfApi(endpoint=endpoint, token=token)
         info = api.model_info(source.repo, revision=source.revision, files_metadata=True)
     except Exception as error:
         # the hub's client raises the errors of its HTTP library, which differ between versions
-        raise failed(error) from None
+        raise _cannot_fetch(source, error) from None
     siblings = {sibling.rfilename: sibling for sibling in info.siblings or ()}
     try:
         names = needed(list(siblings), family=family, only=source.only)
@@ -156,7 +152,7 @@ def _download(
                 )
             )
         except Exception as error:
-            raise failed(error) from None
+            raise _cannot_fetch(source, error) from None
         expected = sibling.lfs.sha256 if sibling.lfs is not None else sibling.blob_id
         actual = _hash(path, git=sibling.lfs is None)
         if expected is not None and expected != actual:
@@ -166,6 +162,11 @@ def _download(
             )
         hashes[name] = _hash(path, git=False)
     return {"repo": source.repo, "revision": info.sha, "files": hashes}
+
+
+def _cannot_fetch(source: Source, error: Exception) -> VinfinityError:
+    first = (str(error).strip().splitlines() or [type(error).__name__])[0]
+    return VinfinityError(f"{source.repo}: cannot be fetched ({first}); try again to resume the transfer")
 
 
 def check_space(sizes: Mapping[str, int], arrived: Path, *, target: Path) -> None:

@@ -9,7 +9,7 @@ from vinfinity.errors import InputError, WeightsError
 from vinfinity.models.decoder import Decoder
 from vinfinity.models.families import family_of
 from vinfinity.models.family import Network, parts_of
-from vinfinity.system.safetensors import TensorEntry, find_weights, read_json
+from vinfinity.system.safetensors import TensorEntry, read_json
 from vinfinity.weights.card import model_family, read_card
 from vinfinity.weights.hub import read_record
 from vinfinity.weights.load import (
@@ -20,6 +20,7 @@ from vinfinity.weights.load import (
     known_decoders,
     load_scheduler,
 )
+from vinfinity.weights.part_files import find_weights
 
 
 def describe_model(folder: Path) -> tuple[list[tuple[str, str]], list[str]]:

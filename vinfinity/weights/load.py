@@ -18,8 +18,9 @@ from vinfinity.models.decoder import Decoder, Encoder
 from vinfinity.models.families import FAMILIES
 from vinfinity.models.family import Network
 from vinfinity.models.geometry import LatentGeometry
-from vinfinity.system.safetensors import TensorEntry, find_weights, read_json, shape_text
+from vinfinity.system.safetensors import TensorEntry, read_json, shape_text
 from vinfinity.weights.card import model_family
+from vinfinity.weights.part_files import find_weights
 
 Config = TypeVar("Config")
 
@@ -198,21 +199,18 @@ def load_scheduler(folder: Path, *, flow: bool = False) -> Schedule:
 
 
 def parse_values(
-    values: Mapping[str, Any], parse: Callable[[Mapping[str, Any]], Config], folder: Path
+    values: Mapping[str, Any], parse: Callable[[Mapping[str, Any]], Config], path: Path
 ) -> Config:
-    """Parse the content of a config.json, for the network in `folder`. Raises WeightsError."""
+    """Parse the content of a JSON file. path: what errors name, the file or its folder. Raises WeightsError."""
     try:
         return parse(values)
     except (ValueError, TypeError) as error:
-        raise WeightsError("model", folder, "use a model of a supported kind", problem=f"{error}") from None
+        raise WeightsError("model", path, "use a model of a supported kind", problem=f"{error}") from None
 
 
 def parse_config(path: Path, parse: Callable[[Mapping[str, Any]], Config]) -> Config:
     """Parse the JSON file `path`. Raises WeightsError for anything that `parse` does not support."""
-    try:
-        return parse(read_json(path))
-    except (ValueError, TypeError) as error:
-        raise WeightsError("model", path, "use a model of a supported kind", problem=f"{error}") from None
+    return parse_values(read_json(path), parse, path)
 
 
 def _fill(

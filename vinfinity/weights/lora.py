@@ -29,7 +29,7 @@ METADATA = "lora_adapter_metadata"
 
 
 @dataclass(frozen=True)
-class Change:
+class LoraChange:
     """The change of one parameter by a file. keys: its tensors, by their role in the formula. scale: alpha / rank."""
 
     formula: str
@@ -41,13 +41,13 @@ class Change:
 class Lora:
     """A file of changes to the networks of a model.
 
-    weight: a factor for all changes. changes: by network and parameter. config: the adapter_config.json that scales it,
-    if there is one.
+    weight: a factor for all of its changes. changes: what it does to each parameter, by network and parameter. config:
+    the adapter_config.json that scales it, if there is one.
     """
 
     file: TensorFile
     weight: float
-    changes: Mapping[str, Mapping[str, tuple[Change, ...]]] = field(repr=False)
+    changes: Mapping[str, Mapping[str, tuple[LoraChange, ...]]] = field(repr=False)
     config: Path | None = None
 
     @property
@@ -188,10 +188,13 @@ def _for_another_model(path: Path, faults: Sequence[str]) -> WeightsError:
 
 def _changes(
     file: TensorFile, modules: Modules, settings: Mapping[str, AdapterConfig]
-) -> dict[str, dict[str, tuple[Change, ...]]]:
-    """Return the changes by network and parameter. settings: by network, or "" for all. Raises WeightsError."""
+) -> dict[str, dict[str, tuple[LoraChange, ...]]]:
+    """Return what the file does to each parameter, by network and parameter. Raises WeightsError.
+
+    settings: the settings that come with the file, by network, or "" for all.
+    """
     alphas = _alphas(file, modules)
-    changes: dict[str, dict[str, tuple[Change, ...]]] = {}
+    changes: dict[str, dict[str, tuple[LoraChange, ...]]] = {}
     faults = []
     for (network, module), factors in modules.items():
         left = set(factors.keys) - {"alpha"}
@@ -208,7 +211,7 @@ def _changes(
             rank = shown[0] if shown else rank
             alpha = alphas.get((network, module))
             scale = config.scale(factors.name, rank=rank, alpha=alpha) if formula.scaled else 1.0
-            change = Change(name, {role: factors.keys[role] for role in used}, scale)
+            change = LoraChange(name, {role: factors.keys[role] for role in used}, scale)
             # the module "" is the network itself
             parameter = f"{module}.{formula.parameter}".removeprefix(".")
             parameters = changes.setdefault(network, {})
@@ -264,7 +267,7 @@ def _alphas(file: TensorFile, modules: Modules) -> dict[tuple[str, str], float]:
 
 def _check_shapes(
     file: TensorFile,
-    changes: Mapping[str, Mapping[str, tuple[Change, ...]]],
+    changes: Mapping[str, Mapping[str, tuple[LoraChange, ...]]],
     shapes: Mapping[str, Mapping[str, Shape]],
 ) -> None:
     """Raise WeightsError if a change does not fit the parameter of the model."""
@@ -284,7 +287,7 @@ def _check_shapes(
         raise _for_another_model(file.path, faults)
 
 
-def _fits(change: Change, factors: Mapping[str, TensorEntry], shape: Shape) -> bool:
+def _fits(change: LoraChange, factors: Mapping[str, TensorEntry], shape: Shape) -> bool:
     """Return whether a change has the shape of its parameter."""
     if any(0 in entry.shape for entry in factors.values()):
         return False

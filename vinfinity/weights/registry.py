@@ -8,14 +8,14 @@ from vinfinity.models.families import FAMILIES, published_family
 from vinfinity.models.family import PublishedModel
 from vinfinity.system.folders import data_folder
 
-KNOWN: Mapping[str, PublishedModel] = {
+PUBLISHED: Mapping[str, PublishedModel] = {
     name: model for family in FAMILIES for name, model in family.published.items()
 }
 
 
 def published_files(name: str) -> dict[str, dict[str, object]]:
     """Return the JSON files of a published model by part, and its card as "card", without fetching anything."""
-    known, family = KNOWN[name], published_family(name)
+    known, family = PUBLISHED[name], published_family(name)
     assert family is not None
     parts = {part: {**values, **known.files.get(part, {})} for part, values in family.published_files.items()}
     return parts | {"card": {"name": name, **known.card, **known.files.get("card", {})}}
