@@ -62,7 +62,7 @@ def decode_frames(
     begin = wanted.start - wanted.start % blocks.frames
     spans = [range(start, min(start + length, wanted.stop)) for start in range(begin, wanted.stop, length)]
     surplus = frames.start - geometry.frame_span(range(begin, wanted.stop)).start
-    shared = _Shared(
+    shared = _SharedDecoding(
         decoder, source, spans, latent=latent, size=size, tile=blocks.tile, ranks=ranks, bits=bits
     )
     with named_out_of_memory(str(ranks), remedy=_less_memory(decoder, blocks, latent[1:], ranks.device)):
@@ -102,46 +102,41 @@ def decode_single(
     return picture
 
 
-class _Shared:
+@dataclass(frozen=True)
+class _SharedDecoding:
     """The decoding of spans of latent frames, one per turn, shared by all ranks."""
 
-    def __init__(
-        self,
-        decoder: Decoder,
-        source: LatentSource | None,
-        spans: list[range],
-        *,
-        latent: tuple[int, int, int],
-        size: tuple[int, int],
-        tile: int | None,
-        ranks: Ranks,
-        bits: int,
-    ) -> None:
-        self._decoder, self._source, self._spans, self._ranks = decoder, source, spans, ranks
-        self._latent, self._size, self._tile, self._bits = latent, size, tile, bits
+    decoder: Decoder
+    source: LatentSource | None
+    spans: list[range]
+    latent: tuple[int, int, int]
+    size: tuple[int, int]
+    tile: int | None
+    ranks: Ranks
+    bits: int
 
     def pictures(self) -> Iterator[np.ndarray]:
         """Yield the pictures of all spans, in order, on rank 0."""
-        ranks = self._ranks
+        ranks = self.ranks
         # on each rank, the device decodes the next block while the pictures of this one are copied, and sent or written
-        own = one_ahead(self._decoded(range(ranks.rank, len(self._spans), ranks.size)))
+        own = one_ahead(self._decoded(range(ranks.rank, len(self.spans), ranks.size)))
         if not ranks.first:
             for block in own:
                 # as bytes: backends have no unsigned 16-bit integers
                 ranks.send(block.wait().view(torch.uint8), 0, label=LABEL)
             return
-        turns = range(len(self._spans))
+        turns = range(len(self.spans))
         rounds = [turns[first : first + ranks.size] for first in turns[:: ranks.size]]
         self._hand_out(rounds[0] if rounds else turns)
-        width, height = self._size
-        geometry = geometry_of(self._decoder)
+        width, height = self.size
+        geometry = geometry_of(self.decoder)
         for current, following in zip(rounds, [*rounds[1:], turns[:0]], strict=True):
             # the other ranks send the pictures of a round after they have the latents of the next one
             self._hand_out(following)
             yield from next(own).wait().numpy()
             for rank, turn in enumerate(current[1:], start=1):
-                frames = geometry.frame_span(self._spans[turn])
-                pictures = torch.empty(len(frames), height, width, 3, dtype=SAMPLE_TYPES[self._bits])
+                frames = geometry.frame_span(self.spans[turn])
+                pictures = torch.empty(len(frames), height, width, 3, dtype=SAMPLE_TYPES[self.bits])
                 ranks.receive(pictures.view(torch.uint8), rank, label=LABEL)
                 yield from pictures.numpy()
 
@@ -149,42 +144,42 @@ class _Shared:
         """Yield the blocks of this rank's turns."""
         stream: DecoderStream | None = None
         for turn in turns:
-            self._ranks.shutdown.check()
+            self.ranks.shutdown.check()
             if stream is None or not self._continues(turn):
-                stream = self._decoder.stream(self._spans[turn].start)
+                stream = self.decoder.stream(self.spans[turn].start)
             yield decode_block(
-                self._decoder,
+                self.decoder,
                 self._latents(turn),
-                size=self._size,
-                tile=self._tile,
-                bits=self._bits,
+                size=self.size,
+                tile=self.tile,
+                bits=self.bits,
                 stream=stream,
-                check=self._ranks.shutdown.check,
+                check=self.ranks.shutdown.check,
             )
 
     def _continues(self, turn: int) -> bool:
         """Return whether the rank of a turn also decoded the span before it."""
-        before = turn - self._ranks.size
-        return before >= 0 and self._spans[before].stop == self._spans[turn].start
+        before = turn - self.ranks.size
+        return before >= 0 and self.spans[before].stop == self.spans[turn].start
 
     def _needed(self, turn: int) -> range:
         """Return the latent frames that the rank of a turn needs."""
-        span = self._spans[turn]
-        return span if self._continues(turn) else range(self._decoder.stream(span.start).first, span.stop)
+        span = self.spans[turn]
+        return span if self._continues(turn) else range(self.decoder.stream(span.start).first, span.stop)
 
     def _latents(self, turn: int) -> Tensor:
         """Return the latents of a turn: read on rank 0, received on the other ranks."""
         needed = self._needed(turn)
-        if self._source is not None:
-            return self._source.read(needed)
-        channels, *position = self._latent
-        return self._ranks.receive(torch.empty(channels, len(needed), *position), 0, label=LABEL)
+        if self.source is not None:
+            return self.source.read(needed)
+        channels, *position = self.latent
+        return self.ranks.receive(torch.empty(channels, len(needed), *position), 0, label=LABEL)
 
     def _hand_out(self, turns: range) -> None:
         """Send the other ranks their latents of a round."""
-        assert self._source is not None
+        assert self.source is not None
         for rank, turn in enumerate(turns[1:], start=1):
-            self._ranks.send(self._source.read(self._needed(turn)).contiguous(), rank, label=LABEL)
+            self.ranks.send(self.source.read(self._needed(turn)).contiguous(), rank, label=LABEL)
 
 
 def one_ahead(items: Iterable[T]) -> Iterator[T]:

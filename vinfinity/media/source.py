@@ -101,7 +101,7 @@ def video_defaults(path: str, fps: Fraction | None) -> tuple[Mapping[str, object
 
 
 def own_fps(rate: Fraction) -> Fraction:
-    """Return the rate at which to show a video of that rate, within the range of the setting `fps`."""
+    """Return the fps of a video made from one of this rate: the rate itself, within the range of the setting `fps`."""
     return min(max(rate.limit_denominator(1001), Fraction(SLOWEST)), Fraction(FASTEST))
 
 
@@ -111,7 +111,7 @@ def rate_value(rate: Fraction) -> int | str:
 
 
 def check_shape(source: Source, size: tuple[int, int], *, fit: str | None) -> None:
-    """Raise InputError if a picture has another shape than the video, and no setting says how to fit it.
+    """Raise InputError if a picture's aspect ratio is not the video's, and no setting says how to fit it.
 
     size: (width, height) of the video.
     """

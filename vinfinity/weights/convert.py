@@ -302,26 +302,10 @@ def _donor_remedy(family: Family) -> str:
 
 def _from_files(network: Network, folder: Path) -> Weights:
     """Return the weights of one part from safetensors or pickled files; in full precision if both exist."""
-    rename = network.rename
     if pickles := find_pickles(folder):
-        values: dict[str, Tensor] = {}
-        for path in pickles:
-            tensors = read_pickle(path)
-            if isinstance(tensors, list):
-                raise WeightsError(
-                    "source",
-                    path,
-                    "use a file of named tensors",
-                    problem="is a list of tensors without names",
-                )
-            values |= tensors
-        named = {
-            parameter: tensor for name, tensor in values.items() if (parameter := rename(name)) is not None
-        }
-        layout = {name: (tensor.dtype, tuple(tensor.shape)) for name, tensor in named.items()}
-        return Weights(layout, lambda: iter(named.items()))
+        return _from_pickles(network, pickles)
     entries = find_weights(folder, network.stem, prefer_fp16=False)
-    sources = {parameter: name for name in entries if (parameter := rename(name)) is not None}
+    sources = {parameter: name for name in entries if (parameter := network.rename(name)) is not None}
     for name, entry in entries.items():
         if entry.dtype not in WEIGHT_TYPES:
             problem = f"has {name} as {entry.dtype}"
@@ -338,6 +322,23 @@ def _from_files(network: Network, folder: Path) -> Weights:
 
     as_named = all(parameter == name for parameter, name in sources.items()) and len(sources) == len(entries)
     return Weights(layout, read, {name: entry.path for name, entry in entries.items()} if as_named else {})
+
+
+def _from_pickles(network: Network, pickles: Sequence[Path]) -> Weights:
+    values: dict[str, Tensor] = {}
+    for path in pickles:
+        tensors = read_pickle(path)
+        if isinstance(tensors, list):
+            problem = "is a list of tensors without names"
+            raise WeightsError("source", path, "use a file of named tensors", problem=problem)
+        values |= tensors
+    named = {
+        parameter: tensor
+        for name, tensor in values.items()
+        if (parameter := network.rename(name)) is not None
+    }
+    layout = {name: (tensor.dtype, tuple(tensor.shape)) for name, tensor in named.items()}
+    return Weights(layout, lambda: iter(named.items()))
 
 
 def _copy_files(plan: FolderPlan, part: str, folder: Path) -> None:

@@ -7,7 +7,7 @@ import os
 import shutil
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path, PurePosixPath
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from vinfinity.errors import InputError, OutputError, VinfinityError, did_you_mean
 from vinfinity.models.families import FAMILIES, published_family
@@ -15,6 +15,9 @@ from vinfinity.models.family import Family, PublishedModel, Source, parts_of
 from vinfinity.weights.convert import convert
 from vinfinity.weights.named_files import PICKLES
 from vinfinity.weights.registry import PUBLISHED, models_folder
+
+if TYPE_CHECKING:
+    from huggingface_hub.hf_api import RepoSibling
 
 CHUNK_BYTES = 2**20
 JSONS = ("config.json", "scheduler_config.json")
@@ -142,9 +145,7 @@ def _download(
     check_space({name: siblings[name].size or 0 for name in names}, folder, target=models_folder())
     hashes: dict[str, str] = {}
     for name in names:
-        sibling = siblings[name]
-        size = sibling.size or 0
-        say(f"{source.repo}: {name} ({size / 2**20:,.1f} MiB)")
+        say(f"{source.repo}: {name} ({(siblings[name].size or 0) / 2**20:,.1f} MiB)")
         try:
             path = Path(
                 huggingface_hub.hf_hub_download(
@@ -153,15 +154,20 @@ def _download(
             )
         except Exception as error:
             raise _cannot_fetch(source, error) from None
-        expected = sibling.lfs.sha256 if sibling.lfs is not None else sibling.blob_id
-        actual = _hash(path, git=sibling.lfs is None)
-        if expected is not None and expected != actual:
-            path.unlink()
-            raise VinfinityError(
-                f"{source.repo}: {name} has the hash {actual}, not {expected}; it was deleted, fetch it again"
-            )
+        _check_hash(path, siblings[name], repo=source.repo)
         hashes[name] = _hash(path, git=False)
     return {"repo": source.repo, "revision": info.sha, "files": hashes}
+
+
+def _check_hash(path: Path, sibling: "RepoSibling", *, repo: str) -> None:
+    """Raise VinfinityError if a file does not have the hash that the hub states; delete the file then."""
+    expected = sibling.lfs.sha256 if sibling.lfs is not None else sibling.blob_id
+    actual = _hash(path, git=sibling.lfs is None)
+    if expected is not None and expected != actual:
+        path.unlink()
+        raise VinfinityError(
+            f"{repo}: {sibling.rfilename} has the hash {actual}, not {expected}; it was deleted, fetch it again"
+        )
 
 
 def _cannot_fetch(source: Source, error: Exception) -> VinfinityError:

@@ -8,7 +8,7 @@ from typing import cast
 from vinfinity.errors import InputError, WeightsError
 from vinfinity.models.decoder import Decoder
 from vinfinity.models.families import family_of
-from vinfinity.models.family import Network, parts_of
+from vinfinity.models.family import Family, Network, parts_of
 from vinfinity.system.safetensors import TensorEntry, read_json
 from vinfinity.weights.card import model_family, read_card
 from vinfinity.weights.hub import read_record
@@ -46,27 +46,28 @@ def describe_model(folder: Path) -> tuple[list[tuple[str, str]], list[str]]:
     if problems:
         return rows, problems
     try:
-        card = read_card(str(folder))
-        family.check_parts(card.configs, folder)
-        schedule = load_scheduler(folder / "scheduler", flow=family.flow)
-        tokenizer = family.load_tokenizer(folder / "tokenizer", length=card.text_length)
+        rows += _describe_card(folder, family)
     except InputError as error:
         return rows, [error.message]
-    rows.append(("tokenizer", f"{tokenizer.vocabulary_size:,} tokens, {tokenizer.length} per text"))
-    ignored = schedule.ignored_by(str(card.defaults["sampler"]))
-    rows.append(("scheduler", ignored.removeprefix("scheduler: ") or schedule.scheduler or "no class"))
-    rows.append(("trained on", f"clips of {card.trained_frames} frames"))
-    rows.append(
-        (
-            "defaults",
-            ", ".join(
-                f"{key} {value}" for key, value in card.defaults.items() if value != "" and "." not in key
-            ),
-        )
-    )
     if (record := read_record(folder)) is not None:
         rows.append(("fetched from", f"{record['repo']} at {record['revision']}"))
     return rows, problems
+
+
+def _describe_card(folder: Path, family: Family) -> list[tuple[str, str]]:
+    """Return the rows of a model's parts that are not networks, and of its defaults. Raises InputError."""
+    card = read_card(str(folder))
+    family.check_parts(card.configs, folder)
+    schedule = load_scheduler(folder / "scheduler", flow=family.flow)
+    tokenizer = family.load_tokenizer(folder / "tokenizer", length=card.text_length)
+    ignored = schedule.ignored_by(str(card.defaults["sampler"]))
+    defaults = {key: value for key, value in card.defaults.items() if value != "" and "." not in key}
+    return [
+        ("tokenizer", f"{tokenizer.vocabulary_size:,} tokens, {tokenizer.length} per text"),
+        ("scheduler", ignored.removeprefix("scheduler: ") or schedule.scheduler or "no class"),
+        ("trained on", f"clips of {card.trained_frames} frames"),
+        ("defaults", ", ".join(f"{key} {value}" for key, value in defaults.items())),
+    ]
 
 
 def _describe_decoder(folder: Path) -> tuple[list[tuple[str, str]], list[str]]:

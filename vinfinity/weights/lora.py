@@ -167,6 +167,12 @@ def _modules(file: TensorFile, targets: Sequence[Target]) -> Modules:
     if elsewhere:
         faults = [f"no {module} in this model" for module in dict.fromkeys(elsewhere.values())]
         raise _for_another_model(file.path, faults)
+    _check_types(file, modules)
+    return modules
+
+
+def _check_types(file: TensorFile, modules: Modules) -> None:
+    """Raise WeightsError if a factor has a type that weights cannot have."""
     types = [
         f"{key} is {file.entries[key].dtype}"
         for factors in modules.values()
@@ -178,7 +184,6 @@ def _modules(file: TensorFile, targets: Sequence[Target]) -> Modules:
         raise WeightsError(
             "lora", file.path, remedy, problem=f"has factors of an unsupported type: {listed(types)}"
         )
-    return modules
 
 
 def _for_another_model(path: Path, faults: Sequence[str]) -> WeightsError:
@@ -195,37 +200,46 @@ def _changes(
     """
     alphas = _alphas(file, modules)
     changes: dict[str, dict[str, tuple[LoraChange, ...]]] = {}
-    faults = []
+    faults: list[str] = []
     for (network, module), factors in modules.items():
-        left = set(factors.keys) - {"alpha"}
         config = settings.get(network, settings.get("", AdapterConfig()))
-        rank = None
-        for name, formula in FORMULAS.items():
-            used = formula.complete(left)
-            if used is None:
-                continue
-            left -= set(used)
-            shown = next(
-                (file.entries[factors.keys[role]].shape for role in formula.ranks if role in used), None
-            )
-            rank = shown[0] if shown else rank
-            alpha = alphas.get((network, module))
-            scale = config.scale(factors.name, rank=rank, alpha=alpha) if formula.scaled else 1.0
-            change = LoraChange(name, {role: factors.keys[role] for role in used}, scale)
+        made, missing = _module_changes(file, factors, config, alphas.get((network, module)))
+        faults += missing
+        for name, change in made:
             # the module "" is the network itself
-            parameter = f"{module}.{formula.parameter}".removeprefix(".")
+            parameter = f"{module}.{name}".removeprefix(".")
             parameters = changes.setdefault(network, {})
             parameters[parameter] = (*parameters.get(parameter, ()), change)
-        if config.dora and "up" in factors.keys and not {*DORA} & {*factors.keys}:
-            faults.append(f"missing the magnitudes of {factors.name} (use_dora)")
-        if left:
-            faults.append(f"missing the other factor of {factors.name} ({factors.keys[sorted(left)[0]]})")
-        elif set(factors.keys) == {"alpha"}:
-            faults.append(f"unexpected {factors.keys['alpha']}")
     if faults:
         problem = f"is not a complete LoRA: {listed(faults)}"
         raise WeightsError("lora", file.path, "fetch or save the file again", problem=problem)
     return changes
+
+
+def _module_changes(
+    file: TensorFile, factors: Factors, config: AdapterConfig, alpha: float | None
+) -> tuple[list[tuple[str, LoraChange]], list[str]]:
+    """Return the changes of a module's parameters, with their names inside it, and what is missing or unexpected."""
+    changes, faults = [], []
+    left = set(factors.keys) - {"alpha"}
+    rank = None
+    for name, formula in FORMULAS.items():
+        used = formula.complete(left)
+        if used is None:
+            continue
+        left -= set(used)
+        shown = next((file.entries[factors.keys[role]].shape for role in formula.ranks if role in used), None)
+        rank = shown[0] if shown else rank
+        scale = config.scale(factors.name, rank=rank, alpha=alpha) if formula.scaled else 1.0
+        change = LoraChange(name, {role: factors.keys[role] for role in used}, scale)
+        changes.append((formula.parameter, change))
+    if config.dora and "up" in factors.keys and not {*DORA} & {*factors.keys}:
+        faults.append(f"missing the magnitudes of {factors.name} (use_dora)")
+    if left:
+        faults.append(f"missing the other factor of {factors.name} ({factors.keys[sorted(left)[0]]})")
+    elif set(factors.keys) == {"alpha"}:
+        faults.append(f"unexpected {factors.keys['alpha']}")
+    return changes, faults
 
 
 def _settings(file: TensorFile) -> tuple[dict[str, AdapterConfig], Path | None]:
