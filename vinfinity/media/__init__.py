@@ -1,1 +1,1 @@
-"""Decoding latents, and reading and writing media files: videos, sound, contact sheets."""
+"""Decoding latents, and reading and writing media files: videos, audio, contact sheets."""

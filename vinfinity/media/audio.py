@@ -1,4 +1,4 @@
-"""The sound of a video, from any file: cut at the end of the video, or padded with silence."""
+"""The audio of a video, from any file: trimmed to the length of the video, or padded with silence."""
 
 import contextlib
 import itertools
@@ -31,12 +31,12 @@ def check_audio(
     path: Path,
     *,
     field: str = "audio",
-    other: str = "name a file with sound, such as a WAV, FLAC, MP3 or MP4",
+    other: str = "use a file with audio, such as a WAV, FLAC, MP3 or MP4",
 ) -> Fraction | None:
-    """Return the length of a file's sound in seconds, or None if the file does not state it.
+    """Return the length of a file's audio in seconds, or None if the file does not state it.
 
-    field: the setting that names the file. other: the remedy for a file without sound. Raises InputError if the file
-    has no sound.
+    field: the setting that names the file. other: the remedy for a file without audio. Raises InputError if the file
+    has no audio.
     """
     if not path.is_file():
         problem = "is not a file" if path.exists() else missing_problem(path)
@@ -44,7 +44,7 @@ def check_audio(
     try:
         with av.open(file_url(path)) as container:
             if not container.streams.audio:
-                raise InputError(field, path, other, problem="has no sound")
+                raise InputError(field, path, other, problem="has no audio")
             stream = container.streams.audio[0]
             if next(container.decode(stream), None) is None:
                 raise InputError(field, path, other, problem="has an empty audio stream")
@@ -56,14 +56,14 @@ def check_audio(
 
 
 def _problem(error: Exception) -> str:
-    return f"cannot be read as sound ({reason(error)})"
+    return f"cannot be read as audio ({reason(error)})"
 
 
-class Sound:
-    """The audio track of a container: the sound of a file, `seconds` long.
+class AudioTrack:
+    """The audio track of a container, from a file: trimmed or padded with silence to `seconds`.
 
-    Sound keeps its times within the file. Parts that cannot be decoded are silent. Raises DamagedError if the file can
-    no longer be read.
+    The audio keeps its times within the file. Parts that cannot be decoded are silent. Raises DamagedError if the file
+    can no longer be read.
     """
 
     def __init__(
@@ -74,7 +74,7 @@ class Sound:
         with self._reading():
             self._file = av.open(file_url(path))
         if not self._file.streams.audio:
-            raise DamagedError(f"{path}: no longer has sound")
+            raise DamagedError(f"{path}: no longer has audio")
         source = self._file.streams.audio[0]
         stereo = source.codec_context.layout.nb_channels >= MOST_CHANNELS
         layout = "stereo" if stereo else "mono"
@@ -99,7 +99,7 @@ class Sound:
             self._file.close()
 
     def write(self, *, until: Fraction) -> None:
-        """Add the sound up to a time in seconds, or slightly beyond it."""
+        """Add the audio up to a time in seconds, or slightly beyond it."""
         while self._written < until:
             frame = next(self._samples, None)
             if frame is None:

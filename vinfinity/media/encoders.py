@@ -26,7 +26,7 @@ def pixel_formats(encoder: str) -> tuple[str, ...] | None:
 
 
 def check_encoders(video: VideoFormat, *, field: str = "out") -> None:
-    """Raise InputError if this build of PyAV cannot write a format: its codec, its pixel format or its sound.
+    """Raise InputError if this build of PyAV cannot write a format: its codec, its pixel format or its audio.
 
     field: what chose the format, if no setting did.
     """
@@ -47,7 +47,7 @@ def check_encoders(video: VideoFormat, *, field: str = "out") -> None:
         raise InputError(key, value, remedy, problem=problem)
     audio = video.container.audio
     if audio is not None and not _known(audio):
-        problem = f"needs {audio} for its sound, which {build} lacks"
+        problem = f"needs {audio} for its audio, which {build} lacks"
         raise InputError(field, video.container.suffix, "install PyAV from PyPI", problem=problem)
 
 

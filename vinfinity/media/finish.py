@@ -19,7 +19,7 @@ from av.filter import Graph
 
 from vinfinity.config import VideoFormat
 from vinfinity.errors import CONTROL
-from vinfinity.media.audio import Sound
+from vinfinity.media.audio import AudioTrack
 from vinfinity.media.filters import pulled
 from vinfinity.media.mp4 import ONE_THREAD, TAGS, clock_options, file_url
 from vinfinity.system.files import sync
@@ -46,7 +46,7 @@ class EncodedVideo:
     """A video that is complete except for its container.
 
     source: the file of fragments. size: (width, height) in pixels. frames: the number of frames in the source.
-    metadata: the tags. audio: a file with the sound of the video, or None.
+    metadata: the tags. audio: the file with the audio of the video, or None.
     """
 
     source: Path
@@ -72,7 +72,7 @@ def finish(encoded: EncodedVideo, target: Path) -> None:
 
 
 def _copy(encoded: EncodedVideo, target: Path) -> None:
-    """Copy the encoded frames to a file with its index at the front, and encode the sound."""
+    """Copy the encoded frames to a file with its index at the front, and encode the audio."""
     muxer = encoded.video.container.muxer
     # without bitexact, a WebM's track gets a random number
     webm = {"cues_to_front": "1", "fflags": "+bitexact"}
@@ -87,7 +87,7 @@ def _copy(encoded: EncodedVideo, target: Path) -> None:
         copied = container.add_stream_from_template(stream, opaque=True)
         if encoded.video.codec.name in TAGS:
             copied.codec_context.codec_tag = TAGS[encoded.video.codec.name]
-        with _sound(encoded, container) as track:
+        with _audio_track(encoded, container) as track:
             for packet in source.demux(stream):
                 # the last packet is empty and marks the end of the stream
                 if packet.dts is None:
@@ -100,12 +100,12 @@ def _copy(encoded: EncodedVideo, target: Path) -> None:
                 track.write(until=encoded.seconds)
 
 
-def _sound(
+def _audio_track(
     encoded: EncodedVideo, container: av.container.OutputContainer
-) -> contextlib.AbstractContextManager[Sound | None]:
+) -> contextlib.AbstractContextManager[AudioTrack | None]:
     if encoded.audio is None:
         return contextlib.nullcontext()
-    return Sound(container, encoded.audio, encoded.video, encoded.seconds)
+    return AudioTrack(container, encoded.audio, encoded.video, encoded.seconds)
 
 
 # ---- pictures ----

@@ -34,14 +34,14 @@ class VideoWriter:
 
     video: the format, see `choose_format`. fps: an exact rate, such as 24 or Fraction(30000, 1001). Frame n is shown at
     n / fps seconds; exactly in MP4 and MOV, to the millisecond in WebM and WebP, to 10 ms in GIF. metadata: tags stored
-    in the video. audio: a file with the sound of the video, which is cut or padded with silence.
+    in the video. audio: a file with audio for the video, which is trimmed or padded with silence.
 
     Sides that the pixel format does not allow (odd ones in yuv420p) are extended by repeating a row or column.
 
         with VideoWriter(Path("a.mp4"), choose_format("a.mp4", VideoConfig()), width=512, height=320, fps=24) as video:
             video.write(frame)
 
-    Raises OutputError if the video cannot be written or the encoder fails, DamagedError if the sound can no longer be
+    Raises OutputError if the video cannot be written or the encoder fails, DamagedError if the audio can no longer be
     read, ValueError for frames of another shape.
     """
 
