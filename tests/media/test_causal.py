@@ -281,7 +281,7 @@ def test_tiles_are_refused_for_causal_decoders() -> None:
 def test_frames_beyond_31_bits_are_refused() -> None:
     assert plan_blocks(DecodeConfig(), WanVAEConfig(), (180, 320)).frames == 1
     with pytest.raises(
-        InputError, match=r"^size: 3840x2160 decodes pieces of 3840x2160 pixels.*use a smaller one"
+        InputError, match=r"^size: 3840x2160 decodes pieces of 3840x2160 pixels.*use a smaller size"
     ):
         plan_blocks(DecodeConfig(), WanVAEConfig(), (270, 480))
 
