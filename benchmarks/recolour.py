@@ -22,7 +22,7 @@ import numpy as np
 import vinfinity
 from vinfinity.bench.report import write_records
 from vinfinity.config import VideoConfig, choose_format
-from vinfinity.media.mp4 import read_video
+from vinfinity.media.reader import open_reader
 from vinfinity.media.sheet import encode_png
 from vinfinity.media.writer import VideoWriter
 from vinfinity.system.folders import temporary_folder
@@ -125,7 +125,7 @@ def main() -> None:
     with temporary_folder() as folder:
         for number, scene in enumerate(clips(args.videos)):
             clip = write_clip(scene, folder / f"{number}.mp4")
-            drawn = read_video(clip)
+            drawn = np.stack([*open_reader(clip)])
             found.append(read(number, scene, drawn, clip=drawn, strength=0))
             prompt = world.caption(replace(scene, colour=NEW))
             for strength in args.strengths:

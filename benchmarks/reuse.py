@@ -15,7 +15,7 @@ from pathlib import Path
 import numpy as np
 
 from vinfinity.bench.report import write_records
-from vinfinity.media.mp4 import read_video
+from vinfinity.media.reader import open_reader
 
 
 def generate(video: Path, options: argparse.Namespace, *settings: str) -> tuple[np.ndarray, float]:
@@ -26,7 +26,7 @@ def generate(video: Path, options: argparse.Namespace, *settings: str) -> tuple[
     command += ["video.crf=0", "video.pixel_format=yuv444p", *settings]
     subprocess.run(command, check=True, capture_output=True)
     record = json.loads((video.with_suffix(".run") / "run.json").read_text(encoding="utf-8"))
-    return read_video(video), record["seconds"]["denoising"]
+    return np.stack([*open_reader(video)]), record["seconds"]["denoising"]
 
 
 def psnr(frames: np.ndarray, reference: np.ndarray) -> float:

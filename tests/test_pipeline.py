@@ -17,10 +17,11 @@ import numpy as np
 import pytest
 import torch
 from oracles.runs import make_nan
+from oracles.video import read_video
 
 import vinfinity
 from vinfinity.cli import main
-from vinfinity.media.mp4 import read_metadata, read_video
+from vinfinity.media.mp4 import read_metadata
 from vinfinity.runs.parts import read_manifest
 
 PUBLIC = {

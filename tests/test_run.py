@@ -17,6 +17,7 @@ from oracles.reference import (
     save_model,
     tiny_pipeline,
 )
+from oracles.video import read_video
 from PIL import Image
 from safetensors.torch import load_file, save_file
 from torch import Tensor
@@ -26,7 +27,7 @@ from vinfinity.errors import InputError, WeightsError
 from vinfinity.inputs import initial_state
 from vinfinity.job import prepare
 from vinfinity.job_report import concerns, describe
-from vinfinity.media.mp4 import read_metadata, read_video
+from vinfinity.media.mp4 import read_metadata
 from vinfinity.run import run
 from vinfinity.task import Summary
 

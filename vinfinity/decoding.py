@@ -2,7 +2,7 @@
 
 from pathlib import Path
 
-from vinfinity.media.video import write_video
+from vinfinity.media.video import VideoFiles, VideoSpec, write_video
 from vinfinity.media.watch import VideoWatch
 from vinfinity.networks import Networks
 from vinfinity.parallel.ranks import Ranks
@@ -30,23 +30,28 @@ def decode_to_files(
         save_whole(latents, destination.latents, source="x", name="latents")
     if not ranks.first and not config.decode.on_all_ranks(ranks.device.type):
         return None
-    return write_video(
-        networks.decoder(job),
-        latents if ranks.first else None,
-        video=destination.video,
-        sheet=destination.sheet,
+    audio = config.audio_source
+    spec = VideoSpec(
         frames=config.frames,
         latent=job.latent,
         size=config.resolution,
         fps=config.fps,
-        video_format=config.format,
-        decode=config.decode,
+        format=config.format,
         metadata=job.tags() if config.video.metadata else {},
-        audio=None
-        if config.audio_source is None
-        else expanded(config.audio_source[1], field=config.audio_source[0]),
+        audio=None if audio is None else expanded(audio[1], field=audio[0]),
+    )
+    files = VideoFiles(
+        destination.video,
+        sheet=destination.sheet,
         unfinished=unfinished,
         identity=f"{latents.digest()} {job.decoder_digest}",
+    )
+    return write_video(
+        networks.decoder(job),
+        latents if ranks.first else None,
+        spec,
+        files,
+        decode=config.decode,
         ranks=ranks,
         progress=progress,
     )

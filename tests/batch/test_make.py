@@ -14,6 +14,7 @@ from oracles.command_line import Cli
 from oracles.processes import vinfinity as vinfinity_command
 from oracles.processes import wait_for_ranks, wait_until_gone
 from oracles.runs import config_of, events, latents, make_nan, signal_when_exists, truncate, when_exists
+from oracles.video import read_video
 from safetensors.torch import save_file
 
 import vinfinity
@@ -23,7 +24,6 @@ from vinfinity.batch.rows import python_rows
 from vinfinity.config import load
 from vinfinity.errors import BusyError, OutputError, Stopped
 from vinfinity.job import prepare
-from vinfinity.media.mp4 import read_video
 from vinfinity.networks import Networks
 from vinfinity.run import run
 from vinfinity.runs.folder import RunFolder

@@ -17,9 +17,9 @@ import torch
 import vbench_scores as vbench
 from oracles.command_line import Cli
 from oracles.synthetic import panning, save
+from oracles.video import read_video
 
 import vinfinity
-from vinfinity.media.mp4 import read_video
 from vinfinity.media.reader import open_reader
 
 

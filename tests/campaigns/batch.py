@@ -20,7 +20,7 @@ import tempfile
 import time
 from pathlib import Path
 
-from vinfinity.media.mp4 import read_video
+from vinfinity.media.reader import open_reader
 from vinfinity.runs.parts import read_manifest
 
 FRAMES, STEPS = 6, 4
@@ -75,8 +75,8 @@ def faults_of(folder: Path, whole: Path, *, prompts: int) -> list[str]:
         latents = [read_manifest(run / "latents").read(range(FRAMES)) for run in runs]
         if not latents[0].equal(latents[1]):
             faults.append(f"{name}: latents differ by up to {(latents[0] - latents[1]).abs().max():.2e}")
-        if len(read_video(folder / name)) != FRAMES:
-            faults.append(f"{name}: a video of {len(read_video(folder / name))} frames")
+        if (frames := len([*open_reader(folder / name)])) != FRAMES:
+            faults.append(f"{name}: a video of {frames} frames")
     return faults
 
 

@@ -24,7 +24,8 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 from vinfinity.cli import main as vinfinity
-from vinfinity.media.mp4 import read_video
+from vinfinity.errors import VinfinityError
+from vinfinity.media.reader import open_reader
 from vinfinity.runs.parts import DamagedError, read_manifest
 from vinfinity.system.files import TEMPORARY
 from vinfinity.weights.card import read_card
@@ -280,8 +281,8 @@ def compare(seed: int, work: Path, out: Path, report: Report, *, one_rank: bool)
         )
         frames = range(whole.frames)
         difference = (interrupted.read(frames) - whole.read(frames)).abs().max().item()
-        complete = len(read_video(out)) == FRAMES
-    except (OSError, DamagedError) as error:
+        complete = len([*open_reader(out)]) == FRAMES
+    except (OSError, VinfinityError) as error:
         report.losses += 1
         report.wrong.append(f"{seed}: {error}")
         return

@@ -23,6 +23,7 @@ import torch
 from oracles.disturbed_runs import Ended, disturb, finish, start
 from oracles.processes import ranks_of
 from oracles.rank_work import exhaust_memory
+from oracles.video import read_video
 from torch import Tensor
 from torch.nn.attention import SDPBackend, sdpa_kernel
 
@@ -32,7 +33,6 @@ from vinfinity.bench.pairs import measure_pairs
 from vinfinity.bench.stages import Figure, Skipped, Stage, at_least, at_most, equals, figure, says
 from vinfinity.errors import VinfinityError
 from vinfinity.job import prepare
-from vinfinity.media.mp4 import read_video
 from vinfinity.models.unet3d.temporal import TemporalTransformer
 from vinfinity.parallel.context import temporal_context
 from vinfinity.parallel.exchange import LocalExchange

@@ -53,12 +53,12 @@ from pathlib import Path
 
 from safetensors.torch import load_file
 
-from vinfinity.media.mp4 import read_video
+from vinfinity.media.reader import open_reader
 
 work, per_node = Path(sys.argv[1]), int(sys.argv[2])
 one, two = (load_file(work / f"{name}.safetensors")["latents"] for name in ("one", "two"))
 difference = (one - two).abs().max().item()
-frames = len(read_video(work / "two.mp4"))
+frames = len([*open_reader(work / "two.mp4")])
 print(f"{frames} frames on 2 nodes with {per_node} ranks each: largest difference to one rank {difference:.1e}")
 sys.exit(difference > 1e-4 or frames != one.shape[2])
 PYTHON

@@ -35,8 +35,9 @@ from pathlib import Path
 from typing import IO, Any, NoReturn
 
 from vinfinity.cli import main as vinfinity
-from vinfinity.media.mp4 import read_video
-from vinfinity.runs.parts import DamagedError, read_manifest
+from vinfinity.errors import VinfinityError
+from vinfinity.media.reader import open_reader
+from vinfinity.runs.parts import read_manifest
 
 PROMPT = "a red ball bouncing over green grass"
 FRAMES, STEPS = 4, 3
@@ -333,9 +334,9 @@ class Campaign:
                 quietly(again)
                 figures.resumed += 1
             difference = (latents(folder) - self.whole(kind.command)).abs().max().item()
-            if difference or len(read_video(out)) < FRAMES:
+            if difference or len([*open_reader(out)]) < FRAMES:
                 figures.wrong.append(f"{where}: the video is incomplete, or differs by {difference:.1e}")
-        except (DamagedError, SystemExit, OSError) as error:
+        except (VinfinityError, SystemExit, OSError) as error:
             figures.wrong.append(f"{where}: cannot be resumed: {error}")
 
     def sweep(self, kind: Kind, moments: Iterator[float]) -> Figures:

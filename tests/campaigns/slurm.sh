@@ -145,7 +145,8 @@ python - "$work" <<'PYTHON' | tee -a "$log" >&2
 import sys
 from pathlib import Path
 
-from vinfinity.media.mp4 import read_metadata, read_video
+from vinfinity.media.mp4 import read_metadata
+from vinfinity.media.reader import open_reader
 from vinfinity.runs.parts import read_manifest
 
 work = Path(sys.argv[1])
@@ -154,7 +155,7 @@ worst = 0.0
 for name in ("preempted", "warned"):
     parts = read_manifest(work / f"{name}.run" / "latents")
     difference = (parts.read(range(24)) - whole.read(range(24))).abs().max().item()
-    frames = len(read_video(work / f"{name}.mp4"))
+    frames = len([*open_reader(work / f"{name}.mp4")])
     print(f"{name}: {frames} frames, largest difference to the uninterrupted video's latents {difference:.1e}")
     worst = max(worst, difference if frames == 24 else 1.0)
 titles = [read_metadata(work / "videos" / f"000{line}.mp4")["title"] for line in (1, 2)]

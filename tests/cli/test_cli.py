@@ -12,10 +12,11 @@ from pathlib import Path
 
 import pytest
 from oracles.command_line import Cli
+from oracles.video import read_video
 
 from vinfinity import __version__
 from vinfinity.config import declared, load, parse_size
-from vinfinity.media.mp4 import read_metadata, read_video
+from vinfinity.media.mp4 import read_metadata
 from vinfinity.weights.card import model_defaults
 
 REPOSITORY = Path(__file__).parents[2]

@@ -206,5 +206,5 @@ def test_a_deleted_working_directory_is_named(command: list[str], tmp_path: Path
     )
     assert done.returncode == 2
     assert done.stderr.splitlines()[-1] == (
-        f"error: working directory: {tmp_path}/gone does not exist any more; change to another one"
+        f"error: working directory: {tmp_path}/gone no longer exists; change to another directory"
     )

@@ -12,9 +12,8 @@ from pathlib import Path
 import pytest
 import torch
 from oracles.runs import exit_code, latents
+from oracles.video import read_video
 from torch import Tensor
-
-from vinfinity.media.mp4 import read_video
 
 # runs `vinfinity`, and sends its process group a signal as soon as Python reports an event: an import, a file that is
 # opened or renamed, a process that is started (https://docs.python.org/3/library/audit_events.html)

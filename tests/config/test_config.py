@@ -39,7 +39,7 @@ from vinfinity.errors import (
     nearest,
     one_line,
 )
-from vinfinity.weights.registry import KNOWN
+from vinfinity.weights.registry import PUBLISHED
 
 REPOSITORY = Path(__file__).parents[2]
 
@@ -193,7 +193,7 @@ def test_the_example_configurations_load() -> None:
 def test_the_settings_of_published_models_load(name: str, frames: int, sampler: str, guidance: float) -> None:
     config = resolve(REPOSITORY / "configs" / f"{name}.yaml").config
     assert (config.frames, config.sampler, config.guidance) == (frames, sampler, guidance)
-    assert config.model in KNOWN
+    assert config.model in PUBLISHED
 
 
 # ---- refusals ----

@@ -8,10 +8,10 @@ from pathlib import Path
 import pytest
 import typer.main
 from oracles.command_line import Cli
+from oracles.video import read_video
 
 from vinfinity.cli.app import app
 from vinfinity.config import declared
-from vinfinity.media.mp4 import read_video
 
 ROOT = Path(__file__).parents[2]
 # the changelog and the log name things as they were

@@ -9,11 +9,11 @@ import pytest
 import torch
 from oracles.command_line import Cli
 from oracles.synthetic import panning, save, truncate
+from oracles.video import read_video
 
 import vinfinity
 from vinfinity.config import VideoConfig, choose_format
 from vinfinity.errors import InputError
-from vinfinity.media.mp4 import read_video
 from vinfinity.media.writer import VideoWriter
 from vinfinity.runs.folder import RunFolder
 from vinfinity.video import Video

@@ -9,11 +9,11 @@ import numpy as np
 import pytest
 from oracles.command_line import Cli
 from oracles.synthetic import changed, panning, save, truncate
+from oracles.video import read_video
 from skimage.metrics import peak_signal_noise_ratio, structural_similarity
 
 import vinfinity
 from vinfinity.evaluation import compare as comparing
-from vinfinity.media.mp4 import read_video
 
 
 @pytest.mark.parametrize("size", [(96, 160), (33, 51), (7, 7)])

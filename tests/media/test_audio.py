@@ -40,10 +40,10 @@ def test_files_without_usable_sound_are_refused(tmp_path: Path) -> None:
     cut = tone(tmp_path / "cut.wav", seconds=1)
     cut.write_bytes(cut.read_bytes()[:44])
     for path, message in (
-        (silent, "has no sound"),
-        (empty, "cannot be read as sound"),
-        (text, "cannot be read as sound"),
-        (cut, "has an empty audio stream|cannot be read as sound"),
+        (silent, "has no audio"),
+        (empty, "cannot be read as audio"),
+        (text, "cannot be read as audio"),
+        (cut, "has an empty audio stream|cannot be read as audio"),
         (tmp_path / "nowhere.wav", "does not exist"),
         (tmp_path, "is not a file"),
     ):
@@ -63,7 +63,9 @@ def test_sound_that_changes_while_frames_are_written_is_named(
             writer.write(np.zeros((16, 16, 3), np.uint8))
             change(sound)
 
-    with pytest.raises(DamagedError, match=r"^\S+tone\.wav: (cannot be read as sound \(|has no sound)"):
+    with pytest.raises(
+        DamagedError, match=r"^\S+tone\.wav: (cannot be read as audio \(|no longer has audio)"
+    ):
         write()
     assert {path.name for path in tmp_path.iterdir()} <= {"tone.wav"}
 

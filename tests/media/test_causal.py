@@ -9,6 +9,7 @@ import numpy as np
 import pytest
 import torch
 from oracles.pretend.ranks import on_pretend_ranks
+from oracles.video import read_video
 from oracles.wan_autoencoder import our_wan_vae, tiny_wan_vae
 
 from vinfinity.config import DecodeConfig, InputConfig, VideoConfig, choose_format
@@ -18,9 +19,8 @@ from vinfinity.media import turns
 from vinfinity.media.blocks import check_tile, plan_blocks
 from vinfinity.media.decode import decode_block, decode_frames, decode_single
 from vinfinity.media.latents import TensorLatents
-from vinfinity.media.mp4 import read_video
 from vinfinity.media.turns import plan_turns, shared_time
-from vinfinity.media.video import write_video
+from vinfinity.media.video import VideoFiles, VideoSpec, write_video
 from vinfinity.models.geometry import LatentGeometry
 from vinfinity.models.unet3d.configs import VAEConfig
 from vinfinity.models.unet3d.vae import AutoencoderKL
@@ -166,6 +166,7 @@ def test_a_video_continues_where_it_was_interrupted(decoder: AutoencoderKLWan, t
     """With its contact sheet, whose first pictures were decoded before."""
     latents, frames = torch.randn(1, 4, 12, *LATENT[1:]), 45
     video_format = choose_format(None, VideoConfig())
+    spec = VideoSpec(frames, latent=LATENT, size=SIZE, fps=4, format=video_format)
     files = {}
     for name, stop_at in (("whole", None), ("continued", 30)):
         shutdown = Shutdown()
@@ -183,19 +184,16 @@ def test_a_video_continues_where_it_was_interrupted(decoder: AutoencoderKLWan, t
                 write_video(
                     decoder,
                     source,
-                    video=tmp_path / f"{name}.mp4",
-                    sheet=tmp_path / f"{name}.png",
-                    frames=frames,
-                    latent=LATENT,
-                    size=SIZE,
-                    fps=4,
-                    video_format=video_format,
+                    spec,
+                    VideoFiles(
+                        tmp_path / f"{name}.mp4",
+                        sheet=tmp_path / f"{name}.png",
+                        unfinished=tmp_path / f"{name}.unfinished",
+                        identity="x",
+                    ),
                     decode=DecodeConfig(),
-                    metadata={},
                     ranks=ALONE,
                     progress=Progress(enabled=False),
-                    unfinished=tmp_path / f"{name}.unfinished",
-                    identity="x",
                 )
                 break
             except Stopped:
@@ -276,14 +274,14 @@ def test_tiles_are_refused_for_causal_decoders() -> None:
     check_tile(config, LatentGeometry(4, 8))
     check_tile(DecodeConfig(), LatentGeometry(16, 8, time_downscale=4))
     line = "decode.tile: 256 does not help: the model's decoder keeps frames for every tile, more than for whole frames"
-    with pytest.raises(InputError, match=f"^{re.escape(line)}; leave it out"):
+    with pytest.raises(InputError, match=f"^{re.escape(line)}; remove it"):
         check_tile(config, LatentGeometry(16, 8, time_downscale=4))
 
 
 def test_frames_beyond_31_bits_are_refused() -> None:
     assert plan_blocks(DecodeConfig(), WanVAEConfig(), (180, 320)).frames == 1
     with pytest.raises(
-        InputError, match=r"^size: 3840x2160 decodes pieces of 3840x2160 pixels.*use a smaller one"
+        InputError, match=r"^size: 3840x2160 decodes pieces of 3840x2160 pixels.*use a smaller size"
     ):
         plan_blocks(DecodeConfig(), WanVAEConfig(), (270, 480))
 

@@ -22,6 +22,7 @@ from oracles.networks import our_vae
 from oracles.processes import no_thread_left
 from oracles.reference import configure, fill, relative_error, tiny_vae
 from oracles.settings import run_config
+from oracles.video import read_video
 from safetensors.torch import load_file, save_file
 
 from vinfinity.bench.latents import FileLatents
@@ -33,8 +34,8 @@ from vinfinity.media.background import consume_in_background
 from vinfinity.media.blocks import plan_blocks
 from vinfinity.media.decode import decode_block, decode_frames, decode_tiles, one_ahead
 from vinfinity.media.latents import LatentSource, TensorLatents
-from vinfinity.media.mp4 import read_metadata, read_video
-from vinfinity.media.video import write_video
+from vinfinity.media.mp4 import read_metadata
+from vinfinity.media.video import VideoFiles, VideoSpec, write_video
 from vinfinity.models.decoder import Decoder, FrameDecoder
 from vinfinity.models.unet3d.configs import TinyConfig, VAEConfig
 from vinfinity.models.unet3d.taesd import AutoencoderTiny
@@ -403,15 +404,9 @@ def write(folder: Path, source: LatentSource, *, frames: int, **video: Any) -> P
     write_video(
         our_vae(tiny_vae()),
         source,
-        video=out,
-        sheet=out.with_suffix(".png") if codec.sheet else None,
-        frames=frames,
-        video_format=choose_format(None, codec),
+        VideoSpec(frames, latent=(4, 6, 6), size=(48, 48), fps=8, format=choose_format(None, codec)),
+        VideoFiles(out, sheet=out.with_suffix(".png") if codec.sheet else None),
         decode=DecodeConfig(),
-        latent=(4, 6, 6),
-        size=(48, 48),
-        fps=8,
-        metadata={},
         ranks=ALONE,
         progress=Progress(enabled=False),
     )

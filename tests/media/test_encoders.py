@@ -37,7 +37,7 @@ def test_a_missing_pixel_format_is_named() -> None:
 def test_a_missing_encoder_of_sound_is_named() -> None:
     video = choose_format("a.mp4", VideoConfig())
     silent = replace(video, container=replace(video.container, audio="libnothing"))
-    with pytest.raises(InputError, match=r"^out: \.mp4 needs libnothing for its sound"):
+    with pytest.raises(InputError, match=r"^out: \.mp4 needs libnothing for its audio"):
         check_encoders(silent)
 
 

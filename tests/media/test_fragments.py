@@ -7,9 +7,9 @@ import sys
 from pathlib import Path
 
 import pytest
+from oracles.video import read_video
 
 from vinfinity.media.fragments import Fragments
-from vinfinity.media.mp4 import read_video
 
 WRITER = """
 import os, signal, sys

@@ -11,11 +11,12 @@ from pathlib import Path
 import av
 import numpy as np
 import pytest
+from oracles.video import read_video
 from PIL import Image
 
 from vinfinity.config import VideoConfig, choose_format
 from vinfinity.errors import OutputError
-from vinfinity.media.mp4 import read_metadata, read_video
+from vinfinity.media.mp4 import read_metadata
 from vinfinity.media.sheet import ContactSheet, encode_png
 from vinfinity.media.writer import VideoWriter
 

@@ -8,10 +8,10 @@ import av
 import numpy as np
 import pytest
 from oracles.synthetic import panning, save, truncate
+from oracles.video import read_video
 
 from vinfinity.config import VideoConfig, choose_format
 from vinfinity.errors import DamagedError, InputError
-from vinfinity.media.mp4 import read_video
 from vinfinity.media.reader import open_reader
 from vinfinity.media.writer import VideoWriter
 

@@ -137,7 +137,9 @@ def test_rotated_and_stretched_pixels_are_shown_upright_and_square(tmp_path: Pat
 
 def test_a_picture_of_another_shape_needs_to_be_told_how_to_fit(tmp_path: Path) -> None:
     source = open_picture(str(write_picture(tmp_path / "a.png", halves(64, 32))), field="input.first_frame")
-    with pytest.raises(InputError, match="64x32, of another shape than the video's 32x32; say how to fit it"):
+    with pytest.raises(
+        InputError, match="64x32, with another aspect ratio than the video's 32x32; add --fit"
+    ):
         check_shape(source, (32, 32), fit=None)
     check_shape(source, (32, 32), fit="cover")
     check_shape(source, (128, 64), fit=None)
@@ -206,7 +208,7 @@ def test_what_is_no_video_is_refused(make: object, problem: str, tmp_path: Path)
 
 def test_a_video_is_no_picture(tmp_path: Path) -> None:
     film = write_film(tmp_path / "a.mkv", frames_of(3))
-    with pytest.raises(InputError, match="has 3 frames; give a picture"):
+    with pytest.raises(InputError, match="has 3 frames; use a picture"):
         open_picture(str(film), field="input.first_frame")
 
 

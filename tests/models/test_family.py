@@ -15,7 +15,7 @@ from vinfinity.models.unet3d import clip, configs, layers
 from vinfinity.models.unet3d.configs import TextConfig, UNetConfig
 from vinfinity.system.fields import known_fields
 from vinfinity.weights.card import EMBEDDED, planned_card
-from vinfinity.weights.registry import KNOWN
+from vinfinity.weights.registry import PUBLISHED
 
 WRONG: tuple[object, ...] = ("abc", -1, 0, 2.5, 1e9, True, [], {}, [1, 2], [[]], [None], -0.5)
 
@@ -63,19 +63,19 @@ def test_known_fields_skips_what_is_off_and_names_what_is_not() -> None:
 @pytest.mark.parametrize(
     ("value", "problem"),
     [
-        ({"layers_per_block": "abc"}, "layers_per_block: 'abc' is not a whole number from 1 on"),
-        ({"layers_per_block": True}, "layers_per_block: True is not a whole number from 1 on"),
-        ({"layers_per_block": 2.0}, "layers_per_block: 2.0 is not a whole number from 1 on"),
-        ({"norm_num_groups": 0}, "norm_num_groups: 0 is not a whole number from 1 on"),
-        ({"downsample_padding": -1}, "downsample_padding: -1 is not a whole number from 0 on"),
+        ({"layers_per_block": "abc"}, "layers_per_block: 'abc' is not a whole number >= 1"),
+        ({"layers_per_block": True}, "layers_per_block: True is not a whole number >= 1"),
+        ({"layers_per_block": 2.0}, "layers_per_block: 2.0 is not a whole number >= 1"),
+        ({"norm_num_groups": 0}, "norm_num_groups: 0 is not a whole number >= 1"),
+        ({"downsample_padding": -1}, "downsample_padding: -1 is not a whole number >= 0"),
         ({"fps_cond": 1}, "fps_cond: 1 is not true or false"),
         ({"act_fn": ["silu"]}, "act_fn: ['silu'] is not text"),
         ({"norm_eps": 0}, "norm_eps: 0 is not a number above 0"),
         ({"norm_eps": float("nan")}, "norm_eps: nan is not a number above 0"),
         ({"block_out_channels": 32}, "block_out_channels: 32 is not a list"),
-        ({"block_out_channels": [32, None]}, "block_out_channels[1]: None is not a whole number from 1 on"),
+        ({"block_out_channels": [32, None]}, "block_out_channels[1]: None is not a whole number >= 1"),
         ({"sample_size": [40]}, "sample_size: [40] is not a list of 2"),
-        ({"sample_size": "40"}, "sample_size: '40' is not a whole number from 1 on"),
+        ({"sample_size": "40"}, "sample_size: '40' is not a whole number >= 1"),
     ],
     ids=str,
 )
@@ -132,7 +132,7 @@ def test_the_family_of_a_folder_is_that_of_its_denoiser() -> None:
     assert parts_of(family) == ("unet", "vae", "text_encoder", "tokenizer", "scheduler")
 
 
-@pytest.mark.parametrize("name", KNOWN)
+@pytest.mark.parametrize("name", PUBLISHED)
 def test_published_models_can_be_planned_before_they_are_fetched(
     name: str, tmp_path_factory: pytest.TempPathFactory, monkeypatch: pytest.MonkeyPatch
 ) -> None:

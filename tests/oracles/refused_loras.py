@@ -250,7 +250,7 @@ REFUSED: dict[str, tuple[Refused, str]] = {
                 {f"{FIRST}.lora_up.weight": torch.ones(16, 2, dtype=torch.int8)},
             )
         ),
-        f"has factors of another type: {FIRST}.lora_up.weight is I8; use one in F64, F32, F16, BF16",
+        f"has factors of an unsupported type: {FIRST}.lora_up.weight is I8; use a LoRA in F64, F32, F16, BF16",
     ),
     "an unknown tensor": (
         with_tensors(lambda state: state.update({f"{FIRST}.lora_wobble": torch.ones(1)})),
@@ -272,7 +272,7 @@ REFUSED: dict[str, tuple[Refused, str]] = {
     ),
     "a list without names": (
         written(lambda path: torch.save([torch.ones(2, 2)] * 4, path), "unet_lora.pt"),
-        "is a list of 4 tensors without names; name its tensors; T2V-Turbo's list becomes a model by",
+        "is a list of 4 tensors without names; use a file of named tensors; vinfinity models convert",
     ),
     "a pickle with code": (
         written(lambda path: torch.save({"a": Payload()}, path), "lora.pt"),

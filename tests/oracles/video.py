@@ -6,8 +6,11 @@ from pathlib import Path
 
 import av
 import numpy as np
+from av.video.reformatter import Colorspace
 from PIL import ImageSequence
 from PIL.ImageFile import ImageFile
+
+from vinfinity.media.mp4 import ONE_THREAD, file_url
 
 
 def exactly(ticks: int | None, tick: Fraction | None) -> Fraction:
@@ -48,6 +51,21 @@ def assert_exact_times(path: Path, *, frames: int, fps: Fraction | int, complete
                 1, 10**6
             )
     assert times_of_frames(path) == expected
+
+
+def read_video(path: Path) -> np.ndarray:
+    """Return all frames of a video file at once, (f, h, w, 3) uint8 full-range RGB."""
+    with av.open(file_url(path)) as container:
+        # via yuv444p: from subsampled formats, swscale takes a shortcut that shifts colours by up to 2
+        planes = (
+            frame.reformat(format="yuv444p", interpolation="BICUBIC", threads=ONE_THREAD)
+            for frame in container.decode(video=0)
+        )
+        frames = [
+            frame.reformat(format="rgb24", src_colorspace=Colorspace.ITU709, threads=ONE_THREAD).to_ndarray()
+            for frame in planes
+        ]
+    return np.stack(frames)
 
 
 def rgb_by_formula(path: Path) -> np.ndarray:

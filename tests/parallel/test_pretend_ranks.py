@@ -15,13 +15,13 @@ from oracles.pretend.nccl import PretendNccl
 from oracles.pretend.ranks import Outcome, on_pretend_ranks
 from oracles.reference import configure, relative_error
 from oracles.runs import latents
+from oracles.video import read_video
 from torch import Tensor
 
 from vinfinity.denoise import execution
 from vinfinity.media.blocks import Blocks
 from vinfinity.media.decode import decode_frames
 from vinfinity.media.latents import TensorLatents
-from vinfinity.media.mp4 import read_video
 from vinfinity.models import offload
 from vinfinity.parallel.connectivity import _FirstExchange, _missing_on_gpu
 from vinfinity.parallel.context import plan_halo

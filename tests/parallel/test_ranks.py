@@ -21,10 +21,10 @@ from oracles.reference import (
     tiny_unet,
 )
 from oracles.runs import latents_on
+from oracles.video import read_video
 from safetensors.torch import save_file
 from torch import Tensor
 
-from vinfinity.media.mp4 import read_video
 from vinfinity.models.unet3d.unet import UNetConfig
 from vinfinity.parallel.launch import launch
 from vinfinity.parallel.ranks import Ranks

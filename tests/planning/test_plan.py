@@ -56,7 +56,7 @@ from vinfinity.planning.trace import (
 from vinfinity.run import run
 from vinfinity.system.memory import free_in_group, free_on_host
 from vinfinity.weights.card import model_defaults, planned_card, read_card
-from vinfinity.weights.registry import KNOWN
+from vinfinity.weights.registry import PUBLISHED
 
 REPOSITORY = Path(__file__).parents[2]
 CPU = Ranks(device=torch.device("cpu"))
@@ -586,7 +586,7 @@ def test_models_that_take_guidance_as_an_input_have_one_branch() -> None:
     assert plan.run.card.traits.denoiser.guidance_width == 256
 
 
-@pytest.mark.parametrize("name", KNOWN)
+@pytest.mark.parametrize("name", PUBLISHED)
 def test_every_known_model_has_an_architecture_for_plans(name: str) -> None:
     planned = outline(configure_planned(name, frames=4), planned_card(name), device="cuda", ranks=1)
     traits, text = planned.card.traits.denoiser, planned.card.configs["text_encoder"]

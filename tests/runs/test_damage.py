@@ -19,10 +19,10 @@ from oracles.runs import (
     truncate,
     when_exists,
 )
+from oracles.video import read_video
 
 from vinfinity.decode_again import decode_again
 from vinfinity.errors import DamagedError, OutputError, VinfinityError
-from vinfinity.media.mp4 import read_video
 from vinfinity.run import run
 from vinfinity.runs.folder import RunFolder, find_run
 from vinfinity.runs.parts import undamaged_parts, write_manifest, write_part

@@ -9,12 +9,12 @@ import pytest
 import torch
 from oracles.lora_files import base_unet, trained
 from oracles.runs import config_of, exit_code, signal_when_exists
-from oracles.video import assert_exact_times
+from oracles.video import assert_exact_times, read_video
 from PIL import Image
 from safetensors.torch import save_file
 
 from vinfinity.errors import Stopped
-from vinfinity.media.mp4 import read_metadata, read_video
+from vinfinity.media.mp4 import read_metadata
 from vinfinity.run import run
 from vinfinity.runs.folder import find_run
 from vinfinity.system.signals import Shutdown

@@ -11,10 +11,10 @@ from pathlib import Path
 
 import pytest
 from oracles.runs import config_of, events, latents, resumed_config, stop_after_step
+from oracles.video import read_video
 
 from vinfinity.config import to_yaml
 from vinfinity.errors import InputError, OutputError
-from vinfinity.media.mp4 import read_video
 from vinfinity.run import run
 from vinfinity.runs.folder import RunFolder
 from vinfinity.runs.parts import read_manifest

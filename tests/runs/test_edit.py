@@ -14,12 +14,11 @@ from oracles.runs import (
     signal_when_exists,
     when_exists,
 )
-from oracles.video import assert_exact_times
+from oracles.video import assert_exact_times, read_video
 
 from vinfinity.denoise.selection import Selection
 from vinfinity.errors import VinfinityError
 from vinfinity.job import prepare
-from vinfinity.media.mp4 import read_video
 from vinfinity.run import run
 from vinfinity.runs.folder import find_run
 from vinfinity.runs.parts import read_manifest

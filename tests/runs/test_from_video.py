@@ -27,6 +27,7 @@ from oracles.runs import (
     stop_after_step,
     when_exists,
 )
+from oracles.video import read_video
 from safetensors.torch import save_file
 from torch import Tensor
 
@@ -34,7 +35,6 @@ import vinfinity
 from vinfinity.config import RunConfig
 from vinfinity.errors import InputError, Stopped
 from vinfinity.media.encode import encode_block
-from vinfinity.media.mp4 import read_video
 from vinfinity.planning.meter import LiveBytes
 from vinfinity.run import run
 from vinfinity.runs.parts import read_manifest
@@ -424,8 +424,8 @@ def test_concerns_about_the_video_are_shown_before_the_run(
             "leaves none of 10 steps; use at least 0.1",
         ),
         (("--from", "nowhere.mp4"), "--from: nowhere.mp4"),
-        (("--first-frame", "FILM"), "give a picture"),
-        (("--first-frame", "PICTURE", "--size", "64x64"), "of another shape than the video's 64x64"),
+        (("--first-frame", "FILM"), "use a picture"),
+        (("--first-frame", "PICTURE", "--size", "64x64"), "with another aspect ratio than the video's 64x64"),
         (
             ("--first-frame", "PICTURE", "--last-frame", "PICTURE", "-n", "1"),
             "cannot match two pictures",

@@ -8,9 +8,10 @@ from pathlib import Path
 import pytest
 from oracles.command_line import Cli
 from oracles.runs import config_of, exit_code, latents, start_of
+from oracles.video import read_video
 
 from vinfinity.errors import InputError
-from vinfinity.media.mp4 import read_metadata, read_video
+from vinfinity.media.mp4 import read_metadata
 from vinfinity.run import run
 from vinfinity.runs.folder import LONGEST_PATH, RunFolder
 from vinfinity.runs.start import load_run
@@ -70,7 +71,7 @@ def test_a_name_that_leaves_no_room_for_an_edit_is_refused(
 ) -> None:
     run(config_of(model_folder, tmp_path / f"{'x' * 251}.mp4", **QUICK))
     message = cli.refused("redo", str(tmp_path / f"{'x' * 251}.run"), "--frames", "0:1")
-    assert message.endswith("has a name of 260 bytes, and its file system takes 255; choose a shorter name")
+    assert message.endswith("has a name of 260 bytes, but its file system allows 255; choose a shorter name")
 
 
 def test_a_path_may_be_as_long_as_the_system_allows(model_folder: Path, tmp_path: Path) -> None:

@@ -24,10 +24,10 @@ from oracles.runs import (
     start_of,
     stop_after_step,
 )
+from oracles.video import read_video
 from safetensors.torch import save_file
 
 from vinfinity.errors import InputError, VinfinityError
-from vinfinity.media.mp4 import read_video
 from vinfinity.run import run
 from vinfinity.runs.parts import read_manifest
 from vinfinity.runs.start import jobs_of, was_restarted

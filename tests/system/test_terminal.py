@@ -6,8 +6,9 @@ import sys
 from pathlib import Path
 
 import pytest
+from oracles.video import read_video
 
-from vinfinity.media.mp4 import read_metadata, read_video
+from vinfinity.media.mp4 import read_metadata
 
 OPTIONS = ["--frames", "3", "--steps", "2", "--size", "64x40", "--device", "cpu"]
 

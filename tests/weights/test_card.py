@@ -109,13 +109,13 @@ def test_an_unknown_setting_of_attention_in_a_card_is_named(own_model: Path) -> 
 @pytest.mark.parametrize(
     ("key", "value", "remedy"),
     [
-        ("trained_frames", "abc", "give a number of frames, such as 16"),
-        ("trained_frames", 0, "give a number of frames, such as 16"),
-        ("trained_frames", True, "give a number of frames, such as 16"),
-        ("vocabulary", 3, "give lists of words, by group"),
-        ("vocabulary", {"colours": "red"}, "give lists of words, by group"),
-        ("vocabulary", {"colours": ["red", 3]}, "give lists of words, by group"),
-        ("attention", [8, 16], 'give settings, such as {"local": 8}'),
+        ("trained_frames", "abc", "use a number of frames, such as 16"),
+        ("trained_frames", 0, "use a number of frames, such as 16"),
+        ("trained_frames", True, "use a number of frames, such as 16"),
+        ("vocabulary", 3, "use lists of words, by group"),
+        ("vocabulary", {"colours": "red"}, "use lists of words, by group"),
+        ("vocabulary", {"colours": ["red", 3]}, "use lists of words, by group"),
+        ("attention", [8, 16], 'use settings, such as {"local": 8}'),
     ],
 )
 def test_a_value_of_a_card_that_cannot_be_used_is_named(
@@ -149,13 +149,13 @@ def test_a_sampler_that_the_family_does_not_have_is_refused(own_model: Path) -> 
 
 
 def test_empty_folder_is_not_a_model(tmp_path: Path) -> None:
-    assert f"model: {tmp_path} has no unet or transformer; name a model's folder" in refusal(tmp_path)
+    assert f"model: {tmp_path} has no unet or transformer; use a model folder" in refusal(tmp_path)
 
 
 def test_file_is_not_a_model(tmp_path: Path) -> None:
     path = tmp_path / "weights.safetensors"
     path.touch()
-    assert "is a file; name a model's folder; vinfinity models convert makes one" in refusal(path)
+    assert "is a file; use a model folder; vinfinity models convert makes one" in refusal(path)
 
 
 @pytest.mark.parametrize("name", ["minni", "mni", "Mini"])

@@ -396,7 +396,7 @@ def test_truncated_checkpoints_are_refused(
 
 def test_a_checkpoint_needs_a_tokenizer(checkpoint: Path, tmp_path: Path) -> None:
     line = refusal(checkpoint, tmp_path / "out")
-    assert "has no tokenizer; add --complete-from MODEL" in line
+    assert "has no tokenizer; add --complete-from with a model" in line
 
 
 def test_files_with_other_tensors_are_refused(model_folder: Path, tmp_path: Path) -> None:
@@ -408,7 +408,7 @@ def test_files_with_other_tensors_are_refused(model_folder: Path, tmp_path: Path
 
 def test_existing_targets_and_missing_sources_are_refused(checkpoint: Path, tmp_path: Path) -> None:
     (tmp_path / "there").mkdir()
-    assert "exists already" in refusal(checkpoint, tmp_path / "there")
+    assert "already exists" in refusal(checkpoint, tmp_path / "there")
     assert "does not exist" in refusal(tmp_path / "nowhere.ckpt", tmp_path / "out")
 
 
@@ -493,7 +493,7 @@ def test_a_unet_alone_is_completed_from_another_model(flat: bool, model_folder: 
     unet = fill(tiny_unet(), seed=7)
     source = tmp_path / "source"
     unet.save_pretrained(source if flat else source / "unet")
-    assert "has no vae; add --complete-from MODEL" in refusal(source, tmp_path / "out")
+    assert "has no vae; add --complete-from with a model" in refusal(source, tmp_path / "out")
     folder = convert(source, tmp_path / "out", complete_from=str(model_folder))
     loaded = load_unet(folder / "unet", **FP32).state_dict()
     assert all(torch.equal(loaded[name], x) for name, x in unet.state_dict().items())

@@ -256,7 +256,7 @@ def test_too_little_free_space_is_reported_before_anything_is_fetched(hub: Hub, 
     assert done.returncode == 4
     [line] = done.stderr.splitlines()
     assert f"{command.models}: has " in line
-    assert " GB free, and 1000000.0 GB are needed; free some, or set XDG_DATA_HOME" in line
+    assert " GB free, but 1000000.0 GB are needed; free some space, or set XDG_DATA_HOME" in line
     assert hub.asked == []
 
 

@@ -228,27 +228,31 @@ def from_show(path: Path) -> str:
         (
             from_another_layout,
             "wan.safetensors",
-            "add --complete-from MODEL with one that has, such as wan2.1-",
+            "add --complete-from with a model that has one, such as wan2.1-",
         ),
-        (from_another_layout, "unet", "add --complete-from MODEL with one that has, such as modelscope"),
+        (from_another_layout, "unet", "add --complete-from with a model that has one, such as modelscope"),
         (
             from_a_run,
             "wan.safetensors",
-            "is a file; name a model's folder; vinfinity models convert makes one",
+            "is a file; use a model folder; vinfinity models convert makes one",
         ),
         (
             from_a_run,
             "authors",
-            "has no unet or transformer; name a model's folder; vinfinity models convert",
+            "has no unet or transformer; use a model folder; vinfinity models convert",
         ),
-        (from_a_run, "unet", "has no unet or transformer; name a model's folder; vinfinity models convert"),
+        (from_a_run, "unet", "has no unet or transformer; use a model folder; vinfinity models convert"),
         (
             from_show,
             "authors",
-            "has the class WanModel, and is neither a known decoder nor a whole model; vin",
+            "has the class WanModel, which is neither a known decoder nor a whole model; vin",
         ),
-        (from_show, "unet", "has the class UNet3DConditionModel, and is neither a known decoder nor a whole"),
-        (from_show, "empty", "has no unet or transformer; name a model's folder; vinfinity models convert"),
+        (
+            from_show,
+            "unet",
+            "has the class UNet3DConditionModel, which is neither a known decoder nor a whole",
+        ),
+        (from_show, "empty", "has no unet or transformer; use a model folder; vinfinity models convert"),
     ],
 )
 def test_models_in_other_layouts_are_sent_to_their_conversion(

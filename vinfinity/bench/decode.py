@@ -19,7 +19,7 @@ from vinfinity.bench.latents import FileLatents
 from vinfinity.config import DecodeConfig, VideoConfig, choose_format, parse_size
 from vinfinity.media.blocks import Blocks, check_tile, plan_blocks
 from vinfinity.media.decode import decode_frames, geometry_of
-from vinfinity.media.video import write_video
+from vinfinity.media.video import VideoFiles, VideoSpec, write_video
 from vinfinity.media.writer import VideoWriter
 from vinfinity.models.decoder import Decoder
 from vinfinity.models.geometry import LatentGeometry
@@ -227,15 +227,9 @@ class _Bench:
         write_video(
             self.network,
             source,
-            video=self.video,
-            sheet=None,
-            frames=self.frames,
-            video_format=self.format,
+            VideoSpec(self.frames, latent=self.latent, size=self.size, fps=FPS, format=self.format),
+            VideoFiles(self.video),
             decode=self.decode,
-            latent=self.latent,
-            size=self.size,
-            fps=FPS,
-            metadata={},
             ranks=self.ranks,
             progress=Progress(enabled=False),
         )

@@ -17,13 +17,13 @@ models = typer.Typer(help="List, fetch, inspect and convert models.", no_args_is
 def list_models(context: typer.Context, debug: Debug = False) -> None:
     """List the embedded model, fetched models, and models that can be fetched."""
     from vinfinity.weights.card import EMBEDDED
-    from vinfinity.weights.registry import KNOWN, local_models
+    from vinfinity.weights.registry import PUBLISHED, local_models
 
     with reported(context, debug=debug):
         rows = [(path.name, "embedded", str(path)) for path in sorted(EMBEDDED.iterdir()) if path.is_dir()]
         fetched = {path.name: path for path in local_models()}
         rows += [(name, "fetched", str(path)) for name, path in fetched.items()]
-        for name, known in KNOWN.items():
+        for name, known in PUBLISHED.items():
             if name not in fetched:
                 source = f"{known.about}; {known.licence}; {known.source.repo}"
                 rows.append((name, f"to fetch, {known.gigabytes:.1f} GB", source))

@@ -1,1 +1,1 @@
-"""From latents to files: decoding, MP4s and contact sheets."""
+"""Decoding latents, and reading and writing media files: videos, audio, contact sheets."""

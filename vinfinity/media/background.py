@@ -1,4 +1,4 @@
-"""Consumes items in a background thread while the next ones are produced."""
+"""Items consumed in a background thread while the next ones are produced."""
 
 from collections import deque
 from collections.abc import Callable, Iterable
@@ -9,10 +9,10 @@ T = TypeVar("T")
 
 
 def consume_in_background(items: Iterable[T], consume: Callable[[T], object], *, most_pending: int) -> None:
-    """Calls `consume` with all items, in order, in one background thread; this thread produces the next items.
+    """Call `consume` with each item, in order, in one background thread; this thread produces the next items.
 
-    most_pending: items (>= 1) that may be queued or in work at a time. An exception on either side ends both within one
-    item: queued items are dropped, and the thread has ended when this function raises.
+    most_pending: how many items (>= 1) may be queued or in progress at a time. An exception on either side ends both
+    within one item: queued items are dropped, and the thread has ended when this function raises.
     """
     pending: deque[Future[object]] = deque()
     pool = ThreadPoolExecutor(max_workers=1)

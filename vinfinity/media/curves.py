@@ -1,6 +1,6 @@
-"""What curves over time say of a video: seams at borders, and drift between its beginning and its end.
+"""What curves over time reveal about a video: seams at borders, and drift between its beginning and its end.
 
-Pure arithmetic on one number per frame, or per pair of adjacent frames. Curves of pairs have an entry for each frame:
+Pure arithmetic on one number per frame, or per pair of adjacent frames. A curve of pairs has an entry for each frame:
 entry t compares frames t - 1 and t, and entry 0 is NaN.
 """
 
@@ -11,17 +11,18 @@ import numpy as np
 
 # the parts of a video that are compared for drift, as in FramePack and HeliosBench
 END_SHARE = 0.15
-# pairs of frames on either side of a border that show what is usual there
+# pairs of frames on either side of a border for its local ratio
 NEIGHBOURS = 8
 QUANTILES = (0.05, 0.25, 0.5, 0.75, 0.95)
 
 
 @dataclass(frozen=True)
 class Seam:
-    """A border and how much more changes there than elsewhere.
+    """A border, and how much larger the change is there than elsewhere.
 
-    frame: the first after the border. value: of the curve. ratio: to the mean elsewhere. local_ratio: to the median of
-    the pairs around it. percentile: the share of pairs elsewhere that change less, in percent.
+    frame: the first frame after the border. value: the curve's value there. ratio: the value divided by the mean
+    elsewhere. local_ratio: the value divided by the median of the pairs around it. percentile: the percentage of pairs
+    elsewhere that change less.
     """
 
     frame: int
@@ -33,10 +34,11 @@ class Seam:
 
 @dataclass(frozen=True)
 class Seams:
-    """All borders of one curve.
+    """All borders of a curve.
 
-    ratio: the mean at borders to the mean elsewhere; 1 where nobody could tell them apart, None in a frozen video.
-    elsewhere: the mean. quantiles: of elsewhere, at 5, 25, 50, 75 and 95 %. without: pairs that count on neither side.
+    ratio: the mean at borders divided by the mean elsewhere; 1 if borders cannot be told apart, None in a frozen video.
+    elsewhere: the mean elsewhere. quantiles: the quantiles elsewhere, at 5, 25, 50, 75 and 95 %. without: pairs that
+    count on neither side.
     """
 
     ratio: float | None
@@ -52,9 +54,9 @@ class Seams:
 
 
 def find_seams(curve: np.ndarray, borders: Collection[int], *, without: Collection[int] = ()) -> Seams | None:
-    """Compares a curve of pairs at borders with elsewhere. None if there is no border, or no pair elsewhere.
+    """Compare a curve of pairs at borders with elsewhere. Return None if there is no border, or no pair elsewhere.
 
-    borders: the first frame after each. without: pairs that count on neither side, such as intended cuts.
+    borders: the first frame after each border. without: pairs that count on neither side, such as intended cuts.
     """
     counted = _counted(curve, without)
     at = sorted({frame for frame in borders if 0 < frame < len(curve) and counted[frame]})
@@ -79,9 +81,10 @@ def find_seams(curve: np.ndarray, borders: Collection[int], *, without: Collecti
 
 
 def chance(curve: np.ndarray, seams: Seams, *, draws: int = 1999) -> float:
-    """The share of random choices of as many pairs, among those at borders and elsewhere, whose mean is as high.
+    """Return how often random pairs have a mean as high as the pairs at borders, between 0 and 1.
 
-    A test by permutation from a fixed seed: small where borders stand out.
+    A permutation test with a fixed seed: each draw picks as many pairs as there are borders, among all that count. The
+    result is small where borders stand out.
     """
     at = np.array([seam.frame for seam in seams.seams])
     pool = np.flatnonzero(_counted(curve, seams.without))
@@ -91,20 +94,20 @@ def chance(curve: np.ndarray, seams: Seams, *, draws: int = 1999) -> float:
 
 
 def _counted(curve: np.ndarray, without: Collection[int]) -> np.ndarray:
-    """Which pairs of a curve are known, and not among those to leave out: (F,) bool."""
+    """Return which pairs of a curve are known and not excluded, (F,) bool."""
     known = np.isfinite(curve)
     known[[0, *(frame for frame in without if 0 <= frame < len(curve))]] = False
     return known
 
 
 def ends(length: int) -> tuple[slice, slice]:
-    """The first and the last 15 % of a curve, at least an entry each."""
+    """Return the first and the last 15 % of a curve, at least one entry each."""
     size = max(1, round(length * END_SHARE))
     return slice(0, size), slice(length - size, length)
 
 
 def end_to_end(curve: np.ndarray | Sequence[float]) -> tuple[float, float]:
-    """The means of a curve over the first and the last 15 % of the video; entries that are NaN are left out."""
+    """Return the means of a curve over the first and the last 15 % of the video, ignoring NaN entries."""
     values = np.asarray(curve, dtype=np.float64)
     first, last = (values[part][np.isfinite(values[part])] for part in ends(len(values)))
     return _mean(first), _mean(last)
@@ -115,5 +118,5 @@ def _mean(values: np.ndarray) -> float:
 
 
 def _ratio(value: float, usual: float) -> float | None:
-    # below, a difference is rounding
+    # smaller values are rounding errors
     return value / usual if usual > 1e-9 else None

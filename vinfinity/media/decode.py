@@ -1,4 +1,4 @@
-"""From latents to pictures, a block of latent frames at a time, so that memory does not grow with the video.
+"""From latents to pictures, one block of latent frames at a time, so that memory does not grow with the video.
 
 Dims: l latent frames and f frames of a block, b frames of a tile's batch, c channels, h w latent height and width.
 """
@@ -24,8 +24,8 @@ from vinfinity.system.precision import fp32_products
 
 T = TypeVar("T")
 LABEL = "decoding"
-# the type of a picture's samples, by their bits
-SAMPLES = {8: torch.uint8, 16: torch.uint16}
+# the type of a picture's samples, by their number of bits
+SAMPLE_TYPES = {8: torch.uint8, 16: torch.uint16}
 
 
 def decode_frames(
@@ -39,15 +39,15 @@ def decode_frames(
     ranks: Ranks,
     bits: int = 8,
 ) -> Iterator[np.ndarray]:
-    """Decodes frames of a video, in order; yields on rank 0 only.
+    """Decode frames of a video, in order; yield them on rank 0 only.
 
-    source: the latents as the sampler left them, on rank 0; read a block at a time. frames: contiguous, up to the end
-    of the video. latent: (c, h, w). size: (width, height) of the frames in pixels, cut from the middle of the decoded
-    pictures. Several ranks take turns: each has two blocks in memory, whatever the length of the video. The pictures
-    are the same on any number of ranks. For turns of causal decoders, see `plan_turns`. Yields (height, width, 3),
-    uint8 or, if `bits` is 16, uint16.
+    source: the latents as the sampler left them, on rank 0; read one block at a time. frames: contiguous, up to the end
+    of the video. latent: (c, h, w). size: (width, height) of the frames in pixels, cropped from the middle of the
+    decoded pictures. Ranks take turns: each has two blocks in memory, whatever the length of the video. The pictures
+    are the same on any number of ranks. For the turns of causal decoders, see `plan_turns`. Yields (height, width, 3),
+    uint8, or uint16 if `bits` is 16.
 
-    Raises Stopped between two pictures if this rank was asked to end, and OutOfMemoryError with a remedy for decoding.
+    Raises Stopped between two pictures if a shutdown was requested, and OutOfMemoryError with a remedy for decoding.
     """
     geometry = geometry_of(decoder)
     wanted = geometry.latent_span(frames)
@@ -62,7 +62,7 @@ def decode_frames(
     begin = wanted.start - wanted.start % blocks.frames
     spans = [range(start, min(start + length, wanted.stop)) for start in range(begin, wanted.stop, length)]
     surplus = frames.start - geometry.frame_span(range(begin, wanted.stop)).start
-    shared = _Shared(
+    shared = _SharedDecoding(
         decoder, source, spans, latent=latent, size=size, tile=blocks.tile, ranks=ranks, bits=bits
     )
     with named_out_of_memory(str(ranks), remedy=_less_memory(decoder, blocks, latent[1:], ranks.device)):
@@ -72,7 +72,7 @@ def decode_frames(
 
 
 def _less_memory(decoder: Decoder, blocks: Blocks, latent: tuple[int, int], device: torch.device) -> str:
-    """What makes decoding fit, in any run that has latents already. latent: (h, w)."""
+    """Return the remedy for running out of memory; it works in any run that has latents already. latent: (h, w)."""
     options = ["a machine with more memory" if device.type == "cpu" else "--device cpu"]
     if not decoder.config.causal:
         side = (max(latent) if blocks.tile is None else blocks.tile) * decoder.config.downscale
@@ -84,7 +84,7 @@ def _less_memory(decoder: Decoder, blocks: Blocks, latent: tuple[int, int], devi
 
 
 def geometry_of(decoder: Decoder) -> LatentGeometry:
-    """The grid of the latents that it decodes."""
+    """Return the grid of the latents that a decoder takes."""
     config = decoder.config
     return LatentGeometry(config.latent_channels, config.downscale, config.time_downscale)
 
@@ -92,7 +92,7 @@ def geometry_of(decoder: Decoder) -> LatentGeometry:
 def decode_single(
     decoder: Decoder, source: LatentSource, frame: int, *, size: tuple[int, int], tile: int | None
 ) -> np.ndarray:
-    """One frame anywhere in a video, (height, width, 3) uint8. See `decode_block`."""
+    """Decode one frame anywhere in a video: (height, width, 3) uint8. See `decode_block`."""
     geometry = geometry_of(decoder)
     span = geometry.latent_span(range(frame, frame + 1))
     stream = decoder.stream(span.start)
@@ -102,93 +102,88 @@ def decode_single(
     return picture
 
 
-class _Shared:
-    """The decoding of spans of latent frames, one a turn, by all ranks."""
+@dataclass(frozen=True)
+class _SharedDecoding:
+    """The decoding of spans of latent frames, one per turn, shared by all ranks."""
 
-    def __init__(
-        self,
-        decoder: Decoder,
-        source: LatentSource | None,
-        spans: list[range],
-        *,
-        latent: tuple[int, int, int],
-        size: tuple[int, int],
-        tile: int | None,
-        ranks: Ranks,
-        bits: int,
-    ) -> None:
-        self._decoder, self._source, self._spans, self._ranks = decoder, source, spans, ranks
-        self._latent, self._size, self._tile, self._bits = latent, size, tile, bits
+    decoder: Decoder
+    source: LatentSource | None
+    spans: list[range]
+    latent: tuple[int, int, int]
+    size: tuple[int, int]
+    tile: int | None
+    ranks: Ranks
+    bits: int
 
     def pictures(self) -> Iterator[np.ndarray]:
-        """The pictures of all spans, in order, on rank 0."""
-        ranks = self._ranks
-        # on all ranks, the device decodes the next block while the pictures of this one are copied, and sent or written
-        own = one_ahead(self._decoded(range(ranks.rank, len(self._spans), ranks.size)))
+        """Yield the pictures of all spans, in order, on rank 0."""
+        ranks = self.ranks
+        # on each rank, the device decodes the next block while the pictures of this one are copied, and sent or written
+        own = one_ahead(self._decoded(range(ranks.rank, len(self.spans), ranks.size)))
         if not ranks.first:
             for block in own:
-                # as bytes: backends know no unsigned numbers of 16 bits
+                # as bytes: backends have no unsigned 16-bit integers
                 ranks.send(block.wait().view(torch.uint8), 0, label=LABEL)
             return
-        turns = range(len(self._spans))
+        turns = range(len(self.spans))
         rounds = [turns[first : first + ranks.size] for first in turns[:: ranks.size]]
         self._hand_out(rounds[0] if rounds else turns)
-        width, height = self._size
-        geometry = geometry_of(self._decoder)
+        width, height = self.size
+        geometry = geometry_of(self.decoder)
         for current, following in zip(rounds, [*rounds[1:], turns[:0]], strict=True):
             # the other ranks send the pictures of a round after they have the latents of the next one
             self._hand_out(following)
             yield from next(own).wait().numpy()
             for rank, turn in enumerate(current[1:], start=1):
-                frames = geometry.frame_span(self._spans[turn])
-                pictures = torch.empty(len(frames), height, width, 3, dtype=SAMPLES[self._bits])
+                frames = geometry.frame_span(self.spans[turn])
+                pictures = torch.empty(len(frames), height, width, 3, dtype=SAMPLE_TYPES[self.bits])
                 ranks.receive(pictures.view(torch.uint8), rank, label=LABEL)
                 yield from pictures.numpy()
 
     def _decoded(self, turns: range) -> "Iterator[DecodedBlock]":
-        """The blocks of this rank's turns."""
+        """Yield the blocks of this rank's turns."""
         stream: DecoderStream | None = None
         for turn in turns:
-            self._ranks.shutdown.check()
+            self.ranks.shutdown.check()
             if stream is None or not self._continues(turn):
-                stream = self._decoder.stream(self._spans[turn].start)
+                stream = self.decoder.stream(self.spans[turn].start)
             yield decode_block(
-                self._decoder,
+                self.decoder,
                 self._latents(turn),
-                size=self._size,
-                tile=self._tile,
-                bits=self._bits,
+                size=self.size,
+                tile=self.tile,
+                bits=self.bits,
                 stream=stream,
-                check=self._ranks.shutdown.check,
+                check=self.ranks.shutdown.check,
             )
 
     def _continues(self, turn: int) -> bool:
-        """Whether the rank whose turn it is decoded the span before."""
-        before = turn - self._ranks.size
-        return before >= 0 and self._spans[before].stop == self._spans[turn].start
+        """Return whether the rank of a turn also decoded the span before it."""
+        before = turn - self.ranks.size
+        return before >= 0 and self.spans[before].stop == self.spans[turn].start
 
     def _needed(self, turn: int) -> range:
-        """The latent frames that the rank whose turn it is must be given."""
-        span = self._spans[turn]
-        return span if self._continues(turn) else range(self._decoder.stream(span.start).first, span.stop)
+        """Return the latent frames that the rank of a turn needs."""
+        span = self.spans[turn]
+        return span if self._continues(turn) else range(self.decoder.stream(span.start).first, span.stop)
 
     def _latents(self, turn: int) -> Tensor:
-        """The latents of a turn: read on rank 0, received on the others."""
+        """Return the latents of a turn: read on rank 0, received on the other ranks."""
         needed = self._needed(turn)
-        if self._source is not None:
-            return self._source.read(needed)
-        channels, *position = self._latent
-        return self._ranks.receive(torch.empty(channels, len(needed), *position), 0, label=LABEL)
+        if self.source is not None:
+            return self.source.read(needed)
+        channels, *position = self.latent
+        return self.ranks.receive(torch.empty(channels, len(needed), *position), 0, label=LABEL)
 
     def _hand_out(self, turns: range) -> None:
-        """Sends the other ranks their latents of a round."""
-        assert self._source is not None
+        """Send the other ranks their latents of a round."""
+        assert self.source is not None
         for rank, turn in enumerate(turns[1:], start=1):
-            self._ranks.send(self._source.read(self._needed(turn)).contiguous(), rank, label=LABEL)
+            self.ranks.send(self.source.read(self._needed(turn)).contiguous(), rank, label=LABEL)
 
 
 def one_ahead(items: Iterable[T]) -> Iterator[T]:
-    """The items, each one yielded after the next one was taken from `items`."""
+    """Yield each item after the next one was taken from `items`."""
     iterator = iter(items)
     try:
         previous = next(iterator)
@@ -202,10 +197,11 @@ def one_ahead(items: Iterable[T]) -> Iterator[T]:
 
 @dataclass(frozen=True)
 class DecodedBlock:
-    """The pictures of a block, on the CPU or on their way there.
+    """The pictures of a block, which may still be on their way to the CPU.
 
-    pictures: (f, height, width, 3) uint8 or uint16. finite: (), whether all decoded values are finite.
-    latents: (c, l, h, w). ready: the event after which pictures and flag are on the CPU; None: they are there.
+    pictures: (f, height, width, 3) uint8 or uint16. finite: whether all decoded values are finite, a tensor ().
+    latents: (c, l, h, w). ready: the event after which the pictures and `finite` are on the CPU; None if they already
+    are.
     """
 
     pictures: Tensor
@@ -214,7 +210,7 @@ class DecodedBlock:
     ready: torch.cuda.Event | None
 
     def wait(self) -> Tensor:
-        """The pictures. Raises NotFiniteError if the decoder produced NaN or infinite values."""
+        """Return the pictures, once on the CPU. Raises NotFiniteError if the decoder gave NaN or infinite values."""
         if self.ready is not None:
             self.ready.synchronize()
         if not self.finite:
@@ -226,7 +222,7 @@ class DecodedBlock:
 
 
 def _nothing() -> None:
-    """No check."""
+    """Check nothing."""
 
 
 @torch.inference_mode()
@@ -240,11 +236,11 @@ def decode_block(
     stream: DecoderStream | None = None,
     check: Callable[[], None] = _nothing,
 ) -> DecodedBlock:
-    """Starts to decode a block, without waiting for a GPU.
+    """Start to decode a block, without waiting for a GPU.
 
-    latents: (c, l, h, w) on the CPU. size: (width, height) in pixels, no larger than what the latents decode to.
-    tile: see `decode_tiles`. bits: of a sample, 8 or 16. stream: of the decoder, at these latents; None if they begin
-    the video. check: called before pictures are copied; may raise.
+    latents: (c, l, h, w) on the CPU. size: (width, height) in pixels, no larger than what the latents decode to. tile:
+    see `decode_tiles`. bits: the bits of a sample, 8 or 16. stream: the decoder's stream at these latents; None if they
+    begin the video. check: called before pictures are copied; may raise.
     """
     width, height = size
     weight = next(decoder.parameters())
@@ -257,15 +253,15 @@ def decode_block(
     rows, columns = (decoder.config.downscale * side for side in x.shape[2:])
     top, left = (rows - height) // 2, (columns - width) // 2
     finite = torch.ones((), dtype=torch.bool, device=weight.device)
-    # whole pictures where they are decoded; on their way from a GPU, they are cut
+    # pictures are whole on the device that decodes them, and cropped on their way from a GPU
     shape = stream.frames(len(x)), *((height, width) if on_gpu else (rows, columns)), 3
     place = torch.device("cpu") if on_gpu else weight.device
-    host = torch.empty(shape, dtype=SAMPLES[bits], device=place, pin_memory=on_gpu)
+    host = torch.empty(shape, dtype=SAMPLE_TYPES[bits], device=place, pin_memory=on_gpu)
     done = 0
     with fp32_products(tf32=True):
         for count, pieces in _decoded_pieces(decoder, stream, x, tile=tile):
             own = host[done : done + count]
-            whole = x.new_empty(count, rows, columns, 3, dtype=SAMPLES[bits]) if on_gpu else own
+            whole = x.new_empty(count, rows, columns, 3, dtype=SAMPLE_TYPES[bits]) if on_gpu else own
             for row, column, piece in pieces:
                 finite &= piece.isfinite().all()
                 part = to_samples(piece, bits)
@@ -284,7 +280,7 @@ def decode_block(
 
 
 def to_samples(pictures: Tensor, bits: int) -> Tensor:
-    """Pictures (f, 3, h, w) in [-1, 1] as samples of `bits` bits, (f, h, w, 3), in floating point."""
+    """Convert pictures (f, 3, h, w) in [-1, 1] to samples of `bits` bits, (f, h, w, 3), in floating point."""
     white = 2**bits - 1
     samples = pictures.float().mul(white / 2).add_(white / 2).round_().clamp_(0, white)
     return samples.permute(0, 2, 3, 1)
@@ -297,7 +293,7 @@ def _cut(pictures: Tensor, top: int, left: int, size: tuple[int, int]) -> Tensor
 def _decoded_pieces(
     decoder: Decoder, stream: DecoderStream, x: Tensor, *, tile: int | None
 ) -> Iterator[tuple[int, Iterable[tuple[int, int, Tensor]]]]:
-    """The pictures of latents (l, c, h, w), some at a time: their number, and the pieces that cover them.
+    """Decode latents (l, c, h, w) in batches of pictures. Yield the size of each batch, and the pieces that cover it.
 
     A piece is (row, column, (f, 3, h', w')).
     """
@@ -312,11 +308,11 @@ def _decoded_pieces(
 def decode_tiles(
     decoder: FrameDecoder, latents: Tensor, *, tile: int | None
 ) -> Iterator[tuple[int, int, Tensor]]:
-    """Decodes pictures in tiles that overlap by a quarter and are blended there, as diffusers' AutoencoderKL does.
+    """Decode pictures in tiles that overlap by a quarter and are blended there, as diffusers' AutoencoderKL does.
 
-    latents: (b, c, h, w). tile: latent positions along a side, a multiple of 4; None, or a tile that covers the
-    latents, decodes all at once. Yields (top, left, (b, 3, h', w')): finished pieces that cover the picture. Of the
-    tiles before, only the edges that are yet to be blended stay in memory.
+    latents: (b, c, h, w). tile: the side of a tile in latent positions, a multiple of 4; None, or a tile that covers
+    the latents, decodes all at once. Yields (top, left, (b, 3, h', w')): finished pieces that cover the picture. Of the
+    earlier tiles, only the edges that are still to be blended stay in memory.
     """
     height, width = latents.shape[2:]
     if tile is None or max(height, width) <= tile:
@@ -343,7 +339,7 @@ def decode_tiles(
 
 
 def _blend(edge: Tensor, picture: Tensor, *, dim: int) -> None:
-    """Blends the first rows (dim 2) or columns (dim 3) of a picture with the edge of its neighbour, in place."""
+    """Blend the first rows (dim 2) or columns (dim 3) of a picture with the edge of its neighbour, in place."""
     extent = edge.shape[dim]
     ramp = torch.arange(extent, device=edge.device, dtype=edge.dtype) / extent
     ramp = ramp[:, None] if dim == 2 else ramp

@@ -1,7 +1,7 @@
-"""From pictures to latents, a block of latent frames at a time, so that memory does not grow with the video.
+"""From pictures to latents, one block of latent frames at a time, so that memory does not grow with the video.
 
-Dims: f frames of a block, n its latent frames, c channels, h w latent height and width, H W of a picture that latents
-cover. n = f but for causal encoders, which compress time.
+Dims: f frames of a block, n its latent frames, c channels, h w latent height and width, H W height and width of the
+picture that the latents cover. n = f except for causal encoders, which compress time.
 """
 
 from collections.abc import Callable, Iterator
@@ -18,7 +18,7 @@ from vinfinity.parallel.ranks import Ranks
 from vinfinity.system.precision import fp32_products
 
 LABEL = "encoding"
-# Gives the pictures of some frames in order, (height, width, 3) uint8. frames: contiguous.
+# Yields the pictures of contiguous frames in order, (height, width, 3) uint8.
 Reader = Callable[[range], Iterator[np.ndarray]]
 
 
@@ -32,14 +32,15 @@ def encode_frames(
     size: tuple[int, int],
     ranks: Ranks,
 ) -> Iterator[tuple[range, Tensor] | None]:
-    """Encodes latent frames of a video in rounds: a block for each rank, or for rank 0 alone if the encoder is causal.
+    """Encode latent frames of a video in rounds: one block per rank, or on rank 0 alone if the encoder is causal.
 
-    read: on rank 0, which sends the others their blocks. latent_frames: contiguous, starting with a whole block.
-    frames: of the video; where its latent frames take more, the last picture is repeated. latent: (c, h, w).
-    size: (width, height) of the pictures.
+    read: on rank 0, which sends the other ranks their blocks. latent_frames: contiguous, starting with a whole block.
+    frames: the length of the video; where its latent frames cover more, the last picture is repeated. latent: (c, h,
+    w). size: (width, height) of the pictures.
+
     Each rank has one block in memory, rank 0 those of a round. The blocks, and with them the latents, are the same on
     any number of ranks. Yields, on every rank and in every round, the latent frames that this rank encoded and their
-    latents (1, c, n, h, w) fp32 on the CPU, or None if no block was left for it.
+    latents (1, c, n, h, w) fp32 on the CPU, or None if there was no block left for it.
 
     Raises InputError, on every rank, if the pictures cannot be read, and NotFiniteError.
     """
@@ -74,7 +75,10 @@ def _in_order(
     latent: tuple[int, int, int],
     ranks: Ranks,
 ) -> Iterator[tuple[range, Tensor] | None]:
-    """The same with a causal encoder, on rank 0 (docs/decisions/0027-decoding-in-order.md)."""
+    """Encode latent frames with a causal encoder, on rank 0 (docs/decisions/0027-decoding-in-order.md).
+
+    Parameters and results are those of `encode_frames`.
+    """
     config = encoder.config
     geometry = LatentGeometry(config.latent_channels, config.downscale, config.time_downscale)
     stream = encoder.encoder_stream(latent_frames.start)
@@ -86,9 +90,9 @@ def _in_order(
     for span in (*_spans(before, block), *_spans(latent_frames, block)):
         own: Tensor | None = None
         for latent_frame in span:
-            found = _read(pictures, [geometry.frame_span(range(latent_frame, latent_frame + 1))], ranks)
-            if found:
-                part = encode_block(encoder, found[0], latent=latent, stream=stream)
+            blocks = _read(pictures, [geometry.frame_span(range(latent_frame, latent_frame + 1))], ranks)
+            if blocks:
+                part = encode_block(encoder, blocks[0], latent=latent, stream=stream)
                 own = part if own is None else torch.cat([own, part], dim=2)
         if span.start >= latent_frames.start:
             yield None if own is None else (span, own)
@@ -101,7 +105,7 @@ def _spans(frames: range, block: int) -> list[range]:
 
 
 def _repeating(pictures: Iterator[np.ndarray]) -> Iterator[np.ndarray]:
-    """The pictures, then the last one again and again."""
+    """Yield the pictures, then repeat the last one for ever."""
     last = None
     for picture in pictures:
         last = picture
@@ -111,25 +115,25 @@ def _repeating(pictures: Iterator[np.ndarray]) -> Iterator[np.ndarray]:
 
 
 def _read(pictures: Iterator[np.ndarray] | None, spans: list[range], ranks: Ranks) -> list[Tensor]:
-    """The pictures of each span, (f, height, width, 3) uint8; none on ranks other than 0.
+    """Return the pictures of each span, (f, height, width, 3) uint8; none on ranks other than 0.
 
     Raises InputError, on every rank, if they cannot be read.
     """
-    found: list[Tensor] = []
+    blocks: list[Tensor] = []
     problem: InputError | None = None
     if pictures is not None:
         try:
-            found = [torch.from_numpy(np.stack([next(pictures) for _ in span])) for span in spans]
+            blocks = [torch.from_numpy(np.stack([next(pictures) for _ in span])) for span in spans]
         except InputError as error:
             problem = error
     problem = ranks.all_gather(problem)[0]
     if problem is not None:
         raise problem
-    return found
+    return blocks
 
 
 def block_frames(config: AutoencoderConfig, latent: tuple[int, int]) -> int:
-    """The latent frames of a block: as many as fit into 512 MiB, at least 1 and at most 8. latent: (h, w).
+    """Return the latent frames of a block: the most that fit into 512 MiB, between 1 and 8. latent: (h, w).
 
     A causal encoder has 8, which it encodes one after the other.
     """
@@ -139,7 +143,7 @@ def block_frames(config: AutoencoderConfig, latent: tuple[int, int]) -> int:
 
 
 def frame_bytes(config: AutoencoderConfig, latent: tuple[int, int]) -> int:
-    """The most bytes that encoding a latent frame takes, without weights. latent: (h, w).
+    """Return the peak memory of encoding a latent frame in bytes, without weights. latent: (h, w).
 
     An encoder holds no more hidden states than its decoder.
     """
@@ -151,9 +155,9 @@ def frame_bytes(config: AutoencoderConfig, latent: tuple[int, int]) -> int:
 def encode_block(
     encoder: Encoder, pictures: Tensor, *, latent: tuple[int, int, int], stream: EncoderStream | None = None
 ) -> Tensor:
-    """The latents of pictures (f, height, width, 3) uint8: (1, c, n, h, w) fp32 on the CPU. latent: (c, h, w).
+    """Encode pictures (f, height, width, 3) uint8: latents (1, c, n, h, w) fp32 on the CPU. latent: (c, h, w).
 
-    stream: of a causal encoder, which continues it. Raises NotFiniteError.
+    stream: a causal encoder's stream, which is continued. Raises NotFiniteError.
     """
     latents = encode_pictures(encoder, pictures, latent=latent, stream=stream)
     if not latents.isfinite().all():
@@ -164,10 +168,10 @@ def encode_block(
 def encode_pictures(
     encoder: Encoder, pictures: Tensor, *, latent: tuple[int, int, int], stream: EncoderStream | None = None
 ) -> Tensor:
-    """The latents (n, c, h, w) of pictures (f, height, width, 3) uint8, on the encoder's device. latent: (c, h, w).
+    """Encode pictures (f, height, width, 3) uint8: latents (n, c, h, w) on the encoder's device. latent: (c, h, w).
 
-    Pictures that the latents do not fit exactly are extended by repeating their edges, evenly on both sides, where
-    decoding cuts them off.
+    Pictures smaller than the area that the latents cover are extended evenly on both sides by repeating their edges;
+    decoding crops them there.
     """
     weight = next(encoder.parameters())
     x = pictures.to(weight.device).permute(0, 3, 1, 2).to(weight.dtype).div_(127.5).sub_(1)

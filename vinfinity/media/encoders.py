@@ -11,22 +11,22 @@ from vinfinity.config.formats import CONTAINERS
 from vinfinity.errors import InputError
 from vinfinity.system.processor import instruction_sets
 
-# the level of SVT-AV1's messages at which it prints none
+# the log level at which SVT-AV1 prints nothing
 SILENT = "-1"
 
 
 def pixel_formats(encoder: str) -> tuple[str, ...] | None:
-    """The pixel formats that an encoder takes, by FFmpeg's names; None if this build of PyAV does not have it."""
+    """Return the pixel formats of an encoder, as FFmpeg names them; None if this build of PyAV lacks the encoder."""
     try:
         codec = av.Codec(encoder, "w")
     except ValueError:
-        # av.codec.codec.UnknownCodecError is one
+        # av.codec.codec.UnknownCodecError is a ValueError
         return None
     return tuple(known.name for known in codec.video_formats or ())
 
 
 def check_encoders(video: VideoFormat, *, field: str = "out") -> None:
-    """Raises InputError if this build of PyAV cannot write a format: its codec, its pixel format or its sound.
+    """Raise InputError if this build of PyAV cannot write a format: its codec, its pixel format or its audio.
 
     field: what chose the format, if no setting did.
     """
@@ -36,9 +36,7 @@ def check_encoders(video: VideoFormat, *, field: str = "out") -> None:
         known = {
             codec.name for container in CONTAINERS for codec in container.codecs if _known(codec.encoder)
         }
-        remedy = (
-            f"install PyAV from PyPI, or choose from what it has: {', '.join(sorted(known)) or 'nothing'}"
-        )
+        remedy = f"install PyAV from PyPI, or use a codec that this build has: {', '.join(sorted(known)) or 'nothing'}"
         raise InputError(
             "video.codec", codec.name, remedy, problem=f"needs {codec.encoder}, which {build} lacks"
         )
@@ -49,7 +47,7 @@ def check_encoders(video: VideoFormat, *, field: str = "out") -> None:
         raise InputError(key, value, remedy, problem=problem)
     audio = video.container.audio
     if audio is not None and not _known(audio):
-        problem = f"needs {audio} for its sound, which {build} lacks"
+        problem = f"needs {audio} for its audio, which {build} lacks"
         raise InputError(field, video.container.suffix, "install PyAV from PyPI", problem=problem)
 
 
@@ -58,10 +56,10 @@ def _known(encoder: str) -> bool:
 
 
 def machine_options(encoder: str) -> Mapping[str, str]:
-    """Options that make an encoder give the same bytes for the same frames, each time and on any processor.
+    """Return options that make an encoder give the same bytes for the same frames, each time and on any processor.
 
-    With AVX-512, x264's macroblock tree reads memory that nothing was written to, unless the width is a multiple of 128
-    (docs/decisions/0010). All other instruction sets give what its C code gives.
+    With AVX-512, x264's macroblock tree reads uninitialised memory unless the width is a multiple of 128
+    (docs/decisions/0010). All other instruction sets give the results of its C code.
     """
     if encoder == "libx264" and "avx512f" in instruction_sets():
         return {"x264-params": "asm=AVX2"}
@@ -69,15 +67,15 @@ def machine_options(encoder: str) -> Mapping[str, str]:
 
 
 def quiet() -> None:
-    """Keeps SVT-AV1 from printing to the terminal, unless the user has set how much it should."""
+    """Keep SVT-AV1 from printing to the terminal, unless the user has set its log level."""
     os.environ.setdefault("SVT_LOG", SILENT)
 
 
 @contextlib.contextmanager
 def same_priority() -> Iterator[None]:
-    """Takes back the real-time priority that SVT-AV1 gives this thread and its own ones, where it may (as root).
+    """Undo the real-time priority that SVT-AV1 gives this thread and its own threads, where it may (as root).
 
-    Otherwise this process, and all that it starts from then on, would keep other programs from running.
+    Otherwise this process, and all processes that it starts later, would keep other programs from running.
     """
     if not hasattr(os, "sched_getscheduler"):
         # not on Linux
@@ -88,7 +86,7 @@ def same_priority() -> Iterator[None]:
         yield
     finally:
         for thread in map(int, os.listdir("/proc/self/task")):
-            # a thread may have ended, or be under other rules
+            # a thread may have ended, or may not be changed
             with contextlib.suppress(OSError):
                 if os.sched_getscheduler(thread) != policy:
                     os.sched_setscheduler(thread, policy, parameter)

@@ -7,7 +7,7 @@ from av.filter.context import FilterContext
 
 
 def pulled(sink: FilterContext) -> Iterator[av.VideoFrame | av.AudioFrame]:
-    """What the end of a graph has ready."""
+    """Yield the frames that are ready at the end of a graph."""
     while True:
         try:
             frame = sink.pull()

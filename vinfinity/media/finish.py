@@ -1,4 +1,4 @@
-"""From the frames that were encoded second by second to the complete file, in the container that was asked for."""
+"""The complete file, in its container, from frames that were encoded second by second."""
 
 import contextlib
 import itertools
@@ -19,19 +19,19 @@ from av.filter import Graph
 
 from vinfinity.config import VideoFormat
 from vinfinity.errors import CONTROL
-from vinfinity.media.audio import Sound
+from vinfinity.media.audio import AudioTrack
 from vinfinity.media.filters import pulled
 from vinfinity.media.mp4 import ONE_THREAD, TAGS, clock_options, file_url
 from vinfinity.system.files import sync
 
 PNG_SIGNATURE_AND_HEADER = 8 + 25
-# digits of a frame's number in the names of a folder's files
+# digits of the frame number in the names of a folder's files
 DIGITS = 6
 PICTURES = re.compile(r"[0-9]{6,}\.png")
-# a palette for the whole video: it does not flicker, and unchanged areas take no space
+# one palette for the whole video: it does not flicker, and unchanged areas take no space
 DITHER = "dither=sierra2_4a:diff_mode=rectangle"
 CENTISECONDS = 100
-# the flags of a WebP's chunk VP8X, and the one of metadata (RFC 9649, section 2.7)
+# the offset of the flags in a WebP's chunk VP8X, and the flag of metadata (RFC 9649, section 2.7)
 RIFF_FLAGS, XMP_FLAG = 20, 0x04
 XMP = (
     '<x:xmpmeta xmlns:x="adobe:ns:meta/"><rdf:RDF xmlns:rdf="http://www.w3.org/1999/02/22-rdf-syntax-ns#">'
@@ -42,11 +42,11 @@ XMP_NAMES = {"comment": "description"}
 
 
 @dataclass(frozen=True)
-class Whole:
-    """A video that is complete but for its container.
+class EncodedVideo:
+    """A video that is complete except for its container.
 
-    source: the file of fragments. size: (width, height) in pixels. frames: in it. metadata: tags.
-    audio: a file whose sound accompanies it, or None.
+    source: the file of fragments. size: (width, height) in pixels. frames: the number of frames in the source.
+    metadata: the tags. audio: the file with the audio of the video, or None.
     """
 
     source: Path
@@ -59,34 +59,35 @@ class Whole:
 
     @property
     def seconds(self) -> Fraction:
+        """The length of the video."""
         return self.frames / self.fps
 
 
-def finish(whole: Whole, target: Path) -> None:
+def finish(encoded: EncodedVideo, target: Path) -> None:
     """Write the complete file, or folder, and flush it to disk. Raises OSError or an error of FFmpeg."""
-    write: dict[str, Callable[[Whole, Path], None]] = {"gif": _gif, "webp": _webp, "image2": _pictures}
-    write.get(whole.video.container.muxer, _copy)(whole, target)
+    write: dict[str, Callable[[EncodedVideo, Path], None]] = {"gif": _gif, "webp": _webp, "image2": _pictures}
+    write.get(encoded.video.container.muxer, _copy)(encoded, target)
     for path in [*target.iterdir(), target] if target.is_dir() else [target]:
         sync(path)
 
 
-def _copy(whole: Whole, target: Path) -> None:
-    """Copies the encoded frames to a file with its index at the front, and encodes the sound."""
-    muxer = whole.video.container.muxer
+def _copy(encoded: EncodedVideo, target: Path) -> None:
+    """Copy the encoded frames to a file with its index at the front, and encode the audio."""
+    muxer = encoded.video.container.muxer
     # without bitexact, a WebM's track gets a random number
     webm = {"cues_to_front": "1", "fflags": "+bitexact"}
-    options = webm if muxer == "webm" else clock_options("+faststart", whole.fps)
+    options = webm if muxer == "webm" else clock_options("+faststart", encoded.fps)
     with (
-        av.open(file_url(whole.source)) as source,
+        av.open(file_url(encoded.source)) as source,
         av.open(file_url(target), "w", format=muxer, options=options) as container,
     ):
-        container.metadata.update(whole.metadata)
+        container.metadata.update(encoded.metadata)
         [stream] = source.streams.video
-        # opaque: without looking for an encoder of the name of the decoder
+        # opaque: do not look for an encoder with the name of the decoder
         copied = container.add_stream_from_template(stream, opaque=True)
-        if whole.video.codec.name in TAGS:
-            copied.codec_context.codec_tag = TAGS[whole.video.codec.name]
-        with _sound(whole, container) as track:
+        if encoded.video.codec.name in TAGS:
+            copied.codec_context.codec_tag = TAGS[encoded.video.codec.name]
+        with _audio_track(encoded, container) as track:
             for packet in source.demux(stream):
                 # the last packet is empty and marks the end of the stream
                 if packet.dts is None:
@@ -96,32 +97,32 @@ def _copy(whole: Whole, target: Path) -> None:
                 packet.stream = copied
                 container.mux(packet)
             if track is not None:
-                track.write(until=whole.seconds)
+                track.write(until=encoded.seconds)
 
 
-def _sound(
-    whole: Whole, container: av.container.OutputContainer
-) -> contextlib.AbstractContextManager[Sound | None]:
-    if whole.audio is None:
+def _audio_track(
+    encoded: EncodedVideo, container: av.container.OutputContainer
+) -> contextlib.AbstractContextManager[AudioTrack | None]:
+    if encoded.audio is None:
         return contextlib.nullcontext()
-    return Sound(container, whole.audio, whole.video, whole.seconds)
+    return AudioTrack(container, encoded.audio, encoded.video, encoded.seconds)
 
 
 # ---- pictures ----
 
 
-def _pictures(whole: Whole, target: Path) -> None:
-    """A folder with a PNG per frame: 000000.png, 000001.png, ..."""
+def _pictures(encoded: EncodedVideo, target: Path) -> None:
+    """Write a folder with a PNG per frame: 000000.png, 000001.png, ..."""
     shutil.rmtree(target, ignore_errors=True)
     target.mkdir(parents=True)
-    with av.open(file_url(whole.source)) as source:
+    with av.open(file_url(encoded.source)) as source:
         packets = (packet for packet in source.demux(video=0) if packet.size)
         for index, packet in enumerate(packets):
-            (target / f"{index:0{DIGITS}}.png").write_bytes(_tagged(bytes(packet), whole.metadata))
+            (target / f"{index:0{DIGITS}}.png").write_bytes(_tagged(bytes(packet), encoded.metadata))
 
 
 def _tagged(png: bytes, metadata: Mapping[str, str]) -> bytes:
-    """A PNG with its colour space, sRGB, which has the primaries of BT.709, and with texts."""
+    """Return a PNG with texts and its colour space, sRGB, which has the primaries of BT.709."""
     # 0: perceptual, the intent for pictures
     chunks = [_chunk(b"sRGB", b"\0")]
     for keyword, text in metadata.items():
@@ -137,36 +138,36 @@ def _chunk(kind: bytes, data: bytes) -> bytes:
 # ---- animations ----
 
 
-def _frames(whole: Whole) -> Iterator[av.VideoFrame]:
-    """The frames, numbered in the video's own clock."""
-    with av.open(file_url(whole.source)) as source:
+def _frames(encoded: EncodedVideo) -> Iterator[av.VideoFrame]:
+    """Yield the frames, numbered in the video's own clock."""
+    with av.open(file_url(encoded.source)) as source:
         for index, frame in enumerate(source.decode(video=0)):
-            frame.pts, frame.time_base = index, 1 / whole.fps
+            frame.pts, frame.time_base = index, 1 / encoded.fps
             yield frame
 
 
-def _gif(whole: Whole, target: Path) -> None:
-    """Two passes: the colours of all frames make one palette, then frames are dithered to it."""
+def _gif(encoded: EncodedVideo, target: Path) -> None:
+    """Write a GIF in two passes: all frames are reduced to one palette, then each frame is dithered to it."""
     # 256 colours, as a picture of 16x16
-    [palette] = _filtered(_frames(whole), whole, ("palettegen", "reserve_transparent=0:stats_mode=full"))
+    [palette] = _filtered(_frames(encoded), encoded, ("palettegen", "reserve_transparent=0:stats_mode=full"))
     # the last frame ends when the video does
-    last = round(whole.seconds * CENTISECONDS) - round((whole.frames - 1) / whole.fps * CENTISECONDS)
-    options = {"loop": "0" if whole.video.repeat else "-1", "final_delay": str(last)}
-    dithered = _filtered(_frames(whole), whole, ("paletteuse", DITHER), palette=palette)
-    _animation(whole, target, dithered, encoding={}, options=options)
-    _insert_comment(target, whole.metadata)
+    last = round(encoded.seconds * CENTISECONDS) - round((encoded.frames - 1) / encoded.fps * CENTISECONDS)
+    options = {"loop": "0" if encoded.video.repeat else "-1", "final_delay": str(last)}
+    dithered = _filtered(_frames(encoded), encoded, ("paletteuse", DITHER), palette=palette)
+    _animation(encoded, target, dithered, encoding={}, options=options)
+    _insert_comment(target, encoded.metadata)
 
 
 def _filtered(
     frames: Iterable[av.VideoFrame],
-    whole: Whole,
+    encoded: EncodedVideo,
     filter: tuple[str, str],
     *,
     palette: av.VideoFrame | None = None,
 ) -> Iterator[av.VideoFrame]:
-    """Frames from a filter, which also takes a palette."""
-    graph, clock = Graph(), 1 / whole.fps
-    width, height = whole.size
+    """Yield frames from a filter, which may also take a palette."""
+    graph, clock = Graph(), 1 / encoded.fps
+    width, height = encoded.size
     source = graph.add_buffer(width=width, height=height, format=av.VideoFormat("rgb24"), time_base=clock)
     use, sink = graph.add(*filter), graph.add("buffersink")
     source.link_to(use, 0, 0)
@@ -188,54 +189,56 @@ def _filtered(
             yield ready
 
 
-def _webp(whole: Whole, target: Path) -> None:
-    encoding = {"quality": str(whole.video.quality)}
-    options = {"loop": "0" if whole.video.repeat else "1"}
-    frames = (frame.reformat(format=whole.video.pixel_format, threads=ONE_THREAD) for frame in _frames(whole))
-    _animation(whole, target, frames, encoding=encoding, options=options)
-    _insert_xmp(target, whole.metadata)
+def _webp(encoded: EncodedVideo, target: Path) -> None:
+    encoding = {"quality": str(encoded.video.quality)}
+    options = {"loop": "0" if encoded.video.repeat else "1"}
+    frames = (
+        frame.reformat(format=encoded.video.pixel_format, threads=ONE_THREAD) for frame in _frames(encoded)
+    )
+    _animation(encoded, target, frames, encoding=encoding, options=options)
+    _insert_xmp(target, encoded.metadata)
 
 
 def _animation(
-    whole: Whole,
+    encoded: EncodedVideo,
     target: Path,
     frames: Iterator[av.VideoFrame],
     *,
     encoding: Mapping[str, str],
     options: Mapping[str, str],
 ) -> None:
-    video = whole.video
+    video = encoded.video
     with av.open(file_url(target), "w", format=video.container.muxer, options=dict(options)) as container:
         stream = typing.cast(
             av.VideoStream,
-            container.add_stream(video.codec.encoder, rate=whole.fps, options=dict(encoding)),
+            container.add_stream(video.codec.encoder, rate=encoded.fps, options=dict(encoding)),
         )
-        stream.width, stream.height = whole.size
+        stream.width, stream.height = encoded.size
         stream.pix_fmt = video.pixel_format
-        stream.codec_context.time_base = 1 / whole.fps
+        stream.codec_context.time_base = 1 / encoded.fps
         for frame in frames:
             container.mux(stream.encode(frame))
         container.mux(stream.encode())
 
 
 def _insert_comment(path: Path, metadata: Mapping[str, str]) -> None:
-    """Adds the metadata to a GIF, as a comment before its end (GIF89a, section 24)."""
+    """Add the metadata to a GIF, as a comment before its end (GIF89a, section 24)."""
     if not metadata:
         return
     data = "\n".join(f"{name}: {text}" for name, text in metadata.items()).encode()
     parts = (data[start : start + 255] for start in range(0, len(data), 255))
     block = b"\x21\xfe" + b"".join(bytes([len(part)]) + part for part in parts) + b"\0"
     with path.open("r+b") as file:
-        # before the trailer, one byte
+        # before the trailer, which is one byte
         file.seek(-1, os.SEEK_END)
         file.write(block + b"\x3b")
 
 
 def _insert_xmp(path: Path, metadata: Mapping[str, str]) -> None:
-    """Adds the metadata to a WebP, as the chunk XMP at its end, which a flag of the chunk VP8X announces."""
+    """Add the metadata to a WebP, as the chunk XMP at its end, announced by a flag of the chunk VP8X."""
     if not metadata:
         return
-    # what XML cannot hold at all
+    # control characters cannot be represented in XML
     texts = {name: CONTROL.sub(" ", text) for name, text in metadata.items()}
     items = "".join(
         f'<dc:{XMP_NAMES.get(name, name)}><rdf:Alt><rdf:li xml:lang="x-default">{escape(text)}</rdf:li></rdf:Alt>'

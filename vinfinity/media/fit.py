@@ -9,27 +9,27 @@ import av
 import numpy as np
 from av.video.reformatter import ColorRange, Colorspace
 
-# lines from which on video without a tag is taken for HD, with the matrix of BT.709
+# the fewest lines of HD: untagged video with this many is read with the matrix of BT.709
 HD_LINES = 720
-# the second number of the matrix of BT.601 (ITU-T H.273)
+# the second code of the matrix of BT.601 (ITU-T H.273)
 BT601 = 6
 
 
 def shown_size(frame: av.VideoFrame, aspect: Fraction) -> tuple[int, int]:
-    """(width, height) of an upright frame with square pixels. aspect: width over height of a stored pixel."""
+    """Return (width, height) of an upright frame with square pixels. aspect: width over height of a stored pixel."""
     width, height = max(1, round(frame.width * aspect)), frame.height
     return (height, width) if _turns(frame) % 2 else (width, height)
 
 
 def fitted(frame: av.VideoFrame, size: tuple[int, int], *, fit: str, aspect: Fraction) -> np.ndarray:
-    """A frame as a picture of `size`, (width, height).
+    """Return a frame as a picture of `size`, (width, height).
 
-    fit: "cover" cuts off what does not fit, "contain" adds black, "stretch" distorts. aspect: see `shown_size`.
+    fit: "cover" crops, "contain" adds black bars, "stretch" distorts. aspect: see `shown_size`.
     """
     turns = _turns(frame)
     picture = np.rot90(to_rgb(frame), turns)
     height, width, _ = picture.shape
-    # the sides that the picture has once its pixels are square
+    # the sides of the picture once its pixels are square
     shown = (width, height * aspect) if turns % 2 else (width * aspect, Fraction(height))
     if fit == "stretch":
         return _scaled(picture, *size)
@@ -38,7 +38,7 @@ def fitted(frame: av.VideoFrame, size: tuple[int, int], *, fit: str, aspect: Fra
 
 
 def to_rgb(frame: av.VideoFrame) -> np.ndarray:
-    """A frame as it is stored, (h, w, 3), by the matrix and the range that it is tagged with."""
+    """Convert a frame as stored to (h, w, 3), by the matrix and the range in its tags."""
     name = frame.format.name
     if not name.startswith("yuv"):
         return frame.reformat(format="rgb24").to_ndarray()
@@ -61,7 +61,7 @@ def to_rgb(frame: av.VideoFrame) -> np.ndarray:
 
 
 def _turns(frame: av.VideoFrame) -> int:
-    """Quarter turns, anticlockwise, after which a frame is upright."""
+    """Return the number of quarter turns, anticlockwise, that make a frame upright."""
     return round(frame.rotation / 90) % 4
 
 
@@ -74,7 +74,7 @@ def _scaled(picture: np.ndarray, width: int, height: int) -> np.ndarray:
 
 
 def _centred(picture: np.ndarray, size: tuple[int, int]) -> np.ndarray:
-    """The middle of a picture, or the picture in the middle of black."""
+    """Return the middle of a picture, or the picture in the middle of black bars."""
     for axis, length in ((0, size[1]), (1, size[0])):
         surplus = picture.shape[axis] - length
         if surplus > 0:

@@ -9,13 +9,13 @@ from vinfinity.system.files import cannot_write, write_whole
 
 
 class Fragments:
-    """The fragments of an MP4 in the file `path`. NAME.json beside it records how much of the file is complete.
+    """The fragments of an MP4 in the file `path`. NAME.json next to it records how much of the file is complete.
 
-    identity: covers everything that the fragments depend on. Fragments of the same identity that are in the file are
-    reused, and an incomplete one at its end is cut off; otherwise the file starts empty.
+    identity: identifies everything that the fragments depend on. Fragments in the file that have the same identity are
+    reused, and an incomplete one at the end is cut off; otherwise the file starts empty.
 
-    shown: what errors name, if not `path`. frames, bytes: of the complete fragments. Raises OutputError if the file
-    cannot be written.
+    shown: the path that errors name instead of `path`. frames, bytes: the size of the complete fragments. Raises
+    OutputError if the file cannot be written.
     """
 
     def __init__(self, path: Path, *, identity: str, shown: Path | None = None) -> None:
@@ -32,7 +32,7 @@ class Fragments:
             raise cannot_write(self._shown, error) from error
 
     def add(self, fragment: bytes, *, frames: int) -> None:
-        """Appends a fragment of `frames` frames; when this returns, it is on the disk. Raises OutputError."""
+        """Append a fragment of `frames` frames; it is on disk when this returns. Raises OutputError."""
         try:
             with self.path.open("r+b") as file:
                 file.seek(self.bytes)
@@ -46,13 +46,13 @@ class Fragments:
         write_whole(self._record, json.dumps(record) + "\n")
 
     def remove(self) -> None:
-        """Deletes the files."""
+        """Delete the files."""
         for path in (self.path, self._record):
             with contextlib.suppress(OSError):
                 path.unlink()
 
     def _complete(self) -> tuple[int, int]:
-        """Frames and bytes of the fragments in the file that can be reused."""
+        """Return the frames and bytes of the fragments in the file that can be reused."""
         try:
             record = json.loads(self._record.read_text(encoding="utf-8"))
             if record["of"] == self._identity and self.path.stat().st_size >= record["bytes"]:

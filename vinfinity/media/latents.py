@@ -1,4 +1,4 @@
-"""The latents of a whole video, read a block at a time.
+"""The latents of a whole video, read one block at a time.
 
 Dims: c channels, F latent frames of the video, f latent frames that are read, h w latent height and width.
 """
@@ -12,10 +12,10 @@ from torch import Tensor
 
 
 class LatentSource(Protocol):
-    """Where latents are read from."""
+    """A place that latents are read from."""
 
     def read(self, frames: range) -> Tensor:
-        """The latents of some frames, (c, f, h, w) fp32 on the CPU. frames: contiguous, absolute."""
+        """Return the latents of some frames, (c, f, h, w) fp32 on the CPU. frames: contiguous, absolute."""
         ...
 
 
@@ -30,7 +30,7 @@ class TensorLatents:
 
 
 def pick_latents(source: LatentSource, frames: Iterable[int]) -> Tensor:
-    """The latents of any frames, (1, c, f, h, w) fp32 on the CPU."""
+    """Return the latents of any frames, (1, c, f, h, w) fp32 on the CPU."""
     runs: list[range] = []
     for frame in frames:
         if runs and runs[-1].stop == frame:

@@ -1,4 +1,4 @@
-"""MP4 by fragments of one second, each from an encoder of its own, and what is read back from videos.
+"""MP4 in fragments of one second, each with its own encoder.
 
 The file of fragments plays at any moment and can be continued; see docs/decisions/0010. ProRes and PNG are in MOV,
 which has the same boxes.
@@ -20,28 +20,29 @@ from vinfinity.media.encoders import machine_options, quiet, same_priority
 
 # the code of BT.709 for primaries, transfer and matrix (ITU-T H.273)
 BT709 = 1
-# encoders divide their work by the number of threads and decide by the division: it must not depend on the machine
+# the output of encoders depends on how they divide the work among threads: the number must not depend on the machine
 THREADS = 4
-# encoders that reorder frames show one at most so many frames after decoding it
-REORDERED = 2
-# ticks per second of an MP4, at least, as FFmpeg has it
+# the most frames between decoding and showing a frame, in encoders that reorder frames
+REORDER_DELAY = 2
+# FFmpeg's minimum of ticks per second in an MP4
 LEAST_TIMESCALE = 10_000
 # Fragments (moof and mdat) are appended to those of the seconds before. Their times count from the start of the video.
 MOVFLAGS = "+empty_moov+delay_moov+default_base_moof+frag_keyframe+frag_discont+skip_trailer"
-# swscale takes 255 * 256 for white in RGB of 16 bits, not 65535, when it makes Y'CbCr of it
+# when swscale converts 16-bit RGB to Y'CbCr, it takes 255 * 256 for white, not 65535
 SWSCALE_WHITE = np.float32(65280 / 65535)
-# with more, swscale spoils rows of pictures of more than 8 bits where the parts of two threads meet
+# with more threads, swscale corrupts rows where their parts meet, in pictures of more than 8 bits
 ONE_THREAD = 1
-# boxes that are taken from the first second only
+# boxes that only the first second contributes
 HEAD_BOXES = (b"ftyp", b"moov")
-# H.265 is marked as Apple's players expect it
+# codec tags: H.265 is tagged as Apple's players expect
 TAGS = {"h265": "hvc1"}
 
 
 class Second:
     """One second of video as an MP4 or MOV in memory; its first frame is a key frame.
 
-    first: the number of that frame. frames: in a whole second. Raises ValueError or an error of FFmpeg.
+    first: the number of that frame. frames: the number of frames in a whole second. Raises ValueError or an error of
+    FFmpeg.
     """
 
     def __init__(
@@ -55,7 +56,7 @@ class Second:
         fps: Fraction,
         metadata: Mapping[str, str],
     ) -> None:
-        # the number of the next packet: that of a frame, but in the order of decoding
+        # the number of the next packet, counted in decoding order
         self._packet, self._codec = first, video.codec
         self._file = io.BytesIO()
         muxer = "mp4" if video.container.muxer in ("mp4", "webm") else "mov"
@@ -77,7 +78,7 @@ class Second:
         self._container.metadata.update(metadata)
 
     def write(self, picture: av.VideoFrame) -> None:
-        """Adds a frame."""
+        """Add a frame."""
         if self._stream.codec_context.is_open:
             packets = self._stream.encode(picture)
         else:
@@ -87,21 +88,21 @@ class Second:
         self._mux(packets)
 
     def end(self) -> list[tuple[bytes, bytes]]:
-        """Ends the encoding. Returns the boxes of the file: (type, the whole box)."""
+        """Finish the encoding. Return the boxes of the file: (type, the whole box)."""
         self._mux(self._stream.encode())
         self._container.close()
         return list(_boxes(self._file.getvalue()))
 
     def _mux(self, packets: Iterable[av.Packet]) -> None:
-        """Packets are decoded ahead of their time, by as many frames as may be reordered, the same in all seconds.
+        """Write packets, each decoded ahead of its time by a delay that is the same in all seconds.
 
-        Encoders leave this delay out of a second that is shorter than it, or have no valid time there. But all seconds
-        share the head of the first one, whose edit list takes the delay off again: such a second would be shown too
-        early.
+        The delay covers the frames that the encoder may reorder. Encoders omit it from a second that is shorter than
+        the delay, or set no valid time there. But all seconds share the head of the first one, whose edit list
+        subtracts the delay: such a second would be shown too early.
         """
         delay = 0
         if self._codec is H265 or (self._codec is H264 and self._stream.codec_context.has_b_frames):
-            delay = REORDERED
+            delay = REORDER_DELAY
         for packet in packets:
             packet.dts = self._packet - delay
             packet.duration = 1
@@ -110,9 +111,9 @@ class Second:
 
 
 def to_picture(frame: np.ndarray, video: VideoFormat) -> av.VideoFrame:
-    """A frame as the encoder takes it. frame: (h, w, 3) full-range RGB, uint8, or uint16 for more than 8 bits.
+    """Convert a frame for the encoder. frame: (h, w, 3) full-range RGB, uint8, or uint16 for more than 8 bits.
 
-    Y'CbCr is limited-range by the BT.709 matrix, as the tags of the file say: without both, most players show shifted
+    Y'CbCr is limited-range with the BT.709 matrix, and the file is tagged so: otherwise most players show shifted
     colours.
     """
     source = "rgb24" if frame.dtype == np.uint8 else "rgb48le"
@@ -139,13 +140,13 @@ def to_picture(frame: np.ndarray, video: VideoFormat) -> av.VideoFrame:
 
 
 def clock_options(flags: str, fps: Fraction) -> dict[str, str]:
-    """The options of an MP4 whose clocks, of the file and of its track, count frames of this rate exactly."""
+    """Return options for an MP4 whose clocks, of the file and of its track, count frames of this rate exactly."""
     timescale = fps.numerator * -(-LEAST_TIMESCALE // fps.numerator)
     return {"movflags": flags, "movie_timescale": str(timescale), "video_track_timescale": str(timescale)}
 
 
 def _boxes(data: bytes) -> Iterator[tuple[bytes, bytes]]:
-    """The top-level boxes of an MP4: 4 bytes of length, 4 bytes of type, then the content (ISO/IEC 14496-12, 4.2)."""
+    """Yield the top-level boxes of an MP4: 4 bytes of length, 4 bytes of type, the content (ISO/IEC 14496-12, 4.2)."""
     start = 0
     while start < len(data):
         length = int.from_bytes(data[start : start + 4])
@@ -154,26 +155,11 @@ def _boxes(data: bytes) -> Iterator[tuple[bytes, bytes]]:
 
 
 def file_url(path: Path) -> str:
-    """A path as FFmpeg takes it: it would read `12:30.mp4` as the protocol `12`."""
+    """Return a path as FFmpeg takes it: it would read `12:30.mp4` as the protocol `12`."""
     return f"file:{path}"
 
 
-def read_video(path: Path) -> np.ndarray:
-    """All frames of a video file at once, (f, h, w, 3) uint8 full-range RGB."""
-    with av.open(file_url(path)) as container:
-        # via yuv444p: from subsampled formats, swscale takes a shortcut that shifts colours by up to 2
-        planes = (
-            frame.reformat(format="yuv444p", interpolation="BICUBIC", threads=ONE_THREAD)
-            for frame in container.decode(video=0)
-        )
-        frames = [
-            frame.reformat(format="rgb24", src_colorspace=Colorspace.ITU709, threads=ONE_THREAD).to_ndarray()
-            for frame in planes
-        ]
-    return np.stack(frames)
-
-
 def read_metadata(path: Path) -> dict[str, str]:
-    """The metadata of a video file, such as `title` and `comment`."""
+    """Return the metadata of a video file, such as `title` and `comment`."""
     with av.open(file_url(path)) as container:
         return dict(container.metadata)

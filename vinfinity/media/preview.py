@@ -1,4 +1,4 @@
-"""Previews: latents to small pictures by a linear map of their channels to colours.
+"""Previews: small pictures from latents, by a linear map from their channels to colours.
 
 Dims: f frames, c channels, h w latent height and width.
 """
@@ -20,23 +20,23 @@ from vinfinity.media.sheet import ContactSheet
 from vinfinity.models.decoder import Decoder
 from vinfinity.system.files import temporary, write_whole
 
-# pixels of the longer side, about
+# approximate pixels of the longer side
 SIDE = 128
 # frames that a map is fitted to
 FITTED_FRAMES = 4
-# how much the fit prefers small weights, as a part of the latents' variance
+# strength of the ridge penalty, relative to the variance of the latents
 RIDGE = 1e-3
 
 
 @dataclass(frozen=True)
 class ColourMap:
-    """Colours as a linear function of a latent position's channels. weights: (c + 1, 3), the last row is the shift."""
+    """Colours as a linear function of a latent position's channels. weights: (c + 1, 3); the last row is the offset."""
 
     weights: Tensor
 
     @classmethod
     def fit(cls, decoder: Decoder, latents: Tensor) -> "ColourMap":
-        """The map closest to what a decoder makes of latents (f, c, h, w), by least squares over their positions."""
+        """Fit a map to a decoder's output for latents (f, c, h, w), by least squares over their positions."""
         colours = []
         for frame in latents:
             # as the first frame of a video, which causal decoders decode alone
@@ -53,13 +53,13 @@ class ColourMap:
         return cls(torch.cat([weights, (shift - centre @ weights)[None]]).float())
 
     def __call__(self, latents: Tensor) -> Tensor:
-        """Pictures (f, h, w, 3) uint8 of latents (f, c, h, w)."""
+        """Return the pictures (f, h, w, 3) uint8 of latents (f, c, h, w)."""
         colours = _with_one(latents) @ self.weights
         return colours.mul(127.5).add(127.5).round().clamp(0, 255).to(torch.uint8)
 
     @classmethod
     def load(cls, path: Path) -> "ColourMap | None":
-        """A map that was saved; None if there is none, or no whole one."""
+        """Load a saved map. Return None if there is none, or if it is damaged."""
         try:
             weights = torch.tensor(json.loads(path.read_text())["weights"], dtype=torch.float32)
         except (OSError, ValueError, KeyError, TypeError):
@@ -67,19 +67,19 @@ class ColourMap:
         return cls(weights) if weights.ndim == 2 and weights.shape[1] == 3 else None
 
     def save(self, path: Path) -> None:
-        """Raises OutputError."""
+        """Save the map. Raises OutputError."""
         write_whole(path, json.dumps({"weights": self.weights.tolist()}))
 
 
 def enlarged(pictures: Tensor) -> np.ndarray:
-    """Pictures (f, h, w, 3) uint8, enlarged to about SIDE pixels by a whole factor."""
+    """Enlarge pictures (f, h, w, 3) uint8 to about SIDE pixels, by a whole factor."""
     factor = max(1, SIDE // max(pictures.shape[1:3]))
     large = F.interpolate(pictures.permute(0, 3, 1, 2).float(), scale_factor=factor, mode="bilinear")
     return large.round().to(torch.uint8).permute(0, 2, 3, 1).numpy()
 
 
 def decoded(decoder: Decoder, latents: Tensor) -> np.ndarray:
-    """Pictures (f, h, w, 3) uint8 of latents (f, c, h, w), of about SIDE pixels, each as the first frame of a video."""
+    """Decode latents (f, c, h, w), each as the first frame of a video: (f, h, w, 3) uint8 of about SIDE pixels."""
     pictures = []
     for frame in latents:
         [picture] = decoder.stream().decode(frame[None])
@@ -119,5 +119,5 @@ def _write_animation(path: Path, frames: np.ndarray, fps: Fraction) -> None:
 
 
 def _with_one(latents: Tensor) -> Tensor:
-    """(f, c, h, w) to (f, h, w, c + 1), the last channel 1."""
+    """Append a channel of ones: (f, c, h, w) to (f, h, w, c + 1)."""
     return F.pad(latents.float().permute(0, 2, 3, 1), (0, 1), value=1.0)

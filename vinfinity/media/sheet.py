@@ -12,7 +12,7 @@ from vinfinity.system.files import write_whole
 MOST_FRAMES = 16
 COLUMNS = 4
 
-# In pixels. Frames that are smaller than a thumbnail stay as they are; the gap is also the margin.
+# In pixels. Frames smaller than a thumbnail keep their size; the gap is also the margin.
 THUMBNAIL_SIDE = 256
 GAP = 4
 
@@ -21,10 +21,10 @@ BACKGROUND = 24
 
 
 class ContactSheet:
-    """Collects evenly spread frames of a video, at most 16, and writes them as a grid.
+    """A grid of evenly spread frames of a video, at most 16, for a PNG.
 
-    Read from left to right and top to bottom. Each thumbnail is the middle frame of one of equally long parts of the
-    video; its aspect ratio is preserved. Only the thumbnails are in memory.
+    It reads from left to right and top to bottom. The video is divided into equally long parts; each thumbnail is the
+    middle frame of one part and keeps its aspect ratio. Only the thumbnails are in memory.
 
     frames: the indices of the frames on the sheet, ascending.
     """
@@ -36,11 +36,11 @@ class ContactSheet:
         self._thumbnails: list[np.ndarray] = []
 
     def add(self, frame: np.ndarray) -> None:
-        """Adds the next one of `frames`, (h, w, 3) uint8."""
+        """Add the next one of `frames`, (h, w, 3) uint8."""
         self._thumbnails.append(_thumbnail(frame))
 
     def grid(self) -> np.ndarray:
-        """The sheet so far, (h, w, 3) uint8. Raises ValueError before the first frame."""
+        """Return the sheet so far, (h, w, 3) uint8. Raises ValueError before the first frame."""
         if not self._thumbnails:
             raise ValueError("a contact sheet needs at least one frame")
         height, width, _ = self._thumbnails[0].shape
@@ -55,12 +55,12 @@ class ContactSheet:
         return sheet
 
     def save(self) -> None:
-        """Writes the PNG; an older file is replaced once the new one is complete. Raises OutputError."""
+        """Write the PNG; an older file is replaced once the new one is complete. Raises OutputError."""
         write_whole(self.path, encode_png(self.grid()))
 
 
 def encode_png(image: np.ndarray) -> bytes:
-    """The bytes of a PNG file. image: (h, w, 3) uint8."""
+    """Return the bytes of a PNG file. image: (h, w, 3) uint8."""
     codec = av.CodecContext.create("png", "w")
     assert isinstance(codec, av.VideoCodecContext)
     codec.height, codec.width, _ = image.shape
@@ -71,7 +71,7 @@ def encode_png(image: np.ndarray) -> bytes:
 
 
 def to_8_bits(frame: np.ndarray) -> np.ndarray:
-    """A frame of 16 bits per sample, or of 8, with 8."""
+    """Convert a frame of 16 bits per sample to 8; return a frame of 8 bits as it is."""
     if frame.dtype == np.uint8:
         return frame
     return (frame / np.float32(257)).round().astype(np.uint8)

@@ -1,4 +1,4 @@
-"""Videos and pictures that a run starts from: what a file holds, and its frames fitted to a size, one after the other.
+"""Videos and pictures that a run starts from: what a file holds, and its frames, fitted to a size one after the other.
 
 Dims: h w height and width in pixels. Pictures are (h, w, 3) uint8, full-range RGB. Imports no torch.
 """
@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from vinfinity.errors import InputError, one_line
-from vinfinity.system.files import missing_problem
+from vinfinity.system.files import missing_problem, reason
 from vinfinity.system.folders import expanded
 
 if TYPE_CHECKING:
@@ -23,10 +23,10 @@ if TYPE_CHECKING:
 
 # transfer functions of HDR video (ITU-T H.273): PQ and HLG
 HDR = {16: "PQ", 18: "HLG"}
-# frames per second that a video can be given, see the setting `fps`
+# the range of the setting `fps`
 SLOWEST, FASTEST = 1, 240
-UNCUT = "take a complete copy, or remux it, as with ffmpeg -i FILE -c copy NEW"
-# how much the shape of a picture may differ from that of the video before it counts as another one
+COMPLETE_COPY = "use a complete copy, or remux it, as with ffmpeg -i FILE -c copy NEW"
+# the largest relative difference of aspect ratios that count as equal
 SAME_SHAPE = 0.02
 
 
@@ -34,9 +34,9 @@ SAME_SHAPE = 0.02
 class Source:
     """What a video or picture file holds. Only its first frame was decoded.
 
-    field: the setting that names it. size: (width, height) in pixels as it is shown. aspect: width over height of a
-    stored pixel. times: when each frame begins, in seconds from the first. tick: the unit in which the file counts
-    time, in seconds. rate: frames per second, the mean if they vary. steady: whether they do not. hdr: its HDR transfer
+    field: the setting that names it. size: (width, height) in pixels as displayed. aspect: width over height of a
+    stored pixel. times: when each frame begins, in seconds from the first. tick: the file's unit of time, in seconds.
+    rate: frames per second, the mean if the rate varies. steady: whether it is constant. hdr: the HDR transfer
     function, or "".
     """
 
@@ -51,47 +51,47 @@ class Source:
     hdr: str
 
     def frames_at(self, fps: Fraction) -> int:
-        """The frames that it has at another rate: its length stays the same."""
+        """Return the number of frames at another rate, for a video of the same length."""
         if self.steady:
             return max(1, round(len(self.times) * fps / self.rate))
         length = self.times[-1] + self.times[-1] / (len(self.times) - 1)
         return max(1, round(length * fps))
 
     def concerns(self) -> list[str]:
-        """What users should know before they wait."""
+        """Return what users should know before they wait."""
         concerns = []
         if not self.steady:
             mean = f"{float(self.rate):.4g}"
             concerns.append(
-                f"{self.field}: {self.path} has a variable frame rate, {mean} fps on average; its frames are taken by "
-                "time"
+                f"{self.field}: {self.path} has a variable frame rate, {mean} fps on average; frames are "
+                "picked by time"
             )
         if self.hdr:
             concerns.append(
-                f"{self.field}: {self.path} is HDR ({self.hdr}); it is read as SDR, in which its colours look pale. "
-                "Convert it to SDR before"
+                f"{self.field}: {self.path} is HDR ({self.hdr}); it is read as SDR, so its colours look pale. "
+                "Convert it to SDR first"
             )
         return concerns
 
 
 def open_video(path: str, *, field: str = "input.video") -> Source:
-    """What a video holds. Raises InputError if it cannot be read, or has no frames."""
+    """Return what a video holds. Raises InputError if it cannot be read, or has no frames."""
     return _opened(expanded(path, field=field).absolute(), field, "video")
 
 
 def open_picture(path: str, *, field: str) -> Source:
-    """What a picture file holds. Raises InputError if it cannot be read, or is a video."""
+    """Return what a picture file holds. Raises InputError if it cannot be read, or is a video."""
     source = _opened(expanded(path, field=field).absolute(), field, "picture")
     if len(source.times) > 1:
         problem = f"has {len(source.times)} frames"
-        raise InputError(field, path, "give a picture, such as a PNG or a JPEG", problem=problem)
+        raise InputError(field, path, "use a picture, such as a PNG or a JPEG", problem=problem)
     return source
 
 
 def video_defaults(path: str, fps: Fraction | None) -> tuple[Mapping[str, object], str]:
-    """Frames, size and fps of a video, and its name as the origin of settings. fps: those of the run, None for its own.
+    """Return frames, size and fps of a video as settings, and the name of the video as their origin.
 
-    Raises InputError.
+    fps: the rate of the run; None for the video's own. Raises InputError.
     """
     source = open_video(path)
     own = own_fps(source.rate)
@@ -101,31 +101,31 @@ def video_defaults(path: str, fps: Fraction | None) -> tuple[Mapping[str, object
 
 
 def own_fps(rate: Fraction) -> Fraction:
-    """The rate at which a video of that rate is shown, within what the setting `fps` takes."""
+    """Return the fps of a video made from one of this rate: the rate itself, within the range of the setting `fps`."""
     return min(max(rate.limit_denominator(1001), Fraction(SLOWEST)), Fraction(FASTEST))
 
 
 def rate_value(rate: Fraction) -> int | str:
-    """A frame rate as a value of the setting `fps`."""
+    """Return a frame rate as a value of the setting `fps`."""
     return rate.numerator if rate.denominator == 1 else str(rate)
 
 
 def check_shape(source: Source, size: tuple[int, int], *, fit: str | None) -> None:
-    """Raise InputError if a picture has another shape than the video, and nothing says how to fit it.
+    """Raise InputError if a picture's aspect ratio is not the video's, and no setting says how to fit it.
 
     size: (width, height) of the video.
     """
     (width, height), (own_width, own_height) = size, source.size
     if fit is None and abs(own_width * height / (own_height * width) - 1) > SAME_SHAPE:
-        problem = f"is {own_width}x{own_height}, of another shape than the video's {width}x{height}"
-        remedy = "say how to fit it: --fit cover, contain or stretch"
+        problem = f"is {own_width}x{own_height}, with another aspect ratio than the video's {width}x{height}"
+        remedy = "add --fit cover, contain or stretch"
         raise InputError(source.field, source.path, remedy, problem=problem)
 
 
 def read_frames(
     source: Source, *, fps: Fraction, frames: range, size: tuple[int, int], fit: str
 ) -> "Iterator[np.ndarray]":
-    """The pictures of some frames at `fps`, each the one that is shown at that time, fitted to `size`.
+    """Yield pictures at `fps`, fitted to `size`: for each of `frames`, the picture that is shown at that time.
 
     frames: contiguous, absolute. One picture is in memory at a time. Raises InputError if the file is damaged.
     """
@@ -135,7 +135,7 @@ def read_frames(
     number = next(wanted, None)
     previous: av.VideoFrame | None = None
     for time, picture in itertools.chain(_decoded(source), [(None, None)]):
-        # the picture before this one is shown until this one begins, give or take the file's rounding
+        # the previous picture is shown until this one begins, up to the rounding of the file's times
         if previous is not None:
             shown: np.ndarray | None = None
             while number is not None and (time is None or number / fps + source.tick / 2 < time):
@@ -155,56 +155,47 @@ def _opened(path: Path, field: str, kind: str) -> Source:
         raise InputError(field, path, "check its permissions", problem="cannot be read")
     status = path.stat()
     if status.st_size == 0:
-        raise InputError(field, path, f"give another {kind}", problem="is empty")
+        raise InputError(field, path, f"use another {kind}", problem="is empty")
     return _probed(path, field, kind, (status.st_mtime_ns, status.st_size))
 
 
 @lru_cache(maxsize=8)
 def _probed(path: Path, field: str, kind: str, version: tuple[int, int]) -> Source:
-    """Reads a file once for all who ask. version: changes when the file does."""
+    """Read a file once for all callers. version: changes when the file does."""
     from vinfinity.media.fit import shown_size
     from vinfinity.media.reader import ends_early, lacks_bytes, stated_end
 
     with _named(field, path, f"is not a {kind} that can be read"), _container(path) as container:
         stream = _stream(container)
         if stream is None:
-            raise InputError(field, path, f"give a {kind}", problem="has no frames")
+            raise InputError(field, path, f"use a {kind}", problem="has no frames")
         tick = Fraction(stream.time_base or Fraction(1, 1000))
         packets = [
             (packet.pts if packet.pts is not None else packet.dts, packet.duration or 0, packet.is_discard)
             for packet in container.demux(stream)
             if packet.size
         ]
-        stamps = [stamp for stamp, _, left_out in packets if not left_out]
+        stamps = [stamp for stamp, _, discarded in packets if not discarded]
         ends = [stamp + duration for stamp, duration, _ in packets if stamp is not None]
         stated = stated_end(stream)
         rates = [stream.average_rate, stream.guessed_rate, stream.base_rate]
     if not stamps:
-        raise InputError(field, path, f"give another {kind}", problem="has no frames")
-    with _named(field, path, f"is not a {kind} that can be read"), _container(path) as container:
-        stream = _stream(container)
-        first: av.VideoFrame | None = next(iter(container.decode(stream)), None) if stream else None
-        if first is None:
-            raise InputError(field, path, f"give another {kind}", problem="has no frames")
-        assert stream is not None
-        aspect = Fraction(stream.sample_aspect_ratio or 1)
+        raise InputError(field, path, f"use another {kind}", problem="has no frames")
+    first, aspect = _first_frame(path, field, kind)
     known = [Fraction(rate) for rate in rates if rate]
-    if any(stamp is None for stamp in stamps):
-        # a format without times
-        times = [Fraction(index) / (known or [Fraction(25)])[0] for index in range(len(stamps))]
-    else:
-        ordered = sorted(stamp for stamp in stamps if stamp is not None)
-        times = [(stamp - ordered[0]) * tick for stamp in ordered]
+    times = _times(stamps, known, tick)
     rate, steady = _rate(times, known, tick)
     if ends and ends_early(stated, end := max(ends) * tick, rate):
         raise InputError(
             field,
             path,
-            UNCUT,
+            COMPLETE_COPY,
             problem=f"is cut off: it ends at {float(end):.2f} of {float(stated or 0):.2f} s",
         )
     if lacks_bytes(path):
-        raise InputError(field, path, UNCUT, problem=f"is cut off: it ends at {float(times[-1]):.2f} s")
+        raise InputError(
+            field, path, COMPLETE_COPY, problem=f"is cut off: it ends at {float(times[-1]):.2f} s"
+        )
     return Source(
         field=field,
         path=path,
@@ -218,8 +209,28 @@ def _probed(path: Path, field: str, kind: str, version: tuple[int, int]) -> Sour
     )
 
 
+def _first_frame(path: Path, field: str, kind: str) -> "tuple[av.VideoFrame, Fraction]":
+    """Return the first frame of a file, and width over height of its stored pixels. Raises InputError."""
+    with _named(field, path, f"is not a {kind} that can be read"), _container(path) as container:
+        stream = _stream(container)
+        first: av.VideoFrame | None = next(iter(container.decode(stream)), None) if stream else None
+        if first is None:
+            raise InputError(field, path, f"use another {kind}", problem="has no frames")
+        assert stream is not None
+        return first, Fraction(stream.sample_aspect_ratio or 1)
+
+
+def _times(stamps: list[int | None], known: list[Fraction], tick: Fraction) -> list[Fraction]:
+    """Return when each frame begins, in seconds from the first. known: the rates that the file states."""
+    if any(stamp is None for stamp in stamps):
+        # a format without times
+        return [Fraction(index) / (known or [Fraction(25)])[0] for index in range(len(stamps))]
+    ordered = sorted(stamp for stamp in stamps if stamp is not None)
+    return [(stamp - ordered[0]) * tick for stamp in ordered]
+
+
 def _rate(times: list[Fraction], known: list[Fraction], tick: Fraction) -> tuple[Fraction, bool]:
-    """Frames per second, and whether all frames keep to them. known: what the file says of its rate."""
+    """Return frames per second, and whether all frames keep to this rate. known: the rates that the file states."""
     for rate in known:
         if all(abs(time - index / rate) <= tick for index, time in enumerate(times)):
             return rate, True
@@ -231,7 +242,7 @@ def _rate(times: list[Fraction], known: list[Fraction], tick: Fraction) -> tuple
 
 
 def _decoded(source: Source) -> "Iterator[tuple[Fraction, av.VideoFrame]]":
-    """All frames in order, with their times. Raises InputError if not all of them can be decoded."""
+    """Yield all frames in order, with their times. Raises InputError if not all of them can be decoded."""
     last = Fraction(-1)
     begin: int | None = None
     problem = "is damaged: it cannot be decoded to its end"
@@ -250,18 +261,19 @@ def _decoded(source: Source) -> "Iterator[tuple[Fraction, av.VideoFrame]]":
         problem = (
             f"is damaged: nothing after {float(last):.2f} s of {float(source.times[-1]):.2f} s can be decoded"
         )
-        raise InputError(source.field, source.path, "repair it, or ask for fewer --frames", problem=problem)
+        raise InputError(source.field, source.path, "repair it, or use fewer --frames", problem=problem)
 
 
 def _container(path: Path) -> "av.container.InputContainer":
     import av
 
-    # FFmpeg would read `12:30.mp4` as the protocol `12`
-    return av.open(f"file:{path}")
+    from vinfinity.media.mp4 import file_url
+
+    return av.open(file_url(path))
 
 
 def _stream(container: "av.container.InputContainer") -> "av.VideoStream | None":
-    """The first stream of moving pictures, or else of a single one, but not the cover of a piece of music."""
+    """Return the first stream of moving pictures, or else of a still picture, but not the cover of a piece of music."""
     from av.stream import Disposition
 
     streams = [s for s in container.streams.video if not s.disposition & Disposition.attached_pic]
@@ -270,7 +282,7 @@ def _stream(container: "av.container.InputContainer") -> "av.VideoStream | None"
 
 @contextlib.contextmanager
 def _named(field: str, path: Path, problem: str) -> Iterator[None]:
-    """Turns FFmpeg's errors into one that names the file."""
+    """Turn FFmpeg's errors into one that names the file."""
     import av
 
     try:
@@ -279,7 +291,7 @@ def _named(field: str, path: Path, problem: str) -> Iterator[None]:
         if isinstance(error, InputError):
             raise
         if isinstance(error, av.error.EOFError):
-            # a container that ends before its first frame
-            raise InputError(field, path, "give another file", problem="has no frames") from error
-        detail = f"{problem} ({one_line(getattr(error, 'strerror', None) or error)})"
+            # the container ends before its first frame
+            raise InputError(field, path, "use another file", problem="has no frames") from error
+        detail = f"{problem} ({reason(error)})"
         raise InputError(field, path, "check the file, or convert it", problem=detail) from error

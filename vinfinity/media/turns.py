@@ -1,18 +1,20 @@
-"""How ranks take turns at decoding a video: pure arithmetic, the same on every rank."""
+"""How ranks take turns at decoding a video: pure arithmetic, equal on every rank."""
 
 from dataclasses import dataclass
 
 from vinfinity.media.blocks import Blocks
 from vinfinity.models.decoder import Decoder
 
-# The most memory of the pictures of a turn.
+# The most memory that the pictures of a turn may take.
 TURN_BYTES = 256 * 2**20
 
 
 @dataclass(frozen=True)
 class Turns:
-    """ranks: how many of them decode, from rank 0 on. length: latent frames that each decodes in its turn. time: until
-    the video is decoded, in that of one latent frame.
+    """How the ranks of a run take turns at decoding.
+
+    ranks: the number of ranks that decode, from rank 0 on. length: the latent frames that each decodes in a turn. time:
+    the time to decode the video, in units of one latent frame.
     """
 
     ranks: int
@@ -21,16 +23,16 @@ class Turns:
 
     @property
     def held(self) -> int:
-        """Turns whose pictures are in the memory of rank 0: its own, the next one, and one that it receives."""
+        """Turns whose pictures are in the memory of rank 0: its own, the next one, and one that it is receiving."""
         return 2 + (self.ranks > 1)
 
 
 def plan_turns(decoder: Decoder, latents: int, blocks: Blocks, *, ranks: int, picture_bytes: int) -> Turns:
-    """How `ranks` ranks decode that many latent frames. picture_bytes: of one picture.
+    """Return how `ranks` ranks decode `latents` latent frames. picture_bytes: the size of a picture.
 
-    Independent frames are decoded a block a turn. With a causal decoder, each turn begins in the middle of the video,
-    which costs the time of `restart_cost` latent frames. Turns are of the length for which all are done first, as long
-    as the pictures of a turn fit into 256 MiB; rank 0 decodes alone where that is as fast.
+    Independent frames are decoded one block per turn. With a causal decoder, each turn begins in the middle of the
+    video, which costs the time of `restart_cost` latent frames. The length of turns is the one with which decoding ends
+    first, as long as the pictures of a turn fit into 256 MiB; rank 0 decodes alone if that is as fast.
     """
     if not decoder.config.causal:
         return Turns(ranks, blocks.frames, latents / ranks)
@@ -45,11 +47,11 @@ def plan_turns(decoder: Decoder, latents: int, blocks: Blocks, *, ranks: int, pi
 
 
 def shared_time(latents: int, ranks: int, length: int, *, restart_cost: float) -> float:
-    """The time in which ranks decode a video in turns of `length` latent frames, in that of one latent frame.
+    """Return the time to decode a video in turns of `length` latent frames, in units of one latent frame.
 
-    In a round, all ranks decode at the same time, each length + restart_cost. The last round ends with the video.
-    Latents and pictures that travel are not counted: at 832x480, a latent frame has 0.4 MB and its pictures have
-    4.8 MB, against 13.5 TFLOP.
+    In a round, all ranks decode at the same time, each for length + restart_cost. The last round ends with the video.
+    The transfer of latents and pictures is not counted: at 832x480, a latent frame has 0.4 MB and its pictures have 4.8
+    MB, against 13.5 TFLOP.
     """
     rounds = -(-latents // (ranks * length))
     last = min(length, latents - (rounds - 1) * ranks * length)

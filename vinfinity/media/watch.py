@@ -1,7 +1,7 @@
-"""Cheap figures of a video while it is decoded: no further pass over it, and no package but NumPy and torch.
+"""Cheap figures of a video, measured while it is decoded: no second pass, and no package but NumPy and torch.
 
-They say whether something needs a closer look, by `vinfinity evaluate`. Dims: F frames of the video, f latent frames
-that are read, c channels, h w height and width.
+They show whether something deserves a closer look with `vinfinity evaluate`. Dims: F frames of the video, f latent
+frames that are read, c channels, h w height and width.
 """
 
 from collections.abc import Collection, Mapping
@@ -13,22 +13,22 @@ from torch import Tensor
 from vinfinity.media.curves import Seams, end_to_end, find_seams
 from vinfinity.media.latents import LatentSource
 
-# rows and columns that are looked at, about, spread over a frame
-LOOKED_AT = 120
-# what is worth a warning: a border that changes more than every other pair, and by this factor
-SEAM = 1.5
-# a drift of brightness in levels, of sharpness and saturation in percent of the beginning
-BRIGHTNESS, SHARPNESS, SATURATION = 25.0, 40.0, 40.0
-# adjacent frames that differ by less, in levels
-STILL = 0.1
+# approximate number of rows and columns that are sampled in a frame
+SAMPLED = 120
+# warn of a border that changes more than every other pair, and at least this many times as much as their mean
+SEAM_RATIO = 1.5
+# warn of drifts: brightness in levels, sharpness and saturation in percent of the beginning
+BRIGHTNESS_DRIFT, SHARPNESS_DRIFT, SATURATION_DRIFT = 25.0, 40.0, 40.0
+# warn if adjacent frames differ by less, in levels
+STILL_CHANGE = 0.1
 DIGITS = 4
 
 
 @dataclass(frozen=True)
 class VideoFigures:
-    """Figures of the decoded frames and of the latents, for run.json; warnings, a line each, for people.
+    """Figures of the decoded frames and of the latents, for run.json; warnings, one line each, for people.
 
-    change: mean difference of adjacent frames, in levels of 0 to 255; None if fewer than two were decoded.
+    change: the mean difference of adjacent frames, in levels of 0 to 255; None if fewer than two were decoded.
     """
 
     frames: Mapping[str, object]
@@ -38,12 +38,15 @@ class VideoFigures:
     warnings: tuple[str, ...]
 
     def as_record(self) -> dict[str, object]:
-        """What run.json holds."""
+        """Return the figures as run.json holds them."""
         return {"frames": dict(self.frames), "latents": dict(self.latents)}
 
 
 class FrameWatch:
-    """Is shown each decoded frame in order. frames: of the whole video, of which the first may be missing."""
+    """Measures decoded frames, which it is given in order.
+
+    frames: the length of the video, whose first frames may never be given.
+    """
 
     def __init__(self, frames: int) -> None:
         self._curves = {
@@ -52,42 +55,43 @@ class FrameWatch:
         self._before: np.ndarray | None = None
 
     def add(self, index: int, picture: np.ndarray) -> None:
-        """picture: (h, w, 3), uint8 or uint16."""
+        """Measure a frame. picture: (h, w, 3), uint8 or uint16."""
         scale = 1.0 if picture.dtype == np.uint8 else 1 / 257
-        rows, columns = (max(1, side // LOOKED_AT) for side in picture.shape[:2])
+        rows, columns = (max(1, side // SAMPLED) for side in picture.shape[:2])
         small = picture[::rows, ::columns].astype(np.float32) * scale
         if self._before is not None:
             self._curves["change"][index] = np.abs(small - self._before).mean()
         self._before = small
         self._curves["brightness"][index] = small.mean()
         self._curves["saturation"][index] = (small.max(axis=2) - small.min(axis=2)).mean()
-        # neighbours in the full picture: between those of the small one there is always detail
+        # adjacent pixels of the full picture: those of the small one differ even in a blurred picture
         fine = picture[::rows, :, 1].astype(np.float32) * scale
         self._curves["sharpness"][index] = np.abs(np.diff(fine, axis=1)).mean() if fine.shape[1] > 1 else 0.0
 
     @property
     def curves(self) -> Mapping[str, np.ndarray]:
-        """A number per frame; NaN for frames that were not shown. change is a curve of pairs (curves.py)."""
+        """A number per frame; NaN for frames that were not given. change is a curve of pairs (curves.py)."""
         return self._curves
 
 
 class LatentWatch:
-    """Latents that are measured as they are read, in whatever order. frames: latent frames of the video."""
+    """Measures latents as they are read, in any order. frames: the number of latent frames in the video."""
 
     def __init__(self, source: LatentSource, frames: int) -> None:
         self._source = source
         self.change, self.spread = np.full(frames, np.nan), np.full(frames, np.nan)
-        # by frame and neighbour: the frames whose neighbour was not read yet
+        # the latents of frames whose neighbour has not been read yet, by frame and neighbour
         self._edges: dict[tuple[int, int], Tensor] = {}
 
     def read(self, frames: range) -> Tensor:
+        """Read latents and measure them, see `LatentSource`."""
         latents = self._source.read(frames)
         inside = (latents[:, 1:] - latents[:, :-1]).abs().mean(dim=(0, 2, 3))
         self.change[frames.start + 1 : frames.stop] = inside.numpy()
         self.spread[frames.start : frames.stop] = latents.std(dim=(0, 2, 3), correction=0).numpy()
         self._meet(frames.start - 1, frames.start, latents[:, 0])
         self._meet(frames.stop, frames.stop - 1, latents[:, -1])
-        # blocks may overlap, and then have the neighbour inside
+        # blocks may overlap and then contain the neighbour
         self._edges = {pair: edge for pair, edge in self._edges.items() if self._is_open(*pair)}
         return latents
 
@@ -100,14 +104,14 @@ class LatentWatch:
             self._edges[frame, neighbour] = latent.clone()
 
     def _is_open(self, neighbour: int, frame: int) -> bool:
-        """Whether adjacent frames are both of the video, and were not compared yet."""
+        """Return whether two adjacent frames are both in the video and have not been compared yet."""
         border = max(frame, neighbour)
         return 0 < border < len(self.change) and bool(np.isnan(self.change[border]))
 
 
 @dataclass(frozen=True)
 class VideoWatch:
-    """What was seen of a video while it was decoded."""
+    """What was measured of a video while it was decoded."""
 
     frames: FrameWatch
     latents: LatentWatch
@@ -121,9 +125,11 @@ class VideoWatch:
         latent_scenes: Collection[int],
         one_prompt: bool,
     ) -> VideoFigures:
-        """borders: first frames after borders of ranks and edits; scenes: of intended cuts. Both also in latent frames.
+        """Return the figures and warnings of the video.
 
-        one_prompt: whether the whole video shows one thing, so that drift is not wanted.
+        borders: the first frames after borders of ranks and edits. scenes: the first frames after intended cuts.
+        latent_borders, latent_scenes: both in latent frames. one_prompt: whether the whole video shows one thing, so
+        that drift is unwanted.
         """
         curves = self.frames.curves
         seams = find_seams(curves["change"], borders, without=scenes)
@@ -131,24 +137,28 @@ class VideoWatch:
         change = _mean(curves["change"])
         brightness = _difference(curves["brightness"])
         percent = {name: _percent(curves[name]) for name in ("sharpness", "saturation")}
-        found = {
+        frames = {
             "change": _rounded(change),
-            **_of_seams(seams),
+            **_seam_figures(seams),
             "drift": {
                 "brightness": _rounded(brightness),
                 **{name: _rounded(value) for name, value in percent.items()},
             },
         }
-        of_latents = {
+        latents = {
             "change": _rounded(_mean(self.latents.change)),
-            **_of_seams(latent_seams),
+            **_seam_figures(latent_seams),
             "drift": {"spread": _rounded(_percent(self.latents.spread))},
         }
         warnings = [*_seam_warnings(seams), *_still_warnings(change)]
         if one_prompt:
             warnings += _drift_warnings(brightness, percent)
         return VideoFigures(
-            found, of_latents, change, None if seams is None else seams.ratio, tuple(warnings)
+            frames=frames,
+            latents=latents,
+            change=change,
+            seam_ratio=None if seams is None else seams.ratio,
+            warnings=tuple(warnings),
         )
 
 
@@ -156,28 +166,28 @@ def _seam_warnings(seams: Seams | None) -> list[str]:
     return [
         f"frame {seam.frame} begins at a border and changes {seam.ratio:.1f} times as much as others"
         for seam in (seams.seams if seams is not None else ())
-        if seam.percentile == 100 and (seam.ratio or 0) >= SEAM
+        if seam.percentile == 100 and (seam.ratio or 0) >= SEAM_RATIO
     ]
 
 
 def _still_warnings(change: float | None) -> list[str]:
-    if change is None or change >= STILL:
+    if change is None or change >= STILL_CHANGE:
         return []
     return [f"hardly anything moves: adjacent frames differ by {change:.2f} of 255 levels"]
 
 
 def _drift_warnings(brightness: float | None, percent: Mapping[str, float | None]) -> list[str]:
     lines = []
-    if brightness is not None and abs(brightness) >= BRIGHTNESS:
+    if brightness is not None and abs(brightness) >= BRIGHTNESS_DRIFT:
         lines.append(f"brightness drifts by {brightness:+.0f} of 255 levels from the beginning to the end")
-    for name, most in (("sharpness", SHARPNESS), ("saturation", SATURATION)):
+    for name, most in (("sharpness", SHARPNESS_DRIFT), ("saturation", SATURATION_DRIFT)):
         value = percent[name]
         if value is not None and abs(value) >= most:
             lines.append(f"{name} drifts by {value:+.0f} % from the beginning to the end")
     return lines
 
 
-def _of_seams(seams: Seams | None) -> dict[str, object]:
+def _seam_figures(seams: Seams | None) -> dict[str, object]:
     if seams is None:
         return {"seam_ratio": None, "seams": []}
     each = [{"frame": seam.frame, "ratio": _rounded(seam.ratio)} for seam in seams.seams]

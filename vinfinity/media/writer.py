@@ -1,4 +1,4 @@
-"""A video file, written frame by frame in any format; a writer that was interrupted continues where it was."""
+"""A video file, written frame by frame in any format; an interrupted writer can be continued."""
 
 import hashlib
 import json
@@ -16,7 +16,7 @@ import numpy as np
 
 from vinfinity.config import VideoFormat
 from vinfinity.errors import OutputError, one_line
-from vinfinity.media.finish import Whole, finish
+from vinfinity.media.finish import EncodedVideo, finish
 from vinfinity.media.fragments import Fragments
 from vinfinity.media.mp4 import HEAD_BOXES, Second, to_picture
 from vinfinity.system.files import cannot_write, sync, temporary
@@ -27,21 +27,22 @@ class VideoWriter:
 
     Every second is encoded separately and appended to the file `unfinished` as a fragment: with the codec of the video,
     or as PNG for a GIF, a WebP or a folder of PNG. Whatever ends the process, the fragments are playable, and a new
-    writer with the same `identity` continues after them, with frame number `frames`. The file is the same however often
-    it was resumed. At the end, the container that was asked for is made from the fragments. Without `unfinished`, they
-    are in the same folder and are deleted if anything fails. An older video at `path` stays unchanged until the end.
+    writer with the same `identity` continues after them, with frame number `frames`. The file is the same no matter how
+    often it was resumed. At the end, the requested container is made from the fragments. Without `unfinished`, they are
+    in the folder of the video and are deleted if anything fails. An older video at `path` stays unchanged until the
+    end.
 
-    video: the format, see `choose_format`. fps: an exact rate, such as 24 or Fraction(30000, 1001). Frame number n is
-    shown at n / fps seconds; exactly in MP4 and MOV, to the millisecond in WebM and WebP, to 10 ms in GIF.
+    video: the format, see `choose_format`. fps: an exact rate, such as 24 or Fraction(30000, 1001). Frame n is shown at
+    n / fps seconds; exactly in MP4 and MOV, to the millisecond in WebM and WebP, to 10 ms in GIF. metadata: tags stored
+    in the video. audio: a file with audio for the video, which is trimmed or padded with silence.
 
     Sides that the pixel format does not allow (odd ones in yuv420p) are extended by repeating a row or column.
-    `metadata` is stored in the video. audio: a file whose sound accompanies it, cut or followed by silence.
 
         with VideoWriter(Path("a.mp4"), choose_format("a.mp4", VideoConfig()), width=512, height=320, fps=24) as video:
             video.write(frame)
 
-    Raises OutputError if the video cannot be written or the encoder fails, DamagedError if the sound cannot be read any
-    more, ValueError for frames of another shape.
+    Raises OutputError if the video cannot be written or the encoder fails, DamagedError if the audio can no longer be
+    read, ValueError for frames of another shape.
     """
 
     def __init__(
@@ -66,10 +67,10 @@ class VideoWriter:
         self._padding = ((0, -height % rows), (0, -width % columns), (0, 0))
         self._metadata, self._audio = metadata or {}, audio
         self._resumable = unfinished is not None
-        # a folder is made beside the one that it replaces, on the same file system, also where `path` is a link
+        # if `path` is a link to a folder, the new folder is made next to its target, on the same file system
         self._target = Path(os.path.realpath(path)) if video.container.is_folder else path
-        # nobody else writes what belongs to a run folder, and what a killed run leaves is overwritten; elsewhere, names
-        # are random: even process numbers repeat, on other machines and in containers
+        # only one process writes to a run folder, and leftovers of a killed run are overwritten; elsewhere, names are
+        # random: even process numbers repeat, on other machines and in containers
         own = "" if self._resumable else f"{secrets.token_hex(4)}."
         self._copy = temporary(self._target, f"{own}part")
         encoding = [self._encoded.codec.encoder, dict(self._encoded.options), self._encoded.pixel_format]
@@ -77,7 +78,7 @@ class VideoWriter:
         self._fragments = Fragments(
             unfinished or temporary(path, f"{own}fragments"),
             identity=hashlib.sha256(depends_on.encode()).hexdigest(),
-            # users know neither the name nor the purpose of a temporary file
+            # errors do not name temporary files, which users do not know
             shown=unfinished or path,
         )
         # the number of frames written so far
@@ -99,7 +100,7 @@ class VideoWriter:
             return
         try:
             self._end_second()
-            finish(self._whole(), self._copy)
+            finish(self._encoded_video(), self._copy)
             _replace(self._copy, self._target)
             self._fragments.remove()
         except (OSError, ValueError, av.error.FFmpegError) as failure:
@@ -110,7 +111,7 @@ class VideoWriter:
             raise
 
     def write(self, frame: np.ndarray) -> None:
-        """Adds one frame, (height, width, 3): uint8, or uint16 for formats of more than 8 bits; full-range RGB."""
+        """Add one frame, (height, width, 3): uint8, or uint16 for formats of more than 8 bits; full-range RGB."""
         if frame.shape != self._shape or frame.dtype != self._dtype:
             raise ValueError(f"a frame is {self._shape} {self._dtype}, not {frame.shape} {frame.dtype}")
         picture = to_picture(np.pad(frame, self._padding, mode="edge"), self._encoded)
@@ -144,7 +145,7 @@ class VideoWriter:
             ) from error
 
     def _end_second(self) -> None:
-        """Appends the frames since the last fragment, if there are any, as a new one."""
+        """Append the frames since the last fragment, if there are any, as a new one."""
         frames, second, self._second = self.frames - self._fragments.frames, self._second, None
         if not frames or second is None:
             return
@@ -156,9 +157,9 @@ class VideoWriter:
             boxes = [(kind, box) for kind, box in boxes if kind not in HEAD_BOXES]
         self._fragments.add(b"".join(box for _, box in boxes), frames=frames)
 
-    def _whole(self) -> Whole:
+    def _encoded_video(self) -> EncodedVideo:
         height, width, _ = self._shape
-        return Whole(
+        return EncodedVideo(
             self._fragments.path,
             self._video,
             size=(width, height),
@@ -178,9 +179,9 @@ class VideoWriter:
 
 
 def _replace(new: Path, path: Path) -> None:
-    """Put a file or a folder in the place of an older one, which stays if this fails. Raises OSError."""
+    """Replace a file or a folder by a new one; the old one stays if this fails. Raises OSError."""
     if new.is_dir() and path.is_dir():
-        # a folder is replaced only if it is empty
+        # os.replace can replace a folder only if it is empty
         old = temporary(path, "old")
         shutil.rmtree(old, ignore_errors=True)
         os.rename(path, old)

@@ -20,7 +20,7 @@ from vinfinity.planning.trace import (
 )
 from vinfinity.system.pytorch import uses_expandable_segments
 from vinfinity.weights.dtypes import DTYPES
-from vinfinity.weights.load import MAPPED
+from vinfinity.weights.load import MAPPED_ELEMENTS
 
 # Memory that allocators take per byte of tensors. glibc keeps many freed blocks (`vinfinity bench memory --check`); the
 # factors for GPUs, with and without expandable segments, come from a model of torch's allocator (docs/decisions/0015).
@@ -30,8 +30,8 @@ GPU_RESERVE = 1_500_000_000
 # Python and torch on the host, without and with CUDA's libraries
 PROCESS_BYTES = 400 * 2**20
 CUDA_PROCESS_BYTES = 2 * 2**30
-# the part of a weight file that is mapped at once, and its copy
-LOADING_BYTES = 2 * MAPPED * 4
+# the part of a weight file that is mapped at one time, and its copy
+LOADING_BYTES = 2 * MAPPED_ELEMENTS * 4
 # frames that the encoder keeps, in 4:2:0: a look-ahead of 40, references, threads
 X264_FRAMES = 64
 # frames that FFmpeg keeps while it reads a video, in 4:2:0: references, frames to reorder, threads

@@ -1,1 +1,1 @@
-"""What the operating system gives: files, signals and the terminal."""
+"""What the operating system provides: files, folders, memory, signals and the terminal."""

@@ -1,4 +1,4 @@
-"""Files that appear whole or not at all, and are on disk when the call returns; folders of links to files."""
+"""Files that appear whole or not at all, and are on disk when the call returns; lists of files in folders."""
 
 import contextlib
 import errno
@@ -9,16 +9,16 @@ from collections.abc import Collection, Iterator
 from pathlib import Path
 from typing import BinaryIO
 
-from vinfinity.errors import OutputError, escaped
+from vinfinity.errors import OutputError, escaped, one_line
 
-# how the names of temporary files begin
+# the beginning of the names of temporary files
 TEMPORARY = ".vinfinity-"
-# the errors that say that there is no file; any other one may be of a drive that fails for a moment
+# the errors that prove that there is no file; a drive that fails for a moment raises others
 MISSING = (errno.ENOENT, errno.ENOTDIR, errno.ENAMETOOLONG, errno.ELOOP)
 
 
 def temporary(path: Path, kind: str = "part") -> Path:
-    """The hidden name beside `path` under which it is written. It is short, whatever the length of the name."""
+    """Return the hidden name next to `path` under which it is written. It is short, however long the name is."""
     digest = hashlib.blake2s(os.fsencode(path.name), digest_size=6).hexdigest()
     return path.with_name(f"{TEMPORARY}{digest}.{kind}")
 
@@ -34,9 +34,10 @@ def write_whole(path: Path, data: bytes | str) -> None:
 
 @contextlib.contextmanager
 def whole_file(path: Path) -> Iterator[BinaryIO]:
-    """A new file that appears when the block ends without an error, on disk; it replaces an older one.
+    """Open a new file that appears, and is on disk, when the block ends without an error. It replaces an older one.
 
-    It is written under a temporary name, flushed to disk and renamed. Its folder is created if needed. Raises OSError.
+    The file is written under a temporary name, flushed to disk and renamed. Its folder is created if needed. Raises
+    OSError.
     """
     unfinished = temporary(path)
     try:
@@ -54,7 +55,10 @@ def whole_file(path: Path) -> Iterator[BinaryIO]:
 
 
 def is_missing(path: Path) -> bool:
-    """Whether there is certainly nothing at `path`. What cannot be looked at, as on a failing drive, may be there."""
+    """Return whether there is certainly nothing at `path`.
+
+    A path that cannot be examined, as on a failing drive, may exist.
+    """
     try:
         path.stat()
     except OSError as error:
@@ -63,15 +67,15 @@ def is_missing(path: Path) -> bool:
 
 
 def missing_problem(path: Path, otherwise: str = "does not exist") -> str:
-    """What to say of a path at which there is nothing: that it is a broken link, or `otherwise`."""
+    """Return the problem with a path at which there is nothing: a broken link, or else `otherwise`."""
     return f"is a broken link to {path.readlink()}" if os.path.islink(path) else otherwise
 
 
 def tree_files(folder: Path, suffixes: Collection[str]) -> list[Path]:
-    """The files in a folder and all folders inside it that have one of the suffixes, in order.
+    """Return the files with one of the suffixes in a folder and all folders inside it, in order.
 
     Links to folders are followed. A folder that is reached twice is listed once, under the first of its names, so that
-    links that form a loop end. Broken links are left out. Raises OSError for a folder that cannot be read.
+    loops of links end. Broken links are skipped. Raises OSError for a folder that cannot be read.
     """
     files: list[Path] = []
     visited: set[tuple[int, int]] = set()
@@ -92,14 +96,14 @@ def tree_files(folder: Path, suffixes: Collection[str]) -> list[Path]:
 
 
 def to_json(value: object, *, indent: int | None = None) -> str:
-    """JSON in which every text is kept: readable, but with control characters and line separators escaped."""
-    # JSON's own line breaks stand between values
+    """Return JSON that keeps all text readable, except that control characters and line separators are escaped."""
+    # line breaks only separate values here: those inside text are escaped already
     lines = json.dumps(value, indent=indent, ensure_ascii=False).split("\n")
     return "\n".join(escaped(line) for line in lines)
 
 
 def sync(path: Path) -> None:
-    """Flush a file to disk, or the entries of a folder: only then does a rename inside it survive a crash."""
+    """Flush a file, or the entries of a folder, to disk: only then does a rename inside the folder survive a crash."""
     number = os.open(path, os.O_RDONLY)
     try:
         os.fsync(number)
@@ -107,12 +111,17 @@ def sync(path: Path) -> None:
         os.close(number)
 
 
+def reason(error: Exception) -> str:
+    """Return what an OSError, or FFmpeg's equivalent, says went wrong, on one line."""
+    return one_line(getattr(error, "strerror", None) or error)
+
+
 def cannot_read(path: Path, error: OSError) -> OutputError:
-    """The error for a file that is there, as far as one can tell, and could not be read."""
+    """Return the error for a file that seems to exist but could not be read."""
     return OutputError(f"{path}: cannot be read ({error.strerror or error})")
 
 
 def cannot_write(path: Path, error: Exception) -> OutputError:
-    """The error for a file that could not be written. error: an OSError, or FFmpeg's like it."""
-    reason = getattr(error, "strerror", None) or str(error) or type(error).__name__
-    return OutputError(f"{path}: cannot be written ({reason})")
+    """Return the error for a file that could not be written. error: an OSError, or FFmpeg's equivalent."""
+    detail = getattr(error, "strerror", None) or str(error) or type(error).__name__
+    return OutputError(f"{path}: cannot be written ({detail})")

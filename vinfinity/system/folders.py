@@ -1,4 +1,4 @@
-"""Folders of the user, which need not exist: in a container, a process may run as a user without a home directory."""
+"""The user's folders, which may not exist: in a container, a process may run as a user without a home directory."""
 
 import contextlib
 import os
@@ -11,9 +11,9 @@ from vinfinity.errors import InputError, OutputError
 
 
 def expanded(path: str | Path, *, field: str) -> Path:
-    """A path as users write it: `~` is the home directory. An unknown `~name` stays as it is, as in a shell.
+    """Return a path with `~` replaced by the home directory. An unknown `~name` stays as it is, as in a shell.
 
-    field: the setting that named it. Raises InputError if there is no home directory.
+    field: the setting that holds the path. Raises InputError if there is no home directory.
     """
     written = os.fspath(path)
     meant = os.path.expanduser(written)
@@ -24,15 +24,15 @@ def expanded(path: str | Path, *, field: str) -> Path:
 
 
 def data_folder() -> Path:
-    """The folder of what vinfinity keeps for the user: in XDG_DATA_HOME, or else in ~/.local/share.
+    """Return the folder of the data that vinfinity keeps for the user: in XDG_DATA_HOME, or else in ~/.local/share.
 
-    Where neither can be looked into, as without a home directory or with that of another user, it is a folder in the
+    If neither is accessible, for instance without a home directory or with another user's, it is a folder in the
     temporary directory.
     """
     for name in (os.environ.get("XDG_DATA_HOME", ""), "~/.local/share"):
         try:
             folder = Path(name).expanduser() / "vinfinity"
-            # relative paths are ignored, as the XDG specification demands
+            # relative paths are ignored, as the XDG specification requires
             if folder.is_absolute():
                 with contextlib.suppress(FileNotFoundError, NotADirectoryError):
                     folder.stat()
@@ -47,9 +47,9 @@ def check_working_directory() -> None:
     try:
         os.getcwd()
     except FileNotFoundError:
-        problem = "does not exist any more"
+        problem = "no longer exists"
         raise InputError(
-            "working directory", os.environ.get("PWD", "."), "change to another one", problem=problem
+            "working directory", os.environ.get("PWD", "."), "change to another directory", problem=problem
         ) from None
 
 
@@ -67,9 +67,9 @@ def _never(_: BaseException) -> bool:
 
 @contextlib.contextmanager
 def temporary_folder(*, kept: Callable[[BaseException], bool] = _never) -> Iterator[Path]:
-    """A new folder for the block, deleted at its end. kept: whether it stays after an error that ends the block.
+    """Create a folder for the block, and delete it at the end.
 
-    Raises OutputError if there is no place for one.
+    kept: whether to keep the folder after an error that ends the block. Raises OutputError if it cannot be created.
     """
     try:
         folder = Path(tempfile.mkdtemp(prefix="vinfinity-"))

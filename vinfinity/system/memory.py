@@ -1,16 +1,20 @@
-"""The memory of the host: what there is, and what this process may still allocate."""
+"""The host's memory: its total, and what this process may still allocate."""
 
 import os
 from pathlib import Path
 
+# files with the limit and the usage of a group's memory, and the entry of memory.stat for cached files
+GROUP_V1 = ("memory.limit_in_bytes", "memory.usage_in_bytes", "total_inactive_file")
+GROUP_V2 = ("memory.max", "memory.current", "inactive_file")
+
 
 def free_on_host(*, sharing: int = 1) -> int:
-    """Bytes of this node's memory that each of `sharing` ranks can allocate, within the limits of control groups."""
+    """Return the bytes that each of `sharing` ranks on this node can allocate, within the limits of control groups."""
     return min(_available(), free_in_group()) // max(sharing, 1)
 
 
 def host_memory() -> int:
-    """Bytes of memory that the host has."""
+    """Return the host's total memory in bytes."""
     return os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
 
 
@@ -26,7 +30,7 @@ def _available() -> int:
 
 
 def free_in_group(cgroups: Path = Path("/proc/self/cgroup"), root: Path = Path("/sys/fs/cgroup")) -> int:
-    """Bytes that the control groups of this process, such as a SLURM job's, still allow; 2^63 without a limit."""
+    """Return the bytes that this process's control groups, such as a SLURM job's, still allow; 2^63 without a limit."""
     free = 2**63
     try:
         lines = [line.split(":", 2) for line in cgroups.read_text(encoding="ascii").splitlines()]
@@ -45,18 +49,13 @@ def free_in_group(cgroups: Path = Path("/proc/self/cgroup"), root: Path = Path("
                 if limit != "max":
                     free = min(free, int(limit) - int(used) + _reclaimable(group, version[2]))
             except (OSError, ValueError):
-                # folders above the groups have no such files
+                # folders above the groups lack these files
                 continue
     return max(free, 0)
 
 
-# files with the limit and the usage of a group's memory, and the entry of memory.stat for cached files
-GROUP_V1 = ("memory.limit_in_bytes", "memory.usage_in_bytes", "total_inactive_file")
-GROUP_V2 = ("memory.max", "memory.current", "inactive_file")
-
-
 def _reclaimable(group: Path, entry: str) -> int:
-    """Bytes of cached files, which count towards the group's usage but are freed on demand."""
+    """Return the bytes of cached files, which count towards the group's usage but are freed on demand."""
     for line in (group / "memory.stat").read_text(encoding="ascii").splitlines():
         name, _, size = line.partition(" ")
         if name == entry:

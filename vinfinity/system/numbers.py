@@ -1,24 +1,24 @@
-"""Numbers in settings and options: decimal, and nothing else; frame rates as fractions, too."""
+"""Numbers in settings and options: decimal only; also frame rates as fractions."""
 
 import math
 import re
 from fractions import Fraction
 
-# without leading zeros, which other programs take for octal, and no longer than what Python converts
+# without leading zeros, which other programs read as octal, and short enough for Python to convert
 INTEGER = r"[-+]?(?:0|[1-9][0-9]{0,99})"
 FLOAT = rf"(?:{INTEGER}(?:\.[0-9]*)?|[-+]?\.[0-9]+)(?:[eE][-+]?[0-9]{{1,9}})?"
 RATE = r"([1-9][0-9]{0,8})/([1-9][0-9]{0,8})"
-# what rates such as 23.976 stand for: the rates of NTSC are these, times 1000/1001
+# nominal rates of NTSC; the exact ones are 1000/1001 of them, such as 23.976
 NTSC = (24, 30, 48, 60, 120)
-# 23.98 is within it
+# wide enough for 23.98
 NTSC_ROUNDING = Fraction(5, 1000)
-# clocks of files count in 32 bits
+# video files count time in 32 bits
 LARGEST_DENOMINATOR = 100_000
 NOT_FINITE = r"[-+]?\.(?:inf|Inf|INF)|\.(?:nan|NaN|NAN)"
 
 
 def read_number(text: str) -> int | float | None:
-    """The decimal number that a text is: 24, -3, 7.5, .5, 1e-3, .inf, .nan. None for all else, such as 010 or 1:30."""
+    """Parse a decimal number: 24, -3, 7.5, .5, 1e-3, .inf, .nan. Return None for anything else, such as 010 or 1:30."""
     if re.fullmatch(INTEGER, text):
         return int(text)
     if re.fullmatch(FLOAT, text):
@@ -27,9 +27,9 @@ def read_number(text: str) -> int | float | None:
 
 
 def read_rate(value: object) -> Fraction | None:
-    """The exact frame rate that a number or a text such as 30000/1001 stands for; None for all else.
+    """Return the exact frame rate for a number or a text such as 30000/1001; None for anything else.
 
-    The rounded rates of NTSC, such as 23.976, 23.98, 29.97 and 59.94, are the exact ones.
+    The rounded NTSC rates, such as 23.976, 23.98, 29.97 and 59.94, become the exact ones.
     """
     if isinstance(value, str):
         if match := re.fullmatch(RATE, value):
@@ -48,5 +48,5 @@ def read_rate(value: object) -> Fraction | None:
 
 
 def shown_rate(fps: Fraction | int) -> str:
-    """A frame rate for people: 24, 12.5, 23.976."""
+    """Format a frame rate for people: 24, 12.5, 23.976."""
     return f"{float(fps):.5g}"

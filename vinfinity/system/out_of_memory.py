@@ -1,4 +1,4 @@
-"""Lack of memory, as torch reports it: recognised in all its forms, and turned into one line."""
+"""Out-of-memory errors: recognised in all the forms that torch reports, and turned into one line."""
 
 import contextlib
 import re
@@ -8,24 +8,24 @@ import torch
 
 from vinfinity.errors import OutOfMemoryError, one_line
 
-# how torch's allocators, CUDA and NCCL say it, and last cuBLAS and cuDNN; the first are of CPUs
-TEXTS = ("can't allocate memory", "not enough memory", "out of memory", "status_alloc_failed")
-# what helps, by what memory did not suffice for: a video, or using a GPU at all
+# phrases from the errors of torch's allocators (the first two on a CPU), of CUDA and NCCL, and of cuBLAS and cuDNN
+MESSAGES = ("can't allocate memory", "not enough memory", "out of memory", "status_alloc_failed")
+# remedies if memory does not suffice for a video, or for using a GPU at all
 REMEDY = "try memory=low, a smaller --size, fewer --frames, or more --gpus"
 GPU_REMEDY = (
-    "end other programs on this GPU (nvidia-smi lists them), or choose another one by CUDA_VISIBLE_DEVICES"
+    "end other programs on this GPU (nvidia-smi lists them), or choose another GPU with CUDA_VISIBLE_DEVICES"
 )
 
 
 def is_out_of_memory(error: BaseException) -> bool:
-    """Whether an error says that there is not enough memory."""
+    """Return whether an error says that there is not enough memory."""
     if isinstance(error, torch.cuda.OutOfMemoryError | MemoryError):
         return True
-    return isinstance(error, RuntimeError) and any(text in str(error).lower() for text in TEXTS)
+    return isinstance(error, RuntimeError) and any(text in str(error).lower() for text in MESSAGES)
 
 
 def describe(error: BaseException, *, where: str, remedy: str = REMEDY) -> str:
-    """One line: what was needed, what was free, what to do. where: such as `rank 1 on cuda:1`."""
+    """Return one line: what was needed, what was free, what to do. where: for instance `rank 1 on cuda:1`."""
     text = one_line(error)
     needed = re.search(r"[Tt]ried to allocate ([\d.,]+ (?:bytes|[KMGT]iB))", text)
     free = re.search(r"total capacity of ([\d.]+ [KMGT]iB) of which ([\d.]+ [KMGT]iB) is free", text)
@@ -37,7 +37,7 @@ def describe(error: BaseException, *, where: str, remedy: str = REMEDY) -> str:
 
 @contextlib.contextmanager
 def named_out_of_memory(where: str, *, remedy: str = REMEDY) -> Iterator[None]:
-    """Turn a lack of memory inside the block into OutOfMemoryError. where, remedy: see `describe`."""
+    """Turn an out-of-memory error inside the block into OutOfMemoryError. where, remedy: see `describe`."""
     try:
         yield
     except (RuntimeError, MemoryError) as error:

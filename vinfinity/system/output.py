@@ -11,7 +11,7 @@ from vinfinity.system.folders import check_working_directory
 def check_output(field: str, path: Path, *, overwrite: bool, way: str = "add --overwrite") -> None:
     """Raise InputError if no file can be written to `path`. Creates nothing.
 
-    field: what named it. overwrite: accept a file that exists; way: how to ask for that.
+    field: what named it. overwrite: accept a file that exists; way: how the user asks for that.
     """
     _check_place(field, path)
     if os.path.isdir(path):
@@ -26,14 +26,14 @@ def check_output_folder(
     """Raise InputError if `path` cannot become a folder of files with names that match `own`. Creates nothing.
 
     overwrite: accept a folder with such files, but with no others: they would be deleted. An empty folder is accepted.
-    way: how to ask for that.
+    way: how the user asks for overwriting.
     """
     _check_place(field, path, inside="0" * 12)
     if not os.path.lexists(path):
         return
     if not os.path.isdir(path):
-        raise InputError(field, path, "choose another name", problem="has to be a folder, but is a file")
-    # what replaces it is made beside it, and then renamed
+        raise InputError(field, path, "choose another name", problem="must be a folder, but is a file")
+    # the new folder is made next to it and then renamed
     target = Path(os.path.realpath(path))
     _check_place(field, target, inside="0" * 12)
     if os.path.ismount(target):
@@ -54,11 +54,11 @@ def check_folder(field: str, path: Path, *, inside: str) -> None:
     """Raise InputError if `path` cannot become a folder that holds the path `inside`. Creates nothing."""
     _check_place(field, path, inside=inside)
     if os.path.lexists(path) and not os.path.isdir(path):
-        raise InputError(field, path, "choose another name", problem="has to be a folder, but is a file")
+        raise InputError(field, path, "choose another name", problem="must be a folder, but is a file")
 
 
 def _check_place(field: str, path: Path, *, inside: str = "") -> None:
-    """Raise InputError if the name of a path cannot be used or kept, or if nothing can be created in its folder."""
+    """Raise InputError if the name of a path cannot be used or stored, or if nothing can be created in its folder."""
     check_working_directory()
     whole = path.absolute()
     other = "choose another name"
@@ -71,7 +71,7 @@ def _check_place(field: str, path: Path, *, inside: str = "") -> None:
             field, path, other, problem="has a line break or another control character in its name"
         )
     folder = whole.parent
-    # names that are too long do not exist either
+    # a path with names that are too long does not exist either
     while not os.path.lexists(folder):
         folder = folder.parent
     if not os.path.isdir(folder):
@@ -87,11 +87,11 @@ def _check_length(field: str, path: Path, whole: Path, *, limits: Path, inside: 
     name = max((len(os.fsencode(part)) for part in whole.parts), default=0)
     most = os.pathconf(limits, "PC_NAME_MAX")
     if name > most:
-        problem = f"has a name of {name} bytes, and its file system takes {most}"
+        problem = f"has a name of {name} bytes, but its file system allows {most}"
         raise InputError(field, path, "choose a shorter name", problem=problem)
     total = len(os.fsencode(whole / inside))
-    # less the zero byte at the end
+    # without the terminating zero byte
     most = os.pathconf(limits, "PC_PATH_MAX") - 1
     if total > most:
-        problem = f"needs paths of up to {total} bytes, and its file system takes {most}"
+        problem = f"needs paths of up to {total} bytes, but its file system allows {most}"
         raise InputError(field, path, "choose a shorter path", problem=problem)

@@ -1,4 +1,4 @@
-"""What Linux says about the processor. Loads no torch."""
+"""What Linux reports about the processor. Loads no torch."""
 
 from functools import cache
 from pathlib import Path
@@ -8,7 +8,7 @@ CPUINFO = Path("/proc/cpuinfo")
 
 @cache
 def processor_entries(file: Path = CPUINFO) -> dict[str, str]:
-    """The entries of the first core, such as `model name`; none on other systems."""
+    """Return the entries of the first core, such as `model name`; none on other systems."""
     entries: dict[str, str] = {}
     try:
         for line in file.read_text(encoding="utf-8", errors="replace").splitlines():
@@ -20,6 +20,6 @@ def processor_entries(file: Path = CPUINFO) -> dict[str, str]:
 
 
 def instruction_sets(file: Path = CPUINFO) -> frozenset[str]:
-    """The instruction sets that the processor has, by Linux's names, such as `avx2`."""
+    """Return the processor's instruction sets by Linux's names, such as `avx2`."""
     entries = processor_entries(file)
     return frozenset((entries.get("flags") or entries.get("Features") or "").split())

@@ -1,4 +1,4 @@
-"""Messages and progress bars. As a library the package only logs; the command line shows what it logs on stderr."""
+"""Messages and progress bars. As a library the package only logs; the command line shows its log on stderr."""
 
 import contextlib
 import copy
@@ -23,11 +23,11 @@ if TYPE_CHECKING:
 
 T = TypeVar("T")
 
-# seconds between two lines of progress where there is no terminal
+# seconds between two lines of progress without a terminal
 LOG_INTERVAL = 10.0
 
 logger = logging.getLogger("vinfinity")
-# without a handler of its own, a library's warnings would be printed by logging's last resort
+# without a handler, logging's last resort would print the warnings of a library
 logger.addHandler(logging.NullHandler())
 
 
@@ -57,7 +57,7 @@ class ForgivingStderr:
 
 
 def stderr_console() -> Console:
-    """A console on stderr that never raises."""
+    """Return a console on stderr that never raises."""
     return Console(file=cast(IO[str], ForgivingStderr()))
 
 
@@ -74,7 +74,7 @@ class TerminalHandler(logging.Handler):
 
 @contextlib.contextmanager
 def messages_shown(console: Console | None = None) -> Iterator[None]:
-    """Show what the package logs until the block ends; does nothing where it is shown already."""
+    """Show what the package logs until the block ends, unless it is shown already."""
     if terminal_console() is not None:
         yield
         return
@@ -89,13 +89,13 @@ def messages_shown(console: Console | None = None) -> Iterator[None]:
 
 
 def terminal_console() -> Console | None:
-    """The console that messages are shown on, or None where the package is used as a library."""
+    """Return the console that messages are shown on, or None where the package is used as a library."""
     handlers = (handler for handler in logger.handlers if isinstance(handler, TerminalHandler))
     return next((handler.console for handler in handlers), None)
 
 
 class Progress:
-    """How far a run is.
+    """The progress of a run.
 
         with Progress() as progress:
             for step in progress.track(steps, label="denoising", unit="step"):
@@ -103,10 +103,10 @@ class Progress:
 
     Where messages are shown on a terminal, each `track` draws a bar. Elsewhere a line is logged at most every
     `interval` seconds, and one when an iterable is exhausted. Notes, warnings and lines are also added to the file
-    `log`, with the time of day. With `enabled` off, as on ranks other than 0, nothing is shown or logged.
+    `log`, with the time of day. If `enabled` is False, as on ranks other than 0, nothing is shown or logged.
 
-    overall: shows the progress in place of bars and lines, where the run is one of several. share: the part of the
-    run's work that this is about, from and to, between 0 and 1.
+    overall: shows the progress instead of bars and lines, if the run is one of several. share: the part of the run's
+    work that this progress covers, from and to, between 0 and 1.
     """
 
     def __init__(
@@ -136,8 +136,9 @@ class Progress:
             )
 
     def of_part(self, name: str, *, log: Path) -> "Progress":
-        """The progress of a part of the run that comes first, under its name, shown as that of the run. log: its own
-        file.
+        """Return the progress of a first part of the run: under its own name and log, within the display of the run.
+
+        log: the part's own file.
         """
         part = copy.copy(self)
         part._name, part._share, part._file = f"{name}: ", (0.0, self._share[0]), log
@@ -159,7 +160,7 @@ class Progress:
     ) -> Iterator[T]:
         """Yield the items, and count each as done when the next one is requested.
 
-        total: number of items, for iterables without a length. unit: singular noun for what is counted.
+        total: the number of items, for iterables without a length. unit: a singular noun for what is counted.
         """
         label = self._name + label
         if total is None and isinstance(iterable, Sized):
@@ -183,7 +184,7 @@ class Progress:
             self._log(message)
 
     def warn(self, message: str) -> None:
-        """Log one warning; of several runs, or parts of one, only the first that has it."""
+        """Log one warning; if several runs, or parts of one, give the same warning, only the first."""
         if not self.enabled:
             return
         self._log(f"warning: {message}")
@@ -211,7 +212,9 @@ class Progress:
             now = time.monotonic()
             if now - last_line >= self._interval and done != total:
                 last_line = now
-                self.note(f"{label}: {_count(done, total=total, unit=unit)}{left(done, total, now - start)}")
+                self.note(
+                    f"{label}: {_count(done, total=total, unit=unit)}{time_left(done, total, now - start)}"
+                )
         self.note(f"{label}: {_count(done, total=None, unit=unit)} in {duration(time.monotonic() - start)}")
 
     def _log(self, text: str) -> None:
@@ -232,12 +235,12 @@ def note(message: str) -> None:
 
 
 def warn(message: str) -> None:
-    """Print `warning: MESSAGE` on stderr, in yellow where there is colour."""
+    """Print `warning: MESSAGE` on stderr, in yellow if colour is available."""
     _print(message, level=logging.WARNING)
 
 
 def fail(message: str) -> None:
-    """Print `error: MESSAGE` on stderr, in red where there is colour."""
+    """Print `error: MESSAGE` on stderr, in red if colour is available."""
     _print(message, level=logging.ERROR)
 
 
@@ -248,7 +251,7 @@ def _print(message: str, *, level: int, console: Console | None = None) -> None:
 
 
 def duration(seconds: float) -> str:
-    """A duration for people: `0.8 s`, `41 s`, `3 min 07 s`, `2 h 05 min`."""
+    """Format a duration for people: `0.8 s`, `41 s`, `3 min 07 s`, `2 h 05 min`."""
     if seconds < 9.95:
         return f"{seconds:.1f} s"
     whole = round(seconds)
@@ -268,11 +271,11 @@ class _TimeColumn(ProgressColumn):
             return Text("")
         if task.finished:
             return Text(f"in {duration(elapsed)}", style="progress.elapsed")
-        return Text(left(task.completed, task.total, elapsed).lstrip(", "), style="progress.remaining")
+        return Text(time_left(task.completed, task.total, elapsed).lstrip(", "), style="progress.remaining")
 
 
-def left(done: float, total: float | None, elapsed: float) -> str:
-    """The time left at the mean pace so far, such as `, 41 s left`."""
+def time_left(done: float, total: float | None, elapsed: float) -> str:
+    """Format the time left at the mean pace so far, such as `, 41 s left`; "" if the total is unknown."""
     return f", {duration((total - done) * elapsed / done)} left" if total is not None else ""
 
 

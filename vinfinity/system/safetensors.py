@@ -1,6 +1,6 @@
 """Safetensors files without torch: headers, slices of frames, files written piece by piece.
 
-A header is a few kilobytes of JSON, so that missing, truncated or foreign files are found at once.
+A header is a few kilobytes of JSON, so missing, truncated or foreign files are found at once.
 """
 
 import contextlib
@@ -34,7 +34,7 @@ Layout = Mapping[str, tuple[str, tuple[int, ...]]]
 
 @dataclass(frozen=True)
 class TensorEntry:
-    """A tensor in a file. dtype: its name in the header, such as "F16"."""
+    """A tensor in a file. dtype: the name of its type in the header, such as "F16"."""
 
     path: Path
     dtype: str
@@ -42,12 +42,12 @@ class TensorEntry:
 
 
 def shape_text(shape: tuple[int, ...]) -> str:
-    """A shape as messages show it: 2x3, or "scalar"."""
+    """Format a shape for messages: 2x3, or "scalar"."""
     return "x".join(map(str, shape)) or "scalar"
 
 
 def read_json(path: Path, *, field: str = "model") -> dict[str, Any]:
-    """The JSON object in a file of a model, or of what `field` names. Raises WeightsError naming the file."""
+    """Read the JSON object in a file. field: the setting that names the file, or its model. Raises WeightsError."""
     try:
         values = json.loads(path.read_text(encoding="utf-8"))
     except FileNotFoundError:
@@ -64,10 +64,10 @@ def read_json(path: Path, *, field: str = "model") -> dict[str, Any]:
 
 
 def read_header(path: Path, *, field: str = "model") -> dict[str, TensorEntry]:
-    """The tensors of a safetensors file, from its header alone.
+    """Return the tensors of a safetensors file, from its header alone.
 
-    field: the setting that named the file. Raises WeightsError if the file is missing, shorter than its header says,
-    or not a safetensors file.
+    field: the setting that names the file. Raises WeightsError if the file is missing, shorter than its header says, or
+    not a safetensors file.
     """
     again = "fetch the file again"
     try:
@@ -97,10 +97,10 @@ def read_header(path: Path, *, field: str = "model") -> dict[str, TensorEntry]:
 
 
 def read_frames(path: Path, name: str, frames: range) -> tuple[bytearray, tuple[int, int, int, int]]:
-    """Contiguous frames of an fp32 tensor (1, c, f, h, w): their bytes, and the shape (c, f', h, w) of those.
+    """Read contiguous frames of an fp32 tensor (1, c, f, h, w). Return their bytes, and their shape (c, f', h, w).
 
-    Uses plain reads: if a memory-mapped file is truncated while it is read, the process dies of SIGBUS.
-    Raises OSError, or ValueError if the file has no such frames.
+    Uses plain reads: if a memory-mapped file is truncated while it is read, the process dies of SIGBUS. Raises OSError,
+    or ValueError if the file has no such frames.
     """
     try:
         with path.open("rb") as file:
@@ -125,7 +125,7 @@ def read_frames(path: Path, name: str, frames: range) -> tuple[bytearray, tuple[
 
 
 class StreamedFile:
-    """A safetensors file that is being written: every tensor in any order, whole or in pieces."""
+    """A safetensors file that is being written: tensors in any order, whole or in pieces."""
 
     def __init__(self, file: BinaryIO, layout: Layout, metadata: Mapping[str, str] | None) -> None:
         self._file = file
@@ -145,13 +145,13 @@ class StreamedFile:
         self._data = file.tell()
 
     def write(self, name: str, data: bytes | bytearray | memoryview, *, offset: int = 0) -> None:
-        """Writes bytes of a tensor. offset: of the first of them, inside the tensor. Raises OSError."""
+        """Write bytes of a tensor. offset: where they begin in the tensor. Raises OSError."""
         self._file.seek(self._data + self._starts[name] + offset)
         self._file.write(data)
         self._missing[name] -= memoryview(data).nbytes
 
     def check(self) -> None:
-        """Raises ValueError unless all bytes of all tensors were written."""
+        """Raise ValueError unless all bytes of all tensors were written."""
         for name, count in self._missing.items():
             if count:
                 raise ValueError(f"{name}: {count:,} bytes are missing")
@@ -161,7 +161,7 @@ class StreamedFile:
 def streamed_file(
     path: Path, layout: Layout, *, metadata: Mapping[str, str] | None = None
 ) -> Iterator[StreamedFile]:
-    """A file that appears whole, see `whole_file`, and is written in pieces.
+    """Open a file that is written in pieces and appears whole, see `whole_file`.
 
     layout: type (its name in a header) and shape by tensor. Raises OSError if the file cannot be written, ValueError if
     bytes are missing at the end of the block.
@@ -170,60 +170,3 @@ def streamed_file(
         streamed = StreamedFile(file, layout, metadata)
         yield streamed
         streamed.check()
-
-
-# ---- the weight files of one part of a model ----
-
-
-def find_weights(folder: Path, stem: str, *, prefer_fp16: bool) -> dict[str, TensorEntry]:
-    """The tensors of one part of a model, in one file or in shards, in full or half precision.
-
-    folder: such as MODEL/unet. stem: "diffusion_pytorch_model" or "model". prefer_fp16: which variant to take if there
-    are both. Raises WeightsError if there is none, or if a shard lacks a tensor that the index lists.
-    """
-    variants = ["fp16", None] if prefer_fp16 else [None, "fp16"]
-    for variant in variants:
-        dot = f".{variant}" if variant else ""
-        single = folder / f"{stem}{dot}.safetensors"
-        if single.exists() or single.is_symlink():
-            return read_header(single)
-        for index in (
-            folder / f"{stem}.safetensors.index{dot}.json",
-            folder / f"{stem}{dot}.safetensors.index.json",
-        ):
-            if index.exists():
-                return _read_shards(index)
-    if pickles := find_pickles(folder):
-        problem = f"has its weights only as {pickles[0].name}"
-        remedy = "convert them to safetensors first: vinfinity models convert OLD NEW"
-        raise WeightsError("model", folder, remedy, problem=problem)
-    raise WeightsError("model", folder, f"put {stem}.safetensors there", problem="has no weights")
-
-
-def find_pickles(folder: Path) -> list[Path]:
-    """The pickled weight files of one part of a model, if it has no safetensors: a whole file, or else all shards.
-
-    Full precision is preferred to half.
-    """
-    if any(folder.glob("*.safetensors")):
-        return []
-    files = sorted(path for suffix in ("bin", "pth", "ckpt") for path in folder.glob(f"*.{suffix}"))
-    files = [path for path in files if ".fp16" not in path.name] or files
-    shards = [path for path in files if "-of-" in path.name]
-    return [path for path in files if path not in shards][:1] or shards
-
-
-def _read_shards(index: Path) -> dict[str, TensorEntry]:
-    """The tensors of several files, by their index."""
-    file_of = read_json(index).get("weight_map")
-    if not isinstance(file_of, dict):
-        raise WeightsError("model", index, "fetch the file again", problem="has no weight_map")
-    headers = {
-        name: read_header(index.parent / str(name)) for name in sorted(set(map(str, file_of.values())))
-    }
-    missing = [key for key, name in file_of.items() if key not in headers[str(name)]]
-    if missing:
-        raise WeightsError(
-            "model", index, "fetch its shards again", problem=f"lists {missing[0]}, which its shard lacks"
-        )
-    return {key: headers[str(name)][key] for key, name in file_of.items()}

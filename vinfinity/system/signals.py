@@ -1,4 +1,4 @@
-"""Shutdown signals: requests to end, which no library code can swallow."""
+"""Shutdown requests by signals, which no library code can swallow."""
 
 import contextlib
 import enum
@@ -14,23 +14,25 @@ from typing import Any, NoReturn, Self
 
 from vinfinity.errors import INTERRUPTED, Stopped
 
-# the usual request to end, SLURM's warning before a time limit, Ctrl-C, a terminal that was closed
+# the usual shutdown request, SLURM's warning before a time limit, Ctrl-C, a closed terminal
 SIGNALS = (signal.SIGTERM, signal.SIGUSR1, signal.SIGINT, signal.SIGHUP)
 # seconds after which a process that does not act on a request is ended
-GRACE = 3.0
-# seconds between two looks at a request that has not been acted on
-POLL = 0.02
+GRACE_SECONDS = 3.0
+# seconds between two checks of whether a request was acted on
+POLL_SECONDS = 0.02
 # ends a line of progress and shows the cursor, which progress bars hide
 RESTORE_TERMINAL = "\x1b[?25h\n"
 
 
 class Reaction(enum.Enum):
-    """What a process does when it is asked to end. With UNWIND and CHECK, it is ended if it takes longer than GRACE.
+    """How a process reacts to a shutdown request.
 
     EXIT: end at once, whatever the main thread is doing; nothing would be lost or left behind.
     UNWIND: raise KeyboardInterrupt, so that files and other processes are cleaned up.
     CHECK: raise Stopped in `check`.
-    WAIT: the same, however long that takes; ending it would lose work.
+    WAIT: raise Stopped in `check`, however long that takes; ending the process would lose work.
+
+    With UNWIND and CHECK, a process that takes longer than GRACE_SECONDS is ended.
     """
 
     EXIT = enum.auto()
@@ -40,11 +42,11 @@ class Reaction(enum.Enum):
 
 
 class Shutdown:
-    """Whether this process was asked to end, and what happens then.
+    """Whether a shutdown of this process was requested, and what happens then.
 
     A request is a state: `requested` holds the first signal and stays set. An exception from a signal handler may be
-    lost in a library, or leave its locks behind; so work asks with `check` where it can end. A thread ends the process
-    if the main thread does not act on a request, for instance because it waits for other ranks inside a library.
+    lost in a library, or leave its locks held; so work calls `check` where it can end. A thread ends the process if the
+    main thread does not act on a request, for instance because it waits for other ranks inside a library.
 
     A second Ctrl-C raises KeyboardInterrupt, whatever the reaction.
 
@@ -66,7 +68,7 @@ class Shutdown:
 
     @property
     def reaction(self) -> Reaction:
-        """What a request leads to from now on."""
+        """The reaction to a request from now on."""
         return self._reaction
 
     @reaction.setter
@@ -77,10 +79,10 @@ class Shutdown:
     def handled(self, *, enabled: bool = True, afterwards: signal.Handlers | None = None) -> Iterator[Self]:
         """Take over the shutdown signals until the block ends, except those that the process ignores.
 
-        enabled: False leaves all signals as they are, as a library must. afterwards: what the signals do then; None
-        for what they did before.
+        enabled: False leaves all signals as they are, as a library must. afterwards: the handler that the signals get
+        at the end; None restores the previous ones.
         """
-        # Python can take signals over in the main thread only
+        # Python can set signal handlers only in the main thread
         if not enabled or threading.current_thread() is not threading.main_thread():
             yield self
             return
@@ -91,7 +93,7 @@ class Shutdown:
         os.set_blocking(writing, False)
         watcher = threading.Thread(target=self._watch, args=(reading, set(before)), daemon=True)
         watcher.start()
-        # each signal is written there at once, even while the main thread is inside a library
+        # each signal is written to the pipe at once, even while the main thread is inside a library
         other = signal.set_wakeup_fd(writing, warn_on_full_buffer=False)
         for name in before:
             signal.signal(name, self._receive)
@@ -107,15 +109,16 @@ class Shutdown:
 
     @contextlib.contextmanager
     def reacting(self, reaction: Reaction) -> Iterator[None]:
-        """React in another way until the block ends; if it raises, also afterwards."""
+        """Set another reaction until the block ends; if the block raises, the reaction stays."""
         before, self.reaction = self.reaction, reaction
         yield
         self.reaction = before
 
     @contextlib.contextmanager
     def checked(self) -> Iterator[None]:
-        """The block calls `check` where it can end. When it is done, a request changes nothing any more, unless this
-        is a part of another such block.
+        """Run a block that calls `check` where it can end.
+
+        After the block, a request changes nothing, unless the block is part of another such block.
         """
         inside = self.reaction is Reaction.CHECK
         self.reaction = Reaction.CHECK
@@ -123,7 +126,7 @@ class Shutdown:
         self.reaction = Reaction.CHECK if inside else Reaction.WAIT
 
     def check(self) -> None:
-        """Raise Stopped if the process was asked to end."""
+        """Raise Stopped if a shutdown was requested."""
         if self.requested is not None:
             self.stop()
 
@@ -133,14 +136,14 @@ class Shutdown:
         raise Stopped(self.message)
 
     def outcome(self) -> tuple[int, str]:
-        """Exit code and message of a process that a request ends other than by `check`."""
+        """Return exit code and message of a process that a request ends other than by `check`."""
         working = self.reaction in (Reaction.CHECK, Reaction.WAIT)
         if self.interrupted_again or (self.requested in (None, signal.SIGINT) and not working):
             return INTERRUPTED, "interrupted"
         return Stopped.exit_code, "stopped" if self.reaction is Reaction.UNWIND else self.message
 
     def _receive(self, number: int, _: FrameType | None) -> None:
-        """The signal handler: runs in the main thread, between two of its instructions."""
+        """Handle a signal. Runs in the main thread, between two of its instructions."""
         self._handled += 1
         self._request(number)
         if self._is_again(number, self._handled):
@@ -152,10 +155,13 @@ class Shutdown:
             raise KeyboardInterrupt
 
     def _watch(self, reading: int, numbers: set[int]) -> None:
-        """The thread: notes requests, and ends the process if the main thread does not; until the pipe is closed."""
+        """Note requests, and end the process if the main thread does not act on them. Runs in a thread.
+
+        It returns when the pipe is closed.
+        """
         seen, again_at = 0, math.inf
         while True:
-            ready, _, _ = select.select([reading], [], [], None if self.requested is None else POLL)
+            ready, _, _ = select.select([reading], [], [], None if self.requested is None else POLL_SECONDS)
             if ready:
                 received = os.read(reading, 64)
                 if not received:
@@ -166,7 +172,7 @@ class Shutdown:
                         self._request(number)
                         if self._is_again(number, seen):
                             again_at = min(again_at, time.monotonic())
-            if time.monotonic() - again_at > GRACE:
+            if time.monotonic() - again_at > GRACE_SECONDS:
                 self.interrupted_again = True
                 self._end()
             if self.requested is not None and self._overdue():
@@ -178,22 +184,22 @@ class Shutdown:
             self.requested = signal.Signals(number)
 
     def _is_again(self, number: int, count: int) -> bool:
-        """Whether a signal, one of `count` so far, is a second Ctrl-C."""
+        """Return whether a signal, the `count`-th so far, is a second Ctrl-C."""
         return self._repeatable and count > 1 and number == signal.SIGINT
 
     def _overdue(self) -> bool:
-        """Whether the main thread has had its time to act on a request."""
+        """Return whether the main thread has had its time to act on a request."""
         if self.reaction is Reaction.WAIT:
             return False
         since = max(self._requested_at, self._reacts_since)
-        return self.reaction is Reaction.EXIT or time.monotonic() - since > GRACE
+        return self.reaction is Reaction.EXIT or time.monotonic() - since > GRACE_SECONDS
 
     def _end(self) -> NoReturn:
         self.end(*self.outcome())
 
     def end(self, code: int, message: str) -> NoReturn:
         """End the process at once, from a handler or a thread, whatever the main thread is doing."""
-        # several may come here at the same time: only the first goes on
+        # never released: of several callers, only the first continues
         self._ending.acquire()
         with contextlib.suppress(OSError):
             self._report(code, message)

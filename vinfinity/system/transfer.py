@@ -7,7 +7,7 @@ from torch import Tensor
 
 
 def to_device(x: Tensor, device: torch.device | str) -> Tensor:
-    """A CPU tensor on a device. A GPU copies it from pinned memory, while the host goes on."""
+    """Copy a CPU tensor to a device. A GPU copies it from pinned memory, without blocking the host."""
     if torch.device(device).type != "cuda":
         return x.to(device)
     return x.pin_memory().to(device, non_blocking=True)
@@ -15,20 +15,20 @@ def to_device(x: Tensor, device: torch.device | str) -> Tensor:
 
 @dataclass(frozen=True)
 class HostCopy:
-    """A tensor on the CPU, or on its way there. ready: the event after which it is there; None: it is there."""
+    """A tensor on the CPU, or on its way there. ready: the event after which it has arrived; None if it already has."""
 
     tensor: Tensor
     ready: torch.cuda.Event | None = None
 
     def wait(self) -> Tensor:
-        """The tensor, once it is there."""
+        """Return the tensor once it has arrived."""
         if self.ready is not None:
             self.ready.synchronize()
         return self.tensor
 
 
 def to_host(x: Tensor) -> HostCopy:
-    """Starts to copy a tensor to the CPU. A GPU copies it to pinned memory, while the host goes on."""
+    """Start to copy a tensor to the CPU. A GPU copies it to pinned memory, without blocking the host."""
     if x.device.type != "cuda":
         return HostCopy(x.cpu())
     host = torch.empty(x.shape, dtype=x.dtype, pin_memory=True)

@@ -4,5 +4,5 @@ import platform
 
 
 def in_wsl() -> bool:
-    """Whether this process runs in WSL, or in a container there."""
+    """Return whether this process runs in WSL, or in a container there."""
     return "microsoft" in platform.release().lower()

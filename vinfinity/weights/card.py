@@ -18,13 +18,14 @@ from vinfinity.models.family import SCHEDULER, Family, Traits, parts_of
 from vinfinity.models.geometry import LatentGeometry
 from vinfinity.system.files import missing_problem, tree_files
 from vinfinity.system.folders import expanded
-from vinfinity.system.safetensors import find_weights, read_json
-from vinfinity.weights.registry import KNOWN, local_models, models_folder, published_files
+from vinfinity.system.safetensors import read_json
+from vinfinity.weights.part_files import find_weights
+from vinfinity.weights.registry import PUBLISHED, local_models, models_folder, published_files
 
 # Folders of the models that are part of the package.
 EMBEDDED = Path(__file__).parent.parent / "assets"
 
-# Bytes and number of the samples by which weight files are told apart.
+# Bytes per sample, and number of samples, in the digest of a weight file.
 SAMPLE_BYTES, SAMPLES = 65536, 64
 
 
@@ -32,10 +33,10 @@ SAMPLE_BYTES, SAMPLES = 65536, 64
 class ModelCard:
     """A model in diffusers' layout.
 
-    trained_frames: length of the clips it was trained on; videos up to that length are the base model's own.
-    defaults: settings that the model supplies. configs: its networks' architectures
-    by part. schedule: its parsed scheduler_config.json. vocabulary: the words it was taught, by group,
-    for models that know only a few; empty for the others. published: made from what was published; not fetched yet.
+    trained_frames: the length of its training clips; videos up to that length are the base model's own. defaults:
+    settings that the model supplies. configs: the architectures of its networks, by part. schedule: the parsed
+    scheduler_config.json. vocabulary: the words it was trained on, by group, for models with a closed vocabulary; empty
+    for the others. published: whether the card describes a published model that has not been fetched yet.
     """
 
     name: str
@@ -56,7 +57,7 @@ class ModelCard:
 
     @property
     def text_length(self) -> int:
-        """Tokens that its text encoder takes."""
+        """The number of tokens that its text encoder takes."""
         return self.traits.text_length
 
     @property
@@ -65,7 +66,7 @@ class ModelCard:
         return self.traits.denoiser.guidance_width is not None
 
     def unknown_words(self, text: str) -> list[str]:
-        """The words of `text` that the model was not taught, in order; none for models with an open vocabulary."""
+        """Return the words of `text` that the model was not trained on, in order; none if its vocabulary is open."""
         known = {
             word for group in self.vocabulary.values() for entry in group for word in entry.lower().split()
         }
@@ -74,7 +75,7 @@ class ModelCard:
 
 
 def find_model(model: str) -> Path:
-    """The folder of a model, given by name ("mini", or a fetched one) or as a path. Raises InputError."""
+    """Return the folder of a model, given by name ("mini", or a fetched model) or as a path. Raises InputError."""
     embedded = {path.name: path for path in EMBEDDED.iterdir() if path.is_dir()}
     available = {path.name: path for path in local_models()} | embedded
     if model in available:
@@ -83,15 +84,15 @@ def find_model(model: str) -> Path:
     if os.path.isdir(folder):
         return folder
     if os.path.exists(folder):
-        remedy = "name a model's folder; vinfinity models convert makes one of a file of weights"
+        remedy = "use a model folder; vinfinity models convert makes one from a weight file"
         raise InputError("model", model, remedy, problem="is a file")
     if os.path.islink(folder):
-        remedy = "restore what it leads to, or link it again"
+        remedy = "restore the target of the link, or link it again"
         raise InputError("model", model, remedy, problem=missing_problem(folder))
-    if model in KNOWN:
+    if model in PUBLISHED:
         remedy = f"run vinfinity models fetch {model}"
         raise InputError("model", model, remedy, problem="has not been fetched yet")
-    names = sorted({*available, *KNOWN})
+    names = sorted({*available, *PUBLISHED})
     hint = did_you_mean(model, names)
     remedy = f"use {', '.join(names)}, or the folder of a model in diffusers' layout"
     raise InputError(
@@ -100,10 +101,10 @@ def find_model(model: str) -> Path:
 
 
 def model_family(folder: Path, *, field: str = "model") -> Family:
-    """The family of the model in a folder that `field` names. Raises InputError if there is no denoiser in it."""
+    """Return the family of the model in a folder that `field` names. Raises InputError if it has no denoiser."""
     family = family_of(folder)
     if family is None:
-        remedy = "name a model's folder; vinfinity models convert makes one of other layouts"
+        remedy = "use a model folder; vinfinity models convert makes one from other layouts"
         problem = f"has no {' or '.join(known.denoiser for known in FAMILIES)}"
         raise InputError(field, folder, remedy, problem=problem)
     return family
@@ -111,7 +112,7 @@ def model_family(folder: Path, *, field: str = "model") -> Family:
 
 @cache
 def read_card(model: str) -> ModelCard:
-    """The card of a model. Raises InputError if its folder is not a complete model of a supported kind."""
+    """Return the card of a model. Raises InputError if its folder is not a complete model of a supported kind."""
     folder = find_model(model)
     family = model_family(folder)
     parts = parts_of(family)
@@ -119,10 +120,10 @@ def read_card(model: str) -> ModelCard:
     if missing:
         if (folder / missing[0]).is_symlink():
             problem = missing_problem(folder / missing[0])
-            remedy = "restore what it leads to, or link it again"
+            remedy = "restore the target of the link, or link it again"
             raise WeightsError("model", folder / missing[0], remedy, problem=problem)
         remedy = (
-            f"a model's folder has {', '.join(parts)}; vinfinity models convert adds parts of another model"
+            f"a model folder has {', '.join(parts)}; vinfinity models convert adds parts from another model"
         )
         raise InputError("model", folder, remedy, problem=f"has no {missing[0]}")
     files = {part: read_json(folder / part / "config.json") for part in family.networks}
@@ -131,14 +132,14 @@ def read_card(model: str) -> ModelCard:
 
 
 def own_card(folder: Path) -> dict[str, Any]:
-    """The content of a model's card.json, empty if there is none. Raises WeightsError."""
+    """Return the content of a model's card.json, empty if there is none. Raises WeightsError."""
     path = folder / "card.json"
     return read_json(path) if path.exists() or path.is_symlink() else {}
 
 
 @cache
 def planned_card(model: str) -> ModelCard:
-    """The card of a model to plan with; a published model need not be fetched for it. Raises InputError."""
+    """Return the card of a model for planning; a published model need not be fetched. Raises InputError."""
     family = published_family(model)
     if (
         family is None
@@ -159,7 +160,7 @@ def _card(
     *,
     published: bool = False,
 ) -> ModelCard:
-    """The card that a model's JSON files make. own: its card.json. files: the others, by part."""
+    """Make the card from a model's JSON files. own: its card.json. files: the other files, by part."""
     configs = {}
     for part, network in family.networks.items():
         try:
@@ -190,20 +191,20 @@ def _card(
 
 
 def check_headers(card: ModelCard) -> None:
-    """Raises WeightsError if a weight file is missing or damaged, by its header alone.
+    """Raise WeightsError if a weight file is missing or damaged, judging by its header alone.
 
-    Needs no torch: what else may be wrong with weights is found by `vinfinity.weights.load`.
+    Needs no torch: `vinfinity.weights.load` finds all other problems with weights.
     """
     for part, network in card.family.networks.items():
         try:
             find_weights(card.folder / part, network.stem, prefer_fp16=False)
         except WeightsError:
-            # a run in half precision may need the other variant
+            # a run in half precision may use the other variant
             find_weights(card.folder / part, network.stem, prefer_fp16=True)
 
 
 def _check_own(own: Mapping[str, Any], path: Path) -> None:
-    """Raises WeightsError if the values of a card.json that are no settings have the wrong form. path: of the file."""
+    """Raise WeightsError if values of a card.json that are not settings have the wrong form. path: the file."""
     frames, vocabulary = own.get("trained_frames", 1), own.get("vocabulary", {})
     if type(frames) is not int or frames < 1:
         raise _unusable(path, "trained_frames", frames, "a number of frames, such as 16")
@@ -215,18 +216,18 @@ def _check_own(own: Mapping[str, Any], path: Path) -> None:
 
 
 def _unusable(path: Path, key: str, value: object, expected: str) -> WeightsError:
-    return WeightsError("model", path, f"give {expected}", problem=f"has {key}: {value}")
+    return WeightsError("model", path, f"use {expected}", problem=f"has {key}: {value}")
 
 
 def _defaults(own: Mapping[str, Any], general: Mapping[str, object]) -> dict[str, object]:
-    """The settings that a model supplies: those of its card.json, else those that follow from its files."""
+    """Return the settings that a model supplies: those of its card.json, or else those that follow from its files."""
     given = {"negative": own.get("negative_prompt")} | dict(own)
     chosen = {key: value if given.get(key) is None else given[key] for key, value in general.items()}
     return chosen | {f"attention.{name}": value for name, value in own.get("attention", {}).items()}
 
 
 def model_defaults(model: str, *, planned: bool = False) -> tuple[dict[str, object], str]:
-    """The settings that `model` supplies, and the name of their source. planned: see `planned_card`.
+    """Return the settings that `model` supplies, and the name of their source. planned: see `planned_card`.
 
     Raises InputError.
     """
@@ -237,11 +238,11 @@ def model_defaults(model: str, *, planned: bool = False) -> tuple[dict[str, obje
 
 
 def weights_digest(folder: Path, *, loras: Sequence[Path] = ()) -> str:
-    """SHA-256 (hex) that tells versions of a model, or of one of its parts, and of its LoRAs apart.
+    """Return the SHA-256 (hex) that identifies a version of a model, or of one of its parts, and of its LoRAs.
 
     It covers every small file in full, and of each weight file the length, the header and samples of the contents:
-    reading gigabytes on every rank would take longer than loading them. Links are followed, as by whatever reads the
-    model. loras: all files of the LoRAs. Raises WeightsError if a file cannot be read.
+    reading gigabytes on every rank would take longer than loading them. Links are followed, as when the model is
+    loaded. loras: all files of the LoRAs. Raises WeightsError if a file cannot be read.
     """
     try:
         files = tree_files(folder, (".json", ".txt", ".safetensors"))
@@ -252,9 +253,9 @@ def weights_digest(folder: Path, *, loras: Sequence[Path] = ()) -> str:
 
 
 def files_digest(files: Iterable[tuple[str, Path]], *, field: str) -> str:
-    """SHA-256 (hex) of names, lengths and contents of files, of large files only samples; see `weights_digest`.
+    """Return the SHA-256 (hex) of files: their names, lengths and contents, or samples of large contents.
 
-    field: the setting that names the files. Raises WeightsError if one cannot be read.
+    See `weights_digest`. field: the setting that names the files. Raises WeightsError if one cannot be read.
     """
     total = hashlib.sha256()
     for name, path in files:

@@ -1,8 +1,8 @@
-"""Published weights in other layouts to a model's folder. Everything is checked before the first byte is written.
+"""Conversion of published weights in other layouts to a model folder. Everything is checked before the first write.
 
 Sources: a checkpoint in the layout of its authors (VideoCrafter2's `model.ckpt`), their files of single networks or the
-folder of them (Wan 2.1), diffusers folders with `.bin` or `.pth` files, folders with nothing but a denoiser, and a list
-of low-rank factors (T2V-Turbo's `unet_lora.pt`) for the model it was trained on. The folder appears complete or not at
+folder of them (Wan 2.1), diffusers folders with `.bin` or `.pth` files, folders with only a denoiser, and a list of
+low-rank factors (T2V-Turbo's `unet_lora.pt`) for the model it was trained on. The folder appears complete or not at
 all.
 """
 
@@ -23,22 +23,24 @@ from vinfinity.models.checkpoint import Checkpoint, CheckpointPart, changed
 from vinfinity.models.families import FAMILIES, family_of
 from vinfinity.models.family import Family, Network, parts_of
 from vinfinity.system.files import cannot_write, temporary, to_json
-from vinfinity.system.safetensors import find_pickles, find_weights, read_json
+from vinfinity.system.safetensors import read_json
 from vinfinity.weights.card import find_model, model_family, own_card
 from vinfinity.weights.dtypes import TORCH_TYPES, WEIGHT_TYPES
 from vinfinity.weights.load import check_fit, listed, parse_values
 from vinfinity.weights.named_files import PICKLES, check_conversion
 from vinfinity.weights.originals import OriginalPart, find_originals
+from vinfinity.weights.part_files import find_pickles, find_weights
 from vinfinity.weights.pickles import read_pickle
 from vinfinity.weights.write import write_safetensors
 
 Layout = dict[str, tuple[torch.dtype, tuple[int, ...]]]
 
-# The files of the parts that are not networks.
 SCHEDULE = "scheduler_config.json"
+SCHEDULE_FILE = f"scheduler/{SCHEDULE}"
+# The files of the parts that are not networks, as patterns.
 FILES_OF = {"tokenizer": "*.*", "scheduler": SCHEDULE}
 
-# Tokens of CLIP's text encoders; a tokenizer is only checked here, a run uses the model's own length.
+# The tokens of CLIP's text encoders, for checking tokenizers only: a run uses the model's own length.
 TEXT_LENGTH = 77
 
 
@@ -46,7 +48,7 @@ TEXT_LENGTH = 77
 class Weights:
     """A weight file to write. tensors: opened when it is written; named and shaped as in `layout`.
 
-    files: the file of each tensor, if these have all names already; else empty.
+    files: the file of each tensor, if those files already use these names; else empty.
     """
 
     layout: Layout
@@ -56,7 +58,7 @@ class Weights:
 
 @dataclass(frozen=True)
 class FolderPlan:
-    """A model's folder before it is written: paths inside it, and their contents."""
+    """A model folder before it is written: paths inside it, and their contents."""
 
     family: Family
     weights: dict[str, Weights] = field(default_factory=dict)
@@ -64,7 +66,7 @@ class FolderPlan:
     copies: dict[str, Path] = field(default_factory=dict)
 
     def weight_file(self, part: str) -> str:
-        """The path of a network's weights."""
+        """Return the path of a network's weights."""
         return f"{part}/{self.family.networks[part].stem}.safetensors"
 
 
@@ -77,12 +79,12 @@ def convert(
     extra: Mapping[str, Mapping[str, Any]] | None = None,
     link: bool = False,
 ) -> Path:
-    """Writes the model in `source`, a file or a folder, to the new folder `target`, and returns it.
+    """Write the model in `source`, a file or a folder, to the new folder `target`, and return it.
 
     complete_from: the model (a name or a folder) that supplies parts which `source` lacks, or that low-rank factors
-    were trained on. dtype: of the weights; None keeps that of the source. extra: more JSON files, by name.
-    link: whether weight files that need no change may be hard links to those of the source, which then may not be
-    written to any more. Raises InputError if the source cannot be used, OutputError if writing fails.
+    were trained on. dtype: the type of the weights; None keeps the source's. extra: more JSON files, by name. link:
+    whether weight files that need no change may be hard links to those of the source, which must then never be written
+    to again. Raises InputError if the source cannot be used, OutputError if writing fails.
     """
     check_conversion(source, target)
     donor = None if complete_from is None else find_model(complete_from)
@@ -100,8 +102,9 @@ def convert(
 
 
 def _plan_folder(source: Path, donor: Path | None, *, name: str) -> FolderPlan:
-    """A diffusers folder, or one with nothing but a denoiser, or with its authors' files; all weight files become
-    safetensors.
+    """Plan a diffusers folder, one with only a denoiser, or one with its authors' files.
+
+    All weight files become safetensors.
     """
     family = family_of(source)
     alone = family is None
@@ -121,16 +124,16 @@ def _plan_folder(source: Path, donor: Path | None, *, name: str) -> FolderPlan:
 
 
 def _family_of_denoiser(folder: Path) -> Family:
-    """The family of the denoiser in a folder, by its config.json. Raises WeightsError if it is none of ours."""
+    """Return the family of the denoiser in a folder, by its config.json. Raises WeightsError if none supports it."""
     if not (folder / "config.json").exists():
-        remedy = "name a folder in diffusers' or in Wan's own layout, or VideoCrafter2's model.ckpt"
+        remedy = "use a folder in diffusers' or in Wan's own layout, or VideoCrafter2's model.ckpt"
         problem = f"has no {' or '.join(family.denoiser for family in FAMILIES)}"
         raise WeightsError("source", folder, remedy, problem=problem)
     values = read_json(folder / "config.json")
     kind = str(values.get("_class_name", ""))
     family = next((known for known in FAMILIES if kind.startswith(known.denoiser_class)), None)
     if family is None:
-        remedy = "name a model's folder, or that of its UNet or transformer"
+        remedy = "use a model folder, or the folder of its UNet or transformer"
         problem = f"is a {kind}" if kind else "has a config.json without _class_name"
         raise WeightsError("source", folder, remedy, problem=problem)
     parse_values(values, family.networks[family.denoiser].read_config, folder)
@@ -138,15 +141,15 @@ def _family_of_denoiser(folder: Path) -> Family:
 
 
 def _plan_file(source: Path, donor: Path | None, *, name: str) -> FolderPlan:
-    """A file: one network or a whole checkpoint in its authors' layout, or a list of low-rank factors.
+    """Plan a file: one network or a whole checkpoint in its authors' layout, or a list of low-rank factors.
 
-    name: of the new model.
+    name: the name of the new model.
     """
     originals = _plan_originals(source, donor, name=name)
     if originals is not None:
         return originals
     if source.suffix not in PICKLES:
-        remedy = f"name a folder, or a file that ends in {', '.join(PICKLES)}"
+        remedy = f"use a folder, or a file that ends in {', '.join(PICKLES)}"
         raise InputError("source", source, remedy, problem="has a layout that cannot be converted")
     values = read_pickle(source)
     if isinstance(values, list):
@@ -174,7 +177,7 @@ def _plan_checkpoint(
     *,
     name: str,
 ) -> FolderPlan:
-    """All networks from one checkpoint; the tokenizer comes from the donor."""
+    """Plan all networks from one checkpoint; the tokenizer comes from the donor."""
     if checkpoint.faults:
         problem = f"is not a complete checkpoint: {listed(checkpoint.faults)}"
         raise WeightsError("source", source, "fetch the file again", problem=problem)
@@ -182,7 +185,7 @@ def _plan_checkpoint(
     for part in checkpoint.parts:
         plan.jsons[f"{part.name}/config.json"] = part.config
         plan.weights[plan.weight_file(part.name)] = _from_checkpoint(part, tensors)
-    plan.jsons["scheduler/scheduler_config.json"] = checkpoint.schedule
+    plan.jsons[SCHEDULE_FILE] = checkpoint.schedule
     plan.jsons["card.json"] = {"name": name, **checkpoint.card}
     if donor is None or not (donor / "tokenizer").is_dir():
         problem = "has no tokenizer" if donor is None else f"has no tokenizer, and neither has {donor}"
@@ -193,7 +196,7 @@ def _plan_checkpoint(
 
 
 def _plan_originals(source: Path, donor: Path | None, *, name: str) -> FolderPlan | None:
-    """Networks in their authors' layout, each in files of its own; other parts come from the donor.
+    """Plan networks in their authors' layout, each in its own files; other parts come from the donor.
 
     source: one file, or a folder of them. Returns None if there is no such network.
     """
@@ -208,7 +211,7 @@ def _plan_originals(source: Path, donor: Path | None, *, name: str) -> FolderPla
     if plan.family.original_tokenizer and own_tokenizer.is_dir():
         folders["tokenizer"] = own_tokenizer
     if donor is None or not (donor / "scheduler").is_dir():
-        plan.jsons[f"scheduler/{SCHEDULE}"] = plan.family.published_files["scheduler"]
+        plan.jsons[SCHEDULE_FILE] = plan.family.published_files["scheduler"]
     _complete(plan, source, folders, donor)
     _check_plan(plan, source, folders)
     plan.jsons["card.json"] = {"name": name}
@@ -227,7 +230,7 @@ def _from_checkpoint(part: CheckpointPart, tensors: Mapping[str, Tensor]) -> Wei
 def _plan_distillation(
     source: Path, factors: Sequence[Tensor], base: Path | None, *, name: str
 ) -> FolderPlan:
-    """The model that low-rank factors were trained on, with the factors merged into its denoiser."""
+    """Plan the model that low-rank factors were trained on, with the factors merged into its denoiser."""
     if base is None:
         remedy = "add --complete-from videocrafter2, the model it was trained on"
         raise WeightsError("source", source, remedy, problem="is a LoRA, not a model")
@@ -240,7 +243,7 @@ def _plan_distillation(
     distilled = family.read_distillation(factors, plan.jsons[config_file])
     if distilled.faults:
         problem = f"is not a LoRA of T2V-Turbo for {base}: {listed(distilled.faults)}"
-        raise WeightsError("source", source, "name the model it was trained on", problem=problem)
+        raise WeightsError("source", source, "use the model it was trained on", problem=problem)
     original = plan.weights[weight_file]
     layout = original.layout | {
         key: (torch.float32, tuple(tensor.shape)) for key, tensor in distilled.new.items()
@@ -252,29 +255,29 @@ def _plan_distillation(
 
     plan.weights[weight_file] = Weights(layout, merged)
     plan.jsons[config_file] = distilled.config
-    schedule = read_json(folders["scheduler"] / "scheduler_config.json")
-    plan.copies.pop("scheduler/scheduler_config.json")
-    plan.jsons["scheduler/scheduler_config.json"] = {**schedule, **distilled.schedule}
+    schedule = read_json(folders["scheduler"] / SCHEDULE)
+    plan.copies.pop(SCHEDULE_FILE)
+    plan.jsons[SCHEDULE_FILE] = {**schedule, **distilled.schedule}
     plan.jsons["card.json"] = own_card(base) | {"name": name, **distilled.card}
     return plan
 
 
 def _pad_with(plan: FolderPlan, folder: Path, pad_token_id: int, *, vocabulary: int) -> None:
-    """The tokenizer in `folder`, changed to pad texts with another token."""
+    """Plan the tokenizer in `folder`, changed to pad texts with another token."""
     tokenizer = plan.family.load_tokenizer(folder, length=TEXT_LENGTH)
     if tokenizer.vocabulary_size > vocabulary:
         problem = f"has {tokenizer.vocabulary_size} tokens, the text encoder {vocabulary}"
         raise WeightsError("complete_from", folder, "use CLIP's own tokenizer", problem=problem)
     _copy_files(plan, "tokenizer", folder)
-    changed = {"pad_token": tokenizer.token(pad_token_id)}
+    padding = {"pad_token": tokenizer.token(pad_token_id)}
     for name in ("tokenizer_config.json", "special_tokens_map.json"):
         if plan.copies.pop(f"tokenizer/{name}", None) is not None or name == "tokenizer_config.json":
             original = read_json(folder / name) if (folder / name).exists() else {}
-            plan.jsons[f"tokenizer/{name}"] = original | changed
+            plan.jsons[f"tokenizer/{name}"] = original | padding
 
 
 def _complete(plan: FolderPlan, source: Path, folders: dict[str, Path], donor: Path | None) -> None:
-    """Plans all parts, the missing ones from the donor; adds the folders that were used to `folders`."""
+    """Plan all parts, the missing ones from the donor; add the folders that were used to `folders`."""
     for part in parts_of(plan.family):
         if f"{part}/config.json" in plan.jsons or f"{part}/{SCHEDULE}" in plan.jsons:
             continue
@@ -294,28 +297,15 @@ def _complete(plan: FolderPlan, source: Path, folders: dict[str, Path], donor: P
 
 def _donor_remedy(family: Family) -> str:
     whole = next(name for name, model in family.published.items() if model.complete_from is None)
-    return f"add --complete-from MODEL with one that has, such as {whole}"
+    return f"add --complete-from with a model that has one, such as {whole}"
 
 
 def _from_files(network: Network, folder: Path) -> Weights:
-    """The weights of one part from safetensors or pickled files; in full precision if there are both."""
-    rename = network.rename
+    """Return the weights of one part from safetensors or pickled files; in full precision if both exist."""
     if pickles := find_pickles(folder):
-        values: dict[str, Tensor] = {}
-        for path in pickles:
-            tensors = read_pickle(path)
-            if isinstance(tensors, list):
-                raise WeightsError(
-                    "source", path, "only named tensors can be converted", problem="has an unnamed list"
-                )
-            values |= tensors
-        named = {
-            parameter: tensor for name, tensor in values.items() if (parameter := rename(name)) is not None
-        }
-        layout = {name: (tensor.dtype, tuple(tensor.shape)) for name, tensor in named.items()}
-        return Weights(layout, lambda: iter(named.items()))
+        return _from_pickles(network, pickles)
     entries = find_weights(folder, network.stem, prefer_fp16=False)
-    sources = {parameter: name for name in entries if (parameter := rename(name)) is not None}
+    sources = {parameter: name for name in entries if (parameter := network.rename(name)) is not None}
     for name, entry in entries.items():
         if entry.dtype not in WEIGHT_TYPES:
             problem = f"has {name} as {entry.dtype}"
@@ -334,6 +324,23 @@ def _from_files(network: Network, folder: Path) -> Weights:
     return Weights(layout, read, {name: entry.path for name, entry in entries.items()} if as_named else {})
 
 
+def _from_pickles(network: Network, pickles: Sequence[Path]) -> Weights:
+    values: dict[str, Tensor] = {}
+    for path in pickles:
+        tensors = read_pickle(path)
+        if isinstance(tensors, list):
+            problem = "is a list of tensors without names"
+            raise WeightsError("source", path, "use a file of named tensors", problem=problem)
+        values |= tensors
+    named = {
+        parameter: tensor
+        for name, tensor in values.items()
+        if (parameter := network.rename(name)) is not None
+    }
+    layout = {name: (tensor.dtype, tuple(tensor.shape)) for name, tensor in named.items()}
+    return Weights(layout, lambda: iter(named.items()))
+
+
 def _copy_files(plan: FolderPlan, part: str, folder: Path) -> None:
     for path in sorted(folder.glob(FILES_OF[part])):
         if path.is_file():
@@ -341,7 +348,7 @@ def _copy_files(plan: FolderPlan, part: str, folder: Path) -> None:
 
 
 def _check_plan(plan: FolderPlan, source: Path, folders: Mapping[str, Path]) -> None:
-    """Raises WeightsError if weights do not fit their config.json, parts do not fit together, or a file is missing."""
+    """Raise WeightsError if weights do not fit their config.json, parts do not fit together, or a file is missing."""
     configs: dict[str, Any] = {}
     for part, network in plan.family.networks.items():
         config = parse_values(
@@ -354,7 +361,7 @@ def _check_plan(plan: FolderPlan, source: Path, folders: Mapping[str, Path]) -> 
         configs[part] = config
     plan.family.check_parts(configs, source)
     plan.family.load_tokenizer(folders["tokenizer"], length=TEXT_LENGTH)
-    if f"scheduler/{SCHEDULE}" not in plan.jsons:
+    if SCHEDULE_FILE not in plan.jsons:
         read_json(folders["scheduler"] / SCHEDULE)
 
 
@@ -362,7 +369,7 @@ def _check_plan(plan: FolderPlan, source: Path, folders: Mapping[str, Path]) -> 
 
 
 def _write(plan: FolderPlan, target: Path, dtype: torch.dtype | None, *, link: bool) -> None:
-    """Writes into a folder beside the target, which is renamed at the end. link: see `convert`. Raises OutputError."""
+    """Write into a folder next to the target, which is renamed at the end. link: see `convert`. Raises OutputError."""
     unfinished = temporary(target)
     index = {"_class_name": plan.family.pipeline_class}
     try:
@@ -387,9 +394,9 @@ def _write(plan: FolderPlan, target: Path, dtype: torch.dtype | None, *, link: b
 
 
 def _link(files: Mapping[str, Path], path: Path) -> None:
-    """Links the weight files of a part.
+    """Link the weight files of a part.
 
-    files: the file of each tensor. path: of a single file; shards have names like it, and an index.
+    files: the file of each tensor. path: the name of a single file; shards have similar names, and an index.
     """
     names = dict.fromkeys(files.values(), path.name)
     if len(names) > 1:

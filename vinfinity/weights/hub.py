@@ -1,4 +1,4 @@
-"""Fetching published models: only the files that are needed, interrupted transfers resumed, hashes checked."""
+"""Published models, fetched: only the files that are needed, interrupted transfers resumed, hashes checked."""
 
 import errno
 import hashlib
@@ -7,28 +7,31 @@ import os
 import shutil
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path, PurePosixPath
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from vinfinity.errors import InputError, OutputError, VinfinityError, did_you_mean
 from vinfinity.models.families import FAMILIES, published_family
 from vinfinity.models.family import Family, HubSource, PublishedModel, parts_of
 from vinfinity.weights.convert import convert
 from vinfinity.weights.named_files import PICKLES
-from vinfinity.weights.registry import KNOWN, models_folder
+from vinfinity.weights.registry import PUBLISHED, models_folder
+
+if TYPE_CHECKING:
+    from huggingface_hub.hf_api import RepoSibling
 
 CHUNK_BYTES = 2**20
 JSONS = ("config.json", "scheduler_config.json")
 
 
 def fetch(name: str, *, endpoint: str | None, say: Callable[[str], None]) -> Path:
-    """Fetches a published model and the models it needs, and returns its folder. Does nothing if it is there already.
+    """Fetch a published model and the models it needs, and return its folder. Does nothing if it is already there.
 
-    endpoint: of the hub, None for the default. say: is called with messages. Raises InputError for unknown names,
+    endpoint: the hub's address, None for the default. say: called with messages. Raises InputError for unknown names,
     VinfinityError if a file cannot be fetched or has the wrong hash; files that arrived are kept for the next attempt.
     """
-    known, family = KNOWN.get(name), published_family(name)
+    known, family = PUBLISHED.get(name), published_family(name)
     if known is None or family is None:
-        remedy = f"{did_you_mean(name, list(KNOWN))} known are {', '.join(KNOWN)}".strip()
+        remedy = f"{did_you_mean(name, list(PUBLISHED))} use {', '.join(PUBLISHED)}".strip()
         raise InputError("model", name, remedy, problem="is unknown")
     target = models_folder() / name
     if target.is_dir():
@@ -53,7 +56,7 @@ def fetch(name: str, *, endpoint: str | None, say: Callable[[str], None]) -> Pat
 
 
 def _check_writable(folder: Path) -> None:
-    """Raise OutputError if models cannot be kept in the folder; creates it."""
+    """Create the folder. Raises OutputError if models cannot be kept there."""
     try:
         folder.mkdir(parents=True, exist_ok=True)
         writable = os.access(folder, os.W_OK | os.X_OK)
@@ -65,7 +68,7 @@ def _check_writable(folder: Path) -> None:
 
 
 def _own_files(name: str, known: PublishedModel, record: Mapping[str, Any]) -> dict[str, Mapping[str, Any]]:
-    """JSON files of our own in a fetched model's folder."""
+    """Return vinfinity's own JSON files in a fetched model's folder."""
     files: dict[str, Mapping[str, Any]] = {"fetched.json": record}
     if known.card:
         files["card.json"] = {"name": name, **known.card}
@@ -73,10 +76,10 @@ def _own_files(name: str, known: PublishedModel, record: Mapping[str, Any]) -> d
 
 
 def needed(names: Sequence[str], *, family: Family = FAMILIES[0], only: str | None = None) -> list[str]:
-    """The files of a repository that a model needs; of each part's weights, one format and precision.
+    """Return the files of a repository that a model needs; of each part's weights, one format and precision.
 
-    safetensors are preferred to pickled files. Networks that run in half precision are taken in half precision if there
-    is one; those that always run in fp32, the autoencoder, in full. Raises ValueError if there is no model.
+    safetensors are preferred to pickled files. Networks that run in half precision are fetched in half precision if
+    available; those that always run in fp32, the autoencoder, in full. Raises ValueError if there is no model.
     """
     if only is not None:
         if only not in names:
@@ -99,7 +102,7 @@ def needed(names: Sequence[str], *, family: Family = FAMILIES[0], only: str | No
 
 
 def _weights(names: Sequence[str], *, prefer_fp16: bool) -> list[str]:
-    """The weight files of a part in one format and precision, with the index of shards."""
+    """Return the weight files of a part in one format and precision, with the index of shards."""
     for suffix in (".safetensors", ".bin", ".pth"):
         files = [name for name in names if suffix in name]
         variant = [name for name in files if ".fp16" in name]
@@ -111,7 +114,7 @@ def _weights(names: Sequence[str], *, prefer_fp16: bool) -> list[str]:
 
 
 def _other_variant(name: str, suffix: str) -> bool:
-    """Whether a file is of a variant such as ".non_ema"."""
+    """Return whether a file is a variant such as ".non_ema"."""
     stem = PurePosixPath(name).name.partition(suffix)[0]
     return "." in stem
 
@@ -119,23 +122,19 @@ def _other_variant(name: str, suffix: str) -> bool:
 def _download(
     source: HubSource, family: Family, folder: Path, *, endpoint: str | None, say: Callable[[str], None]
 ) -> dict[str, Any]:
-    """Fetches a repository's files into `folder`. Returns repository, revision and hashes.
+    """Fetch a repository's files into `folder`. Return repository, revision and hashes.
 
-    Raises OutputError before anything is fetched if there is too little space.
+    Raises OutputError, before anything is fetched, if there is too little space.
     """
     import huggingface_hub
-
-    def failed(error: Exception) -> VinfinityError:
-        first = (str(error).strip().splitlines() or [type(error).__name__])[0]
-        return VinfinityError(f"{source.repo}: cannot be fetched ({first}); try again to resume the transfer")
 
     try:
         token = _token()
         api = huggingface_hub.HfApi(endpoint=endpoint, token=token)
         info = api.model_info(source.repo, revision=source.revision, files_metadata=True)
     except Exception as error:
-        # the hub's client raises errors of its HTTP library, which differ between versions
-        raise failed(error) from None
+        # the hub's client raises the errors of its HTTP library, which differ between versions
+        raise _cannot_fetch(source, error) from None
     siblings = {sibling.rfilename: sibling for sibling in info.siblings or ()}
     try:
         names = needed(list(siblings), family=family, only=source.only)
@@ -146,9 +145,7 @@ def _download(
     check_space({name: siblings[name].size or 0 for name in names}, folder, target=models_folder())
     hashes: dict[str, str] = {}
     for name in names:
-        sibling = siblings[name]
-        size = sibling.size or 0
-        say(f"{source.repo}: {name} ({size / 2**20:,.1f} MiB)")
+        say(f"{source.repo}: {name} ({(siblings[name].size or 0) / 2**20:,.1f} MiB)")
         try:
             path = Path(
                 huggingface_hub.hf_hub_download(
@@ -156,23 +153,33 @@ def _download(
                 )
             )
         except Exception as error:
-            raise failed(error) from None
-        expected = sibling.lfs.sha256 if sibling.lfs is not None else sibling.blob_id
-        actual = _hash(path, git=sibling.lfs is None)
-        if expected is not None and expected != actual:
-            path.unlink()
-            raise VinfinityError(
-                f"{source.repo}: {name} has the hash {actual}, not {expected}; it was deleted, fetch it again"
-            )
+            raise _cannot_fetch(source, error) from None
+        _check_hash(path, siblings[name], repo=source.repo)
         hashes[name] = _hash(path, git=False)
     return {"repo": source.repo, "revision": info.sha, "files": hashes}
+
+
+def _check_hash(path: Path, sibling: "RepoSibling", *, repo: str) -> None:
+    """Raise VinfinityError if a file does not have the hash that the hub states; delete the file then."""
+    expected = sibling.lfs.sha256 if sibling.lfs is not None else sibling.blob_id
+    actual = _hash(path, git=sibling.lfs is None)
+    if expected is not None and expected != actual:
+        path.unlink()
+        raise VinfinityError(
+            f"{repo}: {sibling.rfilename} has the hash {actual}, not {expected}; it was deleted, fetch it again"
+        )
+
+
+def _cannot_fetch(source: Source, error: Exception) -> VinfinityError:
+    first = (str(error).strip().splitlines() or [type(error).__name__])[0]
+    return VinfinityError(f"{source.repo}: cannot be fetched ({first}); try again to resume the transfer")
 
 
 def check_space(sizes: Mapping[str, int], arrived: Path, *, target: Path) -> None:
     """Raise OutputError if there is too little space for files of these sizes, by name.
 
-    safetensors become part of the model as they are. Pickled files are there twice while they are converted.
-    arrived: the folder with what was fetched before. target: the folder of models.
+    safetensors become part of the model as they are. Pickled files exist twice while they are converted. arrived: the
+    folder of files fetched before. target: the folder of models.
     """
     there = sum(path.stat().st_size for path in arrived.rglob("*") if path.is_file())
     missing = max(0, sum(sizes.values()) - there)
@@ -180,13 +187,13 @@ def check_space(sizes: Mapping[str, int], arrived: Path, *, target: Path) -> Non
     free = shutil.disk_usage(target).free
     if free < missing + converted:
         raise OutputError(
-            f"{target}: has {free / 1e9:.1f} GB free, and {(missing + converted) / 1e9:.1f} GB are needed; "
-            "free some, or set XDG_DATA_HOME to another folder"
+            f"{target}: has {free / 1e9:.1f} GB free, but {(missing + converted) / 1e9:.1f} GB are needed; "
+            "free some space, or set XDG_DATA_HOME to another folder"
         )
 
 
 def _token() -> bool | None:
-    """None: the hub's client looks for the user's token. False: it does not, since the token cannot be read."""
+    """Return None to let the hub's client look for the user's token, or False if the token cannot be read."""
     import huggingface_hub
 
     try:
@@ -197,7 +204,7 @@ def _token() -> bool | None:
 
 
 def _hash(path: Path, *, git: bool) -> str:
-    """SHA-256 of a file, or the SHA-1 by which git names it."""
+    """Return the SHA-256 of a file, or the SHA-1 by which git names it."""
     total = hashlib.sha1(usedforsecurity=False) if git else hashlib.sha256()
     if git:
         total.update(f"blob {path.stat().st_size}\0".encode())
@@ -208,6 +215,6 @@ def _hash(path: Path, *, git: bool) -> str:
 
 
 def read_record(folder: Path) -> dict[str, Any] | None:
-    """Repository, revision and hashes of a fetched model; None for a folder that was not fetched."""
+    """Return repository, revision and hashes of a fetched model; None for a folder that was not fetched."""
     path = folder / "fetched.json"
     return json.loads(path.read_text(encoding="utf-8")) if path.exists() else None

@@ -1,4 +1,4 @@
-"""A model's folder described: architecture, sizes and problems, from headers and configurations alone."""
+"""Descriptions of model folders: architecture, sizes and problems, from headers and configurations alone."""
 
 import math
 from collections import Counter
@@ -8,8 +8,8 @@ from typing import cast
 from vinfinity.errors import InputError, WeightsError
 from vinfinity.models.decoder import Decoder
 from vinfinity.models.families import family_of
-from vinfinity.models.family import Network, parts_of
-from vinfinity.system.safetensors import TensorEntry, find_weights, read_json
+from vinfinity.models.family import Family, Network, parts_of
+from vinfinity.system.safetensors import TensorEntry, read_json
 from vinfinity.weights.card import model_family, read_card
 from vinfinity.weights.hub import read_record
 from vinfinity.weights.load import (
@@ -20,10 +20,11 @@ from vinfinity.weights.load import (
     known_decoders,
     load_scheduler,
 )
+from vinfinity.weights.part_files import find_weights
 
 
 def describe_model(folder: Path) -> tuple[list[tuple[str, str]], list[str]]:
-    """Rows for a table of what is in a folder, a model's or that of a decoder, and its problems, one line each."""
+    """Return the rows of a table that describes a model's or a decoder's folder, and its problems, one line each."""
     rows: list[tuple[str, str]] = [("folder", str(folder))]
     problems: list[str] = []
     try:
@@ -45,35 +46,36 @@ def describe_model(folder: Path) -> tuple[list[tuple[str, str]], list[str]]:
     if problems:
         return rows, problems
     try:
-        card = read_card(str(folder))
-        family.check_parts(card.configs, folder)
-        schedule = load_scheduler(folder / "scheduler", flow=family.flow)
-        tokenizer = family.load_tokenizer(folder / "tokenizer", length=card.text_length)
+        rows += _describe_card(folder, family)
     except InputError as error:
         return rows, [error.message]
-    rows.append(("tokenizer", f"{tokenizer.vocabulary_size:,} tokens, {tokenizer.length} per text"))
-    ignored = schedule.ignored_by(str(card.defaults["sampler"]))
-    rows.append(("scheduler", ignored.removeprefix("scheduler: ") or schedule.scheduler or "of no class"))
-    rows.append(("trained on", f"clips of {card.trained_frames} frames"))
-    rows.append(
-        (
-            "defaults",
-            ", ".join(
-                f"{key} {value}" for key, value in card.defaults.items() if value != "" and "." not in key
-            ),
-        )
-    )
     if (record := read_record(folder)) is not None:
         rows.append(("fetched from", f"{record['repo']} at {record['revision']}"))
     return rows, problems
 
 
+def _describe_card(folder: Path, family: Family) -> list[tuple[str, str]]:
+    """Return the rows of a model's parts that are not networks, and of its defaults. Raises InputError."""
+    card = read_card(str(folder))
+    family.check_parts(card.configs, folder)
+    schedule = load_scheduler(folder / "scheduler", flow=family.flow)
+    tokenizer = family.load_tokenizer(folder / "tokenizer", length=card.text_length)
+    ignored = schedule.ignored_by(str(card.defaults["sampler"]))
+    defaults = {key: value for key, value in card.defaults.items() if value != "" and "." not in key}
+    return [
+        ("tokenizer", f"{tokenizer.vocabulary_size:,} tokens, {tokenizer.length} per text"),
+        ("scheduler", ignored.removeprefix("scheduler: ") or schedule.scheduler or "no class"),
+        ("trained on", f"clips of {card.trained_frames} frames"),
+        ("defaults", ", ".join(f"{key} {value}" for key, value in defaults.items())),
+    ]
+
+
 def _describe_decoder(folder: Path) -> tuple[list[tuple[str, str]], list[str]]:
-    """As `describe_model`. Raises WeightsError."""
+    """Return the rows that describe a decoder's folder, and no problems. Raises WeightsError."""
     rows = [("folder", str(folder))]
     if (kind := decoder_class(folder)) not in known_decoders():
-        remedy = "vinfinity models convert makes a model's folder of other layouts"
-        problem = f"has the class {kind}, and is neither a known decoder nor a whole model"
+        remedy = "vinfinity models convert makes a model folder from other layouts"
+        problem = f"has the class {kind}, which is neither a known decoder nor a whole model"
         raise WeightsError("model", folder, remedy, problem=problem)
     module, sources = find_decoder(folder)
     config, entries = cast(Decoder, module).config, dict(sources.values())
@@ -101,7 +103,7 @@ def _describe_part(folder: Path, network: Network) -> str:
 
 
 def _size_text(entries: dict[str, TensorEntry]) -> str:
-    """Parameters, types and bytes."""
+    """Format parameters, types and bytes."""
     parameters = sum(math.prod(entry.shape) for entry in entries.values())
     types = Counter(entry.dtype for entry in entries.values())
     size = sum(path.stat().st_size for path in {entry.path for entry in entries.values()})

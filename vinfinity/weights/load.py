@@ -18,21 +18,22 @@ from vinfinity.models.decoder import Decoder, Encoder
 from vinfinity.models.families import FAMILIES
 from vinfinity.models.family import Network
 from vinfinity.models.geometry import LatentGeometry
-from vinfinity.system.safetensors import TensorEntry, find_weights, read_json, shape_text
+from vinfinity.system.safetensors import TensorEntry, read_json, shape_text
 from vinfinity.weights.card import model_family
+from vinfinity.weights.part_files import find_weights
 
 Config = TypeVar("Config")
 
-# By parameter: the name of its tensor in the files, and where that is.
+# By parameter: the name of its tensor, and the place of the tensor in the files.
 Sources = Mapping[str, tuple[str, TensorEntry]]
 
 MOST_LISTED = 10
 
-# Elements of a file that are mapped into memory at a time.
-MAPPED = 2**25
+# The number of elements of a file that are mapped into memory at a time.
+MAPPED_ELEMENTS = 2**25
 
-# Submodules of an autoencoder that only encode, and those that only decode.
-ENCODING, DECODING = ("encoder", "quant_conv"), ("decoder", "post_quant_conv")
+# The submodules of an autoencoder that only encode, and those that only decode.
+ENCODER_PARTS, DECODER_PARTS = ("encoder", "quant_conv"), ("decoder", "post_quant_conv")
 
 
 def load_network(
@@ -43,7 +44,7 @@ def load_network(
     dtype: torch.dtype,
     changes: Sequence[Change] = (),
 ) -> nn.Module:
-    """A network for inference: every parameter must be in the files, with its shape, and nothing else may be.
+    """Load a network for inference: its files must have every parameter, with its shape, and nothing else.
 
     changes: merged into it one tensor at a time. Raises WeightsError, before any weight is read, if the files do not
     fit.
@@ -56,7 +57,7 @@ def load_network(
 
 
 def load_decoder(folder: Path, *, device: torch.device | str, dtype: torch.dtype) -> Decoder:
-    """The decoding half of the autoencoder in `folder`: a model's own (MODEL/vae), or another for the same latents.
+    """Load the decoding half of an autoencoder: a model's own (MODEL/vae), or another one for its latents.
 
     Raises WeightsError, before any weight is read, if the files do not fit.
     """
@@ -66,25 +67,25 @@ def load_decoder(folder: Path, *, device: torch.device | str, dtype: torch.dtype
 
 
 def load_encoder(folder: Path, *, device: torch.device | str, dtype: torch.dtype) -> Encoder:
-    """The encoding half of the autoencoder in `folder`, a model's own. Raises WeightsError."""
+    """Load the encoding half of a model's own autoencoder. Raises WeightsError."""
     module, network = _empty_autoencoder(folder)
     sources = _find(module, folder, network, prefer_fp16=dtype != torch.float32)
-    decoding = tuple(f"{part}." for part in DECODING)
-    _drop(module, DECODING)
+    decoding = tuple(f"{part}." for part in DECODER_PARTS)
+    _drop(module, DECODER_PARTS)
     own = {name: source for name, source in sources.items() if not name.startswith(decoding)}
     _fill(module, own, device=device, dtype=dtype)
     return cast(Encoder, module.eval().requires_grad_(False))
 
 
 def find_decoder(folder: Path, *, prefer_fp16: bool = False) -> tuple[nn.Module, Sources]:
-    """The decoding half of the autoencoder in `folder`, without weights, and where its weights are.
+    """Return the decoding half of the autoencoder in `folder`, without weights, and the place of its weights.
 
-    Every tensor in the files must belong to the autoencoder; those that only encode may all be missing.
-    Raises WeightsError.
+    Every tensor in the files must belong to the autoencoder; those that only encode may all be missing. Raises
+    WeightsError.
     """
     module, network = _empty_autoencoder(folder)
     sources = _sources(folder, network, prefer_fp16=prefer_fp16)
-    encoding = {name for name in sources if name.startswith(tuple(f"{part}." for part in ENCODING))}
+    encoding = {name for name in sources if name.startswith(tuple(f"{part}." for part in ENCODER_PARTS))}
     if not encoding:
         drop_encoder(module)
     check_fit(module, {name: entry.shape for name, (_, entry) in sources.items()}, folder)
@@ -93,7 +94,7 @@ def find_decoder(folder: Path, *, prefer_fp16: bool = False) -> tuple[nn.Module,
 
 
 def empty_decoder(folder: Path) -> Decoder:
-    """The decoding half that FOLDER/config.json describes, without weights. Raises WeightsError."""
+    """Return the decoding half that FOLDER/config.json describes, without weights. Raises WeightsError."""
     module, _ = _empty_autoencoder(folder)
     drop_encoder(module)
     return cast(Decoder, module)
@@ -108,18 +109,18 @@ def _empty_autoencoder(folder: Path) -> tuple[nn.Module, Network]:
 
 
 def known_decoders() -> dict[str, Network]:
-    """The autoencoders of all families by class."""
+    """Return the autoencoders of all families by class."""
     return {name: network for family in FAMILIES for name, network in family.decoders.items()}
 
 
 def decoder_class(folder: Path) -> str:
-    """The class that FOLDER/config.json names, AutoencoderKL if it names none. Raises WeightsError."""
+    """Return the class that FOLDER/config.json names, AutoencoderKL if it names none. Raises WeightsError."""
     return str(read_json(folder / "config.json").get("_class_name", "AutoencoderKL"))
 
 
 def drop_encoder(autoencoder: nn.Module) -> None:
-    """Removes the submodules that only encode."""
-    _drop(autoencoder, ENCODING)
+    """Remove the submodules that only encode."""
+    _drop(autoencoder, ENCODER_PARTS)
 
 
 def _drop(autoencoder: nn.Module, parts: Iterable[str]) -> None:
@@ -129,7 +130,7 @@ def _drop(autoencoder: nn.Module, parts: Iterable[str]) -> None:
 
 
 def check_decoder(folder: Path, geometry: LatentGeometry) -> None:
-    """Raises WeightsError if the decoder in `folder` does not fit its files, or not these latents. Reads no weight."""
+    """Raise WeightsError if the decoder in `folder` does not fit its files, or these latents. Reads no weight."""
     try:
         module, _ = find_decoder(folder)
     except WeightsError as error:
@@ -145,7 +146,7 @@ def check_decoder(folder: Path, geometry: LatentGeometry) -> None:
         problem = (
             f"decodes latents of {_latents_text(decoded)}, but the model's have {_latents_text(geometry)}"
         )
-        remedy = "use a decoder for the model's latents, or leave it out"
+        remedy = "use a decoder for the model's latents, or remove it"
         raise WeightsError("decoder", folder, remedy, problem=problem)
 
 
@@ -155,7 +156,7 @@ def _latents_text(geometry: LatentGeometry) -> str:
 
 
 def empty_autoencoder(network: Network, config: Any) -> Decoder:
-    """The decoding half of the autoencoder that `config` describes, without weights."""
+    """Return the decoding half of the autoencoder that `config` describes, without weights."""
     with torch.device("meta"):
         module = network.build(config)
     drop_encoder(module)
@@ -163,22 +164,22 @@ def empty_autoencoder(network: Network, config: Any) -> Decoder:
 
 
 def empty_encoder(network: Network, config: Any) -> Encoder:
-    """The encoding half of the autoencoder that `config` describes, without weights."""
+    """Return the encoding half of the autoencoder that `config` describes, without weights."""
     with torch.device("meta"):
         module = network.build(config)
-    _drop(module, DECODING)
+    _drop(module, DECODER_PARTS)
     return cast(Encoder, module)
 
 
 def empty_network(network: Network, folder: Path) -> nn.Module:
-    """The network that FOLDER/config.json describes, with shapes but no weights. Raises WeightsError."""
+    """Return the network that FOLDER/config.json describes, with shapes but no weights. Raises WeightsError."""
     config = parse_config(folder / "config.json", network.read_config)
     with torch.device("meta"):
         return network.build(config)
 
 
 def check_weights(model: Path, *, prefer_fp16: bool) -> None:
-    """Compares the headers of a model's weight files with its configurations; reads no weight.
+    """Compare the headers of a model's weight files with its configurations; read no weight.
 
     prefer_fp16: whether the run is in half precision. Raises WeightsError.
     """
@@ -193,26 +194,23 @@ def check_weights(model: Path, *, prefer_fp16: bool) -> None:
 
 
 def load_scheduler(folder: Path, *, flow: bool = False) -> Schedule:
-    """The noise schedule in `folder` (MODEL/scheduler). flow: see `read_schedule`. Raises WeightsError."""
+    """Load the noise schedule in `folder` (MODEL/scheduler). flow: see `read_schedule`. Raises WeightsError."""
     return parse_config(folder / "scheduler_config.json", partial(read_schedule, flow=flow))
 
 
 def parse_values(
-    values: Mapping[str, Any], parse: Callable[[Mapping[str, Any]], Config], folder: Path
+    values: Mapping[str, Any], parse: Callable[[Mapping[str, Any]], Config], path: Path
 ) -> Config:
-    """The content of a config.json that is for the network in `folder`, parsed. Raises WeightsError."""
+    """Parse the content of a JSON file. path: what errors name, the file or its folder. Raises WeightsError."""
     try:
         return parse(values)
     except (ValueError, TypeError) as error:
-        raise WeightsError("model", folder, "use a model of a supported kind", problem=f"{error}") from None
+        raise WeightsError("model", path, "use a model of a supported kind", problem=f"{error}") from None
 
 
 def parse_config(path: Path, parse: Callable[[Mapping[str, Any]], Config]) -> Config:
-    """The JSON file `path`, parsed. Raises WeightsError for what `parse` does not support."""
-    try:
-        return parse(read_json(path))
-    except (ValueError, TypeError) as error:
-        raise WeightsError("model", path, "use a model of a supported kind", problem=f"{error}") from None
+    """Parse the JSON file `path`. Raises WeightsError for anything that `parse` does not support."""
+    return parse_values(read_json(path), parse, path)
 
 
 def _fill(
@@ -224,17 +222,17 @@ def _fill(
     keep_fp32: Collection[str] = (),
     changes: Sequence[Change] = (),
 ) -> None:
-    """Reads the parameters of a module, one at a time. keep_fp32: those that stay in fp32."""
+    """Read the parameters of a module, one at a time. keep_fp32: those that stay in fp32."""
     for path, names in _chunks(sources):
         try:
             with safe_open(path, framework="pt", device="cpu") as file:
                 for name in names:
                     own = torch.float32 if name in keep_fp32 else dtype
                     tensor = changed(name, file.get_tensor(sources[name][0]), changes)
-                    # one parameter in the memory of the file would keep the whole chunk mapped
+                    # a single parameter that shares the file's memory would keep the whole chunk mapped
                     kept = tensor.to(device=device, dtype=own, copy=name in keep_fp32)
                     _put(module, name, kept)
-                    # and so would a reference to the last tensor
+                    # a reference to the last tensor would as well
                     del tensor, kept
         except SafetensorError as error:
             raise WeightsError(
@@ -243,7 +241,7 @@ def _fill(
 
 
 def _chunks(sources: Sources) -> Iterator[tuple[Path, list[str]]]:
-    """The parameters by file, in chunks after which the file is closed.
+    """Yield the parameters by file, in chunks after which the file is closed.
 
     The parts of a mapped file that were read count as memory of this process until then.
     """
@@ -255,7 +253,7 @@ def _chunks(sources: Sources) -> Iterator[tuple[Path, list[str]]]:
         for name in names:
             chunk.append(name)
             elements += math.prod(sources[name][1].shape)
-            if elements >= MAPPED:
+            if elements >= MAPPED_ELEMENTS:
                 yield path, chunk
                 chunk, elements = [], 0
         if chunk:
@@ -263,14 +261,14 @@ def _chunks(sources: Sources) -> Iterator[tuple[Path, list[str]]]:
 
 
 def _find(module: nn.Module, folder: Path, network: Network, *, prefer_fp16: bool) -> Sources:
-    """Where each parameter of the module is. Raises WeightsError unless the files have all of them and no others."""
+    """Return where each parameter of the module is. Raises WeightsError unless the files have exactly these."""
     sources = _sources(folder, network, prefer_fp16=prefer_fp16)
     check_fit(module, {name: entry.shape for name, (_, entry) in sources.items()}, folder)
     return sources
 
 
 def _sources(folder: Path, network: Network, *, prefer_fp16: bool) -> Sources:
-    """The parameters that the files in `folder` fill."""
+    """Return where each parameter that the files in `folder` fill is."""
     entries = find_weights(folder, network.stem, prefer_fp16=prefer_fp16)
     return {
         parameter: (name, entry)
@@ -280,7 +278,7 @@ def _sources(folder: Path, network: Network, *, prefer_fp16: bool) -> Sources:
 
 
 def check_fit(module: nn.Module, shapes: Mapping[str, tuple[int, ...]], folder: Path) -> None:
-    """Compares a module's parameters with the tensors for it. Raises WeightsError listing the differences."""
+    """Compare a module's parameters with the tensors for it. Raises WeightsError listing the differences."""
     needed = {name: tuple(tensor.shape) for name, tensor in module.state_dict().items()}
     faults = [f"missing {name}" for name in needed if name not in shapes]
     faults += [f"unexpected {name}" for name in shapes if name not in needed]
@@ -295,7 +293,7 @@ def check_fit(module: nn.Module, shapes: Mapping[str, tuple[int, ...]], folder: 
 
 
 def listed(faults: Sequence[str]) -> str:
-    """At most ten faults and the number of the others, as a message shows them."""
+    """Format at most ten faults, and the number of the others, for a message."""
     more = f" and {len(faults) - MOST_LISTED} more" if len(faults) > MOST_LISTED else ""
     return ", ".join(faults[:MOST_LISTED]) + more
 
@@ -307,9 +305,9 @@ def _put(module: nn.Module, name: str, tensor: torch.Tensor) -> None:
 
 
 def channels_last(weight: torch.Tensor) -> torch.Tensor:
-    """A weight in the memory layout of convolutions over channels-last input; otherwise every call would convert it.
+    """Return a weight in the memory layout of convolutions over channels-last input.
 
-    With channels last, they are faster by a fifth on the CPU.
+    Otherwise every call would convert it. With channels last, convolutions are faster by a fifth on the CPU.
     """
     formats = {4: torch.channels_last, 5: torch.channels_last_3d}
     return weight.contiguous(memory_format=formats[weight.dim()]) if weight.dim() in formats else weight

@@ -2,7 +2,7 @@
 
 A file is read in two steps, before any weight: its tensors are assigned to modules by their names (lora_names.py), and
 the factors of each module to a formula (models/low_rank.py) whose result must have the shape of the parameter.
-Whatever a file holds is merged; a file with anything else in it is rejected.
+Everything in a file is merged; a file with anything that cannot be merged is rejected.
 """
 
 import contextlib
@@ -29,8 +29,8 @@ METADATA = "lora_adapter_metadata"
 
 
 @dataclass(frozen=True)
-class Change:
-    """What a file does to one parameter. keys: its tensors by their role in the formula. scale: alpha / rank."""
+class LoraChange:
+    """The change of one parameter by a file. keys: its tensors, by their role in the formula. scale: alpha / rank."""
 
     formula: str
     keys: Mapping[str, str]
@@ -39,14 +39,15 @@ class Change:
 
 @dataclass(frozen=True)
 class Lora:
-    """A file of changes. weight: a factor for all of them. changes: by network and parameter.
+    """A file of changes to the networks of a model.
 
-    config: the adapter_config.json that scales it, if there is one.
+    weight: a factor for all of its changes. changes: what it does to each parameter, by network and parameter. config:
+    the adapter_config.json that scales it, if there is one.
     """
 
     file: TensorFile
     weight: float
-    changes: Mapping[str, Mapping[str, tuple[Change, ...]]] = field(repr=False)
+    changes: Mapping[str, Mapping[str, tuple[LoraChange, ...]]] = field(repr=False)
     config: Path | None = None
 
     @property
@@ -60,7 +61,7 @@ class Lora:
         return [self.path] if self.config is None else [self.path, self.config]
 
     def layers(self) -> str:
-        """The number of layers that it changes, by network."""
+        """Format the number of layers that it changes, by network."""
         counts = {
             network: len({parameter.rpartition(".")[0] for parameter in changes})
             for network, changes in self.changes.items()
@@ -77,7 +78,7 @@ class OpenLora:
     read: Callable[[str], Tensor]
 
     def addition(self, name: str, tensor: Tensor) -> Tensor | None:
-        """What is added to a parameter, in fp32; None if nothing is."""
+        """Return the change to add to a parameter, in fp32; None if there is none."""
         total = None
         for change in self.lora.changes.get(self.network, {}).get(name, ()):
             factors = {role: self.read(key).float() for role, key in change.keys.items()}
@@ -88,7 +89,7 @@ class OpenLora:
 
 @contextlib.contextmanager
 def open_loras(loras: Sequence[Lora], network: str) -> Iterator[list[OpenLora]]:
-    """The LoRAs that change a network, open inside the block. Raises WeightsError if a file cannot be read."""
+    """Open the LoRAs that change a network until the block ends. Raises WeightsError if a file cannot be read."""
     with contextlib.ExitStack() as files:
         yield [
             OpenLora(lora, network, files.enter_context(lora.file.open()))
@@ -98,7 +99,7 @@ def open_loras(loras: Sequence[Lora], network: str) -> Iterator[list[OpenLora]]:
 
 
 def lora_targets(card: ModelCard) -> tuple[Target, ...]:
-    """The networks of a model that LoRAs can change."""
+    """Return the networks of a model that LoRAs can change."""
     targets = []
     for name, network in card.family.networks.items():
         if network.lora_prefixes:
@@ -109,7 +110,7 @@ def lora_targets(card: ModelCard) -> tuple[Target, ...]:
 
 
 def read_lora(text: str, targets: Sequence[Target]) -> Lora:
-    """The changes in `FILE[:WEIGHT]` for the networks of a model, without reading the factors.
+    """Return the changes in `FILE[:WEIGHT]` for the networks of a model, without reading the factors.
 
     Raises InputError if the file does not exist, or WeightsError if it holds anything that cannot be merged.
     """
@@ -125,7 +126,7 @@ def read_lora(text: str, targets: Sequence[Target]) -> Lora:
 
 @dataclass(frozen=True)
 class Factors:
-    """The tensors of a file for one module. name: of the module in the file. keys: by role."""
+    """The tensors of a file for one module. name: the module's name in the file. keys: the tensors by role."""
 
     name: str
     keys: dict[str, str]
@@ -136,7 +137,7 @@ Modules = dict[tuple[str, str], Factors]
 
 
 def _modules(file: TensorFile, targets: Sequence[Target]) -> Modules:
-    """The tensors of a file by the module that they change. Raises WeightsError if one changes none."""
+    """Return the tensors of a file by the module that they change. Raises WeightsError if one changes none."""
     modules: Modules = {}
     unknown: list[str] = []
     elsewhere: dict[str, str] = {}
@@ -166,6 +167,12 @@ def _modules(file: TensorFile, targets: Sequence[Target]) -> Modules:
     if elsewhere:
         faults = [f"no {module} in this model" for module in dict.fromkeys(elsewhere.values())]
         raise _for_another_model(file.path, faults)
+    _check_types(file, modules)
+    return modules
+
+
+def _check_types(file: TensorFile, modules: Modules) -> None:
+    """Raise WeightsError if a factor has a type that weights cannot have."""
     types = [
         f"{key} is {file.entries[key].dtype}"
         for factors in modules.values()
@@ -173,67 +180,79 @@ def _modules(file: TensorFile, targets: Sequence[Target]) -> Modules:
         if role != "alpha" and file.entries[key].dtype not in WEIGHT_TYPES
     ]
     if types:
-        remedy = f"use one in {', '.join(WEIGHT_TYPES)}"
-        raise WeightsError("lora", file.path, remedy, problem=f"has factors of another type: {listed(types)}")
-    return modules
+        remedy = f"use a LoRA in {', '.join(WEIGHT_TYPES)}"
+        raise WeightsError(
+            "lora", file.path, remedy, problem=f"has factors of an unsupported type: {listed(types)}"
+        )
 
 
 def _for_another_model(path: Path, faults: Sequence[str]) -> WeightsError:
-    remedy = "use one that was trained on this model"
+    remedy = "use a LoRA that was trained on this model"
     return WeightsError("lora", path, remedy, problem=f"is for another model: {listed(faults)}")
 
 
 def _changes(
     file: TensorFile, modules: Modules, settings: Mapping[str, AdapterConfig]
-) -> dict[str, dict[str, tuple[Change, ...]]]:
-    """The changes by network and parameter. settings: by network, or "" for all. Raises WeightsError."""
+) -> dict[str, dict[str, tuple[LoraChange, ...]]]:
+    """Return what the file does to each parameter, by network and parameter. Raises WeightsError.
+
+    settings: the settings that come with the file, by network, or "" for all.
+    """
     alphas = _alphas(file, modules)
-    changes: dict[str, dict[str, tuple[Change, ...]]] = {}
-    faults = []
+    changes: dict[str, dict[str, tuple[LoraChange, ...]]] = {}
+    faults: list[str] = []
     for (network, module), factors in modules.items():
-        left = set(factors.keys) - {"alpha"}
         config = settings.get(network, settings.get("", AdapterConfig()))
-        rank = None
-        for name, formula in FORMULAS.items():
-            used = formula.complete(left)
-            if used is None:
-                continue
-            left -= set(used)
-            shown = next(
-                (file.entries[factors.keys[role]].shape for role in formula.ranks if role in used), None
-            )
-            rank = shown[0] if shown else rank
-            alpha = alphas.get((network, module))
-            scale = config.scale(factors.name, rank=rank, alpha=alpha) if formula.scaled else 1.0
-            change = Change(name, {role: factors.keys[role] for role in used}, scale)
+        made, missing = _module_changes(file, factors, config, alphas.get((network, module)))
+        faults += missing
+        for name, change in made:
             # the module "" is the network itself
-            parameter = f"{module}.{formula.parameter}".removeprefix(".")
+            parameter = f"{module}.{name}".removeprefix(".")
             parameters = changes.setdefault(network, {})
             parameters[parameter] = (*parameters.get(parameter, ()), change)
-        if config.dora and "up" in factors.keys and not {*DORA} & {*factors.keys}:
-            faults.append(f"missing the magnitudes of {factors.name} (use_dora)")
-        if left:
-            faults.append(f"missing the other factor of {factors.name} ({factors.keys[sorted(left)[0]]})")
-        elif set(factors.keys) == {"alpha"}:
-            faults.append(f"unexpected {factors.keys['alpha']}")
     if faults:
         problem = f"is not a complete LoRA: {listed(faults)}"
         raise WeightsError("lora", file.path, "fetch or save the file again", problem=problem)
     return changes
 
 
-def _settings(file: TensorFile) -> tuple[dict[str, AdapterConfig], Path | None]:
-    """The settings that a file comes with, by network or "" for all, and the file beside it that they are in.
+def _module_changes(
+    file: TensorFile, factors: Factors, config: AdapterConfig, alpha: float | None
+) -> tuple[list[tuple[str, LoraChange]], list[str]]:
+    """Return the changes of a module's parameters, with their names inside it, and what is missing or unexpected."""
+    changes, faults = [], []
+    left = set(factors.keys) - {"alpha"}
+    rank = None
+    for name, formula in FORMULAS.items():
+        used = formula.complete(left)
+        if used is None:
+            continue
+        left -= set(used)
+        shown = next((file.entries[factors.keys[role]].shape for role in formula.ranks if role in used), None)
+        rank = shown[0] if shown else rank
+        scale = config.scale(factors.name, rank=rank, alpha=alpha) if formula.scaled else 1.0
+        change = LoraChange(name, {role: factors.keys[role] for role in used}, scale)
+        changes.append((formula.parameter, change))
+    if config.dora and "up" in factors.keys and not {*DORA} & {*factors.keys}:
+        faults.append(f"missing the magnitudes of {factors.name} (use_dora)")
+    if left:
+        faults.append(f"missing the other factor of {factors.name} ({factors.keys[sorted(left)[0]]})")
+    elif set(factors.keys) == {"alpha"}:
+        faults.append(f"unexpected {factors.keys['alpha']}")
+    return changes, faults
 
-    They are in its metadata if diffusers wrote it, in an adapter_config.json beside it if PEFT did. Raises
-    WeightsError.
+
+def _settings(file: TensorFile) -> tuple[dict[str, AdapterConfig], Path | None]:
+    """Return the settings that come with a file, by network or "" for all, and the file next to it that holds them.
+
+    diffusers writes them into the metadata, PEFT into an adapter_config.json next to the file. Raises WeightsError.
     """
     beside = file.path.with_name(CONFIG)
     source = file.path
     try:
         if METADATA in file.metadata:
             return read_metadata(file.metadata[METADATA]), None
-        # kohya's and LyCORIS' files have all they need inside, and may lie beside those of another LoRA
+        # files of kohya and LyCORIS contain all their settings, and the adapter_config.json may be another LoRA's
         if not (beside.is_file() or beside.is_symlink()) or any(
             key.startswith(("lora_", "lycoris_")) for key in file.entries
         ):
@@ -246,7 +265,7 @@ def _settings(file: TensorFile) -> tuple[dict[str, AdapterConfig], Path | None]:
 
 
 def _alphas(file: TensorFile, modules: Modules) -> dict[tuple[str, str], float]:
-    """The alphas that are tensors of the file. Raises WeightsError if one is not a finite number."""
+    """Return the alphas that are tensors of the file. Raises WeightsError if one is not a finite number."""
     alphas = {}
     with file.open() as read:
         for module, factors in modules.items():
@@ -262,10 +281,10 @@ def _alphas(file: TensorFile, modules: Modules) -> dict[tuple[str, str], float]:
 
 def _check_shapes(
     file: TensorFile,
-    changes: Mapping[str, Mapping[str, tuple[Change, ...]]],
+    changes: Mapping[str, Mapping[str, tuple[LoraChange, ...]]],
     shapes: Mapping[str, Mapping[str, Shape]],
 ) -> None:
-    """Raises WeightsError if a change does not fit the parameter of the model."""
+    """Raise WeightsError if a change does not fit the parameter of the model."""
     faults = []
     for network, parameters in changes.items():
         for name, own in parameters.items():
@@ -282,8 +301,8 @@ def _check_shapes(
         raise _for_another_model(file.path, faults)
 
 
-def _fits(change: Change, factors: Mapping[str, TensorEntry], shape: Shape) -> bool:
-    """Whether a change has the shape of its parameter."""
+def _fits(change: LoraChange, factors: Mapping[str, TensorEntry], shape: Shape) -> bool:
+    """Return whether a change has the shape of its parameter."""
     if any(0 in entry.shape for entry in factors.values()):
         return False
     tensors = {role: torch.empty(entry.shape, device="meta") for role, entry in factors.items()}

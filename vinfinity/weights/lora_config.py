@@ -7,17 +7,17 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
-from vinfinity.system.fields import OFF
+from vinfinity.system.fields import OFF_VALUES
 
-KINDS = ("LORA", "LOHA", "LOKR")
+PEFT_TYPES = ("LORA", "LOHA", "LOKR")
 
-# Settings that are read.
-READ = frozenset(
+# Settings that are used.
+USED = frozenset(
     {"peft_type", "r", "lora_alpha", "alpha", "alpha_pattern", "rank_pattern", "use_dora", "use_rslora"}
 )
-# Settings that do not change what the tensors mean: those of the training, and those that the tensors show themselves.
+# Settings that do not change what the tensors mean: they concern the training, or the tensors show them.
 # fan_in_fan_out concerns a kind of layer that these models do not have.
-WITHOUT_EFFECT = frozenset(
+IGNORED = frozenset(
     {
         "auto_mapping",
         "base_model_name_or_path",
@@ -52,17 +52,17 @@ WITHOUT_EFFECT = frozenset(
         "velora_config",
     }
 )
-# Ways to initialise factors that leave the model's own weights alone; others subtract the factors from them.
+# Initialisations of factors that leave the model's own weights alone; others subtract the factors from them.
 INITIALISATIONS = ("true", "false", "none", "gaussian", "eva", "orthogonal", "mica")
 
 
 @dataclass(frozen=True)
 class AdapterConfig:
-    """How the factors of an adapter are scaled. alpha: None stands for the rank, which is a scale of 1.
+    """How the factors of an adapter are scaled.
 
-    rank: of LoKr, whose tensors may not show it. alpha_pattern, rank_pattern: exceptions by module, as regular
-    expressions for the end of its name. root: whether alpha is divided by the rank's root (rsLoRA, Kalajdzievski 2023).
-    dora: whether LoRA factors must have magnitudes.
+    alpha: None stands for the rank, which is a scale of 1. rank: the rank of LoKr, whose tensors may not show it.
+    alpha_pattern, rank_pattern: exceptions by module, as regular expressions for the end of its name. root: whether
+    alpha is divided by the rank's root (rsLoRA, Kalajdzievski 2023). dora: whether LoRA factors must have magnitudes.
     """
 
     alpha: float | None = None
@@ -73,9 +73,10 @@ class AdapterConfig:
     dora: bool = False
 
     def scale(self, module: str, *, rank: int | None, alpha: float | None) -> float:
-        """The factor of a module's change.
+        """Return the factor of a module's change.
 
-        module: its name in the file. rank: as its tensors show it, or None. alpha: from a tensor of the file, or None.
+        module: its name in the file. rank: the rank that its tensors show, or None. alpha: the value of a tensor in the
+        file, or None.
         """
         declared = _match(self.rank_pattern, module, self.rank)
         shown = declared if rank is None else rank
@@ -87,10 +88,10 @@ class AdapterConfig:
 
 
 def read_config(values: Mapping[str, Any]) -> AdapterConfig:
-    """From a parsed adapter_config.json. Raises ValueError for what changes the meaning of the tensors, by its name."""
+    """Read a parsed adapter_config.json. Raises ValueError naming a setting that changes the meaning of the tensors."""
     kind = values.get("peft_type") or "LORA"
-    if kind not in KINDS:
-        raise ValueError(f"peft_type: {kind} is not one of {', '.join(KINDS)}")
+    if kind not in PEFT_TYPES:
+        raise ValueError(f"peft_type: {kind} is not one of {', '.join(PEFT_TYPES)}")
     start = str(values.get("init_lora_weights", True)).lower()
     if start not in INITIALISATIONS:
         raise ValueError(
@@ -98,7 +99,7 @@ def read_config(values: Mapping[str, Any]) -> AdapterConfig:
             "such an adapter into a plain LoRA with path_initial_model_for_weight_conversion)"
         )
     for key, value in values.items():
-        if key not in READ | WITHOUT_EFFECT | {"init_lora_weights"} and value not in OFF:
+        if key not in USED | IGNORED | {"init_lora_weights"} and value not in OFF_VALUES:
             raise ValueError(f"{key}: {value!r} is not supported")
     return AdapterConfig(
         alpha=_number(values, "lora_alpha", "alpha"),
@@ -111,7 +112,7 @@ def read_config(values: Mapping[str, Any]) -> AdapterConfig:
 
 
 def read_metadata(text: str) -> dict[str, AdapterConfig]:
-    """From the metadata of a file that diffusers wrote: settings by network, "" for all. Raises ValueError."""
+    """Read the metadata of a file that diffusers wrote: settings by network, "" for all. Raises ValueError."""
     try:
         values = json.loads(text)
     except json.JSONDecodeError as error:
@@ -147,7 +148,7 @@ def _checked(name: str, value: Any) -> float:
 
 
 def _match(pattern: Mapping[str, float], module: str, otherwise: float | None) -> float | None:
-    """The value of the first pattern that fits the end of a module's name, as PEFT matches them."""
+    """Return the value of the first pattern that fits the end of a module's name, as PEFT matches them."""
     for key, value in pattern.items():
         try:
             fits = re.match(rf"(.*\.)?({key})$", module) is not None

@@ -26,14 +26,14 @@ from typing import Any
 from vinfinity.models.family import Network
 from vinfinity.models.low_rank import FORMULAS, Shape
 
-# What wrappers of the training put before all names.
+# Prefixes that wrappers add to all names during training.
 WRAPPERS = ("base_model.model.", "module.", "_orig_mod.", "lycoris_")
 
 _DOWN = r"(?:lora_A|lora_down|lora\.down|lora_linear_layer\.down)"
 _UP = r"(?:lora_B|lora_up|lora\.up|lora_linear_layer\.up)"
-# PEFT's state dicts have the name of the adapter in between; its files do not
+# the name of the adapter, which is in PEFT's state dicts but not in its files
 _ADAPTER = r"(?:\.[^.]+)?"
-# The end of a tensor's name, by the role of the tensor in a formula.
+# Patterns for the end of a tensor's name, by the role of the tensor in a formula.
 ROLES: Mapping[str, str] = {
     "down": rf"{_DOWN}{_ADAPTER}\.weight",
     "up": rf"{_UP}{_ADAPTER}\.weight",
@@ -51,7 +51,7 @@ ROLES: Mapping[str, str] = {
     },
     "embedding_A": rf"lora_embedding_A{_ADAPTER}",
     "embedding_B": rf"lora_embedding_B{_ADAPTER}",
-    # before "diff", which would take the table for a layer
+    # before "diff", which would match the table as a layer
     "diff_m": r"(?:diff_m|modulation\.diff)",
     "diff": "diff",
     "diff_b": "diff_b",
@@ -61,10 +61,10 @@ ROLES: Mapping[str, str] = {
     "bias": r"(?:base_layer\.|modules_to_save\.[^.]+\.)?bias",
 }
 _ENDS = {role: re.compile(rf"(?P<module>.+?)\.{end}") for role, end in ROLES.items()}
-# of diffusers before 0.17: the layer and the word "lora" are one
+# diffusers before 0.17 joins the layer and the word "lora"
 _PROCESSOR = re.compile(r"\.to_(q|k|v|out)_lora\.")
 
-# What tensors that cannot be merged into these models are, by a pattern in their names without the model's prefixes.
+# Kinds of tensors that cannot be merged, by a pattern in their names without the model's prefixes.
 FOREIGN: Mapping[str, str] = {
     r"ia3_l|\.on_input$": "IA3",
     r"oft_": "OFT or BOFT",
@@ -89,7 +89,7 @@ FOREIGN: Mapping[str, str] = {
 class Target:
     """A network that a LoRA changes.
 
-    shapes: by parameter. modules: by every name that a file can have for them, without prefix.
+    shapes: the shapes of its parameters. modules: the module for every name that a file can use, without prefix.
     """
 
     network: str
@@ -100,7 +100,7 @@ class Target:
 
 @dataclass(frozen=True)
 class Role:
-    """What a tensor is. module: its name in the file, without prefix. network: None if the file does not say."""
+    """What a tensor is. module: the name of its module, without prefix. network: None if the file does not say."""
 
     name: str
     module: str
@@ -108,7 +108,7 @@ class Role:
 
 
 def make_target(name: str, network: Network, config: Any, shapes: Mapping[str, Shape]) -> Target:
-    """The network `name` of a model, by its config and the shapes of its parameters."""
+    """Make the target for the network `name` of a model, from its config and the shapes of its parameters."""
     own = dict.fromkeys(parameter.rpartition(".")[0] for parameter in shapes)
     names = {module: module for module in own} | dict(network.aliases(config, own))
     # kohya writes underscores for all dots; PEFT and diffusers keep the first layer of an attention's output apart
@@ -118,7 +118,7 @@ def make_target(name: str, network: Network, config: Any, shapes: Mapping[str, S
 
 
 def read_role(key: str, targets: Collection[Target]) -> Role | None:
-    """What a tensor of a LoRA file is, by its name; None if that is not the name of anything that can be merged."""
+    """Return what a tensor of a LoRA file is, by its name; None if the name stands for nothing that can be merged."""
     name, network = _without_prefixes(key, targets)
     name = _PROCESSOR.sub(r".to_\1.lora.", name.replace(".processor.", "."))
     for role, end in _ENDS.items():
@@ -128,7 +128,7 @@ def read_role(key: str, targets: Collection[Target]) -> Role | None:
 
 
 def _without_prefixes(key: str, targets: Collection[Target]) -> tuple[str, str | None]:
-    """A tensor's name without the prefixes of this model's networks and of wrappers, and the network they name."""
+    """Return a tensor's name without the prefixes of networks and wrappers, and the network that they name."""
     name, network = key, None
     prefixes = [(prefix, target.network) for target in targets for prefix in target.prefixes]
     while found := next(
@@ -144,7 +144,7 @@ def _without_prefixes(key: str, targets: Collection[Target]) -> tuple[str, str |
 
 
 def find_module(role: Role, targets: Collection[Target]) -> tuple[str, str] | None:
-    """The network and the module of the model that a tensor changes; None if there is none of that name."""
+    """Return the network and the module of the model that a tensor changes; None if no module has that name."""
     for target in targets:
         if role.network in (None, target.network) and role.module in target.modules:
             return target.network, target.modules[role.module]
@@ -152,7 +152,7 @@ def find_module(role: Role, targets: Collection[Target]) -> tuple[str, str] | No
 
 
 def foreign_kind(keys: Collection[str], targets: Collection[Target]) -> tuple[str, str] | None:
-    """The first of these tensors that is known to be of a kind that cannot be merged, and that kind."""
+    """Return the first of these tensors that is of a known kind that cannot be merged, and that kind."""
     for key in keys:
         name, _ = _without_prefixes(key, targets)
         for pattern, kind in FOREIGN.items():

@@ -1,4 +1,4 @@
-"""Files of weights that users name, checked as far as that takes no torch: a wrong one is refused at once."""
+"""Weight files that users name, checked as far as possible without torch: a wrong file is refused at once."""
 
 import math
 import os
@@ -12,7 +12,7 @@ from vinfinity.system.output import check_folder
 from vinfinity.system.safetensors import read_header
 
 PICKLES = (".ckpt", ".bin", ".pth", ".pt")
-# how files of torch.save begin: a ZIP archive, or the pickle of older versions
+# the first bytes of torch.save's files: a ZIP archive, or the pickle of older versions
 MAGIC = (b"PK", b"\x80")
 # the file in a LoRA's folder, as PEFT and diffusers name it
 LORA_FILES = tuple(
@@ -20,12 +20,12 @@ LORA_FILES = tuple(
     for suffix in ("safetensors", "bin")
     for stem in ("adapter_model", "pytorch_lora_weights")
 )
-# the longest of the paths in a model's folder
+# the longest path inside a model folder
 LONGEST_NAME = "text_encoder/diffusion_pytorch_model.safetensors"
 
 
 def split_weight(text: str) -> tuple[Path, float]:
-    """File and weight of `FILE[:WEIGHT]`. Raises InputError for a weight that is no finite decimal number."""
+    """Return file and weight of `FILE[:WEIGHT]`. Raises InputError for a weight that is no finite decimal number."""
     name, colon, number = text.rpartition(":")
     if not colon:
         return expanded(text, field="lora"), 1.0
@@ -37,19 +37,19 @@ def split_weight(text: str) -> tuple[Path, float]:
     weight = read_number(number)
     if weight is None or not math.isfinite(weight):
         problem = "has a weight that is not a finite decimal number"
-        raise InputError("lora", text, "write it as in FILE:0.8", problem=problem)
+        raise InputError("lora", text, "write it as FILE:0.8", problem=problem)
     return expanded(name, field="lora"), weight
 
 
 def find_lora(path: Path) -> Path:
-    """The file of factors that `path`, a file or a folder, names. Raises InputError."""
+    """Return the file of factors that `path`, a file or a folder, names. Raises InputError."""
     if os.path.isdir(path):
         found = next((path / name for name in LORA_FILES if (path / name).is_file()), None)
         if found is None:
             problem = f"is a folder without {' or '.join(LORA_FILES[:2])}"
             raise InputError("lora", path, "name the file", problem=problem)
         return found
-    # names that are too long do not exist either
+    # a path with a name that is too long does not exist either
     if not os.path.exists(path):
         raise InputError("lora", path, "check the path", problem=missing_problem(path))
     if path.suffix not in (".safetensors", *PICKLES):
@@ -59,7 +59,7 @@ def find_lora(path: Path) -> Path:
 
 
 def check_lora(text: str) -> None:
-    """Raise InputError if `FILE[:WEIGHT]` names no file of tensors, by its first bytes."""
+    """Raise InputError if `FILE[:WEIGHT]` names no file of tensors, judging by its first bytes."""
     path = find_lora(split_weight(text)[0])
     if path.suffix not in PICKLES:
         read_header(path, field="lora")
@@ -76,9 +76,9 @@ def check_lora(text: str) -> None:
 
 
 def check_conversion(source: Path, target: Path) -> None:
-    """Raise InputError if there is nothing to convert, or if the folder to create exists or cannot be created."""
+    """Raise InputError if there is nothing to convert, or if the target folder exists or cannot be created."""
     if os.path.lexists(target):
-        raise InputError("target", target, "name a folder that does not exist yet", problem="exists already")
+        raise InputError("target", target, "use a folder that does not exist yet", problem="already exists")
     check_folder("target", target, inside=LONGEST_NAME)
     if not os.path.exists(source):
         raise InputError("source", source, "check the path", problem="does not exist")

@@ -39,7 +39,7 @@ class OriginalPart:
         }
 
     def tensors(self) -> Iterator[tuple[str, Tensor]]:
-        """The parameters, one after the other."""
+        """Yield the parameters, one after the other."""
         with contextlib.ExitStack() as opened:
             read: dict[str, Callable[[str], Tensor]] = {}
             for file in self.files:
@@ -49,7 +49,7 @@ class OriginalPart:
 
 
 def find_originals(source: Path) -> list[OriginalPart]:
-    """The networks in a file, or in the files of a folder, as far as they are in a layout that a family knows.
+    """Return the networks in a file, or in the files of a folder, whose layout a family knows.
 
     Raises WeightsError if a network is incomplete or of an unsupported architecture.
     """
@@ -78,7 +78,7 @@ def find_originals(source: Path) -> list[OriginalPart]:
 
 
 def _groups(source: Path) -> list[list[Path]]:
-    """The weight files, those of one network together."""
+    """Return the weight files, with the shards of a network together."""
     suffixes = (".safetensors", *PICKLES)
     if not source.is_dir():
         # lists of unnamed tensors are read elsewhere

@@ -1,4 +1,4 @@
-"""PyTorch's pickled files. They are read for conversion and as LoRAs, and no code in them runs."""
+"""PyTorch's pickled files, read for conversion and as LoRAs. No code in them runs."""
 
 import pickle
 import re
@@ -13,7 +13,7 @@ NAMED_ONLY = "use a file of named tensors"
 
 
 def read_pickle(path: Path, *, field: str = "model") -> dict[str, Tensor] | list[Tensor]:
-    """The tensors of a file that torch.save wrote: by name, or in order if it has a list.
+    """Return the tensors of a file that torch.save wrote: by name, or in order if it has a list.
 
     The file is memory-mapped; legacy files that cannot be mapped are read into memory. Only tensors and plain
     containers are unpickled. field: the setting that names the file. Raises WeightsError if the file has anything else
@@ -52,7 +52,7 @@ def _tensors(path: Path, values: object, field: str) -> dict[str, Tensor] | list
 
 
 def _refused(path: Path, error: pickle.UnpicklingError, field: str) -> WeightsError:
-    """The error for a file with more in it than tensors, naming the object."""
+    """Return the error for a file with more in it than tensors, naming the object."""
     text = one_line(error)
     named = re.search(r"GLOBAL (\S+)", text) or re.search(r"class (\S+)", text)
     if named is None:

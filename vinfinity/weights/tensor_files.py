@@ -1,4 +1,4 @@
-"""Files of named tensors, safetensors or pickled, read first by their headers and then tensor by tensor."""
+"""Files of named tensors, safetensors or pickled: first their headers are read, then tensor by tensor."""
 
 import contextlib
 from collections.abc import Callable, Iterator, Mapping
@@ -10,14 +10,14 @@ from torch import Tensor
 
 from vinfinity.errors import WeightsError
 from vinfinity.system.safetensors import TensorEntry, read_header
-from vinfinity.weights.dtypes import NAMES
+from vinfinity.weights.dtypes import HEADER_NAMES
 from vinfinity.weights.named_files import PICKLES
 from vinfinity.weights.pickles import read_pickle
 
 
 @dataclass(frozen=True)
 class TensorFile:
-    """A file of named tensors. setting: the one that named it. metadata: of a safetensors file."""
+    """A file of named tensors. setting: the setting that names it. metadata: empty for a pickled file."""
 
     path: Path
     setting: str
@@ -26,7 +26,7 @@ class TensorFile:
 
     @contextlib.contextmanager
     def open(self) -> Iterator[Callable[[str], Tensor]]:
-        """Inside the block, a function from names to tensors. Raises WeightsError if the file cannot be read."""
+        """Provide a function from names to tensors inside the block. Raises WeightsError if the file cannot be read."""
         if self.path.suffix in PICKLES:
             tensors = read_pickle(self.path, field=self.setting)
             assert isinstance(tensors, dict)
@@ -44,7 +44,7 @@ class TensorFile:
 
 
 def read_tensor_file(path: Path, *, field: str) -> TensorFile:
-    """The tensors of a file without their contents; a pickled file is mapped into memory.
+    """Return the tensors of a file without their contents; a pickled file is mapped into memory.
 
     field: the setting that names the file. Raises WeightsError if it is damaged, or a pickle of anything but named
     tensors.
@@ -56,15 +56,15 @@ def read_tensor_file(path: Path, *, field: str) -> TensorFile:
     tensors = read_pickle(path, field=field)
     if isinstance(tensors, list):
         remedy = (
-            "name its tensors; T2V-Turbo's list becomes a model by vinfinity models convert"
-            " FILE NEW --complete-from videocrafter2"
+            "use a file of named tensors; vinfinity models convert FILE NEW --complete-from videocrafter2"
+            " makes a model from T2V-Turbo's list"
         )
         raise WeightsError(field, path, remedy, problem=f"is a list of {len(tensors)} tensors without names")
     return TensorFile(
         path,
         field,
         {
-            name: TensorEntry(path, NAMES.get(tensor.dtype, str(tensor.dtype)), tuple(tensor.shape))
+            name: TensorEntry(path, HEADER_NAMES.get(tensor.dtype, str(tensor.dtype)), tuple(tensor.shape))
             for name, tensor in tensors.items()
         },
     )
@@ -72,7 +72,7 @@ def read_tensor_file(path: Path, *, field: str) -> TensorFile:
 
 @contextlib.contextmanager
 def _unreadable(path: Path, field: str) -> Iterator[None]:
-    """Turns what safetensors raises into a WeightsError."""
+    """Turn the errors of safetensors into a WeightsError."""
     try:
         yield
     except (SafetensorError, OSError) as error:

@@ -7,7 +7,7 @@ import torch
 from torch import Tensor
 
 from vinfinity.system.safetensors import streamed_file
-from vinfinity.weights.dtypes import NAMES
+from vinfinity.weights.dtypes import HEADER_NAMES
 
 
 def write_safetensors(
@@ -17,12 +17,12 @@ def write_safetensors(
     *,
     metadata: Mapping[str, str] | None = None,
 ) -> None:
-    """Writes `tensors` to a file, cast to the types of the layout.
+    """Write `tensors` to a file, cast to the types of the layout.
 
-    layout: dtype and shape of every tensor. Raises OSError if the file cannot be written, ValueError if the tensors are
-    not those of the layout.
+    layout: dtype and shape of every tensor. Raises OSError if the file cannot be written, ValueError if the tensors do
+    not match the layout.
     """
-    named = {name: (NAMES[dtype], shape) for name, (dtype, shape) in layout.items()}
+    named = {name: (HEADER_NAMES[dtype], shape) for name, (dtype, shape) in layout.items()}
     with streamed_file(path, named, metadata={"format": "pt", **(metadata or {})}) as file:
         for name, tensor in tensors:
             if name not in layout:

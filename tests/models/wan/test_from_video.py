@@ -19,6 +19,7 @@ from oracles.runs import (
     signal_when_exists,
     stop_after_step,
 )
+from oracles.video import read_video
 from oracles.wan import save_wan
 from safetensors.torch import save_file
 
@@ -26,7 +27,6 @@ import vinfinity
 from vinfinity.config import RunConfig
 from vinfinity.errors import Stopped
 from vinfinity.media.encode import encode_frames, frame_bytes
-from vinfinity.media.mp4 import read_video
 from vinfinity.models.wan.family import NETWORKS
 from vinfinity.models.wan.vae_config import WanVAEConfig
 from vinfinity.parallel.ranks import Ranks

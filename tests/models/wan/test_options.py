@@ -8,10 +8,10 @@ import pytest
 import torch
 from oracles.reference import relative_error
 from oracles.runs import config_of, exit_code, latents, latents_on
+from oracles.video import read_video
 from oracles.wan import save_wan
 from safetensors.torch import save_file
 
-from vinfinity.media.mp4 import read_video
 from vinfinity.run import run
 
 CLOSE = 1e-5

@@ -13,11 +13,11 @@ from oracles.runs import (
     resumed_config,
     stop_after_step,
 )
+from oracles.video import read_video
 from oracles.wan import save_wan
 
 from vinfinity.job import prepare
 from vinfinity.job_report import concerns
-from vinfinity.media.mp4 import read_video
 from vinfinity.planning.fit import outline_of
 from vinfinity.planning.trace import call_work, step_memory, trace_step, trace_work
 from vinfinity.run import run
