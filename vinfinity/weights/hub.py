@@ -170,7 +170,7 @@ def _check_hash(path: Path, sibling: "RepoSibling", *, repo: str) -> None:
         )
 
 
-def _cannot_fetch(source: Source, error: Exception) -> VinfinityError:
+def _cannot_fetch(source: HubSource, error: Exception) -> VinfinityError:
     first = (str(error).strip().splitlines() or [type(error).__name__])[0]
     return VinfinityError(f"{source.repo}: cannot be fetched ({first}); try again to resume the transfer")
 
