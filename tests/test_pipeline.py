@@ -24,6 +24,7 @@ from vinfinity.media.mp4 import read_metadata, read_video
 from vinfinity.runs.parts import read_manifest
 
 PUBLIC = {
+    "AttentionConfig",
     "BatchError",
     "BatchSummary",
     "BusyError",
@@ -37,8 +38,10 @@ PUBLIC = {
     "OutOfMemoryError",
     "OutputError",
     "Pipeline",
+    "Prompt",
     "RankError",
     "RunConfig",
+    "State",
     "Stopped",
     "Summary",
     "UnexpectedError",
