@@ -205,7 +205,11 @@ def public_methods(kind: type) -> Iterator[tuple[str, Any]]:
     for name, member in vars(kind).items():
         method = member.__func__ if isinstance(member, classmethod | staticmethod) else member
         documented = inspect.isfunction(method) or isinstance(method, property)
-        if documented and (name == "__call__" or not name.startswith("_")) and inspect.getdoc(method):
+        if (
+            documented
+            and (name in ("__call__", "__getitem__") or not name.startswith("_"))
+            and inspect.getdoc(method)
+        ):
             yield name, method
 
 

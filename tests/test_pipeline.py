@@ -25,6 +25,7 @@ from vinfinity.media.mp4 import read_metadata
 from vinfinity.runs.parts import read_manifest
 
 PUBLIC = {
+    "AttentionConfig",
     "BatchError",
     "BatchSummary",
     "BusyError",
@@ -38,8 +39,10 @@ PUBLIC = {
     "OutOfMemoryError",
     "OutputError",
     "Pipeline",
+    "Prompt",
     "RankError",
     "RunConfig",
+    "State",
     "Stopped",
     "Summary",
     "UnexpectedError",

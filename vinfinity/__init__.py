@@ -14,7 +14,8 @@ from typing import TYPE_CHECKING
 if TYPE_CHECKING:
     from vinfinity.api import generate, generate_batch, generate_file
     from vinfinity.batch.make import BatchSummary, Failure
-    from vinfinity.config import RunConfig
+    from vinfinity.config import AttentionConfig, Prompt, RunConfig
+    from vinfinity.denoise.state import State
     from vinfinity.errors import (
         BatchError,
         BusyError,
@@ -40,6 +41,7 @@ if TYPE_CHECKING:
 __version__ = "0.1.0"
 
 __all__ = [
+    "AttentionConfig",
     "BatchError",
     "BatchSummary",
     "BusyError",
@@ -53,8 +55,10 @@ __all__ = [
     "OutOfMemoryError",
     "OutputError",
     "Pipeline",
+    "Prompt",
     "RankError",
     "RunConfig",
+    "State",
     "Stopped",
     "Summary",
     "UnexpectedError",
@@ -81,6 +85,9 @@ _HOMES = {
     "Failure": "batch.make",
     "Pipeline": "pipeline",
     "Video": "video",
+    "State": "denoise.state",
+    "AttentionConfig": "config",
+    "Prompt": "config",
     "RunConfig": "config",
     "load_config": "resolve",
     "Summary": "task",
@@ -91,7 +98,16 @@ def __getattr__(name: str) -> object:
     if name not in __all__:
         raise AttributeError(f"module 'vinfinity' has no attribute {name!r}")
     home = _HOMES.get(name, "errors")
-    if home in ("api", "batch.make", "evaluation.api", "evaluation.result", "pipeline", "task", "video"):
+    if home in (
+        "api",
+        "batch.make",
+        "denoise.state",
+        "evaluation.api",
+        "evaluation.result",
+        "pipeline",
+        "task",
+        "video",
+    ):
         # before torch is imported, of which an older one lacks much
         importlib.import_module("vinfinity.system.pytorch").require_torch()
     return getattr(importlib.import_module(f"vinfinity.{home}"), name)

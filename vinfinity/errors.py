@@ -19,7 +19,7 @@ LONGEST_VALUE = 200
 
 
 class VinfinityError(Exception):
-    """An error of another kind, such as a download that failed.
+    """An error of another kind, such as a download that failed, or a fault that `vinfinity doctor` found.
 
     `message` is one line for users. `exit_code` is what the process exits with; a class has its own.
     """
@@ -75,7 +75,7 @@ class InputError(VinfinityError):
 
 
 class WeightsError(InputError):
-    """Weights are missing, truncated, or do not fit the network they are loaded into."""
+    """Weights are missing, truncated, or do not fit the network; also what `vinfinity models show` found wrong."""
 
     advice = "Check the model with `vinfinity models show`, or fetch it again."
 
@@ -143,11 +143,11 @@ class BatchError(VinfinityError):
 
 
 class Stopped(VinfinityError):
-    """The run was asked to stop and can be resumed."""
+    """The run was asked to stop; if it had begun, it can be resumed."""
 
     # EX_TEMPFAIL of sysexits.h: try again later
     exit_code = 75
-    advice = "Run `vinfinity resume`; batch systems may requeue the job."
+    advice = "Run `vinfinity resume`, or the same command if the run had not begun; batch systems may requeue the job."
 
 
 def nearest(name: str, known: Sequence[str]) -> str | None:

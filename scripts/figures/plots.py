@@ -115,7 +115,7 @@ def reuse() -> str:
     ]
     return chart(
         "Speed-up by feature reuse",
-        "mini, 96 frames, 25 steps; in brackets the PSNR to the exact video (benchmarks/reuse.py)",
+        "mini of 25 November 2026, 96 frames, 25 steps; in brackets the PSNR to the exact video",
         bars,
         most=2.4,
         mark=1.0,

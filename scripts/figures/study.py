@@ -235,11 +235,11 @@ def _heading(group: Group) -> str:
     cost = " and ".join(f"{hours:.1f} hours of one core of {name}" for name, hours in group.hours.items())
     text = (
         f"### {group.frames} frames, {group.steps} steps, guidance {group.guidance:g}, weights {group.weights}\n\n"
-        f"{_counted(videos, 'video')} of {_counted(scenes, 'scene')} with {_counted(len(group.settings), 'setting')}; "
+        f"{_counted(videos, 'video')} of {_counted(scenes, 'prompt')} with {_counted(len(group.settings), 'setting')}; "
         f"{cost}."
     )
     if scenes < FEW:
-        text += f" **Fewer than {FEW} scenes: read nothing into differences.**"
+        text += f" **Fewer than {FEW} prompts: read nothing into differences.**"
     return text
 
 
@@ -250,8 +250,8 @@ def _counted(number: int, noun: str) -> str:
 def _introduced(group: Group) -> str:
     times = "" if len(group.hours) == 1 else f" Seconds are those on {group.processor}."
     if max(map(group.scenes, group.settings)) < 2:
-        return f"The figures of the one scene, without intervals.{times}"
-    return f"Means, with their bootstrap intervals of 95 % over scenes.{times}"
+        return f"The figures of the one prompt, without intervals.{times}"
+    return f"Means, with their bootstrap intervals of 95 % over prompts.{times}"
 
 
 def _table(head: Sequence[str], lines: Sequence[Sequence[str]]) -> str:
@@ -278,7 +278,7 @@ def _mean_cell(mean: Mean | None, figure: Figure) -> str:
 
 def _explained(group: Group) -> str:
     return (
-        f"Differences from `{BASE}`, paired by scene and seed, with their intervals. Bold ones hold against chance "
+        f"Differences from `{BASE}`, paired by prompt and seed, with their intervals. Bold ones hold against chance "
         f"(p < {SIGNIFICANT:g} after Holm's correction for all {len(group.differences)} tests of the table)."
     )
 
@@ -295,7 +295,7 @@ def _differences(group: Group) -> str:
             for test, figure in zip(tests, SHOWN, strict=True)
         ]
         lines.append([f"`{setting}`", str(pairs), *cells])
-    return _table(["setting", "scenes", *map(column_title, SHOWN)], lines)
+    return _table(["setting", "prompts", *map(column_title, SHOWN)], lines)
 
 
 def _difference_cell(test: Paired | None, figure: Figure, *, holds: bool) -> str:

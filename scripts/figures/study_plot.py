@@ -24,7 +24,7 @@ def plot(group: Group) -> str:
     )
     d = Drawing(width, TOP + lines * panel_height, title)
     d.text(32, 36, title, "strong", size=17)
-    about = "means over scenes with intervals of 95 %; green: better, red: worse, beyond chance; gray: may be chance"
+    about = "means over prompts with intervals of 95 %; green: better, red: worse, beyond chance; gray: may be chance"
     d.text(32, 58, about, "muted", size=13)
     for number, figure in enumerate(SHOWN):
         line, column = divmod(number, PER_LINE)

@@ -103,7 +103,7 @@ def test_the_tables_say_how_many_videos_there_are_and_what_is_missing() -> None:
     assert "96 frames and 25 steps have 23 to 24 of 48 videos a setting" in text
     assert "no video of 320 frames was made; no video of 960 frames was made" in text
     assert "| `local` | 23 | 36 |" in text
-    assert "47 videos of 12 scenes with 2 settings; 0.5 hours of one core of AMD EPYC with AVX2." in text
+    assert "47 videos of 12 prompts with 2 settings; 0.5 hours of one core of AMD EPYC with AVX2." in text
     complete = [row for frames in study.LENGTHS for row in rows(24, frames=frames, local=0.1)]
     assert "not complete" not in study.summary(complete)
 
@@ -124,7 +124,7 @@ def test_times_are_those_on_the_processor_that_made_most_videos() -> None:
 
 def test_few_scenes_are_said_to_say_nothing() -> None:
     text = study.summary(rows(1, seeds=1, local=0.2))
-    assert "2 videos of 1 scene with 2 settings" in text
+    assert "2 videos of 1 prompt with 2 settings" in text
     assert "without intervals" in text
     assert "read nothing into differences" in text
     assert "| `local` | 1 | 36 | 0.7" in text

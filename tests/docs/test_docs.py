@@ -7,7 +7,10 @@ from pathlib import Path
 from xml.etree import ElementTree
 
 import pytest
+import yaml
 from PIL import Image, ImageSequence
+
+import vinfinity
 
 ROOT = Path(__file__).parents[2]
 README = ROOT / "README.md"
@@ -51,6 +54,11 @@ def test_readme_shows_a_looping_animation_under_2_mb() -> None:
     with Image.open(animation) as image:
         assert sum(1 for _ in ImageSequence.Iterator(image)) >= 32
         assert image.info["loop"] == 0
+
+
+def test_the_citation_names_the_version_of_the_package() -> None:
+    citation = yaml.safe_load((ROOT / "CITATION.cff").read_text(encoding="utf-8"))
+    assert citation["version"] == vinfinity.__version__
 
 
 def test_every_image_is_shown_on_a_page() -> None:

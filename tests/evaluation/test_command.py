@@ -336,7 +336,7 @@ def test_a_missing_extra_is_one_line_with_the_install_command(
     monkeypatch.setitem(sys.modules, package, None)
     message = cli.refused("evaluate", str(video))
     assert message.endswith(
-        f"needs the package {package}, which is not installed; pip install 'vinfinity[evaluate]'"
+        f"needs the package {package}, which is not installed; pip install '.[evaluate]' in a clone of vinfinity"
     )
 
 

@@ -42,7 +42,7 @@ def batch(
         Path,
         typer.Argument(
             metavar="FILE",
-            help="A prompt per line; or rows with any settings in .yaml, .json, .jsonl, .csv or .tsv.",
+            help="A prompt per line; or rows with any settings in .yaml, .yml, .json, .jsonl, .ndjson, .csv or .tsv.",
             show_default=False,
         ),
     ],

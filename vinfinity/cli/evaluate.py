@@ -91,11 +91,11 @@ MaxDrift = Annotated[
     limit("--max-drift", "Largest drift of sharpness, brightness, saturation or colour, in percent."),
 ]
 MaxSeam = Annotated[float | None, limit("--max-seam", "Highest ratio of a border's difference to the usual.")]
-MaxPulsing = Annotated[float | None, limit("--max-pulsing", "Most pulsing of colours, in levels of 255.")]
+MaxPulsing = Annotated[float | None, limit("--max-pulsing", "Maximum pulsing of colours, in levels of 255.")]
 MaxCuts = Annotated[float | None, limit("--max-cuts", "Largest number of cuts that no prompt asked for.")]
 MaxRepetition = Annotated[float | None, limit("--max-repetition", "Highest autocorrelation at a period.")]
 MaxFrozen = Annotated[float | None, limit("--max-frozen", "Largest frozen share of the video, in percent.")]
-MinMotion = Annotated[float | None, limit("--min-motion", "Least mean motion, in pixels per frame.")]
+MinMotion = Annotated[float | None, limit("--min-motion", "Minimum mean motion, in pixels per frame.")]
 Limits = Annotated[
     list[str] | None,
     typer.Option(

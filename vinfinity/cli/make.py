@@ -176,8 +176,8 @@ def config(
 ) -> None:
     """Show every setting of a run and the origin of its value; generate nothing.
 
-    Takes the options of `generate`. A value is taken from the defaults, the model, --config, KEY=VALUE arguments or
-    flags; the last of these that names it wins.
+    Takes the options of `generate`. A value is taken from the defaults, the model, the video to start from, --config,
+    KEY=VALUE arguments or flags; the last of these that names it wins.
     """
     if explained is not None and yaml:
         raise InputError("--explain", explained, "leave out one of the two", problem="conflicts with --yaml")

@@ -441,7 +441,7 @@ class DecodeConfig(Group, name="decode", latents=False):
     )
     tile: int | None = setting(
         None,
-        "Side of the tiles in which frames are decoded, in pixels; a multiple of 32.",
+        "Side of the tiles in which frames are decoded, in pixels; a multiple of 32, or of 64 with mini.",
         least=32,
         most=LARGEST_SIDE,
         remedy="512 is typical; null decodes whole frames",

@@ -42,7 +42,7 @@ def evaluate(
     clip, dino: folders of weights in transformers' layout, for the figures `consistency`. prompt: what a video without
     a run shows. device: of CLIP and DINO.
 
-    Needs the extra `vinfinity[evaluate]`, and `vinfinity[consistency]` for weights. Frames are read one at a time.
+    Needs the extra `evaluate`, and `consistency` for weights. Frames are read one at a time.
     Raises InputError, and DamagedError where the file cannot be decoded.
     """
     subject = find_subject(video, fps=fps, borders=borders, every=every)
@@ -68,7 +68,7 @@ def compare(
     differences are tested. Other arguments: see `evaluate`. PSNR and SSIM are computed where lengths are equal. Pairs
     of which a video is damaged are left out; the result's `left_out` names them.
 
-    Needs the extra `vinfinity[evaluate]`. Raises InputError, and DamagedError where a single video or all pairs cannot
+    Needs the extra `evaluate`. Raises InputError, and DamagedError where a single video or all pairs cannot
     be decoded.
     """
     groups = find_groups(

@@ -12,7 +12,7 @@ EXTRA_OF = {"cv2": "evaluate", "scenedetect": "evaluate", "transformers": "consi
 def load_extra(package: str, *, field: str = "evaluate", value: object = "") -> ModuleType:
     """Return a package of an extra. field, value: what asked for it. Raises InputError if it cannot be imported."""
     extra = EXTRA_OF[package]
-    remedy = f"pip install 'vinfinity[{extra}]'"
+    remedy = f"pip install '.[{extra}]' in a clone of vinfinity"
     try:
         return importlib.import_module(package)
     except ModuleNotFoundError as error:
@@ -23,7 +23,7 @@ def load_extra(package: str, *, field: str = "evaluate", value: object = "") -> 
     except ImportError as error:
         problem = f"needs the package {package}, which cannot be imported ({one_line(error)})"
         raise InputError(
-            field, value or package, f"{remedy} in a fresh environment", problem=problem
+            field, value or package, f"{remedy}, in a fresh environment", problem=problem
         ) from None
 
 

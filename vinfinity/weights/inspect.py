@@ -83,7 +83,9 @@ def _describe_decoder(folder: Path) -> tuple[list[tuple[str, str]], list[str]]:
     rows.append(
         ("for latents of", f"{config.latent_channels} channels, {config.downscale} pixels per position")
     )
-    rows.append(("use", f"vinfinity generate --decoder {folder} ..."))
+    rows.append(
+        ("use", f"vinfinity generate --model MODEL --decoder {folder} ..., MODEL one with such latents")
+    )
     return rows, []
 
 

@@ -202,6 +202,8 @@ def test_show_describes_a_decoder_and_its_problems(taesd: Path) -> None:
     assert shown["decoder"].startswith("1.2 M parameters, F32, ")
     assert "AutoencoderTiny" in shown["decoder"]
     assert shown["for latents of"] == "4 channels, 8 pixels per position"
+    # the latents of the default model are others
+    assert f"--model MODEL --decoder {taesd}" in shown["use"]
     change(taesd, lambda tensors: tensors.pop("decoder.layers.0.weight"))
     _, problems = describe_model(taesd)
     assert len(problems) == 1
