@@ -173,6 +173,18 @@ def test_the_pipeline_of_the_library_is_sound(model_folder: Path) -> None:
     assert video.frames.shape == (18, 48, 64, 3)
 
 
+def test_a_pipeline_is_sound_in_a_program_that_has_chosen_another_gpu(model_folder: Path) -> None:
+    with PretendCuda(devices=2) as cuda:
+        torch.cuda.set_device(1)
+        pipe = Pipeline.from_pretrained(model_folder, device="cuda", dtype="fp32")
+        loaded_on = torch.cuda.current_device()
+        # the program may also choose it after loading
+        torch.cuda.set_device(1)
+        pipe("a red ball", frames=4, size="64x48", steps=1)
+        assert (cuda.findings().races, cuda.findings().early_frees) == ([], [])
+        assert (loaded_on, torch.cuda.current_device()) == (1, 1)
+
+
 @pytest.mark.parametrize("keeps", [True, False])
 def test_a_pipeline_keeps_its_networks_if_all_fit_beside_the_video(
     keeps: bool, monkeypatch: pytest.MonkeyPatch
@@ -205,11 +217,11 @@ def test_one_rank_can_count_its_peak_memory_before_anything_else_uses_the_gpu(de
 
 
 def test_a_gpu_without_room_for_one_rank_is_named_with_a_remedy(monkeypatch: pytest.MonkeyPatch) -> None:
-    def full(_: object) -> None:
+    def full(*_: object) -> None:
         raise RuntimeError("CUDA error: out of memory\nCUDA kernel errors might be reported at another call")
 
-    with PretendCuda():
-        monkeypatch.setattr(torch.cuda, "set_device", full)
+    with PretendCuda() as cuda:
+        monkeypatch.setattr(cuda, "_wrap", full)
         with pytest.raises(OutOfMemoryError) as raised:
             launch(peak_from_now_on, None, gpus=None, device="cuda", timeout=30.0)
         monkeypatch.undo()

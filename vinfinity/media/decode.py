@@ -278,8 +278,8 @@ def decode_block(
         return DecodedBlock(_cut(host, top, left, size), finite, latents, None)
     flag = torch.empty((), dtype=torch.bool, pin_memory=True)
     flag.copy_(finite, non_blocking=True)
-    ready = torch.cuda.Event()
-    ready.record()
+    # of this device, which need not be the current one
+    ready = torch.cuda.current_stream(finite.device).record_event()
     return DecodedBlock(host, flag, latents, ready)
 
 

@@ -108,8 +108,7 @@ def fallen_back(wanted: str) -> str | None:
 def select_device(device: torch.device) -> None:
     """Make a device the current one of this process's main thread, and see that memory can be allocated on it."""
     enter_device(device)
-    if device.type == "cuda":
-        settle_allocator(device)
+    settle_allocator(device)
 
 
 def enter_device(device: torch.device) -> None:
@@ -123,7 +122,7 @@ def enter_device(device: torch.device) -> None:
 
 
 def settle_allocator(device: torch.device) -> None:
-    """Allocate a byte on a GPU, and switch expandable segments off, with a warning, if that fails with them alone.
+    """Allocate a byte on a device, and switch expandable segments off, with a warning, if that fails with them alone.
 
     Some drivers lack the virtual memory that they need: those of some virtual GPUs, and of Jetson. From then on,
     `os.environ` has what the allocator does, which plans follow. Raises RuntimeError if nothing can be allocated.

@@ -12,7 +12,7 @@ import torch.distributed as dist
 from torch import Tensor
 
 from vinfinity.errors import RankError
-from vinfinity.parallel.devices import pick_device, select_device
+from vinfinity.parallel.devices import pick_device, settle_allocator
 from vinfinity.parallel.exchange import named_peers
 from vinfinity.parallel.liveness import Liveness
 from vinfinity.parallel.teams import Team, team_of
@@ -50,12 +50,12 @@ class Ranks:
     def of_one(cls, device: str, *, shutdown: Shutdown | None = None) -> "Ranks":
         """The rank of a process that shares its work with no other, on the device for "auto", "cuda" or "cpu".
 
-        As where ranks join, a GPU becomes the current one. That also initialises CUDA, which resetting the counts of
-        its memory does not. Raises InputError, or OutOfMemoryError if the GPU has no room for that.
+        Where vinfinity is a library, the current device is the program's: it stays. Initialises CUDA, which resetting
+        the counts of a GPU's memory does not. Raises InputError, or OutOfMemoryError if the GPU has no room for that.
         """
         alone = cls(device=pick_device(device), shutdown=shutdown or Shutdown())
         with named_out_of_memory(str(alone), remedy=GPU_REMEDY):
-            select_device(alone.device)
+            settle_allocator(alone.device)
         return alone
 
     @property
@@ -128,8 +128,8 @@ class Ranks:
             return bool(flag)
         host = torch.empty((), dtype=torch.bool, pin_memory=True)
         host.copy_(flag, non_blocking=True)
-        done = torch.cuda.Event()
-        done.record()
+        # of this device, which need not be the current one
+        done = torch.cuda.current_stream(flag.device).record_event()
         while not done.query():
             time.sleep(POLL)
             if self.liveness is not None:

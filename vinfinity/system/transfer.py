@@ -33,6 +33,5 @@ def to_host(x: Tensor) -> HostCopy:
         return HostCopy(x.cpu())
     host = torch.empty(x.shape, dtype=x.dtype, pin_memory=True)
     host.copy_(x, non_blocking=True)
-    ready = torch.cuda.Event()
-    ready.record()
-    return HostCopy(host, ready)
+    # without a stream, an event would be one of the current device, which may be another one
+    return HostCopy(host, torch.cuda.current_stream(x.device).record_event())
