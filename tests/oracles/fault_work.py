@@ -44,6 +44,11 @@ NCCL_OUT_OF_MEMORY = (
     "ncclUnhandledCudaError: Call to CUDA function failed.\nLast error:\nCuda failure 2 'out of memory'"
 )
 CUBLAS_OUT_OF_MEMORY = "CUDA error: CUBLAS_STATUS_ALLOC_FAILED when calling `cublasCreate(handle)`"
+# of torch's allocator, where NVML does not tell who has the memory
+MIG_OUT_OF_MEMORY = (
+    'NVML_SUCCESS == r INTERNAL ASSERT FAILED at "/pytorch/c10/cuda/CUDACachingAllocator.cpp":1165, please report a bug'
+    " to PyTorch. "
+)
 
 
 class Point:

@@ -107,8 +107,9 @@ def test_pairs_of_ranks_that_cannot_reach_each_other_are_named_with_remedies() -
     [
         torch.cuda.OutOfMemoryError(fault_work.CUDA_OUT_OF_MEMORY),
         RuntimeError(fault_work.CUBLAS_OUT_OF_MEMORY),
+        RuntimeError(fault_work.MIG_OUT_OF_MEMORY),
     ],
-    ids=["allocator", "cuBLAS"],
+    ids=["allocator", "cuBLAS", "allocator in a MIG slice"],
 )
 def test_all_ranks_take_the_next_execution_if_one_rank_lacks_memory(lack: Exception) -> None:
     found = launch(fault_work.rehearse_with_too_little_memory, [lack], gpus=3, device="cpu", timeout=TIMEOUT)

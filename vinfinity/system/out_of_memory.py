@@ -8,8 +8,12 @@ import torch
 
 from vinfinity.errors import OutOfMemoryError, one_line
 
-# how torch's allocators, CUDA and NCCL say it, and last cuBLAS and cuDNN; the first are of CPUs
-TEXTS = ("can't allocate memory", "not enough memory", "out of memory", "status_alloc_failed")
+# How torch's allocators, CUDA and NCCL say it, then cuBLAS and cuDNN; the first are of CPUs. For the last one, torch's
+# allocator asks NVML who has the memory, and fails at that in a MIG slice, on Jetson, or beside a broken NVML.
+TEXTS = (
+    r"can't allocate memory|not enough memory|out of memory|status_alloc_failed"
+    r"|nvml_success.*cudacachingallocator\.cpp"
+)
 # what helps, by what memory did not suffice for: a video, or using a GPU at all
 REMEDY = "try memory=low, a smaller --size, fewer --frames, or more --gpus"
 GPU_REMEDY = (
@@ -21,7 +25,7 @@ def is_out_of_memory(error: BaseException) -> bool:
     """Whether an error says that there is not enough memory."""
     if isinstance(error, torch.cuda.OutOfMemoryError | MemoryError):
         return True
-    return isinstance(error, RuntimeError) and any(text in str(error).lower() for text in TEXTS)
+    return isinstance(error, RuntimeError) and bool(re.search(TEXTS, str(error), re.IGNORECASE | re.DOTALL))
 
 
 def describe(error: BaseException, *, where: str, remedy: str = REMEDY) -> str:
