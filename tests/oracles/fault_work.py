@@ -21,6 +21,7 @@ from vinfinity.job import prepare
 from vinfinity.networks import Networks, load_denoiser
 from vinfinity.parallel.context import plan_halo
 from vinfinity.parallel.exchange import RankExchange, Work
+from vinfinity.parallel.join import ERROR_HANDLING
 from vinfinity.parallel.meeting import meet
 from vinfinity.parallel.ranks import Ranks
 from vinfinity.parallel.shards import FrameShards
@@ -271,6 +272,11 @@ def allocator_settings(_: None, ranks: Ranks) -> list[str]:
 def add_up(_: None, ranks: Ranks) -> int:
     """All is well."""
     return sum(ranks.collect(ranks.rank + 1))
+
+
+def watchdog(_: None, ranks: Ranks) -> str:
+    """How the launcher has set NCCL's watchdog."""
+    return os.environ.get(ERROR_HANDLING, "")
 
 
 def end_after_a_checkpoint(folder: Path, ranks: Ranks) -> None:

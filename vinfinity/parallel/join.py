@@ -6,7 +6,7 @@ import os
 import re
 import threading
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, MutableMapping
 from dataclasses import asdict
 from datetime import timedelta
 from functools import partial
@@ -35,6 +35,8 @@ NOTED_WAIT = 10.0
 LEFT = "left"
 # seconds in which the store must answer ranks that leave, and the last of them must have left
 FAREWELL_SECONDS = 2
+# the variable that says what NCCL's watchdog does when a peer dies
+ERROR_HANDLING = "TORCH_NCCL_ASYNC_ERROR_HANDLING"
 # seconds after which NCCL ends a process by itself, far beyond those after which vinfinity does
 NCCL_SECONDS = 3600.0
 
@@ -75,10 +77,7 @@ def joined(
     with named_lack():
         select_device(device)
     if device.type == "cuda":
-        # messages should not wait behind large kernels
-        os.environ.setdefault("TORCH_NCCL_HIGH_PRIORITY", "1")
-        # if a peer dies, NCCL's watchdog would abort this process before it can name the peer
-        os.environ.setdefault("TORCH_NCCL_ASYNC_ERROR_HANDLING", "0")
+        configure_nccl(place.launcher, os.environ)
     waiting = threading.Timer(NOTED_WAIT, _note_waiting, [place])
     waiting.daemon = True
     waits = Waits()
@@ -151,6 +150,17 @@ def _choose_threads(place: Place, device: torch.device) -> None:
     chosen = re.match(r"[1-9]", os.environ.get("OMP_NUM_THREADS", "").strip())
     if place.local_size > 1 and device.type == "cpu" and not chosen:
         torch.set_num_threads(max(1, len(os.sched_getaffinity(0)) // place.local_size))
+
+
+def configure_nccl(launcher: str, environment: MutableMapping[str, str]) -> None:
+    """Set the variables of torch's part for NCCL that the user has not set."""
+    # messages should not wait behind large kernels
+    environment.setdefault("TORCH_NCCL_HIGH_PRIORITY", "1")
+    # torchrun sets 1 if the user sets nothing
+    unset = (None, "1") if launcher == "torchrun" else (None,)
+    if environment.get(ERROR_HANDLING) in unset:
+        # if a peer dies, NCCL's watchdog would abort this process before it can name the peer
+        environment[ERROR_HANDLING] = "0"
 
 
 def _hosts_store(place: Place) -> bool:
