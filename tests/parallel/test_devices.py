@@ -3,6 +3,7 @@
 import os
 import warnings
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 import torch
@@ -17,6 +18,7 @@ from vinfinity.parallel.devices import (
     check_gpus,
     check_nccl,
     fallen_back,
+    gpu_facts,
     peak_memory,
     pick_device,
     select_device,
@@ -84,6 +86,31 @@ def test_two_ranks_on_one_gpu_are_named() -> None:
         InputError, match=r"gives ranks 0 and 2 the same GPU \(NVIDIA L40S on node1, GPU-0a\)"
     ):
         check_gpus([card, elsewhere, card])
+
+
+@pytest.mark.parametrize(
+    "uuid",
+    [None, "58580000-0000-0000-0000-000000000000", "00000000-0000-0000-0000-000000000000"],
+    ids=["torch 2.4", "Radeon", "zeros"],
+)
+def test_gpus_that_torch_cannot_tell_apart_are_not_taken_for_one(
+    uuid: str | None, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    known = {} if uuid is None else {"uuid": uuid}
+    properties = SimpleNamespace(name="Radeon RX 7900 XTX", total_memory=24 * GIB, **known)
+    monkeypatch.setattr(torch.cuda, "get_device_properties", lambda device: properties)
+    # two tasks of a launcher, each of which sees its own GPU as the first one
+    own = gpu_facts(torch.device("cuda", 0))
+    assert own.identity is None
+    assert check_gpus([own, own]) is None
+
+
+def test_a_gpu_is_known_by_its_uuid() -> None:
+    with PretendCuda():
+        assert [gpu_facts(torch.device("cuda", index)).identity for index in (0, 1)] == [
+            "pretend-0",
+            "pretend-1",
+        ]
 
 
 def test_gpus_of_unequal_memory_are_named() -> None:

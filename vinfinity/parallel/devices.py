@@ -161,10 +161,12 @@ def check_nccl(size: int, device: torch.device) -> None:
 
 @dataclass(frozen=True)
 class GpuFacts:
-    """One rank's GPU. host: of its node. identity: what tells it from the other GPUs there. memory: in bytes."""
+    """One rank's GPU. host: of its node. identity: what tells it from the other GPUs there, None if it is not known.
+    memory: in bytes.
+    """
 
     host: str
-    identity: str
+    identity: str | None
     name: str
     memory: int
 
@@ -172,17 +174,22 @@ class GpuFacts:
 def gpu_facts(device: torch.device) -> GpuFacts:
     """The facts of a GPU in use."""
     properties = torch.cuda.get_device_properties(device)
-    # torch 2.4 knows no uuid of some builds
-    identity = str(getattr(properties, "uuid", None) or f"GPU {device.index}")
-    return GpuFacts(socket.gethostname(), identity, properties.name, properties.total_memory)
+    # torch 2.4 knows none
+    uuid = str(getattr(properties, "uuid", ""))
+    # all GPUs of AMD that have none share one, of the letters XX
+    known = uuid.strip("0-") not in ("", "5858")
+    return GpuFacts(socket.gethostname(), uuid if known else None, properties.name, properties.total_memory)
 
 
 def check_gpus(gpus: Sequence[GpuFacts]) -> str | None:
-    """A warning if the ranks' GPUs have unequal memory, else None. Raises InputError if two ranks share a GPU."""
+    """A warning if the ranks' GPUs have unequal memory, else None. Raises InputError if two ranks share a GPU.
+
+    Where GPUs have no identity, NCCL finds those that ranks share: their numbers do not tell, since each rank may see
+    its own as the first one.
+    """
     owners: dict[tuple[str, str], int] = {}
     for rank, gpu in enumerate(gpus):
-        owner = owners.setdefault((gpu.host, gpu.identity), rank)
-        if owner != rank:
+        if gpu.identity is not None and (owner := owners.setdefault((gpu.host, gpu.identity), rank)) != rank:
             problem = (
                 f"gives ranks {owner} and {rank} the same GPU ({gpu.name} on {gpu.host}, {gpu.identity})"
             )
