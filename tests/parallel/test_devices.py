@@ -143,14 +143,23 @@ def broken_driver() -> bool:
     return False
 
 
+def root_at(folder: Path, patch: pytest.MonkeyPatch, *files: str) -> None:
+    """Let drivers have created these files alone."""
+    for file in files:
+        (folder / file).parent.mkdir(parents=True, exist_ok=True)
+        (folder / file).touch()
+    for name in ("NVIDIA_FILES", "AMD_FILES"):
+        patch.setattr(devices, name, [f"{folder}{pattern}" for pattern in getattr(devices, name)])
+
+
+@pytest.mark.parametrize("file", ["dev/nvidia0", "usr/lib/wsl/lib/libcuda.so.1"])
 def test_the_cpu_is_taken_with_a_warning_where_the_driver_is_broken(
-    monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+    file: str, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
 ) -> None:
-    (tmp_path / "nvidia0").touch()
+    root_at(tmp_path, monkeypatch, file)
     monkeypatch.setattr(torch.cuda, "is_available", broken_driver)
     # the management library still counts the GPU
     monkeypatch.setattr(torch.cuda, "device_count", lambda: 1)
-    monkeypatch.setattr(devices, "DEVICE_FILES", str(tmp_path / "nvidia[0-9]*"))
     monkeypatch.setattr(torch.version, "cuda", "12.8")
     assert pick_device("auto") == torch.device("cpu")
     reason = r"The NVIDIA driver on your system is too old \(found version 11040\)\."
@@ -162,6 +171,17 @@ def test_the_cpu_is_taken_with_a_warning_where_the_driver_is_broken(
     monkeypatch.setattr(torch.version, "cuda", None)
     assert "torch was installed without CUDA" in str(fallen_back("auto"))
     assert fallen_back("cpu") is None
+
+
+def test_the_cpu_is_taken_with_a_warning_where_torch_for_amd_finds_no_gpu(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    root_at(tmp_path, monkeypatch, "dev/kfd")
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
+    # graphics within a processor
+    assert fallen_back("auto") is None
+    monkeypatch.setattr(torch.version, "hip", "6.4")
+    assert "torch cannot use this machine's GPU: its driver does not answer" in str(fallen_back("auto"))
 
 
 def test_expandable_segments_are_switched_off_where_the_driver_lacks_virtual_memory(
@@ -192,7 +212,7 @@ def unable(*_: object) -> None:
 
 
 def test_nothing_is_said_on_machines_without_a_gpu(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
-    monkeypatch.setattr(devices, "DEVICE_FILES", str(tmp_path / "nvidia[0-9]*"))
+    root_at(tmp_path, monkeypatch)
     monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
     assert fallen_back("auto") is None
 

@@ -18,12 +18,15 @@ from vinfinity.system.progress import warn
 from vinfinity.system.pytorch import (
     allocator_settings,
     allocator_variable,
+    for_rocm,
     prefer_expandable_segments,
     without_expandable_segments,
 )
 
-# what the driver creates for each GPU
-DEVICE_FILES = "/dev/nvidia[0-9]*"
+# what NVIDIA's driver creates for each GPU; in WSL, what it brings along
+NVIDIA_FILES = ("/dev/nvidia[0-9]*", "/usr/lib/wsl/lib/libcuda.so.1")
+# what AMD's driver creates, also for the graphics of processors: a sign of a GPU where torch was built for AMD's
+AMD_FILES = ("/dev/kfd",)
 # variables that choose the GPUs that a process sees; the last two are ROCm's
 VISIBLE = ("CUDA_VISIBLE_DEVICES", "HIP_VISIBLE_DEVICES", "ROCR_VISIBLE_DEVICES")
 # GPUs whose memory differs by less than this share count as equal
@@ -78,9 +81,10 @@ def usable_gpus() -> tuple[int, str]:
         warnings.simplefilter("always")
         if torch.cuda.is_available() and (found := _enumerated()):
             return found, ""
-    if not glob.glob(DEVICE_FILES):
+    signs = (*NVIDIA_FILES, *(AMD_FILES if for_rocm() else ()))
+    if not any(glob.glob(sign) for sign in signs):
         return 0, ""
-    if torch.version.cuda is None:
+    if torch.version.cuda is None and not for_rocm():
         return 0, "torch was installed without CUDA"
     said = one_line(caught[-1].message) if caught else "its driver does not answer"
     return 0, said.partition(" (Triggered internally")[0].removeprefix("CUDA initialization: ")
