@@ -24,7 +24,7 @@ from vinfinity.parallel.ranks import Ranks
 from vinfinity.planning.plan import make_plan
 from vinfinity.run import run
 from vinfinity.system.out_of_memory import GPU_REMEDY
-from vinfinity.system.transfer import to_host
+from vinfinity.system.transfer import _warn_of_pageable_memory, to_host
 
 # Both compute in fp32 on a CPU, but a GPU's linear layers do not go through oneDNN (`uses_onednn`), so that sums are
 # rounded in another order. The largest difference seen is 3e-6.
@@ -101,6 +101,19 @@ def test_a_run_gives_the_cpus_latents_and_is_sound(
         # x and the last estimate of the clean latents, after all steps but the last
         assert len(found.waits_in(CHECKPOINT)) == 2 * (steps - 1)
         assert len(found.waits_in(DECODING)) == blocks
+
+
+def test_a_run_goes_on_where_the_driver_pins_no_more_memory_of_the_host(
+    model_folder: Path, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    run(configured(model_folder, tmp_path / "cpu.mp4", device="cpu"))
+    _warn_of_pageable_memory.cache_clear()
+    # less than skip connections take, and than pictures do
+    with PretendCuda(pinnable=2**15) as cuda:
+        run(configured(model_folder, tmp_path / "gpu.mp4", *HOST, device="cuda"))
+        assert (cuda.findings().races, cuda.findings().early_frees) == ([], [])
+    assert relative_error(latents(tmp_path / "gpu.run"), latents(tmp_path / "cpu.run")) <= CLOSE
+    assert caplog.text.count("the driver pins no more of the host's memory") == 1
 
 
 def test_a_distilled_model_with_lcm_is_sound(tmp_path: Path) -> None:

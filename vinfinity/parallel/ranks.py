@@ -19,6 +19,7 @@ from vinfinity.parallel.teams import Team, team_of
 from vinfinity.parallel.waits import Waits
 from vinfinity.system.out_of_memory import GPU_REMEDY, named_out_of_memory
 from vinfinity.system.signals import Shutdown
+from vinfinity.system.transfer import to_host
 
 Fact = TypeVar("Fact")
 # seconds that ranks may differ in loading and compiling, or rank 0 may take to write a block of pictures
@@ -124,17 +125,12 @@ class Ranks:
         Waits for a GPU by looking at it again and again, so that requests to end and lost ranks are noticed meanwhile.
         Raises the error of a rank that does not answer.
         """
-        if flag.device.type != "cuda":
-            return bool(flag)
-        host = torch.empty((), dtype=torch.bool, pin_memory=True)
-        host.copy_(flag, non_blocking=True)
-        # of this device, which need not be the current one
-        done = torch.cuda.current_stream(flag.device).record_event()
-        while not done.query():
+        copy = to_host(flag)
+        while copy.ready is not None and not copy.ready.query():
             time.sleep(POLL)
             if self.liveness is not None:
                 self.liveness.check()
-        return bool(host)
+        return bool(copy.tensor)
 
     def share(self, x: Tensor | None, *, shape: tuple[int, ...], dtype: torch.dtype, label: str) -> Tensor:
         """Rank 0's tensor, on every rank's device; waits for as long as loading may take.
