@@ -13,12 +13,12 @@ from oracles.runs import exit_code, latents, stop_after_step
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 
-from vinfinity import Pipeline, load_config
+from vinfinity import Pipeline, load_config, networks
 from vinfinity.config import RunConfig
 from vinfinity.denoise import execution
-from vinfinity.errors import NotFiniteError, OutOfMemoryError
+from vinfinity.errors import InputError, NotFiniteError, OutOfMemoryError
 from vinfinity.models import offload
-from vinfinity.parallel.devices import forget_peak_memory
+from vinfinity.parallel.devices import forget_peak_memory, select_device
 from vinfinity.parallel.launch import launch
 from vinfinity.parallel.ranks import Ranks
 from vinfinity.planning.plan import make_plan
@@ -240,6 +240,28 @@ def test_a_gpu_without_room_for_one_rank_is_named_with_a_remedy(monkeypatch: pyt
         monkeypatch.undo()
     assert raised.value.exit_code == 2
     assert raised.value.message == f"cuda:0: out of memory; {GPU_REMEDY}"
+
+
+def test_a_gpu_that_another_process_has_to_itself_is_named_with_a_remedy(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    def busy(*_: object) -> None:
+        raise RuntimeError(
+            "CUDA error: CUDA-capable device(s) is/are busy or unavailable\nCUDA kernel errors might"
+        )
+
+    with PretendCuda() as cuda:
+        monkeypatch.setattr(cuda, "_wrap", busy)
+        with pytest.raises(InputError) as alone:
+            launch(peak_from_now_on, None, gpus=None, device="cuda", timeout=30.0)
+        monkeypatch.undo()
+        monkeypatch.setattr(torch.cuda, "set_device", busy)
+        with pytest.raises(InputError) as among_others:
+            select_device(torch.device("cuda", 1))
+        monkeypatch.undo()
+    problem = "is taken by another process, or is not available"
+    assert alone.value.message == f"device: cuda:0 {problem}; {GPU_REMEDY}"
+    assert among_others.value.message == f"device: cuda:1 {problem}; {GPU_REMEDY}"
 
 
 def test_a_copy_to_the_host_is_complete_once_it_was_waited_for() -> None:

@@ -1,12 +1,13 @@
 """The device that a rank computes on, and whether the GPUs of all ranks go together."""
 
+import contextlib
 import glob
 import os
 import resource
 import socket
 import sys
 import warnings
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 
 import torch
@@ -14,6 +15,7 @@ import torch.distributed as dist
 
 from vinfinity.errors import InputError, one_line
 from vinfinity.parallel.place import Place
+from vinfinity.system.out_of_memory import GPU_REMEDY
 from vinfinity.system.progress import warn
 from vinfinity.system.pytorch import (
     allocator_settings,
@@ -111,8 +113,21 @@ def fallen_back(wanted: str) -> str | None:
 
 def select_device(device: torch.device) -> None:
     """Make a device the current one of this process's main thread, and see that memory can be allocated on it."""
-    enter_device(device)
-    settle_allocator(device)
+    with named_if_taken(device):
+        enter_device(device)
+        settle_allocator(device)
+
+
+@contextlib.contextmanager
+def named_if_taken(device: torch.device) -> Iterator[None]:
+    """Raise InputError if another process has the device to itself, as compute mode Exclusive_Process allows."""
+    try:
+        yield
+    except RuntimeError as error:
+        if "busy or unavailable" not in str(error):
+            raise
+        problem = "is taken by another process, or is not available"
+        raise InputError("device", device, GPU_REMEDY, problem=problem) from error
 
 
 def enter_device(device: torch.device) -> None:

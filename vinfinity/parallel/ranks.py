@@ -12,7 +12,7 @@ import torch.distributed as dist
 from torch import Tensor
 
 from vinfinity.errors import RankError
-from vinfinity.parallel.devices import pick_device, settle_allocator
+from vinfinity.parallel.devices import named_if_taken, pick_device, settle_allocator
 from vinfinity.parallel.exchange import named_peers
 from vinfinity.parallel.liveness import Liveness
 from vinfinity.parallel.teams import Team, team_of
@@ -52,10 +52,11 @@ class Ranks:
         """The rank of a process that shares its work with no other, on the device for "auto", "cuda" or "cpu".
 
         Where vinfinity is a library, the current device is the program's: it stays. Initialises CUDA, which resetting
-        the counts of a GPU's memory does not. Raises InputError, or OutOfMemoryError if the GPU has no room for that.
+        the counts of a GPU's memory does not. Raises InputError, also if another process has the GPU to itself,
+        and OutOfMemoryError if it has no room for this one.
         """
         alone = cls(device=pick_device(device), shutdown=shutdown or Shutdown())
-        with named_out_of_memory(str(alone), remedy=GPU_REMEDY):
+        with named_out_of_memory(str(alone), remedy=GPU_REMEDY), named_if_taken(alone.device):
             settle_allocator(alone.device)
         return alone
 
