@@ -198,6 +198,16 @@ def test_expandable_segments_are_switched_off_where_the_driver_lacks_virtual_mem
     assert capsys.readouterr().err.count(warning) == 1
 
 
+def test_ranks_that_see_one_gpu_each_do_not_repeat_the_allocators_warning(
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    with PretendCuda(devices=1, virtual_memory=False):
+        assert uses_expandable_segments(os.environ)
+        select_device(torch.device("cuda", 0), speaks=False)
+        assert not uses_expandable_segments(os.environ)
+    assert capsys.readouterr().err == ""
+
+
 def test_a_gpu_on_which_nothing_can_be_allocated_raises_what_torch_says() -> None:
     with PretendCuda() as cuda, pytest.MonkeyPatch.context() as patched:
         patched.setattr(cuda, "_wrap", unable)

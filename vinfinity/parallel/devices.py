@@ -111,11 +111,14 @@ def fallen_back(wanted: str) -> str | None:
     return f"device: auto takes the CPU, because torch cannot use this machine's GPU: {reason}; see `vinfinity doctor`"
 
 
-def select_device(device: torch.device) -> None:
-    """Make a device the current one of this process's main thread, and see that memory can be allocated on it."""
+def select_device(device: torch.device, *, speaks: bool = True) -> None:
+    """Make a device the current one of this process's main thread, and see that memory can be allocated on it.
+
+    speaks: whether this process warns of what it has in common with the other ranks of its node.
+    """
     with named_if_taken(device):
         enter_device(device)
-        settle_allocator(device)
+        settle_allocator(device, speaks=speaks)
 
 
 @contextlib.contextmanager
@@ -140,11 +143,12 @@ def enter_device(device: torch.device) -> None:
         torch.cuda.set_device(device)
 
 
-def settle_allocator(device: torch.device) -> None:
+def settle_allocator(device: torch.device, *, speaks: bool = True) -> None:
     """Allocate a byte on a device, and switch expandable segments off, with a warning, if that fails with them alone.
 
     Some drivers lack the virtual memory that they need: those of some virtual GPUs, and of Jetson. From then on,
-    `os.environ` has what the allocator does, which plans follow. Raises RuntimeError if nothing can be allocated.
+    `os.environ` has what the allocator does, which plans follow. speaks: see `select_device`. Raises RuntimeError if
+    nothing can be allocated.
     """
     try:
         torch.empty(1, dtype=torch.uint8, device=device)
@@ -156,7 +160,7 @@ def settle_allocator(device: torch.device) -> None:
         _configure_allocator(settings)
         torch.empty(1, dtype=torch.uint8, device=device)
         os.environ[name] = settings
-        if not device.index:
+        if speaks:
             warn(
                 f"device: the driver of {device} refuses expandable segments ({one_line(error)}); without them, a run"
                 " needs more memory"

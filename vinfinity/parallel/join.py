@@ -75,7 +75,7 @@ def joined(
     _choose_threads(place, device)
     named_lack = partial(named_out_of_memory, f"rank {place.rank} on {device}", remedy=GPU_REMEDY)
     with named_lack():
-        select_device(device)
+        select_device(device, speaks=place.local_rank == 0)
     if device.type == "cuda":
         configure_nccl(place.launcher, os.environ)
     waiting = threading.Timer(NOTED_WAIT, _note_waiting, [place])
