@@ -26,7 +26,7 @@ from vinfinity.models.decoder import Decoder
 from vinfinity.networks import Networks
 from vinfinity.parallel.devices import fallen_back
 from vinfinity.parallel.ranks import Ranks
-from vinfinity.planning.fit import find_fit, weights_fit
+from vinfinity.planning.fit import find_fit, networks_fit
 from vinfinity.resolve import load_config
 from vinfinity.runs.sources import Sources, check_sources, open_input, open_pictures
 from vinfinity.system.out_of_memory import named_out_of_memory
@@ -104,8 +104,8 @@ class Pipeline:
         if fallback := fallen_back(config.device):
             self._warn([fallback])
         self._networks = Networks(self._ranks.device, several=True)
-        if not weights_fit(self._job, self._ranks):
-            # each is loaded when it is needed
+        # for a video of the model's own length and size; otherwise each is loaded when it is needed
+        if not networks_fit(self._job, self._ranks):
             return
         with named_out_of_memory(str(self._ranks)):
             self._networks.text_encoder(self._job)
