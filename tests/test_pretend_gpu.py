@@ -8,7 +8,7 @@ from typing import Any
 
 import pytest
 import torch
-from oracles.pretend.device import Findings, PretendCuda
+from oracles.pretend.device import GIB, Findings, PretendCuda
 from oracles.reference import configure, relative_error, save_model, tiny_pipeline
 from oracles.runs import exit_code, latents, stop_after_step
 from safetensors.torch import load_file, save_file
@@ -234,6 +234,22 @@ def counted(load: Callable[..., Any], name: str, counts: Counter[str]) -> Callab
         return load(*arguments, **options)
 
     return loading
+
+
+def test_a_pipeline_decodes_without_its_other_networks_if_memory_is_scarce(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr("vinfinity.planning.memory.GPU_RESERVE", 0)
+    with PretendCuda(memory=GIB) as cuda:
+        pipe = Pipeline.from_pretrained("mini", device="cuda", dtype="fp32")
+        [state] = pipe.denoise("a red ball", frames=4, size="64x48", steps=1)
+        loaded = torch.cuda.memory_allocated()
+        expected = pipe.decode(state).frames
+        # another program takes the rest
+        taken = torch.empty(GIB - torch.cuda.memory_allocated() - 2**16, dtype=torch.uint8, device="cuda:0")
+        assert (pipe.decode(state).frames == expected).all()
+        assert torch.cuda.memory_allocated() < loaded + taken.nbytes
+        assert cuda.findings().races == []
 
 
 def peak_from_now_on(_: None, ranks: Ranks) -> str:

@@ -15,7 +15,7 @@ from vinfinity.denoise.loop import denoise
 from vinfinity.denoise.selection import StepNoise
 from vinfinity.denoise.state import State
 from vinfinity.denoiser import fitting_denoiser
-from vinfinity.errors import InputError
+from vinfinity.errors import InputError, OutOfMemoryError
 from vinfinity.inputs import initial_state, shared_text, steered
 from vinfinity.job import Job, prepare
 from vinfinity.media.blocks import plan_blocks
@@ -154,7 +154,8 @@ class Pipeline:
     def decode(self, latents: State | Tensor, **settings: Any) -> Video:
         """Decode latents (1, c, f, h, w), or those of a state, into a video.
 
-        settings: size, fps and `decode`. Raises InputError, or NotFiniteError if frames are NaN or infinite.
+        settings: size, fps and `decode`. Raises InputError, OutOfMemoryError, or NotFiniteError if frames are NaN or
+        infinite.
         """
         x = latents.x if isinstance(latents, State) else latents
         geometry = self._job.card.geometry
@@ -229,7 +230,18 @@ class Pipeline:
         return latents(opened[0]), latents(opened[1])
 
     def _decode(self, job: Job, latents: Tensor) -> Video:
-        return decode_video(job, latents, self._networks.decoder(job), self._ranks)
+        """Decode latents; if memory does not suffice beside all networks, beside none but the decoder."""
+        try:
+            return self._decode_at_once(job, latents)
+        except OutOfMemoryError:
+            if not self._networks.bytes:
+                raise
+        self._networks.keep(job, ample=False)
+        return self._decode_at_once(job, latents)
+
+    def _decode_at_once(self, job: Job, latents: Tensor) -> Video:
+        with named_out_of_memory(str(self._ranks)):
+            return decode_video(job, latents, self._networks.decoder(job), self._ranks)
 
 
 def decode_video(job: Job, latents: Tensor, decoder: Decoder, ranks: Ranks) -> Video:
