@@ -1,5 +1,6 @@
 """Whole runs on a pretend GPU: the latents are the CPU's, and nothing is found that would go wrong on a real one."""
 
+from collections import Counter
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
@@ -7,24 +8,24 @@ from typing import Any
 
 import pytest
 import torch
-from oracles.pretend.device import Findings, PretendCuda
+from oracles.pretend.device import GIB, Findings, PretendCuda
 from oracles.reference import configure, relative_error, save_model, tiny_pipeline
 from oracles.runs import exit_code, latents, stop_after_step
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 
-from vinfinity import Pipeline, load_config
+from vinfinity import Pipeline, load_config, networks
 from vinfinity.config import RunConfig
 from vinfinity.denoise import execution
-from vinfinity.errors import NotFiniteError, OutOfMemoryError
+from vinfinity.errors import InputError, NotFiniteError, OutOfMemoryError
 from vinfinity.models import offload
-from vinfinity.parallel.devices import forget_peak_memory
+from vinfinity.parallel.devices import forget_peak_memory, select_device
 from vinfinity.parallel.launch import launch
 from vinfinity.parallel.ranks import Ranks
 from vinfinity.planning.plan import make_plan
 from vinfinity.run import run
 from vinfinity.system.out_of_memory import GPU_REMEDY
-from vinfinity.system.transfer import to_host
+from vinfinity.system.transfer import _warn_of_pageable_memory, to_host
 
 # Both compute in fp32 on a CPU, but a GPU's linear layers do not go through oneDNN (`uses_onednn`), so that sums are
 # rounded in another order. The largest difference seen is 3e-6.
@@ -103,6 +104,19 @@ def test_a_run_gives_the_cpus_latents_and_is_sound(
         assert len(found.waits_in(DECODING)) == blocks
 
 
+def test_a_run_goes_on_where_the_driver_pins_no_more_memory_of_the_host(
+    model_folder: Path, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    run(configured(model_folder, tmp_path / "cpu.mp4", device="cpu"))
+    _warn_of_pageable_memory.cache_clear()
+    # less than skip connections take, and than pictures do
+    with PretendCuda(pinnable=2**15) as cuda:
+        run(configured(model_folder, tmp_path / "gpu.mp4", *HOST, device="cuda"))
+        assert (cuda.findings().races, cuda.findings().early_frees) == ([], [])
+    assert relative_error(latents(tmp_path / "gpu.run"), latents(tmp_path / "cpu.run")) <= CLOSE
+    assert caplog.text.count("the driver pins no more of the host's memory") == 1
+
+
 def test_a_distilled_model_with_lcm_is_sound(tmp_path: Path) -> None:
     model = save_model(tmp_path / "model", tiny_pipeline(time_cond_proj_dim=12))
     expected, ours, found = on_both(model, tmp_path, sampler="lcm", frames=20)
@@ -168,9 +182,23 @@ def test_the_pipeline_of_the_library_is_sound(model_folder: Path) -> None:
     with PretendCuda() as cuda:
         pipe = Pipeline.from_pretrained(model_folder, device="cuda", dtype="fp32")
         assert pipe.device.type == "cuda"
+        # there is room for all networks beside any such video
+        assert torch.cuda.memory_allocated() > 0
         video = pipe("a red ball", frames=18, size="64x48", steps=2)
         assert_sound(cuda.findings(), steps=2)
     assert video.frames.shape == (18, 48, 64, 3)
+
+
+def test_a_pipeline_is_sound_in_a_program_that_has_chosen_another_gpu(model_folder: Path) -> None:
+    with PretendCuda(devices=2) as cuda:
+        torch.cuda.set_device(1)
+        pipe = Pipeline.from_pretrained(model_folder, device="cuda", dtype="fp32")
+        loaded_on = torch.cuda.current_device()
+        # the program may also choose it after loading
+        torch.cuda.set_device(1)
+        pipe("a red ball", frames=4, size="64x48", steps=1)
+        assert (cuda.findings().races, cuda.findings().early_frees) == ([], [])
+        assert (loaded_on, torch.cuda.current_device()) == (1, 1)
 
 
 @pytest.mark.parametrize("keeps", [True, False])
@@ -181,16 +209,47 @@ def test_a_pipeline_keeps_its_networks_if_all_fit_beside_the_video(
     monkeypatch.setattr("vinfinity.planning.memory.GPU_RESERVE", 0)
     settings: dict[str, Any] = {"frames": 16, "size": "320x256", "steps": 1, "decode": {"frames": 1}}
     own = {"model": "mini", "device": "cuda", "dtype": "fp32"}
+    loads = Counter[str]()
+    for name in ("load_network", "load_decoder"):
+        monkeypatch.setattr(networks, name, counted(getattr(networks, name), name, loads))
     planned = make_plan(load_config(prompt="a red ball", **own, **settings), device_memory=24).memory
     need = replace(planned, kept=keeps).needs("cuda")[0]
     with PretendCuda(memory=need) as cuda:
         pipe = Pipeline.from_pretrained(**own)
-        loaded = torch.cuda.memory_allocated()
-        assert loaded > planned.step.weights
+        # a video of the model's own length would not fit beside all networks
+        assert torch.cuda.memory_allocated() == 0
         video = pipe("a red ball", **settings)
-        assert torch.cuda.memory_allocated() == (loaded if keeps else 0)
+        assert (torch.cuda.memory_allocated() > planned.step.weights) == keeps
         assert cuda.findings().races == []
+    # text encoder and denoiser, decoder
+    assert loads == {"load_network": 2, "load_decoder": 1}
     assert video.frames.shape == (16, 256, 320, 3)
+
+
+def counted(load: Callable[..., Any], name: str, counts: Counter[str]) -> Callable[..., Any]:
+    """`load`, whose calls are counted."""
+
+    def loading(*arguments: Any, **options: Any) -> Any:
+        counts[name] += 1
+        return load(*arguments, **options)
+
+    return loading
+
+
+def test_a_pipeline_decodes_without_its_other_networks_if_memory_is_scarce(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr("vinfinity.planning.memory.GPU_RESERVE", 0)
+    with PretendCuda(memory=GIB) as cuda:
+        pipe = Pipeline.from_pretrained("mini", device="cuda", dtype="fp32")
+        [state] = pipe.denoise("a red ball", frames=4, size="64x48", steps=1)
+        loaded = torch.cuda.memory_allocated()
+        expected = pipe.decode(state).frames
+        # another program takes the rest
+        taken = torch.empty(GIB - torch.cuda.memory_allocated() - 2**16, dtype=torch.uint8, device="cuda:0")
+        assert (pipe.decode(state).frames == expected).all()
+        assert torch.cuda.memory_allocated() < loaded + taken.nbytes
+        assert cuda.findings().races == []
 
 
 def peak_from_now_on(_: None, ranks: Ranks) -> str:
@@ -205,16 +264,38 @@ def test_one_rank_can_count_its_peak_memory_before_anything_else_uses_the_gpu(de
 
 
 def test_a_gpu_without_room_for_one_rank_is_named_with_a_remedy(monkeypatch: pytest.MonkeyPatch) -> None:
-    def full(_: object) -> None:
+    def full(*_: object) -> None:
         raise RuntimeError("CUDA error: out of memory\nCUDA kernel errors might be reported at another call")
 
-    with PretendCuda():
-        monkeypatch.setattr(torch.cuda, "set_device", full)
+    with PretendCuda() as cuda:
+        monkeypatch.setattr(cuda, "_wrap", full)
         with pytest.raises(OutOfMemoryError) as raised:
             launch(peak_from_now_on, None, gpus=None, device="cuda", timeout=30.0)
         monkeypatch.undo()
     assert raised.value.exit_code == 2
     assert raised.value.message == f"cuda:0: out of memory; {GPU_REMEDY}"
+
+
+def test_a_gpu_that_another_process_has_to_itself_is_named_with_a_remedy(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    def busy(*_: object) -> None:
+        raise RuntimeError(
+            "CUDA error: CUDA-capable device(s) is/are busy or unavailable\nCUDA kernel errors might"
+        )
+
+    with PretendCuda() as cuda:
+        monkeypatch.setattr(cuda, "_wrap", busy)
+        with pytest.raises(InputError) as alone:
+            launch(peak_from_now_on, None, gpus=None, device="cuda", timeout=30.0)
+        monkeypatch.undo()
+        monkeypatch.setattr(torch.cuda, "set_device", busy)
+        with pytest.raises(InputError) as among_others:
+            select_device(torch.device("cuda", 1))
+        monkeypatch.undo()
+    problem = "is taken by another process, or is not available"
+    assert alone.value.message == f"device: cuda:0 {problem}; {GPU_REMEDY}"
+    assert among_others.value.message == f"device: cuda:1 {problem}; {GPU_REMEDY}"
 
 
 def test_a_copy_to_the_host_is_complete_once_it_was_waited_for() -> None:

@@ -13,7 +13,7 @@ from torch import Tensor
 from vinfinity.config import Prompt, RunConfig
 from vinfinity.denoise.state import State
 from vinfinity.denoising import prepare_denoising
-from vinfinity.errors import InputError
+from vinfinity.errors import InputError, OutOfMemoryError
 from vinfinity.inputs import initial_state
 from vinfinity.job import Job, prepare
 from vinfinity.job_report import concerns
@@ -25,7 +25,7 @@ from vinfinity.models.decoder import Decoder
 from vinfinity.networks import Networks
 from vinfinity.parallel.devices import fallen_back
 from vinfinity.parallel.ranks import Ranks
-from vinfinity.planning.fit import find_fit, weights_fit
+from vinfinity.planning.fit import find_fit, networks_fit
 from vinfinity.resolve import load_config
 from vinfinity.runs.sources import Sources, check_sources, open_input, open_pictures
 from vinfinity.system.out_of_memory import named_out_of_memory
@@ -104,8 +104,8 @@ class Pipeline:
         if fallback := fallen_back(config.device):
             self._warn([fallback])
         self._networks = Networks(self._ranks.device, several=True)
-        if not weights_fit(self._job, self._ranks):
-            # each network is loaded when it is needed
+        # for a video of the model's own length and size; otherwise each network is loaded when it is needed
+        if not networks_fit(self._job, self._ranks):
             return
         with named_out_of_memory(str(self._ranks)):
             self._networks.text_encoder(self._job)
@@ -155,7 +155,8 @@ class Pipeline:
     def decode(self, latents: State | Tensor, **settings: Any) -> Video:
         """Decode latents (1, c, f, h, w), or the latents of a state, into a video.
 
-        settings: size, fps and the group `decode`. Raises InputError, or NotFiniteError if frames are NaN or infinite.
+        settings: size, fps and the group `decode`. Raises InputError, OutOfMemoryError, or NotFiniteError if frames are
+        NaN or infinite.
         """
         x = latents.x if isinstance(latents, State) else latents
         geometry = self._job.card.geometry
@@ -230,7 +231,18 @@ class Pipeline:
         return latents(opened[0]), latents(opened[1])
 
     def _decode(self, job: Job, latents: Tensor) -> Video:
-        return decode_video(job, latents, self._networks.decoder(job), self._ranks)
+        """Decode latents; if memory does not suffice beside all networks, beside none but the decoder."""
+        try:
+            return self._decode_at_once(job, latents)
+        except OutOfMemoryError:
+            if not self._networks.bytes:
+                raise
+        self._networks.keep(job, ample=False)
+        return self._decode_at_once(job, latents)
+
+    def _decode_at_once(self, job: Job, latents: Tensor) -> Video:
+        with named_out_of_memory(str(self._ranks)):
+            return decode_video(job, latents, self._networks.decoder(job), self._ranks)
 
 
 def decode_video(job: Job, latents: Tensor, decoder: Decoder, ranks: Ranks) -> Video:

@@ -11,6 +11,7 @@ from typing import Any
 import pytest
 import torch
 from oracles.command_line import Cli
+from oracles.pretend.device import PretendCuda
 from oracles.processes import vinfinity as vinfinity_command
 from oracles.processes import wait_for_ranks, wait_until_gone
 from oracles.runs import config_of, events, latents, make_nan, signal_when_exists, truncate, when_exists
@@ -25,9 +26,11 @@ from vinfinity.config import load
 from vinfinity.errors import BusyError, OutputError, Stopped
 from vinfinity.job import prepare
 from vinfinity.networks import Networks
-from vinfinity.run import run
+from vinfinity.parallel.ranks import Ranks
+from vinfinity.run import make_video, run
 from vinfinity.runs.folder import RunFolder
 from vinfinity.system.signals import Shutdown
+from vinfinity.task import Task
 from vinfinity.weights.card import model_defaults
 
 SMALL: dict[str, Any] = {"frames": 3, "size": "32x32", "steps": 2, "device": "cpu", "dtype": "fp32"}
@@ -194,6 +197,24 @@ def test_a_video_that_fails_is_passed_over(gpus: int, model_folder: Path, tmp_pa
     assert events(tmp_path / "batch" / "2.run", "ended")[0]["exit_code"] == 5
     again = make(model_folder, tmp_path / "batch", with_fault(tmp_path), gpus=gpus)
     assert (len(again.skipped), len(again.failed)) == (2, 1)
+
+
+def test_a_video_that_failed_leaves_only_networks_on_the_gpu(
+    model_folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    beside_networks = []
+
+    def looked_at(task: Task, ranks: Ranks, networks: Networks, **options: Any) -> Any:
+        beside_networks.append(torch.cuda.memory_allocated() - networks.bytes)
+        return make_video(task, ranks, networks, **options)
+
+    monkeypatch.setattr("vinfinity.batch.make.make_video", looked_at)
+    with PretendCuda():
+        summary = make(model_folder, tmp_path / "batch", with_fault(tmp_path), device="cuda")
+    assert (names(summary.made), len(summary.failed)) == (["1.mp4", "3.mp4"], 1)
+    before_any, after_one_made, after_one_failed = beside_networks
+    assert before_any == 0
+    assert after_one_failed == after_one_made
 
 
 def test_a_restarted_job_does_not_try_failed_videos_again(

@@ -82,6 +82,21 @@ def test_without_a_gpu_one_line_says_so(script: str, title: str, tmp_path: Path)
     assert not (tmp_path / "figures.json").exists()
 
 
+def test_a_gpu_for_one_process_alone_is_refused_in_one_line(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from oracles.machines import card_line, install_nvidia_smi
+
+    cards = card_line(0), card_line(1, mode="Exclusive_Process")
+    monkeypatch.setenv("PATH", install_nvidia_smi(tmp_path, *cards))
+    done = run(BENCH, "--out", str(tmp_path / "figures.json"))
+    assert done.returncode == 2
+    assert done.stdout == (
+        "bench-gpu: GPU 1 (NVIDIA A100-SXM4-80GB) is in compute mode Exclusive_Process, and stages use it from several"
+        " processes; ask for a job with mode Default (sudo nvidia-smi -i 1 -c DEFAULT)\n"
+    )
+
+
 @pytest.mark.skipif(torch.cuda.is_available(), reason="there are GPUs here")
 def test_a_gpu_that_torch_cannot_use_is_a_failure(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     from oracles.machines import card_line, install_nvidia_smi

@@ -72,6 +72,12 @@ FAULTS: list[tuple[str, bool, dict[str, Any], str]] = [
         "GPU 1 (NVIDIA H100 80GB HBM3)",
     ),
     (
+        "gpu",
+        True,
+        {"engine": engine(1, gpus=(gpu(0, fault="CUDA-capable device(s) is/are busy or unavailable"),))},
+        "end the process that has it to itself",
+    ),
+    (
         "hidden",
         True,
         {"engine": engine(0), **variables(CUDA_VISIBLE_DEVICES="")},

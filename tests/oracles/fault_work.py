@@ -22,6 +22,7 @@ from vinfinity.networks import Networks, load_denoiser
 from vinfinity.parallel.connectivity import check_connections
 from vinfinity.parallel.context import plan_halo
 from vinfinity.parallel.exchange import RankExchange, Work
+from vinfinity.parallel.join import ERROR_HANDLING
 from vinfinity.parallel.ranks import Ranks
 from vinfinity.parallel.shards import FrameShards
 from vinfinity.parallel.timeline import one_scene
@@ -44,6 +45,11 @@ NCCL_OUT_OF_MEMORY = (
     "ncclUnhandledCudaError: Call to CUDA function failed.\nLast error:\nCuda failure 2 'out of memory'"
 )
 CUBLAS_OUT_OF_MEMORY = "CUDA error: CUBLAS_STATUS_ALLOC_FAILED when calling `cublasCreate(handle)`"
+# of torch's allocator, where NVML does not tell who has the memory
+MIG_OUT_OF_MEMORY = (
+    'NVML_SUCCESS == r INTERNAL ASSERT FAILED at "/pytorch/c10/cuda/CUDACachingAllocator.cpp":1165, please report a bug'
+    " to PyTorch. "
+)
 
 
 class Point:
@@ -266,6 +272,11 @@ def allocator_settings(_: None, ranks: Ranks) -> list[str]:
 def add_up(_: None, ranks: Ranks) -> int:
     """All is well."""
     return sum(ranks.all_gather(ranks.rank + 1))
+
+
+def watchdog(_: None, ranks: Ranks) -> str:
+    """How the launcher has set NCCL's watchdog."""
+    return os.environ.get(ERROR_HANDLING, "")
 
 
 def end_after_a_checkpoint(folder: Path, ranks: Ranks) -> None:

@@ -3,6 +3,7 @@
 import os
 import warnings
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 import torch
@@ -17,6 +18,7 @@ from vinfinity.parallel.devices import (
     check_gpus,
     check_nccl,
     fallen_back,
+    gpu_facts,
     peak_memory,
     pick_device,
     select_device,
@@ -96,6 +98,31 @@ def test_two_ranks_on_one_gpu_are_named() -> None:
         check_gpus([card, elsewhere, card])
 
 
+@pytest.mark.parametrize(
+    "uuid",
+    [None, "58580000-0000-0000-0000-000000000000", "00000000-0000-0000-0000-000000000000"],
+    ids=["torch 2.4", "Radeon", "zeros"],
+)
+def test_gpus_that_torch_cannot_tell_apart_are_not_taken_for_one(
+    uuid: str | None, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    known = {} if uuid is None else {"uuid": uuid}
+    properties = SimpleNamespace(name="Radeon RX 7900 XTX", total_memory=24 * GIB, **known)
+    monkeypatch.setattr(torch.cuda, "get_device_properties", lambda device: properties)
+    # two tasks of a launcher, each of which sees its own GPU as the first one
+    own = gpu_facts(torch.device("cuda", 0))
+    assert own.identity is None
+    assert check_gpus([own, own]) is None
+
+
+def test_a_gpu_is_known_by_its_uuid() -> None:
+    with PretendCuda():
+        assert [gpu_facts(torch.device("cuda", index)).identity for index in (0, 1)] == [
+            "pretend-0",
+            "pretend-1",
+        ]
+
+
 def test_gpus_of_unequal_memory_are_named() -> None:
     small, large = (
         GpuFacts("n", "a", "RTX 4090", 24 * GIB),
@@ -126,14 +153,23 @@ def broken_driver() -> bool:
     return False
 
 
+def root_at(folder: Path, patch: pytest.MonkeyPatch, *files: str) -> None:
+    """Let drivers have created these files alone."""
+    for file in files:
+        (folder / file).parent.mkdir(parents=True, exist_ok=True)
+        (folder / file).touch()
+    for name in ("NVIDIA_FILES", "AMD_FILES"):
+        patch.setattr(devices, name, [f"{folder}{pattern}" for pattern in getattr(devices, name)])
+
+
+@pytest.mark.parametrize("file", ["dev/nvidia0", "usr/lib/wsl/lib/libcuda.so.1"])
 def test_the_cpu_is_taken_with_a_warning_where_the_driver_is_broken(
-    monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+    file: str, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
 ) -> None:
-    (tmp_path / "nvidia0").touch()
+    root_at(tmp_path, monkeypatch, file)
     monkeypatch.setattr(torch.cuda, "is_available", broken_driver)
     # the management library still counts the GPU
     monkeypatch.setattr(torch.cuda, "device_count", lambda: 1)
-    monkeypatch.setattr(devices, "DEVICE_FILES", str(tmp_path / "nvidia[0-9]*"))
     monkeypatch.setattr(torch.version, "cuda", "12.8")
     assert pick_device("auto") == torch.device("cpu")
     reason = r"The NVIDIA driver on your system is too old \(found version 11040\)\."
@@ -145,6 +181,17 @@ def test_the_cpu_is_taken_with_a_warning_where_the_driver_is_broken(
     monkeypatch.setattr(torch.version, "cuda", None)
     assert "torch was installed without CUDA" in str(fallen_back("auto"))
     assert fallen_back("cpu") is None
+
+
+def test_the_cpu_is_taken_with_a_warning_where_torch_for_amd_finds_no_gpu(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    root_at(tmp_path, monkeypatch, "dev/kfd")
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
+    # graphics within a processor
+    assert fallen_back("auto") is None
+    monkeypatch.setattr(torch.version, "hip", "6.4")
+    assert "torch cannot use this machine's GPU: its driver does not answer" in str(fallen_back("auto"))
 
 
 def test_expandable_segments_are_switched_off_where_the_driver_lacks_virtual_memory(
@@ -161,6 +208,16 @@ def test_expandable_segments_are_switched_off_where_the_driver_lacks_virtual_mem
     assert capsys.readouterr().err.count(warning) == 1
 
 
+def test_ranks_that_see_one_gpu_each_do_not_repeat_the_allocators_warning(
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    with PretendCuda(devices=1, virtual_memory=False):
+        assert uses_expandable_segments(os.environ)
+        select_device(torch.device("cuda", 0), speaks=False)
+        assert not uses_expandable_segments(os.environ)
+    assert capsys.readouterr().err == ""
+
+
 def test_a_gpu_on_which_nothing_can_be_allocated_raises_what_torch_says() -> None:
     with PretendCuda() as cuda, pytest.MonkeyPatch.context() as patched:
         patched.setattr(cuda, "_wrap", unable)
@@ -175,7 +232,7 @@ def unable(*_: object) -> None:
 
 
 def test_nothing_is_said_on_machines_without_a_gpu(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
-    monkeypatch.setattr(devices, "DEVICE_FILES", str(tmp_path / "nvidia[0-9]*"))
+    root_at(tmp_path, monkeypatch)
     monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
     assert fallen_back("auto") is None
 

@@ -13,6 +13,7 @@ import torch
 from oracles import fault_work
 
 from vinfinity.errors import OutOfMemoryError, RankError, VinfinityError
+from vinfinity.parallel.join import ERROR_HANDLING, configure_nccl
 from vinfinity.parallel.launch import launch
 from vinfinity.parallel.ranks import Ranks
 
@@ -107,8 +108,9 @@ def test_pairs_of_ranks_that_cannot_reach_each_other_are_named_with_remedies() -
     [
         torch.cuda.OutOfMemoryError(fault_work.CUDA_OUT_OF_MEMORY),
         RuntimeError(fault_work.CUBLAS_OUT_OF_MEMORY),
+        RuntimeError(fault_work.MIG_OUT_OF_MEMORY),
     ],
-    ids=["allocator", "cuBLAS"],
+    ids=["allocator", "cuBLAS", "allocator in a MIG slice"],
 )
 def test_all_ranks_take_the_next_execution_if_one_rank_lacks_memory(lack: Exception) -> None:
     found = launch(fault_work.rehearse_with_too_little_memory, [lack], gpus=3, device="cpu", timeout=TIMEOUT)
@@ -154,6 +156,29 @@ def test_ranks_of_torchrun_join_and_leave() -> None:
     done = under_torchrun(fault_work.add_up)
     assert done.returncode == 0, done.stderr
     assert done.stdout.split() == ["3", "3"]
+
+
+@pytest.mark.parametrize(
+    ("launcher", "given", "used"),
+    [
+        ("srun", None, "0"),
+        ("srun", "1", "1"),
+        ("torchrun", None, "0"),
+        # what torchrun sets by itself
+        ("torchrun", "1", "0"),
+        ("torchrun", "3", "3"),
+    ],
+)
+def test_nccls_watchdog_is_off_unless_the_user_wants_it(launcher: str, given: str | None, used: str) -> None:
+    environment = {} if given is None else {ERROR_HANDLING: given}
+    configure_nccl(launcher, environment)
+    assert environment == {ERROR_HANDLING: used, "TORCH_NCCL_HIGH_PRIORITY": "1"}
+
+
+@pytest.mark.slow
+def test_torchrun_switches_nccls_watchdog_on() -> None:
+    done = under_torchrun(fault_work.watchdog)
+    assert done.stdout.split() == ["1", "1"], done.stderr
 
 
 @pytest.mark.slow

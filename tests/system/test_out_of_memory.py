@@ -2,7 +2,12 @@
 
 import pytest
 import torch
-from oracles.fault_work import CUBLAS_OUT_OF_MEMORY, CUDA_OUT_OF_MEMORY, NCCL_OUT_OF_MEMORY
+from oracles.fault_work import (
+    CUBLAS_OUT_OF_MEMORY,
+    CUDA_OUT_OF_MEMORY,
+    MIG_OUT_OF_MEMORY,
+    NCCL_OUT_OF_MEMORY,
+)
 
 from vinfinity.errors import OutOfMemoryError
 from vinfinity.system.out_of_memory import REMEDY, describe, is_out_of_memory, named_out_of_memory
@@ -38,8 +43,11 @@ def test_a_real_lack_of_memory_on_a_cpu_is_recognised() -> None:
         (RuntimeError(NCCL_OUT_OF_MEMORY), True),
         (RuntimeError(CUBLAS_OUT_OF_MEMORY), True),
         (RuntimeError("cuDNN error: CUDNN_STATUS_ALLOC_FAILED"), True),
+        (RuntimeError(MIG_OUT_OF_MEMORY), True),
         (MemoryError(), True),
         (RuntimeError("CUDA error: an illegal memory access was encountered"), False),
+        # NVML is also asked whether GPUs are connected
+        (RuntimeError(MIG_OUT_OF_MEMORY.replace("CUDACachingAllocator", "PeerToPeerAccess")), False),
         (ValueError("out of memory"), False),
     ],
     ids=str,

@@ -118,16 +118,22 @@ def make_videos(share: Share, ranks: Ranks) -> None:
             except Exception as error:
                 if ranks.size > 1 or _ends_batch(error):
                     raise
-                known = described(error)
-                if isinstance(known, UnexpectedError):
-                    traceback.print_exc()
-                report_failure(share.journal, entry, known)
+                # in a function: a variable here would keep the frames of the failed video, and with them its tensors
+                _pass_over(share, entry, error)
                 overall.end(failed=True)
             else:
                 if ranks.first:
                     seconds = 0.0 if summary is None else round(summary.seconds, 3)
                     share.journal.add("made", entry.name, row=entry.row, seconds=seconds)
                 overall.end()
+
+
+def _pass_over(share: Share, entry: Entry, error: Exception) -> None:
+    """Report a video that failed, with the traceback of an unexpected error."""
+    known = described(error)
+    if isinstance(known, UnexpectedError):
+        traceback.print_exc()
+    report_failure(share.journal, entry, known)
 
 
 def report_failure(journal: Journal, entry: Entry, error: VinfinityError) -> None:

@@ -13,6 +13,7 @@ from vinfinity.bench.stages import Figure, Skipped, Stage, equals, figure, run_s
 from vinfinity.doctor.facts import Facts, gather
 from vinfinity.doctor.faults import Fault, diagnose
 from vinfinity.doctor.report import as_json, here, used
+from vinfinity.errors import InputError
 from vinfinity.machine.engine import Engine
 from vinfinity.machine.nvidia import Nvidia
 from vinfinity.machine.probe import Failed
@@ -99,6 +100,9 @@ def run_script(title: str, description: str, stages: Sequence[Stage[Trial]], *, 
     if options.device == "cuda" and not found and not _signs_of_a_gpu(facts):
         print(f"{title}: skipped: no CUDA GPU here (--device cpu --quick rehearses the stages)")
         return 0
+    if options.device == "cuda" and (exclusive := _exclusive(facts)):
+        print(f"{title}: {exclusive}")
+        return InputError.exit_code
     faults = diagnose(facts)
     ranks = min(found, options.gpus or found) if options.device == "cuda" else options.gpus or CPU_RANKS
     chosen = [known[name] for name in options.stage] if options.stage else list(stages)
@@ -122,6 +126,17 @@ def run_script(title: str, description: str, stages: Sequence[Stage[Trial]], *, 
             keep_going=options.keep_going,
         )
     return int(report.failed)
+
+
+def _exclusive(facts: Facts) -> str:
+    """One line if a GPU allows only one process, else "": this process and those of the stages need it together."""
+    cards = facts.nvidia.cards if isinstance(facts.nvidia, Nvidia) else ()
+    for card in cards:
+        if card.compute_mode.lower().startswith("exclusive"):
+            gpu = f"GPU {card.index} ({card.name}) is in compute mode {card.compute_mode}"
+            remedy = f"ask for a job with mode Default (sudo nvidia-smi -i {card.index} -c DEFAULT)"
+            return f"{gpu}, and stages use it from several processes; {remedy}"
+    return ""
 
 
 def _signs_of_a_gpu(facts: Facts) -> bool:

@@ -113,6 +113,8 @@ def check_engine(facts: Facts) -> Iterator[Fault]:
             remedy = "set PYTORCH_CUDA_ALLOC_CONF=expandable_segments:False, or update the driver"
         elif "out of memory" in reason.lower():
             remedy = "end the processes that hold its memory, or leave it out of CUDA_VISIBLE_DEVICES"
+        elif "busy or unavailable" in reason.lower():
+            remedy = "end the process that has it to itself, or leave it out of CUDA_VISIBLE_DEVICES"
         yield Fault("gpu", True, f"{_numbers(gpus)} ({gpus[0].name}) cannot compute: {reason}", remedy)
     if len(engine.gpus) > 1 and "nccl" not in (known(engine.backends) or ()):
         problem = f"this build of torch has no NCCL, so the {len(engine.gpus)} GPUs cannot share a video"

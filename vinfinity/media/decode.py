@@ -6,6 +6,7 @@ Dims: l latent frames and f frames of a block, b frames of a tile's batch, c cha
 import itertools
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
+from functools import partial
 from typing import TypeVar, cast
 
 import numpy as np
@@ -21,6 +22,7 @@ from vinfinity.models.geometry import LatentGeometry
 from vinfinity.parallel.ranks import Ranks
 from vinfinity.system.out_of_memory import named_out_of_memory
 from vinfinity.system.precision import fp32_products
+from vinfinity.system.transfer import pinned, to_device, to_host
 
 T = TypeVar("T")
 LABEL = "decoding"
@@ -245,9 +247,7 @@ def decode_block(
     width, height = size
     weight = next(decoder.parameters())
     on_gpu = weight.device.type == "cuda"
-    # copies from memory that is not pinned would make the host wait
-    pinned = latents.contiguous().pin_memory() if on_gpu else latents
-    x = pinned.to(weight.device, weight.dtype, non_blocking=True).transpose(0, 1)
+    x = to_device(latents, weight.device).to(weight.dtype).transpose(0, 1)
     x = x.contiguous(memory_format=torch.channels_last)
     stream = decoder.stream() if stream is None else stream
     rows, columns = (decoder.config.downscale * side for side in x.shape[2:])
@@ -255,8 +255,8 @@ def decode_block(
     finite = torch.ones((), dtype=torch.bool, device=weight.device)
     # pictures are whole on the device that decodes them, and cropped on their way from a GPU
     shape = stream.frames(len(x)), *((height, width) if on_gpu else (rows, columns)), 3
-    place = torch.device("cpu") if on_gpu else weight.device
-    host = torch.empty(shape, dtype=SAMPLE_TYPES[bits], device=place, pin_memory=on_gpu)
+    make = partial(torch.empty, shape, dtype=SAMPLE_TYPES[bits])
+    host = pinned(make) if on_gpu else make(device=weight.device)
     done = 0
     with fp32_products(tf32=True):
         for count, pieces in _decoded_pieces(decoder, stream, x, tile=tile):
@@ -272,11 +272,9 @@ def decode_block(
             done += count
     if not on_gpu:
         return DecodedBlock(_cut(host, top, left, size), finite, latents, None)
-    flag = torch.empty((), dtype=torch.bool, pin_memory=True)
-    flag.copy_(finite, non_blocking=True)
-    ready = torch.cuda.Event()
-    ready.record()
-    return DecodedBlock(host, flag, latents, ready)
+    # copied after all pictures
+    flag = to_host(finite)
+    return DecodedBlock(host, flag.tensor, latents, flag.ready)
 
 
 def to_samples(pictures: Tensor, bits: int) -> Tensor:

@@ -10,10 +10,13 @@ import math
 import weakref
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
+from functools import partial
 from typing import Any, Literal, Protocol, cast
 
 import torch
 from torch import Tensor
+
+from vinfinity.system.transfer import pinned
 
 # Host memory is allocated in pieces whose size is a power of two, since torch rounds pinned memory up to one, and used
 # in blocks.
@@ -202,8 +205,9 @@ class HostStore:
     def _free_block(self) -> Tensor:
         """Return a block of host memory. Its last use may be in flight, but its next use is on the same stream."""
         if not self._free_blocks:
-            pinned = torch.empty(PINNED_BYTES, dtype=torch.uint8, pin_memory=self.device.type == "cuda")
-            self._free_blocks.extend(pinned.split(BLOCK_BYTES))
+            make = partial(torch.empty, PINNED_BYTES, dtype=torch.uint8)
+            piece = pinned(make) if self.device.type == "cuda" else make()
+            self._free_blocks.extend(piece.split(BLOCK_BYTES))
         return self._free_blocks.pop()
 
     def _free_arrivals(self, size: int) -> Arrivals:

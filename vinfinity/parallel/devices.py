@@ -1,12 +1,13 @@
 """The device that a rank computes on, and whether the GPUs of all ranks suit each other."""
 
+import contextlib
 import glob
 import os
 import resource
 import socket
 import sys
 import warnings
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 
 import torch
@@ -14,16 +15,20 @@ import torch.distributed as dist
 
 from vinfinity.errors import InputError, one_line
 from vinfinity.parallel.place import Place
+from vinfinity.system.out_of_memory import GPU_REMEDY
 from vinfinity.system.progress import warn
 from vinfinity.system.pytorch import (
     allocator_settings,
     allocator_variable,
+    for_rocm,
     prefer_expandable_segments,
     without_expandable_segments,
 )
 
-# the files that the driver creates for the GPUs
-DEVICE_FILES = "/dev/nvidia[0-9]*"
+# the files that NVIDIA's driver creates for each GPU, and the library that it adds to WSL
+NVIDIA_FILES = ("/dev/nvidia[0-9]*", "/usr/lib/wsl/lib/libcuda.so.1")
+# the file that AMD's driver creates, also for graphics of processors: a sign of a GPU if torch was built for AMD
+AMD_FILES = ("/dev/kfd",)
 # variables that choose the GPUs that a process sees; the last two are ROCm's
 VISIBLE = ("CUDA_VISIBLE_DEVICES", "HIP_VISIBLE_DEVICES", "ROCR_VISIBLE_DEVICES")
 # GPUs whose memory differs by less than this fraction count as equal
@@ -75,9 +80,10 @@ def usable_gpus() -> tuple[int, str]:
         warnings.simplefilter("always")
         if torch.cuda.is_available() and (found := _enumerated()):
             return found, ""
-    if not glob.glob(DEVICE_FILES):
+    signs = (*NVIDIA_FILES, *(AMD_FILES if for_rocm() else ()))
+    if not any(glob.glob(sign) for sign in signs):
         return 0, ""
-    if torch.version.cuda is None:
+    if torch.version.cuda is None and not for_rocm():
         return 0, "torch was installed without CUDA"
     said = one_line(caught[-1].message) if caught else "its driver does not answer"
     return 0, said.partition(" (Triggered internally")[0].removeprefix("CUDA initialization: ")
@@ -102,11 +108,26 @@ def fallen_back(wanted: str) -> str | None:
     return f"device: auto falls back to the CPU because torch cannot use the GPU: {reason}; see `vinfinity doctor`"
 
 
-def select_device(device: torch.device) -> None:
-    """Make a device the current one of this process's main thread, and check that memory can be allocated on it."""
-    enter_device(device)
-    if device.type == "cuda":
-        settle_allocator(device)
+def select_device(device: torch.device, *, speaks: bool = True) -> None:
+    """Make a device the current one of this process's main thread, and check that memory can be allocated on it.
+
+    speaks: whether this process gives the warnings that the ranks of its node have in common.
+    """
+    with named_if_taken(device):
+        enter_device(device)
+        settle_allocator(device, speaks=speaks)
+
+
+@contextlib.contextmanager
+def named_if_taken(device: torch.device) -> Iterator[None]:
+    """Raise InputError if another process has the device to itself, as compute mode Exclusive_Process allows."""
+    try:
+        yield
+    except RuntimeError as error:
+        if "busy or unavailable" not in str(error):
+            raise
+        problem = "is used exclusively by another process, or is not available"
+        raise InputError("device", device, GPU_REMEDY, problem=problem) from error
 
 
 def enter_device(device: torch.device) -> None:
@@ -119,11 +140,12 @@ def enter_device(device: torch.device) -> None:
         torch.cuda.set_device(device)
 
 
-def settle_allocator(device: torch.device) -> None:
-    """Allocate a byte on a GPU; if that fails only because of expandable segments, disable them with a warning.
+def settle_allocator(device: torch.device, *, speaks: bool = True) -> None:
+    """Allocate a byte on a device; if that fails only because of expandable segments, disable them with a warning.
 
     The drivers of some virtual GPUs and of Jetson lack the virtual memory that expandable segments need. `os.environ`
-    also gets the allocator's new settings, for plans. Raises RuntimeError if nothing can be allocated.
+    also gets the allocator's new settings, for plans. speaks: see `select_device`. Raises RuntimeError if nothing can
+    be allocated.
     """
     try:
         torch.empty(1, dtype=torch.uint8, device=device)
@@ -135,7 +157,7 @@ def settle_allocator(device: torch.device) -> None:
         _configure_allocator(settings)
         torch.empty(1, dtype=torch.uint8, device=device)
         os.environ[name] = settings
-        if not device.index:
+        if speaks:
             warn(
                 f"device: the driver of {device} refuses expandable segments ({one_line(error)}); without them, a run"
                 " needs more memory"
@@ -161,12 +183,13 @@ def check_nccl(size: int, device: torch.device) -> None:
 class GpuFacts:
     """One rank's GPU.
 
-    host: name of the node. identity: distinguishes the GPU from others on the node. name: the GPU's product name.
+    host: name of the node. identity: distinguishes the GPU from others on the node; None if it is unknown. name: the
+    GPU's product name.
     memory: in bytes.
     """
 
     host: str
-    identity: str
+    identity: str | None
     name: str
     memory: int
 
@@ -174,17 +197,22 @@ class GpuFacts:
 def gpu_facts(device: torch.device) -> GpuFacts:
     """Return the facts of a GPU in use."""
     properties = torch.cuda.get_device_properties(device)
-    # in some builds of torch 2.4, there is no uuid
-    identity = str(getattr(properties, "uuid", None) or f"GPU {device.index}")
-    return GpuFacts(socket.gethostname(), identity, properties.name, properties.total_memory)
+    # torch 2.4 has no uuid
+    uuid = str(getattr(properties, "uuid", ""))
+    # all AMD GPUs without a UUID report the same one, which spells XX
+    known = uuid.strip("0-") not in ("", "5858")
+    return GpuFacts(socket.gethostname(), uuid if known else None, properties.name, properties.total_memory)
 
 
 def check_gpus(gpus: Sequence[GpuFacts]) -> str | None:
-    """Return a warning if the ranks' GPUs have unequal memory, else None. Raise InputError if two ranks share one."""
+    """Return a warning if the ranks' GPUs have unequal memory, else None. Raise InputError if two ranks share one.
+
+    If GPUs have no identity, NCCL finds those that ranks share. Their numbers do not tell, since each rank may see its
+    own GPU as the first one.
+    """
     owners: dict[tuple[str, str], int] = {}
     for rank, gpu in enumerate(gpus):
-        owner = owners.setdefault((gpu.host, gpu.identity), rank)
-        if owner != rank:
+        if gpu.identity is not None and (owner := owners.setdefault((gpu.host, gpu.identity), rank)) != rank:
             problem = (
                 f"gives ranks {owner} and {rank} the same GPU ({gpu.name} on {gpu.host}, {gpu.identity})"
             )

@@ -6,7 +6,7 @@ import os
 import re
 import threading
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, MutableMapping
 from dataclasses import asdict
 from datetime import timedelta
 from functools import partial
@@ -36,6 +36,8 @@ NOTED_WAIT = 10.0
 LEFT = "left"
 # seconds for the store to answer a rank that leaves, and for the last rank to leave
 LEAVE_SECONDS = 2
+# the variable that says what NCCL's watchdog does when a peer dies
+ERROR_HANDLING = "TORCH_NCCL_ASYNC_ERROR_HANDLING"
 # seconds after which NCCL aborts a process; vinfinity ends it long before
 NCCL_SECONDS = 3600.0
 
@@ -74,12 +76,9 @@ def joined(
     _choose_threads(place, device)
     named_memory_errors = partial(named_out_of_memory, f"rank {place.rank} on {device}", remedy=GPU_REMEDY)
     with named_memory_errors():
-        select_device(device)
+        select_device(device, speaks=place.local_rank == 0)
     if device.type == "cuda":
-        # messages must not wait behind large kernels
-        os.environ.setdefault("TORCH_NCCL_HIGH_PRIORITY", "1")
-        # otherwise, if a peer dies, NCCL's watchdog aborts this process before it can name the peer
-        os.environ.setdefault("TORCH_NCCL_ASYNC_ERROR_HANDLING", "0")
+        configure_nccl(place.launcher, os.environ)
     waiting = threading.Timer(NOTED_WAIT, _note_waiting, [place])
     waiting.daemon = True
     waits = Waits()
@@ -156,6 +155,17 @@ def _choose_threads(place: Place, device: torch.device) -> None:
     chosen = re.match(r"[1-9]", os.environ.get("OMP_NUM_THREADS", "").strip())
     if place.local_size > 1 and device.type == "cpu" and not chosen:
         torch.set_num_threads(max(1, len(os.sched_getaffinity(0)) // place.local_size))
+
+
+def configure_nccl(launcher: str, environment: MutableMapping[str, str]) -> None:
+    """Set the variables of torch's NCCL backend that the user has not set."""
+    # messages must not wait behind large kernels
+    environment.setdefault("TORCH_NCCL_HIGH_PRIORITY", "1")
+    # torchrun sets 1 if the user sets nothing
+    unset = (None, "1") if launcher == "torchrun" else (None,)
+    if environment.get(ERROR_HANDLING) in unset:
+        # otherwise, if a peer dies, NCCL's watchdog aborts this process before it can name the peer
+        environment[ERROR_HANDLING] = "0"
 
 
 def _connect(place: Place, timeout: float, *, host: bool = False) -> dist.Store:

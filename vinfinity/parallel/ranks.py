@@ -12,13 +12,14 @@ import torch.distributed as dist
 from torch import Tensor
 
 from vinfinity.errors import RankError
-from vinfinity.parallel.devices import pick_device, select_device
+from vinfinity.parallel.devices import named_if_taken, pick_device, settle_allocator
 from vinfinity.parallel.exchange import named_peers
 from vinfinity.parallel.liveness import Liveness
 from vinfinity.parallel.teams import Team, team_of
 from vinfinity.parallel.waits import Waits
 from vinfinity.system.out_of_memory import GPU_REMEDY, named_out_of_memory
 from vinfinity.system.signals import Shutdown
+from vinfinity.system.transfer import to_host
 
 Fact = TypeVar("Fact")
 # longest wait, in seconds, for a rank that is still loading or compiling, or for rank 0 to write a block
@@ -52,12 +53,13 @@ class Ranks:
     def of_one(cls, device: str, *, shutdown: Shutdown | None = None) -> "Ranks":
         """Make the rank of a process that works alone, on the device for "auto", "cuda" or "cpu".
 
-        A GPU becomes the current device, as when ranks join. This also initialises CUDA; resetting its memory counts
-        later would not. Raises InputError, or OutOfMemoryError if the GPU has no room for CUDA.
+        In a library, the current device belongs to the program, and stays. CUDA is initialised here; resetting its
+        memory counts later would not do that. Raises InputError, also if another process has the GPU to itself, and
+        OutOfMemoryError if the GPU has no room for CUDA.
         """
         alone = cls(device=pick_device(device), shutdown=shutdown or Shutdown())
-        with named_out_of_memory(str(alone), remedy=GPU_REMEDY):
-            select_device(alone.device)
+        with named_out_of_memory(str(alone), remedy=GPU_REMEDY), named_if_taken(alone.device):
+            settle_allocator(alone.device)
         return alone
 
     @property
@@ -126,17 +128,12 @@ class Ranks:
         Polls a GPU, so that shutdown requests and lost ranks are noticed in the meantime. Raises the error of a rank
         that does not answer.
         """
-        if flag.device.type != "cuda":
-            return bool(flag)
-        host = torch.empty((), dtype=torch.bool, pin_memory=True)
-        host.copy_(flag, non_blocking=True)
-        done = torch.cuda.Event()
-        done.record()
-        while not done.query():
+        copy = to_host(flag)
+        while copy.ready is not None and not copy.ready.query():
             time.sleep(POLL_SECONDS)
             if self.liveness is not None:
                 self.liveness.check()
-        return bool(host)
+        return bool(copy.tensor)
 
     def broadcast(
         self, x: Tensor | None, *, shape: tuple[int, ...], dtype: torch.dtype, label: str

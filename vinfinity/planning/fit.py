@@ -18,7 +18,6 @@ from vinfinity.planning.memory import (
     gigabytes,
     memory_bound,
     trace_memory,
-    weights_need,
 )
 from vinfinity.planning.outline import DeviceType, Outline, outline
 from vinfinity.system.memory import free_on_host
@@ -60,11 +59,10 @@ def find_fit(job: Job, ranks: Ranks, *, loaded: int = 0, keep: bool = False) -> 
     return decision
 
 
-def weights_fit(job: Job, ranks: Ranks) -> bool:
-    """Return whether one rank alone has memory for all networks of a job at once, without computing with them."""
+def networks_fit(job: Job, ranks: Ranks) -> bool:
+    """Return whether `find_fit` would keep all networks of a job loaded, on one rank alone."""
     run, budget = outline_of(job, device=_type(ranks), ranks=1), _budget(ranks)
-    free = budget.host if run.device == "cpu" else budget.device
-    return free is None or weights_need(run) <= free
+    return _surely_fits(run, budget) or replace(choose(run, budget)[0], kept=True).fits(budget, run.device)
 
 
 def _type(ranks: Ranks) -> DeviceType:
@@ -109,10 +107,16 @@ def choose(run: Outline, budget: Budget) -> tuple[RunMemory, bool]:
     return memory, False
 
 
+def _surely_fits(run: Outline, budget: Budget) -> bool:
+    """Whether a run on the CPU needs so little that no trace is needed to see it."""
+    host = budget.host
+    return run.device == "cpu" and host is not None and memory_bound(run, run.executions[0]) < host / 2
+
+
 def decide(run: Outline, budget: Budget, *, keep: bool = False) -> Fit | InputError:
     """Return the executions that fit, or the error that refuses the run. keep: as in `find_fit`."""
     executions = run.executions
-    if run.device == "cpu" and budget.host is not None and memory_bound(run, executions[0]) < budget.host / 2:
+    if _surely_fits(run, budget):
         return Fit(executions, ample=True, keeps=keep)
     memory, fits = choose(run, budget)
     if not fits:

@@ -10,8 +10,6 @@ from vinfinity.planning.outline import DeviceType, Outline
 from vinfinity.planning.trace import (
     NetworkMemory,
     StepMemory,
-    empty_denoiser,
-    empty_text_encoder,
     parameter_bytes,
     step_memory,
     trace_decode,
@@ -19,7 +17,6 @@ from vinfinity.planning.trace import (
     trace_text,
 )
 from vinfinity.system.pytorch import uses_expandable_segments
-from vinfinity.weights.dtypes import DTYPES
 from vinfinity.weights.load import MAPPED_ELEMENTS
 
 # Memory that allocators take per byte of tensors. glibc keeps many freed blocks (`vinfinity bench memory --check`); the
@@ -139,19 +136,6 @@ def trace_memory(run: Outline, execution: Execution) -> RunMemory:
         encoding=encoding,
         reading=_reading(run),
     )
-
-
-def weights_need(run: Outline) -> int:
-    """Return the bytes that text encoder, denoiser and decoder need together, on the device (on a CPU: the host)."""
-    family, configs, dtype = run.card.family, run.card.configs, DTYPES[run.dtype]
-    networks = (
-        empty_text_encoder(family, configs[TEXT_ENCODER], dtype),
-        empty_denoiser(family, configs[family.denoiser], dtype),
-        run.decoder,
-    )
-    tensors = sum(parameter_bytes(network) for network in networks)
-    tensors = round(allocator_overhead(run.device) * tensors)
-    return tensors + (PROCESS_BYTES + LOADING_BYTES if run.device == "cpu" else GPU_RESERVE)
 
 
 def _reading(run: Outline) -> int:

@@ -8,8 +8,13 @@ import torch
 
 from vinfinity.errors import OutOfMemoryError, one_line
 
-# phrases from the errors of torch's allocators (the first two on a CPU), of CUDA and NCCL, and of cuBLAS and cuDNN
-MESSAGES = ("can't allocate memory", "not enough memory", "out of memory", "status_alloc_failed")
+# Phrases from the errors of torch's allocators (the first two on a CPU), of CUDA and NCCL, and of cuBLAS and cuDNN. The
+# last one: torch's allocator asks NVML which processes use the memory, and fails at that in a MIG slice, on Jetson, or
+# with a broken NVML.
+MESSAGES = (
+    r"can't allocate memory|not enough memory|out of memory|status_alloc_failed"
+    r"|nvml_success.*cudacachingallocator\.cpp"
+)
 # remedies if memory does not suffice for a video, or for using a GPU at all
 REMEDY = "try memory=low, a smaller --size, fewer --frames, or more --gpus"
 GPU_REMEDY = (
@@ -21,7 +26,9 @@ def is_out_of_memory(error: BaseException) -> bool:
     """Return whether an error says that there is not enough memory."""
     if isinstance(error, torch.cuda.OutOfMemoryError | MemoryError):
         return True
-    return isinstance(error, RuntimeError) and any(text in str(error).lower() for text in MESSAGES)
+    return isinstance(error, RuntimeError) and bool(
+        re.search(MESSAGES, str(error), re.IGNORECASE | re.DOTALL)
+    )
 
 
 def describe(error: BaseException, *, where: str, remedy: str = REMEDY) -> str:

@@ -1,16 +1,44 @@
 """Copies between host and device for which the host does not wait."""
 
+import functools
+from collections.abc import Callable
 from dataclasses import dataclass
+from functools import partial
 
 import torch
 from torch import Tensor
+
+from vinfinity.system.out_of_memory import is_out_of_memory
+from vinfinity.system.progress import logger
+
+
+def pinned(make: Callable[..., Tensor]) -> Tensor:
+    """Pinned memory of the host, from and to which a GPU copies while the host goes on. make: as torch.empty.
+
+    Where no more can be pinned, it is pageable: copies are as right, but slower. In WSL that is after 0.5 to 2 GB.
+    """
+    try:
+        return make(pin_memory=True)
+    except RuntimeError as error:
+        if not is_out_of_memory(error):
+            raise
+    _warn_of_pageable_memory()
+    return make()
+
+
+@functools.cache
+def _warn_of_pageable_memory() -> None:
+    """Say it once in this process."""
+    logger.warning(
+        "the driver pins no more of the host's memory, as is usual in WSL: copies to and from the GPU are slower"
+    )
 
 
 def to_device(x: Tensor, device: torch.device | str) -> Tensor:
     """Copy a CPU tensor to a device. A GPU copies it from pinned memory, without blocking the host."""
     if torch.device(device).type != "cuda":
         return x.to(device)
-    return x.pin_memory().to(device, non_blocking=True)
+    return pinned(partial(torch.empty_like, x)).copy_(x).to(device, non_blocking=True)
 
 
 @dataclass(frozen=True)
@@ -31,8 +59,7 @@ def to_host(x: Tensor) -> HostCopy:
     """Start to copy a tensor to the CPU. A GPU copies it to pinned memory, without blocking the host."""
     if x.device.type != "cuda":
         return HostCopy(x.cpu())
-    host = torch.empty(x.shape, dtype=x.dtype, pin_memory=True)
+    host = pinned(partial(torch.empty, x.shape, dtype=x.dtype))
     host.copy_(x, non_blocking=True)
-    ready = torch.cuda.Event()
-    ready.record()
-    return HostCopy(host, ready)
+    # without a stream, an event would be one of the current device, which may be another one
+    return HostCopy(host, torch.cuda.current_stream(x.device).record_event())

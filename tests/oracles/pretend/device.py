@@ -12,7 +12,7 @@ The package runs on them unchanged. They find what would go wrong on real device
   driver would create a context there (`Findings.contexts`);
 - counts of memory that are reset before anything has initialised CUDA: these raise RuntimeError, as in torch;
 - expandable segments where the driver lacks virtual memory, if it is told to: each allocation raises RuntimeError;
-- more memory than a device has: torch's OutOfMemoryError.
+- more memory than a device has: torch's OutOfMemoryError; more pinned memory than the driver allows: RuntimeError.
 
 Operations run at once, in the order in which the host starts them. So results are right even where streams race: races
 are found by vector clocks (clocks.py), not by wrong results. What cannot be tested this way: numerics of CUDA kernels,
@@ -20,6 +20,7 @@ time, and the driver.
 """
 
 import contextlib
+import math
 import os
 import threading
 import types
@@ -253,7 +254,8 @@ class Event:
 class PretendCuda:
     """Some pretend devices, in place of torch.cuda while the context is open.
 
-    virtual_memory: whether the driver has what expandable segments need. capability: compute capability.
+    virtual_memory: whether the driver has what expandable segments need. capability: compute capability. pinnable:
+    bytes of the host's memory that the driver pins at most.
     """
 
     _active: "PretendCuda | None" = None
@@ -265,13 +267,14 @@ class PretendCuda:
         memory: int = 24 * GIB,
         virtual_memory: bool = True,
         capability: tuple[int, int] = (8, 0),
+        pinnable: float = math.inf,
     ) -> None:
         self.devices, self.total, self._virtual_memory = devices, memory, virtual_memory
         self._capability = capability
         # those of the allocator, once they were changed by a call
         self._settings: str | None = None
         self.clocks = Clocks()
-        self.memory = Memory(self.clocks, limit=memory)
+        self.memory = Memory(self.clocks, limit=memory, pinnable=pinnable)
         self.operations = 0
         self.waits: list[Wait] = []
         self.slow_copies: list[SlowCopy] = []

@@ -94,11 +94,12 @@ class Memory:
     given back while another stream might still use it. allocated, peak: bytes on each device. pinned: bytes of pinned
     memory in use, as torch's allocator rounds them.
 
-    limit: bytes that each device has; to allocate more raises torch's OutOfMemoryError.
+    limit: bytes that each device has; to allocate more raises torch's OutOfMemoryError. pinnable: bytes of the host
+    that can be pinned; to pin more raises RuntimeError.
     """
 
-    def __init__(self, clocks: Clocks, *, limit: int) -> None:
-        self._clocks, self._limit = clocks, limit
+    def __init__(self, clocks: Clocks, *, limit: int, pinnable: float) -> None:
+        self._clocks, self._limit, self._pinnable = clocks, limit, pinnable
         self._blocks: dict[int, Block] = {}
         self.races: Counter[str] = Counter()
         self.early_frees: Counter[str] = Counter()
@@ -124,6 +125,8 @@ class Memory:
 
     def _take(self, block: Block) -> None:
         if block.device is None:
+            if self.pinned + power_of_two(block.size) > self._pinnable:
+                raise RuntimeError("CUDA error: out of memory")
             self.pinned += power_of_two(block.size)
             return
         free = self._limit - self.allocated[block.device]
