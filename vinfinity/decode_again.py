@@ -1,7 +1,6 @@
 """Decoding the final latents of a run again, with another decoder, codec or quality."""
 
 import time
-from dataclasses import replace
 from pathlib import Path
 
 from vinfinity.config import RunConfig
@@ -29,17 +28,10 @@ def decode_again(
     final_latents(folder)
     is_own = destination.video.absolute() == own_video(folder).absolute()
     unfinished = folder.decoded if is_own else folder.decoded_of(destination.video)
-    task, record = Task.of(config, destination, denoise=False), folder.record() or {}
-    job = task.job
-    # what the latents were made with, whatever became of these files since
-    job = replace(
-        job,
-        weights_digest=record.get("weights", job.weights_digest),
-        noise_digest=record.get("noise", job.noise_digest),
-    )
+    task = Task.of(config, destination, latents=folder)
     return launch(
         decode_on_rank,
-        (replace(task, job=job), folder, unfinished),
+        (task, folder, unfinished),
         gpus=config.gpus,
         device=config.device,
         timeout=config.parallel.timeout,

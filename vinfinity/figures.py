@@ -1,5 +1,7 @@
 """The cheap figures of a run: what was seen while its video was decoded, at the places where it was divided."""
 
+from collections.abc import Mapping, Sequence
+
 from vinfinity.job import Job
 from vinfinity.media.watch import VideoFigures, VideoWatch
 from vinfinity.parallel.shards import FrameShards
@@ -36,9 +38,10 @@ def borders_in_frames(job: Job, shards: FrameShards) -> dict[str, list[int]]:
     return {kind: _in_frames(job, starts) for kind, starts in borders(job, shards).items()}
 
 
-def find_figures(job: Job, shards: FrameShards, watch: VideoWatch) -> VideoFigures:
-    """The figures of a video that was decoded. watch: what was seen of it."""
-    starts = [start for kind in borders(job, shards).values() for start in kind]
+def find_figures(job: Job, found: Mapping[str, Sequence[int]], watch: VideoWatch) -> VideoFigures:
+    """The figures of a video that was decoded. found: its borders as in run.json. watch: what was seen of it."""
+    geometry = job.card.geometry
+    starts = [geometry.latent_frames(frame + 1) - 1 for frames in found.values() for frame in frames]
     scenes = [scene.start for scene in job.prompts.scenes if scene.start]
     return watch.figures(
         borders=_in_frames(job, starts),

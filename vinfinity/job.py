@@ -58,7 +58,8 @@ class Job:
     selection: the latent frames to compute. earlier: the run that is edited, None for a new video.
     latent: (c, h, w) of one latent frame. latent_frames: of the whole video. prompts: in latent frames.
     weights_digest, decoder_digest: SHA-256 (hex) that tell versions of the weights (LoRAs included) and of the decoder
-    apart. noise_digest: the same for the file of the initial noise, "" without one.
+    apart. noise_digest: the same for the file of the initial noise, "" without one. denoise: whether latents are
+    computed; otherwise they are there, and only decoded.
     """
 
     config: RunConfig
@@ -75,6 +76,7 @@ class Job:
     loras: tuple[Lora, ...] = ()
     schedule: Schedule = field(default_factory=SchedulerConfig)
     noise_digest: str = ""
+    denoise: bool = True
 
     @property
     def decoder(self) -> Path:
@@ -105,7 +107,7 @@ class Job:
     @property
     def splits_branches(self) -> bool:
         """Whether each guidance branch has ranks of its own."""
-        return self.config.parallel.split_guidance and self.guided
+        return self.config.parallel.split_guidance and self.guided and self.denoise
 
     def dtype(self, device: torch.device) -> torch.dtype:
         """The type of the weights and of the network's arithmetic."""
@@ -125,6 +127,7 @@ class Job:
             "weights": self.weights_digest,
             "decoder": self.decoder_digest,
             "noise": self.noise_digest,
+            "work": "denoising" if self.denoise else "decoding",
             "version": version(),
         }
 
@@ -212,7 +215,7 @@ class Job:
             ),
             "preview": (config.preview >= steps, f"there are only {steps} steps"),
             "parallel.split_guidance": (
-                config.parallel.split_guidance and not self.splits_branches,
+                config.parallel.split_guidance and not self.guided,
                 "there is only one guidance branch",
             ),
             "reuse.depth": (
@@ -288,7 +291,7 @@ def prepare(
     Raises InputError (or its subclass WeightsError) naming field, value and remedy.
     """
     check_inputs(config, denoise=denoise)
-    known = like if like is not None and _same_weights(config, like.config) else None
+    known = like if like is not None and like.denoise and _same_weights(config, like.config) else None
     card = read_card(config.model) if known is None else known.card
     if denoise:
         check_computing(config, card, ranks=config.gpus or 1 if place is None else place.size)
@@ -341,6 +344,7 @@ def prepare(
         loras=loras,
         schedule=schedule,
         noise_digest=noise_digest,
+        denoise=denoise,
     )
 
 
@@ -388,10 +392,10 @@ def check_noise(path: Path, shape: tuple[int, ...]) -> None:
         )
 
 
-def describe(config: RunConfig, place: Place | None = None) -> list[tuple[str, str]]:
-    """What a run would do, as rows of a table; reads no weight. Raises InputError like `prepare`."""
-    job = prepare(config, place)
-    before = first_pass(config, Destination.of(config).folder)
+def describe(config: RunConfig, place: Place | None = None, *, denoise: bool = True) -> list[tuple[str, str]]:
+    """What a run would do, as rows of a table; reads no weight. denoise: see `prepare`. Raises InputError like it."""
+    job = prepare(config, place, denoise=denoise)
+    before = first_pass(config, Destination.of(config).folder) if denoise else None
     if before is not None:
         with naming_first_pass():
             prepare(before, place)

@@ -32,28 +32,35 @@ from vinfinity.task import Summary, Task
 
 
 def run(
-    config: RunConfig, destination: Destination | None = None, *, shutdown: Shutdown | None = None
+    config: RunConfig,
+    destination: Destination | None = None,
+    *,
+    replaces: bool = True,
+    shutdown: Shutdown | None = None,
 ) -> Summary | None:
     """Generate the video that `config` describes, on as many ranks as it asks for or a launcher started.
 
-    destination: the files to write, if the caller has called `settle_start` for them already. shutdown: requests to end
+    destination: the files to write, if the caller has called `settle_start` for them already. replaces: see
+    `settle_start`. shutdown: requests to end
     this process, on which the run ends with a checkpoint; None if the caller handles none.
     Returns None on ranks other than 0, and if the run is done already. Raises VinfinityError.
     """
     if destination is None:
         destination = Destination.of(config)
-        config, begins = settle_start(config, destination)
+        config, begins = settle_start(config, destination, replaces=replaces)
         if begins == "done":
             check_done(config, destination)
             return None
-    return launch_run(make_task(config, destination), shutdown=shutdown)
+    return launch_run(make_task(config, destination, replaces=replaces), shutdown=shutdown)
 
 
-def make_task(config: RunConfig, destination: Destination, *, like: Task | None = None) -> Task:
+def make_task(
+    config: RunConfig, destination: Destination, *, like: Task | None = None, replaces: bool = True
+) -> Task:
     """The task of a run, checked once for all its ranks, when `settle_start` has been called for it.
 
     With `overwrite`, a run of other weights or noise is replaced as one of other settings is, as a whole if its first
-    pass is of others. like: see `Task.of`. Raises InputError.
+    pass is of others. like: see `Task.of`. replaces: see `settle_start`. Raises InputError.
     """
     task = Task.of(config, destination, like=like)
     try:
@@ -64,7 +71,7 @@ def make_task(config: RunConfig, destination: Destination, *, like: Task | None 
                     job, folder = task.first.job, task.first.destination.folder
                     check_same(folder, weights=job.weights_digest, noise=job.noise_digest)
     except OtherRunError:
-        if not config.overwrite:
+        if not (config.overwrite and replaces):
             raise
         return Task.of(replace(config, resume=False), destination, like=task)
     return task
@@ -74,7 +81,7 @@ def launch_run(task: Task, *, shutdown: Shutdown | None = None) -> Summary | Non
     """Carry out a task on all its ranks. Returns None on ranks other than 0. Raises VinfinityError."""
     config = task.job.config
     for one in (task, task.first):
-        if one is not None:
+        if one is not None and one.job.denoise:
             refuse_early(one.job)
     with resumable(task.destination.folder):
         return launch(
@@ -119,7 +126,12 @@ def make_video(
             make_video(task.first, ranks, networks, within=session)
         watch = None
         with previews(job, session) as shown:
-            latents, figures = denoise_video(job, session, networks, shown)
+            if job.denoise:
+                latents = denoise_video(job, session, networks, shown)
+            else:
+                latents = session.checkpoints.final()
+                # how much of it may be kept is planned by the next video that is denoised
+                networks.keep(job, ample=False)
             denoised = time.monotonic()
             session.enter("while decoding")
             if task.decode:
@@ -135,22 +147,19 @@ def make_video(
             "machine": session.machine,
             "seconds": seconds,
             "peak_memory": peak_memory(ranks.device).reserved,
-            "borders": borders_in_frames(job, session.team.shards),
             **record_of_files(session.folder, job.config, task.destination),
         }
-        found = None if watch is None else find_figures(job, session.team.shards, watch)
+        found = None if watch is None else find_figures(job, session.folder.borders(), watch)
         if found is not None:
             finished["figures"] = found.as_record()
         record = session.folder.record() or {}
-        session.folder.write_record({**record, **finished, **figures, "finished": True})
+        session.folder.write_record({**record, **finished, "finished": True})
         session.folder.event("finished", video=str(task.destination.video))
         return task.summary(ranks, seconds=time.monotonic() - started, figures=found)
 
 
-def denoise_video(
-    job: Job, session: Session, networks: Networks, shown: Previews | None
-) -> tuple[Parts, Mapping[str, object]]:
-    """From the prompt, or the last checkpoint, to the final latents on disk; with figures for the record.
+def denoise_video(job: Job, session: Session, networks: Networks, shown: Previews | None) -> Parts:
+    """From the prompt, or the last checkpoint, to the final latents on disk, and figures of it in the record.
 
     Raises Stopped, with a checkpoint written, if the run was asked to end.
     """
@@ -186,13 +195,21 @@ def denoise_video(
                 session.after_step(state, votes, steps=steps)
             if shown is not None:
                 shown.flush()
-        latents = checkpoints.finish(state)
-    return latents, _figures(execution, session, remaining)
+        figures = _figures(job, execution, session, remaining)
+        if ranks.first:
+            # before the latents: a run that has them does not know its ranks and edits any more
+            session.folder.write_record({**(session.folder.record() or {}), **figures})
+        return checkpoints.finish(state)
 
 
-def _figures(execution: Execution, session: Session, steps: int) -> Mapping[str, object]:
-    """How the denoising steps were carried out, with what each rank sent per step, and the memory that it took."""
+def _figures(job: Job, execution: Execution, session: Session, steps: int) -> Mapping[str, object]:
+    """How the denoising steps were carried out: borders, what each rank sent per step, and the memory that it took."""
     ranks = session.ranks
     sent = ranks.collect(session.exchange.counters.per(steps)) if steps else []
     memory = ranks.collect(asdict(peak_memory(ranks.device)))
-    return {"execution": asdict(execution), "communication_per_step": sent, "memory": memory}
+    return {
+        "borders": borders_in_frames(job, session.team.shards),
+        "execution": asdict(execution),
+        "communication_per_step": sent,
+        "memory": memory,
+    }

@@ -2,7 +2,7 @@
 
 import contextlib
 import os
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from fractions import Fraction
 from pathlib import Path
 
@@ -12,7 +12,9 @@ from vinfinity.media.watch import VideoFigures
 from vinfinity.parallel.devices import peak_memory
 from vinfinity.parallel.place import find_place
 from vinfinity.parallel.ranks import Ranks
+from vinfinity.runs.earlier import resumed_latents
 from vinfinity.runs.first_pass import first_pass, naming_first_pass
+from vinfinity.runs.folder import RunFolder
 from vinfinity.runs.paths import Destination
 from vinfinity.system.progress import messages_shown, terminal_console
 
@@ -37,23 +39,35 @@ class Task:
         config: RunConfig,
         destination: Destination,
         *,
-        denoise: bool = True,
+        latents: RunFolder | None = None,
         decode: bool = True,
         like: "Task | None" = None,
     ) -> "Task":
         """The task for a configuration, checked here once for all ranks that are started.
 
-        denoise: whether latents are computed; otherwise they are there. like: a task whose weights were checked just
-        now, see `prepare`. Raises InputError.
+        latents: the run whose final latents are decoded, by default the one that `config` resumes if it has them; what
+        they were made with is as recorded, whatever became of those files since. None computes latents. like: a task
+        whose weights were checked just now, see `prepare`. Raises InputError.
         """
         folder, first = destination.folder, None
-        before = first_pass(config, folder) if denoise else None
+        latents = latents or resumed_latents(config, folder)
+        before = first_pass(config, folder) if latents is None else None
         if before is not None:
             with naming_first_pass():
                 first = cls.of(before, Destination.of(before), like=None if like is None else like.first)
         job = prepare(
-            config, find_place(os.environ), like=None if like is None else like.job, denoise=denoise
+            config,
+            find_place(os.environ),
+            like=None if like is None else like.job,
+            denoise=latents is None,
         )
+        if latents is not None:
+            record = latents.record() or {}
+            job = replace(
+                job,
+                weights_digest=record.get("weights", job.weights_digest),
+                noise_digest=record.get("noise", job.noise_digest),
+            )
         return cls(job, destination, decode, shown=terminal_console() is not None, first=first)
 
     @property

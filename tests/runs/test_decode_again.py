@@ -74,6 +74,27 @@ def test_decoding_needs_none_of_the_files_that_the_latents_were_made_with(
     assert made["noise"]
 
 
+def test_a_run_that_is_decoded_resumes_without_the_files_that_its_latents_were_made_with(
+    model_folder: Path, tmp_path: Path
+) -> None:
+    lora, noise = tmp_path / "lora", tmp_path / "n.safetensors"
+    trained(base_unet(), ["to_q"]).save_pretrained(lora)
+    save_file({"noise": torch.randn(1, 4, 40, 4, 4)}, noise)
+    settings = ("decode.frames=1", "video.metadata=false", f"noise_from={noise}", f"lora=[{lora}]")
+    run(config_of(model_folder, tmp_path / "a.mp4", *settings, steps=1, frames=40))
+    edit = ("redo", str(tmp_path / "a.run"), "--frames", "2:4", f"noise_from={noise}")
+    assert exit_code(*edit, "--out", str(tmp_path / "b.mp4")) == 0
+    folder = tmp_path / "c.run"
+    with signal_when_exists(folder / "decoded.json"):
+        assert exit_code(*edit, "--out", str(tmp_path / "c.mp4"), "gpus=2", "steps=1") == 75
+    for path in (lora, tmp_path / "a.run"):
+        shutil.rmtree(path)
+    noise.unlink()
+    assert exit_code("resume", str(folder), "gpus=1") == 0
+    assert (tmp_path / "c.mp4").read_bytes() == (tmp_path / "b.mp4").read_bytes()
+    assert find_run(folder).borders()["joins"] == find_run(tmp_path / "b.run").borders()["joins"] == [2, 4]
+
+
 def test_resumed_decoding_writes_a_bitwise_identical_video(model_folder: Path, tmp_path: Path) -> None:
     settings = ("decode.frames=3", "video.metadata=false")
     for name in ("uninterrupted", "interrupted"):

@@ -180,8 +180,8 @@ def test_ranks_restarted_by_torchrun_resume_their_run(tmp_path: Path) -> None:
 def test_a_run_does_not_resume_with_other_noise(model_folder: Path, tmp_path: Path) -> None:
     noise = tmp_path / "noise.safetensors"
     save_file({"noise": torch.randn(1, 4, 3, 4, 4)}, noise)
-    run(config_of(model_folder, tmp_path / "a.mp4", noise_from=str(noise)))
-    (tmp_path / "a.mp4").unlink()
+    config = config_of(model_folder, tmp_path / "a.mp4", "checkpoint.every=1 steps", noise_from=str(noise))
+    stop_after_step(config, tmp_path / "a.run")
     save_file({"noise": torch.randn(1, 4, 3, 4, 4)}, noise)
     with pytest.raises(
         InputError, match=r"noise_from: .* was started with other noise; restore the former noise"

@@ -2,6 +2,7 @@
 
 import dataclasses
 import errno
+import json
 import os
 import shlex
 import shutil
@@ -22,10 +23,12 @@ from oracles.runs import (
 )
 from safetensors.torch import load_file, save_file
 
+from vinfinity.api import generate_batch
 from vinfinity.config import RunConfig
 from vinfinity.errors import BusyError, InputError, OutputError, Stopped
+from vinfinity.media.mp4 import read_metadata
 from vinfinity.run import run
-from vinfinity.runs.folder import RunFolder
+from vinfinity.runs.folder import RunFolder, find_run
 from vinfinity.runs.paths import Destination
 from vinfinity.runs.start import settle_start
 from vinfinity.system.signals import Shutdown
@@ -166,6 +169,53 @@ def test_a_run_does_not_resume_with_other_weights(own_model: Path, tmp_path: Pat
     run(resumed_config(tmp_path / "a.run", overwrite=True))
     assert (tmp_path / "a.mp4").exists()
     assert not events(tmp_path / "a.run", "resumed")
+
+
+@pytest.mark.parametrize("way", ["generate", "resume", "batch"])
+def test_files_of_a_finished_run_are_made_again_from_its_latents_whatever_became_of_its_weights(
+    way: str, own_model: Path, tmp_path: Path, cli: Cli
+) -> None:
+    settings = {"frames": 3, "steps": 2, "size": "32x32", "device": "cpu", "dtype": "fp32"}
+
+    def latents_on_disk() -> dict[Path, tuple[int, bytes]]:
+        files = (tmp_path / "a.run" / "latents").iterdir()
+        return {path: (path.stat().st_mtime_ns, path.read_bytes()) for path in files}
+
+    def make(crf: int) -> None:
+        if way == "batch":
+            given = {**settings, "model": str(own_model), "video.crf": crf, "overwrite": True}
+            made = generate_batch(["a red ball"], folder=tmp_path, out="a.mp4", **given)
+            assert made is not None
+            assert made.made
+        elif way == "resume" and (tmp_path / "a.run").exists():
+            assert cli("resume", str(tmp_path / "a.run"), f"video.crf={crf}", "overwrite=true")[0] == 0
+        else:
+            command = [f"{key}={value}" for key, value in settings.items()]
+            command += [f"model={own_model}", f"video.crf={crf}", "--resume", "--overwrite"]
+            assert cli("generate", "-p", "a red ball", "--out", str(tmp_path / "a.mp4"), *command)[0] == 0
+
+    make(18)
+    video, record = (tmp_path / "a.mp4").read_bytes(), find_run(tmp_path / "a.run").record() or {}
+    before = latents_on_disk()
+    change_weights(own_model)
+    make(40)
+    assert (tmp_path / "a.mp4").read_bytes() != video
+    assert [event["how"] for event in events(tmp_path / "a.run", "started")] == ["new", "resume"]
+    assert latents_on_disk() == before
+    made = json.loads(read_metadata(tmp_path / "a.mp4")["comment"])
+    again = find_run(tmp_path / "a.run").record() or {}
+    for key in ("weights", "borders", "execution", "memory"):
+        assert again[key] == record[key]
+    assert made["weights"] == record["weights"]
+
+
+def test_resume_never_starts_a_run_over(own_model: Path, tmp_path: Path, cli: Cli) -> None:
+    stop_after_step(config_of(own_model, tmp_path / "a.mp4", "checkpoint.every=1 steps"), tmp_path / "a.run")
+    before = sorted((tmp_path / "a.run").rglob("*"))
+    change_weights(own_model)
+    message = cli.refused("resume", str(tmp_path / "a.run"), "overwrite=true")
+    assert "was started with other weights" in message
+    assert sorted((tmp_path / "a.run").rglob("*")) == before
 
 
 def test_with_overwrite_a_run_whose_first_pass_has_other_weights_starts_over(

@@ -67,19 +67,20 @@ def show_plan(resolved: Resolved) -> None:
     from vinfinity.planning.report import essentials
     from vinfinity.run import make_task
 
-    config = make_task(config, destination).job.config
-    place = find_place(os.environ)
-    rows = describe(config, place)
+    job = make_task(config, destination).job
+    config, place = job.config, find_place(os.environ)
+    rows = describe(config, place, denoise=job.denoise)
     plan = make_plan(config, place=place)
     print_columns([*rows, *essentials(plan)])
     if plan.refusal is not None:
         raise plan.refusal
 
 
-def settle(config: RunConfig) -> "tuple[RunConfig, Destination, Start]":
+def settle(config: RunConfig, *, replaces: bool = True) -> "tuple[RunConfig, Destination, Start]":
     """How a run starts, and the files that it writes; says so if it is finished. Raises InputError.
 
-    It resumes if a launcher has restarted this command. Imports no torch, which takes seconds.
+    It resumes if a launcher has restarted this command. replaces: see `settle_start`. Imports no torch, which takes
+    seconds.
     """
     from vinfinity.runs.paths import Destination
     from vinfinity.runs.start import check_done, settle_start, was_restarted
@@ -88,23 +89,26 @@ def settle(config: RunConfig) -> "tuple[RunConfig, Destination, Start]":
     destination = Destination.of(config)
     if was_restarted(os.environ):
         config = dataclasses.replace(config, resume=True)
-    config, begins = settle_start(config, destination)
+    config, begins = settle_start(config, destination, replaces=replaces)
     if begins == "done":
         check_done(config, destination)
         note(f"{destination.video} is finished; nothing to do")
     return config, destination, begins
 
 
-def start(resolved: Resolved, shutdown: Shutdown) -> None:
-    """Starts the run that a command asked for, unless it is finished. Raises VinfinityError."""
+def start(resolved: Resolved, shutdown: Shutdown, *, replaces: bool = True) -> None:
+    """Starts the run that a command asked for, unless it is finished. replaces: see `settle_start`.
+
+    Raises VinfinityError.
+    """
     with name_sources(resolved.origins):
-        config, destination, begins = settle(resolved.config)
+        config, destination, begins = settle(resolved.config, replaces=replaces)
         if begins == "done":
             return
         import_engine()
         from vinfinity.run import run
 
-        summary = run(config, destination, shutdown=shutdown)
+        summary = run(config, destination, replaces=replaces, shutdown=shutdown)
     if summary is not None:
         # rank 0 alone has one
         print_summary(summary)

@@ -61,7 +61,7 @@ def resume(
     with reported(context, debug=debug) as shutdown:
         flags = {"gpus": gpus, "device": device}
         resolved = resumed(find_run(run), overrides=settings or [], flags=flags, chosen=_ranks_of_launcher())
-        start(resolved, shutdown)
+        start(resolved, shutdown, replaces=False)
 
 
 def decode(

@@ -141,6 +141,27 @@ class Checkpoints:
         That is the final latents, or else the newest undamaged checkpoint; damaged ones are reported and deleted.
         Raises InputError if they were computed with other settings.
         """
+        newest = self._resumed_from()
+        if newest is None:
+            return None
+        self._final = newest if newest.folder == self._folder.latents else None
+        held = self._team.held
+        frames = self._selection.of(held) if self._final else held
+        tensors: dict[str, Tensor] = {name: newest.pick(frames, name=name)[None] for name in newest.tensors}
+        return State(step=newest.step, **tensors)
+
+    def final(self) -> Parts:
+        """The final latents of a run that is only decoded; deletes the checkpoints. Raises InputError without them."""
+        latents = self._resumed_from()
+        if latents is None or latents.folder != self._folder.latents:
+            remedy = f"{self._folder.command('resume')} computes them"
+            raise InputError("run", self._folder.path, remedy, problem="has no latents")
+        if self._ranks.first:
+            shutil.rmtree(self._folder.checkpoints, ignore_errors=True)
+        return latents
+
+    def _resumed_from(self) -> Parts | None:
+        """The final latents, or else the newest undamaged checkpoint; None if nothing was saved. Raises InputError."""
         newest = self._ranks.from_first(self._newest)
         if newest is None:
             return None
@@ -150,11 +171,7 @@ class Checkpoints:
         if self._ranks.first:
             self._folder.event("resumed", step=newest.step, ranks=self._ranks.size)
             self._progress.note(f"resuming after step {newest.step} of {self._steps}")
-        self._final = newest if newest.folder == self._folder.latents else None
-        held = self._team.held
-        frames = self._selection.of(held) if self._final else held
-        tensors: dict[str, Tensor] = {name: newest.pick(frames, name=name)[None] for name in newest.tensors}
-        return State(step=newest.step, **tensors)
+        return newest
 
     def _newest(self) -> Parts | None:
         """The final latents, or else the newest checkpoint, that is undamaged; reads all of it."""

@@ -27,6 +27,20 @@ def final_latents(folder: RunFolder, *, field: str = "run") -> Parts:
         raise InputError(field, folder.path, remedy, problem=f"has no latents ({error.message})") from None
 
 
+def resumed_latents(config: RunConfig, folder: RunFolder) -> RunFolder | None:
+    """Return `folder` if `config` resumes its run, and the final latents are there, undamaged; None otherwise.
+
+    Such a run is only decoded. Raises OutputError if they cannot be read.
+    """
+    if not config.resume or folder.record() is None:
+        return None
+    try:
+        read_manifest(folder.latents).verify()
+    except DamagedError:
+        return None
+    return folder
+
+
 @dataclass(frozen=True)
 class EarlierRun:
     """The run that a redo or extend starts from.

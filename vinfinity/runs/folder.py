@@ -114,6 +114,10 @@ class RunFolder:
                 return True
         return False
 
+    def has_latents(self) -> bool:
+        """Return whether the final latents are written. Latents that cannot be read, as on a failing drive, count."""
+        return not is_missing(self.latents / MANIFEST)
+
     def record(self) -> dict[str, Any] | None:
         """The contents of run.json, or None if it does not exist. Raises InputError if it cannot be read."""
         path = self.path / RECORD

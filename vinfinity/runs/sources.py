@@ -77,6 +77,8 @@ def check_sources(config: RunConfig, folder: RunFolder | None = None) -> list[st
     not there yet.
     """
     concerns: list[str] = []
+    if folder is not None and folder.has_latents():
+        return concerns
     video, pictures = config.input.video is not None, config.input.pictures
     earlier = encoded_before(config)
     if config.two_passes and config.edit.run is not None and earlier is None:

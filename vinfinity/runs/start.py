@@ -42,15 +42,17 @@ class OtherRunError(InputError):
     """The folder of a video holds a run of other settings, weights or noise, which `resume` does not continue."""
 
 
-def settle_start(config: RunConfig, destination: Destination) -> tuple[RunConfig, Start]:
+def settle_start(
+    config: RunConfig, destination: Destination, *, replaces: bool = True
+) -> tuple[RunConfig, Start]:
     """How `config` starts, see `how_to_start`. With `overwrite`, another run in place of the one to resume is replaced.
 
-    Raises InputError.
+    replaces: whether it may be; for `vinfinity resume`, `overwrite` concerns files alone. Raises InputError.
     """
     try:
         return config, how_to_start(config, destination)
     except OtherRunError:
-        if not (config.resume and config.overwrite):
+        if not (config.resume and config.overwrite and replaces):
             raise
     config = dataclasses.replace(config, resume=False)
     return config, how_to_start(config, destination)
@@ -108,7 +110,13 @@ def _how_to_go_on(config: RunConfig, destination: Destination, record: Mapping[s
     finished = record.get("finished") and destination.video.exists()
     if finished and not (config.overwrite and changed_settings(config, destination)):
         return "done"
-    check_files(config, destination, overwrite=config.overwrite, own=_own_files(folder, started_with))
+    check_files(
+        config,
+        destination,
+        overwrite=config.overwrite,
+        own=_own_files(folder, started_with),
+        denoise=not folder.has_latents(),
+    )
     check_sources(config, folder)
     return "resume"
 
