@@ -13,6 +13,7 @@ from vinfinity.runs.folder import RunFolder
 from vinfinity.runs.paths import Destination
 from vinfinity.runs.start import own_video, record_of_files
 from vinfinity.session import locked
+from vinfinity.system.folders import absolute
 from vinfinity.system.progress import Progress
 from vinfinity.system.signals import Shutdown
 from vinfinity.task import Summary, Task
@@ -26,7 +27,7 @@ def decode_again(
     Returns None on ranks other than 0. Raises InputError if the run has no final latents yet.
     """
     final_latents(folder)
-    is_own = destination.video.absolute() == own_video(folder).absolute()
+    is_own = absolute(destination.video) == absolute(own_video(folder))
     unfinished = folder.decoded if is_own else folder.decoded_of(destination.video)
     task = Task.of(config, destination, latents=folder)
     return launch(

@@ -10,8 +10,10 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 from oracles.command_line import Cli
+from oracles.films import write_picture
 from oracles.runs import (
     config_of,
     events,
@@ -19,8 +21,10 @@ from oracles.runs import (
     manifest_of_step,
     resumed_config,
     signal_when_exists,
+    start_of,
     stop_after_step,
 )
+from oracles.video import tone
 from safetensors.torch import load_file, save_file
 
 from vinfinity.api import generate_batch
@@ -30,7 +34,7 @@ from vinfinity.media.mp4 import read_metadata
 from vinfinity.run import run
 from vinfinity.runs.folder import RunFolder, find_run
 from vinfinity.runs.paths import Destination
-from vinfinity.runs.start import settle_start
+from vinfinity.runs.start import resumed, settle_start
 from vinfinity.system.signals import Shutdown
 
 
@@ -247,6 +251,42 @@ def test_a_moved_run_resumes_from_another_working_directory(
     monkeypatch.chdir(tmp_path)
     run(resumed_config(Path("b.run")))
     assert (tmp_path / "b.mp4").is_file()
+
+
+def test_files_are_the_same_by_whatever_path_they_are_named(
+    model_folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    real, link = tmp_path / "real", tmp_path / "link"
+    (real / "sub").mkdir(parents=True)
+    link.symlink_to(real)
+    write_picture(real / "start.png", np.zeros((32, 32, 3), dtype=np.uint8))
+    tone(real / "song.wav", seconds=1)
+
+    def config(base: str, **flags: bool) -> RunConfig:
+        given = f"input.first_frame={base}/start.png", f"audio={base}/song.wav"
+        return config_of(model_folder, f"{base}/a.mp4", *given, steps=1, **flags)
+
+    def rewrite(old: str, new: str) -> None:
+        """Write paths as older versions did."""
+        for file in ("config.yaml", "run.json"):
+            path = real / "a.run" / file
+            path.write_text(path.read_text().replace(old, new))
+        record = find_run(real / "a.run").record() or {}
+        find_run(real / "a.run").write_record({**record, "settings": find_run(real / "a.run").identity()})
+
+    monkeypatch.chdir(real / "sub")
+    run(config(".."))
+    monkeypatch.chdir(tmp_path)
+    (real / "sub").rmdir()
+    for _ in range(2):
+        for base in ("real", "link", "real/../link", str(real), str(link)):
+            assert start_of(config(base, resume=True)) == "done"
+            assert start_of(config(base, resume=True, overwrite=True)) == "done"
+        rewrite(f"{real}/s", f"{link}/../real/s")
+    (real / "a.mp4").unlink()
+    given = ["input.first_frame=link/start.png", "out=link/a.mp4"]
+    assert resumed(find_run(Path("real/a.run")), overrides=given, flags={}).config.resume
+    assert start_of(resumed_config(real / "a.run")) == "resume"
 
 
 def test_a_run_resumes_under_its_own_name_only(model_folder: Path, tmp_path: Path, cli: Cli) -> None:

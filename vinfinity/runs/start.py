@@ -27,7 +27,7 @@ from vinfinity.errors import InputError
 from vinfinity.runs.folder import RunFolder, video_of
 from vinfinity.runs.paths import Destination, check_emptied, check_files, sheet_of
 from vinfinity.runs.sources import check_sources
-from vinfinity.system.folders import expanded
+from vinfinity.system.folders import absolute, expanded
 from vinfinity.weights.card import find_model, model_defaults
 
 Start = Literal["new", "resume", "done"]
@@ -35,7 +35,8 @@ Start = Literal["new", "resume", "done"]
 # set by launchers that start a job or its ranks again
 RESTARTS = {"torchrun": "TORCHELASTIC_RESTART_COUNT", "SLURM": "SLURM_RESTART_COUNT"}
 # settings of a video's files, beside those of the group `video`
-OF_FILES = ("decoder", "audio", "save_latents", "input.keep_audio")
+FILES = ("decoder", "audio", "save_latents")
+OF_FILES = (*FILES, "input.keep_audio")
 
 
 class OtherRunError(InputError):
@@ -104,7 +105,10 @@ def _how_to_go_on(config: RunConfig, destination: Destination, record: Mapping[s
     """Whether the run of a video resumes or is done. Raises OtherRunError if it has other settings."""
     folder = destination.folder
     started_with = read_settings(folder)
-    if digest(started_with) != digest(with_absolute_paths(config, destination)):
+    # those of older versions are absolute, and may have links or `..` in them
+    if digest(with_absolute_paths(started_with, destination)) != digest(
+        with_absolute_paths(config, destination)
+    ):
         remedy = f"{folder.command('resume')} uses the run's own settings, --overwrite starts over"
         raise OtherRunError("resume", folder.path, remedy, problem="is a run with other settings")
     finished = record.get("finished") and destination.video.exists()
@@ -176,7 +180,8 @@ def made_with(folder: RunFolder, video: Path) -> dict[str, Any]:
     if not made.keys() >= set(keys):
         # of an older version
         made = {**_of_files(read_settings(folder)), **made}
-    return {key: made[key] for key in keys}
+    # those of older versions may have links or `..` in their paths
+    return {key: _absolute(made[key]) if key in FILES and made[key] else made[key] for key in keys}
 
 
 def record_of_files(folder: RunFolder, config: RunConfig, destination: Destination) -> dict[str, object]:
@@ -225,16 +230,13 @@ def jobs_of(environment: Mapping[str, str], *, parent: int) -> dict[str, str]:
 
 
 def with_absolute_paths(config: RunConfig, destination: Destination) -> RunConfig:
-    """The configuration with absolute paths, which mean the same in any working directory."""
-
-    def absolute(path: str) -> str:
-        return str(expanded(path, field="path").absolute())
+    """The configuration with absolute paths, the same from any working directory and through any links of folders."""
 
     def absolute_or_none(path: str | None) -> str | None:
-        return None if path is None else absolute(path)
+        return None if path is None else _absolute(path)
 
     def absolute_model(model: str) -> str:
-        return absolute(model) if find_model(model) == expanded(model, field="model") else model
+        return _absolute(model) if find_model(model) == expanded(model, field="model") else model
 
     def first_model(model: str | None) -> str | None:
         # once its video is there, the model of a first pass is not needed any more
@@ -252,7 +254,7 @@ def with_absolute_paths(config: RunConfig, destination: Destination) -> RunConfi
             last_frame=absolute_or_none(given.last_frame),
         ),
         model=absolute_model(config.model),
-        lora=tuple(absolute(lora) for lora in config.lora),
+        lora=tuple(_absolute(lora) for lora in config.lora),
         decoder=absolute_or_none(config.decoder),
         noise_from=absolute_or_none(config.noise_from),
         save_latents=absolute_or_none(config.save_latents),
@@ -263,10 +265,14 @@ def with_absolute_paths(config: RunConfig, destination: Destination) -> RunConfi
             model=first_model(config.first_pass.model),
             lora=None
             if config.first_pass.lora is None
-            else tuple(absolute(lora) for lora in config.first_pass.lora),
+            else tuple(_absolute(lora) for lora in config.first_pass.lora),
         ),
-        out=absolute(str(destination.video)) + ("/" if destination.format.container.is_folder else ""),
+        out=_absolute(str(destination.video)) + ("/" if destination.format.container.is_folder else ""),
     )
+
+
+def _absolute(path: str) -> str:
+    return str(absolute(expanded(path, field="path")))
 
 
 def read_settings(folder: RunFolder) -> RunConfig:
@@ -293,11 +299,15 @@ def load_run(
     out = _own_video(folder, started_with)
     own = {**made_with(folder, Path(out)), "out": out, "overwrite": False, **(chosen or {})}
     resolved = load(folder.settings, chosen=own, overrides=overrides, flags=flags, card=model_defaults)
-    new, old = leaves(resolved.config), leaves(started_with)
+    destination = Destination.of(resolved.config)
+    new, old = (
+        leaves(with_absolute_paths(config, destination)) for config in (resolved.config, started_with)
+    )
     for key in new:
         if new[key] != old[key] and changes_latents(key):
             with name_sources(resolved.origins):
-                raise InputError(key, new[key], "start a new run for it", problem="would change the video")
+                given = leaves(resolved.config)[key]
+                raise InputError(key, given, "start a new run for it", problem="would change the video")
     return resolved
 
 
@@ -314,7 +324,7 @@ def resumed(
     with name_sources(resolved.origins):
         if not config.resume:
             raise InputError("resume", False, "leave it out", problem="would start the run over")
-        if Destination.of(config).video.absolute() != own.absolute():
+        if absolute(Destination.of(config).video) != absolute(own):
             remedy = "leave it out; `vinfinity decode` makes another video of a finished run"
             raise InputError("out", config.out, remedy, problem="is not the video of this run")
     return resolved
