@@ -314,10 +314,15 @@ def test_a_run_that_goes_on_replaces_its_own_files_only(model_folder: Path, tmp_
         config_of(model_folder, tmp_path / "a.mp4", *settings, overwrite=True), tmp_path / "a.run"
     )
     command = ("resume", str(tmp_path / "a.run"))
-    for setting, path in zip((f"save_latents={others[0]}", "video.sheet=true"), others, strict=True):
+    remedies = (
+        "choose another name or add overwrite=true",
+        "move it, add overwrite=true or set video.sheet=false",
+    )
+    settings = (f"save_latents={others[0]}", "video.sheet=true")
+    for setting, path, remedy in zip(settings, others, remedies, strict=True):
         message = cli.refused(*command, setting)
         assert str(path) in message
-        assert message.endswith(" already exists; choose another name or add overwrite=true")
+        assert message.endswith(f" already exists; {remedy}")
         assert path.read_bytes() == b"precious"
     # those that it was started for, and those that it has made since
     assert cli(*command)[0] == 0

@@ -19,7 +19,7 @@ from vinfinity.system.folders import expanded
 from vinfinity.system.output import check_folder, check_output, check_output_folder
 from vinfinity.system.safetensors import read_header
 from vinfinity.weights.card import check_headers, read_card
-from vinfinity.weights.named_files import check_lora
+from vinfinity.weights.named_files import LORA_FILES, check_lora, split_weight
 
 # characters of a file name derived from a prompt
 LONGEST_SLUG = 60
@@ -91,23 +91,29 @@ def check_files(
     denoise: see `check_inputs`.
     """
     check_encoders(destination.format)
-    # `resume` has no flag for it
-    way = "add --overwrite" if own is None else "add overwrite=true"
+    other, no_sheet = "choose another name", "set video.sheet=false"
+    # `resume` has no flag for it, and its video has the name of the run
+    rename, way = (other, "add --overwrite") if own is None else ("move it", "add overwrite=true")
 
     def may_replace(path: Path) -> bool:
         return overwrite or (own is not None and os.path.realpath(path) in own)
 
     video, sheet, latents = destination.video, destination.sheet, destination.latents
+    _check_no_input(config, "out", video, remedy=other)
     if destination.format.container.is_folder:
-        check_output_folder("out", video, overwrite=may_replace(video), own=PICTURES, way=way)
+        check_output_folder(
+            "out", video, overwrite=may_replace(video), own=PICTURES, remedy=f"{rename} or {way}"
+        )
     else:
-        check_output("out", video, overwrite=may_replace(video), way=way)
+        check_output("out", video, overwrite=may_replace(video), remedy=f"{rename} or {way}")
     if sheet is not None:
-        check_output("out", sheet, overwrite=may_replace(sheet), way=way)
+        _check_no_input(config, "out", sheet, remedy=f"{other} or {no_sheet}")
+        check_output("out", sheet, overwrite=may_replace(sheet), remedy=f"{rename}, {way} or {no_sheet}")
     _check_run_folder(config, destination)
     if latents is not None:
-        check_output("save_latents", latents, overwrite=may_replace(latents), way=way)
-        _check_latents(config, destination, latents)
+        _check_no_input(config, "save_latents", latents, remedy=other)
+        check_output("save_latents", latents, overwrite=may_replace(latents), remedy=f"{other} or {way}")
+        _check_latents(destination, latents)
     check_inputs(config, denoise=denoise)
 
 
@@ -130,10 +136,28 @@ def check_emptied(destination: Destination) -> None:
         raise InputError("out", destination.video, "move them, or choose another name", problem=problem)
 
 
-def _check_latents(config: RunConfig, destination: Destination, latents: Path) -> None:
+def _check_no_input(config: RunConfig, field: str, path: Path, *, remedy: str) -> None:
+    """Raise InputError if an output file or folder is, or holds, a file that the run reads."""
+    named = {
+        "input.video": config.input.video,
+        **config.input.pictures,
+        "audio": config.audio,
+        "noise_from": config.noise_from,
+    }
+    files = [(name, expanded(text, field=name)) for name, text in named.items() if text is not None]
+    for text in (*config.lora, *(config.first_pass.lora or ())):
+        lora = split_weight(text)[0]
+        files += [("lora", file) for file in (lora, *(lora / name for name in LORA_FILES))]
+    output = Path(os.path.realpath(path))
+    for name, file in files:
+        read = Path(os.path.realpath(file))
+        if output in (read, *read.parents):
+            verb = "is" if output == read else "holds"
+            raise InputError(field, path, remedy, problem=f"{verb} the file that {name} names")
+
+
+def _check_latents(destination: Destination, latents: Path) -> None:
     other = "give the latents another name"
-    if config.noise_from is not None and _same(expanded(config.noise_from, field="noise_from"), latents):
-        raise InputError("save_latents", latents, other, problem="is the file that noise is read from")
     if any(_same(parent, destination.folder.path) for parent in latents.parents):
         raise InputError("save_latents", latents, other, problem="lies in the run folder")
 
