@@ -109,6 +109,23 @@ def test_a_requeued_job_replaces_a_run_of_other_settings_if_it_may(
     assert cli(*command, "--overwrite")[2].endswith("is finished; nothing to do\n")
 
 
+def test_the_command_that_makes_files_again_is_about_the_video_that_was_asked_for(
+    model_folder: Path, tmp_path: Path, cli: Cli
+) -> None:
+    run(config_of(model_folder, tmp_path / "a.mp4", "video.crf=30", steps=1))
+    gif = ("--out", str(tmp_path / "a.gif"), "video.crf=null", "video.sheet=false", "video.metadata=false")
+    assert exit_code("decode", str(tmp_path / "a.run"), *gif) == 0
+    before = (tmp_path / "a.mp4").read_bytes()
+    settings = ("video.repeat=false", "video.sheet=false")
+    asked = config_of(model_folder, tmp_path / "a.gif", *settings, steps=1, resume=True)
+    with pytest.raises(InputError, match="is not what the finished video was made with") as raised:
+        run(asked)
+    [_, command, _] = raised.value.message.split("`")
+    assert exit_code(*shlex.split(command)[1:]) == 0
+    assert run(asked) is None
+    assert (tmp_path / "a.mp4").read_bytes() == before
+
+
 @pytest.mark.parametrize("file", ["run.json", "config.yaml"])
 @pytest.mark.parametrize("damage", [None, "{"])
 def test_overwrite_replaces_no_run_that_cannot_be_read(

@@ -3,7 +3,7 @@
 import contextlib
 import dataclasses
 import os
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, Literal
 
@@ -149,8 +149,11 @@ def _own_files(folder: RunFolder, started_with: RunConfig) -> set[str]:
 def check_done(config: RunConfig, destination: Destination) -> None:
     """Raise InputError if the files of a finished run were made with other settings than those of `config`."""
     if changed := changed_settings(config, destination):
+        folder, video = destination.folder, destination.video
+        out = f"{video}/" if destination.format.container.is_folder else str(video)
+        beside = [] if absolute(video) == absolute(own_video(folder)) else ["--out", out]
         given = (f"{key}={plain_text(value)}" for key, value in changed.items())
-        again = destination.folder.command("decode", "--overwrite", *given)
+        again = folder.command("decode", *beside, "--overwrite", *given)
         remedy = f"{again}, or overwrite=true in this command, makes its files again"
         key, value = next(iter(changed.items()))
         raise InputError(key, value, remedy, problem="is not what the finished video was made with")
@@ -296,8 +299,13 @@ def load_run(
     folder and takes its name, wherever the folder was moved to.
     """
     started_with = read_settings(folder)
-    out = _own_video(folder, started_with)
-    own = {**made_with(folder, Path(out)), "out": out, "overwrite": False, **(chosen or {})}
+    out, named = _own_video(folder, started_with), _named(overrides)
+    video = expanded(str(flags.get("out") or named.get("out") or out), field="out")
+    # another video that was decoded from the run has settings of its own
+    if video.name not in _recorded_files(folder) or absolute(video).parent != absolute(folder.path).parent:
+        video = Path(out)
+    made = made_with(folder, video)
+    own = {**made, "out": out, "overwrite": False, **(chosen or {})}
     resolved = load(folder.settings, chosen=own, overrides=overrides, flags=flags, card=model_defaults)
     destination = Destination.of(resolved.config)
     new, old = (
@@ -366,7 +374,7 @@ def edited(
         own |= {key: None for key in declared() if key.startswith("first_pass.")}
         # the sound goes on where the video is longer
         own |= {"audio": started_with.input.video} if started_with.input.keep_audio else {}
-    named = {key: text for key, _, text in (override.partition("=") for override in overrides)}
+    named = _named(overrides)
     if started_with.prompts and "prompts" not in named:
         text = named.get("prompt") if given.get("prompt") is None else given["prompt"]
         own |= _edited_prompts(started_with, kind, text=text, frames=frames)
@@ -374,6 +382,11 @@ def edited(
         overrides = [override for override in overrides if not override.startswith("prompt=")]
     own |= chosen or {}
     return load(folder.settings, chosen=own, overrides=overrides, flags=flags, card=model_defaults)
+
+
+def _named(overrides: Sequence[str]) -> dict[str, str]:
+    """The text of each setting that KEY=VALUE arguments name."""
+    return {key: text for key, _, text in (override.partition("=") for override in overrides)}
 
 
 def own_video(folder: RunFolder) -> Path:
