@@ -7,8 +7,9 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+from oracles.command_line import Cli
 from oracles.lora_files import base_unet, trained
-from oracles.runs import config_of, exit_code, signal_when_exists
+from oracles.runs import config_of, exit_code, signal_when_exists, stop_after_step
 from oracles.video import assert_exact_times
 from PIL import Image
 from safetensors.torch import save_file
@@ -72,6 +73,23 @@ def test_decoding_needs_none_of_the_files_that_the_latents_were_made_with(
     again = json.loads(read_metadata(tmp_path / "b.mp4")["comment"])
     assert [again[key] for key in ("weights", "noise")] == [made[key] for key in ("weights", "noise")]
     assert made["noise"]
+
+
+@pytest.mark.parametrize("finished", [False, True])
+def test_no_video_is_decoded_to_the_name_of_another_run(
+    finished: bool, model_folder: Path, tmp_path: Path, cli: Cli
+) -> None:
+    run(config_of(model_folder, tmp_path / "a.mp4", steps=1))
+    other = config_of(model_folder, tmp_path / "o.mp4", "checkpoint.every=1 steps")
+    if finished:
+        run(other)
+        (tmp_path / "o.mp4").unlink()
+    else:
+        stop_after_step(other, tmp_path / "o.run")
+    for more in ((), ("--overwrite",)):
+        message = cli.refused("decode", str(tmp_path / "a.run"), "--out", str(tmp_path / "o.mp4"), *more)
+        assert message.endswith("o.run, which holds another run; choose another name")
+    assert not (tmp_path / "o.mp4").exists()
 
 
 def test_a_run_that_is_decoded_resumes_without_the_files_that_its_latents_were_made_with(

@@ -101,6 +101,14 @@ def _check_owner(config: RunConfig, destination: Destination, record: Mapping[st
     raise InputError("out", destination.video, remedy, problem=problem)
 
 
+def check_decoded_beside(folder: RunFolder, destination: Destination) -> None:
+    """Raise InputError if a video that is decoded from the run in `folder` would count as that of another run."""
+    beside = destination.folder
+    if os.path.realpath(beside.path) != os.path.realpath(folder.path) and beside.record() is not None:
+        problem = f"belongs to the folder {beside.path}, which holds another run"
+        raise InputError("out", destination.video, "choose another name", problem=problem)
+
+
 def _how_to_go_on(config: RunConfig, destination: Destination, record: Mapping[str, Any]) -> Start:
     """Whether the run of a video resumes or is done. Raises OtherRunError if it has other settings."""
     folder = destination.folder
