@@ -26,6 +26,7 @@ from oracles.runs import (
 )
 from safetensors.torch import save_file
 
+from vinfinity.api import generate_file
 from vinfinity.errors import InputError, VinfinityError
 from vinfinity.media.mp4 import read_video
 from vinfinity.run import run
@@ -187,6 +188,17 @@ def test_a_run_does_not_resume_with_other_noise(model_folder: Path, tmp_path: Pa
         InputError, match=r"noise_from: .* was started with other noise; restore the former noise"
     ):
         run(resumed_config(tmp_path / "a.run"))
+
+
+@pytest.mark.parametrize("launcher", ["SLURM_RESTART_COUNT", "TORCHELASTIC_RESTART_COUNT"])
+def test_a_restarted_script_resumes_its_run(
+    launcher: str, model_folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    config = config_of(model_folder, tmp_path / "a.mp4", "checkpoint.every=1 steps")
+    stop_after_step(config, tmp_path / "a.run")
+    monkeypatch.setenv(launcher, "1")
+    generate_file(config)
+    assert events(tmp_path / "a.run", "resumed")[0]["step"] >= 3
 
 
 def test_restarts_by_launchers_are_detected() -> None:

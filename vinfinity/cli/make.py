@@ -1,6 +1,5 @@
 """Commands that make a video, or show what a run would do."""
 
-import dataclasses
 import functools
 import json
 import os
@@ -79,16 +78,13 @@ def show_plan(resolved: Resolved) -> None:
 def settle(config: RunConfig, *, replaces: bool = True) -> "tuple[RunConfig, Destination, Start]":
     """How a run starts, and the files that it writes; says so if it is finished. Raises InputError.
 
-    It resumes if a launcher has restarted this command. replaces: see `settle_start`. Imports no torch, which takes
-    seconds.
+    replaces: see `settle_start`. Imports no torch, which takes seconds.
     """
     from vinfinity.runs.paths import Destination
-    from vinfinity.runs.start import check_done, settle_start, was_restarted
+    from vinfinity.runs.start import check_done, settle_start
     from vinfinity.system.progress import note
 
     destination = Destination.of(config)
-    if was_restarted(os.environ):
-        config = dataclasses.replace(config, resume=True)
     config, begins = settle_start(config, destination, replaces=replaces)
     if begins == "done":
         check_done(config, destination)

@@ -47,9 +47,12 @@ def settle_start(
     config: RunConfig, destination: Destination, *, replaces: bool = True
 ) -> tuple[RunConfig, Start]:
     """How `config` starts, see `how_to_start`. With `overwrite`, another run in place of the one to resume is replaced.
+    If a launcher has restarted this process, it resumes.
 
     replaces: whether it may be; for `vinfinity resume`, `overwrite` concerns files alone. Raises InputError.
     """
+    if was_restarted(os.environ):
+        config = dataclasses.replace(config, resume=True)
     try:
         return config, how_to_start(config, destination)
     except OtherRunError:
