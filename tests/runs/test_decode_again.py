@@ -10,7 +10,7 @@ import torch
 from oracles.command_line import Cli
 from oracles.lora_files import base_unet, trained
 from oracles.runs import config_of, exit_code, signal_when_exists, stop_after_step
-from oracles.video import assert_exact_times
+from oracles.video import assert_exact_times, tone
 from PIL import Image
 from safetensors.torch import save_file
 
@@ -73,6 +73,18 @@ def test_decoding_needs_none_of_the_files_that_the_latents_were_made_with(
     again = json.loads(read_metadata(tmp_path / "b.mp4")["comment"])
     assert [again[key] for key in ("weights", "noise")] == [made[key] for key in ("weights", "noise")]
     assert made["noise"]
+
+
+def test_a_video_with_sound_is_decoded_to_a_silent_format_as_the_message_says(
+    model_folder: Path, tmp_path: Path, cli: Cli
+) -> None:
+    sound = tone(tmp_path / "tone.wav", seconds=1)
+    run(config_of(model_folder, tmp_path / "a.mp4", f"audio={sound}", "video.sheet=false", steps=1))
+    command = ("decode", str(tmp_path / "a.run"), "--out", str(tmp_path / "a.gif"))
+    message = cli.refused(*command)
+    assert message.endswith("GIF holds no sound; use .mp4, .mov, .webm, or set audio=null")
+    assert cli(*command, message.split()[-1])[0] == 0
+    assert (tmp_path / "a.gif").exists()
 
 
 @pytest.mark.parametrize("finished", [False, True])

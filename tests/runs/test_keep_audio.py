@@ -93,7 +93,10 @@ def test_sound_goes_on_in_an_extended_video(model_folder: Path, tmp_path: Path) 
             ("--from", "SILENT", "--audio", "TONE"),
             "audio: TONE (--audio) conflicts with input.keep_audio; leave out one of the two",
         ),
-        (("--from", "SILENT", "--out", "a.gif"), "GIF holds no sound; use .mp4, .mov, .webm"),
+        (
+            ("--from", "SILENT", "--out", "a.gif"),
+            "GIF holds no sound; use .mp4, .mov, .webm, or set input.keep_audio=false",
+        ),
     ],
     ids=["silent", "no video", "other sound", "silent format"],
 )

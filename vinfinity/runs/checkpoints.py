@@ -167,7 +167,8 @@ class Checkpoints:
             return None
         if newest.settings != self._identity:
             problem = "was computed with other settings"
-            raise InputError("run", newest.folder, "start over with --overwrite", problem=problem)
+            remedy = "start over with `vinfinity generate --overwrite`"
+            raise InputError("run", newest.folder, remedy, problem=problem)
         if self._ranks.first:
             self._folder.event("resumed", step=newest.step, ranks=self._ranks.size)
             self._progress.note(f"resuming after step {newest.step} of {self._steps}")

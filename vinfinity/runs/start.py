@@ -142,7 +142,7 @@ def check_same(folder: RunFolder, *, weights: str, noise: str) -> None:
     for field, what, now in (("model", "weights", weights), ("noise_from", "noise", noise)):
         # records of older versions say nothing of the noise
         if record.get(what, now) != now:
-            remedy = f"restore the former {what}, or start over with --overwrite"
+            remedy = f"restore the former {what}, or start over with `vinfinity generate --overwrite`"
             raise OtherRunError(field, folder.path, remedy, problem=f"was started with other {what}")
 
 
