@@ -428,6 +428,16 @@ def test_a_dry_run_is_refused_where_the_run_is(own_model: Path, tmp_path: Path, 
     assert cli(*command, "--resume", "--dry-run")[2].endswith("a.mp4 is finished; nothing to do\n")
 
 
+def test_a_linked_folder_in_a_run_folder_is_unlinked_and_stays_as_it_is(tmp_path: Path) -> None:
+    folder, scratch = RunFolder(tmp_path / "a.run"), tmp_path / "scratch" / "step-0001"
+    scratch.mkdir(parents=True)
+    folder.path.mkdir()
+    folder.checkpoints.symlink_to(scratch.parent)
+    folder.begin(settings="", record={})
+    assert not folder.checkpoints.exists()
+    assert scratch.exists()
+
+
 def test_two_runs_cannot_use_one_folder_at_the_same_time(model_folder: Path, tmp_path: Path) -> None:
     folder = RunFolder(tmp_path / "a.run")
     with folder.locked(first=True), folder.locked(first=False):

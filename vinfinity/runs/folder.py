@@ -169,7 +169,7 @@ class RunFolder:
         try:
             # the record first: without it, what a kill leaves is no run that a later attempt could not continue
             for path in sorted(self.path.iterdir(), key=lambda path: path.name != RECORD):
-                if path.is_dir():
+                if path.is_dir() and not path.is_symlink():
                     shutil.rmtree(path)
                 elif path.name != "lock":
                     path.unlink()
