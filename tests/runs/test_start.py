@@ -273,6 +273,19 @@ def test_a_moved_run_resumes_from_another_working_directory(
     assert (tmp_path / "b.mp4").is_file()
 
 
+def test_a_moved_run_replaces_the_video_that_was_moved_with_it(model_folder: Path, tmp_path: Path) -> None:
+    for name in ("a.mp4", "a.png"):
+        (tmp_path / name).write_bytes(b"old")
+    config = config_of(model_folder, tmp_path / "a.mp4", "checkpoint.every=1 steps", overwrite=True)
+    stop_after_step(config, tmp_path / "a.run")
+    moved = tmp_path / "moved"
+    moved.mkdir()
+    for name in ("a.run", "a.mp4", "a.png"):
+        shutil.move(tmp_path / name, moved / name)
+    run(resumed_config(moved / "a.run"))
+    assert b"old" not in [(moved / name).read_bytes() for name in ("a.mp4", "a.png")]
+
+
 def test_files_are_the_same_by_whatever_path_they_are_named(
     model_folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -147,8 +147,11 @@ def check_same(folder: RunFolder, *, weights: str, noise: str) -> None:
 
 
 def _own_files(folder: RunFolder, started_with: RunConfig) -> set[str]:
-    """Real paths of the files that a run may replace: those it was started for, and those it has made since."""
-    started = Destination.of(started_with)
+    """Real paths of the files that a run may replace: those it was started for, and those it has made since.
+
+    They lie beside its folder, wherever that was moved to.
+    """
+    started = Destination.of(dataclasses.replace(started_with, out=_own_video(folder, started_with)))
     files = [started.video, started.sheet, started.latents]
     for name, made in _recorded_files(folder).items():
         video, latents = folder.path.parent / name, made.get("save_latents")
