@@ -36,6 +36,20 @@ def test_latents_can_be_decoded_again_with_other_video_settings(model_folder: Pa
     assert exit_code("decode", str(tmp_path / "a.run"), "--out", str(tmp_path / "c.mp4"), "seed=4") == 2
 
 
+def test_settings_that_a_command_would_ignore_are_refused(
+    model_folder: Path, tmp_path: Path, cli: Cli
+) -> None:
+    run(config_of(model_folder, tmp_path / "a.mp4", steps=1))
+    decode = ("decode", str(tmp_path / "a.run"), "--out", str(tmp_path / "b.mp4"))
+    for given, shown in (("preview=2", "2"), ("checkpoint.keep=5", "5"), ("resume=true", "true")):
+        message = cli.refused(*decode, given)
+        key = given.partition("=")[0]
+        assert message == f"{key}: {shown} (command line) has no effect on decoding; leave it out"
+    for command, frames, given in (("extend", "+2", "frames=9"), ("redo", "1:3", "edit.redo=0:2")):
+        message = cli.refused(command, str(tmp_path / "a.run"), "--frames", frames, given)
+        assert message.endswith("(command line) is given beside --frames; leave it out")
+
+
 def test_settings_of_decoding_come_before_what_the_command_chooses(
     model_folder: Path, tmp_path: Path
 ) -> None:

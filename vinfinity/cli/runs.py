@@ -81,7 +81,7 @@ def decode(
     """
     from vinfinity.runs.folder import find_run
     from vinfinity.runs.paths import Destination, check_files
-    from vinfinity.runs.start import check_decoded_beside, load_run
+    from vinfinity.runs.start import check_decoded_beside, check_decoded_with, load_run
 
     with reported(context, debug=debug) as shutdown:
         folder = find_run(run)
@@ -97,6 +97,7 @@ def decode(
         config = resolved.config
         with name_sources(resolved.origins):
             destination = Destination.of(config).beside(folder, overwrite=config.overwrite)
+            check_decoded_with(resolved)
             check_decoded_beside(folder, destination)
             check_files(config, destination, overwrite=config.overwrite, denoise=False)
             if not (folder.latents / "manifest.json").exists():

@@ -23,6 +23,7 @@ from vinfinity.config import (
 )
 from vinfinity.config.formats import container_of
 from vinfinity.config.prompts import BLEND
+from vinfinity.config.sources import COMMAND_LINE
 from vinfinity.errors import InputError
 from vinfinity.runs.folder import RunFolder, video_of
 from vinfinity.runs.paths import Destination, check_emptied, check_files, sheet_of
@@ -37,6 +38,8 @@ RESTARTS = {"torchrun": "TORCHELASTIC_RESTART_COUNT", "SLURM": "SLURM_RESTART_CO
 # settings of a video's files, beside those of the group `video`
 FILES = ("decoder", "audio", "save_latents")
 OF_FILES = (*FILES, "input.keep_audio")
+# what `vinfinity decode` reads, beside those and the groups `video` and `decode`
+OF_DECODING = ("out", "overwrite", "gpus", "device", "parallel.timeout")
 
 
 class OtherRunError(InputError):
@@ -333,6 +336,14 @@ def load_run(
     return resolved
 
 
+def check_decoded_with(resolved: Resolved) -> None:
+    """Raise InputError if a setting was given that decoding does not use."""
+    for key, value in leaves(resolved.config).items():
+        used = _is_of_files(key) or key in OF_DECODING or key.startswith("decode.")
+        if resolved.origins[key] == COMMAND_LINE and not used and not changes_latents(key):
+            raise InputError(key, value, "leave it out", problem="has no effect on decoding")
+
+
 def resumed(
     folder: RunFolder,
     *,
@@ -388,7 +399,10 @@ def edited(
         own |= {key: None for key in declared() if key.startswith("first_pass.")}
         # the sound goes on where the video is longer
         own |= {"audio": started_with.input.video} if started_with.input.keep_audio else {}
-    named = _named(overrides)
+    named, edits = _named(overrides), "edit.redo" if kind == "redo" else "frames"
+    if edits in named:
+        problem = "is given beside --frames"
+        raise InputError(edits, named[edits], "leave it out", problem=problem, source=COMMAND_LINE)
     if started_with.prompts and "prompts" not in named:
         text = named.get("prompt") if given.get("prompt") is None else given["prompt"]
         own |= _edited_prompts(started_with, kind, text=text, frames=frames)
