@@ -196,7 +196,7 @@ def test_a_run_does_not_resume_with_other_weights(own_model: Path, tmp_path: Pat
 def test_files_of_a_finished_run_are_made_again_from_its_latents_whatever_became_of_its_weights(
     way: str, own_model: Path, tmp_path: Path, cli: Cli
 ) -> None:
-    settings = {"frames": 3, "steps": 2, "size": "32x32", "device": "cpu", "dtype": "fp32"}
+    settings: dict[str, Any] = {"frames": 3, "steps": 2, "size": "32x32", "device": "cpu", "dtype": "fp32"}
 
     def latents_on_disk() -> dict[Path, tuple[int, bytes]]:
         files = (tmp_path / "a.run" / "latents").iterdir()
@@ -351,8 +351,8 @@ def test_a_run_that_goes_on_replaces_its_own_files_only(model_folder: Path, tmp_
         "choose another name or add overwrite=true",
         "move it, add overwrite=true or set video.sheet=false",
     )
-    settings = (f"save_latents={others[0]}", "video.sheet=true")
-    for setting, path, remedy in zip(settings, others, remedies, strict=True):
+    changes = (f"save_latents={others[0]}", "video.sheet=true")
+    for setting, path, remedy in zip(changes, others, remedies, strict=True):
         message = cli.refused(*command, setting)
         assert str(path) in message
         assert message.endswith(f" already exists; {remedy}")
@@ -432,13 +432,28 @@ def test_a_dry_run_is_refused_where_the_run_is(own_model: Path, tmp_path: Path, 
     before = {path: path.stat().st_mtime_ns for path in (tmp_path / "a.run").rglob("*")}
     for more in ([], ["--resume", "seed=3"]):
         assert cli.refused(*command, *more, "--dry-run") == cli.refused(*command, *more)
-    for more in (["--resume"], ["--overwrite"]):
-        assert cli(*command, *more, "--dry-run")[0] == 0
+
+    def start_shown(*more: str) -> str:
+        code, out, _ = cli(*command, *more, "--dry-run")
+        assert code == 0
+        [line] = [line for line in out.splitlines() if line.startswith("start ")]
+        return line.removeprefix("start").strip()
+
+    resumes, replaces = (f"{verb} the run in {tmp_path / 'a.run'}" for verb in ("resumes", "replaces"))
+    assert start_shown("--out", str(tmp_path / "b.mp4")) == "new"
+    assert start_shown("--overwrite") == replaces
+    assert start_shown("--resume") == resumes
+    assert start_shown("--resume", "--overwrite") == resumes
+    assert start_shown("--resume", "--overwrite", "seed=3") == replaces
     change_weights(own_model)
     assert "was started with other weights" in cli.refused(*command, "--resume", "--dry-run")
+    assert start_shown("--resume", "--overwrite") == replaces
     assert {path: path.stat().st_mtime_ns for path in (tmp_path / "a.run").rglob("*")} == before
     assert cli(*command, "--overwrite")[0] == 0
     assert cli(*command, "--resume", "--dry-run")[2].endswith("a.mp4 is finished; nothing to do\n")
+    (tmp_path / "a.mp4").unlink()
+    change_weights(own_model)
+    assert start_shown("--resume") == f"decodes the latents in {tmp_path / 'a.run'}"
 
 
 def test_a_linked_folder_in_a_run_folder_is_unlinked_and_stays_as_it_is(tmp_path: Path) -> None:

@@ -24,6 +24,8 @@ from vinfinity.parallel.place import find_place
 from vinfinity.system.signals import Shutdown
 
 if TYPE_CHECKING:
+    from vinfinity.job import Job
+    from vinfinity.runs.folder import RunFolder
     from vinfinity.runs.paths import Destination
     from vinfinity.runs.start import Start
     from vinfinity.task import Summary
@@ -70,9 +72,17 @@ def show_plan(resolved: Resolved) -> None:
     config, place = job.config, find_place(os.environ)
     rows = describe(config, place, denoise=job.denoise)
     plan = make_plan(config, place=place)
-    print_columns([*rows, *essentials(plan)])
+    print_columns([("start", _how(begins, job, destination.folder)), *rows, *essentials(plan)])
     if plan.refusal is not None:
         raise plan.refusal
+
+
+def _how(begins: "Start", job: "Job", folder: "RunFolder") -> str:
+    """How a run would start, and what becomes of the run that is there. job: as it was checked for it."""
+    if begins == "resume" and job.config.resume:
+        return f"resumes the run in {folder.path}" if job.denoise else f"decodes the latents in {folder.path}"
+    replaces = folder.record() is not None or folder.holds_work()
+    return f"replaces the run in {folder.path}" if replaces else "new"
 
 
 def settle(config: RunConfig, *, replaces: bool = True) -> "tuple[RunConfig, Destination, Start]":

@@ -201,7 +201,7 @@ def made_with(folder: RunFolder, video: Path) -> dict[str, Any]:
         # of an older version
         made = {**_of_files(read_settings(folder)), **made}
     # those of older versions may have links or `..` in their paths
-    return {key: _absolute(made[key]) if key in FILES and made[key] else made[key] for key in keys}
+    return {key: _absolute(str(made[key])) if key in FILES and made[key] else made[key] for key in keys}
 
 
 def record_of_files(folder: RunFolder, config: RunConfig, destination: Destination) -> dict[str, object]:
