@@ -120,9 +120,8 @@ def _how_to_go_on(config: RunConfig, destination: Destination, record: Mapping[s
     folder = destination.folder
     started_with = read_settings(folder)
     # those of older versions are absolute, and may have links or `..` in them
-    if digest(with_absolute_paths(started_with, destination)) != digest(
-        with_absolute_paths(config, destination)
-    ):
+    absolute_before = with_absolute_paths(started_with, Destination.of(started_with))
+    if digest(absolute_before) != digest(with_absolute_paths(config, destination)):
         remedy = f"{folder.command('resume')} uses the run's own settings, --overwrite starts over"
         raise OtherRunError("resume", folder.path, remedy, problem="is a run with other settings")
     finished = record.get("finished") and destination.video.exists()
@@ -324,9 +323,9 @@ def load_run(
     made = made_with(folder, video)
     own = {**made, "out": out, "overwrite": False, **(chosen or {})}
     resolved = load(folder.settings, chosen=own, overrides=overrides, flags=flags, card=model_defaults)
-    destination = Destination.of(resolved.config)
     new, old = (
-        leaves(with_absolute_paths(config, destination)) for config in (resolved.config, started_with)
+        leaves(with_absolute_paths(config, Destination.of(config)))
+        for config in (resolved.config, started_with)
     )
     for key in new:
         if new[key] != old[key] and changes_latents(key):
