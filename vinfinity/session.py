@@ -28,7 +28,8 @@ from vinfinity.parallel.votes import Votes
 from vinfinity.runs.checkpoints import Checkpoints
 from vinfinity.runs.folder import RunFolder
 from vinfinity.runs.paths import Destination
-from vinfinity.runs.start import Start, check_same, how_to_start, with_absolute_paths
+from vinfinity.runs.settings import with_absolute_paths
+from vinfinity.runs.start import Start, check_same, how_to_start
 from vinfinity.system.overall import Overall
 from vinfinity.system.progress import Progress, add_line
 

@@ -12,8 +12,8 @@ from oracles.runs import config_of, exit_code, latents, start_of
 from vinfinity.errors import InputError
 from vinfinity.media.mp4 import read_metadata, read_video
 from vinfinity.run import run
+from vinfinity.runs.derived import load_run
 from vinfinity.runs.folder import LONGEST_PATH, RunFolder
-from vinfinity.runs.start import load_run
 
 # a frame and a step: nothing but the names matters here
 QUICK = {"frames": 1, "steps": 1}

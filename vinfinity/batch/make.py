@@ -18,8 +18,8 @@ from vinfinity.networks import Networks
 from vinfinity.parallel.launch import launch
 from vinfinity.parallel.place import find_place
 from vinfinity.parallel.ranks import Ranks
+from vinfinity.parallel.restarts import jobs_of, restarted_by
 from vinfinity.run import make_task, make_video
-from vinfinity.runs.start import jobs_of, restarted_by
 from vinfinity.session import record_end
 from vinfinity.system.out_of_memory import named_out_of_memory
 from vinfinity.system.overall import Overall

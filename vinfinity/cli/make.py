@@ -81,8 +81,9 @@ def settle(config: RunConfig) -> "tuple[RunConfig, Destination, Start]":
 
     It resumes if a launcher has restarted this command. Imports no torch, which takes seconds.
     """
+    from vinfinity.parallel.restarts import was_restarted
     from vinfinity.runs.paths import Destination
-    from vinfinity.runs.start import check_done, settle_start, was_restarted
+    from vinfinity.runs.start import check_done, settle_start
     from vinfinity.system.progress import note
 
     destination = Destination.of(config)

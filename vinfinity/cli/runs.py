@@ -13,7 +13,6 @@ from vinfinity.cli.output import Debug, import_engine, reported
 from vinfinity.config import name_sources
 from vinfinity.errors import InputError
 from vinfinity.parallel.place import is_rank
-from vinfinity.system.signals import Shutdown
 
 AS_BEFORE = "as before"
 Run = Annotated[Path, typer.Argument(metavar="RUN", help="Folder NAME.run, or the video NAME.mp4.")]
@@ -55,12 +54,12 @@ def resume(
 
     For example: vinfinity resume a-red-ball.run --gpus 4
     """
+    from vinfinity.runs.derived import resume_settings
     from vinfinity.runs.folder import find_run
-    from vinfinity.runs.start import resumed
 
     with reported(context, debug=debug) as shutdown:
-        flags = {"gpus": gpus, "device": device}
-        resolved = resumed(find_run(run), overrides=settings or [], flags=flags, chosen=_ranks_of_launcher())
+        flags, chosen = _given(gpus=gpus, device=device), _ranks_of_launcher()
+        resolved = resume_settings(find_run(run), overrides=settings or [], flags=flags, chosen=chosen)
         start(resolved, shutdown)
 
 
@@ -79,19 +78,13 @@ def decode(
 
     For example: vinfinity decode a-red-ball.run --out smaller.mp4 video.crf=28 video.preset=slow
     """
+    from vinfinity.runs.derived import load_run
     from vinfinity.runs.folder import find_run
     from vinfinity.runs.paths import Destination, check_files
-    from vinfinity.runs.start import load_run
 
     with reported(context, debug=debug) as shutdown:
         folder = find_run(run)
-        flags = {
-            "out": out,
-            "overwrite": overwrite or None,
-            "decoder": decoder,
-            "gpus": gpus,
-            "device": device,
-        }
+        flags = _given(out=out, overwrite=overwrite, decoder=decoder, gpus=gpus, device=device)
         chosen = {"resume": False, "save_latents": None, "gpus": 1, **_ranks_of_launcher()}
         resolved = load_run(folder, overrides=settings or [], flags=flags, chosen=chosen)
         config = resolved.config
@@ -128,9 +121,14 @@ def redo(
 
     For example: vinfinity redo a-red-ball.run --frames 40:60 --seed 7
     """
+    from vinfinity.runs.derived import redo_settings
+    from vinfinity.runs.folder import find_run
+
     with reported(context, debug=debug) as shutdown:
-        given = {"edit.redo": frames, "seed": seed, "prompt": prompt}
-        _edit(run, "redo", shutdown, settings, given, out=out, overwrite=overwrite, gpus=gpus, device=device)
+        flags = _given(prompt=prompt, seed=seed, out=out, overwrite=overwrite, gpus=gpus, device=device)
+        chosen = _ranks_of_launcher()
+        resolved = redo_settings(find_run(run), frames, overrides=settings or [], flags=flags, chosen=chosen)
+        start(resolved, shutdown)
 
 
 def extend(
@@ -152,37 +150,24 @@ def extend(
 
     For example: vinfinity extend a-red-ball.run --frames +48
     """
+    from vinfinity.runs.derived import extend_settings
+    from vinfinity.runs.folder import find_run
+
     with reported(context, debug=debug) as shutdown:
         if re.fullmatch(r"\+[1-9][0-9]{0,6}", frames) is None:
             remedy = "give how many frames to append, as in --frames +48"
             raise InputError("--frames", frames, remedy, problem="is not a number of frames to append")
-        given = {"frames": frames, "seed": seed, "prompt": prompt}
-        _edit(
-            run, "extend", shutdown, settings, given, out=out, overwrite=overwrite, gpus=gpus, device=device
+        flags = _given(prompt=prompt, seed=seed, out=out, overwrite=overwrite, gpus=gpus, device=device)
+        chosen = _ranks_of_launcher()
+        resolved = extend_settings(
+            find_run(run), int(frames), overrides=settings or [], flags=flags, chosen=chosen
         )
+        start(resolved, shutdown)
 
 
-def _edit(
-    run: Path,
-    kind: str,
-    shutdown: Shutdown,
-    settings: list[str] | None,
-    given: dict[str, str | None],
-    *,
-    out: str | None,
-    overwrite: bool,
-    gpus: str | None,
-    device: str | None,
-) -> None:
-    """Starts a run that keeps the frames of an earlier one, except where `given` says otherwise."""
-    from vinfinity.runs.folder import find_run
-    from vinfinity.runs.start import edited
-
-    folder = find_run(run)
-    flags = {"out": out, "overwrite": overwrite or None, "gpus": gpus, "device": device}
-    chosen = _ranks_of_launcher()
-    resolved = edited(folder, kind, overrides=settings or [], given=given, flags=flags, chosen=chosen)
-    start(resolved, shutdown)
+def _given(**options: object) -> dict[str, object]:
+    """Return the options that were given, by setting: a switch that is off was not."""
+    return {key: value for key, value in options.items() if value not in (None, False)}
 
 
 def _ranks_of_launcher() -> dict[str, None]:

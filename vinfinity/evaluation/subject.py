@@ -17,7 +17,7 @@ from vinfinity.errors import InputError, VinfinityError
 from vinfinity.media.finish import DIGITS
 from vinfinity.media.reader import FALLBACK_RATE, UnusableVideo, open_reader
 from vinfinity.runs.folder import RECORD, SUFFIX, RunFolder, find_run, run_folder, video_of
-from vinfinity.runs.start import read_settings
+from vinfinity.runs.settings import read_settings
 from vinfinity.system.folders import expanded
 from vinfinity.system.numbers import shown_rate
 
