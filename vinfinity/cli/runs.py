@@ -91,9 +91,8 @@ def decode(
         with name_sources(resolved.origins):
             destination = Destination.of(config).beside(folder, overwrite=config.overwrite)
             check_files(config, destination, overwrite=config.overwrite, denoise=False)
-            if not (folder.latents / "manifest.json").exists():
-                remedy = f"compute them with {folder.command('resume')}"
-                raise InputError("run", run, remedy, problem="has no final latents yet")
+            if not folder.has_latents():
+                raise folder.no_latents()
             import_engine()
             from vinfinity.decode_again import decode_again
 

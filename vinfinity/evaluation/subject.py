@@ -231,8 +231,7 @@ def _on_disk(path: Path, *, fps: Fraction | int | None) -> Subject:
 def _video_of(folder: RunFolder, config: RunConfig) -> Path:
     video = Path(video_of(folder, config.out or ".mp4"))
     if not os.path.exists(video):
-        started = (folder.latents / "manifest.json").exists()
-        verb = "decode" if started else "resume"
+        verb = "decode" if folder.has_latents() else "resume"
         remedy = f"{folder.command(verb)} makes it"
         raise UnusableVideo("run", folder.path, remedy, problem=f"is without its video {video.name}")
     return video

@@ -23,8 +23,7 @@ def final_latents(folder: RunFolder, *, field: str = "run") -> Parts:
     try:
         return read_manifest(folder.latents)
     except DamagedError as error:
-        remedy = f"{folder.command('resume')} computes them"
-        raise InputError(field, folder.path, remedy, problem=f"has no latents ({error.message})") from None
+        raise folder.no_latents(field=field, reason=error.message) from None
 
 
 @dataclass(frozen=True)

@@ -13,7 +13,7 @@ from vinfinity.errors import InputError
 from vinfinity.media.audio import check_audio
 from vinfinity.media.encoders import check_encoders
 from vinfinity.media.finish import PICTURES
-from vinfinity.runs.folder import LONGEST_PATH, MANIFEST, OWN_NAMES, RunFolder, run_folder
+from vinfinity.runs.folder import LONGEST_PATH, OWN_NAMES, RunFolder, run_folder
 from vinfinity.system.files import TEMPORARY, missing_problem
 from vinfinity.system.folders import expanded
 from vinfinity.system.output import check_folder, check_output, check_output_folder
@@ -189,8 +189,5 @@ def _check_earlier(folder: Path) -> None:
     if not os.path.isdir(folder):
         problem = "is not a folder" if os.path.exists(folder) else missing_problem(folder)
         raise InputError("edit.run", folder, "name the folder of a finished run", problem=problem)
-    if not os.path.isfile(RunFolder(folder).latents / MANIFEST):
-        problem = "has no latents"
-        raise InputError(
-            "edit.run", folder, f"{RunFolder(folder).command('resume')} computes them", problem=problem
-        )
+    if not RunFolder(folder).has_latents():
+        raise RunFolder(folder).no_latents(field="edit.run")
