@@ -267,7 +267,7 @@ def test_a_prompt_is_appended_to_a_loop_that_is_opened(model_folder: Path, tmp_p
         return [p.blend for p in prepare(resolved.config).prompts.prompts]
 
     assert blends("loop=false") == [0, 16, 8]
-    with pytest.raises(InputError, match=r"^loop: true leaves no end"):
+    with pytest.raises(InputError, match=r"^loop: true has no end to extend"):
         blends()
 
 

@@ -105,7 +105,7 @@ def test_an_edit_does_not_replace_the_run_it_starts_from(
             "--out",
             str(tmp_path / out),
         )
-        assert "is the video of the run that is edited; choose another name" in cli.refused(*command)
+        assert "is the video of the run being edited; choose another name" in cli.refused(*command)
     assert latents(tmp_path / "a.run").shape[1] == 3
 
 

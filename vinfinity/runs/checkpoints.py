@@ -65,7 +65,7 @@ class Checkpoints:
         return Vote(finite, checkpoint_due=self._due(), stop=self._ranks.shutdown.requested is not None)
 
     def after(self, state: State, votes: Votes) -> bool:
-        """Write a checkpoint after a step if one is due, or if a rank must stop; return whether it was written.
+        """Write a checkpoint after a step if one is due or a shutdown was requested; return whether it was written.
 
         Raises OutputError on all ranks if any rank cannot write.
         """

@@ -230,7 +230,7 @@ class RunFolder:
                 if time.monotonic() > deadline:
                     holder = (self.path / LOCK).read_text().strip() or "another process"
                     raise BusyError(
-                        f"{self.path}: is in use by another run ({holder}); wait for it, or use another --out"
+                        f"{self.path}: is in use by another run ({holder}); wait for it, or choose another --out"
                     ) from None
             time.sleep(0.1)
 

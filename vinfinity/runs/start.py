@@ -19,12 +19,13 @@ Start = Literal["new", "resume", "done"]
 
 
 class OtherRunError(InputError):
-    """The folder of a video holds a run of other settings, weights or noise, which `resume` does not continue."""
+    """The folder of a video holds a run with other settings, weights or noise, which `resume` does not continue."""
 
 
 def settle_start(config: RunConfig, destination: Destination) -> tuple[RunConfig, Start]:
-    """How `config` starts, see `how_to_start`. With `overwrite`, another run in place of the one to resume is replaced.
+    """Decide how `config` starts, see `how_to_start`; return it with `resume` off if it replaces another run.
 
+    That is the case if both `resume` and `overwrite` are set, and the folder holds a run that cannot be resumed.
     Raises InputError.
     """
     try:
@@ -37,25 +38,26 @@ def settle_start(config: RunConfig, destination: Destination) -> tuple[RunConfig
 
 
 def how_to_start(config: RunConfig, destination: Destination) -> Start:
-    """Whether `config` starts a new run, resumes one, or names one that is done. Raises InputError where it is refused.
+    """Return whether `config` starts a new run, resumes one, or names one that is done. Raises InputError if refused.
 
     The run folder holds           by default   overwrite   resume    both
     no run                         new          new         new       new
     the run of another video       refused      refused     refused   refused
-    a run of the same settings     refused      new         goes on   goes on
-    a run of other settings        refused      new         refused   new, see `settle_start`
+    a run with the same settings   refused      new         resume    resume
+    a run with other settings      refused      new         refused   new, see `settle_start`
 
-    By default, a new run takes the place of one that has computed nothing. A run goes on with its next step. It is done
-    if it is finished and its video is there; with `overwrite`, only if its files were made with the same settings. It
-    also goes on for a video that `decode` has made from it.
+    A new run always replaces a run that has computed nothing. Instead of being resumed, a run is done if it is
+    finished and its video exists; with `overwrite`, only if its files were also made with the same settings. A run can
+    be resumed for a video that `decode` has made from it, too.
 
-    A run that goes on may replace files that it was started for or has made, a new one none; with `overwrite`, any.
+    A resumed run may replace the files that it was started for or has made, a new run none; with `overwrite`, either
+    may replace any file.
     """
     folder, record = destination.folder, destination.folder.record()
     if record is not None:
         _check_owner(config, destination, record)
         if config.resume:
-            return _how_to_go_on(config, destination, record)
+            return _resume_or_done(config, destination, record)
     check_files(config, destination, overwrite=config.overwrite)
     check_emptied(destination)
     finished = record is not None and record.get("finished")
@@ -68,18 +70,20 @@ def how_to_start(config: RunConfig, destination: Destination) -> Start:
 
 
 def _check_owner(config: RunConfig, destination: Destination, record: Mapping[str, Any]) -> None:
-    """Raise InputError if the folder holds the run of another video: formats share it, as ball.mp4 and ball.gif do."""
+    """Raise InputError if the folder is another video's: ball.mp4 and ball.gif share ball.run."""
     folder, name = destination.folder, destination.video.name
     owner = Path(video_of(folder, record.get("config", {}).get("out") or ".mp4")).name
     if name == owner or (config.resume and name in recorded_files(folder)):
         return
     problem = f"needs the folder {folder.path}, which holds the run of {owner}"
-    remedy = "choose another name, or delete the folder; `vinfinity decode` makes other formats of a finished video"
+    remedy = (
+        "use another name, or delete the folder; `vinfinity decode` makes other formats of a finished video"
+    )
     raise InputError("out", destination.video, remedy, problem=problem)
 
 
-def _how_to_go_on(config: RunConfig, destination: Destination, record: Mapping[str, Any]) -> Start:
-    """Whether the run of a video resumes or is done. Raises OtherRunError if it has other settings."""
+def _resume_or_done(config: RunConfig, destination: Destination, record: Mapping[str, Any]) -> Start:
+    """Return whether the run of a video resumes or is done. Raises OtherRunError if it has other settings."""
     folder = destination.folder
     started_with = read_settings(folder)
     if digest(started_with) != digest(with_absolute_paths(config, destination)):
@@ -97,14 +101,14 @@ def check_same(folder: RunFolder, *, weights: str, noise: str) -> None:
     """Raise OtherRunError if the run in `folder` was started with other weights or noise, by their digests."""
     record = folder.record() or {}
     for field, what, now in (("model", "weights", weights), ("noise_from", "noise", noise)):
-        # records of older versions say nothing of the noise
+        # older versions recorded no noise
         if record.get(what, now) != now:
             remedy = f"restore the former {what}, or start over with --overwrite"
             raise OtherRunError(field, folder.path, remedy, problem=f"was started with other {what}")
 
 
 def _own_files(folder: RunFolder, started_with: RunConfig) -> set[str]:
-    """Real paths of the files that a run may replace: those it was started for, and those it has made since."""
+    """Return the real paths of the files that a run may replace: those in its settings, and those it has made."""
     started = Destination.of(started_with)
     files = [started.video, started.sheet, started.latents]
     for name, made in recorded_files(folder).items():
@@ -115,7 +119,7 @@ def _own_files(folder: RunFolder, started_with: RunConfig) -> set[str]:
 
 
 def check_done(config: RunConfig, destination: Destination) -> None:
-    """Raise InputError if the files of a finished run were made with other settings than those of `config`."""
+    """Raise InputError if the files of a finished run were made with settings other than those of `config`."""
     if changed := changed_settings(config, destination):
         given = (f"{key}={plain_text(value)}" for key, value in changed.items())
         again = destination.folder.command("decode", "--overwrite", *given)
