@@ -143,7 +143,7 @@ def _same(one: Path, other: Path) -> bool:
     return os.path.realpath(one) == os.path.realpath(other)
 
 
-def check_config_sound(config: RunConfig) -> Fraction | None:
+def check_config_audio(config: RunConfig) -> Fraction | None:
     """Return the length of a video's audio in seconds; None if there is none, or the file does not state it.
 
     Raises InputError if the file has no audio.
@@ -167,7 +167,7 @@ def check_inputs(config: RunConfig, *, denoise: bool = True) -> None:
         remedy = "name the folder with its config.json and its weights"
         problem = missing_problem(decoder, "is not a folder")
         raise InputError("decoder", config.decoder, remedy, problem=problem)
-    check_config_sound(config)
+    check_config_audio(config)
     check_headers(read_card(config.model))
     if not denoise:
         return
