@@ -248,7 +248,7 @@ def test_a_full_disk_ends_a_batch(model_folder: Path, tmp_path: Path) -> None:
     (tmp_path / "2.run").mkdir()
     with (
         when_exists(tmp_path / "2.run" / "run.json", (tmp_path / "2.run" / "latents").touch),
-        pytest.raises(OutputError, match=r"2.run.*; 1 of 4 videos are made; the same command") as raised,
+        pytest.raises(OutputError, match=r"2.run.*; 1 of 4 videos are finished; the same command") as raised,
     ):
         make(model_folder, tmp_path, steps=12)
     assert raised.value.exit_code == 4
@@ -307,7 +307,9 @@ def test_a_request_to_end_is_followed_by_the_same_command(
     with (
         Shutdown().handled() as shutdown,
         signal_when_exists(checkpoint),
-        pytest.raises(Stopped, match=r"stopped after step \d+ of 40; .*; 1 of 4 videos are made;") as raised,
+        pytest.raises(
+            Stopped, match=r"stopped after step \d+ of 40; .*; 1 of 4 videos are finished;"
+        ) as raised,
     ):
         make_batch(plan(model_folder, tmp_path, **flags), shutdown=shutdown)
     assert raised.value.exit_code == 75
