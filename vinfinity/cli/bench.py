@@ -1,5 +1,8 @@
 """Commands that measure."""
 
+import contextlib
+from collections.abc import Iterator
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Annotated, Literal
 
@@ -10,7 +13,7 @@ from vinfinity.cli.output import Debug, import_engine, print_columns, reported
 from vinfinity.config import DecodeConfig, Device, parse_size
 from vinfinity.errors import InputError
 from vinfinity.system.output import check_output
-from vinfinity.system.signals import Reaction
+from vinfinity.system.signals import Reaction, Shutdown
 
 bench = typer.Typer(help="Measure the time and memory that runs take.", no_args_is_help=True)
 
@@ -48,14 +51,38 @@ Rounds = Annotated[
 ]
 
 
-def check_out(out: Path | None, *, overwrite: bool) -> None:
-    """Raises InputError if the figures cannot be written, before they are measured, or if there is no file for them to
-    overwrite.
-    """
-    if out is not None:
-        check_output("--out", out, overwrite=overwrite)
-    elif overwrite:
-        raise InputError("--overwrite", True, "name a file by --out", problem="has no effect without a file")
+@dataclass(frozen=True)
+class Measurement:
+    """A measurement in progress. out: the file for its figures, if any."""
+
+    shutdown: Shutdown
+    out: Path | None
+
+    def begin(self, *, engine: bool = True) -> None:
+        """Let shutdown requests interrupt the measurement from here on. engine: whether to import the engine."""
+        if engine:
+            import_engine()
+        self.shutdown.reaction = Reaction.UNWIND
+
+    def save(self, figures: object) -> None:
+        """Write the figures as JSON if there is a file for them."""
+        from vinfinity.bench.report import write_json
+
+        if self.out is not None:
+            write_json(self.out, figures)
+
+
+@contextlib.contextmanager
+def measuring(
+    context: typer.Context, *, out: Path | None, overwrite: bool, debug: bool
+) -> Iterator[Measurement]:
+    """Report errors of the block; raise InputError before it if the figures cannot be written to `out`."""
+    with reported(context, debug=debug) as shutdown:
+        if out is not None:
+            check_output("--out", out, overwrite=overwrite)
+        elif overwrite:
+            raise InputError("--overwrite", True, "add --out FILE", problem="has no effect without a file")
+        yield Measurement(shutdown, out)
 
 
 @bench.command()
@@ -102,11 +129,9 @@ def denoiser(
 
     benchmarks/rivals/unet.py compares a UNet with diffusers'.
     """
-    with reported(context, debug=debug) as shutdown:
-        check_out(out, overwrite=overwrite)
+    with measuring(context, out=out, overwrite=overwrite, debug=debug) as measurement:
         pixels = None if size is None else parse_size(size)
-        import_engine()
-        shutdown.reaction = Reaction.UNWIND
+        measurement.begin()
         import torch
 
         from vinfinity.bench import report
@@ -133,8 +158,7 @@ def denoiser(
                 )
                 measured.append((subject.title(count), times))
         print_columns(report.denoiser_table(measured))
-        if out is not None:
-            report.write_json(out, report.denoiser_json(measured))
+        measurement.save(report.denoiser_json(measured))
 
 
 @bench.command()
@@ -157,21 +181,18 @@ def scaling(
 
     On CPUs, each rank has one thread.
     """
-    with reported(context, debug=debug) as shutdown:
-        check_out(out, overwrite=overwrite)
+    with measuring(context, out=out, overwrite=overwrite, debug=debug) as measurement:
         if frames < ranks:
             problem = "is more than the number of frames"
             raise InputError("--ranks", ranks, f"give at most {frames}", problem=problem)
         pixels = None if size is None else parse_size(size)
-        import_engine()
-        shutdown.reaction = Reaction.UNWIND
+        measurement.begin()
         from vinfinity.bench import report
         from vinfinity.bench.scaling import measure_scaling
 
         times = measure_scaling(model, ranks=ranks, frames=frames, rounds=rounds, device=device, size=pixels)
         print_columns(report.scaling_table(times, ranks=ranks, frames=frames))
-        if out is not None:
-            report.write_json(out, times)
+        measurement.save(times)
 
 
 @bench.command()
@@ -200,16 +221,15 @@ def e2e(
     debug: Debug = False,
 ) -> None:
     """Measure whole runs from prompt to MP4: time of each phase and memory, by length of the video."""
-    with reported(context, debug=debug) as shutdown:
-        check_out(out, overwrite=overwrite)
-        shutdown.reaction = Reaction.UNWIND
+    with measuring(context, out=out, overwrite=overwrite, debug=debug) as measurement:
+        # each run is a process of its own
+        measurement.begin(engine=False)
         from vinfinity.bench import report
         from vinfinity.bench.whole import measure_runs
 
         runs = measure_runs(sorted(frames or (96, 192, 384)), settings or (), model=model)
         print_columns(report.runs_table(runs))
-        if out is not None:
-            report.write_json(out, runs)
+        measurement.save(runs)
 
 
 @bench.command()
@@ -257,11 +277,9 @@ def exchange(
     Counting needs neither weights nor GPUs. With --timed, calls that exchange frames alternate with calls that use
     the rank's own frames instead; the ratio of their times is the cost of synchronisation.
     """
-    with reported(context, debug=debug) as shutdown:
-        check_out(out, overwrite=overwrite)
+    with measuring(context, out=out, overwrite=overwrite, debug=debug) as measurement:
         pixels = parse_size(size)
-        import_engine()
-        shutdown.reaction = Reaction.UNWIND
+        measurement.begin()
         from vinfinity.bench import report
         from vinfinity.bench.exchange import count_traffic, time_exchange
         from vinfinity.bench.subjects import inner_rank_call
@@ -279,8 +297,7 @@ def exchange(
             timing = time_exchange(model, ranks=timed, scopes=scopes, rounds=rounds, device=device)
             typer.echo()
             print_columns(report.exchange_time_table(timing))
-        if out is not None:
-            report.write_json(out, report.exchange_json(traffic, timing))
+        measurement.save(report.exchange_json(traffic, timing))
 
 
 @bench.command()
@@ -323,11 +340,9 @@ def memory(
 
     Once with skip connections on the device, and once with them in host memory.
     """
-    with reported(context, debug=debug) as shutdown:
-        check_out(out, overwrite=overwrite)
+    with measuring(context, out=out, overwrite=overwrite, debug=debug) as measurement:
         pixels = parse_size(size)
-        import_engine()
-        shutdown.reaction = Reaction.UNWIND
+        measurement.begin()
         from vinfinity.bench import report
         from vinfinity.bench.memory import check_footprint, trace_footprint
         from vinfinity.bench.subjects import inner_rank_call
@@ -348,8 +363,7 @@ def memory(
         if checked is not None:
             typer.echo()
             print_columns(report.check_table(checked))
-        if out is not None:
-            report.write_json(out, report.memory_json(footprints, checked))
+        measurement.save(report.memory_json(footprints, checked))
 
 
 @bench.command()
@@ -392,12 +406,10 @@ def decode(
 
     Both at once is what a run does: the encoder works in a thread while the next frames are decoded.
     """
-    with reported(context, debug=debug) as shutdown:
-        check_out(out, overwrite=overwrite)
+    with measuring(context, out=out, overwrite=overwrite, debug=debug) as measurement:
         pixels = None if size is None else parse_size(size)
         decoding = DecodeConfig(frames=block, tile=tile)
-        import_engine()
-        shutdown.reaction = Reaction.UNWIND
+        measurement.begin()
         from vinfinity.bench import report
         from vinfinity.bench.decode import measure_decoding
 
@@ -405,5 +417,4 @@ def decode(
             model, decoder=decoder, frames=frames, size=pixels, rounds=rounds, device=device, decode=decoding
         )
         print_columns(report.decode_table(figures))
-        if out is not None:
-            report.write_json(out, report.decode_json(figures))
+        measurement.save(report.decode_json(figures))
