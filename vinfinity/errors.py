@@ -126,7 +126,7 @@ class BusyError(VinfinityError):
 
 
 class LimitError(VinfinityError):
-    """A video exceeds a limit given to `vinfinity evaluate`; everything was measured."""
+    """A video violates a limit given to `vinfinity evaluate`; everything was measured."""
 
     exit_code = 7
     advice = "No action needed if you only filter videos: the lines above name the video, the figure and the limit."

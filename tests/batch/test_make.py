@@ -240,7 +240,7 @@ def test_the_exit_code_says_how_many_failed(model_folder: Path, tmp_path: Path, 
     assert "2 made" in out
     assert f"failed: {tmp_path}/v/0002-a-blue-boat-0.mp4 (batch.jsonl, row 2, line 2): step 1 " in out
     assert "error: 0002-a-blue-boat-0.mp4 failed: step 1 " in err
-    assert err.splitlines()[-1] == "error: 2 of 4 videos failed; the same command tries them again"
+    assert err.splitlines()[-1] == "error: 2 of 4 videos failed; the same command retries them"
 
 
 def test_a_full_disk_ends_a_batch(model_folder: Path, tmp_path: Path) -> None:

@@ -29,8 +29,8 @@ Model = Annotated[
     str,
     typer.Option(
         metavar="mini|medium|large|wan|FOLDER",
-        help="Model to time; medium, large and wan have random weights, large and wan the shapes of VideoCrafter2 and "
-        "Wan 2.1 1.3B.",
+        help="Model to time. medium, large and wan have random weights; large and wan have the shapes of VideoCrafter2 "
+        "and Wan 2.1 1.3B.",
     ),
 ]
 AnyModel = Annotated[str, typer.Option(metavar="mini|FOLDER|NAME", help="Model to run.")]
@@ -53,7 +53,7 @@ Rounds = Annotated[
 
 @dataclass(frozen=True)
 class Measurement:
-    """A measurement in progress. out: the file for its figures, if any."""
+    """A measurement in progress. out: the file for its figures, None to write none."""
 
     shutdown: Shutdown
     out: Path | None
@@ -76,7 +76,7 @@ class Measurement:
 def measuring(
     context: typer.Context, *, out: Path | None, overwrite: bool, debug: bool
 ) -> Iterator[Measurement]:
-    """Report errors of the block; raise InputError before it if the figures cannot be written to `out`."""
+    """Report errors of the block, after refusing an `out` that cannot be written."""
     with reported(context, debug=debug) as shutdown:
         if out is not None:
             check_output("--out", out, overwrite=overwrite)
@@ -92,8 +92,8 @@ def denoiser(
         list[str] | None,
         typer.Option(
             metavar="mini|medium|large|wan|FOLDER",
-            help="Model whose UNet or transformer is timed; medium, large and wan have random weights: 353 M "
-            "parameters, VideoCrafter2's 1,413 M, and the 1,419 M of Wan 2.1 1.3B. May be repeated.",
+            help="Model whose UNet or transformer is timed. medium, large and wan have random weights: 353 M "
+            "parameters, VideoCrafter2's 1,413 M, and the 1,419 M of Wan 2.1 1.3B. Can be repeated.",
             show_default="mini and medium",
         ),
     ] = None,
@@ -102,7 +102,7 @@ def denoiser(
         typer.Option(
             metavar="N",
             parser=number(int),
-            help="Number of frames in a call; may be repeated.",
+            help="Number of frames in a call. Can be repeated.",
             show_default="16 and 96; only 16 for random weights",
         ),
     ] = None,
@@ -111,11 +111,11 @@ def denoiser(
         list[Precision] | None,
         typer.Option(
             metavar="fp32|fp16|bf16",
-            help="Precision; may be repeated.",
-            show_default="fp32, and bf16 where the processor has instructions for it",
+            help="Precision. Can be repeated.",
+            show_default="fp32, and bf16 if the processor has instructions for it",
         ),
     ] = None,
-    compile: Annotated[bool, typer.Option("--compile", help="Time the compiled network, too.")] = False,
+    compile: Annotated[bool, typer.Option("--compile", help="Also time the compiled network.")] = False,
     rounds: Rounds = 5,
     threads: Annotated[int, typer.Option(metavar="N", help="Number of CPU threads.", parser=number(int))] = 1,
     device: Annotated[
@@ -125,9 +125,9 @@ def denoiser(
     overwrite: Overwrite = False,
     debug: Debug = False,
 ) -> None:
-    """Time a call of the UNet or transformer with both guidance branches and plain attention, by precision, compiled.
+    """Time a call of the UNet or transformer with both guidance branches and plain attention, in each precision.
 
-    benchmarks/rivals/unet.py compares a UNet with diffusers'.
+    benchmarks/rivals/unet.py compares the UNet with that of diffusers.
     """
     with measuring(context, out=out, overwrite=overwrite, debug=debug) as measurement:
         pixels = None if size is None else parse_size(size)
@@ -177,14 +177,14 @@ def scaling(
     overwrite: Overwrite = False,
     debug: Debug = False,
 ) -> None:
-    """Time a call of the UNet or transformer on one rank and on several that share it, in turn.
+    """Time a call of the UNet or transformer, alternating between one rank and several.
 
     On CPUs, each rank has one thread.
     """
     with measuring(context, out=out, overwrite=overwrite, debug=debug) as measurement:
         if frames < ranks:
             problem = "is more than the number of frames"
-            raise InputError("--ranks", ranks, f"give at most {frames}", problem=problem)
+            raise InputError("--ranks", ranks, f"use at most {frames}", problem=problem)
         pixels = None if size is None else parse_size(size)
         measurement.begin()
         from vinfinity.bench import report
@@ -211,7 +211,7 @@ def e2e(
         typer.Option(
             metavar="N",
             parser=number(int),
-            help="Length of a video, in frames; may be repeated.",
+            help="Length of a video, in frames. Can be repeated.",
             show_default="96, 192 and 384",
         ),
     ] = None,
@@ -220,7 +220,7 @@ def e2e(
     overwrite: Overwrite = False,
     debug: Debug = False,
 ) -> None:
-    """Measure whole runs from prompt to MP4: time of each phase and memory, by length of the video."""
+    """Measure whole runs from prompt to MP4: the time of each phase, and memory, for each length of video."""
     with measuring(context, out=out, overwrite=overwrite, debug=debug) as measurement:
         # each run is a process of its own
         measurement.begin(engine=False)
@@ -243,7 +243,7 @@ def exchange(
         typer.Option(
             metavar="N",
             parser=number(int),
-            help="Number of frames on each rank; may be repeated.",
+            help="Number of frames on each rank. Can be repeated.",
             show_default="24 and 288",
         ),
     ] = None,
@@ -261,7 +261,7 @@ def exchange(
         int,
         typer.Option(
             metavar="N",
-            help="Number of real ranks on which calls of the model are timed, too.",
+            help="Also time calls of the model on this number of real ranks; 0 times none.",
             parser=number(int, least=0),
         ),
     ] = 0,
@@ -272,7 +272,7 @@ def exchange(
     overwrite: Overwrite = False,
     debug: Debug = False,
 ) -> None:
-    """Count what an inner rank of VideoCrafter2's UNet sends and how often it waits, and time it on this machine.
+    """Count what an inner rank of VideoCrafter2's UNet sends and how often it waits, or time it on this machine.
 
     Counting needs neither weights nor GPUs. With --timed, calls that exchange frames alternate with calls that use
     the rank's own frames instead; the ratio of their times is the cost of synchronisation.
@@ -309,7 +309,7 @@ def memory(
         typer.Option(
             metavar="N",
             parser=number(int),
-            help="Number of frames on each rank; may be repeated.",
+            help="Number of frames on each rank. Can be repeated.",
             show_default="64, 288, 576 and 2300",
         ),
     ] = None,
@@ -338,7 +338,7 @@ def memory(
 ) -> None:
     """Trace the peak memory of a guided VideoCrafter2 step in fp16, without weights or GPUs.
 
-    Once with skip connections on the device, and once with them in host memory.
+    Traces it twice: with skip connections on the device, and in host memory.
     """
     with measuring(context, out=out, overwrite=overwrite, debug=debug) as measurement:
         pixels = parse_size(size)
@@ -382,8 +382,8 @@ def decode(
         int | None,
         typer.Option(
             metavar="N",
-            help="Number of frames that are decoded at once, as in decode.frames.",
-            show_default="by the size of a frame",
+            help="Number of frames to decode at once, as in decode.frames.",
+            show_default="depends on the size of a frame",
             parser=number(int),
         ),
     ] = None,
@@ -402,9 +402,9 @@ def decode(
     overwrite: Overwrite = False,
     debug: Debug = False,
 ) -> None:
-    """Measure random latents to MP4: decoding alone, encoding alone, both at once, and the memory they take.
+    """Measure the way from random latents to MP4: decoding alone, encoding alone, both at once, and their memory.
 
-    Both at once is what a run does: the encoder works in a thread while the next frames are decoded.
+    A run does both at once: the encoder works in a thread while the next frames are decoded.
     """
     with measuring(context, out=out, overwrite=overwrite, debug=debug) as measurement:
         pixels = None if size is None else parse_size(size)

@@ -52,14 +52,14 @@ def generate(
 
 
 def show_plan(resolved: Resolved) -> None:
-    """Print what a run would do and what it would take. Raises InputError if it would be refused or does not fit."""
+    """Print what a run would do and what it would take. Raises InputError if it is refused or does not fit."""
     from vinfinity.runs.sources import check_sources
     from vinfinity.system.progress import warn
 
-    config, destination, begins = settle(resolved.config)
-    if begins == "done":
+    config, destination, status = settle(resolved.config)
+    if status == "done":
         return
-    for concern in check_sources(config, destination.folder if begins == "resume" else None):
+    for concern in check_sources(config, destination.folder if status == "resume" else None):
         warn(concern)
     import_engine()
     from vinfinity.job import describe
@@ -77,9 +77,9 @@ def show_plan(resolved: Resolved) -> None:
 
 
 def settle(config: RunConfig) -> "tuple[RunConfig, Destination, Start]":
-    """How a run starts, and the files that it writes; says so if it is finished. Raises InputError.
+    """Decide how a run starts and which files it writes; print a note if it is finished. Raises InputError.
 
-    It resumes if a launcher has restarted this command. Imports no torch, which takes seconds.
+    The run resumes if a launcher has restarted this command. Does not import torch, which takes seconds.
     """
     from vinfinity.parallel.restarts import was_restarted
     from vinfinity.runs.paths import Destination
@@ -89,25 +89,25 @@ def settle(config: RunConfig) -> "tuple[RunConfig, Destination, Start]":
     destination = Destination.of(config)
     if was_restarted(os.environ):
         config = dataclasses.replace(config, resume=True)
-    config, begins = settle_start(config, destination)
-    if begins == "done":
+    config, status = settle_start(config, destination)
+    if status == "done":
         check_done(config, destination)
         note(f"{destination.video} is finished; nothing to do")
-    return config, destination, begins
+    return config, destination, status
 
 
 def start(resolved: Resolved, shutdown: Shutdown) -> None:
-    """Starts the run that a command asked for, unless it is finished. Raises VinfinityError."""
+    """Start the run that a command describes, unless it is finished. Raises VinfinityError."""
     with name_sources(resolved.origins):
-        config, destination, begins = settle(resolved.config)
-        if begins == "done":
+        config, destination, status = settle(resolved.config)
+        if status == "done":
             return
         import_engine()
         from vinfinity.run import run
 
         summary = run(config, destination, shutdown=shutdown)
     if summary is not None:
-        # rank 0 alone has one
+        # only rank 0 has a summary
         print_summary(summary)
 
 
@@ -119,7 +119,7 @@ def plan(
         str | None,
         typer.Option(
             metavar="NAME",
-            help="GPU to plan for, such as 'RTX 4090' or 'A100 80GB'; it need not be in this machine.",
+            help="GPU to plan for, such as 'RTX 4090' or 'A100 80GB'. This machine need not have one.",
             show_default="the GPUs of this machine",
         ),
     ] = None,
@@ -134,9 +134,9 @@ def plan(
     ] = None,
     as_json: Annotated[bool, typer.Option("--json", help="Print the figures as JSON.")] = False,
 ) -> None:
-    """Show what a run takes, before weights are loaded: memory, disk space, messages, arithmetic, time.
+    """Show what a run takes: memory, disk space, messages, arithmetic, time.
 
-    Takes the options of `generate`; neither weights nor GPUs are needed. Exits with code 2 if the run does not fit,
+    Takes the options of `generate`, and needs neither weights nor GPUs. Exits with code 2 if the run does not fit,
     and suggests settings that do.
     """
     import_engine()
@@ -179,11 +179,11 @@ def config(
 ) -> None:
     """Show every setting of a run and the origin of its value; generate nothing.
 
-    Takes the options of `generate`. A value is taken from the defaults, the model, --config, KEY=VALUE arguments or
-    flags; the last of these that names it wins.
+    Takes the options of `generate`. A value comes from the defaults, the model, --config, KEY=VALUE arguments or flags;
+    the last of these that sets it takes precedence.
     """
     if explained is not None and yaml:
-        raise InputError("--explain", explained, "leave out one of the two", problem="conflicts with --yaml")
+        raise InputError("--explain", explained, "remove one of the two", problem="conflicts with --yaml")
     if explained is not None:
         print_columns(explain(resolved, explained))
     elif yaml:
@@ -194,7 +194,7 @@ def config(
 
 
 def print_summary(summary: "Summary") -> None:
-    """Prints what a run made."""
+    """Print what a run made."""
     from vinfinity.system.numbers import shown_rate
     from vinfinity.system.progress import duration
 
@@ -208,6 +208,6 @@ def print_summary(summary: "Summary") -> None:
         seams = summary.figures.seam_ratio
         between = "" if seams is None else f"; {seams:.2f} times that at borders"
         rows.append(("change", f"{summary.figures.change:.2f} of 255 levels per frame{between}"))
-        rows += [("look at", warning) for warning in summary.figures.warnings]
+        rows += [("warning", warning) for warning in summary.figures.warnings]
     rows.append(("peak memory", f"{summary.peak_memory / 2**30:.2f} GiB"))
     print_columns(rows)

@@ -104,7 +104,7 @@ def decode(
 def redo(
     context: typer.Context,
     run: Run,
-    frames: Annotated[str, typer.Option(metavar="FROM:TO", help="Frames to regenerate, without frame TO.")],
+    frames: Annotated[str, typer.Option(metavar="FROM:TO", help="Frames to regenerate; TO is excluded.")],
     settings: NewSettings = None,
     prompt: Prompt = None,
     seed: Annotated[
@@ -116,7 +116,7 @@ def redo(
     device: Device = None,
     debug: Debug = False,
 ) -> None:
-    """Regenerate a range of frames to match its surroundings; all other frames stay bit-identical.
+    """Regenerate a range of frames to match the frames around it; all others stay bit-identical.
 
     For example: vinfinity redo a-red-ball.run --frames 40:60 --seed 7
     """
@@ -154,7 +154,7 @@ def extend(
 
     with reported(context, debug=debug) as shutdown:
         if re.fullmatch(r"\+[1-9][0-9]{0,6}", frames) is None:
-            remedy = "give how many frames to append, as in --frames +48"
+            remedy = "use the number of frames to append, as in --frames +48"
             raise InputError("--frames", frames, remedy, problem="is not a number of frames to append")
         flags = _given(prompt=prompt, seed=seed, out=out, overwrite=overwrite, gpus=gpus, device=device)
         chosen = _ranks_of_launcher()
@@ -170,5 +170,5 @@ def _given(**options: object) -> dict[str, object]:
 
 
 def _ranks_of_launcher() -> dict[str, None]:
-    """The ranks that a launcher started, if it did, take the place of the number of an earlier run."""
+    """Return the setting that makes a run use the ranks of a launcher, if one started this process."""
     return {"gpus": None} if is_rank(os.environ) else {}
