@@ -126,10 +126,10 @@ def make_videos(share: Share, ranks: Ranks) -> None:
             except Exception as error:
                 if ranks.size > 1 or _ends_batch(error):
                     raise
-                known = described(error)
-                if isinstance(known, UnexpectedError):
+                failure = described(error)
+                if isinstance(failure, UnexpectedError):
                     traceback.print_exc()
-                report_failure(share.journal, entry, known)
+                report_failure(share.journal, entry, failure)
                 overall.end(failed=True)
             else:
                 if ranks.first:

@@ -94,11 +94,11 @@ def plan_batch(
     items = list(_items(rows, load, folder=place, seeds=seeds, faults=faults))
     faults.check()
     changes = Faults()
-    own = [_with_start(item, faults, changes) for item in items[k - 1 :: n]]
+    planned = [_with_start(item, faults, changes) for item in items[k - 1 :: n]]
     faults.check()
     changes.warn()
     name = name if part is None else f"{name}-{k}-of-{n}"
-    return Batch(name, place, tuple(item for item in own if item is not None), len(items))
+    return Batch(name, place, tuple(item for item in planned if item is not None), len(items))
 
 
 @contextlib.contextmanager

@@ -85,10 +85,10 @@ def _usage_line(error: typer.TyperException) -> str:
     command = context.command_path if context is not None else "vinfinity"
     option = getattr(error, "option_name", None)
     if context is not None and option is not None and getattr(error, "possibilities", None) is not None:
-        known = [
+        options = [
             name for parameter in context.command.params for name in parameter.opts if name.startswith("--")
         ]
-        hint = did_you_mean(option, known) or f"`{command} --help` lists the options"
+        hint = did_you_mean(option, options) or f"`{command} --help` lists the options"
         return f"{option}: no such option; {hint}"
     message = one_line(error.format_message()).rstrip(".")
     if invalid := re.fullmatch(r"Invalid value for '([^']+)': (?:Value error, )?(.*)", message):

@@ -155,7 +155,7 @@ def evaluate(
         from vinfinity.evaluation.limits import check_limits, collect_limits
         from vinfinity.evaluation.subject import find_subjects
 
-        given = {
+        options = {
             "max_drift": max_drift,
             "max_seam": max_seam,
             "max_pulsing": max_pulsing,
@@ -164,7 +164,7 @@ def evaluate(
             "max_frozen": max_frozen,
             "min_motion": min_motion,
         }
-        allowed = collect_limits(given, limits or [])
+        allowed = collect_limits(options, limits or [])
         borders = [_frame(text) for text in border or []]
         page = _page(report, overwrite=overwrite)
         subjects, failures = find_subjects(videos, fps=_rate(fps), borders=borders, every=every)

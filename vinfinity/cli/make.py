@@ -145,18 +145,18 @@ def plan(
     from vinfinity.planning.plan import make_plan
 
     with name_sources(resolved.origins):
-        made = make_plan(resolved.config, gpu=gpu, device_memory=device_memory)
+        planned = make_plan(resolved.config, gpu=gpu, device_memory=device_memory)
         if as_json:
-            typer.echo(json.dumps(report.as_json(made), indent=2))
+            typer.echo(json.dumps(report.as_json(planned), indent=2))
         else:
-            print_columns(report.table(made))
-            if made.run.device == "cuda":
-                for name, part in made.passes:
+            print_columns(report.table(planned))
+            if planned.run.device == "cuda":
+                for name, part in planned.passes:
                     typer.echo(f"\n{name}" if name else "")
                     print_columns(report.time_table(part))
                 typer.echo(ASSUMPTIONS)
-        if made.refusal is not None:
-            raise made.refusal
+        if planned.refusal is not None:
+            raise planned.refusal
 
 
 @takes_options

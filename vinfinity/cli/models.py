@@ -23,10 +23,10 @@ def list_models(context: typer.Context, debug: Debug = False) -> None:
         rows = [(path.name, "embedded", str(path)) for path in sorted(EMBEDDED.iterdir()) if path.is_dir()]
         fetched = {path.name: path for path in local_models()}
         rows += [(name, "fetched", str(path)) for name, path in fetched.items()]
-        for name, known in KNOWN.items():
+        for name, model in KNOWN.items():
             if name not in fetched:
-                source = f"{known.about}; {known.licence}; {known.source.repo}"
-                rows.append((name, f"to fetch, {known.gigabytes:.1f} GB", source))
+                source = f"{model.about}; {model.licence}; {model.source.repo}"
+                rows.append((name, f"to fetch, {model.gigabytes:.1f} GB", source))
         print_columns(rows)
 
 

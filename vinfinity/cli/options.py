@@ -172,12 +172,12 @@ def takes_options(
     default and metavar of its option in this command. without: settings without an option. first: the command's own
     parameters that come before all others, such as an argument before KEY=VALUE.
     """
-    own = list(inspect.signature(command).parameters.values())[2:]
+    parameters = list(inspect.signature(command).parameters.values())[2:]
 
     def with_options(
         *, context: typer.Context, debug: bool, settings: list[str] | None, config: Path | None, **given: Any
     ) -> None:
-        extra = {parameter.name: given.pop(parameter.name) for parameter in own}
+        extra = {parameter.name: given.pop(parameter.name) for parameter in parameters}
         with reported(context, debug=debug) as shutdown:
             command(shutdown, resolve(settings, config, given), **extra)
 
@@ -186,10 +186,10 @@ def takes_options(
     with_options.__signature__ = inspect.Signature(  # type: ignore[attr-defined]
         [
             _parameter("context", typer.Context, inspect.Parameter.empty),
-            *_keyword_only(parameter for parameter in own if parameter.name in first),
+            *_keyword_only(parameter for parameter in parameters if parameter.name in first),
             _parameter("settings", Settings, None),
             *_options(texts or {}, without),
-            *_keyword_only(parameter for parameter in own if parameter.name not in first),
+            *_keyword_only(parameter for parameter in parameters if parameter.name not in first),
         ]
     )
     return with_options

@@ -40,8 +40,8 @@ def load_run(
     """
     started_with = read_settings(folder)
     out = own_out(folder, started_with)
-    own = {**made_with(folder, Path(out)), "out": out, "overwrite": False, **(chosen or {})}
-    resolved = load(folder.settings, chosen=own, overrides=overrides, flags=flags, card=model_defaults)
+    defaults = {**made_with(folder, Path(out)), "out": out, "overwrite": False, **(chosen or {})}
+    resolved = load(folder.settings, chosen=defaults, overrides=overrides, flags=flags, card=model_defaults)
     new, old = leaves(resolved.config), leaves(started_with)
     for key in new:
         if new[key] != old[key] and changes_latents(key):
@@ -59,11 +59,11 @@ def resume_settings(
 ) -> Resolved:
     """Load the settings with which a run is resumed, see `load_run`. Raises InputError if they would start another."""
     resolved = load_run(folder, overrides=overrides, flags=flags, chosen={"resume": True, **(chosen or {})})
-    config, own = resolved.config, own_video(folder)
+    config, video = resolved.config, own_video(folder)
     with name_sources(resolved.origins):
         if not config.resume:
             raise InputError("resume", False, "remove it", problem="would start the run over")
-        if Destination.of(config).video.absolute() != own.absolute():
+        if Destination.of(config).video.absolute() != video.absolute():
             remedy = "remove it; `vinfinity decode` makes another video of a finished run"
             raise InputError("out", config.out, remedy, problem="is not the video of this run")
     return resolved
@@ -83,11 +83,11 @@ def redo_settings(
     video keeps that video. Raises InputError.
     """
     before = read_settings(folder)
-    own = _edit_defaults(folder, before, "redo") | {"seed": (before.seed + 1) % 2**63}
+    defaults = _edit_defaults(folder, before, "redo") | {"seed": (before.seed + 1) % 2**63}
     if not before.starts_from_video:
-        own |= _without_input(before)
+        defaults |= _without_input(before)
     flags = {**flags, "edit.redo": span}
-    return _load_edit(folder, before, own | dict(chosen or {}), _redone_prompts, overrides, flags)
+    return _load_edit(folder, before, defaults | dict(chosen or {}), _redone_prompts, overrides, flags)
 
 
 def extend_settings(
@@ -103,10 +103,10 @@ def extend_settings(
     By default, the video is named NAME-extend and has the same seed. Raises InputError.
     """
     before = read_settings(folder)
-    own = _edit_defaults(folder, before, "extend") | _without_input(before)
+    defaults = _edit_defaults(folder, before, "extend") | _without_input(before)
     prompts = partial(_extended_prompts, added=added)
     flags = {**flags, "frames": before.frames + added}
-    return _load_edit(folder, before, own | dict(chosen or {}), prompts, overrides, flags)
+    return _load_edit(folder, before, defaults | dict(chosen or {}), prompts, overrides, flags)
 
 
 def _load_edit(

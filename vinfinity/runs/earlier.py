@@ -60,19 +60,21 @@ class EarlierRun:
         if (c, h, w) != latent:
             problem = f"holds latents of {c}x{h}x{w}; this video needs {'x'.join(map(str, latent))}"
             raise InputError("edit.run", edit.run, "keep its model and size", problem=problem)
-        known = geometry.frames(latents.frames)
+        earlier_frames = geometry.frames(latents.frames)
         # the last latent frame may cover more frames than the video has
-        shown = min(known, config.frames)
+        shown = min(earlier_frames, config.frames)
         if edit.span.stop > shown:
             problem = f"goes beyond the run's {shown} frames"
             raise InputError("edit.redo", edit.redo, "name frames of that run", problem=problem)
         if geometry.latent_frames(config.frames) < latents.frames:
-            problem = f"is less than the run's {known} frames"
+            problem = f"is less than the run's {earlier_frames} frames"
             raise InputError("frames", config.frames, "keep all of them", problem=problem)
         if not edit.span and geometry.latent_frames(config.frames) == latents.frames:
-            problem = f"adds nothing to the {known} frames that the run's latents hold"
-            raise InputError("frames", config.frames, f"use {known + 1} or more in all", problem=problem)
-        if config.loop and config.frames > known:
+            problem = f"adds nothing to the {earlier_frames} frames that the run's latents hold"
+            raise InputError(
+                "frames", config.frames, f"use at least {earlier_frames + 1} in all", problem=problem
+            )
+        if config.loop and config.frames > earlier_frames:
             remedy = "turn it off with loop=false, or generate a longer loop"
             raise InputError("loop", True, remedy, problem="has no end to extend")
         per_latent = geometry.time_downscale
@@ -115,9 +117,9 @@ class EarlierRun:
         """Wrap `sampler` to keep frames at the earlier latents. own: this rank's frames. Raises DamagedError."""
         self.latents.verify()
         clean = torch.zeros(1, latent[0], len(own), *latent[1:])
-        known = [frame for frame in own if frame < self.latents.frames]
-        if known:
-            clean[0, :, : len(known)] = self.latents.pick(known)
+        earlier = [frame for frame in own if frame < self.latents.frames]
+        if earlier:
+            clean[0, :, : len(earlier)] = self.latents.pick(earlier)
         until = self._kept_until(own, steps=len(sampler.timesteps))
         return KeptFrames(sampler, clean.to(device), until.to(device))
 

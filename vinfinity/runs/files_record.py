@@ -33,12 +33,12 @@ def changed_settings(config: RunConfig, destination: Destination) -> dict[str, o
 
 def made_with(folder: RunFolder, video: Path) -> dict[str, Any]:
     """Return the settings that the files of `video` were made with: as recorded, or else as the run started."""
-    made = recorded_files(folder).get(video.name, {})
+    settings = recorded_files(folder).get(video.name, {})
     keys = [key for key in declared() if _is_file_setting(key)]
-    if not made.keys() >= set(keys):
+    if not settings.keys() >= set(keys):
         # older versions recorded none, or fewer
-        made = {**_file_settings(read_settings(folder)), **made}
-    return {key: made[key] for key in keys}
+        settings = {**_file_settings(read_settings(folder)), **settings}
+    return {key: settings[key] for key in keys}
 
 
 def record_of_files(folder: RunFolder, config: RunConfig, destination: Destination) -> dict[str, object]:
@@ -47,10 +47,10 @@ def record_of_files(folder: RunFolder, config: RunConfig, destination: Destinati
     It maps the name of each video to the settings of its files.
     """
     recorded, name = recorded_files(folder), destination.video.name
-    made = _file_settings(with_absolute_paths(config, destination))
+    settings = _file_settings(with_absolute_paths(config, destination))
     # an existing copy is kept
-    made["save_latents"] = made["save_latents"] or recorded.get(name, {}).get("save_latents")
-    return {"files": {**recorded, name: made}}
+    settings["save_latents"] = settings["save_latents"] or recorded.get(name, {}).get("save_latents")
+    return {"files": {**recorded, name: settings}}
 
 
 def recorded_files(folder: RunFolder) -> dict[str, dict[str, object]]:

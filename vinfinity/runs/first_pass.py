@@ -33,20 +33,20 @@ def first_pass(config: RunConfig, folder: RunFolder, *, planned: bool = False) -
     card. An edit has no first pass: it takes the latents from the run it edits. folder: the run's folder. planned: see
     `model_defaults`. Raises InputError.
     """
-    own = config.first_pass
+    first = config.first_pass
     if not config.two_passes or config.edit.run is not None:
         return None
     # checked before the first pass's model is looked up, because that may be gone
     if config.resume and not planned and video_is_encoded(folder, config):
         return None
-    changes: dict[str, Any] = {"size": own.size}
-    if own.model is not None:
+    changes: dict[str, Any] = {"size": first.size}
+    if first.model is not None:
         with naming_first_pass():
-            card, _ = model_defaults(own.model, planned=planned)
-            attention = _attention(config, own.model, planned=planned)
+            card, _ = model_defaults(first.model, planned=planned)
+            attention = _attention(config, first.model, planned=planned)
         changes |= {name: card[name] for name in MODEL_SETTINGS}
         changes |= {"attention": attention, "lora": (), "decoder": None, "shift": None}
-    changes |= {name: value for name, value in vars(own).items() if value is not None}
+    changes |= {name: value for name, value in vars(first).items() if value is not None}
     with naming_first_pass():
         return replace(
             config,
@@ -72,10 +72,12 @@ def _attention(config: RunConfig, model: str, *, planned: bool) -> AttentionConf
     Scopes count latent frames, which differ between families: a model of another family has its own attention.
     """
     find = planned_card if planned else read_card
-    own = load(None, flags={"model": model}, card=partial(model_defaults, planned=planned)).config.attention
+    attention = load(
+        None, flags={"model": model}, card=partial(model_defaults, planned=planned)
+    ).config.attention
     if find(model).family is not find(config.model).family:
-        return own
-    return replace(config.attention, trained_frames=own.trained_frames)
+        return attention
+    return replace(config.attention, trained_frames=attention.trained_frames)
 
 
 @contextlib.contextmanager

@@ -111,18 +111,22 @@ def _own_files(folder: RunFolder, started_with: RunConfig) -> set[str]:
     """Return the real paths of the files that a run may replace: those in its settings, and those it has made."""
     started = Destination.of(started_with)
     files = [started.video, started.sheet, started.latents]
-    for name, made in recorded_files(folder).items():
-        video, latents = folder.path.parent / name, made.get("save_latents")
+    for name, settings in recorded_files(folder).items():
+        video, latents = folder.path.parent / name, settings.get("save_latents")
         sheet = sheet_of(video, is_folder=container_of(name) is None)
-        files += [video, sheet if made.get("video.sheet") else None, Path(str(latents)) if latents else None]
+        files += [
+            video,
+            sheet if settings.get("video.sheet") else None,
+            Path(str(latents)) if latents else None,
+        ]
     return {os.path.realpath(path) for path in files if path is not None}
 
 
 def check_done(config: RunConfig, destination: Destination) -> None:
     """Raise InputError if the files of a finished run were made with settings other than those of `config`."""
     if changed := changed_settings(config, destination):
-        given = (f"{key}={plain_text(value)}" for key, value in changed.items())
-        again = destination.folder.command("decode", "--overwrite", *given)
+        assignments = (f"{key}={plain_text(value)}" for key, value in changed.items())
+        again = destination.folder.command("decode", "--overwrite", *assignments)
         remedy = f"{again}, or overwrite=true in this command, makes its files again"
         key, value = next(iter(changed.items()))
         raise InputError(key, value, remedy, problem="is not what the finished video was made with")
