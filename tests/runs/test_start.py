@@ -206,7 +206,7 @@ def test_a_run_resumes_under_its_own_name_only(model_folder: Path, tmp_path: Pat
     command = ("resume", str(tmp_path / "a.run"))
     message = cli.refused(*command, f"out={tmp_path / 'b.mp4'}")
     assert message.endswith(
-        "b.mp4 (command line) is not the video of this run; leave it out; "
+        "b.mp4 (command line) is not the video of this run; remove it; "
         "`vinfinity decode` makes another video of a finished run"
     )
     message = cli.refused(*command, "resume=false", "overwrite=true")
