@@ -30,7 +30,7 @@ def first_pass(config: RunConfig, folder: RunFolder, *, planned: bool = False) -
     """Return the settings of a run's first pass; None if it has none, or resumes and no longer needs it.
 
     Settings that `first_pass` leaves open are those of the video, or with another model the defaults on that model's
-    card. An edit has no first pass: it takes the latents from the run it edits. folder: the run's folder. planned: see
+    card. An edit has no first pass: it takes that of the run it edits. folder: the run's folder. planned: see
     `model_defaults`. Raises InputError.
     """
     first = config.first_pass

@@ -109,7 +109,7 @@ def _is_encoded(folder: Path, frames: int) -> bool:
 
 
 def encoded_before(config: RunConfig) -> Path | None:
-    """Return the folder of the source's latents in the run being edited; None if it encoded them in another way."""
+    """Return the edited run's folder of the source's latents, if it encoded the same video in the same way."""
     if config.edit.run is None or not config.starts_from_video:
         return None
     folder = RunFolder(Path(config.edit.run))

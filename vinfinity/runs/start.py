@@ -47,8 +47,8 @@ def how_to_start(config: RunConfig, destination: Destination) -> Start:
     a run with other settings      refused      new         refused   new, see `settle_start`
 
     A new run always replaces a run that has computed nothing. Instead of being resumed, a run is done if it is
-    finished and its video exists; with `overwrite`, only if its files were also made with the same settings. A run can
-    be resumed for a video that `decode` has made from it, too.
+    finished and its video exists; with `overwrite`, only if its files were also made with the same settings. `resume`
+    also accepts a video that `decode` has made from the run.
 
     A resumed run may replace the files that it was started for or has made, a new run none; with `overwrite`, either
     may replace any file.
