@@ -272,10 +272,10 @@ def exchange(
     overwrite: Overwrite = False,
     debug: Debug = False,
 ) -> None:
-    """Count what an inner rank of VideoCrafter2's UNet sends and how often it waits.
+    """Count what an inner rank of VideoCrafter2's UNet sends and how often it waits; --timed measures the cost.
 
-    Counting needs neither weights nor GPUs. With --timed, it is also timed on this machine: calls that exchange frames alternate with calls that use
-    the rank's own frames instead; the ratio of their times is the cost of synchronisation.
+    Counting needs neither weights nor GPUs. With --timed, calls that exchange frames alternate with calls that use
+    the rank's own frames instead, on this machine; the ratio of their times is the cost of synchronisation.
     """
     with measuring(context, out=out, overwrite=overwrite, debug=debug) as measurement:
         pixels = parse_size(size)
