@@ -104,7 +104,7 @@ def test_parts_partition_the_videos_exactly(n: int, tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("rows", "given", "said"),
     [
-        (["x", "x"], {"out": "{slug}.mp4"}, "out: x.mp4 (rows, row 2) is also the name for rows, row 1; tell"),
+        (["x", "x"], {"out": "{slug}.mp4"}, "out: x.mp4 (rows, row 2) is also the name for rows, row 1; add"),
         (["x"], {"out": "{index}.mp4", "seeds": range(2)}, "out: 1.mp4 (rows, row 1) is also the name for rows, row 1"),
         (["x"], {"out": "../{slug}.mp4"}, "out: ../x.mp4 (rows, row 1) leaves the folder of the batch"),
         (["x"], {"out": "/tmp/{slug}.mp4"}, "out: /tmp/x.mp4 (rows, row 1) leaves the folder"),

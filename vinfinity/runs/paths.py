@@ -134,7 +134,7 @@ def check_emptied(destination: Destination) -> None:
 def _check_latents(config: RunConfig, destination: Destination, latents: Path) -> None:
     remedy = "choose another name for the latents"
     if config.noise_from is not None and _same(expanded(config.noise_from, field="noise_from"), latents):
-        raise InputError("save_latents", latents, remedy, problem="is the file to read the noise from")
+        raise InputError("save_latents", latents, remedy, problem="is the file that the noise is read from")
     if any(_same(parent, destination.folder.path) for parent in latents.parents):
         raise InputError("save_latents", latents, remedy, problem="lies in the run folder")
 
