@@ -9,9 +9,10 @@ from vinfinity.networks import Networks
 from vinfinity.parallel.launch import launch
 from vinfinity.parallel.ranks import Ranks
 from vinfinity.runs.earlier import final_latents
+from vinfinity.runs.files_record import record_of_files
 from vinfinity.runs.folder import RunFolder
 from vinfinity.runs.paths import Destination
-from vinfinity.runs.start import own_video, record_of_files
+from vinfinity.runs.settings import own_video
 from vinfinity.session import locked
 from vinfinity.system.folders import absolute
 from vinfinity.system.progress import Progress

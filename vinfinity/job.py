@@ -31,10 +31,10 @@ from vinfinity.models.geometry import LatentGeometry
 from vinfinity.parallel.devices import fallen_back, pick_device
 from vinfinity.parallel.launch import check_ranks
 from vinfinity.parallel.place import Place
-from vinfinity.runs.checkpoints import Piece
 from vinfinity.runs.earlier import EarlierRun
 from vinfinity.runs.first_pass import first_pass, naming_first_pass
-from vinfinity.runs.paths import Destination, check_config_sound, check_inputs
+from vinfinity.runs.paths import Destination, check_config_audio, check_inputs
+from vinfinity.runs.together import FrameTensors
 from vinfinity.system.files import to_json
 from vinfinity.system.folders import expanded
 from vinfinity.system.numbers import shown_rate
@@ -158,7 +158,7 @@ class Job:
         name = self.config.dtype
         return f"dtype: this processor is 20 times slower in {name} than in fp32, or more; use fp32"
 
-    def kept_pieces(self) -> Iterable[Piece]:
+    def kept_pieces(self) -> Iterable[FrameTensors]:
         """The frames that an edit keeps from the earlier run, a bounded number at a time."""
         return () if self.earlier is None else self.earlier.kept_pieces()
 
@@ -171,7 +171,7 @@ class Job:
         if emulated(self.dtype(device), device):
             concerns.append(self._emulated_on(device))
         concerns += self.without_effect() + self._geometry_concerns()
-        sound, length = check_config_sound(self.config), Fraction(self.config.frames) / self.config.fps
+        sound, length = check_config_audio(self.config), Fraction(self.config.frames) / self.config.fps
         if self.config.sound is not None and sound is not None and sound < length:
             field, path = self.config.sound
             lengths = f"lasts {float(sound):.2f} s, the video {float(length):.2f} s"

@@ -21,10 +21,11 @@ from vinfinity.parallel.launch import launch
 from vinfinity.parallel.ranks import Ranks
 from vinfinity.planning.fit import find_fit, refuse_early
 from vinfinity.previews import Previews, previews
+from vinfinity.runs.files_record import record_of_files
 from vinfinity.runs.first_pass import naming_first_pass
 from vinfinity.runs.parts import Parts
 from vinfinity.runs.paths import Destination
-from vinfinity.runs.start import OtherRunError, check_done, check_same, record_of_files, settle_start
+from vinfinity.runs.start import OtherRunError, check_done, check_same, settle_start
 from vinfinity.session import Session, record_end, resumable
 from vinfinity.system.overall import Overall
 from vinfinity.system.signals import Reaction, Shutdown

@@ -44,10 +44,10 @@ def test_settings_that_a_command_would_ignore_are_refused(
     for given, shown in (("preview=2", "2"), ("checkpoint.keep=5", "5"), ("resume=true", "true")):
         message = cli.refused(*decode, given)
         key = given.partition("=")[0]
-        assert message == f"{key}: {shown} (command line) has no effect on decoding; leave it out"
+        assert message == f"{key}: {shown} (command line) has no effect on decoding; remove it"
     for command, frames, given in (("extend", "+2", "frames=9"), ("redo", "1:3", "edit.redo=0:2")):
         message = cli.refused(command, str(tmp_path / "a.run"), "--frames", frames, given)
-        assert message.endswith("(command line) is given beside --frames; leave it out")
+        assert message.endswith("(command line) conflicts with --frames; remove it")
 
 
 def test_settings_of_decoding_come_before_what_the_command_chooses(

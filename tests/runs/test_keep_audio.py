@@ -87,7 +87,7 @@ def test_sound_goes_on_in_an_extended_video(model_folder: Path, tmp_path: Path) 
 @pytest.mark.parametrize(
     ("given", "expected"),
     [
-        (("--from", "SILENT"), "--keep-audio: SILENT has no sound; leave out --keep-audio"),
+        (("--from", "SILENT"), "--keep-audio: SILENT has no sound; remove --keep-audio"),
         ((), "--keep-audio: true has no video to take it from; add --from VIDEO"),
         (
             ("--from", "SILENT", "--audio", "TONE"),

@@ -101,7 +101,7 @@ def test_usable_files_are_accepted_and_nothing_is_written(
         ({"out": "run.mp4"}, r"out: run\.run has to be a folder, but is a file"),
         ({"out": "mine.mp4"}, r"the folder mine\.run, which holds other files, such as thesis\.tex"),
         ({"out": "mine.mp4", "overwrite": True}, "which holds other files"),
-        ({"out": "earlier.mp4", "overwrite": True, "edit.run": "link.run"}, "of the run that is edited"),
+        ({"out": "earlier.mp4", "overwrite": True, "edit.run": "link.run"}, "of the run being edited"),
         ({"out": "a.mp4", "save_latents": "a.run/x.safetensors"}, "lies in the run folder"),
         ({"save_latents": "a" * 244 + ".safetensors"}, "has a name of 256 bytes"),
         ({"noise_from": "a" * 300 + ".safetensors"}, "does not exist"),
@@ -140,7 +140,7 @@ def test_unusable_files_are_refused(
         ({"input.last_frame": "link/a.png"}, "out: a.png is the file that input.last_frame names"),
         ({"input.video": "a.mp4"}, "out: a.mp4 is the file that input.video names"),
         ({"audio": "../{folder}/a.mp4"}, "out: a.mp4 is the file that audio names"),
-        ({"out": "frames/", "input.first_frame": "frames/0.png"}, "out: frames holds the file that input"),
+        ({"out": "frames/", "input.first_frame": "frames/0.png"}, "out: frames contains the file that input"),
         (
             {"noise_from": "a.safetensors", "save_latents": "link/a.safetensors"},
             "save_latents: link/a.safetensors is the file that noise_from names",

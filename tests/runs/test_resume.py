@@ -29,9 +29,9 @@ from safetensors.torch import save_file
 from vinfinity.api import generate_file
 from vinfinity.errors import InputError, VinfinityError
 from vinfinity.media.mp4 import read_video
+from vinfinity.parallel.restarts import jobs_of, was_restarted
 from vinfinity.run import run
 from vinfinity.runs.parts import read_manifest
-from vinfinity.runs.start import jobs_of, was_restarted
 from vinfinity.system.signals import Shutdown
 
 

@@ -32,9 +32,10 @@ from vinfinity.config import RunConfig
 from vinfinity.errors import BusyError, InputError, OutputError, Stopped
 from vinfinity.media.mp4 import read_metadata
 from vinfinity.run import run
+from vinfinity.runs.derived import resume_settings
 from vinfinity.runs.folder import RunFolder, find_run
 from vinfinity.runs.paths import Destination
-from vinfinity.runs.start import resumed, settle_start
+from vinfinity.runs.start import settle_start
 from vinfinity.system.signals import Shutdown
 
 
@@ -318,7 +319,7 @@ def test_files_are_the_same_by_whatever_path_they_are_named(
         rewrite(f"{real}/s", f"{link}/../real/s")
     (real / "a.mp4").unlink()
     given = ["input.first_frame=link/start.png", "out=link/a.mp4"]
-    assert resumed(find_run(Path("real/a.run")), overrides=given, flags={}).config.resume
+    assert resume_settings(find_run(Path("real/a.run")), overrides=given, flags={}).config.resume
     assert start_of(resumed_config(real / "a.run")) == "resume"
 
 
@@ -329,11 +330,11 @@ def test_a_run_resumes_under_its_own_name_only(model_folder: Path, tmp_path: Pat
     command = ("resume", str(tmp_path / "a.run"))
     message = cli.refused(*command, f"out={tmp_path / 'b.mp4'}")
     assert message.endswith(
-        "b.mp4 (command line) is not the video of this run; leave it out; "
+        "b.mp4 (command line) is not the video of this run; remove it; "
         "`vinfinity decode` makes another video of a finished run"
     )
     message = cli.refused(*command, "resume=false", "overwrite=true")
-    assert message == "resume: false (command line) would start the run over; leave it out"
+    assert message == "resume: false (command line) would start the run over; remove it"
     assert cli(*command, f"out={tmp_path / 'a.mp4'}")[0] == 0
     assert events(tmp_path / "a.run", "resumed")
 
