@@ -7,6 +7,8 @@ from pathlib import Path
 
 import pytest
 
+import vinfinity
+
 PACKAGE = Path(__file__).parents[1] / "vinfinity"
 FILES = sorted(PACKAGE.rglob("*.py"))
 
@@ -137,6 +139,21 @@ def test_imports_go_downwards(file: Path) -> None:
         "__version__",
     }
     assert used <= ALLOWED[own], f"{own} must not import {', '.join(sorted(used - ALLOWED[own]))}"
+
+
+def test_type_checkers_see_the_public_names() -> None:
+    tree = ast.parse((PACKAGE / "__init__.py").read_text(encoding="utf-8"))
+    [block] = [node for node in tree.body if isinstance(node, ast.If)]
+    seen = {
+        (node.module, alias.name, alias.asname)
+        for node in block.body
+        if isinstance(node, ast.ImportFrom)
+        for alias in node.names
+    }
+    # `as` exports a name in strict mode
+    assert seen == {
+        (f"vinfinity.{module}", name, name) for module, names in vinfinity._MODULES.items() for name in names
+    }
 
 
 def loaded_by(*arguments: str, code: int = 0) -> set[str]:

@@ -1,7 +1,6 @@
 """Decoding the final latents of a run again, with another decoder, codec or quality."""
 
 import time
-from dataclasses import replace
 from pathlib import Path
 
 from vinfinity.config import RunConfig
@@ -11,10 +10,12 @@ from vinfinity.networks import Networks
 from vinfinity.parallel.launch import launch
 from vinfinity.parallel.ranks import Ranks
 from vinfinity.runs.earlier import final_latents
+from vinfinity.runs.files_record import record_of_files
 from vinfinity.runs.folder import RunFolder
 from vinfinity.runs.paths import Destination
-from vinfinity.runs.start import own_video, record_of_files
+from vinfinity.runs.settings import own_video
 from vinfinity.session import locked
+from vinfinity.system.folders import absolute
 from vinfinity.system.progress import Progress
 from vinfinity.system.signals import Shutdown
 from vinfinity.task import Summary, Task
@@ -28,19 +29,12 @@ def decode_again(
     Returns None on ranks other than 0. Raises InputError if the run has no final latents yet.
     """
     final_latents(folder)
-    is_own = destination.video.absolute() == own_video(folder).absolute()
+    is_own = absolute(destination.video) == absolute(own_video(folder))
     unfinished = folder.decoded if is_own else folder.decoded_of(destination.video)
-    task, record = Task.of(config, destination, denoise=False), folder.record() or {}
-    job = task.job
-    # the weights and noise that the latents were made with; these files may have changed since
-    job = replace(
-        job,
-        weights_digest=record.get("weights", job.weights_digest),
-        noise_digest=record.get("noise", job.noise_digest),
-    )
+    task = Task.of(config, destination, latents=folder)
     return launch(
         decode_on_rank,
-        (replace(task, job=job), folder, unfinished),
+        (task, folder, unfinished),
         gpus=config.gpus,
         device=config.device,
         timeout=config.parallel.timeout,

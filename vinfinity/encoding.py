@@ -78,7 +78,8 @@ def _encode(
     files, settings = opened
     if done is not None and done.settings != settings:
         if not job.config.overwrite:
-            source, remedy = files.files[0], "restore it, or start over with --overwrite"
+            source = files.files[0]
+            remedy = "restore it, or start over with `vinfinity generate --overwrite`"
             raise InputError(source.field, source.path, remedy, problem="was changed since the run started")
         # only these latents have been computed so far
         done = None

@@ -1,7 +1,7 @@
-"""The errors that users see: one line each, without a traceback, and an exit code per class.
+"""The errors that users see: one line each, without a traceback, and an exit code for each class.
 
-docs/reference/exit-codes.md is generated from this module: the first sentence of a class's docstring says what
-happened, its `advice` what to do about it.
+docs/reference/exit-codes.md is generated from this module: the first line of a class's docstring says what happened,
+and its `advice` what to do about it.
 """
 
 import difflib
@@ -13,15 +13,15 @@ from typing import Any, ClassVar, Self
 
 INTERRUPTED = 130
 PACKAGE = Path(__file__).parent
-# Characters that would break a line or steer a terminal, and Python's stand-ins for bytes that are not UTF-8.
+# characters that would break a line or control a terminal, and Python's stand-ins for bytes that are not UTF-8
 CONTROL = re.compile("[\x00-\x1f\x7f-\x9f\u2028\u2029\ud800-\udfff]")
 LONGEST_VALUE = 200
 
 
 class VinfinityError(Exception):
-    """An error of another kind, such as a download that failed, or a fault that `vinfinity doctor` found.
+    """Another error occurred, such as a failed download, or a fault that `vinfinity doctor` found.
 
-    `message` is one line for users. `exit_code` is what the process exits with; a class has its own.
+    message: one line for users. exit_code: the exit code of the process; each class has a default.
     """
 
     exit_code = 1
@@ -37,25 +37,25 @@ class VinfinityError(Exception):
         return self.message
 
     def __reduce__(self) -> tuple[object, ...]:
-        # Ranks send errors to the process that started them: class, message and every other attribute arrive.
+        # pickled when a rank sends an error to the process that started it: class and all attributes must survive
         return _rebuild, (type(self), self.args, dict(self.__dict__))
 
 
 class UnexpectedError(VinfinityError):
     """An unexpected error occurred: a bug."""
 
-    advice = "Run the command again with `--debug` and report it."
+    advice = "Run the command again with `--debug`, and report the error."
 
 
 class InputError(VinfinityError):
     """The input cannot be used; nothing has been computed.
 
-    Reads as one line, `FIELD: VALUE (SOURCE) PROBLEM; REMEDY`. Source and problem are optional, as in
+    The message is `FIELD: VALUE (SOURCE) PROBLEM; REMEDY`. Source and problem are optional, as in
     `frames: 0 (--frames) is less than 1; ask for at least one frame`.
     """
 
     exit_code = 2
-    advice = "Change what the line names; it says what would be accepted."
+    advice = "Fix the setting named in the message; it says what is accepted."
 
     def __init__(
         self, field: str, value: object, remedy: str, *, problem: str = "", source: str | None = None
@@ -66,11 +66,11 @@ class InputError(VinfinityError):
         super().__init__(f"{field}: {' '.join(part for part in parts if part)}; {remedy}")
 
     def from_source(self, source: str) -> Self:
-        """The same error with the source of the value added (`--frames`, `run.yaml`)."""
+        """Return this error with the source of the value added (`--frames`, `run.yaml`)."""
         return type(self)(self.field, self.value, self.remedy, problem=self.problem, source=source)
 
     def about(self, field: str) -> Self:
-        """The same error about a field of another name, such as the flag that set it."""
+        """Return this error with another field name, such as the flag that set the value."""
         return type(self)(field, self.value, self.remedy, problem=self.problem, source=self.source)
 
 
@@ -84,7 +84,7 @@ class OutOfMemoryError(VinfinityError):
     """A GPU or the host ran out of memory."""
 
     exit_code = InputError.exit_code
-    advice = "Do one of the things that the line proposes."
+    advice = "Try one of the settings the message suggests."
 
 
 class RankError(VinfinityError):
@@ -98,7 +98,7 @@ class RankError(VinfinityError):
 
 
 class OutputError(VinfinityError):
-    """A file could not be written or read: the disk is full or fails, a codec is missing, or the encoder failed."""
+    """A file could not be written or read: the disk is full or failing, a codec is missing, or the encoder failed."""
 
     exit_code = 4
     advice = "Free disk space or fix the permissions, then run `vinfinity resume`."
@@ -126,24 +126,24 @@ class BusyError(VinfinityError):
 
 
 class LimitError(VinfinityError):
-    """A video is beyond a limit that was given to `vinfinity evaluate`; everything was measured."""
+    """A video violates a limit given to `vinfinity evaluate`; everything was measured."""
 
     exit_code = 7
-    advice = "Nothing, if the command was to sort videos: the lines before it name the video, the figure and the limit."
+    advice = "No action needed if you only filter videos: the lines above name the video, the figure and the limit."
 
 
 class BatchError(VinfinityError):
-    """Videos of a batch failed; all others are made. The code is 100 plus their number, at most 125."""
+    """Some videos of a batch failed; all others are finished. The code is 100 plus their number, at most 125."""
 
     exit_code = 101
-    advice = "Read the line of each, and run the same command to try them again."
+    advice = "Each failed video has its own line. Run the same command again to retry them."
 
     def __init__(self, message: str, *, failed: int) -> None:
         super().__init__(message, min(100 + failed, 125))
 
 
 class Stopped(VinfinityError):
-    """The run was asked to stop; if it had begun, it can be resumed."""
+    """A shutdown was requested; if the run had begun, it can be resumed."""
 
     # EX_TEMPFAIL of sysexits.h: try again later
     exit_code = 75
@@ -151,55 +151,61 @@ class Stopped(VinfinityError):
 
 
 def nearest(name: str, known: Sequence[str]) -> str | None:
-    """The entry of `known` that `name` was most likely meant to be, or None where nothing is close.
+    """Return the entry of `known` that `name` most likely stands for, or None if none is close.
 
-    Also finds a dotted key by its last part: `anchors` gives `attention.anchors`.
+    A dotted key is also found by its last part: `anchors` gives `attention.anchors`.
     """
     by_last_part = [key for key in known if key.rpartition(".")[2] == name.rpartition(".")[2]]
     if by_last_part:
         return by_last_part[0]
-    # "samplr" is close to "attention.samplr" in a user's mind: compare with the last parts too.
+    # users leave out the group of a setting: compare with the last parts as well
     candidates = {key.rpartition(".")[2]: key for key in reversed(known)} | {key: key for key in known}
     matches = difflib.get_close_matches(name, candidates, n=1, cutoff=0.6)
     return candidates[matches[0]] if matches else None
 
 
 def did_you_mean(name: str, known: Sequence[str]) -> str:
-    """`did you mean frames?`, or nothing where no entry of `known` is close to `name`."""
+    """Return a hint such as `did you mean frames?`, or "" if no entry of `known` is close to `name`."""
     meant = nearest(name, known)
     return f"did you mean {meant}?" if meant else ""
 
 
 def one_line(text: object) -> str:
-    """Any text, such as an error of another library, on a single line without control characters."""
+    """Return any text, such as another library's error, as a single line without control characters."""
     return escaped(" ".join(str(text).split()))
 
 
 def escaped(text: str) -> str:
-    """Text with each character of `CONTROL` as Python, JSON and YAML write it: `\\u2028`."""
+    """Return text with the characters of `CONTROL` escaped as in Python, JSON and YAML: `\\u2028`."""
     return CONTROL.sub(lambda match: f"\\u{ord(match[0]):04x}", text)
 
 
 def described(error: Exception, rank: int | None = None) -> VinfinityError:
-    """Any error as users see it; an unexpected one is the cause of what is returned. rank: if there are several."""
+    """Return any error as users see it. An unexpected error becomes the cause of an UnexpectedError.
+
+    rank: the rank to name in the message, if there are several.
+    """
     if isinstance(error, VinfinityError):
         return error
     whose = "" if rank is None else f"rank {rank}: "
-    described = UnexpectedError(f"{whose}{type(error).__name__}: {one_line(error)} ({_place(error)})")
-    described.__cause__ = error
-    return described
+    unexpected = UnexpectedError(f"{whose}{type(error).__name__}: {one_line(error)} ({_place(error)})")
+    unexpected.__cause__ = error
+    return unexpected
 
 
 def error_of(exit_code: int, message: str) -> VinfinityError:
-    """The error that another rank has described by its exit code and its message."""
-    # of exit code 2 there are several kinds, which need more than a message
+    """Return the error of another rank, which sends only its exit code and its message.
+
+    A class that shares its exit code arrives as another one: DamagedError as OutputError, and InputError as
+    VinfinityError with the same exit code, because an InputError has more attributes than a message.
+    """
     kinds: list[type[VinfinityError]] = [RankError, OutputError, NotFiniteError, BusyError, Stopped]
     kind = next((kind for kind in kinds if kind.exit_code == exit_code), VinfinityError)
     return kind(message, exit_code)
 
 
 def exit_codes() -> list[tuple[int, str, str]]:
-    """(exit code, what happened, what to do), in ascending order of the codes."""
+    """Return rows of (exit code, what happened, what to do), by ascending exit code."""
     kinds: list[type[VinfinityError]] = [
         VinfinityError,
         UnexpectedError,
@@ -213,10 +219,10 @@ def exit_codes() -> list[tuple[int, str, str]]:
     kinds += [NotFiniteError, BusyError, LimitError, Stopped, BatchError]
     rows = [(kind.exit_code, _meaning(kind), kind.advice) for kind in kinds]
     rows += [
-        (0, "The command has done its work.", "Nothing."),
+        (0, "Success.", "Nothing to do."),
         (
             INTERRUPTED,
-            "Ctrl-C interrupted the command before a run had begun, or a run for the second time.",
+            "Ctrl-C interrupted the command before a run had begun, or was pressed twice during a run.",
             "Run the command again, or `vinfinity resume`.",
         ),
     ]
@@ -224,14 +230,14 @@ def exit_codes() -> list[tuple[int, str, str]]:
 
 
 def _place(error: Exception) -> str:
-    """File and line of the innermost call within the package."""
+    """Return the file and line of the innermost call within the package."""
     calls = traceback.extract_tb(error.__traceback__)
     call = next((call for call in reversed(calls) if call.filename.startswith(str(PACKAGE))), calls[-1])
     return f"{Path(call.filename).name}:{call.lineno}"
 
 
 def _meaning(kind: type[VinfinityError]) -> str:
-    """The first line of a class's docstring."""
+    """Return the first line of a class's docstring."""
     return (kind.__doc__ or "").partition("\n")[0]
 
 
@@ -244,7 +250,7 @@ def _rebuild(
 
 
 def _shown(value: object) -> str:
-    """`value` as a message shows it: quoted where it would be invisible, cut where it is long."""
+    """Return `value` as a message shows it: quoted if it would be invisible, truncated if it is long."""
     if value is None:
         return "null"
     if isinstance(value, bool):

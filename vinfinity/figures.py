@@ -1,5 +1,7 @@
 """The inexpensive measures of a run, taken while its video is decoded, also at the borders between its parts."""
 
+from collections.abc import Mapping, Sequence
+
 from vinfinity.job import Job
 from vinfinity.media.watch import VideoFigures, VideoWatch
 from vinfinity.parallel.shards import FrameShards
@@ -36,9 +38,13 @@ def borders_in_frames(job: Job, shards: FrameShards) -> dict[str, list[int]]:
     return {kind: _in_frames(job, starts) for kind, starts in borders(job, shards).items()}
 
 
-def find_figures(job: Job, shards: FrameShards, watch: VideoWatch) -> VideoFigures:
-    """Return the measures of a decoded video. watch: what was recorded while it was decoded."""
-    starts = [start for kind in borders(job, shards).values() for start in kind]
+def find_figures(job: Job, found: Mapping[str, Sequence[int]], watch: VideoWatch) -> VideoFigures:
+    """Return the measures of a decoded video.
+
+    found: its borders as in run.json. watch: what was recorded while it was decoded.
+    """
+    geometry = job.card.geometry
+    starts = [geometry.latent_frames(frame + 1) - 1 for frames in found.values() for frame in frames]
     scenes = [scene.start for scene in job.prompts.scenes if scene.start]
     return watch.figures(
         borders=_in_frames(job, starts),

@@ -58,7 +58,7 @@ def initial_state(job: Job, frames: Sequence[int], video: LatentSource | None = 
         noise = job.selection.noise(frames, job.latent)
     else:
         whole = load_file(expanded(job.config.noise_from, field="noise_from"))["noise"]
-        noise = whole[:, :, frames[0] : frames[-1] + 1].float()
+        noise = whole[:, :, list(frames)].float()
     if video is None:
         return State(step=0, x=noise)
     return noised(job.sampler, pick_latents(video, frames), noise)

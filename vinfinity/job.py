@@ -27,9 +27,9 @@ from vinfinity.models.geometry import LatentGeometry
 from vinfinity.parallel.devices import pick_device
 from vinfinity.parallel.launch import check_ranks
 from vinfinity.parallel.place import Place
-from vinfinity.runs.checkpoints import Piece
 from vinfinity.runs.earlier import EarlierRun
 from vinfinity.runs.paths import check_inputs
+from vinfinity.runs.together import FrameTensors
 from vinfinity.system.files import to_json
 from vinfinity.system.folders import expanded
 from vinfinity.system.safetensors import read_header
@@ -50,7 +50,8 @@ class Job:
     set. selection: the latent frames to compute. earlier: the run that is edited; None for a new video. latent: the
     shape (c, h, w) of one latent frame. latent_frames: their number in the whole video. prompts: the prompts over time,
     in latent frames. weights_digest, decoder_digest: SHA-256 (hex) of the weights (LoRAs included) and of the decoder,
-    which tell their versions apart. noise_digest: SHA-256 of the file with the initial noise; "" without one.
+    which tell their versions apart. noise_digest: SHA-256 of the file with the initial noise; "" without one. denoise:
+    whether to compute latents; otherwise they exist, and are only decoded.
     """
 
     config: RunConfig
@@ -67,6 +68,7 @@ class Job:
     loras: tuple[Lora, ...] = ()
     schedule: Schedule = field(default_factory=SchedulerConfig)
     noise_digest: str = ""
+    denoise: bool = True
 
     @property
     def decoder(self) -> Path:
@@ -97,7 +99,7 @@ class Job:
     @property
     def splits_branches(self) -> bool:
         """Whether each guidance branch has its own ranks."""
-        return self.config.parallel.split_guidance and self.guided
+        return self.config.parallel.split_guidance and self.guided and self.denoise
 
     def dtype(self, device: torch.device) -> torch.dtype:
         """Return the type of the denoiser's weights and arithmetic on a device."""
@@ -117,6 +119,7 @@ class Job:
             "weights": self.weights_digest,
             "decoder": self.decoder_digest,
             "noise": self.noise_digest,
+            "work": "denoising" if self.denoise else "decoding",
             "version": version(),
         }
 
@@ -137,7 +140,7 @@ class Job:
         made_by = to_json(self.provenance())
         return {"title": " / ".join(prompt.text for prompt in self.prompts.prompts), "comment": made_by}
 
-    def kept_pieces(self) -> Iterable[Piece]:
+    def kept_pieces(self) -> Iterable[FrameTensors]:
         """Return the frames that an edit keeps from the earlier run, a bounded number at a time."""
         return () if self.earlier is None else self.earlier.kept_pieces()
 
@@ -162,7 +165,7 @@ def prepare(
     Raises InputError (or its subclass WeightsError) naming field, value and remedy.
     """
     check_inputs(config, denoise=denoise)
-    known = like if like is not None and _same_weights(config, like.config) else None
+    known = like if like is not None and like.denoise and _same_weights(config, like.config) else None
     card = read_card(config.model) if known is None else known.card
     if denoise:
         check_computing(config, card, ranks=config.gpus or 1 if place is None else place.size)
@@ -215,6 +218,7 @@ def prepare(
         loras=loras,
         schedule=schedule,
         noise_digest=noise_digest,
+        denoise=denoise,
     )
 
 

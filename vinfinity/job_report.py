@@ -7,7 +7,7 @@ from vinfinity.denoise.flows import FlowSchedule
 from vinfinity.errors import one_line
 from vinfinity.job import Job
 from vinfinity.parallel.devices import fallen_back, pick_device
-from vinfinity.runs.paths import Destination, check_config_sound
+from vinfinity.runs.paths import Destination, check_config_audio
 from vinfinity.system.numbers import shown_rate
 from vinfinity.weights.dtypes import emulated
 
@@ -74,7 +74,7 @@ def concerns(job: Job) -> list[str]:
     if emulated(job.dtype(device), device):
         found.append(_emulated_on(device.type, job))
     found += without_effect(job) + _geometry_concerns(job)
-    sound, length = check_config_sound(config), Fraction(config.frames) / config.fps
+    sound, length = check_config_audio(config), Fraction(config.frames) / config.fps
     if config.audio_source is not None and sound is not None and sound < length:
         field, path = config.audio_source
         lengths = f"lasts {float(sound):.2f} s, the video {float(length):.2f} s"
@@ -112,7 +112,7 @@ def without_effect(job: Job, group: str = "") -> list[str]:
         ),
         "preview": (config.preview >= steps, f"there are only {steps} steps"),
         "parallel.split_guidance": (
-            config.parallel.split_guidance and not job.splits_branches,
+            config.parallel.split_guidance and not job.guided,
             "there is only one guidance branch",
         ),
         "reuse.depth": (

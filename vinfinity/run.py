@@ -20,10 +20,11 @@ from vinfinity.parallel.launch import launch
 from vinfinity.parallel.ranks import Ranks
 from vinfinity.planning.fit import find_fit, refuse_early
 from vinfinity.previews import Previews, previews
+from vinfinity.runs.files_record import record_of_files
 from vinfinity.runs.first_pass import naming_first_pass
 from vinfinity.runs.parts import Parts
 from vinfinity.runs.paths import Destination
-from vinfinity.runs.start import OtherRunError, check_done, check_same, record_of_files, settle_start
+from vinfinity.runs.start import OtherRunError, check_done, check_same, settle_start
 from vinfinity.session import Session, record_end, resumable
 from vinfinity.system.overall import Overall
 from vinfinity.system.signals import Reaction, Shutdown
@@ -31,28 +32,35 @@ from vinfinity.task import Summary, Task
 
 
 def run(
-    config: RunConfig, destination: Destination | None = None, *, shutdown: Shutdown | None = None
+    config: RunConfig,
+    destination: Destination | None = None,
+    *,
+    replaces: bool = True,
+    shutdown: Shutdown | None = None,
 ) -> Summary | None:
     """Generate the video that `config` describes, on all ranks that it asks for or that a launcher started.
 
-    destination: the files to write, if the caller has already called `settle_start` for them. shutdown: the shutdown
-    requests that the caller handles; on one, the run writes a checkpoint and stops. None if it handles none.
+    destination: the files to write, if the caller has already called `settle_start` for them. replaces: see
+    `settle_start`. shutdown: the shutdown requests that the caller handles; on one, the run writes a checkpoint and
+    stops. None if it handles none.
     Returns None on ranks other than 0, and if the run is already finished. Raises VinfinityError.
     """
     if destination is None:
         destination = Destination.of(config)
-        config, start = settle_start(config, destination)
+        config, start = settle_start(config, destination, replaces=replaces)
         if start == "done":
             check_done(config, destination)
             return None
-    return launch_run(make_task(config, destination), shutdown=shutdown)
+    return launch_run(make_task(config, destination, replaces=replaces), shutdown=shutdown)
 
 
-def make_task(config: RunConfig, destination: Destination, *, like: Task | None = None) -> Task:
+def make_task(
+    config: RunConfig, destination: Destination, *, like: Task | None = None, replaces: bool = True
+) -> Task:
     """Check a run once for all its ranks, after `settle_start` has decided how it starts.
 
     With `overwrite`, a run with other weights or noise is replaced, just like one with other settings; if only its
-    first pass differs, the whole run is replaced. like: see `Task.of`. Raises InputError.
+    first pass differs, the whole run is replaced. like: see `Task.of`. replaces: see `settle_start`. Raises InputError.
     """
     task = Task.of(config, destination, like=like)
     try:
@@ -62,7 +70,7 @@ def make_task(config: RunConfig, destination: Destination, *, like: Task | None 
                 with naming_first_pass():
                     _check_same(task.first_pass)
     except OtherRunError:
-        if not config.overwrite:
+        if not (config.overwrite and replaces):
             raise
         return Task.of(replace(config, resume=False), destination, like=task)
     return task
@@ -78,7 +86,8 @@ def launch_run(task: Task, *, shutdown: Shutdown | None = None) -> Summary | Non
     """Carry out a task on all its ranks. Returns None on ranks other than 0. Raises VinfinityError."""
     config = task.job.config
     for job in task.jobs:
-        refuse_early(job)
+        if job.denoise:
+            refuse_early(job)
     with resumable(task.destination.folder):
         return launch(
             on_rank,
@@ -123,7 +132,12 @@ def make_video(
             make_video(task.first_pass, ranks, networks, within=session)
         watch = None
         with previews(job, session) as shown:
-            latents, facts = denoise_video(job, session, networks, shown)
+            if job.denoise:
+                latents = denoise_video(job, session, networks, shown)
+            else:
+                latents = session.checkpoints.final()
+                # the next video that is denoised decides which networks are kept
+                networks.keep(job, ample=False)
             denoised = time.monotonic()
             session.enter("while decoding")
             if task.decode:
@@ -134,14 +148,12 @@ def make_video(
         if not ranks.first:
             return None
         seconds = {"denoising": denoised - started, "decoding": time.monotonic() - denoised}
-        figures = _record_finished(task, session, watch, {**facts, "seconds": seconds})
+        figures = _record_finished(task, session, watch, seconds)
         return task.summary(ranks, seconds=time.monotonic() - started, figures=figures)
 
 
-def denoise_video(
-    job: Job, session: Session, networks: Networks, shown: Previews | None
-) -> tuple[Parts, Mapping[str, object]]:
-    """Denoise from the prompt or the last checkpoint. Returns the final latents on disk, and facts for run.json.
+def denoise_video(job: Job, session: Session, networks: Networks, shown: Previews | None) -> Parts:
+    """Denoise from the prompt or the last checkpoint. Returns the final latents on disk, with facts in run.json.
 
     Raises Stopped, after writing a checkpoint, if a shutdown was requested.
     """
@@ -169,36 +181,43 @@ def denoise_video(
                 session.after_step(state, votes, steps=steps)
             if shown is not None:
                 shown.flush()
-        latents = checkpoints.finish(state)
-    execution = fit.first if denoising is None else denoising.execution
-    return latents, _denoising_facts(execution, session, steps - done)
+        # before the latents are complete: a run that resumes with them no longer knows its ranks and edits
+        execution = fit.first if denoising is None else denoising.execution
+        _record_denoised(job, session, execution, steps=steps - done)
+        return checkpoints.finish(state)
 
 
-def _denoising_facts(execution: Execution, session: Session, steps: int) -> Mapping[str, object]:
-    """Return how the denoising steps were carried out, what each rank sent per step, and its peak memory."""
-    ranks = session.ranks
+def _record_denoised(job: Job, session: Session, execution: Execution, *, steps: int) -> None:
+    """Record how the denoising steps were carried out: borders, what each rank sent per step, and its peak memory."""
+    ranks, folder = session.ranks, session.folder
     sent = ranks.all_gather(session.exchange.counters.per(steps)) if steps else []
     memory = ranks.all_gather(asdict(peak_memory(ranks.device)))
-    return {"execution": asdict(execution), "communication_per_step": sent, "memory": memory}
+    facts = {
+        "borders": borders_in_frames(job, session.team.shards),
+        "execution": asdict(execution),
+        "communication_per_step": sent,
+        "memory": memory,
+    }
+    if ranks.first:
+        folder.write_record({**(folder.record() or {}), **facts})
 
 
 def _record_finished(
-    task: Task, session: Session, watch: VideoWatch | None, facts: Mapping[str, object]
+    task: Task, session: Session, watch: VideoWatch | None, seconds: Mapping[str, float]
 ) -> VideoFigures | None:
-    """Record on rank 0 that the video is finished, with `facts` and its figures, which are returned.
+    """Record on rank 0 that the video is finished, with its figures, which are returned.
 
-    watch: what was seen while the video was decoded, if it was.
+    watch: what was recorded while the video was decoded, if it was. seconds: the time of each phase.
     """
     job, folder, ranks = task.job, session.folder, session.ranks
     finished: dict[str, object] = {
-        **facts,
         "ranks": ranks.size,
         "machine": session.machine,
+        "seconds": seconds,
         "peak_memory": peak_memory(ranks.device).reserved,
-        "borders": borders_in_frames(job, session.team.shards),
         **record_of_files(folder, job.config, task.destination),
     }
-    figures = None if watch is None else find_figures(job, session.team.shards, watch)
+    figures = None if watch is None else find_figures(job, folder.borders(), watch)
     if figures is not None:
         finished["figures"] = figures.as_record()
     folder.write_record({**(folder.record() or {}), **finished, "finished": True})

@@ -26,10 +26,11 @@ from vinfinity.parallel.exchange import FrameExchange
 from vinfinity.parallel.ranks import Ranks
 from vinfinity.parallel.teams import Team
 from vinfinity.parallel.votes import Votes
-from vinfinity.runs.checkpoints import Checkpoints
+from vinfinity.runs.checkpoints import CheckpointPlan, Checkpoints
 from vinfinity.runs.folder import RunFolder
 from vinfinity.runs.paths import Destination
-from vinfinity.runs.start import Start, check_same, how_to_start, with_absolute_paths
+from vinfinity.runs.settings import with_absolute_paths
+from vinfinity.runs.start import Start, check_same, how_to_start
 from vinfinity.system.overall import Overall
 from vinfinity.system.progress import Progress, add_line
 
@@ -97,14 +98,16 @@ class Session:
                     exchange=team.exchange(),
                     checkpoints=Checkpoints(
                         folder,
+                        CheckpointPlan(
+                            job.selection,
+                            steps=len(job.sampler.timesteps),
+                            config=job.config.checkpoint,
+                            kept=job.kept_pieces,
+                            reuse_interval=job.config.reuse.interval,
+                        ),
                         ranks=ranks,
                         team=team,
-                        selection=job.selection,
-                        steps=len(job.sampler.timesteps),
-                        config=job.config.checkpoint,
                         progress=progress,
-                        kept=job.kept_pieces,
-                        reuse_interval=job.config.reuse.interval,
                     ),
                     progress=progress,
                     resumed=folder if within is None else within.resumed,

@@ -2,7 +2,7 @@
 
 import contextlib
 import os
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from fractions import Fraction
 from pathlib import Path
 
@@ -12,8 +12,10 @@ from vinfinity.media.watch import VideoFigures
 from vinfinity.parallel.devices import peak_memory
 from vinfinity.parallel.place import find_place
 from vinfinity.parallel.ranks import Ranks
+from vinfinity.runs.earlier import resumed_latents
 from vinfinity.runs.first_pass import first_pass as find_first_pass
 from vinfinity.runs.first_pass import naming_first_pass
+from vinfinity.runs.folder import RunFolder
 from vinfinity.runs.paths import Destination
 from vinfinity.system.progress import messages_shown, terminal_console
 
@@ -38,24 +40,36 @@ class Task:
         config: RunConfig,
         destination: Destination,
         *,
-        denoise: bool = True,
+        latents: RunFolder | None = None,
         decode: bool = True,
         like: "Task | None" = None,
     ) -> "Task":
         """Check a configuration once for all ranks, and return its task.
 
-        denoise: whether to compute latents, which exist otherwise. like: a task whose weights were just checked, see
-        `prepare`. Raises InputError.
+        latents: the run whose final latents are decoded, by default the one that `config` resumes if it has them; the
+        weights and noise that they were made with are those on record, whatever happened to these files since. None
+        computes latents. like: a task whose weights were just checked, see `prepare`. Raises InputError.
         """
         first_pass = None
-        before = find_first_pass(config, destination.folder) if denoise else None
+        latents = latents or resumed_latents(config, destination.folder)
+        before = find_first_pass(config, destination.folder) if latents is None else None
         if before is not None:
             with naming_first_pass():
                 checked = None if like is None else like.first_pass
                 first_pass = cls.of(before, Destination.of(before), like=checked)
         job = prepare(
-            config, find_place(os.environ), like=None if like is None else like.job, denoise=denoise
+            config,
+            find_place(os.environ),
+            like=None if like is None else like.job,
+            denoise=latents is None,
         )
+        if latents is not None:
+            record = latents.record() or {}
+            job = replace(
+                job,
+                weights_digest=record.get("weights", job.weights_digest),
+                noise_digest=record.get("noise", job.noise_digest),
+            )
         return cls(job, destination, decode, shown=terminal_console() is not None, first_pass=first_pass)
 
     @property

@@ -59,11 +59,11 @@ class Video:
         if sound is not None:
             check_holds_audio(video, str(sound))
             check_audio(sound)
-        path = expanded(path, field="path")
+        path, remedy = expanded(path, field="path"), "choose another name or pass overwrite=True"
         if video.container.is_folder:
-            check_output_folder("path", path, overwrite=overwrite, own=PICTURES, way="pass overwrite=True")
+            check_output_folder("path", path, overwrite=overwrite, own=PICTURES, remedy=remedy)
         else:
-            check_output("path", path, overwrite=overwrite, way="pass overwrite=True")
+            check_output("path", path, overwrite=overwrite, remedy=remedy)
         width, height = self.size
         with VideoWriter(
             path, video, width=width, height=height, fps=self.fps, metadata=self.metadata, audio=sound

@@ -261,7 +261,7 @@ def test_the_exit_code_says_how_many_failed(model_folder: Path, tmp_path: Path, 
     assert "2 made" in out
     assert f"failed: {tmp_path}/v/0002-a-blue-boat-0.mp4 (batch.jsonl, row 2, line 2): step 1 " in out
     assert "error: 0002-a-blue-boat-0.mp4 failed: step 1 " in err
-    assert err.splitlines()[-1] == "error: 2 of 4 videos failed; the same command tries them again"
+    assert err.splitlines()[-1] == "error: 2 of 4 videos failed; the same command retries them"
 
 
 def test_a_full_disk_ends_a_batch(model_folder: Path, tmp_path: Path) -> None:
@@ -269,7 +269,7 @@ def test_a_full_disk_ends_a_batch(model_folder: Path, tmp_path: Path) -> None:
     (tmp_path / "2.run").mkdir()
     with (
         when_exists(tmp_path / "2.run" / "run.json", (tmp_path / "2.run" / "latents").touch),
-        pytest.raises(OutputError, match=r"2.run.*; 1 of 4 videos are made; the same command") as raised,
+        pytest.raises(OutputError, match=r"2.run.*; 1 of 4 videos are finished; the same command") as raised,
     ):
         make(model_folder, tmp_path, steps=12)
     assert raised.value.exit_code == 4
@@ -328,7 +328,9 @@ def test_a_request_to_end_is_followed_by_the_same_command(
     with (
         Shutdown().handled() as shutdown,
         signal_when_exists(checkpoint),
-        pytest.raises(Stopped, match=r"stopped after step \d+ of 40; .*; 1 of 4 videos are made;") as raised,
+        pytest.raises(
+            Stopped, match=r"stopped after step \d+ of 40; .*; 1 of 4 videos are finished;"
+        ) as raised,
     ):
         make_batch(plan(model_folder, tmp_path, **flags), shutdown=shutdown)
     assert raised.value.exit_code == 75

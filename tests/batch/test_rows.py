@@ -71,7 +71,7 @@ def test_a_long_yaml_file_is_read(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("name", "text", "said"),
     [
-        ("p.txt", " \n\n", "FILE: {path} has no rows; write a prompt a line"),
+        ("p.txt", " \n\n", "FILE: {path} has no rows; write one prompt per line"),
         ("p.csv", "", "FILE: {path} has no rows"),
         ("p.csv", "prompt,seed\n", "FILE: {path} has no rows"),
         ("p.yaml", "# nothing\n", "FILE: {path} has no rows"),
@@ -84,7 +84,7 @@ def test_a_long_yaml_file_is_read(tmp_path: Path) -> None:
         ("p.jsonl", '"a"\n{"attention": {"lokal": 3}}', "attention.lokal: 3 (p.jsonl, row 2, line 2) is an unknown"),
         ("p.csv", "prompt,attention\nx,3\n", "attention: 3 (p.csv, row 1, line 2) is a group"),
         ("p.csv", "prompt;seed\nx;3\n", "column: prompt;seed (p.csv, line 1) is not the name of a setting; separate"),
-        ("p.csv", "seed,prompt,seed\n1,x,3\n", "column: seed (p.csv, line 1) is there twice; keep one"),
+        ("p.csv", "seed,prompt,seed\n1,x,3\n", "column: seed (p.csv, line 1) appears twice; keep one"),
         ("p.csv", "prompt,seed\na boat, blue,3\n", "cell: 3 (p.csv, line 2) is in no column: the row has 3 cells"),
         ("p.csv", 'prompt,seed\n"a boat\n', "FILE: {path} is not valid CSV at line 2"),
         ("p.yaml", "- prompt: ' '", "prompt: '' (p.yaml, row 1) is blank; describe the video"),

@@ -56,7 +56,7 @@ def test_finished_videos_of_other_settings_are_named_and_made_again_on_request(
 
 def test_a_seed_beside_seeds_is_refused(prompts: Path, model_folder: Path, cli: Cli) -> None:
     message = cli.refused("batch", "prompts.txt", *small(model_folder), "--seed", "5", "--seeds", "0:1")
-    assert message.startswith("seed: 5 (--seed, for prompts.txt, row 1, line 1) is given beside --seeds; ")
+    assert message.startswith("seed: 5 (--seed, for prompts.txt, row 1, line 1) conflicts with --seeds; ")
 
 
 def test_a_dry_run_lists_the_videos_and_makes_nothing(prompts: Path, model_folder: Path, cli: Cli) -> None:

@@ -209,7 +209,7 @@ def test_settings_without_effect_are_part_of_the_plan(cli: Cli) -> None:
 
 def test_one_setting_is_explained_or_all_are_printed_as_yaml(cli: Cli) -> None:
     line = cli.refused("config", "--yaml", "--explain", "seed")
-    assert line == "--explain: seed conflicts with --yaml; leave out one of the two"
+    assert line == "--explain: seed conflicts with --yaml; remove one of the two"
 
 
 def test_generate_makes_a_video_and_its_sheet(cli: Cli) -> None:
@@ -258,7 +258,7 @@ def test_measurements_replace_files_only_with_overwrite(command: str, cli: Cli) 
     assert line == "--out: there.json already exists; choose another name or add --overwrite"
     assert Path("there.json").read_text() == "precious"
     line = cli.refused("bench", command, "--overwrite")
-    assert line == "--overwrite: true has no effect without a file; name a file by --out"
+    assert line == "--overwrite: true has no effect without a file; add --out FILE"
     if command == "decode":
         small = ("--frames", "2", "--size", "32x32")
         assert cli("bench", command, *small, "--out", "there.json", "--overwrite")[0] == 0

@@ -21,8 +21,8 @@ from vinfinity.errors import InputError
 from vinfinity.job import prepare
 from vinfinity.parallel.shards import anchor_frames
 from vinfinity.run import run
+from vinfinity.runs.derived import extend_settings, redo_settings
 from vinfinity.runs.folder import find_run
-from vinfinity.runs.start import edited
 
 CLOSE = 1e-4
 FRAMES = 37
@@ -226,15 +226,19 @@ def test_an_edit_keeps_the_schedule(model_folder: Path, tmp_path: Path) -> None:
     )
     folder = find_run(tmp_path / "1.mp4")
 
-    def texts(kind: str, **given: str | None) -> list[tuple[int, str, bool]]:
-        config = edited(folder, kind, overrides=[], given=given, flags={}).config
+    def redone(**flags: str) -> list[tuple[int, str, bool]]:
+        config = redo_settings(folder, "5:9", overrides=[], flags=flags).config
+        return [(p.start, p.text, p.cut) for p in prepare(config).prompts.prompts]
+
+    def extended(**flags: str) -> list[tuple[int, str, bool]]:
+        config = extend_settings(folder, 8, overrides=[], flags=flags).config
         return [(p.start, p.text, p.cut) for p in prepare(config).prompts.prompts]
 
     kept = [(0, BALL, False), (18, BOAT, False), (30, STAR, True)]
-    assert texts("redo", **{"edit.redo": "5:9"}) == kept
-    assert texts("redo", **{"edit.redo": "5:9", "prompt": BOAT}) == [(0, BOAT, False)]
-    assert texts("extend", frames="+8") == kept
-    assert texts("extend", frames="+8", prompt=BALL) == [*kept, (37, BALL, False)]
+    assert redone() == kept
+    assert redone(prompt=BOAT) == [(0, BOAT, False)]
+    assert extended() == kept
+    assert extended(prompt=BALL) == [*kept, (37, BALL, False)]
 
 
 def test_a_prompt_is_appended_with_a_blend_that_fits(model_folder: Path, tmp_path: Path) -> None:
@@ -242,17 +246,16 @@ def test_a_prompt_is_appended_with_a_blend_that_fits(model_folder: Path, tmp_pat
     latents_of(model_folder, tmp_path, prompts, frames=30)
     folder = find_run(tmp_path / "1.mp4")
 
-    def blends(frames: str, *overrides: str, **given: str) -> list[int]:
-        given = {"frames": frames, **given}
-        resolved = edited(folder, "extend", overrides=[*overrides], given=given, flags={})
+    def blends(added: int, *overrides: str, **flags: str) -> list[int]:
+        resolved = extend_settings(folder, added, overrides=overrides, flags=flags)
         return [p.blend for p in prepare(resolved.config).prompts.prompts]
 
-    assert blends("+32", prompt=STAR) == blends("+32", f"prompt={STAR}") == [0, 16, 4]
-    assert blends("+3", prompt=STAR) == [0, 16, 3]
+    assert blends(32, prompt=STAR) == blends(32, f"prompt={STAR}") == [0, 16, 4]
+    assert blends(3, prompt=STAR) == [0, 16, 3]
     own = f"prompts=[{{at: 30, text: {STAR}, blend: 9}}]"
-    assert blends("+32", own) == [0, 9]
+    assert blends(32, own) == [0, 9]
     with pytest.raises(InputError, match=r"^prompts\[0\].blend: 99 \(command line\) reaches"):
-        blends("+32", own.replace("9}", "99}"))
+        blends(32, own.replace("9}", "99}"))
 
 
 def test_a_prompt_is_appended_to_a_loop_that_is_opened(model_folder: Path, tmp_path: Path) -> None:
@@ -260,28 +263,24 @@ def test_a_prompt_is_appended_to_a_loop_that_is_opened(model_folder: Path, tmp_p
     folder = find_run(tmp_path / "1.mp4")
 
     def blends(*overrides: str) -> list[int]:
-        given = {"frames": "+8", "prompt": STAR}
-        resolved = edited(folder, "extend", overrides=[*overrides], given=given, flags={})
+        resolved = extend_settings(folder, 8, overrides=overrides, flags={"prompt": STAR})
         return [p.blend for p in prepare(resolved.config).prompts.prompts]
 
     assert blends("loop=false") == [0, 16, 8]
-    with pytest.raises(InputError, match=r"^loop: true leaves no end"):
+    with pytest.raises(InputError, match=r"^loop: true has no end to extend"):
         blends()
 
 
 def test_an_edit_may_have_another_negative_prompt(model_folder: Path, tmp_path: Path) -> None:
     prompts = f"prompts=[{{at: 20, text: {BOAT}, negative: a hat}}]"
     latents_of(model_folder, tmp_path, prompts)
-    given, overrides = {"edit.redo": "5:9"}, ["negative=fog"]
-    config = edited(find_run(tmp_path / "1.mp4"), "redo", overrides=overrides, given=given, flags={}).config
+    config = redo_settings(find_run(tmp_path / "1.mp4"), "5:9", overrides=["negative=fog"], flags={}).config
     assert [p.negative for p in prepare(config).prompts.prompts] == ["fog", "a hat"]
 
 
 def test_a_redo_computes_frames_of_its_scene_only(model_folder: Path, tmp_path: Path) -> None:
     latents_of(model_folder, tmp_path, CUTS)
-    config = edited(
-        find_run(tmp_path / "1.mp4"), "redo", overrides=[], given={"edit.redo": "9:12"}, flags={}
-    ).config
+    config = redo_settings(find_run(tmp_path / "1.mp4"), "9:12", overrides=[], flags={}).config
     frames = prepare(config).selection.frames
     assert min(frames) == 7
     assert max(frames) < 30
@@ -290,10 +289,8 @@ def test_a_redo_computes_frames_of_its_scene_only(model_folder: Path, tmp_path: 
 
 def test_the_end_of_a_loop_is_near_its_beginning_in_a_redo(model_folder: Path, tmp_path: Path) -> None:
     before = latents_of(model_folder, tmp_path, "loop=true", "edit.context=2")
-    given = {"edit.redo": "0:3", "save_latents": str(tmp_path / "redo.safetensors")}
-    config = edited(
-        find_run(tmp_path / "1.mp4"), "redo", overrides=["edit.context=2"], given=given, flags={}
-    ).config
+    folder, flags = find_run(tmp_path / "1.mp4"), {"save_latents": str(tmp_path / "redo.safetensors")}
+    config = redo_settings(folder, "0:3", overrides=["edit.context=2"], flags=flags).config
     assert {35, 36, 0, 1, 2, 3, 4} <= set(prepare(config).selection.frames)
     run(config)
     after = load_file(tmp_path / "redo.safetensors")["latents"]

@@ -71,11 +71,11 @@ def test_videos_beyond_a_limit_are_named_with_exit_code_7(cli: Cli, video: Path,
     still = save(tmp_path / "still.mp4", np.repeat(panning(1), 24, axis=0))
     code, out, err = cli("evaluate", str(video), str(still), "--min-motion", "0.5", "--max-frozen", "50")
     assert code == 7
-    assert [line for line in out.splitlines() if line.startswith("beyond: ")] == [
-        f"beyond: {still}: frozen is 100.0 %, allowed at most 50",
-        f"beyond: {still}: motion is 0.00 px/frame, allowed at least 0.5",
+    assert [line for line in out.splitlines() if line.startswith("limit violated: ")] == [
+        f"limit violated: {still}: frozen is 100.0 %, allowed at most 50",
+        f"limit violated: {still}: motion is 0.00 px/frame, allowed at least 0.5",
     ]
-    assert "1 of 2 videos are beyond a limit" in err
+    assert "1 of 2 videos violates a limit" in err
     assert cli("evaluate", str(video), "--min-motion", "0.5", "--max-frozen", "50")[0] == 0
 
 
@@ -307,7 +307,7 @@ def test_files_that_are_no_videos_do_not_hide_the_others(
             ["--device", "cuda"],
             "device: cuda has no effect without CLIP or DINO; name their weights by --clip",
         ),
-        (["--overwrite"], "--overwrite: true has no effect without a report; name a report by --report"),
+        (["--overwrite"], "--overwrite: true has no effect without a report; add --report FILE"),
         (["--fps", "12"], "fps: 12 is for folders of PNG, and has no effect on "),
     ],
 )

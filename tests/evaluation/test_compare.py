@@ -256,7 +256,9 @@ def test_bad_comparisons_are_one_line(cli: Cli, tmp_path: Path) -> None:
 
 def test_a_report_that_cannot_be_written_is_refused_first(cli: Cli, tmp_path: Path) -> None:
     one = str(save(tmp_path / "one.mp4", panning(4)))
-    assert "give it the ending .html" in cli.refused("evaluate", one, "--report", str(tmp_path / "page.pdf"))
+    assert "use a name that ends in .html" in cli.refused(
+        "evaluate", one, "--report", str(tmp_path / "page.pdf")
+    )
     (tmp_path / "page.html").write_text("mine")
     assert "already exists" in cli.refused("evaluate", one, "--report", str(tmp_path / "page.html"))
     save(tmp_path / "a" / "x.mp4", panning(4))

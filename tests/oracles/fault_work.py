@@ -29,7 +29,7 @@ from vinfinity.parallel.timeline import one_scene
 from vinfinity.parallel.votes import Votes
 from vinfinity.parallel.waits import DeviceWait
 from vinfinity.planning.fit import Fit
-from vinfinity.runs.checkpoints import Checkpoints
+from vinfinity.runs.checkpoints import CheckpointPlan, Checkpoints
 from vinfinity.runs.folder import RunFolder
 from vinfinity.runs.parts import write_part
 from vinfinity.system.progress import Progress
@@ -290,11 +290,9 @@ def end_after_a_checkpoint(folder: Path, ranks: Ranks) -> None:
         os.kill(os.getpid(), signal.SIGKILL)
     checkpoints = Checkpoints(
         RunFolder(folder),
+        CheckpointPlan(select_all(6, seed=0), steps=50, config=CheckpointConfig(every="1 steps")),
         ranks=ranks,
         team=team,
-        selection=select_all(6, seed=0),
-        steps=50,
-        config=CheckpointConfig(every="1 steps"),
         progress=Progress(enabled=False),
     )
     checkpoints.after(State(step=1, x=x), Votes([checkpoints.vote(True)]))

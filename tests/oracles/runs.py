@@ -20,10 +20,11 @@ from vinfinity.cli import main
 from vinfinity.config import RunConfig
 from vinfinity.errors import Stopped
 from vinfinity.run import run
+from vinfinity.runs.derived import load_run
 from vinfinity.runs.folder import find_run
 from vinfinity.runs.parts import read_manifest
 from vinfinity.runs.paths import Destination
-from vinfinity.runs.start import how_to_start, load_run
+from vinfinity.runs.start import how_to_start
 from vinfinity.system.signals import Shutdown
 
 # enough for a signal to arrive before the last step

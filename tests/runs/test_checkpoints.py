@@ -15,7 +15,7 @@ from vinfinity.errors import InputError, RankError
 from vinfinity.parallel.launch import launch
 from vinfinity.parallel.ranks import Ranks
 from vinfinity.parallel.votes import Votes
-from vinfinity.runs.checkpoints import Checkpoints
+from vinfinity.runs.checkpoints import CheckpointPlan, Checkpoints
 from vinfinity.runs.folder import RunFolder
 from vinfinity.system.progress import Progress
 from vinfinity.system.signals import Shutdown
@@ -31,15 +31,18 @@ def checkpoints_in(
 ) -> Checkpoints:
     """The checkpoints of a run of 6 frames and 50 steps on one rank."""
     ranks = Ranks(device=torch.device("cpu"), shutdown=shutdown or Shutdown())
-    return Checkpoints(
-        RunFolder(folder),
-        ranks=ranks,
-        team=ranks.team(6, split=False),
-        selection=select_all(6, seed=0),
+    plan = CheckpointPlan(
+        select_all(6, seed=0),
         steps=50,
         config=CheckpointConfig(every=every, keep=keep),
-        progress=Progress(enabled=False),
         reuse_interval=reuse_interval,
+    )
+    return Checkpoints(
+        RunFolder(folder),
+        plan,
+        ranks=ranks,
+        team=ranks.team(6, split=False),
+        progress=Progress(enabled=False),
     )
 
 

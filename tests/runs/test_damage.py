@@ -24,10 +24,10 @@ from oracles.video import read_video
 from vinfinity.decode_again import decode_again
 from vinfinity.errors import DamagedError, OutputError, VinfinityError
 from vinfinity.run import run
+from vinfinity.runs.derived import load_run
 from vinfinity.runs.folder import RunFolder, find_run
 from vinfinity.runs.parts import undamaged_parts, write_manifest, write_part
 from vinfinity.runs.paths import Destination
-from vinfinity.runs.start import load_run
 
 
 def test_a_damaged_checkpoint_is_reported_and_the_one_before_it_is_used(

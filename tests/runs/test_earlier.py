@@ -84,7 +84,7 @@ def test_an_edit_that_changes_no_latent_frame_is_refused(tmp_path: Path) -> None
     geometry = LatentGeometry(channels=4, downscale=8, time_downscale=4)
     for frames in (19, 21):
         with pytest.raises(
-            InputError, match=rf"frames: {frames} adds nothing to the 21 frames .*; ask for 22 or"
+            InputError, match=rf"frames: {frames} adds nothing to the 21 frames .*; use at least 22 in"
         ):
             EarlierRun.open(edit_config(tmp_path, frames=frames), geometry)
     assert EarlierRun.open(edit_config(tmp_path, frames=22), geometry) is not None

@@ -20,9 +20,9 @@ from vinfinity.denoise.selection import Selection
 from vinfinity.errors import VinfinityError
 from vinfinity.job import prepare
 from vinfinity.run import run
+from vinfinity.runs.derived import extend_settings, load_run, redo_settings
 from vinfinity.runs.folder import find_run
 from vinfinity.runs.parts import read_manifest
-from vinfinity.runs.start import edited, load_run
 
 
 def edit(*arguments: str) -> None:
@@ -104,23 +104,20 @@ def test_an_edit_computes_only_nearby_frames_and_anchors(model_folder: Path, tmp
     run(config_of(model_folder, tmp_path / "a.mp4", *few, frames=60, steps=2, seed=5))
     folder = find_run(tmp_path / "a.run")
 
-    def selection(**given: str) -> Selection:
-        kind = "extend" if "frames" in given else "redo"
-        return prepare(
-            edited(folder, kind, overrides=["edit.context=3"], given=given, flags={}).config
-        ).selection
+    def redone(span: str) -> Selection:
+        return prepare(redo_settings(folder, span, overrides=["edit.context=3"], flags={}).config).selection
 
-    redo = selection(**{"edit.redo": "30:36"})
+    redo = redone("30:36")
     assert redo.frames == (7, 22, *range(27, 39), 52)
     assert redo.generated == frozenset(range(30, 36))
     assert redo.seeds == (5,) * 31 + (6,) * 4 + (5,) * 25
-    extend = selection(frames="+4")
+    extend = prepare(extend_settings(folder, 4, overrides=["edit.context=3"], flags={}).config).selection
     assert extend.frames == (8, 24, 40, *range(56, 64))
     assert extend.generated == frozenset(range(60, 64))
     run(config_of(model_folder, tmp_path / "short.mp4", *few, frames=16, steps=1))
     folder = find_run(tmp_path / "short.run")
     # a short video has plain attention, in which every frame sees all others
-    assert selection(**{"edit.redo": "3:5"}).frames == tuple(range(16))
+    assert redone("3:5").frames == tuple(range(16))
 
     edit("redo", str(tmp_path / "a.run"), "--frames", "30:36", "edit.context=3")
     assert changed_frames(tmp_path / "a-redo.run", tmp_path / "a.run") == list(range(30, 36))
@@ -154,8 +151,8 @@ def test_an_earlier_run_damaged_during_a_redo_ends_it_on_all_ranks(
     run(config_of(model_folder, tmp_path / "a.mp4", frames=9))
     [part] = (tmp_path / "a.run" / "latents").glob("*.safetensors")
     folder = find_run(tmp_path / "a.run")
-    given, flags = {"edit.redo": "4:8"}, {"gpus": "2", "device": "cpu"}
-    config = edited(folder, "redo", overrides=["checkpoint.every=1 steps"], given=given, flags=flags).config
+    overrides, flags = ["checkpoint.every=1 steps"], {"gpus": "2", "device": "cpu"}
+    config = redo_settings(folder, "4:8", overrides=overrides, flags=flags).config
     first_checkpoint = tmp_path / "a-redo.run" / "checkpoints" / "step-0001"
     with (
         when_exists(first_checkpoint, lambda: os.truncate(part, 1000)),

@@ -87,13 +87,16 @@ def test_sound_goes_on_in_an_extended_video(model_folder: Path, tmp_path: Path) 
 @pytest.mark.parametrize(
     ("given", "expected"),
     [
-        (("--from", "SILENT"), "--keep-audio: SILENT has no audio; leave out --keep-audio"),
+        (("--from", "SILENT"), "--keep-audio: SILENT has no audio; remove --keep-audio"),
         ((), "--keep-audio: true has no source video; add --from VIDEO"),
         (
             ("--from", "SILENT", "--audio", "TONE"),
             "audio: TONE (--audio) conflicts with input.keep_audio; remove one of the two",
         ),
-        (("--from", "SILENT", "--out", "a.gif"), "GIF holds no audio; use .mp4, .mov, .webm"),
+        (
+            ("--from", "SILENT", "--out", "a.gif"),
+            "GIF holds no audio; use .mp4, .mov, .webm, or set input.keep_audio=false",
+        ),
     ],
     ids=["silent", "no video", "other sound", "silent format"],
 )

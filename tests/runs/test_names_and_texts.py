@@ -13,8 +13,8 @@ from oracles.video import read_video
 from vinfinity.errors import InputError
 from vinfinity.media.mp4 import read_metadata
 from vinfinity.run import run
+from vinfinity.runs.derived import load_run
 from vinfinity.runs.folder import LONGEST_PATH, RunFolder
-from vinfinity.runs.start import load_run
 
 # a frame and a step: nothing but the names matters here
 QUICK = {"frames": 1, "steps": 1}
@@ -106,7 +106,7 @@ def test_an_edit_does_not_replace_the_run_it_starts_from(
             "--out",
             str(tmp_path / out),
         )
-        assert "is the video of the run that is edited; choose another name" in cli.refused(*command)
+        assert "is the video of the run being edited; choose another name" in cli.refused(*command)
     assert latents(tmp_path / "a.run").shape[1] == 3
 
 

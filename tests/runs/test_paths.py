@@ -2,6 +2,7 @@
 
 import os
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -84,7 +85,10 @@ def test_usable_files_are_accepted_and_nothing_is_written(
         ({"out": ".mp4"}, r"does not end in \.mp4"),
         ({"out": "folder.mp4"}, "is a folder"),
         ({"out": "old.mp4"}, "already exists; choose another name or add --overwrite"),
-        ({"out": "sheet.mp4"}, r"out: sheet\.png already exists"),
+        (
+            {"out": "sheet.mp4"},
+            r"out: sheet\.png already exists; choose another name, add --overwrite or set video\.sheet=false",
+        ),
         ({"out": "old.mp4/a.mp4"}, "which is a file"),
         ({"out": "a" * 252 + ".mp4"}, "has a name of 256 bytes, but its file system allows 255"),
         ({"out": "é" * 126 + ".mp4"}, "has a name of 256 bytes"),
@@ -97,7 +101,7 @@ def test_usable_files_are_accepted_and_nothing_is_written(
         ({"out": "run.mp4"}, r"out: run\.run must be a folder, but is a file"),
         ({"out": "mine.mp4"}, r"the folder mine\.run, which holds other files, such as thesis\.tex"),
         ({"out": "mine.mp4", "overwrite": True}, "which holds other files"),
-        ({"out": "earlier.mp4", "overwrite": True, "edit.run": "link.run"}, "of the run that is edited"),
+        ({"out": "earlier.mp4", "overwrite": True, "edit.run": "link.run"}, "of the run being edited"),
         ({"out": "a.mp4", "save_latents": "a.run/x.safetensors"}, "lies in the run folder"),
         ({"save_latents": "a" * 244 + ".safetensors"}, "has a name of 256 bytes"),
         ({"noise_from": "a" * 300 + ".safetensors"}, "does not exist"),
@@ -108,10 +112,6 @@ def test_usable_files_are_accepted_and_nothing_is_written(
         ({"noise_from": "old.mp4"}, r"does not end in \.safetensors"),
         ({"save_latents": "old.safetensors"}, "save_latents: old.safetensors already exists"),
         ({"save_latents": "latents.pt"}, r"does not end in \.safetensors"),
-        (
-            {"save_latents": "old.safetensors", "noise_from": "old.safetensors", "overwrite": True},
-            "read from",
-        ),
     ],
 )
 def test_unusable_files_are_refused(
@@ -131,6 +131,43 @@ def test_unusable_files_are_refused(
         video.write(np.zeros((16, 16, 3), np.uint8))
     with pytest.raises(InputError, match=message):
         check(run_config(prompt="a ball", **given))
+
+
+@pytest.mark.parametrize(
+    ("given", "message"),
+    [
+        ({"input.first_frame": "a.png"}, "out: a.png is the file that input.first_frame names"),
+        ({"input.last_frame": "link/a.png"}, "out: a.png is the file that input.last_frame names"),
+        ({"input.video": "a.mp4"}, "out: a.mp4 is the file that input.video names"),
+        ({"audio": "../{folder}/a.mp4"}, "out: a.mp4 is the file that audio names"),
+        ({"out": "frames/", "input.first_frame": "frames/0.png"}, "out: frames contains the file that input"),
+        (
+            {"noise_from": "a.safetensors", "save_latents": "link/a.safetensors"},
+            "save_latents: link/a.safetensors is the file that noise_from names",
+        ),
+        (
+            {"lora": ["lora:0.5"], "save_latents": "lora/adapter_model.safetensors"},
+            "the file that lora names",
+        ),
+    ],
+)
+def test_no_file_that_a_run_reads_is_replaced(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, given: dict[str, Any], message: str
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "link").symlink_to(".")
+    for folder in ("frames", "lora"):
+        (tmp_path / folder).mkdir()
+    for name in ("a.png", "a.mp4", "a.safetensors", "frames/0.png", "lora/adapter_model.safetensors"):
+        (tmp_path / name).touch()
+    given = {
+        key: value.format(folder=tmp_path.name) if key == "audio" else value for key, value in given.items()
+    }
+    with pytest.raises(InputError) as raised:
+        check(run_config(**{"prompt": "a ball", "out": "a.mp4", "overwrite": True, **given}))
+    assert message in raised.value.message
+    without_sheet = raised.value.remedy == "choose another name or set video.sheet=false"
+    assert without_sheet == ("a.png" in message)
 
 
 @pytest.mark.skipif(

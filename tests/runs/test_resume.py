@@ -27,10 +27,11 @@ from oracles.runs import (
 from oracles.video import read_video
 from safetensors.torch import save_file
 
+from vinfinity.api import generate_file
 from vinfinity.errors import InputError, VinfinityError
+from vinfinity.parallel.restarts import jobs_of, was_restarted
 from vinfinity.run import run
 from vinfinity.runs.parts import read_manifest
-from vinfinity.runs.start import jobs_of, was_restarted
 from vinfinity.system.signals import Shutdown
 
 
@@ -180,13 +181,24 @@ def test_ranks_restarted_by_torchrun_resume_their_run(tmp_path: Path) -> None:
 def test_a_run_does_not_resume_with_other_noise(model_folder: Path, tmp_path: Path) -> None:
     noise = tmp_path / "noise.safetensors"
     save_file({"noise": torch.randn(1, 4, 3, 4, 4)}, noise)
-    run(config_of(model_folder, tmp_path / "a.mp4", noise_from=str(noise)))
-    (tmp_path / "a.mp4").unlink()
+    config = config_of(model_folder, tmp_path / "a.mp4", "checkpoint.every=1 steps", noise_from=str(noise))
+    stop_after_step(config, tmp_path / "a.run")
     save_file({"noise": torch.randn(1, 4, 3, 4, 4)}, noise)
     with pytest.raises(
         InputError, match=r"noise_from: .* was started with other noise; restore the former noise"
     ):
         run(resumed_config(tmp_path / "a.run"))
+
+
+@pytest.mark.parametrize("launcher", ["SLURM_RESTART_COUNT", "TORCHELASTIC_RESTART_COUNT"])
+def test_a_restarted_script_resumes_its_run(
+    launcher: str, model_folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    config = config_of(model_folder, tmp_path / "a.mp4", "checkpoint.every=1 steps")
+    stop_after_step(config, tmp_path / "a.run")
+    monkeypatch.setenv(launcher, "1")
+    generate_file(config)
+    assert events(tmp_path / "a.run", "resumed")[0]["step"] >= 3
 
 
 def test_restarts_by_launchers_are_detected() -> None:

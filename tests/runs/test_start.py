@@ -2,6 +2,7 @@
 
 import dataclasses
 import errno
+import json
 import os
 import shlex
 import shutil
@@ -9,8 +10,10 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 from oracles.command_line import Cli
+from oracles.films import write_picture
 from oracles.runs import (
     config_of,
     events,
@@ -18,14 +21,19 @@ from oracles.runs import (
     manifest_of_step,
     resumed_config,
     signal_when_exists,
+    start_of,
     stop_after_step,
 )
+from oracles.video import tone
 from safetensors.torch import load_file, save_file
 
+from vinfinity.api import generate_batch
 from vinfinity.config import RunConfig
 from vinfinity.errors import BusyError, InputError, OutputError, Stopped
+from vinfinity.media.mp4 import read_metadata
 from vinfinity.run import run
-from vinfinity.runs.folder import RunFolder
+from vinfinity.runs.derived import resume_settings
+from vinfinity.runs.folder import RunFolder, find_run
 from vinfinity.runs.paths import Destination
 from vinfinity.runs.start import settle_start
 from vinfinity.system.signals import Shutdown
@@ -102,6 +110,23 @@ def test_a_requeued_job_replaces_a_run_of_other_settings_if_it_may(
     assert cli(*command, "--overwrite")[2].endswith("is finished; nothing to do\n")
 
 
+def test_the_command_that_makes_files_again_is_about_the_video_that_was_asked_for(
+    model_folder: Path, tmp_path: Path, cli: Cli
+) -> None:
+    run(config_of(model_folder, tmp_path / "a.mp4", "video.crf=30", steps=1))
+    gif = ("--out", str(tmp_path / "a.gif"), "video.crf=null", "video.sheet=false", "video.metadata=false")
+    assert exit_code("decode", str(tmp_path / "a.run"), *gif) == 0
+    before = (tmp_path / "a.mp4").read_bytes()
+    settings = ("video.repeat=false", "video.sheet=false")
+    asked = config_of(model_folder, tmp_path / "a.gif", *settings, steps=1, resume=True)
+    with pytest.raises(InputError, match="is not what the finished video was made with") as raised:
+        run(asked)
+    [_, command, _] = raised.value.message.split("`")
+    assert exit_code(*shlex.split(command)[1:]) == 0
+    assert run(asked) is None
+    assert (tmp_path / "a.mp4").read_bytes() == before
+
+
 @pytest.mark.parametrize("file", ["run.json", "config.yaml"])
 @pytest.mark.parametrize("damage", [None, "{"])
 def test_overwrite_replaces_no_run_that_cannot_be_read(
@@ -168,6 +193,56 @@ def test_a_run_does_not_resume_with_other_weights(own_model: Path, tmp_path: Pat
     assert not events(tmp_path / "a.run", "resumed")
 
 
+@pytest.mark.parametrize("way", ["generate", "resume", "batch"])
+def test_files_of_a_finished_run_are_made_again_from_its_latents_whatever_became_of_its_weights(
+    way: str, own_model: Path, tmp_path: Path, cli: Cli
+) -> None:
+    settings: dict[str, Any] = {"frames": 3, "steps": 2, "size": "32x32", "device": "cpu", "dtype": "fp32"}
+
+    def latents_on_disk() -> dict[Path, tuple[int, bytes]]:
+        files = (tmp_path / "a.run" / "latents").iterdir()
+        return {path: (path.stat().st_mtime_ns, path.read_bytes()) for path in files}
+
+    def make(crf: int) -> None:
+        if way == "batch":
+            given = {**settings, "model": str(own_model), "video.crf": crf, "overwrite": True}
+            made = generate_batch(["a red ball"], folder=tmp_path, out="a.mp4", **given)
+            assert made is not None
+            assert made.made
+        elif way == "resume" and (tmp_path / "a.run").exists():
+            assert cli("resume", str(tmp_path / "a.run"), f"video.crf={crf}", "overwrite=true")[0] == 0
+        else:
+            command = [f"{key}={value}" for key, value in settings.items()]
+            command += [f"model={own_model}", f"video.crf={crf}", "--resume", "--overwrite"]
+            assert cli("generate", "-p", "a red ball", "--out", str(tmp_path / "a.mp4"), *command)[0] == 0
+
+    make(18)
+    video, record = (tmp_path / "a.mp4").read_bytes(), find_run(tmp_path / "a.run").record() or {}
+    before = latents_on_disk()
+    change_weights(own_model)
+    make(40)
+    assert (tmp_path / "a.mp4").read_bytes() != video
+    assert [event["how"] for event in events(tmp_path / "a.run", "started")] == ["new", "resume"]
+    assert latents_on_disk() == before
+    made = json.loads(read_metadata(tmp_path / "a.mp4")["comment"])
+    again = find_run(tmp_path / "a.run").record() or {}
+    for key in ("weights", "borders", "execution", "memory"):
+        assert again[key] == record[key]
+    assert made["weights"] == record["weights"]
+
+
+def test_resume_never_starts_a_run_over(own_model: Path, tmp_path: Path, cli: Cli) -> None:
+    stop_after_step(config_of(own_model, tmp_path / "a.mp4", "checkpoint.every=1 steps"), tmp_path / "a.run")
+    before = sorted((tmp_path / "a.run").rglob("*"))
+    change_weights(own_model)
+    for more in ((), ("overwrite=true",)):
+        assert cli.refused("resume", str(tmp_path / "a.run"), *more).endswith(
+            "was started with other weights; restore the former weights, or start over with "
+            "`vinfinity generate --overwrite`"
+        )
+    assert sorted((tmp_path / "a.run").rglob("*")) == before
+
+
 def test_with_overwrite_a_run_whose_first_pass_has_other_weights_starts_over(
     model_folder: Path, own_model: Path, tmp_path: Path
 ) -> None:
@@ -199,6 +274,55 @@ def test_a_moved_run_resumes_from_another_working_directory(
     assert (tmp_path / "b.mp4").is_file()
 
 
+def test_a_moved_run_replaces_the_video_that_was_moved_with_it(model_folder: Path, tmp_path: Path) -> None:
+    for name in ("a.mp4", "a.png"):
+        (tmp_path / name).write_bytes(b"old")
+    config = config_of(model_folder, tmp_path / "a.mp4", "checkpoint.every=1 steps", overwrite=True)
+    stop_after_step(config, tmp_path / "a.run")
+    moved = tmp_path / "moved"
+    moved.mkdir()
+    for name in ("a.run", "a.mp4", "a.png"):
+        shutil.move(tmp_path / name, moved / name)
+    run(resumed_config(moved / "a.run"))
+    assert b"old" not in [(moved / name).read_bytes() for name in ("a.mp4", "a.png")]
+
+
+def test_files_are_the_same_by_whatever_path_they_are_named(
+    model_folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    real, link = tmp_path / "real", tmp_path / "link"
+    (real / "sub").mkdir(parents=True)
+    link.symlink_to(real)
+    write_picture(real / "start.png", np.zeros((32, 32, 3), dtype=np.uint8))
+    tone(real / "song.wav", seconds=1)
+
+    def config(base: str, **flags: bool) -> RunConfig:
+        given = f"input.first_frame={base}/start.png", f"audio={base}/song.wav"
+        return config_of(model_folder, f"{base}/a.mp4", *given, steps=1, **flags)
+
+    def rewrite(old: str, new: str) -> None:
+        """Write paths as older versions did."""
+        for file in ("config.yaml", "run.json"):
+            path = real / "a.run" / file
+            path.write_text(path.read_text().replace(old, new))
+        record = find_run(real / "a.run").record() or {}
+        find_run(real / "a.run").write_record({**record, "settings": find_run(real / "a.run").identity()})
+
+    monkeypatch.chdir(real / "sub")
+    run(config(".."))
+    monkeypatch.chdir(tmp_path)
+    (real / "sub").rmdir()
+    for _ in range(2):
+        for base in ("real", "link", "real/../link", str(real), str(link)):
+            assert start_of(config(base, resume=True)) == "done"
+            assert start_of(config(base, resume=True, overwrite=True)) == "done"
+        rewrite(f"{real}/s", f"{link}/../real/s")
+    (real / "a.mp4").unlink()
+    given = ["input.first_frame=link/start.png", "out=link/a.mp4"]
+    assert resume_settings(find_run(Path("real/a.run")), overrides=given, flags={}).config.resume
+    assert start_of(resumed_config(real / "a.run")) == "resume"
+
+
 def test_a_run_resumes_under_its_own_name_only(model_folder: Path, tmp_path: Path, cli: Cli) -> None:
     stop_after_step(
         config_of(model_folder, tmp_path / "a.mp4", "checkpoint.every=1 steps"), tmp_path / "a.run"
@@ -206,11 +330,11 @@ def test_a_run_resumes_under_its_own_name_only(model_folder: Path, tmp_path: Pat
     command = ("resume", str(tmp_path / "a.run"))
     message = cli.refused(*command, f"out={tmp_path / 'b.mp4'}")
     assert message.endswith(
-        "b.mp4 (command line) is not the video of this run; leave it out; "
+        "b.mp4 (command line) is not the video of this run; remove it; "
         "`vinfinity decode` makes another video of a finished run"
     )
     message = cli.refused(*command, "resume=false", "overwrite=true")
-    assert message == "resume: false (command line) would start the run over; leave it out"
+    assert message == "resume: false (command line) would start the run over; remove it"
     assert cli(*command, f"out={tmp_path / 'a.mp4'}")[0] == 0
     assert events(tmp_path / "a.run", "resumed")
 
@@ -224,10 +348,15 @@ def test_a_run_that_goes_on_replaces_its_own_files_only(model_folder: Path, tmp_
         config_of(model_folder, tmp_path / "a.mp4", *settings, overwrite=True), tmp_path / "a.run"
     )
     command = ("resume", str(tmp_path / "a.run"))
-    for setting, path in zip((f"save_latents={others[0]}", "video.sheet=true"), others, strict=True):
+    remedies = (
+        "choose another name or add overwrite=true",
+        "move it, add overwrite=true or set video.sheet=false",
+    )
+    changes = (f"save_latents={others[0]}", "video.sheet=true")
+    for setting, path, remedy in zip(changes, others, remedies, strict=True):
         message = cli.refused(*command, setting)
         assert str(path) in message
-        assert message.endswith(" already exists; choose another name or add overwrite=true")
+        assert message.endswith(f" already exists; {remedy}")
         assert path.read_bytes() == b"precious"
     # those that it was started for, and those that it has made since
     assert cli(*command)[0] == 0
@@ -304,13 +433,38 @@ def test_a_dry_run_is_refused_where_the_run_is(own_model: Path, tmp_path: Path, 
     before = {path: path.stat().st_mtime_ns for path in (tmp_path / "a.run").rglob("*")}
     for more in ([], ["--resume", "seed=3"]):
         assert cli.refused(*command, *more, "--dry-run") == cli.refused(*command, *more)
-    for more in (["--resume"], ["--overwrite"]):
-        assert cli(*command, *more, "--dry-run")[0] == 0
+
+    def start_shown(*more: str) -> str:
+        code, out, _ = cli(*command, *more, "--dry-run")
+        assert code == 0
+        [line] = [line for line in out.splitlines() if line.startswith("start ")]
+        return line.removeprefix("start").strip()
+
+    resumes, replaces = (f"{verb} the run in {tmp_path / 'a.run'}" for verb in ("resumes", "replaces"))
+    assert start_shown("--out", str(tmp_path / "b.mp4")) == "new"
+    assert start_shown("--overwrite") == replaces
+    assert start_shown("--resume") == resumes
+    assert start_shown("--resume", "--overwrite") == resumes
+    assert start_shown("--resume", "--overwrite", "seed=3") == replaces
     change_weights(own_model)
     assert "was started with other weights" in cli.refused(*command, "--resume", "--dry-run")
+    assert start_shown("--resume", "--overwrite") == replaces
     assert {path: path.stat().st_mtime_ns for path in (tmp_path / "a.run").rglob("*")} == before
     assert cli(*command, "--overwrite")[0] == 0
     assert cli(*command, "--resume", "--dry-run")[2].endswith("a.mp4 is finished; nothing to do\n")
+    (tmp_path / "a.mp4").unlink()
+    change_weights(own_model)
+    assert start_shown("--resume") == f"decodes the latents in {tmp_path / 'a.run'}"
+
+
+def test_a_linked_folder_in_a_run_folder_is_unlinked_and_stays_as_it_is(tmp_path: Path) -> None:
+    folder, scratch = RunFolder(tmp_path / "a.run"), tmp_path / "scratch" / "step-0001"
+    scratch.mkdir(parents=True)
+    folder.path.mkdir()
+    folder.checkpoints.symlink_to(scratch.parent)
+    folder.begin(settings="", record={})
+    assert not folder.checkpoints.exists()
+    assert scratch.exists()
 
 
 def test_two_runs_cannot_use_one_folder_at_the_same_time(model_folder: Path, tmp_path: Path) -> None:

@@ -1,11 +1,12 @@
-"""Many videos in one go: weights are loaded once, finished videos are skipped, a failing one is passed over.
+"""Many videos in one command: weights are loaded once, finished videos are skipped, and a failure does not end it.
 
-Top to bottom: a file of rows, each with settings of its own; rows times seeds as videos with names; all of them on the
-same ranks; a journal of what became of them.
+A file has rows, each with settings of its own. Each row and seed gives a video with a name. The same ranks make all of
+them, and a journal records the outcome of each.
 
 rows      the rows of a text file, YAML, JSON lines or CSV
 names     file names from a template
 plan      rows and seeds as videos, checked before torch is loaded; the part that this process makes
-journal   what became of each video, on disk
+journal   the outcome of each video, on disk
 make      the videos, one after the other
+faults    the faults of many rows, reported together
 """

@@ -6,12 +6,12 @@ from collections.abc import Iterator
 from vinfinity.errors import InputError
 from vinfinity.system.progress import logger
 
-# the most faults that are shown
-MOST = 10
+# maximum number of faults to show
+MOST_SHOWN = 10
 
 
 class Faults:
-    """Collects the InputErrors of blocks, one for each row; `check` shows them, and the same fault only once."""
+    """The InputErrors of rows. A fault that several rows have in common is shown once."""
 
     def __init__(self) -> None:
         self._found: dict[tuple[str, str, str], InputError] = {}
@@ -19,7 +19,7 @@ class Faults:
 
     @contextlib.contextmanager
     def noted(self) -> Iterator[None]:
-        """Go on after the block if it raises InputError."""
+        """Collect an InputError of the block, and continue after it."""
         try:
             yield
         except InputError as error:
@@ -28,24 +28,24 @@ class Faults:
             self._counts[fault] = self._counts.get(fault, 0) + 1
 
     def check(self) -> None:
-        """Raise InputError if any fault was found: the last one, after the others were logged as errors."""
+        """Raise the last InputError that was collected, if any, after logging the others as errors."""
         if not self._found:
             return
         self._add_counts()
-        *before, last = list(self._found.values())[:MOST]
+        *before, last = list(self._found.values())[:MOST_SHOWN]
         for error in before:
             logger.error("%s", error.message)
-        if len(self._found) > MOST:
-            logger.error("there are %d more faults", len(self._found) - MOST)
+        if len(self._found) > MOST_SHOWN:
+            logger.error("there are %d more faults", len(self._found) - MOST_SHOWN)
         raise last
 
     def warn(self) -> None:
-        """Log what was found as warnings, if anything was."""
+        """Log what was collected as warnings."""
         self._add_counts()
-        for error in list(self._found.values())[:MOST]:
+        for error in list(self._found.values())[:MOST_SHOWN]:
             logger.warning("%s", error.message)
-        if len(self._found) > MOST:
-            logger.warning("there are %d more like these", len(self._found) - MOST)
+        if len(self._found) > MOST_SHOWN:
+            logger.warning("there are %d more like these", len(self._found) - MOST_SHOWN)
 
     def _add_counts(self) -> None:
         for fault, error in self._found.items():

@@ -1,4 +1,4 @@
-"""What became of the videos of a batch: a line of JSON for each, in the folder of the batch."""
+"""The outcome of each video of a batch: a line of JSON for each, in the folder of the batch."""
 
 import contextlib
 import datetime
@@ -18,9 +18,9 @@ SUFFIX = ".batch.jsonl"
 
 @dataclass(frozen=True)
 class Journal:
-    """NAME.batch.jsonl: one line per video that was made or that failed, in order, over all calls of the batch.
+    """NAME.batch.jsonl: one line for each video that was made or failed, in order, over all calls of the batch.
 
-    jobs: what this call is to the launchers that may start it again, see `jobs_of`.
+    path: the file. jobs: each launcher's name for this call, see `jobs_of`.
     """
 
     path: Path
@@ -28,7 +28,7 @@ class Journal:
 
     @contextlib.contextmanager
     def locked(self) -> Iterator[None]:
-        """Keep other processes from the same batch. Raises BusyError, or OutputError if it cannot be created."""
+        """Lock the batch against other processes. Raises BusyError, or OutputError if the file cannot be created."""
         try:
             self.path.parent.mkdir(parents=True, exist_ok=True)
             file = self.path.open("a")
@@ -38,10 +38,10 @@ class Journal:
             try:
                 fcntl.flock(file.fileno(), fcntl.LOCK_EX | fcntl.LOCK_NB)
             except BlockingIOError:
-                remedy = "wait for it, or share the videos among processes with --part"
+                remedy = "wait for it, or split the videos among processes with --part"
                 raise BusyError(f"{self.path}: another process makes these videos; {remedy}") from None
             except OSError:
-                # no file locks on this file system: continue without; each video has its own lock
+                # this file system has no file locks: continue without one; each video has its own lock
                 pass
             yield
 
@@ -50,7 +50,7 @@ class Journal:
         now = datetime.datetime.now(datetime.UTC).isoformat(timespec="milliseconds")
         line = to_json({"time": now, "event": event, "video": video, **facts, "jobs": self.jobs})
         try:
-            # one call, so that lines never mix
+            # a single write, so that the lines of several processes never mix
             number = os.open(self.path, os.O_WRONLY | os.O_APPEND | os.O_CREAT, 0o666)
             try:
                 os.write(number, f"{line}\n".encode())
@@ -60,20 +60,20 @@ class Journal:
             raise cannot_write(self.path, error) from error
 
     def size(self) -> int:
-        """Bytes so far: where the lines of this call will begin."""
+        """Return the current size in bytes: where the lines of this call will begin."""
         return self.path.stat().st_size if self.path.exists() else 0
 
     def entries(self, *, since: int = 0) -> Mapping[str, Mapping[str, Any]]:
-        """The last line of each video, in the order of their first lines. since: bytes to leave out."""
+        """Return the last line of each video, in the order of their first lines. since: the number of bytes to skip."""
         if not self.path.exists():
             return {}
         with self.path.open("rb") as file:
             file.seek(since)
             lines = file.read().splitlines()
-        found: dict[str, Mapping[str, Any]] = {}
+        entries: dict[str, Mapping[str, Any]] = {}
         for line in lines:
-            # a kill may have cut off a line
+            # a line may be incomplete after a kill
             with contextlib.suppress(ValueError, TypeError, KeyError):
                 entry = json.loads(line)
-                found[entry["video"]] = entry
-        return found
+                entries[entry["video"]] = entry
+        return entries

@@ -1,4 +1,4 @@
-"""The videos of a batch, one after the other: the same ranks and the same weights for as many as possible."""
+"""The videos of a batch, one after the other, on the same ranks and with the same weights where possible."""
 
 import contextlib
 import itertools
@@ -18,8 +18,8 @@ from vinfinity.networks import Networks
 from vinfinity.parallel.launch import launch
 from vinfinity.parallel.place import find_place
 from vinfinity.parallel.ranks import Ranks
+from vinfinity.parallel.restarts import jobs_of, restarted_by
 from vinfinity.run import make_task, make_video
-from vinfinity.runs.start import jobs_of, restarted_by
 from vinfinity.session import record_end
 from vinfinity.system.out_of_memory import named_out_of_memory
 from vinfinity.system.overall import Overall
@@ -30,7 +30,7 @@ from vinfinity.task import Task
 
 @dataclass(frozen=True)
 class Failure:
-    """A video that failed. row: where its settings are from."""
+    """A video that failed. row: the row of the batch that it belongs to."""
 
     video: Path
     row: str
@@ -40,7 +40,10 @@ class Failure:
 
 @dataclass(frozen=True)
 class BatchSummary:
-    """What became of a batch. made: now. skipped: finished before. seconds: wall time."""
+    """The outcome of a batch.
+
+    made: the videos made by this call. skipped: the videos that were finished before. seconds: wall time.
+    """
 
     folder: Path
     made: tuple[Path, ...] = ()
@@ -51,7 +54,7 @@ class BatchSummary:
 
 @dataclass(frozen=True)
 class Entry:
-    """A video to make: its name in the folder, its row, and what every rank needs for it."""
+    """A video to make: its name in the folder, its row, and its task for every rank."""
 
     name: str
     row: str
@@ -60,7 +63,10 @@ class Entry:
 
 @dataclass(frozen=True)
 class Share:
-    """What the launcher sends to every rank. total, failed: videos of this process, and those that failed before."""
+    """What the launcher sends to every rank.
+
+    entries: the videos to make. total: the number of videos of this process. failed: how many of them have failed.
+    """
 
     entries: tuple[Entry, ...]
     journal: Journal
@@ -69,21 +75,21 @@ class Share:
 
 
 def make_batch(batch: Batch, *, shutdown: Shutdown | None = None) -> BatchSummary | None:
-    """Make the videos of a batch that are not finished. A failing one is reported and passed over.
+    """Make the videos of a batch that are not finished. A video that fails is reported, and the others are made.
 
-    shutdown: requests to end this process, on which the batch ends with a checkpoint of the current video; None if the
-    caller handles none. Returns None on ranks other than 0 that a launcher started.
+    shutdown: shutdown requests (signals). The batch then stops after writing a checkpoint of the current video. None if
+    the caller handles no signals. Returns None on ranks other than 0 that a launcher started.
 
-    Raises InputError if a video cannot be made, before weights are loaded; Stopped, OutputError, or RankError if ranks
-    fail for two videos in succession, with which the batch ends. Calling it again goes on where it ended.
+    Raises InputError if a video cannot be made, before weights are loaded. The batch ends with Stopped, OutputError, or
+    RankError if ranks fail for two videos in succession. Another call continues where it ended.
     """
-    return _Making(batch, prepare_batch(batch), shutdown).carry_out()
+    return _Making(batch, prepare_batch(batch), shutdown).run()
 
 
 def prepare_batch(batch: Batch) -> tuple[Entry, ...]:
-    """Check the videos of a batch that are not finished against their models. Reads no weight.
+    """Check the unfinished videos of a batch against their models. Loads no weights. Raises InputError.
 
-    Videos with the same ranks, and among them those with the same weights, follow each other. Raises InputError.
+    Videos are ordered so that those on the same ranks, and among them those with the same weights, follow each other.
     """
     faults, entries = Faults(), list[Entry]()
     like: Task | None = None
@@ -99,8 +105,10 @@ def prepare_batch(batch: Batch) -> tuple[Entry, ...]:
 
 
 def make_videos(share: Share, ranks: Ranks) -> None:
-    """One rank's part of several videos. Raises what ends the batch, and with several ranks what a video raises: other
-    ranks may wait for this one, and only new ones can go on.
+    """Carry out one rank's part of several videos.
+
+    Raises errors that end the batch. With several ranks, raises the error of any video: other ranks may be waiting for
+    this one, so that only new ranks can continue.
     """
     networks = Networks(ranks.device, several=True)
     work = [entry.task.work for entry in share.entries]
@@ -144,17 +152,18 @@ def report_failure(journal: Journal, entry: Entry, error: VinfinityError) -> Non
 
 
 def _ends_batch(error: Exception) -> bool:
-    """Whether an error concerns all videos: a request to end, or a file that cannot be written."""
+    """Return whether an error ends the whole batch: a shutdown request, or a file that cannot be written."""
     return isinstance(error, Stopped | OutputError)
 
 
 def _ranks_of(entry: Entry) -> tuple[Hashable, ...]:
-    """What videos must have in common to be made by the same ranks."""
+    """Return what videos must have in common to be made by the same ranks."""
     config = entry.task.job.config
     return config.gpus, config.device, config.parallel.timeout
 
 
 def _weights_of(entry: Entry) -> tuple[Hashable, ...]:
+    """Return what videos must have in common to be made with the same loaded networks."""
     job = entry.task.job
     return job.card.folder, job.weights_digest, job.config.lora, job.config.dtype, job.config.compile
 
@@ -174,17 +183,17 @@ class _Making:
         jobs = jobs_of(os.environ, parent=os.getppid())
         self._journal = Journal(self.batch.folder / f"{self.batch.name}{SUFFIX}", jobs)
         self._since = self._journal.size()
-        self._passed_over: Mapping[str, Mapping[str, Any]] = {}
+        self._not_retried: Mapping[str, Mapping[str, Any]] = {}
         self._lost_at: int | None = None
 
-    def carry_out(self) -> BatchSummary | None:
+    def run(self) -> BatchSummary | None:
         skipped = len(self.batch.items) - len(self.entries)
         if skipped and self._writes:
             note(f"{skipped} of {len(self.batch.items)} videos are finished already")
         if not self.entries:
             return self._summary() if self._writes else None
         with self._journal.locked() if self._writes else contextlib.nullcontext():
-            self._passed_over = self._earlier_failures()
+            self._not_retried = self._earlier_failures()
             try:
                 for _, share in itertools.groupby(self.entries, key=_ranks_of):
                     self._make(tuple(share))
@@ -194,7 +203,7 @@ class _Making:
         return self._summary() if self._writes else None
 
     def _make(self, share: Sequence[Entry]) -> None:
-        """Make videos that the same ranks can make; with several, they are started again after one that failed."""
+        """Make videos that the same ranks can make. Several ranks are started again after a video that failed."""
         while left := [entry for entry in share if entry.name not in self._outcomes()]:
             config = left[0].task.job.config
             outcomes = self._outcomes()
@@ -216,7 +225,7 @@ class _Making:
                     raise
 
     def _failed(self, share: Sequence[Entry], error: VinfinityError) -> bool:
-        """Record the error with which ranks ended for the video that they were making; whether it ends the batch."""
+        """Record the error of ranks for the video that they were making; return whether it ends the batch."""
         before = self._outcomes()
         current = next((entry for entry in share if entry.name not in before), None)
         if current is None:
@@ -229,21 +238,24 @@ class _Making:
         lost = isinstance(error, RankError)
         again = lost and self._lost_at == len(before)
         self._lost_at = len(before) + 1 if lost else None
-        # ranks of a launcher cannot be started again from here
+        # this process cannot restart ranks that a launcher started
         return again or (self._place is not None and self._place.size > 1)
 
     def _outcomes(self) -> Mapping[str, Mapping[str, Any]]:
-        """The journal's lines of this call, by video, with those of earlier failures that are not tried again."""
-        return {**self._passed_over, **self._journal.entries(since=self._since)}
+        """Return the journal's lines of this call by video, with those of earlier failures that are not retried."""
+        return {**self._not_retried, **self._journal.entries(since=self._since)}
 
     def _earlier_failures(self) -> Mapping[str, Mapping[str, Any]]:
-        """The videos that failed before this job was restarted: to the user, it is one call, which tries each once."""
+        """Return the lines of videos that failed before a launcher restarted this job.
+
+        To the user it is one call, which tries each video once.
+        """
         names, jobs = {entry.name for entry in self.entries}, self._journal.jobs
         same = {(launcher, jobs[launcher]) for launcher in restarted_by(os.environ) if launcher in jobs}
         return {
             name: line
             for name, line in self._journal.entries().items()
-            # lines of older versions do not say whose they are
+            # older versions did not record the jobs
             if line["event"] == "failed" and name in names and same & line.get("jobs", {}).items()
         }
 
@@ -251,7 +263,7 @@ class _Making:
         summary = self._summary()
         made = len(summary.made) + len(summary.skipped)
         failed = f" and {len(summary.failed)} have failed" if summary.failed else ""
-        return f"{made} of {len(self.batch.items)} videos are made{failed}; the same command makes the others"
+        return f"{made} of {len(self.batch.items)} videos are finished{failed}; the same command makes the others"
 
     def _summary(self) -> BatchSummary:
         outcomes = self._outcomes()

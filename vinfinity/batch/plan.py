@@ -1,4 +1,4 @@
-"""Rows and seeds as videos with names, all checked before torch is loaded. Imports no torch."""
+"""The videos of a batch, one for each row and seed, all checked before torch is loaded. Imports no torch."""
 
 import contextlib
 import re
@@ -16,10 +16,10 @@ from vinfinity.runs.paths import Destination, slug
 from vinfinity.runs.start import Start, check_done, settle_start
 from vinfinity.system.folders import expanded
 
-# videos of a batch, all of which are listed before the first is made
+# maximum number of videos in a batch, because all are planned before the first is made
 MOST_VIDEOS = 1_000_000
 
-# the configuration of a row: that of all rows, and the row's own settings on top
+# returns the configuration of a row: the settings of all rows, with the row's own on top
 Loader = Callable[[Layer], Resolved]
 
 
@@ -27,8 +27,8 @@ Loader = Callable[[Layer], Resolved]
 class Item:
     """A video of a batch.
 
-    name: its path inside the folder. origin: the row in messages. origins: of its settings. start: whether it is new,
-    resumes, or is finished already.
+    name: its path inside the folder. origin: how messages name its row. origins: the origin of each of its settings.
+    start: whether it is new, resumes, or is finished already.
     """
 
     name: str
@@ -41,9 +41,10 @@ class Item:
 
 @dataclass(frozen=True)
 class Batch:
-    """The videos that this process makes. total: videos of the whole batch, of which they are a part.
+    """The videos that this process makes.
 
-    name: of the batch and its part, such as `prompts` or `prompts-3-of-8`.
+    name: the name of the batch and its part, such as `prompts` or `prompts-3-of-8`. items: the videos of the part.
+    total: the number of videos in the whole batch.
     """
 
     name: str
@@ -53,7 +54,7 @@ class Batch:
 
 
 def parse_seeds(text: str) -> range:
-    """The seeds of a range such as `0:4`, which leaves out seed 4. Raises InputError."""
+    """Return the seeds of a range such as `0:4`, which excludes seed 4. Raises InputError."""
     match = re.fullmatch(r"(0|[1-9][0-9]{0,17}):([1-9][0-9]{0,17})", text)
     seeds = range(0) if match is None else range(int(match[1]), int(match[2]))
     if not seeds:
@@ -63,7 +64,7 @@ def parse_seeds(text: str) -> range:
 
 
 def parse_part(text: str) -> tuple[int, int]:
-    """(k, n) of a part such as `3/8`, the third of eight. Raises InputError."""
+    """Return (k, n) of a part such as `3/8`, the third of eight. Raises InputError."""
     match = re.fullmatch(r"([1-9][0-9]{0,5})/([1-9][0-9]{0,5})", text)
     if match is None or int(match[1]) > int(match[2]):
         problem = "is not a part" if match is None else "is beyond the last part"
@@ -80,29 +81,29 @@ def plan_batch(
     seeds: Sequence[int] | None = None,
     part: str | None = None,
 ) -> Batch:
-    """The videos of a batch, of which this process makes one part. Creates nothing.
+    """Plan the videos of a batch, of which this process makes one part. Creates no file.
 
-    seeds: each row is made once with each of them. part: such as `3/8`: every eighth video, from the third on.
-    Raises InputError if any row is faulty, also of another part, after logging the faults of other rows.
+    seeds: each row is made once with each seed. part: `3/8`, for example, is every eighth video from the third on.
+    Raises InputError if any row is faulty, including rows of other parts, after logging the faults of the other rows.
     """
     k, n = (1, 1) if part is None else parse_part(part)
     if seeds is not None and len(rows) * len(seeds) > MOST_VIDEOS:
-        problem = f"for each of {len(rows)} rows make more than {MOST_VIDEOS} videos"
-        raise InputError("seeds", len(seeds), "make them in several batches", problem=problem)
+        problem = f"for each of {len(rows)} rows give more than {MOST_VIDEOS} videos"
+        raise InputError("seeds", len(seeds), "split them into several batches", problem=problem)
     place, faults = expanded(folder, field="folder"), Faults()
     items = list(_items(rows, load, folder=place, seeds=seeds, faults=faults))
     faults.check()
     changes = Faults()
-    own = [_with_start(item, faults, changes) for item in items[k - 1 :: n]]
+    planned = [_with_start(item, faults, changes) for item in items[k - 1 :: n]]
     faults.check()
     changes.warn()
     name = name if part is None else f"{name}-{k}-of-{n}"
-    return Batch(name, place, tuple(item for item in own if item is not None), len(items))
+    return Batch(name, place, tuple(item for item in planned if item is not None), len(items))
 
 
 @contextlib.contextmanager
 def naming_row(origin: str, origins: Mapping[str, str]) -> Iterator[None]:
-    """Add the row, and where the value is from, to an InputError of the block."""
+    """Add the row and the origin of the value to an InputError of the block."""
     try:
         with name_sources(origins):
             yield
@@ -116,15 +117,15 @@ def naming_row(origin: str, origins: Mapping[str, str]) -> Iterator[None]:
 def _items(
     rows: Sequence[Row], load: Loader, *, folder: Path, seeds: Sequence[int] | None, faults: Faults
 ) -> Iterator[Item]:
-    """The videos of all rows that have no fault."""
+    """Yield the videos of all rows that have no fault."""
     taken, samples = Taken(), Counter[str]()
     for row in rows:
         with faults.noted(), naming_row(row.origin, {}):
             resolved = load(row.layer)
             if seeds is not None and resolved.origins["seed"] != "default":
                 with name_sources(resolved.origins):
-                    seed, remedy = resolved.config.seed, "leave out one of them"
-                    raise InputError("seed", seed, remedy, problem="is given beside --seeds")
+                    seed, remedy = resolved.config.seed, "remove one of them"
+                    raise InputError("seed", seed, remedy, problem="conflicts with --seeds")
             require_prompt(resolved.config)
             for seed in [resolved.config.seed] if seeds is None else seeds:
                 config = replace(resolved.config, seed=seed)
@@ -133,7 +134,7 @@ def _items(
 
 
 def _item(row: Row, resolved: Resolved, folder: Path, sample: int, taken: Taken) -> Item:
-    """A video with its names. sample: its number among those of the same prompt, from 0. Raises InputError."""
+    """Name a video. sample: its number among the videos of the same prompt, from 0. Raises InputError."""
     config, origins = resolved.config, resolved.origins
     values = {
         **leaves(config),
@@ -143,7 +144,7 @@ def _item(row: Row, resolved: Resolved, folder: Path, sample: int, taken: Taken)
     }
     with naming_row(row.origin, origins):
         name = file_name("out", config.out or DEFAULT, values, origin=row.origin)
-        # the slash of a folder of PNG is kept
+        # a Path would lose the slash of a folder of PNG
         files = {"out": f"{folder / name}/" if name.endswith("/") else str(folder / name)}
         if config.save_latents is not None:
             latents = file_name("save_latents", config.save_latents, values, origin=row.origin)
@@ -157,10 +158,10 @@ def _item(row: Row, resolved: Resolved, folder: Path, sample: int, taken: Taken)
 
 
 def _with_start(item: Item, faults: Faults, changes: Faults) -> Item | None:
-    """A video with what it begins with, from the files that are there; None if it has a fault.
+    """Return a video with how it starts, according to the existing files; None if it has a fault.
 
-    With --overwrite, what the files of other settings hold is replaced, and what this batch has made so far is kept.
-    changes: collects finished videos that were made with other settings, and are skipped all the same.
+    --overwrite replaces videos with other settings, and keeps what this batch has made so far. changes: collects
+    finished videos that are skipped although their files were made with other settings.
     """
     with faults.noted(), naming_row(item.origin, item.origins):
         config, start = settle_start(item.config, item.destination)

@@ -39,13 +39,13 @@ for _command in (
     *bench.bench.registered_commands,
     *models.models.registered_commands,
 ):
-    # Typer keeps the line breaks of a docstring, and breaks the lines once more to fit the screen
+    # Typer keeps the line breaks of a docstring and wraps the lines again, so make each paragraph one line
     _paragraphs = (inspect.getdoc(_command.callback) or "").split("\n\n")
     _command.help = "\n\n".join(paragraph.replace("\n", " ") for paragraph in _paragraphs)
 
 
 def run_command(arguments: Sequence[str] | None, shutdown: Shutdown) -> int:
-    """Run the command line (`sys.argv` if None) and return its exit code. shutdown: requests to end the process."""
+    """Run the command line (`sys.argv` if None) and return its exit code. shutdown: shutdown requests (signals)."""
     from vinfinity.system.progress import fail, messages_shown
 
     try:
@@ -80,15 +80,15 @@ def _vinfinity(
 
 
 def _usage_line(error: typer.TyperException) -> str:
-    """An error of the command line's parser as one line, with the option that may have been meant."""
+    """Return an error of the command line's parser as one line, with a similar option if there is one."""
     context = getattr(error, "ctx", None)
     command = context.command_path if context is not None else "vinfinity"
     option = getattr(error, "option_name", None)
     if context is not None and option is not None and getattr(error, "possibilities", None) is not None:
-        known = [
+        options = [
             name for parameter in context.command.params for name in parameter.opts if name.startswith("--")
         ]
-        hint = did_you_mean(option, known) or f"`{command} --help` lists the options"
+        hint = did_you_mean(option, options) or f"`{command} --help` lists the options"
         return f"{option}: no such option; {hint}"
     message = one_line(error.format_message()).rstrip(".")
     if invalid := re.fullmatch(r"Invalid value for '([^']+)': (?:Value error, )?(.*)", message):

@@ -16,19 +16,19 @@ if TYPE_CHECKING:
     from vinfinity.batch.make import BatchSummary
     from vinfinity.batch.plan import Batch, Loader
 
-# what options say here that say something else of a single video
+# the help of options that mean something else for a single video
 TEXTS = {
     "prompt": {"help": "Text that describes the videos of rows without a prompt of their own."},
     "out": {
-        "help": "Template of the videos' names inside the folder. It may name {index}, the number of the row; {slug}, "
-        "its prompt as a file name; {sample}, the number of the video among those of the same prompt, from 0; and any "
-        "setting, such as {seed} or {prompt}.",
+        "help": "Template for the videos' names inside the folder. It may contain {index}, the number of the row; "
+        "{slug}, its prompt as a file name; {sample}, the number of the video among those with the same prompt, from "
+        "0; and any setting, such as {seed} or {prompt}.",
         "default": DEFAULT,
         "metavar": "TEMPLATE.mp4",
     },
     "overwrite": {"help": "Replace existing files, except videos that are finished with the same settings."},
     "save_latents": {
-        "help": "Template of the names of files to save the final latents to.",
+        "help": "Template for the names of files with the final latents.",
         "metavar": "TEMPLATE.safetensors",
     },
 }
@@ -58,7 +58,7 @@ def batch(
         str | None,
         typer.Option(
             metavar="FROM:TO",
-            help="Make each row once with each of these seeds, without seed TO.",
+            help="Make each row once with each of these seeds; TO is excluded.",
             show_default="the row's seed",
         ),
     ] = None,
@@ -66,7 +66,7 @@ def batch(
         str | None,
         typer.Option(
             metavar="K/N",
-            help="Make the K-th of N parts of the videos, as in a SLURM array.",
+            help="Make only the K-th of N parts of the videos, as in a SLURM array.",
             show_default="all of them",
         ),
     ] = None,
@@ -76,9 +76,9 @@ def batch(
 ) -> None:
     """Generate the videos of all rows of a file. Weights are loaded once.
 
-    Finished videos are skipped, and an interrupted one is resumed: run the same command again, whatever ended it. A
-    video that fails is reported and passed over; the exit code is then 100 plus the number of failed videos. A row's
-    own settings come before those of all rows, which are the options of `generate`.
+    Finished videos are skipped, and an interrupted one is resumed: after any interruption, run the same command again.
+    A video that fails is reported, and the others are made; the exit code is then 100 plus the number of failed videos.
+    A row's own settings take precedence over those of all rows, which are the options of `generate`.
 
     For example: vinfinity batch prompts.txt --seeds 0:4 --frames 64
     """
@@ -97,12 +97,12 @@ def batch(
         return
     summary = make_batch(planned, shutdown=shutdown)
     if summary is not None:
-        # rank 0 alone has one
+        # only rank 0 has a summary
         print_outcome(summary)
 
 
 def list_videos(batch: "Batch") -> None:
-    """Print the videos of a batch, with what each begins with."""
+    """Print the videos of a batch, and whether each is new, unfinished or finished."""
     rows = [("video", "", "seed", "frames", "size", "steps", "prompt")]
     states = {"new": "", "resume": "unfinished", "done": "finished"}
     for item in batch.items:
@@ -113,7 +113,7 @@ def list_videos(batch: "Batch") -> None:
 
 
 def print_outcome(summary: "BatchSummary") -> None:
-    """Print what became of a batch. Raises BatchError if videos failed."""
+    """Print the outcome of a batch. Raises BatchError if videos failed."""
     from vinfinity.system.progress import duration
 
     made, skipped, failed = len(summary.made), len(summary.skipped), len(summary.failed)
@@ -126,5 +126,5 @@ def print_outcome(summary: "BatchSummary") -> None:
     for failure in summary.failed:
         typer.echo(f"failed: {failure.video} ({failure.row}): {failure.message}")
     if failed:
-        of = made + skipped + failed
-        raise BatchError(f"{failed} of {of} videos failed; the same command tries them again", failed=failed)
+        total = made + skipped + failed
+        raise BatchError(f"{failed} of {total} videos failed; the same command retries them", failed=failed)

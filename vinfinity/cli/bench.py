@@ -1,5 +1,8 @@
 """Commands that measure."""
 
+import contextlib
+from collections.abc import Iterator
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Annotated, Literal
 
@@ -10,7 +13,7 @@ from vinfinity.cli.output import Debug, import_engine, print_columns, reported
 from vinfinity.config import DecodeConfig, Device, parse_size
 from vinfinity.errors import InputError
 from vinfinity.system.output import check_output
-from vinfinity.system.signals import Reaction
+from vinfinity.system.signals import Reaction, Shutdown
 
 bench = typer.Typer(help="Measure the time and memory that runs take.", no_args_is_help=True)
 
@@ -26,8 +29,8 @@ Model = Annotated[
     str,
     typer.Option(
         metavar="mini|medium|large|wan|FOLDER",
-        help="Model to time; medium, large and wan have random weights, large and wan the shapes of VideoCrafter2 and "
-        "Wan 2.1 1.3B.",
+        help="Model to time. medium, large and wan have random weights; large and wan have the shapes of VideoCrafter2 "
+        "and Wan 2.1 1.3B.",
     ),
 ]
 AnyModel = Annotated[str, typer.Option(metavar="mini|FOLDER|NAME", help="Model to run.")]
@@ -48,14 +51,38 @@ Rounds = Annotated[
 ]
 
 
-def check_out(out: Path | None, *, overwrite: bool) -> None:
-    """Raises InputError if the figures cannot be written, before they are measured, or if there is no file for them to
-    overwrite.
-    """
-    if out is not None:
-        check_output("--out", out, overwrite=overwrite)
-    elif overwrite:
-        raise InputError("--overwrite", True, "name a file by --out", problem="has no effect without a file")
+@dataclass(frozen=True)
+class Measurement:
+    """A measurement in progress. out: the file for its figures, None to write none."""
+
+    shutdown: Shutdown
+    out: Path | None
+
+    def begin(self, *, engine: bool = True) -> None:
+        """Let shutdown requests interrupt the measurement from here on. engine: whether to import the engine."""
+        if engine:
+            import_engine()
+        self.shutdown.reaction = Reaction.UNWIND
+
+    def save(self, figures: object) -> None:
+        """Write the figures as JSON if there is a file for them."""
+        from vinfinity.bench.report import write_json
+
+        if self.out is not None:
+            write_json(self.out, figures)
+
+
+@contextlib.contextmanager
+def measuring(
+    context: typer.Context, *, out: Path | None, overwrite: bool, debug: bool
+) -> Iterator[Measurement]:
+    """Report errors of the block, after refusing an `out` that cannot be written."""
+    with reported(context, debug=debug) as shutdown:
+        if out is not None:
+            check_output("--out", out, overwrite=overwrite)
+        elif overwrite:
+            raise InputError("--overwrite", True, "add --out FILE", problem="has no effect without a file")
+        yield Measurement(shutdown, out)
 
 
 @bench.command()
@@ -65,8 +92,8 @@ def denoiser(
         list[str] | None,
         typer.Option(
             metavar="mini|medium|large|wan|FOLDER",
-            help="Model whose UNet or transformer is timed; medium, large and wan have random weights: 353 M "
-            "parameters, VideoCrafter2's 1,413 M, and the 1,419 M of Wan 2.1 1.3B. May be repeated.",
+            help="Model whose UNet or transformer is timed. medium, large and wan have random weights: 353 M "
+            "parameters, VideoCrafter2's 1,413 M, and the 1,419 M of Wan 2.1 1.3B. Can be repeated.",
             show_default="mini and medium",
         ),
     ] = None,
@@ -75,7 +102,7 @@ def denoiser(
         typer.Option(
             metavar="N",
             parser=number(int),
-            help="Number of frames in a call; may be repeated.",
+            help="Number of frames in a call. Can be repeated.",
             show_default="16 and 96; only 16 for random weights",
         ),
     ] = None,
@@ -84,11 +111,11 @@ def denoiser(
         list[Precision] | None,
         typer.Option(
             metavar="fp32|fp16|bf16",
-            help="Precision; may be repeated.",
-            show_default="fp32, and bf16 where the processor has instructions for it",
+            help="Precision. Can be repeated.",
+            show_default="fp32, and bf16 if the processor has instructions for it",
         ),
     ] = None,
-    compile: Annotated[bool, typer.Option("--compile", help="Time the compiled network, too.")] = False,
+    compile: Annotated[bool, typer.Option("--compile", help="Also time the compiled network.")] = False,
     rounds: Rounds = 5,
     threads: Annotated[int, typer.Option(metavar="N", help="Number of CPU threads.", parser=number(int))] = 1,
     device: Annotated[
@@ -98,15 +125,13 @@ def denoiser(
     overwrite: Overwrite = False,
     debug: Debug = False,
 ) -> None:
-    """Time a call of the UNet or transformer with both guidance branches and plain attention, by precision, compiled.
+    """Time a call of the UNet or transformer with both guidance branches and plain attention, in each precision.
 
-    benchmarks/rivals/unet.py compares a UNet with diffusers'.
+    benchmarks/rivals/unet.py compares the UNet with that of diffusers.
     """
-    with reported(context, debug=debug) as shutdown:
-        check_out(out, overwrite=overwrite)
+    with measuring(context, out=out, overwrite=overwrite, debug=debug) as measurement:
         pixels = None if size is None else parse_size(size)
-        import_engine()
-        shutdown.reaction = Reaction.UNWIND
+        measurement.begin()
         import torch
 
         from vinfinity.bench import report
@@ -133,8 +158,7 @@ def denoiser(
                 )
                 measured.append((subject.title(count), times))
         print_columns(report.denoiser_table(measured))
-        if out is not None:
-            report.write_json(out, report.denoiser_json(measured))
+        measurement.save(report.denoiser_json(measured))
 
 
 @bench.command()
@@ -153,25 +177,22 @@ def scaling(
     overwrite: Overwrite = False,
     debug: Debug = False,
 ) -> None:
-    """Time a call of the UNet or transformer on one rank and on several that share it, in turn.
+    """Time a call of the UNet or transformer, alternating between one rank and several.
 
     On CPUs, each rank has one thread.
     """
-    with reported(context, debug=debug) as shutdown:
-        check_out(out, overwrite=overwrite)
+    with measuring(context, out=out, overwrite=overwrite, debug=debug) as measurement:
         if frames < ranks:
             problem = "is more than the number of frames"
-            raise InputError("--ranks", ranks, f"give at most {frames}", problem=problem)
+            raise InputError("--ranks", ranks, f"use at most {frames}", problem=problem)
         pixels = None if size is None else parse_size(size)
-        import_engine()
-        shutdown.reaction = Reaction.UNWIND
+        measurement.begin()
         from vinfinity.bench import report
         from vinfinity.bench.scaling import measure_scaling
 
         times = measure_scaling(model, ranks=ranks, frames=frames, rounds=rounds, device=device, size=pixels)
         print_columns(report.scaling_table(times, ranks=ranks, frames=frames))
-        if out is not None:
-            report.write_json(out, times)
+        measurement.save(times)
 
 
 @bench.command()
@@ -190,7 +211,7 @@ def e2e(
         typer.Option(
             metavar="N",
             parser=number(int),
-            help="Length of a video, in frames; may be repeated.",
+            help="Length of a video, in frames. Can be repeated.",
             show_default="96, 192 and 384",
         ),
     ] = None,
@@ -199,17 +220,16 @@ def e2e(
     overwrite: Overwrite = False,
     debug: Debug = False,
 ) -> None:
-    """Measure whole runs from prompt to MP4: time of each phase and memory, by length of the video."""
-    with reported(context, debug=debug) as shutdown:
-        check_out(out, overwrite=overwrite)
-        shutdown.reaction = Reaction.UNWIND
+    """Measure whole runs from prompt to MP4: the time of each phase, and memory, for each length of video."""
+    with measuring(context, out=out, overwrite=overwrite, debug=debug) as measurement:
+        # each run is a process of its own
+        measurement.begin(engine=False)
         from vinfinity.bench import report
         from vinfinity.bench.whole import measure_runs
 
         runs = measure_runs(sorted(frames or (96, 192, 384)), settings or (), model=model)
         print_columns(report.runs_table(runs))
-        if out is not None:
-            report.write_json(out, runs)
+        measurement.save(runs)
 
 
 @bench.command()
@@ -223,7 +243,7 @@ def exchange(
         typer.Option(
             metavar="N",
             parser=number(int),
-            help="Number of frames on each rank; may be repeated.",
+            help="Number of frames on each rank. Can be repeated.",
             show_default="24 and 288",
         ),
     ] = None,
@@ -241,7 +261,7 @@ def exchange(
         int,
         typer.Option(
             metavar="N",
-            help="Number of real ranks on which calls of the model are timed, too.",
+            help="Also time calls of the model on this number of real ranks; 0 times none.",
             parser=number(int, least=0),
         ),
     ] = 0,
@@ -252,16 +272,14 @@ def exchange(
     overwrite: Overwrite = False,
     debug: Debug = False,
 ) -> None:
-    """Count what an inner rank of VideoCrafter2's UNet sends and how often it waits, and time it on this machine.
+    """Count what an inner rank of VideoCrafter2's UNet sends and how often it waits; --timed measures the cost.
 
     Counting needs neither weights nor GPUs. With --timed, calls that exchange frames alternate with calls that use
-    the rank's own frames instead; the ratio of their times is the cost of synchronisation.
+    the rank's own frames instead, on this machine; the ratio of their times is the cost of synchronisation.
     """
-    with reported(context, debug=debug) as shutdown:
-        check_out(out, overwrite=overwrite)
+    with measuring(context, out=out, overwrite=overwrite, debug=debug) as measurement:
         pixels = parse_size(size)
-        import_engine()
-        shutdown.reaction = Reaction.UNWIND
+        measurement.begin()
         from vinfinity.bench import report
         from vinfinity.bench.exchange import count_traffic, time_exchange
         from vinfinity.bench.subjects import inner_rank_call
@@ -279,8 +297,7 @@ def exchange(
             timing = time_exchange(model, ranks=timed, scopes=scopes, rounds=rounds, device=device)
             typer.echo()
             print_columns(report.exchange_time_table(timing))
-        if out is not None:
-            report.write_json(out, report.exchange_json(traffic, timing))
+        measurement.save(report.exchange_json(traffic, timing))
 
 
 @bench.command()
@@ -292,7 +309,7 @@ def memory(
         typer.Option(
             metavar="N",
             parser=number(int),
-            help="Number of frames on each rank; may be repeated.",
+            help="Number of frames on each rank. Can be repeated.",
             show_default="64, 288, 576 and 2300",
         ),
     ] = None,
@@ -321,13 +338,11 @@ def memory(
 ) -> None:
     """Trace the peak memory of a guided VideoCrafter2 step in fp16, without weights or GPUs.
 
-    Once with skip connections on the device, and once with them in host memory.
+    Traces it twice: with skip connections on the device, and in host memory.
     """
-    with reported(context, debug=debug) as shutdown:
-        check_out(out, overwrite=overwrite)
+    with measuring(context, out=out, overwrite=overwrite, debug=debug) as measurement:
         pixels = parse_size(size)
-        import_engine()
-        shutdown.reaction = Reaction.UNWIND
+        measurement.begin()
         from vinfinity.bench import report
         from vinfinity.bench.memory import check_footprint, trace_footprint
         from vinfinity.bench.subjects import inner_rank_call
@@ -348,8 +363,7 @@ def memory(
         if checked is not None:
             typer.echo()
             print_columns(report.check_table(checked))
-        if out is not None:
-            report.write_json(out, report.memory_json(footprints, checked))
+        measurement.save(report.memory_json(footprints, checked))
 
 
 @bench.command()
@@ -368,8 +382,8 @@ def decode(
         int | None,
         typer.Option(
             metavar="N",
-            help="Number of frames that are decoded at once, as in decode.frames.",
-            show_default="by the size of a frame",
+            help="Number of frames to decode at once, as in decode.frames.",
+            show_default="depends on the size of a frame",
             parser=number(int),
         ),
     ] = None,
@@ -388,16 +402,14 @@ def decode(
     overwrite: Overwrite = False,
     debug: Debug = False,
 ) -> None:
-    """Measure random latents to MP4: decoding alone, encoding alone, both at once, and the memory they take.
+    """Measure the way from random latents to MP4: decoding alone, encoding alone, both at once, and their memory.
 
-    Both at once is what a run does: the encoder works in a thread while the next frames are decoded.
+    A run does both at once: the encoder works in a thread while the next frames are decoded.
     """
-    with reported(context, debug=debug) as shutdown:
-        check_out(out, overwrite=overwrite)
+    with measuring(context, out=out, overwrite=overwrite, debug=debug) as measurement:
         pixels = None if size is None else parse_size(size)
         decoding = DecodeConfig(frames=block, tile=tile)
-        import_engine()
-        shutdown.reaction = Reaction.UNWIND
+        measurement.begin()
         from vinfinity.bench import report
         from vinfinity.bench.decode import measure_decoding
 
@@ -405,5 +417,4 @@ def decode(
             model, decoder=decoder, frames=frames, size=pixels, rounds=rounds, device=device, decode=decoding
         )
         print_columns(report.decode_table(figures))
-        if out is not None:
-            report.write_json(out, report.decode_json(figures))
+        measurement.save(report.decode_json(figures))

@@ -1,4 +1,4 @@
-"""The command that looks at the machine."""
+"""The command that checks the machine."""
 
 import json
 from typing import Annotated
@@ -25,13 +25,13 @@ def doctor(
     device: Annotated[
         Device, typer.Option(metavar="auto|cuda|cpu", help="Device of the run to check for.")
     ] = "auto",
-    as_json: Annotated[bool, typer.Option("--json", help="Print everything that was found as JSON.")] = False,
+    as_json: Annotated[bool, typer.Option("--json", help="Print all findings as JSON.")] = False,
     debug: Debug = False,
 ) -> None:
-    """Show what is on this machine, what a run would use of it, and what is wrong, with a remedy.
+    """Show what this machine has, what a run would use of it, and what is wrong, with a remedy.
 
-    Starts nothing and loads no weights. Exits with code 1 if a run that uses the machine's best devices could not start
-    or could not finish, else with 0; warnings do not count.
+    Starts nothing and loads no weights. Exits with code 1 if a run on the machine's best devices could not start or
+    finish, and with 0 otherwise; warnings do not count.
     """
     from vinfinity.doctor import report
     from vinfinity.doctor.facts import gather

@@ -47,7 +47,7 @@ PromptText = Annotated[
     str | None,
     typer.Option(
         metavar="TEXT",
-        help="Text that the frames are compared with by CLIP; needs --clip.",
+        help="Text for CLIP to compare the frames with; needs --clip.",
         show_default="the run's prompts",
     ),
 ]
@@ -56,7 +56,7 @@ Borders = Annotated[
     typer.Option(
         "--border",
         metavar="FRAME",
-        help="Look for a seam before this frame, beside the borders that the run knows; repeatable.",
+        help="Look for a seam before this frame, in addition to the run's own borders. Can be repeated.",
         show_default="none",
     ),
 ]
@@ -64,7 +64,7 @@ Every = Annotated[
     int | None,
     typer.Option(
         metavar="N",
-        help="Look for seams every N frames, such as where windows of another program meet.",
+        help="Look for seams every N frames, such as where another program's windows meet.",
         show_default="none",
         parser=number(int),
     ),
@@ -82,7 +82,7 @@ Json = Annotated[bool, typer.Option("--json", help="Print all figures and curves
 
 
 def limit(name: str, help: str) -> typer.models.OptionInfo:
-    """The option of a limit."""
+    """Return the option of a limit."""
     return typer.Option(name, metavar="X", help=help, show_default="none", parser=number(float, least=0))
 
 
@@ -90,18 +90,20 @@ MaxDrift = Annotated[
     float | None,
     limit("--max-drift", "Largest drift of sharpness, brightness, saturation or colour, in percent."),
 ]
-MaxSeam = Annotated[float | None, limit("--max-seam", "Highest ratio of a border's difference to the usual.")]
+MaxSeam = Annotated[
+    float | None, limit("--max-seam", "Highest ratio of the difference at a border to that elsewhere.")
+]
 MaxPulsing = Annotated[float | None, limit("--max-pulsing", "Maximum pulsing of colours, in levels of 255.")]
-MaxCuts = Annotated[float | None, limit("--max-cuts", "Largest number of cuts that no prompt asked for.")]
+MaxCuts = Annotated[float | None, limit("--max-cuts", "Largest number of cuts that no prompt asks for.")]
 MaxRepetition = Annotated[float | None, limit("--max-repetition", "Highest autocorrelation at a period.")]
-MaxFrozen = Annotated[float | None, limit("--max-frozen", "Largest frozen share of the video, in percent.")]
+MaxFrozen = Annotated[float | None, limit("--max-frozen", "Largest frozen part of the video, in percent.")]
 MinMotion = Annotated[float | None, limit("--min-motion", "Minimum mean motion, in pixels per frame.")]
 Limits = Annotated[
     list[str] | None,
     typer.Option(
         "--limit",
         metavar="FIGURE<=X",
-        help="Limit on any figure by its name in --json, such as 'drift.brightness<=3'; repeatable.",
+        help="Limit on any figure by its name in --json, such as 'drift.brightness<=3'. Can be repeated.",
         show_default="none",
     ),
 ]
@@ -109,8 +111,7 @@ Report = Annotated[
     Path | None,
     typer.Option(
         metavar="FILE.html",
-        help="Write a report to look at: one page with the videos, or the pairs of batches, curves and tables, which "
-        "needs no network.",
+        help="Write a self-contained HTML report with the videos (or pairs), curves and tables.",
         show_default="none",
     ),
 ]
@@ -142,8 +143,8 @@ def evaluate(
 ) -> None:
     """Measure videos: motion, flicker, seams, cuts, drift, repetition, frozen spans.
 
-    Needs no weights and no GPU, and little memory at any length. A run's own borders are known: those of ranks, edits
-    and prompts. Exits with code 7 if a video is beyond a limit, and with 4 if one of several cannot be measured.
+    Needs no weights, no GPU, and little memory at any length. For a run, the borders of ranks, edits and prompts are
+    known. Exits with code 7 if a video violates a limit, and with 4 if one of several videos cannot be measured.
 
     For example: vinfinity evaluate ball.run --max-drift 10 --min-motion 0.2
     """
@@ -152,7 +153,7 @@ def evaluate(
         from vinfinity.evaluation.limits import check_limits, collect_limits
         from vinfinity.evaluation.subject import find_subjects
 
-        given = {
+        options = {
             "max_drift": max_drift,
             "max_seam": max_seam,
             "max_pulsing": max_pulsing,
@@ -161,7 +162,7 @@ def evaluate(
             "max_frozen": max_frozen,
             "min_motion": min_motion,
         }
-        allowed = collect_limits(given, limits or [])
+        allowed = collect_limits(options, limits or [])
         borders = [_frame(text) for text in border or []]
         page = _page(report, overwrite=overwrite)
         subjects, failures = find_subjects(videos, fps=_rate(fps), borders=borders, every=every)
@@ -198,7 +199,7 @@ def compare(
         list[Path],
         typer.Argument(
             metavar="VIDEO|RUN|FOLDER...",
-            help="Two or more video files or runs; or folders with videos of equal names, such as two batches.",
+            help="Two or more video files or runs; or folders of videos with the same names, such as two batches.",
             show_default=False,
         ),
     ],
@@ -214,11 +215,11 @@ def compare(
     overwrite: Overwrite = False,
     debug: Debug = False,
 ) -> None:
-    """Compare videos with the first of them: all figures of `evaluate`, PSNR and SSIM, and the settings that differ.
+    """Compare videos with the first one: all figures of `evaluate`, PSNR and SSIM, and the settings that differ.
 
-    PSNR and SSIM need videos of one length. Of folders, videos of equal names are paired, and a paired test says for
-    each figure whether the difference could be chance. Pairs of which a video is damaged are left out; the exit code is
-    then 4.
+    PSNR and SSIM need videos of the same length. In folders, videos with the same name are paired, and a paired test
+    tells for each figure whether the difference could be chance. Pairs with a damaged video are skipped; the exit code
+    is then 4.
 
     For example: vinfinity compare local.run dual-scope.run --report scopes.html
     """
@@ -251,15 +252,15 @@ def compare(
 
 
 def _page(report: Path | None, *, overwrite: bool) -> Path | None:
-    """The file of the report. Raises InputError if it cannot be written, or if there is none to overwrite."""
+    """Return the file of the report, if any. Raises InputError if it cannot be written."""
     if report is None:
         if overwrite:
-            remedy = "name a report by --report, or leave it out"
+            remedy = "add --report FILE, or remove it"
             raise InputError("--overwrite", overwrite, remedy, problem="has no effect without a report")
         return None
     path = expanded(report, field="--report")
     if path.suffix.lower() not in (".html", ".htm"):
-        raise InputError("--report", report, "give it the ending .html", problem="is not an HTML file")
+        raise InputError("--report", report, "use a name that ends in .html", problem="is not an HTML file")
     check_output("--report", path, overwrite=overwrite)
     return path
 
@@ -270,5 +271,5 @@ def _rate(fps: float | None) -> Fraction | None:
 
 def _frame(text: str) -> int:
     if not text.isascii() or not text.isdigit() or (text[0] == "0" and text != "0"):
-        raise InputError("--border", text, "give the number of a frame, such as 48", problem="is not a frame")
+        raise InputError("--border", text, "use the number of a frame, such as 48", problem="is not a frame")
     return int(text)

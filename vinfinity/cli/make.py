@@ -1,6 +1,5 @@
 """Commands that make a video, or show what a run would do."""
 
-import dataclasses
 import functools
 import json
 import os
@@ -25,6 +24,8 @@ from vinfinity.parallel.place import find_place
 from vinfinity.system.signals import Shutdown
 
 if TYPE_CHECKING:
+    from vinfinity.job import Job
+    from vinfinity.runs.folder import RunFolder
     from vinfinity.runs.paths import Destination
     from vinfinity.runs.start import Start
     from vinfinity.task import Summary
@@ -52,14 +53,14 @@ def generate(
 
 
 def show_plan(resolved: Resolved) -> None:
-    """Print what a run would do and what it would take. Raises InputError if it would be refused or does not fit."""
+    """Print what a run would do and what it would take. Raises InputError if it is refused or does not fit."""
     from vinfinity.runs.sources import check_sources
     from vinfinity.system.progress import warn
 
-    config, destination, begins = settle(resolved.config)
-    if begins == "done":
+    config, destination, status = settle(resolved.config)
+    if status == "done":
         return
-    for concern in check_sources(config, destination.folder if begins == "resume" else None):
+    for concern in check_sources(config, destination.folder if status == "resume" else None):
         warn(concern)
     import_engine()
     from vinfinity.job_report import describe
@@ -69,42 +70,51 @@ def show_plan(resolved: Resolved) -> None:
 
     job = make_task(config, destination).job
     plan = make_plan(job.config, place=find_place(os.environ))
-    print_columns([*describe(job), *essentials(plan)])
+    print_columns([("start", _how(status, job, destination.folder)), *describe(job), *essentials(plan)])
     if plan.refusal is not None:
         raise plan.refusal
 
 
-def settle(config: RunConfig) -> "tuple[RunConfig, Destination, Start]":
-    """How a run starts, and the files that it writes; says so if it is finished. Raises InputError.
+def _how(status: "Start", job: "Job", folder: "RunFolder") -> str:
+    """Return how a run starts, and what becomes of an existing run. job: the job of the checked run."""
+    if status == "resume" and job.config.resume:
+        return f"resumes the run in {folder.path}" if job.denoise else f"decodes the latents in {folder.path}"
+    replaces = folder.record() is not None or folder.holds_work()
+    return f"replaces the run in {folder.path}" if replaces else "new"
 
-    It resumes if a launcher has restarted this command. Imports no torch, which takes seconds.
+
+def settle(config: RunConfig, *, replaces: bool = True) -> "tuple[RunConfig, Destination, Start]":
+    """Decide how a run starts and which files it writes; print a note if it is finished. Raises InputError.
+
+    replaces: see `settle_start`. Does not import torch, which takes seconds.
     """
     from vinfinity.runs.paths import Destination
-    from vinfinity.runs.start import check_done, settle_start, was_restarted
+    from vinfinity.runs.start import check_done, settle_start
     from vinfinity.system.progress import note
 
     destination = Destination.of(config)
-    if was_restarted(os.environ):
-        config = dataclasses.replace(config, resume=True)
-    config, begins = settle_start(config, destination)
-    if begins == "done":
+    config, status = settle_start(config, destination, replaces=replaces)
+    if status == "done":
         check_done(config, destination)
         note(f"{destination.video} is finished; nothing to do")
-    return config, destination, begins
+    return config, destination, status
 
 
-def start(resolved: Resolved, shutdown: Shutdown) -> None:
-    """Starts the run that a command asked for, unless it is finished. Raises VinfinityError."""
+def start(resolved: Resolved, shutdown: Shutdown, *, replaces: bool = True) -> None:
+    """Start the run that a command describes, unless it is finished. replaces: see `settle_start`.
+
+    Raises VinfinityError.
+    """
     with name_sources(resolved.origins):
-        config, destination, begins = settle(resolved.config)
-        if begins == "done":
+        config, destination, status = settle(resolved.config, replaces=replaces)
+        if status == "done":
             return
         import_engine()
         from vinfinity.run import run
 
-        summary = run(config, destination, shutdown=shutdown)
+        summary = run(config, destination, replaces=replaces, shutdown=shutdown)
     if summary is not None:
-        # rank 0 alone has one
+        # only rank 0 has a summary
         print_summary(summary)
 
 
@@ -116,7 +126,7 @@ def plan(
         str | None,
         typer.Option(
             metavar="NAME",
-            help="GPU to plan for, such as 'RTX 4090' or 'A100 80GB'; it need not be in this machine.",
+            help="GPU to plan for, such as 'RTX 4090' or 'A100 80GB'. This machine need not have one.",
             show_default="the GPUs of this machine",
         ),
     ] = None,
@@ -131,9 +141,9 @@ def plan(
     ] = None,
     as_json: Annotated[bool, typer.Option("--json", help="Print the figures as JSON.")] = False,
 ) -> None:
-    """Show what a run takes, before weights are loaded: memory, disk space, messages, arithmetic, time.
+    """Show what a run takes: memory, disk space, messages, arithmetic, time.
 
-    Takes the options of `generate`; neither weights nor GPUs are needed. Exits with code 2 if the run does not fit,
+    Takes the options of `generate`, and needs neither weights nor GPUs. Exits with code 2 if the run does not fit,
     and suggests settings that do.
     """
     import_engine()
@@ -142,18 +152,18 @@ def plan(
     from vinfinity.planning.plan import make_plan
 
     with name_sources(resolved.origins):
-        made = make_plan(resolved.config, gpu=gpu, device_memory=device_memory)
+        planned = make_plan(resolved.config, gpu=gpu, device_memory=device_memory)
         if as_json:
-            typer.echo(json.dumps(report.as_json(made), indent=2))
+            typer.echo(json.dumps(report.as_json(planned), indent=2))
         else:
-            print_columns(report.table(made))
-            if made.run.device == "cuda":
-                for name, part in made.passes:
+            print_columns(report.table(planned))
+            if planned.run.device == "cuda":
+                for name, part in planned.passes:
                     typer.echo(f"\n{name}" if name else "")
                     print_columns(report.time_table(part))
                 typer.echo(ASSUMPTIONS)
-        if made.refusal is not None:
-            raise made.refusal
+        if planned.refusal is not None:
+            raise planned.refusal
 
 
 @takes_options
@@ -176,11 +186,11 @@ def config(
 ) -> None:
     """Show every setting of a run and the origin of its value; generate nothing.
 
-    Takes the options of `generate`. A value is taken from the defaults, the model, the video to start from, --config,
-    KEY=VALUE arguments or flags; the last of these that names it wins.
+    Takes the options of `generate`. A value comes from the defaults, the model, the source video, --config, KEY=VALUE
+    arguments or flags; the last of these that sets it takes precedence.
     """
     if explained is not None and yaml:
-        raise InputError("--explain", explained, "leave out one of the two", problem="conflicts with --yaml")
+        raise InputError("--explain", explained, "remove one of the two", problem="conflicts with --yaml")
     if explained is not None:
         print_columns(explain(resolved, explained))
     elif yaml:
@@ -191,7 +201,7 @@ def config(
 
 
 def print_summary(summary: "Summary") -> None:
-    """Prints what a run made."""
+    """Print what a run made."""
     from vinfinity.system.numbers import shown_rate
     from vinfinity.system.progress import duration
 
@@ -205,6 +215,6 @@ def print_summary(summary: "Summary") -> None:
         seams = summary.figures.seam_ratio
         between = "" if seams is None else f"; {seams:.2f} times that at borders"
         rows.append(("change", f"{summary.figures.change:.2f} of 255 levels per frame{between}"))
-        rows += [("look at", warning) for warning in summary.figures.warnings]
+        rows += [("warning", warning) for warning in summary.figures.warnings]
     rows.append(("peak memory", f"{summary.peak_memory / 2**30:.2f} GiB"))
     print_columns(rows)

@@ -1,4 +1,4 @@
-"""Printing what was measured of videos, and how they compare."""
+"""Printing the measurements of videos, and how videos compare."""
 
 import json
 import sys
@@ -19,15 +19,19 @@ if TYPE_CHECKING:
 
 
 def print_evaluations(measured: "Measured", limits: "Sequence[Limit]", *, as_json: bool) -> None:
-    """Print what was measured. Raises DamagedError if a video of several could not be, LimitError if one is beyond a
-    limit.
+    """Print the measurements. Raises LimitError if a video violates a limit.
+
+    Raises DamagedError if one of several videos could not be measured.
     """
     from vinfinity.evaluation.limits import complaints
 
     evaluations = measured.evaluations
-    beyond = {number: complaints(one.figures, limits) for number, one in enumerate(evaluations)}
+    beyond = {number: complaints(evaluation.figures, limits) for number, evaluation in enumerate(evaluations)}
     if as_json:
-        objects = [{**one.as_json(), "beyond": beyond[number]} for number, one in enumerate(evaluations)]
+        objects = [
+            {**evaluation.as_json(), "beyond": beyond[number]}
+            for number, evaluation in enumerate(evaluations)
+        ]
         alone = len(objects) == 1 and not measured.failures
         json.dump(objects[0] if alone else objects, sys.stdout, indent=1)
         typer.echo()
@@ -37,14 +41,15 @@ def print_evaluations(measured: "Measured", limits: "Sequence[Limit]", *, as_jso
     if not as_json:
         for number in failed:
             for line in beyond[number]:
-                typer.echo(f"beyond: {escaped(evaluations[number].name)}: {line}")
+                typer.echo(f"limit violated: {escaped(evaluations[number].name)}: {line}")
     if measured.failures:
         total = len(evaluations) + len(measured.failures)
         raise _some_failed(f"{len(measured.failures)} of {total} videos cannot be measured", measured)
     if failed:
-        of = f"{len(failed)} of {len(evaluations)} videos are" if len(evaluations) > 1 else "the video is"
+        which = f"{len(failed)} of {len(evaluations)} videos" if len(evaluations) > 1 else "the video"
+        verb = "violates" if len(failed) == 1 else "violate"
         first = evaluations[failed[0]].name
-        raise LimitError(f"{of} beyond a limit, such as {first}: {beyond[failed[0]][0]}")
+        raise LimitError(f"{which} {verb} a limit, such as {first}: {beyond[failed[0]][0]}")
 
 
 def print_comparison(comparison: "Comparison", measured: "Measured", *, as_json: bool) -> None:
@@ -66,7 +71,7 @@ def _some_failed(head: str, measured: "Measured") -> DamagedError:
 
 
 def _console() -> "Console":
-    """A console that prints names and settings as they are, whatever brackets and colons are in them."""
+    """Return a console that prints names and settings literally, including brackets and colons."""
     from rich.console import Console
 
     return Console(highlight=False, markup=False, emoji=False)
@@ -79,7 +84,7 @@ def _print_comparison(comparison: "Comparison") -> None:
     if comparison.pairs:
         console.print(report.pairs_of(comparison))
         for line in report.left_out_rows(comparison.left_out, comparison.unpaired):
-            # a path stays in one piece
+            # paths must not be wrapped
             console.print(line, soft_wrap=True)
         for number in range(1, len(comparison.groups)):
             console.print(report.test_table(comparison, number))
@@ -100,7 +105,9 @@ def _print_tables(evaluations: "Sequence[Evaluation]", beyond: Mapping[int, Sequ
         console.print(report.length_of(evaluations[0]))
     for table in report.tables(evaluations, beyond=beyond):
         console.print(table)
-    for one in evaluations if len(evaluations) <= report.MOST_COLUMNS else ():
-        head = f"{escaped(one.name)}: " if len(evaluations) > 1 else ""
-        for line in report.notes(one):
+    if len(evaluations) > report.MOST_COLUMNS:
+        return
+    for evaluation in evaluations:
+        head = f"{escaped(evaluation.name)}: " if len(evaluations) > 1 else ""
+        for line in report.notes(evaluation):
             console.print(f"{head}{line}")

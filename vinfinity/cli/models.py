@@ -23,10 +23,10 @@ def list_models(context: typer.Context, debug: Debug = False) -> None:
         rows = [(path.name, "embedded", str(path)) for path in sorted(EMBEDDED.iterdir()) if path.is_dir()]
         fetched = {path.name: path for path in local_models()}
         rows += [(name, "fetched", str(path)) for name, path in fetched.items()]
-        for name, known in PUBLISHED.items():
+        for name, model in PUBLISHED.items():
             if name not in fetched:
-                source = f"{known.about}; {known.licence}; {known.source.repo}"
-                rows.append((name, f"to fetch, {known.gigabytes:.1f} GB", source))
+                source = f"{model.about}; {model.licence}; {model.source.repo}"
+                rows.append((name, f"to fetch, {model.gigabytes:.1f} GB", source))
         print_columns(rows)
 
 
@@ -36,9 +36,9 @@ def show_model(
     model: Annotated[str, typer.Argument(metavar="NAME|FOLDER", help="Name of the model, or its folder.")],
     debug: Debug = False,
 ) -> None:
-    """Show what a model's folder contains: architecture, parameters, types, sizes, defaults, problems.
+    """Show what a model folder contains: architecture, parameters, types, sizes, defaults, problems.
 
-    No weights are loaded. Exits with code 2 if there is a problem.
+    Loads no weights. Exits with code 2 if there is a problem.
     """
     with reported(context, debug=debug):
         from vinfinity.system.progress import fail
@@ -68,9 +68,9 @@ def fetch_model(
     ] = None,
     debug: Debug = False,
 ) -> None:
-    """Fetch a published model, so that `--model NAME` works from then on, even offline.
+    """Fetch a published model. From then on, `--model NAME` works even offline.
 
-    Fetches only the needed files and checks each by its hash. An interrupted download is resumed.
+    Fetches only the files it needs, and checks the hash of each. An interrupted download is resumed.
     """
     with reported(context, debug=debug) as shutdown:
         import_engine()
@@ -109,7 +109,7 @@ def convert_model(
 ) -> None:
     """Convert published weights in another layout to a model folder.
 
-    Pickled files are read without executing any code in them.
+    Pickled files are read without executing the code in them.
     """
     with reported(context, debug=debug) as shutdown:
         from vinfinity.weights.card import find_model

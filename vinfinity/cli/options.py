@@ -18,16 +18,16 @@ from vinfinity.config.settings import FILES
 from vinfinity.system.numbers import read_number
 
 T = TypeVar("T", int, float)
-# types of options that can be given several times
+# types of options that can be repeated
 OPTION_TYPES: Mapping[str, Any] = {"lora": list[str] | None, "prompts": list[Any] | None}
-# how many values some of them take at once
+# number of values that an option takes each time, if not one
 VALUES_AT_ONCE = {"prompts": 2}
-# the largest number of an option that is not a setting of a run
+# the largest value of an option that is not a setting of a run
 MOST_NUMBER = 1_000_000
 
 
 class Precision(StrEnum):
-    """A type that weights can have, as a choice with completion; a list of `Literal` is beyond Typer."""
+    """The precision of weights, as a choice with completion: Typer has no lists of `Literal`."""
 
     fp32 = "fp32"
     fp16 = "fp16"
@@ -35,7 +35,7 @@ class Precision(StrEnum):
 
 
 def number(kind: type[T], *, least: float = 1, most: float = MOST_NUMBER) -> Callable[[str | T], T]:
-    """The parser of an option that takes a decimal number, for options that are not settings of a run."""
+    """Return a parser of decimal numbers, for options that are not settings of a run."""
 
     def parse(given: str | T) -> T:
         value = read_number(given) if isinstance(given, str) else given
@@ -77,9 +77,9 @@ def option(
     metavar: str | None = None,
     panel: bool = False,
 ) -> Any:
-    """The option of the setting `key`. help, default, metavar: what this command says instead of the declaration.
+    """Return the option for the setting `key`. help, default, metavar: replace those of the declaration.
 
-    Text and numbers are taken as text: vinfinity.config reads them, with the same messages as in files.
+    All values but switches are passed on as text. vinfinity.config parses them, with the same messages as for files.
     """
     setting = declared()[key]
     shown = default or setting.default_text
@@ -119,7 +119,7 @@ ConfigFile = Annotated[
 
 
 class RunCommand(TyperCommand):
-    """A command with the options of a run. Typer has no lists of pairs; its parser takes them all the same."""
+    """A command with the options of a run. Some are lists of pairs, which Typer lacks but its parser supports."""
 
     def __init__(self, *arguments: Any, **options: Any) -> None:
         super().__init__(*arguments, **options)
@@ -128,26 +128,27 @@ class RunCommand(TyperCommand):
 
 
 def load_planned(settings: Sequence[str] | None, config: Path | None, given: Mapping[str, Any]) -> Resolved:
-    """The configuration that options resolve to; published models need not have been fetched. Raises InputError."""
+    """Return the configuration, also for published models that have not been fetched. Raises InputError."""
     return loader(settings, config, given, planned=True)(None)
 
 
 def load_options(settings: Sequence[str] | None, config: Path | None, given: Mapping[str, Any]) -> Resolved:
-    """The configuration that options resolve to. Raises InputError."""
+    """Return the configuration that options resolve to. Raises InputError."""
     return loader(settings, config, given)(None)
 
 
 def loader(
     settings: Sequence[str] | None, config: Path | None, given: Mapping[str, Any], *, planned: bool = False
 ) -> Callable[[Layer | None], Resolved]:
-    """Loads the configuration from defaults, model card, YAML file, settings, flags, and a row of a batch.
+    """Return a function that merges a row of a batch, or None, into the configuration that options resolve to.
 
-    planned: published models that have not been fetched are accepted, see `planned_card`.
+    The layers are defaults, model card, YAML file, KEY=VALUE settings, flags, and the row. planned: accept published
+    models that have not been fetched, see `planned_card`.
     """
     from vinfinity.media.source import video_defaults
     from vinfinity.weights.card import model_defaults
 
-    # a switch that is off and an empty list were not given
+    # a switch that is off or an empty list was not given
     flags = {key.replace("__", "."): value for key, value in given.items() if value not in (False, None, [])}
     if "prompts" in flags:
         flags["prompts"] = [{"at": at, "text": text} for at, text in flags["prompts"]]
@@ -165,48 +166,47 @@ def takes_options(
     without: Collection[str] = (),
     first: Collection[str] = (),
 ) -> Callable[..., None]:
-    """Gives a command the options of a run: it is called with the requests to end the process, and what `resolve` makes
-    of the options.
+    """Give a command the options of a run. It is called with shutdown requests and the result of `resolve`.
 
-    The command's own parameters after these two follow them in `--help`. texts: help and default that an option has in
-    this command instead, by setting. without: settings without an option. first: the command's own parameters that
-    come before all others, such as an argument before KEY=VALUE.
+    The command's own parameters come after these two, and after all others in `--help`. texts: by setting, the help,
+    default and metavar of its option in this command. without: settings without an option. first: the command's own
+    parameters that come before all others, such as an argument before KEY=VALUE.
     """
-    own = list(inspect.signature(command).parameters.values())[2:]
+    parameters = list(inspect.signature(command).parameters.values())[2:]
 
     def with_options(
         *, context: typer.Context, debug: bool, settings: list[str] | None, config: Path | None, **given: Any
     ) -> None:
-        extra = {parameter.name: given.pop(parameter.name) for parameter in own}
+        extra = {parameter.name: given.pop(parameter.name) for parameter in parameters}
         with reported(context, debug=debug) as shutdown:
             command(shutdown, resolve(settings, config, given), **extra)
 
     functools.update_wrapper(with_options, command, assigned=("__module__", "__name__", "__doc__"))
-    # Typer reads a command's parameters from its signature.
+    # Typer reads a command's parameters from its signature
     with_options.__signature__ = inspect.Signature(  # type: ignore[attr-defined]
         [
             _parameter("context", typer.Context, inspect.Parameter.empty),
-            *keyword_only(parameter for parameter in own if parameter.name in first),
+            *_keyword_only(parameter for parameter in parameters if parameter.name in first),
             _parameter("settings", Settings, None),
             *_options(texts or {}, without),
-            *keyword_only(parameter for parameter in own if parameter.name not in first),
+            *_keyword_only(parameter for parameter in parameters if parameter.name not in first),
         ]
     )
     return with_options
 
 
-def keyword_only(parameters: Iterable[inspect.Parameter]) -> list[inspect.Parameter]:
+def _keyword_only(parameters: Iterable[inspect.Parameter]) -> list[inspect.Parameter]:
     return [parameter.replace(kind=inspect.Parameter.KEYWORD_ONLY) for parameter in parameters]
 
 
 def _options(texts: Mapping[str, Mapping[str, str]], without: Collection[str]) -> list[inspect.Parameter]:
-    """The options of all settings that have one in `--help`, with --config and --debug."""
+    """Return the options of all settings that have one in `--help`, with --config and --debug."""
     parameters = []
     for key, setting in declared().items():
         if setting.setting.panel is not None and key not in without:
             kind: Any = bool if setting.kind is bool else OPTION_TYPES.get(key, str | None)
             default = False if kind is bool else None
-            # a name of Python has no dots
+            # Python names have no dots
             name = key.replace(".", "__")
             parameters.append(
                 _parameter(name, Annotated[kind, option(key, panel=True, **texts.get(key, {}))], default)

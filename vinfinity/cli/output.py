@@ -14,13 +14,13 @@ from vinfinity.system.folders import check_temporary_directory, check_working_di
 from vinfinity.system.pytorch import prefer_expandable_segments, require_torch
 from vinfinity.system.signals import Shutdown
 
-# characters; longer cells stick out of their column
+# maximum width of a column, in characters; a longer cell overflows
 WIDEST_CELL = 44
 
 
 @dataclass
 class Invocation:
-    """What accompanies a command, as `obj` of Typer's context. debug: whether --debug stands before the command."""
+    """The `obj` of Typer's context: shutdown requests, and whether --debug was given before the command."""
 
     shutdown: Shutdown
     debug: bool = False
@@ -30,7 +30,7 @@ Debug = Annotated[bool, typer.Option("--debug", help="Show the traceback of an e
 
 
 def print_columns(rows: Sequence[tuple[str, ...]]) -> None:
-    """Prints rows of equal length on stdout: the first column bold, those after the second dim, if there is colour."""
+    """Print rows of equal length on stdout. On a terminal, the first column is bold, and all from the third dim."""
     styles: list[dict[str, Any]] = [{"bold": True}, {}, *[{"dim": True}] * (len(rows[0]) - 2)]
     widths = [
         max((len(row[column]) for row in rows if len(row[column]) <= WIDEST_CELL), default=0)
@@ -46,9 +46,9 @@ def print_columns(rows: Sequence[tuple[str, ...]]) -> None:
 
 
 def import_engine() -> None:
-    """Imports torch and everything built on it, which takes seconds; later imports of the package are instant.
+    """Import torch and everything built on it, which takes seconds; later imports of the package are instant.
 
-    Raises InputError if torch is too old or the working directory was deleted, OutputError if there is none for
+    Raises InputError if torch is too old or the working directory was deleted, OutputError if there is no directory for
     temporary files.
     """
     check_working_directory()
@@ -60,9 +60,9 @@ def import_engine() -> None:
 
 @contextlib.contextmanager
 def reported(context: typer.Context, *, debug: bool) -> Iterator[Shutdown]:
-    """Turns errors into one line on stderr and an exit code; yields the requests to end this process.
+    """Turn errors of the block into one line on stderr and an exit code; yield the shutdown requests.
 
-    debug: whether to show the traceback of an error above its line.
+    debug: show the traceback of an error above its line.
     """
     from vinfinity.system.progress import fail
 
@@ -71,7 +71,7 @@ def reported(context: typer.Context, *, debug: bool) -> Iterator[Shutdown]:
     try:
         yield invocation.shutdown
     except (typer.Exit, typer.Abort, BrokenPipeError):
-        # not errors; Typer handles them
+        # these are not errors; Typer handles them
         raise
     except KeyboardInterrupt:
         code, message = invocation.shutdown.outcome()
@@ -80,9 +80,9 @@ def reported(context: typer.Context, *, debug: bool) -> Iterator[Shutdown]:
     except Exception as error:
         if debug:
             traceback.print_exc()
-        known = described(error)
-        # ranks that were started have shown the tracebacks of theirs
-        hidden = isinstance(known, UnexpectedError) and known.__cause__ is not None and not debug
-        again = "; run again with --debug for the traceback" if hidden else ""
-        fail(f"{known.message}{again}")
-        raise typer.Exit(known.exit_code) from error
+        shown = described(error)
+        # the errors of started ranks have no cause here: those ranks have already printed their tracebacks
+        hidden = isinstance(shown, UnexpectedError) and shown.__cause__ is not None and not debug
+        hint = "; run again with --debug for the traceback" if hidden else ""
+        fail(f"{shown.message}{hint}")
+        raise typer.Exit(shown.exit_code) from error

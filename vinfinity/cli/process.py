@@ -1,6 +1,6 @@
 """The `vinfinity` command as a process: signals first, then the command, then the exit code.
 
-It imports neither Typer nor torch: from its first lines on, the process handles signals.
+It imports neither Typer nor torch, so that the process handles signals from the start.
 """
 
 import os
@@ -13,13 +13,13 @@ from vinfinity.system.signals import Shutdown
 
 
 def program() -> None:
-    """The `vinfinity` command as a process of its own."""
+    """Run the `vinfinity` command as a process of its own."""
     try:
-        # once the command is over, a signal would only change the exit code
+        # after the command, a signal could only change the exit code
         main(signals_afterwards=signal.SIG_IGN)
     except SystemExit as ended:
         if is_rank(os.environ):
-            # threads of torch.distributed may abort the process while the interpreter shuts down (seen once)
+            # threads of torch.distributed can abort the process while the interpreter shuts down (seen once)
             sys.stdout.flush()
             sys.stderr.flush()
             os._exit(ended.code if isinstance(ended.code, int) else 0)
@@ -29,9 +29,9 @@ def program() -> None:
 def main(
     arguments: Sequence[str] | None = None, *, signals_afterwards: signal.Handlers | None = None
 ) -> None:
-    """Runs the command line (`sys.argv` unless given) and exits the process with its exit code.
+    """Run the command line (`sys.argv` if None) and exit the process with its exit code.
 
-    signals_afterwards: what shutdown signals do then; None for what they did before.
+    signals_afterwards: the handler of shutdown signals after the command; None restores the earlier one.
     """
     # torchrun and srun may send a signal twice
     shutdown = Shutdown(repeatable=not is_rank(os.environ))

@@ -13,7 +13,6 @@ from vinfinity.cli.output import Debug, import_engine, reported
 from vinfinity.config import name_sources
 from vinfinity.errors import InputError
 from vinfinity.parallel.place import is_rank
-from vinfinity.system.signals import Shutdown
 
 AS_BEFORE = "as before"
 Run = Annotated[Path, typer.Argument(metavar="RUN", help="Folder NAME.run, or the video NAME.mp4.")]
@@ -55,13 +54,13 @@ def resume(
 
     For example: vinfinity resume a-red-ball.run --gpus 4
     """
+    from vinfinity.runs.derived import resume_settings
     from vinfinity.runs.folder import find_run
-    from vinfinity.runs.start import resumed
 
     with reported(context, debug=debug) as shutdown:
-        flags = {"gpus": gpus, "device": device}
-        resolved = resumed(find_run(run), overrides=settings or [], flags=flags, chosen=_ranks_of_launcher())
-        start(resolved, shutdown)
+        flags, chosen = _given(gpus=gpus, device=device), _ranks_of_launcher()
+        resolved = resume_settings(find_run(run), overrides=settings or [], flags=flags, chosen=chosen)
+        start(resolved, shutdown, replaces=False)
 
 
 def decode(
@@ -79,28 +78,24 @@ def decode(
 
     For example: vinfinity decode a-red-ball.run --out smaller.mp4 video.crf=28 video.preset=slow
     """
+    from vinfinity.runs.derived import check_decoded_with, load_run
     from vinfinity.runs.folder import find_run
     from vinfinity.runs.paths import Destination, check_files
-    from vinfinity.runs.start import load_run
+    from vinfinity.runs.start import check_decoded_beside
 
     with reported(context, debug=debug) as shutdown:
         folder = find_run(run)
-        flags = {
-            "out": out,
-            "overwrite": overwrite or None,
-            "decoder": decoder,
-            "gpus": gpus,
-            "device": device,
-        }
+        flags = _given(out=out, overwrite=overwrite, decoder=decoder, gpus=gpus, device=device)
         chosen = {"resume": False, "save_latents": None, "gpus": 1, **_ranks_of_launcher()}
         resolved = load_run(folder, overrides=settings or [], flags=flags, chosen=chosen)
         config = resolved.config
         with name_sources(resolved.origins):
             destination = Destination.of(config).beside(folder, overwrite=config.overwrite)
+            check_decoded_with(resolved)
+            check_decoded_beside(folder, destination)
             check_files(config, destination, overwrite=config.overwrite, denoise=False)
-            if not (folder.latents / "manifest.json").exists():
-                remedy = f"compute them with {folder.command('resume')}"
-                raise InputError("run", run, remedy, problem="has no final latents yet")
+            if not folder.has_latents():
+                raise folder.no_latents()
             import_engine()
             from vinfinity.decode_again import decode_again
 
@@ -112,7 +107,7 @@ def decode(
 def redo(
     context: typer.Context,
     run: Run,
-    frames: Annotated[str, typer.Option(metavar="FROM:TO", help="Frames to regenerate, without frame TO.")],
+    frames: Annotated[str, typer.Option(metavar="FROM:TO", help="Frames to regenerate; TO is excluded.")],
     settings: NewSettings = None,
     prompt: Prompt = None,
     seed: Annotated[
@@ -124,13 +119,18 @@ def redo(
     device: Device = None,
     debug: Debug = False,
 ) -> None:
-    """Regenerate a range of frames to match its surroundings; all other frames stay bit-identical.
+    """Regenerate a range of frames to match the frames around it; all others stay bit-identical.
 
     For example: vinfinity redo a-red-ball.run --frames 40:60 --seed 7
     """
+    from vinfinity.runs.derived import redo_settings
+    from vinfinity.runs.folder import find_run
+
     with reported(context, debug=debug) as shutdown:
-        given = {"edit.redo": frames, "seed": seed, "prompt": prompt}
-        _edit(run, "redo", shutdown, settings, given, out=out, overwrite=overwrite, gpus=gpus, device=device)
+        flags = _given(prompt=prompt, seed=seed, out=out, overwrite=overwrite, gpus=gpus, device=device)
+        chosen = _ranks_of_launcher()
+        resolved = redo_settings(find_run(run), frames, overrides=settings or [], flags=flags, chosen=chosen)
+        start(resolved, shutdown)
 
 
 def extend(
@@ -152,39 +152,26 @@ def extend(
 
     For example: vinfinity extend a-red-ball.run --frames +48
     """
+    from vinfinity.runs.derived import extend_settings
+    from vinfinity.runs.folder import find_run
+
     with reported(context, debug=debug) as shutdown:
         if re.fullmatch(r"\+[1-9][0-9]{0,6}", frames) is None:
-            remedy = "give how many frames to append, as in --frames +48"
+            remedy = "use the number of frames to append, as in --frames +48"
             raise InputError("--frames", frames, remedy, problem="is not a number of frames to append")
-        given = {"frames": frames, "seed": seed, "prompt": prompt}
-        _edit(
-            run, "extend", shutdown, settings, given, out=out, overwrite=overwrite, gpus=gpus, device=device
+        flags = _given(prompt=prompt, seed=seed, out=out, overwrite=overwrite, gpus=gpus, device=device)
+        chosen = _ranks_of_launcher()
+        resolved = extend_settings(
+            find_run(run), int(frames), overrides=settings or [], flags=flags, chosen=chosen
         )
+        start(resolved, shutdown)
 
 
-def _edit(
-    run: Path,
-    kind: str,
-    shutdown: Shutdown,
-    settings: list[str] | None,
-    given: dict[str, str | None],
-    *,
-    out: str | None,
-    overwrite: bool,
-    gpus: str | None,
-    device: str | None,
-) -> None:
-    """Starts a run that keeps the frames of an earlier one, except where `given` says otherwise."""
-    from vinfinity.runs.folder import find_run
-    from vinfinity.runs.start import edited
-
-    folder = find_run(run)
-    flags = {"out": out, "overwrite": overwrite or None, "gpus": gpus, "device": device}
-    chosen = _ranks_of_launcher()
-    resolved = edited(folder, kind, overrides=settings or [], given=given, flags=flags, chosen=chosen)
-    start(resolved, shutdown)
+def _given(**options: object) -> dict[str, object]:
+    """Return the options that were given, by setting: a switch that is off was not."""
+    return {key: value for key, value in options.items() if value not in (None, False)}
 
 
 def _ranks_of_launcher() -> dict[str, None]:
-    """The ranks that a launcher started, if it did, take the place of the number of an earlier run."""
+    """Return the setting that makes a run use the ranks of a launcher, if one started this process."""
     return {"gpus": None} if is_rank(os.environ) else {}

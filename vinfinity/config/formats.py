@@ -322,9 +322,9 @@ def check_holds_audio(video: VideoFormat, audio: str, *, field: str = "audio") -
     if video.container.audio is None:
         silent = video.container.title
         sounding = ", ".join(container.suffix for container in CONTAINERS if container.audio)
-        raise InputError(
-            field, audio, f"use {sounding}", problem=f"cannot be stored: {silent} holds no audio"
-        )
+        none = f"{field}={'null' if field == 'audio' else 'false'}"
+        problem = f"cannot be stored: {silent} holds no audio"
+        raise InputError(field, audio, f"use {sounding}, or set {none}", problem=problem)
 
 
 def _codec(container: Container, config: "VideoConfig") -> Codec:

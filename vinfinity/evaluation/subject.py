@@ -17,7 +17,7 @@ from vinfinity.errors import InputError, VinfinityError
 from vinfinity.media.finish import DIGITS
 from vinfinity.media.reader import FALLBACK_RATE, UnusableVideo, open_reader
 from vinfinity.runs.folder import RECORD, SUFFIX, RunFolder, find_run, run_folder, video_of
-from vinfinity.runs.start import read_settings
+from vinfinity.runs.settings import read_settings
 from vinfinity.system.folders import expanded
 from vinfinity.system.numbers import shown_rate
 
@@ -231,8 +231,7 @@ def _on_disk(path: Path, *, fps: Fraction | int | None) -> Subject:
 def _video_of(folder: RunFolder, config: RunConfig) -> Path:
     video = Path(video_of(folder, config.out or ".mp4"))
     if not os.path.exists(video):
-        started = (folder.latents / "manifest.json").exists()
-        verb = "decode" if started else "resume"
+        verb = "decode" if folder.has_latents() else "resume"
         remedy = f"{folder.command(verb)} makes it"
         raise UnusableVideo("run", folder.path, remedy, problem=f"is without its video {video.name}")
     return video

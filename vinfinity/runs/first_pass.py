@@ -1,4 +1,4 @@
-"""The first pass of a video that is generated in two: a run of its own inside the run folder. Imports no torch."""
+"""The first pass of a video that is generated in two passes: a run inside the run folder. Imports no torch."""
 
 import contextlib
 from collections.abc import Iterator
@@ -20,33 +20,33 @@ from vinfinity.runs.folder import RunFolder
 from vinfinity.runs.sources import video_is_encoded
 from vinfinity.weights.card import model_defaults, planned_card, read_card
 
-# nearly lossless: the second pass starts from it
+# nearly lossless, because the second pass starts from this video
 CRF = 10
-# settings that another model supplies for the first pass, too
-OF_MODEL = ("steps", "sampler", "guidance")
+# settings whose defaults come from the first pass's own model
+MODEL_SETTINGS = ("steps", "sampler", "guidance")
 
 
 def first_pass(config: RunConfig, folder: RunFolder, *, planned: bool = False) -> RunConfig | None:
-    """The settings of the first pass of a run; None if it has none, or resumes and does not need it any more.
+    """Return the settings of a run's first pass; None if it has none, or resumes and no longer needs it.
 
-    Whatever `first_pass` does not say is as in the video, and with another model as that model's card has it. An edit
-    takes the latents of the first pass from the run that is edited. folder: of the run. planned: see `model_defaults`.
-    Raises InputError.
+    Settings that `first_pass` leaves open are those of the video, or with another model the defaults on that model's
+    card. An edit has no first pass: it takes that of the run it edits. folder: the run's folder. planned: see
+    `model_defaults`. Raises InputError.
     """
-    own = config.first_pass
+    first = config.first_pass
     if not config.two_passes or config.edit.run is not None:
         return None
-    # before its model is looked for, which need not be there any more
+    # checked before the first pass's model is looked up, because that may be gone
     if config.resume and not planned and video_is_encoded(folder, config):
         return None
-    changes: dict[str, Any] = {"size": own.size}
-    if own.model is not None:
+    changes: dict[str, Any] = {"size": first.size}
+    if first.model is not None:
         with naming_first_pass():
-            card, _ = model_defaults(own.model, planned=planned)
-            attention = _attention(config, own.model, planned=planned)
-        changes |= {name: card[name] for name in OF_MODEL}
+            card, _ = model_defaults(first.model, planned=planned)
+            attention = _attention(config, first.model, planned=planned)
+        changes |= {name: card[name] for name in MODEL_SETTINGS}
         changes |= {"attention": attention, "lora": (), "decoder": None, "shift": None}
-    changes |= {name: value for name, value in vars(own).items() if value is not None}
+    changes |= {name: value for name, value in vars(first).items() if value is not None}
     with naming_first_pass():
         return replace(
             config,
@@ -67,20 +67,22 @@ def first_pass(config: RunConfig, folder: RunFolder, *, planned: bool = False) -
 
 
 def _attention(config: RunConfig, model: str, *, planned: bool) -> AttentionConfig:
-    """The attention of a first pass with another model: that of the video, with the length of that model's clips.
+    """Return the attention of a first pass with another model: the video's, with that model's trained length.
 
-    Scopes of another family count other frames: there, it is that model's own.
+    Scopes count latent frames, which differ between families: a model of another family has its own attention.
     """
     find = planned_card if planned else read_card
-    own = load(None, flags={"model": model}, card=partial(model_defaults, planned=planned)).config.attention
+    attention = load(
+        None, flags={"model": model}, card=partial(model_defaults, planned=planned)
+    ).config.attention
     if find(model).family is not find(config.model).family:
-        return own
-    return replace(config.attention, trained_frames=own.trained_frames)
+        return attention
+    return replace(config.attention, trained_frames=attention.trained_frames)
 
 
 @contextlib.contextmanager
 def naming_first_pass() -> Iterator[None]:
-    """Names the setting of `first_pass` in an InputError about one of the first pass's settings."""
+    """Name the setting `first_pass.KEY` in an InputError of the block about KEY."""
     try:
         yield
     except InputError as error:
@@ -88,7 +90,7 @@ def naming_first_pass() -> Iterator[None]:
 
 
 def about_first_pass(error: InputError) -> InputError:
-    """An error about a setting of the first pass, which names it as users set it."""
+    """Return an error about the first pass's settings that names each setting as users set it."""
     key = f"first_pass.{error.field}"
     if key in declared():
         return error.about(key)

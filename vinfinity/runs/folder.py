@@ -20,18 +20,23 @@ from vinfinity.errors import BusyError, InputError
 from vinfinity.system.files import MISSING, TEMPORARY, cannot_write, is_missing, to_json, write_whole
 from vinfinity.system.folders import expanded
 
-# the contents of a folder of parts; written last
+# the list of files in a folder of parts; written last
 MANIFEST = "manifest.json"
-# how the names of run folders end
+# ends the name of every run folder
 SUFFIX = ".run"
-# versions, weights, command, figures
-RECORD = "run.json"
-# what a run writes into its folder, apart from temporary files, and the longest path in it
-OWN_NAMES = frozenset({RECORD, "config.yaml", "events.jsonl", "log.txt", "lock", "checkpoints", "latents"})
-OWN_NAMES |= {"input", "pictures", "decoded.mp4", "decoded.json", "preview", "preview.webp", "preview.png"}
-OWN_NAMES |= {"first-pass.mp4", "first-pass.run"}
-LONGEST_PATH = "first-pass.run/checkpoints/step-1000/frames-999999-1000000.safetensors"
-# seconds that the ranks of a killed run may take to exit
+# the files and folders in a run folder, see `RunFolder`
+SETTINGS, RECORD, EVENTS, LOG, LOCK = "config.yaml", "run.json", "events.jsonl", "log.txt", "lock"
+CHECKPOINTS, LATENTS, INPUT, PICTURES = "checkpoints", "latents", "input", "pictures"
+DECODED, DECODED_STATE = "decoded.mp4", "decoded.json"
+PREVIEW, PREVIEW_FILES = "preview", ("preview.webp", "preview.png")
+FIRST_PASS, FIRST_PASS_RUN = "first-pass.mp4", f"first-pass{SUFFIX}"
+# all that a run writes into its folder, apart from temporary files
+OWN_NAMES = frozenset(
+    {SETTINGS, RECORD, EVENTS, LOG, LOCK, CHECKPOINTS, LATENTS, INPUT, PICTURES}
+    | {DECODED, DECODED_STATE, PREVIEW, *PREVIEW_FILES, FIRST_PASS, FIRST_PASS_RUN}
+)
+LONGEST_PATH = f"{FIRST_PASS_RUN}/{CHECKPOINTS}/step-1000/frames-999999-1000000.safetensors"
+# how long the ranks of a killed run may take to exit, in seconds
 EXIT_SECONDS = 4.0
 
 
@@ -39,68 +44,69 @@ EXIT_SECONDS = 4.0
 class RunFolder:
     """The folder of one run.
 
-    config.yaml   all settings, with absolute paths        checkpoints/  states of denoising, newest last
+    config.yaml   all settings, with absolute paths        checkpoints/  denoising states, newest last
     run.json      versions, weights, command, figures      latents/      the final latents
     events.jsonl  history, one JSON object per line        decoded.mp4   frames decoded so far, while decoding
-    log.txt       messages of the run                      lock          locked while a run uses the folder
-    input/        latents of the video to start from       pictures/     latents of the first and the last frame
-    preview.webp  the video as predicted so far            preview.png   the same as a contact sheet
-    first-pass.mp4, first-pass.run  the first of two passes and its run folder
+    log.txt       messages of the run                      decoded.json  how much of decoded.mp4 is complete
+    input/        latents of the source video              pictures/     latents of the first and last frame
+    preview.webp  the video as predicted so far            preview.png   contact sheet of preview.webp
+    lock          locked while a run uses the folder
+    first-pass.mp4, first-pass.run  the video of the first of two passes, and its run folder
     """
 
     path: Path
 
     @property
     def settings(self) -> Path:
-        return self.path / "config.yaml"
+        return self.path / SETTINGS
 
     @property
     def checkpoints(self) -> Path:
-        return self.path / "checkpoints"
+        return self.path / CHECKPOINTS
 
     @property
     def latents(self) -> Path:
-        return self.path / "latents"
+        return self.path / LATENTS
 
     @property
     def input(self) -> Path:
-        return self.path / "input"
+        return self.path / INPUT
 
     @property
     def pictures(self) -> Path:
-        return self.path / "pictures"
+        return self.path / PICTURES
 
     @property
     def first_pass(self) -> Path:
-        return self.path / "first-pass.mp4"
+        return self.path / FIRST_PASS
 
     @property
     def decoded(self) -> Path:
-        """The seconds of its video that are encoded, while it is decoded."""
-        return self.path / "decoded.mp4"
+        """The part of the run's video that is encoded so far, while it is decoded."""
+        return self.path / DECODED
 
     def decoded_of(self, video: Path) -> Path:
-        """The same of another video that is made from the run; a file for each, so that none takes another's place."""
+        """Return the path like `decoded` for another video made from the run. Each video has a file of its own."""
         digest = hashlib.blake2s(os.fsencode(os.path.realpath(video)), digest_size=6).hexdigest()
         return self.path / f"{TEMPORARY}{digest}.mp4"
 
     @property
     def preview(self) -> Path:
-        """The folder of latents for the next preview, and the name of the last one without its ending."""
-        return self.path / "preview"
+        """The folder of the next preview's latents; with an extension, the files of the last preview."""
+        return self.path / PREVIEW
 
     @property
     def log(self) -> Path:
-        return self.path / "log.txt"
+        return self.path / LOG
 
     def command(self, name: str, *arguments: str) -> str:
-        """A command for this run as messages show it, quoted as shells need it."""
+        """Return a command for this run as messages show it, quoted for a shell."""
         return f"`{shlex.join(['vinfinity', name, str(self.path), *arguments])}`"
 
     def holds_work(self) -> bool:
-        """Whether it holds latents or checkpoints that a new run would delete, also those of a first pass.
+        """Return whether there are latents or checkpoints that a new run would delete, also of a first pass.
 
-        What cannot be looked into, as on a failing drive, counts as work.
+        A folder that cannot be read, as on a failing drive, counts as work.
         """
         for folder in (self, run_folder(self.first_pass)):
             try:
@@ -114,8 +120,17 @@ class RunFolder:
                 return True
         return False
 
+    def has_latents(self) -> bool:
+        """Return whether the final latents are written. Latents that cannot be read, as on a failing drive, count."""
+        return not is_missing(self.latents / MANIFEST)
+
+    def no_latents(self, *, field: str = "run", reason: str = "") -> InputError:
+        """Return the error for a run without usable final latents. reason: what is wrong with them, if anything."""
+        problem = f"has no latents ({reason})" if reason else "has no latents"
+        return InputError(field, self.path, f"{self.command('resume')} computes them", problem=problem)
+
     def record(self) -> dict[str, Any] | None:
-        """The contents of run.json, or None if it does not exist. Raises InputError if it cannot be read."""
+        """Return the contents of run.json, or None if it does not exist. Raises InputError if it is unreadable."""
         path = self.path / RECORD
         try:
             values = json.loads(path.read_text(encoding="utf-8"))
@@ -131,15 +146,14 @@ class RunFolder:
         return values
 
     def borders(self) -> dict[str, list[int]]:
-        """The borders in run.json by kind, in frames of the video; none in those of older versions.
+        """Return the borders in run.json by kind, in video frames. Older versions recorded none.
 
-        Raises InputError if it cannot be read.
+        Raises InputError if run.json cannot be read.
         """
         kinds = (self.record() or {}).get("borders")
-        found = kinds.items() if isinstance(kinds, dict) else ()
         return {
             kind: [frame for frame in frames if isinstance(frame, int)]
-            for kind, frames in found
+            for kind, frames in (kinds.items() if isinstance(kinds, dict) else ())
             if isinstance(frames, list)
         }
 
@@ -148,10 +162,10 @@ class RunFolder:
         write_whole(self.path / RECORD, to_json(record, indent=2) + "\n")
 
     def identity(self) -> str:
-        """Identifies this run: SHA-256 (hex) of the bytes of config.yaml, "" without one.
+        """Return what identifies this run: the SHA-256 (hex) of config.yaml, or "" if there is none.
 
-        Not of the parsed settings: a later version of vinfinity may have more of them. Raises InputError if it cannot
-        be read.
+        It covers the bytes rather than the parsed settings, because later versions of vinfinity may have more
+        settings. Raises InputError if config.yaml cannot be read.
         """
         try:
             return hashlib.sha256(self.settings.read_bytes()).hexdigest()
@@ -161,13 +175,13 @@ class RunFolder:
             raise _unreadable(self.settings, error) from None
 
     def begin(self, *, settings: str, record: Mapping[str, object]) -> None:
-        """Empty the folder and write settings (config.yaml) and record (run.json) of a new run. Raises OutputError."""
+        """Empty the folder and write config.yaml and run.json of a new run. Raises OutputError."""
         try:
-            # the record first: without it, what a kill leaves is no run that a later attempt could not continue
+            # delete the record first: if the process is killed now, the folder no longer counts as a run
             for path in sorted(self.path.iterdir(), key=lambda path: path.name != RECORD):
-                if path.is_dir():
+                if path.is_dir() and not path.is_symlink():
                     shutil.rmtree(path)
-                elif path.name != "lock":
+                elif path.name != LOCK:
                     path.unlink()
         except OSError as error:
             raise cannot_write(self.path, error) from error
@@ -175,23 +189,23 @@ class RunFolder:
         self.write_record({**record, "settings": self.identity(), "finished": False})
 
     def event(self, kind: str, **facts: object) -> None:
-        """Append a line to events.jsonl. An event that cannot be written never ends a run."""
+        """Append a line to events.jsonl. A failure to write it is ignored, so that it never ends a run."""
         now = datetime.datetime.now(datetime.UTC).isoformat(timespec="milliseconds")
         line = to_json({"time": now, "event": kind, **facts})
-        with contextlib.suppress(OSError), (self.path / "events.jsonl").open("a", encoding="utf-8") as file:
+        with contextlib.suppress(OSError), (self.path / EVENTS).open("a", encoding="utf-8") as file:
             file.write(line + "\n")
 
     @contextlib.contextmanager
     def locked(self, *, first: bool, wait: float = EXIT_SECONDS) -> Iterator[None]:
-        """Lock the folder until the block ends. first: whether this rank must be alone; the other ranks then join it.
+        """Lock the folder until the block ends. first: whether this rank locks it before all others.
 
-        All ranks hold a shared lock. The first rank takes an exclusive one before, which fails while any rank of an
-        earlier run still exists. Raises BusyError if another run holds the lock, OutputError if the folder cannot be
-        created.
+        All ranks hold a shared lock. The first rank takes an exclusive lock before that, which fails while any rank of
+        an earlier run still exists. Raises BusyError if another run holds the lock, OutputError if the folder cannot
+        be created.
         """
         try:
             self.path.mkdir(parents=True, exist_ok=True)
-            lock = (self.path / "lock").open("a+")
+            lock = (self.path / LOCK).open("a+")
         except OSError as error:
             raise cannot_write(self.path, error) from error
         with lock:
@@ -211,10 +225,10 @@ class RunFolder:
                 return
             except OSError as error:
                 if error.errno not in (errno.EWOULDBLOCK, errno.EACCES):
-                    # no file locks on this file system: continue without
+                    # this file system has no file locks: continue without one
                     return
                 if time.monotonic() > deadline:
-                    holder = (self.path / "lock").read_text().strip() or "another process"
+                    holder = (self.path / LOCK).read_text().strip() or "another process"
                     raise BusyError(
                         f"{self.path}: is in use by another run ({holder}); wait for it, or choose another --out"
                     ) from None
@@ -222,25 +236,28 @@ class RunFolder:
 
 
 def _unreadable(path: Path, error: OSError) -> InputError:
-    """The error for a file of a run that is there, and cannot be read now."""
+    """Return the error for a file of a run that exists but cannot be read now."""
     problem = f"cannot be read ({error.strerror or error})"
     return InputError("run", path, "check its drive and its permissions, and try again", problem=problem)
 
 
 def run_folder(video: Path, *, is_folder: bool = False) -> RunFolder:
-    """The folder of the run that makes `video`: NAME.run beside NAME.mp4, or beside the folder NAME."""
+    """Return the folder of the run that makes `video`: NAME.run beside NAME.mp4, or beside the folder NAME."""
     return RunFolder(video.with_name(video.name + SUFFIX) if is_folder else video.with_suffix(SUFFIX))
 
 
 def video_of(folder: RunFolder, out: str) -> str:
-    """The video beside a run folder, named after it: the reverse of `run_folder`. out: a name of its format."""
+    """Return the video beside a run folder, named after it: the inverse of `run_folder`.
+
+    out: any file name with the extension of the video, or ending in a slash for a folder of PNG.
+    """
     if out.endswith("/"):
         return f"{folder.path.with_suffix('')}/"
     return str(folder.path.with_suffix(Path(out).suffix))
 
 
 def find_run(named: Path) -> RunFolder:
-    """The folder of a run, given the folder or its video. Raises InputError if there is none."""
+    """Return the folder of a run, given the folder or its video. Raises InputError if there is none."""
     path = expanded(named, field="run")
     if path.name in ("", ".."):
         path = Path(os.path.realpath(path))
@@ -252,11 +269,11 @@ def find_run(named: Path) -> RunFolder:
     if not os.path.isdir(folder.path):
         raise InputError("run", named, "name a folder NAME.run, or its video", problem="is not a run folder")
     if folder.path.suffix != SUFFIX:
-        # its video, which is named after it, would belong to another folder
+        # the video is named after the folder, and would belong to another one
         remedy = f"rename it to {folder.path.name}{SUFFIX}"
         raise InputError("run", named, remedy, problem=f"does not end in {SUFFIX}")
     if folder.record() is None or not folder.settings.is_file():
-        missing = RECORD if folder.settings.is_file() else "config.yaml"
+        missing = RECORD if folder.settings.is_file() else SETTINGS
         raise InputError(
             "run", named, "name a folder that `vinfinity generate` created", problem=f"has no {missing}"
         )

@@ -1,4 +1,4 @@
-"""Tensors of all frames of a video, as a folder of parts: each rank writes its frames, any number of ranks read them.
+"""Tensors of a video as a folder of parts: each rank writes its frames, and any number of ranks read them.
 
     step-0012/frames-000000-000048.safetensors     tensors (1, c, f, h, w) of frames 0 to 47
               frames-000048-000096.safetensors
@@ -27,15 +27,15 @@ from vinfinity.runs.folder import MANIFEST
 from vinfinity.system.files import MISSING, cannot_read, cannot_write, is_missing, write_whole
 from vinfinity.system.safetensors import read_frames, streamed_file
 
-# bytes that are hashed at once
+# number of bytes to hash at a time
 CHUNK_BYTES = 4 * 2**20
-# frames that are copied at once
+# number of frames to copy at a time
 COPIED_FRAMES = 256
 
 
 @dataclass(frozen=True)
 class Part:
-    """One file: frames `start` up to `stop`, its length in bytes and its SHA-256 (hex)."""
+    """A file with the frames from `start` up to `stop`, its size in bytes, and its SHA-256 (hex)."""
 
     file: str
     start: int
@@ -48,8 +48,8 @@ class Part:
 class Parts:
     """A finished folder of parts.
 
-    step: denoising steps done. settings: the identity of the run. tensors: their names. seeds: (start, stop, seed) of
-    each span of frames whose noise has the same seed.
+    step: the number of denoising steps done. settings: the identity of the run, see `RunFolder.identity`. tensors: the
+    tensors' names. seeds: (start, stop, seed) for each span of frames whose noise has one seed.
     """
 
     folder: Path
@@ -64,9 +64,9 @@ class Parts:
         return self.parts[-1].stop
 
     def read(self, frames: range, *, name: str = "x") -> Tensor:
-        """The frames (contiguous, absolute) of one tensor, (c, f, h, w) fp32 on the CPU.
+        """Return frames (contiguous, absolute) of one tensor: (c, f, h, w), fp32, on the CPU.
 
-        Raises DamagedError, and OutputError if a file cannot be read.
+        Raises DamagedError, or OutputError if a file cannot be read.
         """
         read = []
         for part in self.parts:
@@ -77,30 +77,30 @@ class Parts:
         return torch.cat(read, dim=1)
 
     def pick(self, frames: Iterable[int], *, name: str = "x") -> Tensor:
-        """Frames (ascending, absolute) of one tensor, as `read` returns them."""
+        """Return any frames (ascending, absolute) of one tensor, see `read`."""
         return torch.cat([self.read(span, name=name) for span in spans(frames)], dim=1)
 
     def digest(self) -> str:
-        """SHA-256 (hex) over the SHA-256 of all parts."""
+        """Return the SHA-256 (hex) of the SHA-256 of all parts."""
         return hashlib.sha256(" ".join(part.sha256 for part in self.parts).encode()).hexdigest()
 
     def verify(self) -> None:
-        """Read all parts. Raises DamagedError if a part is not as it was written, OutputError if it cannot be read."""
+        """Read all parts. Raises DamagedError if a part has changed, OutputError if it cannot be read."""
         for part in self.parts:
             path = self.folder / part.file
-            found, size = hashlib.sha256(), 0
+            digest, size = hashlib.sha256(), 0
             with _reading(path), path.open("rb") as file:
                 while chunk := file.read(CHUNK_BYTES):
-                    found.update(chunk)
+                    digest.update(chunk)
                     size += len(chunk)
             if size != part.bytes:
                 raise DamagedError(f"{path}: is truncated: {size:,} of {part.bytes:,} bytes")
-            if found.hexdigest() != part.sha256:
+            if digest.hexdigest() != part.sha256:
                 raise DamagedError(f"{path}: was changed after it was written (its SHA-256 differs)")
 
 
 def write_part(folder: Path, held: range, tensors: Mapping[str, Tensor]) -> Part:
-    """Write the frames `held`. tensors: name -> (1, c, f, h, w). Raises OutputError."""
+    """Write a part with the frames `held`. tensors: name -> (1, c, f, h, w). Raises OutputError."""
     data = save({name: tensor.float().cpu().contiguous() for name, tensor in tensors.items()})
     name = f"frames-{held.start:06d}-{held.stop:06d}.safetensors"
     write_whole(folder / name, data)
@@ -108,9 +108,9 @@ def write_part(folder: Path, held: range, tensors: Mapping[str, Tensor]) -> Part
 
 
 def _read_frames(path: Path, name: str, frames: range) -> Tensor:
-    """Frames of a tensor (1, c, f, h, w) in a file of `write_part`: (c, f, h, w).
+    """Return frames of a tensor in a file of `write_part`: (c, f, h, w).
 
-    Raises DamagedError, OutputError.
+    Raises DamagedError, or OutputError if the file cannot be read.
     """
     try:
         with _reading(path):
@@ -129,26 +129,29 @@ def write_manifest(
     tensors: Sequence[str],
     seeds: Sequence[int],
 ) -> Parts:
-    """Write the manifest of parts that together cover all frames. seeds: one per frame. Raises OutputError."""
+    """Write the manifest of parts that together cover all frames. For the arguments see `Parts`.
+
+    seeds: one seed per frame. Raises OutputError.
+    """
     parts = sorted(parts, key=lambda part: part.start)
-    drawn, start = [], 0
+    seed_spans, start = [], 0
     for seed, same in itertools.groupby(seeds):
-        drawn.append((start, start := start + len(list(same)), seed))
+        seed_spans.append((start, start := start + len(list(same)), seed))
     facts = {
         "step": step,
         "settings": settings,
         "tensors": list(tensors),
         "parts": [asdict(part) for part in parts],
-        "seeds": drawn,
+        "seeds": seed_spans,
     }
     write_whole(folder / MANIFEST, json.dumps(facts | {"sha256": _seal(facts)}, indent=1) + "\n")
-    return Parts(folder, step, settings, tuple(tensors), tuple(parts), tuple(drawn))
+    return Parts(folder, step, settings, tuple(tensors), tuple(parts), tuple(seed_spans))
 
 
 def read_manifest(folder: Path) -> Parts:
-    """The parts of a folder, from its manifest alone.
+    """Return the parts of a folder; reads only its manifest.
 
-    Raises DamagedError if it is unfinished or damaged, OutputError if it cannot be read.
+    Raises DamagedError if the folder is unfinished or the manifest damaged, OutputError if it cannot be read.
     """
     path = folder / MANIFEST
     try:
@@ -164,16 +167,16 @@ def read_manifest(folder: Path) -> Parts:
     except (ValueError, KeyError, TypeError, AttributeError) as error:
         raise DamagedError(f"{path}: cannot be read ({one_line(error)})") from error
     ends = [0, *(edge for part in parts for edge in (part.start, part.stop))]
-    if seal != _seal(facts) or any(one != other for one, other in list(pairwise(ends))[::2]):
+    if seal != _seal(facts) or any(end != start for end, start in list(pairwise(ends))[::2]):
         raise DamagedError(f"{path}: was changed after it was written")
     return read
 
 
 def undamaged_parts(path: Path, *, damaged: Callable[[DamagedError], object]) -> Parts | None:
-    """The parts in a folder if they are as they were written; a damaged or unfinished folder is deleted.
+    """Return the parts in a folder if they are unchanged; delete the folder if it is damaged or unfinished.
 
-    damaged: is told of a damaged one. A folder without a manifest is of a run that ended while it was being written.
-    Raises OutputError, and deletes nothing, if a file cannot be read: it may be intact.
+    damaged: called with the error if the folder is damaged. A folder without a manifest is only unfinished: its run
+    ended while writing it. Raises OutputError, and deletes nothing, if a file cannot be read: it may be intact.
     """
     try:
         parts = read_manifest(path)
@@ -187,14 +190,14 @@ def undamaged_parts(path: Path, *, damaged: Callable[[DamagedError], object]) ->
 
 
 def in_pieces(frames: range) -> Iterator[range]:
-    """Contiguous frames in pieces of bounded size, as they are copied."""
+    """Split contiguous frames into pieces small enough to copy."""
     for start in range(frames.start, frames.stop, COPIED_FRAMES):
         yield range(start, min(start + COPIED_FRAMES, frames.stop))
 
 
 @contextlib.contextmanager
 def _reading(path: Path) -> Iterator[None]:
-    """Raises DamagedError if the block finds no file, OutputError if it cannot read it."""
+    """Raise DamagedError if the block finds no file, OutputError if it cannot read it."""
     try:
         yield
     except OSError as error:
@@ -204,7 +207,7 @@ def _reading(path: Path) -> Iterator[None]:
 
 
 def save_whole(parts: Parts, path: Path, *, source: str, name: str) -> None:
-    """Writes one tensor of all frames, (1, c, F, h, w), as one safetensors file, a bounded number of frames at a time.
+    """Write one tensor of all frames, (1, c, F, h, w), to a safetensors file, a bounded number of frames at a time.
 
     source: the tensor's name in the parts. name: its name in the file. Raises OutputError.
     """

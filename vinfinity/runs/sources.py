@@ -19,7 +19,10 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True)
 class Sources:
-    """Files that give the pictures of some frames of a video, in order: one video, or a picture for each frame."""
+    """The pictures of some frames of a video, in order.
+
+    files: one video, or a picture for each frame. frames: the number of frames.
+    """
 
     files: Sequence[Source]
     frames: int
@@ -28,7 +31,7 @@ class Sources:
     fit: str
 
     def read(self, frames: range) -> "Iterator[np.ndarray]":
-        """The pictures of some frames, (height, width, 3) uint8. Raises InputError if a file is damaged."""
+        """Yield the pictures of some frames, (height, width, 3) uint8. Raises InputError if a file is damaged."""
         if len(self.files) == self.frames:
             for frame in frames:
                 yield from self._of(self.files[frame], range(1))
@@ -39,14 +42,14 @@ class Sources:
         return read_frames(source, fps=self.fps, frames=frames, size=self.size, fit=self.fit)
 
     def concerns(self) -> list[str]:
-        """What users should know before they wait."""
+        """Return warnings for users, before the run starts."""
         return [concern for source in self.files for concern in source.concerns()]
 
 
 def open_input(config: RunConfig, folder: RunFolder | None = None) -> Sources:
-    """The video that a run starts from: a file, or the result of the first pass in its folder.
+    """Open the video that a run starts from: a file, or the result of the first pass in the run's folder.
 
-    Raises InputError if it cannot be used, or is shorter than the run's.
+    Raises InputError if it cannot be used, or is shorter than the run's video.
     """
     path = config.input.video
     if path is None:
@@ -56,14 +59,14 @@ def open_input(config: RunConfig, folder: RunFolder | None = None) -> Sources:
     fps = Fraction(config.fps)
     available = source.frames_at(fps)
     if config.frames > available:
-        remedy = f"ask for at most {available}, and extend the video afterwards"
+        remedy = f"use at most {available}, and extend the video afterwards"
         problem = f"is more than the {available} frames that {source.path.name} has at {config.fps} fps"
         raise InputError("frames", config.frames, remedy, problem=problem)
     return Sources([source], config.frames, fps, config.resolution, config.input.fit or "cover")
 
 
 def open_pictures(config: RunConfig) -> Sources:
-    """The pictures that frames of a run are held to. Raises InputError if they cannot be used."""
+    """Open the pictures that frames of a run must match. Raises InputError if they cannot be used."""
     opened = [open_picture(path, field=field) for field, path in config.input.pictures.items()]
     for source in opened:
         check_shape(source, config.resolution, fit=config.input.fit)
@@ -71,17 +74,19 @@ def open_pictures(config: RunConfig) -> Sources:
 
 
 def check_sources(config: RunConfig, folder: RunFolder | None = None) -> list[str]:
-    """Raise InputError if the video or a picture to start from cannot be used. Returns what users should know of them.
+    """Raise InputError if the source video or a picture cannot be used; return warnings about them.
 
-    folder: of the run if it resumes; what it has encoded already is not needed any more. The result of a first pass is
-    not there yet.
+    folder: the run's folder if it resumes, None for a new run. Files that the run has already encoded are not needed,
+    and the result of a first pass does not exist yet.
     """
     concerns: list[str] = []
+    if folder is not None and folder.has_latents():
+        return concerns
     video, pictures = config.input.video is not None, config.input.pictures
     earlier = encoded_before(config)
     if config.two_passes and config.edit.run is not None and earlier is None:
         problem = "has no latents of the same first pass"
-        remedy = "keep its first_pass and input.fit, or give another video with input.video=FILE"
+        remedy = "keep its first_pass and input.fit, or name another video with input.video=FILE"
         raise InputError("edit.run", config.edit.run, remedy, problem=problem)
     if video and earlier is None and not (folder and video_is_encoded(folder, config)):
         concerns += open_input(config).concerns()
@@ -91,13 +96,13 @@ def check_sources(config: RunConfig, folder: RunFolder | None = None) -> list[st
 
 
 def video_is_encoded(folder: RunFolder, config: RunConfig) -> bool:
-    """Whether a run has the latents of all of the video that it starts from."""
+    """Return whether a run has the latents of the whole video that it starts from."""
     latent_frames = read_card(config.model).geometry.latent_frames(config.frames)
     return _is_encoded(folder.input, latent_frames)
 
 
 def _is_encoded(folder: Path, frames: int) -> bool:
-    """Whether a folder of parts has so many latent frames, by its manifest."""
+    """Return whether a folder of parts has the given number of latent frames; reads only its manifest."""
     try:
         manifest = json.loads((folder / MANIFEST).read_text(encoding="utf-8"))
         return bool(manifest["parts"][-1]["stop"] == frames)
@@ -106,18 +111,19 @@ def _is_encoded(folder: Path, frames: int) -> bool:
 
 
 def encoded_before(config: RunConfig) -> Path | None:
-    """The folder of latents in which the run that is edited has encoded the same video in the same way; or None."""
+    """Return the edited run's folder of the source's latents, if it encoded the same video in the same way."""
     if config.edit.run is None or not config.starts_from_video:
         return None
     folder = RunFolder(Path(config.edit.run))
     try:
         earlier = load(folder.settings).config
     except InputError:
-        # of a run without settings, which is reported where it is opened
+        # the folder has no usable settings, which is reported when the run is opened
         return None
 
-    def way(config: RunConfig) -> tuple[object, ...]:
-        given = config.input
-        return given.video, config.first_pass, given.fit, config.size, config.fps, config.frames
+    def encoding(config: RunConfig) -> tuple[object, ...]:
+        source = config.input
+        return source.video, config.first_pass, source.fit, config.size, config.fps, config.frames
 
-    return folder.input if way(earlier) == way(config) and video_is_encoded(folder, config) else None
+    same = encoding(earlier) == encoding(config)
+    return folder.input if same and video_is_encoded(folder, config) else None

@@ -11,13 +11,13 @@ from vinfinity.parallel.ranks import Ranks
 from vinfinity.runs.parts import Part, Parts, write_manifest, write_part
 
 T = TypeVar("T")
-# frames, and their tensors (1, c, f, h, w)
-Piece = tuple[range, Mapping[str, Tensor]]
+# frames, and their tensors (1, c, f, h, w) by name
+FrameTensors = tuple[range, Mapping[str, Tensor]]
 
 
 def write_together(
     folder: Path,
-    pieces: Iterable[Piece],
+    pieces: Iterable[FrameTensors],
     *,
     ranks: Ranks,
     settings: str,
@@ -26,10 +26,10 @@ def write_together(
     seeds: Sequence[int] = (),
     before: Sequence[Part] = (),
 ) -> Parts:
-    """Each rank writes its pieces, then rank 0 the manifest; all ranks wait until it is on disk, or has failed.
+    """Write this rank's pieces, then on rank 0 the manifest. Returns once it is on disk, or has failed, on all ranks.
 
-    before: parts that are in the folder already. The others: see `write_manifest`. Raises the error, on every rank, of
-    a rank that cannot write its pieces, or cannot read what they are made of.
+    before: parts that are already in the folder. For the other arguments see `write_manifest`. If a rank cannot write
+    its pieces, or cannot read what they are made of, its error is raised on every rank.
     """
     written: list[Part] | VinfinityError
     try:

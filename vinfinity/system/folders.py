@@ -23,6 +23,16 @@ def expanded(path: str | Path, *, field: str) -> Path:
     return Path(meant)
 
 
+def absolute(path: Path) -> Path:
+    """The absolute path of a file, by whatever way it is named: its folder has no links and no `..`.
+
+    The last name stays, even if it is a link. Raises FileNotFoundError for a relative path in a deleted folder.
+    """
+    if path.name in ("", ".."):
+        return Path(os.path.realpath(path))
+    return Path(os.path.realpath(path.parent)) / path.name
+
+
 def data_folder() -> Path:
     """Return the folder of the data that vinfinity keeps for the user: in XDG_DATA_HOME, or else in ~/.local/share.
 

@@ -7,26 +7,29 @@ from pathlib import Path
 from vinfinity.errors import CONTROL, InputError
 from vinfinity.system.folders import check_working_directory
 
+# what helps where a file exists
+REMEDY = "choose another name or add --overwrite"
 
-def check_output(field: str, path: Path, *, overwrite: bool, way: str = "add --overwrite") -> None:
+
+def check_output(field: str, path: Path, *, overwrite: bool, remedy: str = REMEDY) -> None:
     """Raise InputError if no file can be written to `path`. Creates nothing.
 
-    field: what named it. overwrite: accept a file that exists; way: how the user asks for that.
+    field: what named it. overwrite: accept a file that exists. remedy: what helps otherwise.
     """
     _check_place(field, path)
     if os.path.isdir(path):
         raise InputError(field, path, "name a file inside it", problem="is a folder")
     if os.path.exists(path) and not overwrite:
-        raise InputError(field, path, f"choose another name or {way}", problem="already exists")
+        raise InputError(field, path, remedy, problem="already exists")
 
 
 def check_output_folder(
-    field: str, path: Path, *, overwrite: bool, own: re.Pattern[str], way: str = "add --overwrite"
+    field: str, path: Path, *, overwrite: bool, own: re.Pattern[str], remedy: str = REMEDY
 ) -> None:
     """Raise InputError if `path` cannot become a folder of files with names that match `own`. Creates nothing.
 
     overwrite: accept a folder with such files, but with no others: they would be deleted. An empty folder is accepted.
-    way: how the user asks for overwriting.
+    remedy: what helps otherwise.
     """
     _check_place(field, path, inside="0" * 12)
     if not os.path.lexists(path):
@@ -47,7 +50,7 @@ def check_output_folder(
     if foreign is not None:
         raise InputError(field, path, "choose another name", problem=f"holds other files, such as {foreign}")
     if names and not overwrite:
-        raise InputError(field, path, f"choose another name or {way}", problem="already exists")
+        raise InputError(field, path, remedy, problem="already exists")
 
 
 def check_folder(field: str, path: Path, *, inside: str) -> None:
