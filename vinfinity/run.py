@@ -42,8 +42,8 @@ def run(
     """Generate the video that `config` describes, on as many ranks as it asks for or a launcher started.
 
     destination: the files to write, if the caller has called `settle_start` for them already. replaces: see
-    `settle_start`. shutdown: requests to end
-    this process, on which the run ends with a checkpoint; None if the caller handles none.
+    `settle_start`. shutdown: requests to end this process, on which the run ends with a checkpoint; None if the caller
+    handles none.
     Returns None on ranks other than 0, and if the run is done already. Raises VinfinityError.
     """
     if destination is None:
