@@ -15,7 +15,7 @@ from vinfinity.media.encoders import check_encoders
 from vinfinity.media.finish import PICTURES
 from vinfinity.runs.folder import LONGEST_PATH, OWN_NAMES, RunFolder, run_folder
 from vinfinity.system.files import TEMPORARY, missing_problem
-from vinfinity.system.folders import expanded
+from vinfinity.system.folders import check_working_directory, expanded
 from vinfinity.system.output import check_folder, check_output, check_output_folder
 from vinfinity.system.safetensors import read_header
 from vinfinity.weights.card import check_headers, read_card
@@ -145,6 +145,7 @@ def _check_no_input(config: RunConfig, field: str, path: Path, *, remedy: str) -
         "audio": config.audio,
         "noise_from": config.noise_from,
     }
+    check_working_directory()
     files = [(name, expanded(text, field=name)) for name, text in named.items() if text is not None]
     for text in (*config.lora, *(config.first_pass.lora or ())):
         lora = split_weight(text)[0]

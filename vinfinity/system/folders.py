@@ -26,8 +26,10 @@ def expanded(path: str | Path, *, field: str) -> Path:
 def absolute(path: Path) -> Path:
     """The absolute path of a file, by whatever way it is named: its folder has no links and no `..`.
 
-    The last name stays, even if it is a link. Raises FileNotFoundError for a relative path in a deleted folder.
+    The last name stays, even if it is a link. Raises InputError for a relative path in a deleted working directory.
     """
+    if not path.is_absolute():
+        check_working_directory()
     if path.name in ("", ".."):
         return Path(os.path.realpath(path))
     return Path(os.path.realpath(path.parent)) / path.name
