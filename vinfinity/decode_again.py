@@ -50,7 +50,7 @@ def decode_on_rank(payload: tuple[Task, RunFolder, Path], ranks: Ranks) -> Summa
         task.messages(),
         ranks.shutdown.checked(),
         locked(folder, ranks, facts=facts),
-        Progress(enabled=ranks.first, log=folder.log) as progress,
+        Progress(enabled=ranks.is_first, log=folder.log) as progress,
     ):
         ranks.shutdown.message = "stopped while decoding; the run and its latents are unchanged"
         ranks.check_shutdown()
@@ -59,7 +59,7 @@ def decode_on_rank(payload: tuple[Task, RunFolder, Path], ranks: Ranks) -> Summa
         latents = final_latents(folder)
         latents.verify()
         decode_to_files(task, latents, Networks(ranks.device), ranks, progress, unfinished=unfinished)
-        if not ranks.first:
+        if not ranks.is_first:
             return None
         if task.destination.folder.path.resolve() == folder.path.resolve():
             made = record_of_files(folder, task.job.config, task.destination)

@@ -26,9 +26,9 @@ def decode_to_files(
     unfinished: the file that holds what is decoded so far. Returns, on rank 0, what was recorded of frames and latents.
     """
     job, destination, config = task.job, task.destination, task.job.config
-    if ranks.first and destination.latents is not None:
+    if ranks.is_first and destination.latents is not None:
         save_whole(latents, destination.latents, source="x", name="latents")
-    if not ranks.first and not config.decode.on_all_ranks(ranks.device.type):
+    if not ranks.is_first and not config.decode.on_all_ranks(ranks.device.type):
         return None
     audio = config.audio_source
     spec = VideoSpec(
@@ -48,7 +48,7 @@ def decode_to_files(
     )
     return write_video(
         networks.decoder(job),
-        latents if ranks.first else None,
+        latents if ranks.is_first else None,
         spec,
         files,
         decode=config.decode,

@@ -75,7 +75,7 @@ def fitting_denoiser(
     t: the training timestep of the next step. rehearsed: whether to try executions before ranks need each other; by
     default on GPUs with little free memory, and for compilation. Raises OutOfMemoryError, on every rank, if none fits.
     """
-    execution = fit.first
+    execution = fit.fastest
     if rehearsed is None:
         rehearsed = job.config.compile or (ranks.device.type != "cpu" and not fit.ample)
     if rehearsed:
@@ -109,7 +109,7 @@ def rehearse(
         problems = [found for found in ranks.all_gather(problem) if found is not None]
         if not problems:
             return execution
-        if ranks.first:
+        if ranks.is_first:
             note(f"{problems[0].partition(';')[0]}; trying with less")
     raise OutOfMemoryError(problems[0])
 

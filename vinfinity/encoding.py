@@ -83,9 +83,9 @@ def _encode(
             raise InputError(source.field, source.path, remedy, problem="was changed since the run started")
         # only these latents have been computed so far
         done = None
-        if ranks.first:
+        if ranks.is_first:
             shutil.rmtree(folder, ignore_errors=True)
-    if ranks.first:
+    if ranks.is_first:
         for concern in files.concerns():
             session.progress.warn(concern)
     encoder = networks.encoder(job)
@@ -98,7 +98,7 @@ def _encode(
             if done.frames < total:
                 session.enter(f"after encoding {done.frames} of {total} {unit}")
     assert done is not None
-    if ranks.first:
+    if ranks.is_first:
         session.folder.event("encoded", frames=total, folder=folder.name)
     return done
 
@@ -119,7 +119,7 @@ def _rounds(
     ranks = session.ranks
     blocks = encode_frames(
         encoder,
-        files.read if ranks.first else None,
+        files.read if ranks.is_first else None,
         latent_frames=wanted,
         frames=frames,
         latent=job.latent,
@@ -171,6 +171,6 @@ def _copy(session: Session, earlier: Path) -> Parts:
         return done
     ranks.on_first(source.verify)
 
-    own = in_pieces(range(source.frames)) if ranks.first else ()
+    own = in_pieces(range(source.frames)) if ranks.is_first else ()
     copied = ((piece, {"x": source.read(piece)[None]}) for piece in own)
     return write_together(folder, copied, ranks=ranks, settings=source.settings, tensors=source.tensors)

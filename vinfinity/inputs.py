@@ -26,7 +26,7 @@ def shared_text(job: Job, networks: Networks, ranks: Ranks) -> FrameText:
     """
     device, dtype = ranks.device, job.dtype(ranks.device)
     states = None
-    if ranks.first:
+    if ranks.is_first:
         states = text_states(job, networks.text_encoder(job), device=device, dtype=dtype)
     shape = (len(job.texts), job.tokenizer.length, job.card.traits.denoiser.text_width)
     return frame_text(job, ranks.broadcast(states, shape=shape, dtype=dtype, label="text states"))

@@ -65,7 +65,7 @@ class Previews:
         self._job = job
         self._every, self._steps = job.config.preview, len(job.sampler.timesteps)
         self._folder, self._progress = session.folder, session.progress
-        self._first, held = session.ranks.first, session.team.held
+        self._first, held = session.ranks.is_first, session.team.held
         count = len(job.selection.frames)
         # positions of the frames that are shown, and of those among them that this rank has
         self._shown = sorted({k * count // MAX_FRAMES for k in range(MAX_FRAMES)})

@@ -145,7 +145,7 @@ def make_video(
                 watch = decode_to_files(
                     task, latents, networks, ranks, session.progress, unfinished=unfinished
                 )
-        if not ranks.first:
+        if not ranks.is_first:
             return None
         seconds = {"denoising": denoised - started, "decoding": time.monotonic() - denoised}
         figures = _record_finished(task, session, watch, seconds)
@@ -182,7 +182,7 @@ def denoise_video(job: Job, session: Session, networks: Networks, shown: Preview
             if shown is not None:
                 shown.flush()
         # before the latents are complete: a run that resumes with them no longer knows its ranks and edits
-        execution = fit.first if denoising is None else denoising.execution
+        execution = fit.fastest if denoising is None else denoising.execution
         _record_denoised(job, session, execution, steps=steps - done)
         return checkpoints.finish(state)
 
@@ -198,7 +198,7 @@ def _record_denoised(job: Job, session: Session, execution: Execution, *, steps:
         "communication_per_step": sent,
         "memory": memory,
     }
-    if ranks.first:
+    if ranks.is_first:
         folder.write_record({**(folder.record() or {}), **facts})
 
 

@@ -82,7 +82,7 @@ class Session:
             start = _start(job, destination, ranks, machine)
             with contextlib.ExitStack() as shown:
                 if within is None:
-                    progress = Progress(enabled=ranks.first, log=folder.log, overall=overall, share=share)
+                    progress = Progress(enabled=ranks.is_first, log=folder.log, overall=overall, share=share)
                     shown.enter_context(progress)
                 else:
                     progress = within.progress.of_part("first pass", log=folder.log)
@@ -169,11 +169,11 @@ def record_end(folder: RunFolder, error: VinfinityError) -> None:
 def locked(folder: RunFolder, ranks: Ranks, *, facts: Mapping[str, str]) -> Iterator[None]:
     """Keep other runs out of the folder until the block ends on all ranks. Ranks must agree on the facts."""
     with contextlib.ExitStack() as locks:
-        if ranks.first:
+        if ranks.is_first:
             locks.enter_context(folder.locked(first=True))
         # the other ranks follow rank 0
         ranks.agree(facts)
-        if not ranks.first:
+        if not ranks.is_first:
             locks.enter_context(folder.locked(first=False))
         yield
 
@@ -182,7 +182,7 @@ def _start(job: Job, destination: Destination, ranks: Ranks, machine: Mapping[st
     """Decide again how to start, now that the folder is locked; rank 0 prepares the folder of a new run."""
     folder = destination.folder
     start: Start | None = None
-    if ranks.first:
+    if ranks.is_first:
         start = how_to_start(job.config, destination)
         if start == "new":
             settings = dataclasses.replace(with_absolute_paths(job.config, destination), gpus=ranks.size)

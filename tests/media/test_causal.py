@@ -52,7 +52,7 @@ def pictures_of(
     decoder: AutoencoderKLWan, latents: torch.Tensor, frames: range, ranks: Ranks = ALONE, bits: int = 8
 ) -> np.ndarray:
     blocks = plan_blocks(DecodeConfig(), decoder.config, LATENT[1:])
-    source = TensorLatents(latents) if ranks.first else None
+    source = TensorLatents(latents) if ranks.is_first else None
     pictures = decode_frames(
         decoder, source, frames=frames, latent=LATENT, size=SIZE, blocks=blocks, ranks=ranks, bits=bits
     )

@@ -163,7 +163,7 @@ def test_every_rank_starts_to_decode_its_next_block_before_it_waits_for_one(mode
     def decode(own: Ranks) -> tuple[list[str], list[int]]:
         ranks = LoggedRanks(own.device, own.rank, own.size)
         decoder = load_decoder(model_folder / "vae", device=own.device, dtype=torch.float32)
-        source = TensorLatents(x) if own.first else None
+        source = TensorLatents(x) if own.is_first else None
         blocks = Blocks(frames=2, tile=None, bytes=0)
         pictures = decode_frames(
             decoder, source, frames=range(11), latent=(4, 6, 8), size=size, blocks=blocks, ranks=ranks

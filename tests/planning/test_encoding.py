@@ -88,5 +88,5 @@ def test_the_time_of_encoding_is_part_of_the_estimate() -> None:
     seconds = starting.seconds(GPUS["RTX 4090"])
     assert plain.seconds(GPUS["RTX 4090"]).encoding == 0
     assert 0 < seconds.encoding < seconds.total
-    assert starting.first is not None
-    assert starting.first.seconds(GPUS["RTX 4090"]).encoding == 0
+    assert starting.first_pass is not None
+    assert starting.first_pass.seconds(GPUS["RTX 4090"]).encoding == 0

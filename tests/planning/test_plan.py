@@ -435,7 +435,7 @@ def test_a_decoding_block_that_is_too_large_is_refused_with_a_smaller_one(model_
 def test_short_runs_start_without_a_trace() -> None:
     job = prepare(config_of("mini", frames=96, device="cpu"))
     trace_step.cache_clear()
-    execution = find_fit(job, CPU).first
+    execution = find_fit(job, CPU).fastest
     assert trace_step.cache_info().misses == 0
     assert execution.skips == "device"
 

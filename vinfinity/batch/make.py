@@ -114,7 +114,7 @@ def make_videos(share: Share, ranks: Ranks) -> None:
     work = [entry.task.work for entry in share.entries]
     with (
         share.entries[0].task.messages(),
-        Overall(work, total=share.total, failed=share.failed, enabled=ranks.first) as overall,
+        Overall(work, total=share.total, failed=share.failed, enabled=ranks.is_first) as overall,
     ):
         for entry in share.entries:
             ranks.shutdown.message = "stopped between two videos"
@@ -130,7 +130,7 @@ def make_videos(share: Share, ranks: Ranks) -> None:
                 _pass_over(share, entry, error)
                 overall.end(failed=True)
             else:
-                if ranks.first:
+                if ranks.is_first:
                     seconds = 0.0 if summary is None else round(summary.seconds, 3)
                     share.journal.add("made", entry.name, row=entry.row, seconds=seconds)
                 overall.end()

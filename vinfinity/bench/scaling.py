@@ -52,7 +52,7 @@ def _measure_on_rank(request: ScalingRequest, ranks: Ranks) -> Times:
     together = timed_call(subject, network, frames=request.frames, scopes=subject.scopes, team=team)
     alone: Callable[[], object] = (
         timed_call(subject, network, frames=request.frames, scopes=subject.scopes)
-        if ranks.first
+        if ranks.is_first
         else lambda: None
     )
     return time_in_turn(

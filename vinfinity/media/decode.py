@@ -122,7 +122,7 @@ class _SharedDecoding:
         ranks = self.ranks
         # on each rank, the device decodes the next block while the pictures of this one are copied, and sent or written
         own = one_ahead(self._decoded(range(ranks.rank, len(self.spans), ranks.size)))
-        if not ranks.first:
+        if not ranks.is_first:
             for block in own:
                 # as bytes: backends have no unsigned 16-bit integers
                 ranks.send(block.wait().view(torch.uint8), 0, label=LABEL)

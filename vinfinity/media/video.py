@@ -72,7 +72,7 @@ def write_video(
     """
     blocks = plan_blocks(decode, decoder.config, spec.latent[1:])
     together = ranks if decode.on_all_ranks(ranks.device.type) else ranks.alone()
-    writer = _open_writer(spec, files, blocks) if ranks.first else None
+    writer = _open_writer(spec, files, blocks) if ranks.is_first else None
     first = together.all_gather(writer.frames if writer else 0)[0]
     remaining = range(first, spec.frames)
     watched = None

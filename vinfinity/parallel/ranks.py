@@ -63,7 +63,7 @@ class Ranks:
         return alone
 
     @property
-    def first(self) -> bool:
+    def is_first(self) -> bool:
         """Whether this is rank 0, which writes the files and shows messages."""
         return self.rank == 0
 
@@ -101,7 +101,7 @@ class Ranks:
 
         Raises RankError if a rank is late or gone.
         """
-        computed = compute() if self.first else None
+        computed = compute() if self.is_first else None
         self.barrier()
         return cast(Fact, self.all_gather(computed)[0])
 

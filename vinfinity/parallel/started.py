@@ -139,7 +139,7 @@ def _work(files: RankFiles, rank: int, shutdown: Shutdown) -> int:
                 # report it before the other ranks notice that this one is gone
                 report(files, rank, error)
                 raise
-        if ranks.first:
+        if ranks.is_first:
             files.result.write_bytes(pickle.dumps(result))
     except Exception as error:
         if isinstance(described(error, rank), UnexpectedError):

@@ -39,7 +39,7 @@ class Fit:
     keeps: bool
 
     @property
-    def first(self) -> Execution:
+    def fastest(self) -> Execution:
         """The fastest execution that is expected to fit."""
         return self.executions[0]
 

@@ -32,7 +32,7 @@ class Plan:
 
     gpu: a name in `GPUS`, None for this machine. memory: what the fastest execution that fits needs, or the leanest if
     none fits. call: the work of the rank with the most frames in one call of the denoising network, for one guidance
-    branch. first: the plan of the first of two passes.
+    branch. first_pass: the plan of the first of two passes.
     """
 
     run: Outline
@@ -41,12 +41,16 @@ class Plan:
     memory: RunMemory
     fits: bool
     call: CallWork
-    first: "Plan | None" = None
+    first_pass: "Plan | None" = None
 
     @property
     def passes(self) -> list[tuple[str, "Plan"]]:
         """The passes as pairs (name, plan); a single pass has an empty name."""
-        return [("", self)] if self.first is None else [("first pass", self.first), ("second pass", self)]
+        return (
+            [("", self)]
+            if self.first_pass is None
+            else [("first pass", self.first_pass), ("second pass", self)]
+        )
 
     @property
     def steps(self) -> int:
@@ -125,9 +129,11 @@ class Plan:
         # the latents of the source video
         stays += self.latents_bytes if self.run.config.starts_from_video else 0
         peak = max(denoising, between, decoding) + stays
-        if self.first is None:
+        if self.first_pass is None:
             return peak
-        return max(self.first.disk_bytes, self.first.latents_bytes + self.first.video_bytes + peak)
+        return max(
+            self.first_pass.disk_bytes, self.first_pass.latents_bytes + self.first_pass.video_bytes + peak
+        )
 
     def seconds(self, gpu: Gpu, *, distilled: bool = False) -> Seconds:
         """Estimate the time on GPUs of one kind. distilled: with four steps and one guidance branch."""
@@ -155,8 +161,8 @@ class Plan:
     @cached_property
     def refusal(self) -> InputError | None:
         """The error for a run that does not fit, with settings that would; None for a run that fits."""
-        if self.first is not None and self.first.refusal is not None:
-            return about_first_pass(self.first.refusal)
+        if self.first_pass is not None and self.first_pass.refusal is not None:
+            return about_first_pass(self.first_pass.refusal)
         return None if self.fits else refusal(self.run, self.memory, self.budget)
 
 
@@ -195,7 +201,7 @@ def make_plan(
         with naming_first_pass():
             first = make_plan(before, gpu=gpu, device_memory=device_memory, place=place)
     return Plan(
-        run=run, budget=budget, gpu=name, memory=memory, fits=fits, call=call_work(run.call), first=first
+        run=run, budget=budget, gpu=name, memory=memory, fits=fits, call=call_work(run.call), first_pass=first
     )
 
 

@@ -180,8 +180,8 @@ def as_json(plan: Plan) -> dict[str, Any]:
         "fits": plan.fits,
         "nearest": None if plan.refusal is None else plan.refusal.message,
     }
-    if plan.first is not None:
-        figures["first_pass"] = as_json(plan.first)
+    if plan.first_pass is not None:
+        figures["first_pass"] = as_json(plan.first_pass)
     if run.device == "cuda":
         figures["assumed"] = ASSUMPTIONS
         figures["time"] = {

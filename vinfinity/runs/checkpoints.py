@@ -70,7 +70,7 @@ class Checkpoints:
 
         Raises OutputError on all ranks if any rank cannot write.
         """
-        if self._ranks.first:
+        if self._ranks.is_first:
             self._folder.event("step", step=state.step)
         due = votes.checkpoint_due if self._unit != "steps" else state.step % int(self._every) == 0
         self._wanted |= votes.stop or due
@@ -83,7 +83,7 @@ class Checkpoints:
         written = self._write(folder, pieces, step=state.step, names=tuple(tensors))
         self._last, self._wanted = time.monotonic(), False
         self._cost = self._last - started
-        if self._ranks.first:
+        if self._ranks.is_first:
             size = sum(part.bytes for part in written.parts)
             self._folder.event("checkpoint", step=state.step, seconds=round(self._cost, 3), bytes=size)
             for old in self._folders()[: -self._plan.config.keep]:
@@ -97,9 +97,9 @@ class Checkpoints:
             latents = self._write(
                 self._folder.latents, self._final_pieces(state), step=state.step, names=("x",)
             )
-            if self._ranks.first:
+            if self._ranks.is_first:
                 self._folder.event("latents", bytes=sum(part.bytes for part in latents.parts))
-        if self._ranks.first:
+        if self._ranks.is_first:
             shutil.rmtree(self._folder.checkpoints, ignore_errors=True)
         return latents
 
@@ -117,7 +117,7 @@ class Checkpoints:
         for span in spans(generated):
             at = own.index(span.start)
             yield span, {"x": state.x[:, :, at : at + len(span)]}
-        if self._ranks.first:
+        if self._ranks.is_first:
             yield from self._plan.kept()
 
     def _write(
@@ -136,7 +136,7 @@ class Checkpoints:
             )
         except VinfinityError:
             # if a rank is lost after the manifest was written, the checkpoint is complete and stays
-            if self._ranks.first and not (folder / MANIFEST).exists():
+            if self._ranks.is_first and not (folder / MANIFEST).exists():
                 # an unfinished checkpoint may take up the last of the disk space
                 shutil.rmtree(folder, ignore_errors=True)
             raise
@@ -166,7 +166,7 @@ class Checkpoints:
         latents = self._resumed_from()
         if latents is None or latents.folder != self._folder.latents:
             raise self._folder.no_latents()
-        if self._ranks.first:
+        if self._ranks.is_first:
             shutil.rmtree(self._folder.checkpoints, ignore_errors=True)
         return latents
 
@@ -182,7 +182,7 @@ class Checkpoints:
             problem = "was computed with other settings"
             remedy = "start over with `vinfinity generate --overwrite`"
             raise InputError("run", newest.folder, remedy, problem=problem)
-        if self._ranks.first:
+        if self._ranks.is_first:
             self._folder.event("resumed", step=newest.step, ranks=self._ranks.size)
             self._progress.note(f"resuming after step {newest.step} of {self._plan.steps}")
         return newest

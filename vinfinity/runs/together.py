@@ -38,7 +38,7 @@ def write_together(
         written = error
     parts = [*before, *(part for result in ranks.all_gather(written) for part in _checked(result))]
     manifest: Parts | VinfinityError | None = None
-    if ranks.first:
+    if ranks.is_first:
         try:
             manifest = write_manifest(
                 folder, parts, step=step, settings=settings, tensors=tensors, seeds=seeds
