@@ -36,7 +36,7 @@ def _seed() -> None:
 
 @pytest.fixture(scope="session")
 def model_folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A tiny model in diffusers' layout, written by diffusers. Tests must not change it: see `own_model`."""
+    """Return a tiny model in diffusers' layout, written by diffusers. Tests must not change it: see `own_model`."""
     from oracles.reference import save_model
 
     return save_model(tmp_path_factory.mktemp("models") / "tiny")
@@ -44,7 +44,7 @@ def model_folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture
 def own_model(model_folder: Path, tmp_path: Path) -> Path:
-    """A copy of `model_folder` that the test may change."""
+    """Return a copy of `model_folder` that the test may change."""
     from oracles.reference import copy_model
 
     return copy_model(model_folder, tmp_path / "model")

@@ -42,7 +42,7 @@ def real(gpus: int) -> Any:
 
 @pytest.fixture(params=["pretend", real(1)])
 def gpu(request: pytest.FixtureRequest) -> Iterator[str]:
-    """The kind of GPU that the test runs on. Products are exact, not in TF32."""
+    """Yield the kind of GPU that the test runs on. Products are exact, not in TF32."""
     matmul, convolution = torch.backends.cuda.matmul, torch.backends.cudnn
     before = matmul.allow_tf32, convolution.allow_tf32
     matmul.allow_tf32 = convolution.allow_tf32 = False

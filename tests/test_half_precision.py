@@ -35,7 +35,7 @@ Record = Callable[[str, float], None]
 
 
 def latents_of(model: Path, folder: Path, **flags: Any) -> Tensor:
-    """The final latents of a short run on the CPU."""
+    """Return the final latents of a short run on the CPU."""
     path = folder / "latents.safetensors"
     settings = {"frames": 3, "size": "16x16", "save_latents": str(path), "overwrite": True, "device": "cpu"}
     resolved = configure(model, out=str(folder / "a.mp4"), **{**settings, **flags})
@@ -139,7 +139,7 @@ def set_weight(model: Path, name: str, value: float) -> None:
 
 
 def error_line(model: Path, folder: Path, **flags: Any) -> str:
-    """The message of a run that stops with exit code 5: one line."""
+    """Return the message of a run that stops with exit code 5: one line."""
     with pytest.raises(VinfinityError) as raised:
         latents_of(model, folder, **flags)
     assert raised.value.exit_code == 5

@@ -85,7 +85,7 @@ ALLOWED = {**BELOW, **ABOVE, **TOP}
 
 
 def imported(file: Path) -> set[str]:
-    """The full names of all that a file imports, wherever in it; relative imports raise."""
+    """Return the full names of all that a file imports, wherever in it; relative imports raise."""
     names: set[str] = set()
     for node in ast.walk(ast.parse(file.read_text(encoding="utf-8"))):
         if isinstance(node, ast.Import):
@@ -97,7 +97,7 @@ def imported(file: Path) -> set[str]:
 
 
 def importers(package: str) -> set[str]:
-    """The files of the package that import `package` or something of it."""
+    """Return the files of the package that import `package` or something of it."""
     return {
         str(file.relative_to(PACKAGE))
         for file in FILES
@@ -157,7 +157,7 @@ def test_type_checkers_see_the_public_names() -> None:
 
 
 def loaded_by(*arguments: str, code: int = 0) -> set[str]:
-    """The top-level packages that a command loads; it must end with `code`."""
+    """Return the top-level packages that a command loads; it must end with `code`."""
     command = [sys.executable, "-X", "importtime", "-m", "vinfinity", *arguments]
     done = subprocess.run(command, capture_output=True, text=True, cwd=PACKAGE.parent)
     assert done.returncode == code

@@ -35,7 +35,7 @@ SCHEDULERS: dict[str, Callable[[], Any]] = {
 
 @pytest.fixture(scope="module")
 def models(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
-    """The folder of a tiny model for each scheduler."""
+    """Return the folder of a tiny model for each scheduler."""
     root = tmp_path_factory.mktemp("pipelines")
     return {
         name: save_model(root / name.replace(", ", "-"), tiny_pipeline(make()))
@@ -46,7 +46,7 @@ def models(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
 def latents_of_both(
     model: Path, folder: Path, *, frames: int, size: tuple[int, int], guidance: float, steps: int = 6
 ) -> tuple[Tensor, Tensor]:
-    """The latents by vinfinity and those by diffusers, from the same noise. size: (width, height) in pixels."""
+    """Return the latents by vinfinity and those by diffusers, from the same noise. size: (width, height) in pixels."""
     width, height = size
     noise = torch.randn(1, 4, frames, height // 8, width // 8)
     save_file({"noise": noise}, folder / "noise.safetensors")

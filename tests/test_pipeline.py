@@ -149,7 +149,7 @@ def test_several_ranks_can_be_used_from_python(model_folder: Path, pipe: vinfini
 
 @pytest.fixture
 def temporary(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
-    """A folder of this test for temporary files."""
+    """Return a folder of this test for temporary files."""
     folder = tmp_path / "temporary"
     folder.mkdir()
     monkeypatch.setattr(tempfile, "tempdir", str(folder))

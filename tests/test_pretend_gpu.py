@@ -68,7 +68,7 @@ def configured(model: Path, out: Path, *overrides: str, device: str, **flags: An
 
 
 def on_both(model: Path, folder: Path, *overrides: str, **flags: Any) -> tuple[Tensor, Tensor, Findings]:
-    """The latents of a run on the CPU and on the pretend GPU, and what was found there."""
+    """Return the latents of a run on the CPU and on the pretend GPU, and what was found there."""
     run(configured(model, folder / "cpu.mp4", *overrides, device="cpu", **flags))
     with PretendCuda() as cuda:
         run(configured(model, folder / "gpu.mp4", *overrides, device="cuda", **flags))

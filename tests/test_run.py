@@ -50,7 +50,7 @@ def latents_of(model: Path | str, folder: Path, *overrides: str, **flags: Any) -
 
 
 def refusal(model: Path, out: Path, **flags: Any) -> str:
-    """The error of a run that is refused before anything is written."""
+    """Return the error of a run that is refused before anything is written."""
     before = sorted(out.parent.iterdir()) if out.parent.exists() else None
     with pytest.raises(InputError) as raised:
         make(model, out, **flags)

@@ -65,7 +65,7 @@ def journal(folder: Path) -> list[dict[str, Any]]:
 
 
 def bad_noise(folder: Path) -> str:
-    """A file of noise that makes a run of three frames fail: its values are NaN."""
+    """Return a file of noise that makes a run of three frames fail: its values are NaN."""
     save_file({"noise": torch.full((1, 4, 3, 4, 4), float("nan"))}, folder / "nan.safetensors")
     return str(folder / "nan.safetensors")
 

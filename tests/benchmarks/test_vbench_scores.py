@@ -59,7 +59,7 @@ def test_clips_of_16_frames_cover_the_video_but_its_rest(tmp_path: Path) -> None
 
 
 def opencv_frames(path: Path) -> np.ndarray:
-    """The frames of a video as VBench reads them."""
+    """Return the frames of a video as VBench reads them."""
     video, frames = cv2.VideoCapture(str(path)), []
     while (read := video.read())[0]:
         frames.append(read[1])
@@ -116,7 +116,7 @@ def test_the_table_has_the_papers_lines_and_says_what_was_not_run(
 
 
 def refused(*arguments: str) -> str:
-    """The one line by which the script refuses."""
+    """Return the one line by which the script refuses."""
     with pytest.raises(SystemExit) as ended:
         vbench.main([*arguments])
     assert "\n" not in str(ended.value)
@@ -147,7 +147,7 @@ class VBench:
 
 @pytest.fixture
 def package(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
-    """A package of that name and interface, in the environment of another Python. Returns its file."""
+    """Return a package of that name and interface, in the environment of another Python. Returns its file."""
     folder = tmp_path / "packages" / "vbench"
     folder.mkdir(parents=True)
     (folder / "__init__.py").write_text(PACKAGE)

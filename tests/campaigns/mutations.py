@@ -52,7 +52,7 @@ class Mutation:
     text: str
 
     def apply(self, package: Path) -> None:
-        """Makes the change in a copy of the package."""
+        """Make the change in a copy of the package."""
         path = package / self.file
         source = path.read_bytes()
         path.write_bytes(source[: self.start] + self.text.encode() + source[self.stop :])

@@ -110,7 +110,7 @@ def unknown_keys(draw: Draw, place: Place) -> Arguments:
 
 
 def wrong_types(draw: Draw, place: Place) -> Arguments:
-    """A setting other than text, with a value of another type."""
+    """Return a setting other than text, with a value of another type."""
     keys = []
     for key, setting in declared().items():
         accepted = (
@@ -209,7 +209,7 @@ def model_names(draw: Draw, place: Place) -> Arguments:
 
 
 def models(draw: Draw, place: Place) -> Arguments:
-    """A model folder with a file that is truncated, changed or missing."""
+    """Return a model folder with a file that is truncated, changed or missing."""
     model = copy_model(place.model, place.folder / word(draw))
     needed = ["unet/config.json", "vae/config.json", "text_encoder/config.json"]
     needed += ["scheduler/scheduler_config.json"]
@@ -243,7 +243,7 @@ def own_run(draw: Draw, place: Place) -> Path:
 
 
 def runs(draw: Draw, place: Place) -> Arguments:
-    """A folder that is not a run folder, or has a damaged file."""
+    """Return a folder that is not a run folder, or has a damaged file."""
     command = draw.choice([["resume"], ["decode"], ["redo", "--frames", "1:2"], ["extend", "--frames", "+2"]])
     if draw.random() < 0.2:
         return [
@@ -265,7 +265,7 @@ def spans(draw: Draw, place: Place) -> Arguments:
 
 
 def other_video(draw: Draw, place: Place) -> Arguments:
-    """Settings that would change the video of a run."""
+    """Give settings that would change the video of a run."""
     setting = draw.choice(
         ["seed=5", "steps=9", "prompt=x", "frames=4", "size=64x64", "attention.local=2", "eta=0.5"]
     )
@@ -283,7 +283,7 @@ def edits(draw: Draw, place: Place) -> Arguments:
 
 
 def other_notation(draw: Draw) -> str:
-    """A number as YAML 1.1, Python or other scripts write it, and nothing that is read as decimal."""
+    """Return a number as YAML 1.1, Python or other scripts write it, and nothing that is read as decimal."""
     digits = "".join(draw.choices("1234567", k=draw.randint(1, 4)))
     wide = digits.translate({ord(digit): ord(digit) - ord("0") + ord("０") for digit in digits})
     forms = [f"0{digits}", f"0x{digits}", f"0o{digits}", f"0b{digits}", f"{digits}:30", f"{digits}_000", wide]
@@ -291,7 +291,7 @@ def other_notation(draw: Draw) -> str:
 
 
 def notations(draw: Draw, place: Place) -> Arguments:
-    """Settings that are numbers, as a flag, as KEY=VALUE and in a file."""
+    """Give settings that are numbers, as a flag, as KEY=VALUE and in a file."""
     kinds = {key: setting for key, setting in declared().items() if bare(setting.kind) in (int, float)}
     key, text = draw.choice(list(kinds)), other_notation(draw)
     flag = kinds[key].flag
@@ -385,7 +385,7 @@ def other_outputs(draw: Draw, place: Place) -> Arguments:
 
 
 def input_names(draw: Draw, place: Place) -> Arguments:
-    """Inputs with names that no file can have, and folders in place of files."""
+    """Give inputs with names that no file can have, and folders in place of files."""
     folder = place.folder / f"{word(draw)}.safetensors"
     folder.mkdir()
     (place.folder / "loop.safetensors").unlink(missing_ok=True)

@@ -53,13 +53,13 @@ def test_every_option_that_is_a_number_is_decimal(cli: Cli, tmp_path: Path) -> N
 
 @pytest.fixture
 def wide(monkeypatch: pytest.MonkeyPatch) -> None:
-    """A terminal on which no line is wrapped."""
+    """Return a terminal on which no line is wrapped."""
     monkeypatch.setenv("COLUMNS", "400")
     monkeypatch.setenv("NO_COLOR", "1")
 
 
 def shown(cli: Cli, name: str) -> dict[str, str]:
-    """The line of `--help` for each option and argument of a command, by its first word."""
+    """Return the line of `--help` for each option and argument of a command, by its first word."""
     code, out, _ = cli(*name.split(), "--help")
     assert code == 0
     lines = [line.strip("│ ").removeprefix("*").strip() for line in out.splitlines() if line.startswith("│")]

@@ -45,14 +45,14 @@ def interrupted(event: str, pattern: str, number: signal.Signals, *command: str)
 
 
 def command(model: Path, out: Path) -> list[str]:
-    """A short run with a checkpoint after each step."""
+    """Return a short run with a checkpoint after each step."""
     options = ["--frames", "6", "--steps", "3", "--device", "cpu", "checkpoint.every=1 steps"]
     return ["generate", "-p", "a", "--model", str(model), "--out", str(out), *options]
 
 
 @pytest.fixture(scope="module")
 def undisturbed(model_folder: Path, tmp_path_factory: pytest.TempPathFactory) -> Tensor:
-    """The latents of a run that nothing disturbs."""
+    """Return the latents of a run that nothing disturbs."""
     out = tmp_path_factory.mktemp("undisturbed") / "a.mp4"
     assert exit_code(*command(model_folder, out)) == 0
     return latents(out.with_suffix(".run"))

@@ -56,14 +56,14 @@ CARD = {
 
 
 def card_of(model: str) -> tuple[dict[str, object], str]:
-    """A card with all settings that models have."""
+    """Return a card with all settings that models have."""
     return CARD, f"model {model}"
 
 
 def resolve(
     yaml: Path | None = None, *overrides: str, changed: Mapping[str, object] | None = None, **flags: object
 ) -> Resolved:
-    """Merges all layers; the model's card is `CARD`, or has some values `changed`."""
+    """Merge all layers; the model's card is `CARD`, or has some values `changed`."""
     return load(
         yaml,
         overrides=overrides,

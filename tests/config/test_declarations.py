@@ -189,7 +189,7 @@ OTHER_TEXT = {
 
 
 def another(setting: Declared, value: object) -> object:
-    """A value that a setting accepts, other than `value`."""
+    """Return a value that a setting accepts, other than `value`."""
     if isinstance(value, bool):
         return not value
     if setting.key == "prompts":

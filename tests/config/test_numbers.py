@@ -50,12 +50,12 @@ DECIMAL = {"7.5": 7.5, "7.": 7.0, ".5": 0.5, "-.5": -0.5, "1e3": 1000.0, "1.5E-2
 
 
 def numeric(kind: type) -> list[str]:
-    """The settings that are numbers of a type."""
+    """Return the settings that are numbers of a type."""
     return [key for key, setting in declared().items() if bare(setting.kind) is kind]
 
 
 def refused(tmp_path: Path, key: str, text: str) -> list[str]:
-    """The messages that refuse a value in a file, as KEY=VALUE and as a flag."""
+    """Return the messages that refuse a value in a file, as KEY=VALUE and as a flag."""
     path = tmp_path / "run.yaml"
     path.write_text(f"{key}: {text}\n", encoding="utf-8")
     messages = []

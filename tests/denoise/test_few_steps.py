@@ -41,7 +41,7 @@ def ddim_of_lvdm(
     scale_b: float = 0.7,
     mid_step: int = 400,
 ) -> tuple[list[int], list[np.ndarray]]:
-    """The published formulas in float64, line by line: register_schedule and LatentDiffusion.__init__ of
+    """Return the published formulas in float64, line by line: register_schedule and LatentDiffusion.__init__ of
     lvdm/models/ddpm3d.py, make_ddim_timesteps and make_ddim_sampling_parameters of lvdm/models/utils_diffusion.py,
     p_sample_ddim of lvdm/models/samplers/ddim.py (AILab-CVC/VideoCrafter, use_scale: true).
     """
@@ -206,7 +206,7 @@ def test_eta_gives_a_warning_for_samplers_that_ignore_it(model_folder: Path) -> 
 
 @pytest.fixture(scope="module")
 def distilled(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A tiny model that takes guidance as an input, with an LCM scheduler."""
+    """Return a tiny model that takes guidance as an input, with an LCM scheduler."""
     pipeline = tiny_pipeline(LCMScheduler(clip_sample=False, **BETAS), time_cond_proj_dim=32)
     return save_model(tmp_path_factory.mktemp("models") / "distilled", pipeline)
 

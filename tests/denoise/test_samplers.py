@@ -50,7 +50,7 @@ DPM_KINDS: dict[str, dict[str, Any]] = {
 
 
 def settings(**changes: Any) -> dict[str, Any]:
-    """The contents of a scheduler_config.json."""
+    """Return the contents of a scheduler_config.json."""
     return {"num_train_timesteps": 1000, "beta_start": 0.00085, "beta_end": 0.012, **changes}
 
 
@@ -72,7 +72,7 @@ def pair(
 
 
 def fixed_noise(noise: Tensor, step: int) -> Tensor:
-    """A source of noise that returns the same noise in every step."""
+    """Return a source of noise that returns the same noise in every step."""
     return noise
 
 
@@ -83,7 +83,7 @@ def worst_step(
     stochastic: bool,
     eta: float = 0.0,
 ) -> float:
-    """The largest error of any step, relative to the largest value, if that is more than 1.
+    """Return the largest error of any step, relative to the largest value, if that is more than 1.
 
     Both start every step from the same state.
     """

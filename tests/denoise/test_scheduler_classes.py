@@ -115,7 +115,7 @@ OWN = ("DDIMScheduler", "DDIMParallelScheduler", "DPMSolverMultistepScheduler", 
 
 
 def scheduler_file(name: str) -> dict[str, Any]:
-    """The scheduler_config.json that diffusers writes."""
+    """Return the scheduler_config.json that diffusers writes."""
     kind, settings = USUAL[name]
     if kind in UNAVAILABLE:
         values = {"_class_name": kind, "num_train_timesteps": 1000, "prediction_type": "epsilon"}
@@ -149,7 +149,7 @@ def reference_for(sampler: str, values: dict[str, Any]) -> Any:
 
 
 def worst_step(reference: Any, ours: Any, sampler: str) -> float:
-    """The largest error of any step, each taken from the same state; 1 is the size of its largest value."""
+    """Return the largest error of any step, each taken from the same state; 1 is the size of its largest value."""
     assert ours.timesteps == tuple(reference.timesteps.tolist())
     state, worst = State(step=0, x=torch.randn(SHAPE)), 0.0
     for index, t in enumerate(reference.timesteps):

@@ -20,7 +20,7 @@ ATTENTION = AttentionConfig(
 
 
 def contexts(selection: Selection, *, frames: int) -> ScheduledContexts:
-    """The contexts of the only rank."""
+    """Return the contexts of the only rank."""
     team = Ranks(device=torch.device("cpu")).team(len(selection.frames), split=False)
     return ScheduledContexts(
         ATTENTION,

@@ -36,7 +36,7 @@ BALL, BOAT, STAR = "a red ball", "a blue boat", "a yellow star"
 
 
 def latents_of(model: Path, folder: Path, *overrides: str, ranks: int = 1, **flags: Any) -> Tensor:
-    """The latents of a whole run, (1, c, f, h, w)."""
+    """Return the latents of a whole run, (1, c, f, h, w)."""
     fixed = {"frames": FRAMES, "size": "16x24", "steps": 4, "sampler": "ddim", "guidance": 5.0}
     return latents_on(model, folder, *ATTENTION, *overrides, ranks=ranks, **{**fixed, **flags})
 
@@ -64,7 +64,7 @@ class TextOfFrames:
 
 
 def dense_bias(t: int, step: int, *, loop: bool = False, moving: bool = False) -> Tensor:
-    """The bias b(i, j) at timestep t, by its definition."""
+    """Return the bias b(i, j) at timestep t, by its definition."""
     local, anchored = (0.0, 10.0) if t > 500 else (10.0, 0.0)
     anchors = {(anchor + step * moving) % FRAMES for anchor in anchor_frames(FRAMES, 4)}
     bias = torch.full((FRAMES, FRAMES), -math.inf)
@@ -99,7 +99,7 @@ def encode(pipeline: TextToVideoSDPipeline, text: str) -> Tensor:
 def dense_run(
     noise: Tensor, prompts: Tensor, negatives: Tensor, pipeline: TextToVideoSDPipeline, **options: bool
 ) -> Tensor:
-    """The latents of diffusers. prompts, negatives: (F, t, c), the text of each frame."""
+    """Return the latents of diffusers. prompts, negatives: (F, t, c), the text of each frame."""
     if options.get("loop"):
         for module in pipeline.unet.modules():
             if isinstance(module, nn.Conv3d) and module.kernel_size == (3, 1, 1):
@@ -119,7 +119,7 @@ def dense_run(
 
 @pytest.fixture
 def noise(tmp_path: Path) -> Tensor:
-    """Initial noise, which is in the file noise.safetensors, too."""
+    """Return initial noise, which is also in the file noise.safetensors."""
     noise = torch.randn(1, 4, FRAMES, 3, 2)
     save_file({"noise": noise}, tmp_path / "noise.safetensors")
     return noise

@@ -28,7 +28,7 @@ SMALL = ["steps=1", "size=32x32"]
 
 
 def lines(page: Path) -> Iterator[list[str]]:
-    """The words of each line in the shell blocks of a page, without comments."""
+    """Yield the words of each line in the shell blocks of a page, without comments."""
     for block in re.findall(
         r"^```sh\n(.*?)^```", page.read_text(encoding="utf-8"), flags=re.MULTILINE | re.DOTALL
     ):
@@ -37,7 +37,7 @@ def lines(page: Path) -> Iterator[list[str]]:
 
 
 def commands(page: Path) -> Iterator[list[str]]:
-    """The words after `vinfinity` of each command in the shell blocks of a page."""
+    """Yield the words after `vinfinity` of each command in the shell blocks of a page."""
     for words in lines(page):
         if "vinfinity" in words:
             yield words[words.index("vinfinity") + 1 :]
@@ -49,7 +49,7 @@ def runs_here(words: list[str]) -> bool:
 
 
 def unknown_words(words: list[str]) -> list[str]:
-    """The words of a command that are no command, option or setting of vinfinity."""
+    """Return the words of a command that are no command, option or setting of vinfinity."""
     command = typer.main.get_command(app)
     words = list(words)
     while hasattr(command, "commands") and words and not words[0].startswith("-"):

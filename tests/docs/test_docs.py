@@ -19,13 +19,13 @@ IMAGES = sorted((ROOT / "docs" / "images").iterdir())
 
 
 def prose(page: Path) -> str:
-    """The text of a page without its code."""
+    """Return the text of a page without its code."""
     text = page.read_text(encoding="utf-8")
     return re.sub(r"`[^`\n]*`", "", re.sub(r"^```.*?^```", "", text, flags=re.MULTILINE | re.DOTALL))
 
 
 def anchors(page: Path) -> set[str]:
-    """The fragments that the headings of a page make."""
+    """Return the fragments that the headings of a page make."""
     headings = re.findall(r"^#+ (.+)$", page.read_text(encoding="utf-8"), flags=re.MULTILINE)
     return {re.sub(r"\s+", "-", re.sub(r"[^\w\s-]", "", heading.lower()).strip()) for heading in headings}
 

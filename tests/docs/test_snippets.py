@@ -14,7 +14,7 @@ ROOT = Path(__file__).parents[2]
 
 
 def python_of(page: Path) -> str:
-    """The Python blocks of a page as one program, with 4 frames and 2 steps wherever a length is given."""
+    """Return the Python blocks of a page as one program, with 4 frames and 2 steps wherever a length is given."""
     blocks = re.findall(
         r"^```python\n(.*?)^```", page.read_text(encoding="utf-8"), flags=re.MULTILINE | re.DOTALL
     )
@@ -23,7 +23,7 @@ def python_of(page: Path) -> str:
 
 
 def run(code: str, folder: Path) -> str:
-    """What a program prints, in a folder of its own."""
+    """Return what a program prints, in a folder of its own."""
     program = [sys.executable, "-c", code]
     # one thread: several spin on each other's cores where other work runs
     environment = {**os.environ, "OMP_NUM_THREADS": "1"}

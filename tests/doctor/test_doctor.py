@@ -20,7 +20,7 @@ pytestmark = pytest.mark.skipif(torch.cuda.is_available(), reason="there are GPU
 
 
 def names(out: str) -> list[str]:
-    """The names of the faults in the doctor's JSON."""
+    """Return the names of the faults in the doctor's JSON."""
     found: dict[str, Any] = json.loads(out)
     return [fault["name"] for fault in found["wrong"]]
 

@@ -48,7 +48,7 @@ def report(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture(scope="module")
 def many(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A report of 30 pairs with room for about half of the contact sheets."""
+    """Return a report of 30 pairs with room for about half of the contact sheets."""
     folder = tmp_path_factory.mktemp("many")
     for number in range(30):
         for batch, speed in (("a", 1.0), ("b", 1 + number / 10)):
@@ -83,7 +83,7 @@ def texts(page: Page, selector: str) -> list[str]:
 
 
 def motion(page: Page, expression: str) -> Any:
-    """An expression in which `plot` is the plot of motion."""
+    """Return an expression in which `plot` is the plot of motion."""
     return page.run(
         "(() => { const plot = [...document.querySelectorAll('.dots')].find("
         "e => e.querySelector('h3').textContent.startsWith('motion,')); return " + expression + "; })()"

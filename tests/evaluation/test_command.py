@@ -103,7 +103,7 @@ def test_a_drift_to_either_side_is_a_drift(cli: Cli, tmp_path: Path) -> None:
 
 @pytest.fixture(scope="module")
 def run(model_folder: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A run on two ranks, with a prompt that begins at frame 5 and a scene at frame 8."""
+    """Return a run on two ranks, with a prompt that begins at frame 5 and a scene at frame 8."""
     from oracles.runs import exit_code
 
     folder = tmp_path_factory.mktemp("run")
@@ -227,7 +227,7 @@ def test_a_run_without_its_video_says_how_to_make_it(cli: Cli, run: Path, tmp_pa
 
 @pytest.fixture
 def truncated(tmp_path: Path) -> Path:
-    """A video whose last two thirds are zeros."""
+    """Return a video whose last two thirds are zeros."""
     frames = np.random.default_rng(0).integers(0, 256, (24, 96, 160, 3), dtype=np.uint8)
     whole = save(tmp_path / "noise.mp4", frames)
     data = bytearray(whole.read_bytes())

@@ -57,7 +57,7 @@ def test_equal_videos_are_identical_and_json_holds_no_infinity(cli: Cli, tmp_pat
 
 
 def trimmed(path: Path, target: Path, *, frames: int) -> Path:
-    """A copy whose edit list leaves out the first frames, which are still in the file."""
+    """Return a copy whose edit list leaves out the first frames, which are still in the file."""
     with (
         av.open(str(path)) as source,
         av.open(str(target), "w", options={"use_editlist": "1", "avoid_negative_ts": "disabled"}) as copy,

@@ -22,7 +22,7 @@ FRAMES = 96
 
 @cache
 def cyclic(frames: int = FRAMES) -> np.ndarray:
-    """A clean video: a camera goes once around a texture, so that end and beginning look alike."""
+    """Return a clean video: a camera goes once around a texture, so that end and beginning look alike."""
     once = texture(1)
     around = np.concatenate([once, once], axis=1)
     width = once.shape[1]

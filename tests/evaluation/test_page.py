@@ -60,7 +60,7 @@ def times(page: Page) -> list[float]:
 
 
 def at(frame: int) -> Any:
-    """The middle of a frame, in seconds."""
+    """Return the middle of a frame, in seconds."""
     return pytest.approx((frame + 0.5) / 12, abs=0.01)
 
 

@@ -83,7 +83,7 @@ def test_small_chances_of_the_24_scenes_of_the_study_are_exact() -> None:
 
 
 def drawn_at_once(values: np.ndarray) -> Paired:
-    """The paired test of more than 40 pairs in its plainest form, with all draws in memory at once."""
+    """Return the paired test of more than 40 pairs in its plainest form, with all draws in memory at once."""
     generator, count = np.random.default_rng(0), len(values)
     means = values[generator.integers(count, size=(DRAWS, count))].mean(axis=1)
     low, high = np.quantile(means, [(1 - CONFIDENCE) / 2, (1 + CONFIDENCE) / 2])

@@ -7,7 +7,7 @@ from vinfinity.media.curves import chance, end_to_end, find_seams
 
 
 def pairs(frames: int = 40) -> np.ndarray:
-    """A curve of pairs: nothing at frame 0, and 1 or 1.2 elsewhere."""
+    """Return a curve of pairs: nothing at frame 0, and 1 or 1.2 elsewhere."""
     curve = np.where(np.arange(frames) % 2, 1.0, 1.2)
     curve[0] = np.nan
     return curve

@@ -260,7 +260,7 @@ def test_memory_does_not_grow_with_the_video(tmp_path: Path) -> None:
 
 
 def tiled(decoder: FrameDecoder, latents: torch.Tensor, tile: int | None) -> torch.Tensor:
-    """The pieces of `decode_tiles` put together: every pixel must be there exactly once."""
+    """Return the pieces of `decode_tiles` put together: every pixel must be there exactly once."""
     height, width = (side * decoder.config.downscale for side in latents.shape[2:])
     whole = torch.full((len(latents), 3, height, width), torch.nan)
     for top, left, piece in decode_tiles(decoder, latents, tile=tile):
@@ -415,7 +415,7 @@ def write(folder: Path, source: LatentSource, *, frames: int, **video: Any) -> P
 
 @contextmanager
 def largest_file(limit: int) -> Iterator[None]:
-    """Writing more than `limit` bytes to a file fails, as on a full disk."""
+    """Make writing more than `limit` bytes to a file fail, as on a full disk."""
     before = resource.getrlimit(resource.RLIMIT_FSIZE)
     resource.setrlimit(resource.RLIMIT_FSIZE, (limit, before[1]))
     try:

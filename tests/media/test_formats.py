@@ -81,7 +81,7 @@ def write(path: Path, case: Case, frames: np.ndarray, *, fps: Fraction = WHOLE, 
 
 
 def read(path: Path, case: Case) -> np.ndarray:
-    """The frames in 0 to 1."""
+    """Return the frames in 0 to 1."""
     if path.is_dir():
         files = sorted(path.iterdir())
         assert [file.name for file in files] == [f"{index:06}.png" for index in range(len(files))]
@@ -328,7 +328,7 @@ def test_a_video_is_on_disk_when_it_appears(
 
 @pytest.fixture
 def elsewhere(tmp_path: Path) -> Iterator[Path]:
-    """A folder on another file system."""
+    """Yield a folder on another file system."""
     memory = Path("/dev/shm")
     if not os.access(memory, os.W_OK) or memory.stat().st_dev == tmp_path.stat().st_dev:
         pytest.skip("there is no second file system to write to")

@@ -24,7 +24,7 @@ def read(
 
 
 def levels(pictures: np.ndarray) -> list[int]:
-    """The numbers of the frames of `frames_of` that pictures show."""
+    """Return the numbers of the frames of `frames_of` that pictures show."""
     return [round((picture.mean() - 20) / 4) for picture in pictures]
 
 
@@ -94,7 +94,7 @@ def test_colours_follow_the_tagged_matrix(tag: int | None, matrix: Colorspace, t
 
 
 def halves(width: int, height: int) -> np.ndarray:
-    """A frame whose left half is red and whose right half is blue."""
+    """Return a frame whose left half is red and whose right half is blue."""
     frame = np.zeros((height, width, 3), dtype=np.uint8)
     frame[:, : width // 2, 0] = frame[:, width // 2 :, 2] = 255
     return frame

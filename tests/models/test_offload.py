@@ -34,7 +34,7 @@ def _small_blocks(monkeypatch: pytest.MonkeyPatch) -> None:
 
 @pytest.fixture
 def cuda() -> Iterator[PretendCuda]:
-    """A pretend GPU on which nothing may be found when the test is over."""
+    """Yield a pretend GPU on which nothing may be found when the test is over."""
     with PretendCuda() as pretend:
         yield pretend
         found = pretend.findings()
@@ -42,12 +42,12 @@ def cuda() -> Iterator[PretendCuda]:
 
 
 def on_gpu(x: Tensor) -> Tensor:
-    """A copy on the GPU for which the host does not wait."""
+    """Return a copy on the GPU for which the host does not wait."""
     return x.pin_memory().to(GPU, non_blocking=True)
 
 
 def values(x: Tensor) -> Tensor:
-    """The values of a tensor on the pretend GPU."""
+    """Return the values of a tensor on the pretend GPU."""
     assert isinstance(x, PretendTensor)
     return x.values()
 

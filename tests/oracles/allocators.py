@@ -159,7 +159,7 @@ class _Expandable:
         self.extents = [Extent(0, 2**60, "unmapped")]
 
     def find(self, size: int) -> int | None:
-        """The smallest free extent for `size` bytes."""
+        """Return the smallest free extent for `size` bytes."""
         fitting = [
             (extent.size, extent.start, index)
             for index, extent in enumerate(self.extents)
@@ -168,8 +168,8 @@ class _Expandable:
         return min(fitting)[2] if fitting else None
 
     def find_unmapped(self, size: int) -> tuple[int, int]:
-        """The lowest addresses, in part without memory, for `size` bytes: the index of their first extent, and the
-        bytes that must be mapped.
+        """Return the lowest addresses, partly without memory, for `size` bytes: the index of their first extent, and
+        the bytes that must be mapped.
         """
         for index, extent in enumerate(self.extents):
             if extent.state != "unmapped":

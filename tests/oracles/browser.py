@@ -22,7 +22,7 @@ PATIENCE = 60.0
 
 
 def find_browser() -> str | None:
-    """The program of an installed browser."""
+    """Return the program of an installed browser."""
     return next((path for name in NAMES if (path := shutil.which(name))), None)
 
 
@@ -35,7 +35,7 @@ class Page:
         self.requests: list[str] = []
 
     def call(self, method: str, **params: Any) -> dict[str, Any]:
-        """The result of a command of the DevTools protocol."""
+        """Return the result of a command of the DevTools protocol."""
         return self._loop.run_until_complete(asyncio.wait_for(self._call(method, params), PATIENCE))
 
     async def _call(self, method: str, params: dict[str, Any]) -> dict[str, Any]:
@@ -59,7 +59,7 @@ class Page:
             self.requests.append(params["request"]["url"])
 
     def run(self, expression: str) -> Any:
-        """The value of a JavaScript expression, awaited if it is a promise."""
+        """Return the value of a JavaScript expression, awaited if it is a promise."""
         result = self.call("Runtime.evaluate", expression=expression, awaitPromise=True, returnByValue=True)
         assert "exceptionDetails" not in result, result["exceptionDetails"]
         return result["result"].get("value")
@@ -89,7 +89,7 @@ class Page:
         self.wait("document.documentElement?.dataset.ready === 'true'")
 
     def press(self, key: str, *, shift: bool = False) -> None:
-        """A key as on a keyboard."""
+        """Return a key as on a keyboard."""
         codes = {" ": 32, "ArrowLeft": 37, "ArrowRight": 39, "Home": 36, "End": 35, "Tab": 9, "Enter": 13}
         event = {"key": key, "windowsVirtualKeyCode": codes[key], "modifiers": 8 if shift else 0}
         if key in (" ", "Enter"):
@@ -99,7 +99,7 @@ class Page:
         self.call("Input.dispatchKeyEvent", type="keyUp", **event)
 
     def click(self, selector: str, *, along: float = 0.5, down: float = 0.5) -> None:
-        """A click into an element, at a share of its width and height."""
+        """Return a click into an element, at a share of its width and height."""
         box = self.run(
             f"(() => {{ const e = document.querySelector({json.dumps(selector)}); "
             "e.scrollIntoView({block: 'center', behavior: 'instant'}); const r = e.getBoundingClientRect(); "
@@ -110,7 +110,7 @@ class Page:
         self.call("Input.dispatchMouseEvent", type="mouseReleased", **at)
 
     def unnamed_controls(self) -> list[str]:
-        """The controls and pictures that have no name for those who do not see them."""
+        """Return the controls and pictures that have no name for those who do not see them."""
         found: list[str] = self.run(
             "[...document.querySelectorAll('button, input, select, img, [role=slider]')].filter(e => "
             "!(e.textContent.trim() || e.getAttribute('aria-label') || e.closest('label') || e.alt || "
@@ -133,14 +133,14 @@ class Page:
         return bool(self.run("document.documentElement.scrollWidth") <= width) and (shade < 150 or not dark)
 
     def screenshot(self, path: Path, *, whole: bool = True) -> None:
-        """A PNG of the whole page, or of the window."""
+        """Return a PNG of the whole page, or of the window."""
         data = self.call("Page.captureScreenshot", format="png", captureBeyondViewport=whole)["data"]
         path.write_bytes(base64.b64decode(data))
 
 
 @contextlib.contextmanager
 def browser_page(program: str, *, options: Sequence[str] = ()) -> Iterator[Page]:
-    """An empty page in a browser of its own, which ends with the block."""
+    """Yield an empty page in a browser of its own, which ends with the block."""
     with tempfile.TemporaryDirectory(ignore_cleanup_errors=True) as profile:
         command = [program, "--headless=new", "--remote-debugging-port=0", f"--user-data-dir={profile}"]
         command += [

@@ -20,7 +20,7 @@ class Cli:
         return ended.value.code, message.out, message.err
 
     def refused(self, *arguments: str, code: int = 2) -> str:
-        """The one line that a refused command prints, without `error: `."""
+        """Return the one line that a refused command prints, without `error: `."""
         got, out, err = self(*arguments)
         assert (got, out) == (code, "")
         assert err.startswith("error: ")

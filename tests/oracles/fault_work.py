@@ -98,7 +98,7 @@ def hang(_: None, ranks: Ranks) -> None:
 
 
 def hang_in_transport(_: None, ranks: Ranks) -> None:
-    """The GPUs of all ranks wait for each other; the hosts look at them."""
+    """Return the GPUs of all ranks wait for each other; the hosts look at them."""
     hurry(ranks)
     wait_on_gpu(ranks, "temporal convolution")
     while True:
@@ -174,7 +174,7 @@ def run_out_of_memory_in_an_exchange(where: str, ranks: Ranks) -> None:
 
 
 def connect_again(seconds: float, ranks: Ranks) -> None:
-    """The first exchange, in which rank 1 does not take part in time."""
+    """Return the first exchange, in which rank 1 does not take part in time."""
     if ranks.rank == 1:
         time.sleep(3 * seconds)
     _connect(ranks, seconds)
@@ -194,7 +194,7 @@ def _connect(ranks: Ranks, seconds: float) -> None:
 
 
 def connect_without_end(seconds: float, ranks: Ranks) -> None:
-    """The first exchange over a network on which NCCL does not get beyond connecting the ranks."""
+    """Return the first exchange over a network on which NCCL does not get beyond connecting the ranks."""
     from vinfinity.parallel import connectivity
 
     connectivity.REPORT_SECONDS = 0.5
@@ -214,7 +214,7 @@ class _Deaf(RankExchange):
 
 
 def lose_messages(seconds: float, ranks: Ranks) -> None:
-    """The first exchange over a network on which messages from rank 0 to rank 2 are lost."""
+    """Return the first exchange over a network on which messages from rank 0 to rank 2 are lost."""
     from vinfinity.parallel import connectivity
 
     connectivity._FirstExchange.__bases__ = (_Deaf,)
@@ -224,7 +224,7 @@ def lose_messages(seconds: float, ranks: Ranks) -> None:
 def rehearse_with_too_little_memory(
     errors: Sequence[Exception], ranks: Ranks
 ) -> list[tuple[int, Execution, Tensor]]:
-    """A call of a tiny network on all ranks, of which rank 1 lacks memory for the first executions.
+    """Return a call of a tiny network on all ranks, of which rank 1 lacks memory for the first executions.
 
     errors: what each of them raises there. Returns, for each rank, the calls it needed, the execution and the
     prediction.

@@ -61,7 +61,7 @@ def base_unet() -> UNet3DConditionModel:
 
 
 def base_states() -> tuple[State, State]:
-    """The weights of the tiny pipeline's UNet and text encoder."""
+    """Return the weights of the tiny pipeline's UNet and text encoder."""
     pipeline = tiny_pipeline()
     return dict(pipeline.unet.state_dict()), dict(pipeline.text_encoder.state_dict())
 
@@ -89,7 +89,7 @@ def adapted(model: nn.Module, config: Any) -> Any:
 
 
 def merged(model: PeftModel) -> State:
-    """The weights after PEFT merged its adapter."""
+    """Return the weights after PEFT merged its adapter."""
     return dict(copy.deepcopy(model).merge_and_unload().state_dict())
 
 
@@ -106,7 +106,7 @@ def trained(unet: nn.Module, targets: list[str] | str, **options: Any) -> Any:
 
 
 def by_peft(config: Any, *, change: Callable[[Any], None] | None = None, text: bool = False) -> Maker:
-    """A folder that PEFT saved. change: of the trained model before that. text: of the text encoder."""
+    """Return a folder that PEFT saved. change: of the trained model before that. text: of the text encoder."""
 
     def write(folder: Path) -> Written:
         pipeline = tiny_pipeline()
@@ -124,7 +124,7 @@ def by_peft(config: Any, *, change: Callable[[Any], None] | None = None, text: b
 
 
 def train_biases(model: Any) -> None:
-    """What PEFT's `bias` trains: the model's own biases."""
+    """Return what PEFT's `bias` trains: the model's own biases."""
     with torch.no_grad():
         for index, parameter in enumerate(model.parameters()):
             if parameter.requires_grad and parameter.dim() == 1:
@@ -137,7 +137,7 @@ def train_biases(model: Any) -> None:
 
 
 def by_diffusers(make: Callable[[State, State], State], **files: Any) -> Maker:
-    """A file whose tensors `make` makes from the weights of both networks, merged by diffusers' own loader."""
+    """Return a file whose tensors `make` makes from the weights of both networks, merged by diffusers' own loader."""
 
     def write(folder: Path) -> Written:
         unet, text_encoder = base_states()
@@ -167,7 +167,7 @@ def noise(*shape: int, seed: int = 0) -> Tensor:
 
 
 def weights_of(state: State, pattern: str) -> Iterable[tuple[int, str, Tensor]]:
-    """A seed, the module's name and the weight of every layer whose name fits the pattern."""
+    """Yield a seed, the module's name and the weight of every layer whose name fits the pattern."""
     for seed, (name, tensor) in enumerate(state.items()):
         module = name.removesuffix(".weight")
         if tensor.dim() > 1 and re.fullmatch(pattern, module):
@@ -209,7 +209,7 @@ def by_hand(
     rename: Callable[[str, str], str] = kohya_name,
     **files: Any,
 ) -> Maker:
-    """A file of one entry per layer. unet, text: the layers. rename: a module and a prefix to its name in the file."""
+    """Write a file of one entry per layer. unet, text: the layers. rename: from a module and a prefix to its name."""
 
     def write(folder: Path) -> Written:
         states = base_states()
@@ -398,7 +398,7 @@ def kohya_state(unet: State, text: State | None = None, te: str = "lora_te_text_
 
 
 def processor_state(unet: State, text: State | None = None) -> State:
-    """The names of diffusers before 0.17."""
+    """Return the names of diffusers before 0.17."""
     tensors: State = {}
     for seed, module, weight in weights_of(unet, ATTENTION):
         up, down, _ = low_rank(weight, seed)
@@ -433,7 +433,7 @@ def save(
 
 
 def renamed(make: Maker, rename: Callable[[str], str], **files: Any) -> Maker:
-    """A file of another maker with other names, and without the settings beside it."""
+    """Return a file of another maker with other names, and without the settings beside it."""
 
     def write(folder: Path) -> Written:
         written = make(folder)

@@ -371,7 +371,7 @@ class Autoencoder(nn.Module):
         self.post_quant_conv = nn.Conv2d(4, 4, 1)
 
     def encode(self, pictures: Tensor) -> Tensor:
-        """The mean of the latents' distribution."""
+        """Return the mean of the latents' distribution."""
         return self.quant_conv(self.encoder(pictures)).chunk(2, dim=1)[0]
 
     def decode(self, latents: Tensor) -> Tensor:
@@ -382,7 +382,7 @@ class Autoencoder(nn.Module):
 
 
 def schedule_buffers() -> dict[str, Tensor]:
-    """The buffers that LVDM's training saves with the weights (lvdm/models/ddpm3d.py)."""
+    """Return the buffers that LVDM's training saves with the weights (lvdm/models/ddpm3d.py)."""
     betas = torch.linspace(0.00085**0.5, 0.012**0.5, 1000, dtype=torch.float64) ** 2
     products = torch.cumprod(1 - betas, 0)
     names = (
@@ -404,7 +404,7 @@ def schedule_buffers() -> dict[str, Tensor]:
 
 
 def checkpoint(unet: nn.Module, vae: nn.Module, text: nn.Module) -> dict[str, Tensor]:
-    """The state dict in VideoCrafter2's model.ckpt. text: an OpenCLIP model without its image encoder."""
+    """Return the state dict in VideoCrafter2's model.ckpt. text: an OpenCLIP model without its image encoder."""
     prefixes = {"model.diffusion_model.": unet, "first_stage_model.": vae, "cond_stage_model.model.": text}
     state = {
         f"{prefix}{name}": x for prefix, part in prefixes.items() for name, x in part.state_dict().items()

@@ -27,7 +27,7 @@ BANNER = "| NVIDIA-SMI 550.54.15    Driver Version: 550.54.15    CUDA Version: 1
 def card_line(
     index: int, *, name: str = "NVIDIA A100-SXM4-80GB", free: int = 80000, mode: str = "Default"
 ) -> str:
-    """A GPU in the words of nvidia-smi."""
+    """Return a GPU in the words of nvidia-smi."""
     return f"{index}, {name}, GPU-{index}{index}, 81920, {free}, 550.54.15, 4, 16, {mode}"
 
 
@@ -56,7 +56,7 @@ def install_broken(folder: Path, package: str, code: str) -> None:
 
 
 def gpu(index: int, **changes: Any) -> Gpu:
-    """A GPU that works."""
+    """Return a GPU that works."""
     healthy = Gpu(
         index=index,
         name="NVIDIA H100 80GB HBM3",
@@ -70,7 +70,7 @@ def gpu(index: int, **changes: Any) -> Gpu:
 
 
 def card(index: int, **changes: Any) -> Card:
-    """The same GPU, as its driver sees it."""
+    """Return the same GPU, as its driver sees it."""
     healthy = Card(
         index=index,
         name="NVIDIA H100 80GB HBM3",
@@ -84,7 +84,7 @@ def card(index: int, **changes: Any) -> Card:
 
 
 def nvidia(count: int = 2, /, **changes: Any) -> Nvidia:
-    """A driver with GPUs that NVLink connects."""
+    """Return a driver with GPUs that NVLink connects."""
     links = tuple(Link(a, b, "NV18") for a in range(count) for b in range(a + 1, count))
     healthy = Nvidia(
         driver="580.65.06",
@@ -98,7 +98,7 @@ def nvidia(count: int = 2, /, **changes: Any) -> Nvidia:
 
 
 def versions(**changes: Any) -> Versions:
-    """A build of torch for CUDA."""
+    """Return a build of torch for CUDA."""
     healthy = Versions(
         torch="2.13.0+cu130", cuda="13.0", rocm=None, cudnn="9.15.1", nccl="2.28.9", triton="3.7.0"
     )
@@ -106,7 +106,7 @@ def versions(**changes: Any) -> Versions:
 
 
 def engine(count: int = 2, /, **changes: Any) -> Engine:
-    """A torch that sees GPUs and can use them."""
+    """Return a torch that sees GPUs and can use them."""
     healthy = Engine(
         versions=versions(),
         backends=("gloo", "nccl"),
@@ -127,19 +127,19 @@ def engine(count: int = 2, /, **changes: Any) -> Engine:
 
 
 def cpu_engine(**changes: Any) -> Engine:
-    """A torch without GPUs."""
+    """Return a torch without GPUs."""
     use = Use(device="cpu", dtype="fp32", attention=Attention("flash", "flash"), threads=16, refused="")
     return engine(0, **{"versions": versions(cuda=None, cudnn=None, nccl=None), "use": use, **changes})
 
 
 def folders(*, writable: bool = True, free: int = 500 * GB) -> tuple[Folder, ...]:
-    """The folders that runs write to."""
+    """Return the folders that runs write to."""
     uses = ("working folder", "home", "models", "temporary files")
     return tuple(Folder(use, f"/data/{use[0]}", writable, Space(total=1000 * GB, free=free)) for use in uses)
 
 
 def machine(**changes: Any) -> Facts:
-    """The findings on a healthy machine with two GPUs."""
+    """Return the findings on a healthy machine with two GPUs."""
     healthy = Facts(
         version="0.1.0",
         package="/opt/vinfinity",

@@ -126,12 +126,12 @@ def our_vae(reference: TheirVAE) -> AutoencoderKL:
 
 
 def load_vae(folder: Path, *, device: torch.device | str, dtype: torch.dtype) -> AutoencoderKL:
-    """A model's whole autoencoder, encoder included; a run loads the decoding half only."""
+    """Return a model's whole autoencoder, encoder included; a run loads the decoding half only."""
     return cast(AutoencoderKL, load_network(UNET3D.networks["vae"], folder, device=device, dtype=dtype))
 
 
 def lvdm_folder(folder: Path) -> tuple[Path, lvdm.UNetModel]:
-    """A VideoCrafter2-like UNet in LVDM's layout, and a model's folder that has it in diffusers' layout.
+    """Return a VideoCrafter2-like UNet in LVDM's layout, and a model's folder that has it in diffusers' layout.
 
     Only the UNet's layout matters; the other parts come from the tiny pipeline.
     """

@@ -21,14 +21,14 @@ def no_thread_left() -> Iterator[None]:
 
 
 def command_line(pid: int) -> str:
-    """The command line of a process; empty if it is gone or a zombie."""
+    """Return the command line of a process; empty if it is gone or a zombie."""
     with contextlib.suppress(OSError):
         return Path(f"/proc/{pid}/cmdline").read_text()
     return ""
 
 
 def ranks_of(launcher: int) -> list[int]:
-    """The process ids of the ranks that a launcher has started so far, in order."""
+    """Return the process ids of the ranks that a launcher has started so far, in order."""
     with contextlib.suppress(OSError):
         children = Path(f"/proc/{launcher}/task/{launcher}/children").read_text().split()
         return [int(child) for child in children if is_rank(int(child))]
@@ -41,7 +41,7 @@ def is_rank(pid: int) -> bool:
 
 
 def wait_for_ranks(launcher: subprocess.Popen[str], count: int) -> list[int]:
-    """The process ids of the ranks, as soon as all of them have been started."""
+    """Return the process ids of the ranks, as soon as all of them have been started."""
     deadline = time.monotonic() + SECONDS
     while len(ranks := ranks_of(launcher.pid)) < count:
         assert launcher.poll() is None, "the launcher ended"
@@ -59,5 +59,5 @@ def wait_until_gone(pids: list[int]) -> None:
 
 
 def vinfinity(*arguments: str) -> list[str]:
-    """The command `vinfinity ARGUMENTS`."""
+    """Return the command `vinfinity ARGUMENTS`."""
     return [sys.executable, "-m", "vinfinity", *arguments]

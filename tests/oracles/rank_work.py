@@ -33,7 +33,7 @@ class Case:
 
 
 def call_unets(cases: list[Case], ranks: Ranks) -> list[Tensor]:
-    """The predictions for all frames, on the CPU."""
+    """Return the predictions for all frames, on the CPU."""
     torch.set_num_threads(1)
     outputs = []
     for case in cases:

@@ -52,7 +52,7 @@ class DenseScopes:
 
 
 def dense_bias(frames: int, scopes: DenseScopes | None) -> tuple[Tensor, Tensor]:
-    """The bias b(i, j), (F, F), -inf where i does not attend to j, and the entropy scale of each query, (F,)."""
+    """Return the bias b(i, j), (F, F), -inf where i does not attend to j, and the entropy scale of each query, (F,)."""
     if scopes is None:
         return torch.zeros(frames, frames), torch.ones(frames)
     count = min(scopes.anchors, frames)
@@ -203,7 +203,7 @@ def fill(module: M, *, seed: int = 0) -> M:
 
 
 def tiny_unet(**changes: Any) -> UNet3DConditionModel:
-    """A diffusers UNet of two levels, attention in the first."""
+    """Return a diffusers UNet of two levels, attention in the first."""
     config = {
         "block_out_channels": (16, 32),
         "down_block_types": ("CrossAttnDownBlock3D", "DownBlock3D"),
@@ -218,7 +218,7 @@ def tiny_unet(**changes: Any) -> UNet3DConditionModel:
 
 
 def tiny_vae(**changes: Any) -> AutoencoderKL:
-    """A diffusers autoencoder with 8 pixels per latent position, as in the large ones."""
+    """Return a diffusers autoencoder with 8 pixels per latent position, as in the large ones."""
     widths = changes.get("block_out_channels", (8, 8, 16, 16))
     config = {
         "block_out_channels": widths,
@@ -231,7 +231,7 @@ def tiny_vae(**changes: Any) -> AutoencoderKL:
 
 
 def tiny_text_encoder(**changes: Any) -> CLIPTextModel:
-    """A CLIP text encoder for the embedded model's tokenizer."""
+    """Return a CLIP text encoder for the embedded model's tokenizer."""
     config = {
         "vocab_size": 678,
         "hidden_size": 16,
@@ -248,7 +248,7 @@ def tiny_text_encoder(**changes: Any) -> CLIPTextModel:
 
 
 def tiny_pipeline(scheduler: Any = None, **unet: Any) -> TextToVideoSDPipeline:
-    """A whole text-to-video pipeline of diffusers."""
+    """Return a whole text-to-video pipeline of diffusers."""
     schedule = {"beta_schedule": "scaled_linear", "beta_start": 0.00085, "beta_end": 0.012}
     pipeline = TextToVideoSDPipeline(
         vae=tiny_vae(),
@@ -268,12 +268,12 @@ def save_model(folder: Path, pipeline: TextToVideoSDPipeline | None = None) -> P
 
 
 def copy_model(source: Path, target: Path) -> Path:
-    """A copy of a model's folder that a test may change."""
+    """Return a copy of a model's folder that a test may change."""
     return Path(shutil.copytree(source, target))
 
 
 def configure(model: Path | str, *overrides: str, **flags: Any) -> Resolved:
-    """A complete configuration for a model, as the command line builds it."""
+    """Return a complete configuration for a model, as the command line builds it."""
     given = {"model": str(model), "prompt": "a red ball", "frames": 3, "size": "32x32", "steps": 2, **flags}
     return load(None, overrides=overrides, flags=given, card=model_defaults)
 
@@ -295,7 +295,7 @@ def decoded(model: Path, latents: Tensor, *, size: tuple[int, int], block: int =
 
 
 def relative_error(ours: Tensor, reference: Tensor) -> float:
-    """The largest difference over the largest value."""
+    """Return the largest difference over the largest value."""
     assert ours.shape == reference.shape, f"{tuple(ours.shape)} is not {tuple(reference.shape)}"
     assert reference.std() > 1e-3, "the reference is nearly constant"
     return ((ours - reference).abs().max() / reference.abs().max()).item()

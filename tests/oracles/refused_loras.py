@@ -38,7 +38,7 @@ Refused = Callable[[Path], str]
 
 
 def saved_by_peft(config: Any, *, settings: bool = True, text: bool = False) -> Refused:
-    """A folder of an adapter that PEFT has and these models have not. settings: whether its config is beside it."""
+    """Write the folder of an adapter that PEFT has and these models lack. settings: whether to write its config."""
 
     def write(folder: Path) -> str:
         pipeline = tiny_pipeline()
@@ -54,7 +54,7 @@ def saved_by_peft(config: Any, *, settings: bool = True, text: bool = False) -> 
 
 
 def with_settings(**settings: Any) -> Refused:
-    """A LoRA of PEFT whose settings say more than its tensors."""
+    """Return a LoRA of PEFT whose settings say more than its tensors."""
 
     def write(folder: Path) -> str:
         path = Path(PLAIN(folder).text)
@@ -77,7 +77,7 @@ def with_tensors(change: Callable[[State], object], **files: Any) -> Refused:
 
 
 def of_names(*names: str, **files: Any) -> Refused:
-    """A file whose tensors have these names."""
+    """Return a file whose tensors have these names."""
 
     def write(folder: Path) -> str:
         return save(folder, {name: torch.ones(4, 4) for name in names}, **files)
@@ -86,7 +86,7 @@ def of_names(*names: str, **files: Any) -> Refused:
 
 
 def written(content: Callable[[Path], object], name: str) -> Refused:
-    """A file that `content` writes."""
+    """Return a file that `content` writes."""
 
     def write(folder: Path) -> str:
         content(folder / name)

@@ -32,14 +32,14 @@ STEPS = 12
 
 
 def config_of(model: Path | str, out: Path | str, *overrides: str, **flags: Any) -> RunConfig:
-    """The configuration of a short run on the CPU."""
+    """Return the configuration of a short run on the CPU."""
     return configure(
         model, *overrides, **{"out": str(out), "device": "cpu", "dtype": "fp32", "steps": STEPS, **flags}
     ).config
 
 
 def resumed_config(folder: Path, *overrides: str, **flags: Any) -> RunConfig:
-    """The configuration with which `vinfinity resume FOLDER` continues a run."""
+    """Return the configuration with which `vinfinity resume FOLDER` continues a run."""
     return load_run(find_run(folder), overrides=[*overrides], flags={"resume": True, **flags}).config
 
 
@@ -49,13 +49,13 @@ def start_of(config: RunConfig) -> str:
 
 
 def latents(folder: Path) -> Tensor:
-    """The final latents of a run, (c, f, h, w)."""
+    """Return the final latents of a run, (c, f, h, w)."""
     parts = read_manifest(folder / "latents")
     return parts.read(range(parts.frames))
 
 
 def latents_on(model: Path | str, folder: Path, *overrides: str, ranks: int, **flags: object) -> Tensor:
-    """The latents of a whole run on `ranks` ranks, (1, c, f, h, w); its video is FOLDER/RANKS.mp4."""
+    """Return the latents of a whole run on `ranks` ranks, (1, c, f, h, w); its video is FOLDER/RANKS.mp4."""
     folder.mkdir(exist_ok=True)
     file = folder / f"{ranks}.safetensors"
     given = {
@@ -70,13 +70,13 @@ def latents_on(model: Path | str, folder: Path, *overrides: str, ranks: int, **f
 
 
 def events(folder: Path, kind: str) -> list[dict[str, Any]]:
-    """The events of one kind in events.jsonl."""
+    """Return the events of one kind in events.jsonl."""
     lines = (folder / "events.jsonl").read_text().splitlines()
     return [event for line in lines if (event := json.loads(line))["event"] == kind]
 
 
 def manifest_of_step(folder: Path, step: int) -> Path:
-    """The file that completes the checkpoint after a step."""
+    """Return the file that completes the checkpoint after a step."""
     return folder / "checkpoints" / f"step-{step:04d}" / "manifest.json"
 
 
@@ -122,7 +122,7 @@ def stop_after_step(
 
 
 def exit_code(*arguments: str) -> int | str | None:
-    """The exit code of `vinfinity ARGUMENTS`, run in this process."""
+    """Return the exit code of `vinfinity ARGUMENTS`, run in this process."""
     with pytest.raises(SystemExit) as ended:
         main(arguments)
     return ended.value.code

@@ -36,7 +36,7 @@ class FunctionCall:
 def sample(
     sampler: Sampler, predict: Callable[[Tensor, int], Tensor], start: State, noise: Noise
 ) -> Iterator[State]:
-    """The state after each step of one rank without guidance."""
+    """Yield the state after each step of one rank without guidance."""
     denoiser, alone = Denoiser(FunctionCall(predict), guidance=1.0), Ranks(device=torch.device("cpu"))
     for state, _ in denoise(denoiser, sampler, start, noise=noise, ranks=alone):
         yield state

@@ -5,5 +5,5 @@ from vinfinity.weights.card import model_defaults
 
 
 def run_config(**settings: object) -> RunConfig:
-    """A configuration of the embedded model: its card, the defaults, and some settings, as Python gives them."""
+    """Return a configuration of the embedded model: its card, the defaults, and some settings, as Python gives them."""
     return load(None, settings=settings, card=model_defaults).config

@@ -21,7 +21,7 @@ def texture(seed: int = 0, *, height: int = HEIGHT, width: int = WIDTH, margin: 
 
 
 def panning(frames: int = 96, *, speed: float = 1.0, seed: int = 0, **size: int) -> np.ndarray:
-    """A camera that moves over a texture: `speed` pixels per frame to the right, so that the picture moves left."""
+    """Return frames of a camera that pans right over a texture by `speed` pixels per frame; the picture moves left."""
     width = size.get("width", WIDTH)
     whole = texture(seed, margin=int(frames * abs(speed)) + 2, **size)
     shots = []
@@ -41,7 +41,7 @@ def to_frames(values: np.ndarray) -> np.ndarray:
 
 
 def save(path: Path, frames: np.ndarray, *, fps: int = FPS, crf: int = 4) -> Path:
-    """A video file, MP4 or WebM by its name, that is close to lossless."""
+    """Return a video file, MP4 or WebM by its name, that is close to lossless."""
     path.parent.mkdir(exist_ok=True)
     config = VideoConfig(crf=crf, pixel_format="yuv444p")
     _, height, width, _ = frames.shape

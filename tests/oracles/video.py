@@ -14,14 +14,14 @@ from vinfinity.media.mp4 import ONE_THREAD, file_url
 
 
 def exactly(ticks: int | None, tick: Fraction | None) -> Fraction:
-    """A time in seconds."""
+    """Return a time in seconds."""
     assert ticks is not None
     assert tick is not None
     return ticks * Fraction(tick)
 
 
 def times_of_frames(path: Path, *, edit_list: bool = True) -> list[Fraction]:
-    """The times of the decoded frames, in seconds. edit_list: whether the player has heard of edit lists."""
+    """Return the times of the decoded frames, in seconds. edit_list: whether the player has heard of edit lists."""
     with av.open(str(path), options={} if edit_list else {"ignore_editlist": "1"}) as container:
         return [exactly(frame.pts, frame.time_base) for frame in container.decode(video=0)]
 
@@ -69,7 +69,7 @@ def read_video(path: Path) -> np.ndarray:
 
 
 def rgb_by_formula(path: Path) -> np.ndarray:
-    """The frames of a Y'CbCr video, (f, h, w, 3) in 0 to 1, by the formulas of BT.709 for limited range, in float64."""
+    """Return the frames of a Y'CbCr video, (f, h, w, 3) in 0 to 1, by BT.709 for limited range, in float64."""
     frames = []
     with av.open(str(path)) as container:
         for frame in container.decode(video=0):
@@ -89,12 +89,12 @@ def rgb_by_formula(path: Path) -> np.ndarray:
 
 
 def pictures_in(image: ImageFile) -> int:
-    """The number of pictures in an animation."""
+    """Return the number of pictures in an animation."""
     return sum(1 for _ in ImageSequence.Iterator(image))
 
 
 def tone(path: Path, *, seconds: float, rate: int = 22_050, frequency: float = 440) -> Path:
-    """A WAV of a sine at half of full scale."""
+    """Return a WAV of a sine at half of full scale."""
     samples = np.sin(2 * np.pi * frequency * np.arange(round(seconds * rate)) / rate) * 2**14
     with wave.open(str(path), "wb") as file:
         file.setnchannels(1)
@@ -105,7 +105,7 @@ def tone(path: Path, *, seconds: float, rate: int = 22_050, frequency: float = 4
 
 
 def loudness(path: Path) -> tuple[np.ndarray, int]:
-    """The samples of a file's sound, mono, in -1 to 1, and their rate."""
+    """Return the samples of a file's sound, mono, in -1 to 1, and their rate."""
     with av.open(str(path)) as container:
         resampler = av.AudioResampler(format="flt", layout="mono", rate=48_000)
         frames = [part for frame in container.decode(audio=0) for part in resampler.resample(frame)]

@@ -152,7 +152,7 @@ def make_dense_joint(
 
 
 def tiny_transformer(**changes: Any) -> WanTransformer3DModel:
-    """A diffusers transformer of two blocks and two heads."""
+    """Return a diffusers transformer of two blocks and two heads."""
     config = {
         "num_attention_heads": 2,
         "attention_head_dim": 12,
@@ -178,7 +178,7 @@ def our_transformer(reference: WanTransformer3DModel) -> Transformer:
 
 
 def tiny_wan_pipeline(tokenizer: Path, scheduler: Any = None, **transformer: Any) -> WanPipeline:
-    """A whole text-to-video pipeline of diffusers. tokenizer: its folder."""
+    """Return a whole text-to-video pipeline of diffusers. tokenizer: its folder."""
     flow = UniPCMultistepScheduler(prediction_type="flow_prediction", use_flow_sigmas=True, flow_shift=3.0)
     pipeline = WanPipeline(
         tokenizer=T5TokenizerFast.from_pretrained(tokenizer),

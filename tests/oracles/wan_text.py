@@ -44,7 +44,7 @@ def our_umt5(reference: UMT5EncoderModel) -> TextEncoder:
 
 
 def save_tiny_tokenizer(folder: Path, **config: Any) -> Path:
-    """A tokenizer of T5's kind with a vocabulary of its own, and the files that transformers writes."""
+    """Return a tokenizer of T5's kind with a vocabulary of its own, and the files that transformers writes."""
     trained = Tokenizer(models.Unigram())
     trained.pre_tokenizer = pre_tokenizers.Metaspace(replacement="▁", prepend_scheme="always")
     special = ["<pad>", "</s>", "<unk>"]

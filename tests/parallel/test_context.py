@@ -70,7 +70,7 @@ def attention() -> Attention:
 
 
 def expected(layer: Attention, x: Tensor, scopes: DenseScopes | None) -> Tensor:
-    """The attention by its definition. x: (b, F, n, c)."""
+    """Return the attention by its definition. x: (b, F, n, c)."""
     q, k, v = (
         project(x).unflatten(-1, (HEADS, -1)).permute(0, 2, 3, 1, 4)  # (b, n, heads, F, d)
         for project in (layer.to_q, layer.to_k, layer.to_v)
@@ -276,7 +276,7 @@ def part_of(
     rank: int,
     exchange: FrameExchange,
 ) -> Tensor:
-    """A rank's part of a layer's output."""
+    """Return a rank's part of a layer's output."""
     own = shards.held(rank)
     return layer(x[:, own.start : own.stop], temporal_context(exchange, shards, rank, scopes))
 

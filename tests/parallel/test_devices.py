@@ -37,7 +37,7 @@ def enumerate_gpus(patch: pytest.MonkeyPatch, count: int) -> None:
 
 @pytest.fixture
 def gpus(monkeypatch: pytest.MonkeyPatch) -> pytest.MonkeyPatch:
-    """A torch that finds one GPU."""
+    """Return a torch that finds one GPU."""
     monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
     enumerate_gpus(monkeypatch, 1)
     for name in VISIBLE:
@@ -46,7 +46,7 @@ def gpus(monkeypatch: pytest.MonkeyPatch) -> pytest.MonkeyPatch:
 
 
 def place_of(launcher: str, *, local_size: int, local_rank: int = 0) -> Place:
-    """A rank on a single node."""
+    """Return a rank on a single node."""
     return Place(local_rank, local_size, local_rank, local_size, "localhost", 1, launcher=launcher)
 
 
@@ -144,7 +144,7 @@ def test_several_ranks_on_gpus_need_nccl() -> None:
 
 
 def broken_driver() -> bool:
-    """What torch.cuda.is_available does where the driver is too old."""
+    """Return what torch.cuda.is_available does where the driver is too old."""
     warnings.warn(
         "CUDA initialization: The NVIDIA driver on your system is too old (found version 11040). "
         "(Triggered internally at CUDAFunctions.cpp:109.)",
@@ -227,7 +227,7 @@ def test_a_gpu_on_which_nothing_can_be_allocated_raises_what_torch_says() -> Non
 
 
 def unable(*_: object) -> None:
-    """An allocation on a GPU that fails whatever the allocator is."""
+    """Return an allocation on a GPU that fails whatever the allocator is."""
     raise RuntimeError("CUDA driver error: unknown error")
 
 

@@ -7,7 +7,7 @@ from vinfinity.parallel.shards import FrameShards
 
 
 def spans(held: range, pieces: list[Piece]) -> list[range]:
-    """The whole spans of pieces, in the video."""
+    """Return the whole spans of pieces, in the video."""
     return [
         range(held.start + piece.own.start - piece.before, held.start + piece.own.stop + piece.after)
         for piece in pieces

@@ -92,7 +92,7 @@ def test_a_killed_rank_is_named() -> None:
 
 
 def command(model: Path, folder: Path, *more: str) -> list[str]:
-    """The command of a run that takes longer than any test."""
+    """Return the command of a run that takes longer than any test."""
     options = ["--model", str(model), "--prompt", "a red ball", "--frames", "20", "--size", "64x64"]
     options += ["--steps", "1000", "--device", "cpu", "--out", str(folder / "video.mp4")]
     return vinfinity("generate", *options, *more)

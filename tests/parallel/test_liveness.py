@@ -21,7 +21,7 @@ def found_by_rank_0(
     seconds: float = 1.0,
     timeout: float = 3.0,
 ) -> str | None:
-    """The error that rank 0 raises after it has read these heartbeats of all ranks, one list every second."""
+    """Return the error that rank 0 raises after it has read these heartbeats of all ranks, one list every second."""
     monitor = HeartbeatMonitor(0, len(heartbeats[0]), timeout=timeout, host=host)
     error: RankError | None = None
     for index, read in enumerate(heartbeats):
@@ -36,8 +36,10 @@ def found_by_rank_0(
 def heartbeats(
     count: int, *, ranks: int = 3, frozen: int | None = None, **states: Heartbeat
 ) -> list[list[Heartbeat]]:
-    """Readings in which every rank has a new heartbeat each time, except for one that is frozen. states: those of ranks
-    r0, r1, ..."""
+    """Return readings in which every rank but a frozen one has a new heartbeat each time.
+
+    states: what ranks r0, r1, ... are doing.
+    """
     return [
         [
             replace(states.get(f"r{rank}", Heartbeat(0)), beat=0 if rank == frozen else beat)

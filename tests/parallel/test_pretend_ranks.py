@@ -48,7 +48,7 @@ SPLIT = "parallel.split_guidance=true"
 
 @pytest.fixture(scope="module")
 def expected(model_folder: Path, tmp_path_factory: pytest.TempPathFactory) -> Tensor:
-    """The latents of one rank on the CPU."""
+    """Return the latents of one rank on the CPU."""
     folder = tmp_path_factory.mktemp("expected")
     run(configure(model_folder, **SETTINGS, device="cpu", out=str(folder / "a.mp4")).config)
     return latents(folder / "a.run")
@@ -180,7 +180,7 @@ def test_every_rank_starts_to_decode_its_next_block_before_it_waits_for_one(mode
 
 
 def fetch_neighbours(ranks: Ranks) -> list[float]:
-    """The first frames of a rank's neighbours, which all hold their rank's number."""
+    """Return the first frames of a rank's neighbours, which all hold their rank's number."""
     shards = FrameShards(2 * ranks.size, ranks.size)
     exchange = ranks.team(shards.frames, split=False).exchange()
     x = torch.full((1, 2, 3), float(ranks.rank), device=ranks.device)

@@ -24,14 +24,14 @@ def routes(shards: FrameShards, width: int, anchors: int) -> list[Route]:
 
 
 def around(shards: FrameShards, rank: int, width: int) -> list[int]:
-    """The frames of other ranks within `width` of a rank's own."""
+    """Return the frames of other ranks within `width` of a rank's own."""
     own = shards.held(rank)
     near = range(max(0, own.start - width), min(shards.frames, own.stop + width))
     return [frame for frame in near if frame not in own]
 
 
 def peers(route: Route) -> set[int]:
-    """The ranks that a rank exchanges frames with."""
+    """Return the ranks that a rank exchanges frames with."""
     return {peer for peer, _ in route.sends} | {peer for peer, _, _ in route.receives}
 
 

@@ -11,7 +11,7 @@ from oracles.processes import ranks_of, vinfinity, wait_for_ranks, wait_until_go
 
 
 def launch(model: Path, folder: Path, *more: str) -> subprocess.Popen[str]:
-    """A run on two ranks, in a process group of its own."""
+    """Return a run on two ranks, in a process group of its own."""
     options = ["--model", str(model), "--prompt", "a red ball", "--device", "cpu", "--gpus", "2"]
     return subprocess.Popen(
         vinfinity("generate", *options, "--out", str(folder / "a.mp4"), *more),

@@ -51,7 +51,7 @@ def loop(frames: int, *anchors: int, plain: bool = False) -> Timeline:
 
 
 def dense_mask(timeline: Timeline, scopes: Scopes) -> Tensor:
-    """The bias b(i, j) by its definition: -inf where i does not attend to j."""
+    """Return the bias b(i, j) by its definition: -inf where i does not attend to j."""
     frames = timeline.frames
     bias = torch.full((frames, frames), -math.inf)
     for scene in timeline.scenes:
@@ -70,7 +70,7 @@ def dense_mask(timeline: Timeline, scopes: Scopes) -> Tensor:
 
 
 def expected(layer: Attention, x: Tensor, bias: Tensor) -> Tensor:
-    """The attention by its definition. x: (b, F, n, c)."""
+    """Return the attention by its definition. x: (b, F, n, c)."""
     q, k, v = (
         project(x).unflatten(-1, (HEADS, -1)).permute(0, 2, 3, 1, 4)
         for project in (layer.to_q, layer.to_k, layer.to_v)
@@ -154,7 +154,7 @@ def part_of(
     rank: int,
     exchange: FrameExchange,
 ) -> Tensor:
-    """A rank's part of a layer's output."""
+    """Return a rank's part of a layer's output."""
     held = shards.held(rank)
     ctx = temporal_context(exchange, shards, rank, scopes, timeline=timeline, chunk_bytes=2**12)
     return layer(x[:, held.start : held.stop].clone(), ctx)

@@ -83,7 +83,7 @@ def outline_of(
 
 
 def tiny_call(frames: int, *, ranks: int = 1) -> CallShape:
-    """The call of an inner rank. frames: of the whole video."""
+    """Return the call of an inner rank. frames: of the whole video."""
     return CallShape(
         family=UNET3D,
         config=TINY,

@@ -29,7 +29,7 @@ def checkpoints_in(
     shutdown: Shutdown | None = None,
     reuse_interval: int = 1,
 ) -> Checkpoints:
-    """The checkpoints of a run of 6 frames and 50 steps on one rank."""
+    """Return the checkpoints of a run of 6 frames and 50 steps on one rank."""
     ranks = Ranks(device=torch.device("cpu"), shutdown=shutdown or Shutdown())
     plan = CheckpointPlan(
         select_all(6, seed=0),

@@ -22,7 +22,7 @@ from vinfinity.runs.parts import read_manifest
 
 @pytest.fixture
 def small_disk(tmp_path: Path) -> Iterator[Path]:
-    """A separate file system of one MiB."""
+    """Yield a separate file system of one MiB."""
     disk = tmp_path / "disk"
     disk.mkdir()
     mounted = subprocess.run(

@@ -30,7 +30,7 @@ def edit(*arguments: str) -> None:
 
 
 def changed_frames(edited_run: Path, original: Path) -> list[int]:
-    """The frames whose latents differ between two runs."""
+    """Return the frames whose latents differ between two runs."""
     difference = (latents(edited_run) - latents(original)).abs().amax((0, 2, 3))
     return [frame for frame, largest in enumerate(difference.tolist()) if largest > 0]
 

@@ -52,7 +52,7 @@ def film(tmp_path: Path) -> Path:
 
 
 def start_config(model: Path, out: Path, film: Path, *overrides: str, **flags: object) -> RunConfig:
-    """The settings of a run from a video, which command line and API complete from it."""
+    """Return the settings of a run from a video, which command line and API complete from it."""
     chosen = {"frames": 20, "size": "32x24", "fps": 8, "steps": 10, "input.video": str(film)}
     return config_of(model, out, *overrides, **{**chosen, **flags})
 

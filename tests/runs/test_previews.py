@@ -25,7 +25,7 @@ SMALL = ("--frames", "20", "--steps", "4", "--size", "32x32", "--device", "cpu")
 
 @pytest.fixture(autouse=True)
 def kept(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
-    """The folder in which maps of colours are kept."""
+    """Return the folder in which maps of colours are kept."""
     folder = tmp_path / "data"
     monkeypatch.setenv("XDG_DATA_HOME", str(folder))
     return folder / "vinfinity" / "previews"
@@ -40,12 +40,12 @@ def previewed(run: Path) -> list[int]:
 
 
 def frames_of_animation(path: Path) -> int:
-    """The number of frames of an animated WebP: its ANMF chunks (RFC 9649)."""
+    """Return the number of frames of an animated WebP: its ANMF chunks (RFC 9649)."""
     return path.read_bytes().count(b"ANMF")
 
 
 def wait_for_preview(run: Path) -> None:
-    """A run that is stopped does not wait for a preview in work: do so here."""
+    """Return a run that is stopped does not wait for a preview in work: do so here."""
     deadline = time.monotonic() + SECONDS
     for thread in threading.enumerate():
         if thread.name.startswith("preview"):
@@ -88,7 +88,7 @@ def test_a_preview_looks_like_the_video(cli: Cli, tmp_path: Path) -> None:
 
 
 def cells_of_sheet(path: Path) -> np.ndarray:
-    """The sixteen frames of a contact sheet without the lines between them, (16, 10, 16, 3) floats."""
+    """Return the sixteen frames of a contact sheet without the lines between them, (16, 10, 16, 3) floats."""
     with av.open(str(path)) as file:
         [picture] = file.decode(video=0)
     sheet = picture.to_ndarray(format="rgb24").astype(float)

@@ -41,7 +41,7 @@ def two_passes(model: Path, out: Path, *overrides: str, **flags: object) -> RunC
 
 @pytest.fixture(scope="module")
 def whole(model_folder: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """The folder of a run in two passes."""
+    """Return the folder of a run in two passes."""
     out = tmp_path_factory.mktemp("whole") / "a.mp4"
     run(two_passes(model_folder, out))
     return out.with_suffix(".run")

@@ -24,7 +24,7 @@ def flags() -> tuple[bool, bool]:
 
 
 def flags_in(network: nn.Module) -> list[tuple[bool, bool]]:
-    """The flags at each call of a network from now on."""
+    """Return the flags at each call of a network from now on."""
     seen: list[tuple[bool, bool]] = []
     network.register_forward_pre_hook(lambda *_: seen.append(flags()))
     return seen

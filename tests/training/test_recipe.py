@@ -18,7 +18,7 @@ recipe = pytest.importorskip("recipe", reason="needs diffusers and transformers"
 
 
 def refusal(capsys: pytest.CaptureFixture[str], *arguments: str) -> str:
-    """The one line with which the recipe refuses these arguments."""
+    """Return the one line with which the recipe refuses these arguments."""
     with pytest.raises(SystemExit) as refused:
         recipe.main(arguments)
     assert refused.value.code == 2
@@ -76,7 +76,7 @@ def test_the_scale_of_a_trial_shrinks_the_painter_too(start: str) -> None:
 
 
 def start(work: Path) -> tuple[subprocess.Popen[bytes], int]:
-    """A recipe that has just started a stage, and the process id of that stage."""
+    """Return a recipe that has just started a stage, and the process id of that stage."""
     command = [sys.executable, recipe.__file__, "--work", str(work), "--threads", "1"]
     process = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL)
     children = Path(f"/proc/{process.pid}/task/{process.pid}/children")
@@ -116,7 +116,7 @@ def test_sigterm_ends_the_stage_and_a_second_run_is_refused_before(
 
 @pytest.fixture
 def handlers() -> Iterator[None]:
-    """Puts the handlers of signals back."""
+    """Put the handlers of signals back."""
     numbers = (signal.SIGTERM, signal.SIGHUP, signal.SIGINT)
     before = [signal.getsignal(number) for number in numbers]
     yield

@@ -14,7 +14,7 @@ import torch
 
 
 def script(name: str) -> Any:
-    """The module of a training script."""
+    """Return the module of a training script."""
     return pytest.importorskip(name, reason="needs diffusers and transformers", exc_type=ImportError)
 
 
@@ -26,14 +26,14 @@ world = script("world")
 
 
 def make_vae(seed: int) -> Any:
-    """An untrained autoencoder."""
+    """Return an untrained autoencoder."""
     torch.manual_seed(seed)
     return train_vae.build_vae().eval()
 
 
 @pytest.fixture(scope="module")
 def work(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A folder with all that the denoiser's stages need, untrained: tokenizer, networks and two clips."""
+    """Return a folder with all that the denoiser's stages need, untrained: tokenizer, networks and two clips."""
     folder = tmp_path_factory.mktemp("work")
     tokenizer.build(folder / "tokenizer")
     words = finetune.CLIPTokenizer.from_pretrained(folder / "tokenizer")
@@ -76,7 +76,7 @@ def test_a_painter_is_trained_anew_for_an_autoencoder_with_other_weights(tmp_pat
 
 
 def models(folder: Path) -> dict[str, bytes]:
-    """The model files of a folder."""
+    """Return the model files of a folder."""
     return {
         str(path.relative_to(folder)): path.read_bytes() for path in folder.rglob("*.*") if path.is_file()
     }

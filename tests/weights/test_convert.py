@@ -71,7 +71,7 @@ def text_tower(open_clip: Any) -> nn.Module:
 
 
 def penultimate(tower: Any, ids: Tensor) -> Tensor:
-    """The text states of FrozenOpenCLIPEmbedder with layer: penultimate (lvdm/modules/encoders/condition.py)."""
+    """Return the text states of FrozenOpenCLIPEmbedder with layer: penultimate (lvdm/modules/encoders/condition.py)."""
     x = tower.token_embedding(ids) + tower.positional_embedding
     for block in tower.transformer.resblocks[:-1]:
         x = block(x, attn_mask=tower.attn_mask)
@@ -106,7 +106,7 @@ def saved(state: dict[str, Any], folder: Path) -> Path:
 
 
 def refusal(source: Path, target: Path, **options: Any) -> str:
-    """The one-line error of a refused conversion, which leaves nothing beside the target."""
+    """Return the one-line error of a refused conversion, which leaves nothing beside the target."""
     before = sorted(target.parent.iterdir())
     with pytest.raises(InputError) as raised:
         convert(source, target, **options)
@@ -218,7 +218,7 @@ def test_tables_cover_the_published_size() -> None:
 
 
 def openclip_shapes(*, width: int, layers: int) -> dict[str, tuple[int, ...]]:
-    """The names and shapes of an OpenCLIP text tower."""
+    """Return the names and shapes of an OpenCLIP text tower."""
     block = {
         "ln_1.weight": (width,),
         "ln_1.bias": (width,),
@@ -435,7 +435,7 @@ def test_a_full_disk_leaves_no_partial_folder(checkpoint: Path, converted: Path)
 
 
 def pickled(folder: Path, part: str, name: str) -> None:
-    """Replaces the safetensors file of a part with a pickled one."""
+    """Replace the safetensors file of a part with a pickled one."""
     [path] = (folder / part).glob("*.safetensors")
     torch.save(load_file(path), folder / part / name)
     path.unlink()

@@ -22,7 +22,7 @@ WEIGHTS = "unet/diffusion_pytorch_model.safetensors"
 
 
 def link_files(source: Path, folder: Path) -> Path:
-    """A snapshot of the hub's cache: folders of links to blobs whose names say nothing."""
+    """Return a snapshot of the hub's cache: folders of links to blobs whose names say nothing."""
     blobs = folder / "blobs"
     blobs.mkdir(parents=True)
     for number, path in enumerate(sorted(path for path in source.rglob("*") if path.is_file())):
@@ -35,7 +35,7 @@ def link_files(source: Path, folder: Path) -> Path:
 
 
 def link_parts(source: Path, folder: Path) -> Path:
-    """A model whose parts are links to folders."""
+    """Return a model whose parts are links to folders."""
     folder.mkdir()
     for path in source.iterdir():
         (folder / path.name).symlink_to(path)
@@ -48,7 +48,7 @@ def link_whole(source: Path, folder: Path) -> Path:
 
 
 def link_links(source: Path, folder: Path) -> Path:
-    """A link to a model whose parts are links to folders of links."""
+    """Return a link to a model whose parts are links to folders of links."""
     folder.mkdir()
     model = link_parts(link_files(source, folder / "cache"), folder / "model")
     return link_whole(model, folder / "link")

@@ -33,7 +33,7 @@ def load(folder: Path, dtype: torch.dtype = torch.float32) -> dict[str, Tensor]:
 
 
 def cast(unet: nn.Module, dtype: torch.dtype) -> dict[str, Tensor]:
-    """A UNet's tensors in another type, except for the time embedding and the group norms, which stay in fp32."""
+    """Return a UNet's tensors in another type; the time embedding and the group norms stay in fp32."""
     norms = [f"{name}." for name, layer in unet.named_modules() if isinstance(layer, nn.GroupNorm)]
     kept = ("time_embedding.", *norms)
     return {
@@ -48,14 +48,14 @@ def assert_same(ours: dict[str, Tensor], reference: dict[str, Tensor]) -> None:
 
 
 def rewrite(path: Path, change: Callable[[dict[str, Tensor]], None]) -> None:
-    """Changes the tensors of a safetensors file."""
+    """Change the tensors of a safetensors file."""
     tensors = {name: tensor.clone() for name, tensor in load_file(path).items()}
     change(tensors)
     save_file(tensors, path)
 
 
 def refusal(folder: Path, part: str = "unet", dtype: torch.dtype = torch.float32) -> str:
-    """The one-line error of a part of a model that is refused."""
+    """Return the one-line error of a part of a model that is refused."""
     with pytest.raises(WeightsError) as raised:
         LOADERS[part](folder / part, device="cpu", dtype=dtype)
     assert raised.value.exit_code == 2

@@ -42,7 +42,7 @@ CONFIGS: dict[str, dict[str, object]] = {
 
 
 def write_shards(folder: Path, family: str, dtype: torch.dtype) -> int:
-    """Writes random weights of a denoiser, shard by shard. Returns the number of parameters."""
+    """Write random weights of a denoiser, shard by shard. Returns the number of parameters."""
     [known] = [known for known in FAMILIES if known.name == family]
     network = known.networks[known.denoiser]
     with torch.device("meta"):

@@ -213,7 +213,7 @@ RANK = 4
 
 
 def inject(unet: lvdm.UNetModel) -> list[Tensor]:
-    """A list of factors for every linear layer and convolution in the order of named_modules, up before down, and the
+    """Return factors for every linear layer and convolution in the order of named_modules, up before down, and the
     same merged into the UNet (inject_trainable_lora_extended, save_lora_weight and collapse_lora of utils/lora.py).
     """
     weights = []
@@ -233,7 +233,7 @@ def inject(unet: lvdm.UNetModel) -> list[Tensor]:
 
 @pytest.fixture(scope="module")
 def base_model(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, lvdm.UNetModel]:
-    """A VideoCrafter2-like model in LVDM's layout, and its folder."""
+    """Return a VideoCrafter2-like model in LVDM's layout, and its folder."""
     return lvdm_folder(tmp_path_factory.mktemp("turbo"))
 
 

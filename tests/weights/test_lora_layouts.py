@@ -33,7 +33,7 @@ CLOSE = 1e-5
 
 
 def loaded(folder: Path, text: str) -> tuple[dict[str, Tensor], dict[str, Tensor]]:
-    """The weights of both networks with a LoRA."""
+    """Return the weights of both networks with a LoRA."""
     lora = read_lora(text, lora_targets(read_card(str(folder))))
     with open_loras([lora], "unet") as changes:
         unet = load_unet(folder / "unet", device="cpu", dtype=torch.float32, changes=changes)

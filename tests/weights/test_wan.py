@@ -80,7 +80,7 @@ def test_loras_are_merged_under_any_naming(naming: str, wan: Path, tmp_path: Pat
 
 
 def assert_merged(wan: Path, file: dict[str, Tensor], expected: Mapping[str, Tensor], folder: Path) -> None:
-    """The weights with this LoRA at 0.5 are the expected ones."""
+    """Return the weights with this LoRA at 0.5 are the expected ones."""
     save_file(file, folder / "lora.safetensors")
     lora = read_lora(f"{folder}/lora.safetensors:0.5", lora_targets(read_card(str(wan))))
     with open_loras([lora], TRANSFORMER) as changes:

@@ -24,7 +24,7 @@ def expanded(path: str | Path, *, field: str) -> Path:
 
 
 def absolute(path: Path) -> Path:
-    """The absolute path of a file, by whatever way it is named: its folder has no links and no `..`.
+    """Return the absolute path of a file, by whatever way it is named: its folder has no links and no `..`.
 
     The last name stays, even if it is a link. Raises InputError for a relative path in a deleted working directory.
     """

@@ -58,7 +58,7 @@ def tiny(name: str = "TAESD") -> TheirTiny:
 
 @pytest.fixture
 def taesd(tmp_path: Path) -> Path:
-    """A folder like TAESD's, written by diffusers, with random weights."""
+    """Return a folder like TAESD's, written by diffusers, with random weights."""
     tiny().save_pretrained(tmp_path / "taesd")
     return tmp_path / "taesd"
 
@@ -115,7 +115,7 @@ def test_the_models_own_autoencoder_loads_as_a_decoder_without_its_encoder(tmp_p
 
 
 def state_of(folder: Path) -> dict[str, torch.Tensor]:
-    """The tensors of a loaded decoder."""
+    """Return the tensors of a loaded decoder."""
     loaded = load_decoder(folder, device="cpu", dtype=torch.float32)
     assert isinstance(loaded, nn.Module)
     return loaded.state_dict()

@@ -101,7 +101,7 @@ PROMPTS = [*TYPED, *random_prompts(400)]
 
 
 def trained_vocabulary(folder: Path, size: int = 3000) -> Path:
-    """A byte-level English vocabulary, built like CLIP's: bytes, bytes at the end of a word, merges, special tokens."""
+    """Return a byte-level English vocabulary like CLIP's: bytes, bytes at the end of a word, merges, special tokens."""
     trainee = Tokenizer(models.BPE(end_of_word_suffix="</w>"))
     trainee.normalizer = normalizers.Sequence([normalizers.NFC(), normalizers.Lowercase()])
     trainee.pre_tokenizer = pre_tokenizers.Sequence(

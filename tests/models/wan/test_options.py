@@ -27,7 +27,7 @@ def wan(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture(scope="module")
 def alone(wan: Path, tmp_path_factory: pytest.TempPathFactory) -> torch.Tensor:
-    """The latents of one rank, (1, c, f, h, w)."""
+    """Return the latents of one rank, (1, c, f, h, w)."""
     return latents_on(wan, tmp_path_factory.mktemp("alone"), ranks=1, **SETTINGS)
 
 

@@ -34,7 +34,7 @@ def predict(
     t: float = 500.0,
     ranks: int = 1,
 ) -> Tensor:
-    """The prediction for all frames, by the engine. scopes None: plain attention."""
+    """Return the prediction for all frames, by the engine. scopes None: plain attention."""
     frames = x.shape[2]
     shards = FrameShards(frames, ranks)
     given = scopes or DenseJoint()
@@ -125,7 +125,7 @@ LONG = (
 def check_against_the_definition(
     frames: int, scopes: DenseJoint, size: tuple[int, int], ranks: Sequence[int]
 ) -> float:
-    """Compares the engine on one rank with the dense definition, and on several with one. Returns the relative error.
+    """Compare the engine on one rank with the dense definition, and on several with one. Returns the relative error.
 
     size: height and width of a latent frame.
     """

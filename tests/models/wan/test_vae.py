@@ -30,18 +30,18 @@ Note = Callable[[str, float], None]
 
 
 def decoded(autoencoder: AutoencoderKLWan, latents: torch.Tensor, start: int = 0) -> torch.Tensor:
-    """The frames (F, 3, H, W) from a latent frame on, given only what it needs. latents: (c, n, h, w)."""
+    """Return the frames (F, 3, H, W) from a latent frame on, given only what it needs. latents: (c, n, h, w)."""
     first = autoencoder.stream(start).first
     return torch.stack(list(autoencoder.decode_frames(latents[:, first:].unbind(1), start=start)))
 
 
 def grouped(frames: torch.Tensor, scale: int = 4) -> list[torch.Tensor]:
-    """The frames of each latent frame. frames: (F, 3, H, W)."""
+    """Return the frames of each latent frame. frames: (F, 3, H, W)."""
     return [frames[:1], *(frames[at : at + scale] for at in range(1, len(frames), scale))]
 
 
 def latents_of(autoencoder: AutoencoderKLWan, frames: torch.Tensor, start: int = 0) -> torch.Tensor:
-    """The latents (c, n, h, w) from a latent frame on, given only the frames that it needs."""
+    """Return the latents (c, n, h, w) from a latent frame on, given only the frames that it needs."""
     stream = autoencoder.encoder_stream(start)
     groups = grouped(frames, autoencoder.config.time_downscale)
     parts = [stream.encode(group) for group in groups[stream.first :]]

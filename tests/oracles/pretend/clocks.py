@@ -19,7 +19,7 @@ class Clocks:
         self._clocks: defaultdict[str, dict[str, int]] = defaultdict(dict)
 
     def tick(self, actor: str) -> int:
-        """The number of the actor's next operation. An operation of a stream comes after what the host knows."""
+        """Return the number of the actor's next operation. An operation of a stream comes after what the host knows."""
         if actor != HOST:
             self.join(actor, self._clocks[HOST])
         clock = self._clocks[actor]
@@ -27,11 +27,11 @@ class Clocks:
         return clock[actor]
 
     def now(self, actor: str) -> Clock:
-        """What an actor knows now."""
+        """Return what an actor knows now."""
         return dict(self._clocks[actor])
 
     def join(self, actor: str, other: Clock) -> None:
-        """The actor waits for all that `other` knows."""
+        """Return the actor waits for all that `other` knows."""
         clock = self._clocks[actor]
         for name, count in other.items():
             clock[name] = max(clock.get(name, 0), count)

@@ -80,11 +80,11 @@ class Findings:
     contexts: Sequence[str]
 
     def waits_in(self, function: str) -> list[Wait]:
-        """The waits inside a function, such as `denoise/loop.py:denoise`."""
+        """Return the waits inside a function, such as `denoise/loop.py:denoise`."""
         return [wait for wait in self.waits if function in wait.stack]
 
     def slow_copies_in(self, function: str) -> list[SlowCopy]:
-        """The copies inside a function that are not asynchronous."""
+        """Return the copies inside a function that are not asynchronous."""
         return [copy for copy in self.slow_copies if function in copy.stack]
 
 
@@ -118,7 +118,7 @@ class PretendTensor(torch.Tensor):
     is_meta = property(lambda self: False)
 
     def values(self) -> Tensor:
-        """A copy of the data, behind the device's back: it has been computed already."""
+        """Return a copy of the data, behind the device's back: it has been computed already."""
         with _disable_current_modes():
             return self.elem.clone()
 
@@ -298,14 +298,14 @@ class PretendCuda:
 
     @staticmethod
     def active() -> "PretendCuda":
-        """The pretend devices whose context is open."""
+        """Return the pretend devices whose context is open."""
         assert PretendCuda._active is not None, "no pretend device is active"
         return PretendCuda._active
 
     # ---- places, streams, waits ----
 
     def initialize(self) -> None:
-        """What most functions of torch.cuda do at their first call, in place of torch.cuda._lazy_init."""
+        """Return what most functions of torch.cuda do at their first call, in place of torch.cuda._lazy_init."""
         self._initialized = True
 
     @property
@@ -318,12 +318,12 @@ class PretendCuda:
         self._current.device = index
 
     def look_at(self, event: Event) -> None:
-        """A thread asks for an event, which the driver does in the context of the thread's current device."""
+        """Return a thread asks for an event, which the driver does in the context of the thread's current device."""
         if event.device is not None and event.device.index != self._device:
             self.contexts.append(call_site())
 
     def place(self, device: Any) -> torch.device:
-        """A CUDA device with its index; the current device if there is none."""
+        """Return a CUDA device with its index; the current device if there is none."""
         if isinstance(device, int):
             return torch.device("cuda", device)
         found = torch.device("cuda" if device is None else device)
@@ -334,12 +334,12 @@ class PretendCuda:
         return torch.device("cuda", index)
 
     def _with_index(self, value: Any) -> Any:
-        """A CUDA device without an index as the current device; anything else as it is."""
+        """Return a CUDA device without an index as the current device; anything else as it is."""
         named = isinstance(value, str) or (isinstance(value, torch.device) and value.index is None)
         return self.place(value) if named and torch.device(value).type == "cuda" else value
 
     def stream(self, device: Any = None) -> Stream:
-        """The current stream of a device."""
+        """Return the current stream of a device."""
         self.initialize()
         place = self.place(device)
         for stream, _ in reversed(self._streams):
@@ -348,7 +348,7 @@ class PretendCuda:
         return Stream(place, name=f"the main stream of {place}")
 
     def enter_stream(self, stream: Stream) -> None:
-        """Makes a stream the current one of its device, and that the current device."""
+        """Make a stream the current one of its device, and that the current device."""
         self._streams.append((stream, self._device))
         self._device = stream.device.index
 
@@ -357,12 +357,12 @@ class PretendCuda:
         _, self._device = self._streams.pop()
 
     def wait(self, kind: str, seen: Clock) -> None:
-        """The host waits for what `seen` knows."""
+        """Return the host waits for what `seen` knows."""
         self.waits.append(Wait(kind, call_site(), call_stack()))
         self.clocks.join(HOST, seen)
 
     def _synchronizing(self, kind: str, stream: str) -> None:
-        """The host waits for a stream because of an operation."""
+        """Return the host waits for a stream because of an operation."""
         if self._sync_debug == 2:
             raise RuntimeError(f"called a synchronizing CUDA operation: {kind} ({call_site()})")
         self.wait(kind, self.clocks.now(stream))
@@ -370,7 +370,7 @@ class PretendCuda:
     # ---- operations ----
 
     def run(self, func: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
-        """An operation, on pretend devices or on the CPU."""
+        """Return an operation, on pretend devices or on the CPU."""
         self.operations += 1
         name, names, changed = _signature(func)
         given = {**dict(zip(names, args, strict=False)), **kwargs}
@@ -409,7 +409,7 @@ class PretendCuda:
         tensors: Sequence[Tensor],
         written: Sequence[Tensor],
     ) -> Any:
-        """An operation without device tensors, which may use pinned memory."""
+        """Return an operation without device tensors, which may use pinned memory."""
         pin = kwargs.pop("pin_memory", None)
         known = [tensor for tensor in tensors if tensor.device.type == "cpu" and self.memory.known(tensor)]
         out = func(*args, **kwargs)
@@ -436,7 +436,7 @@ class PretendCuda:
         tensors: Sequence[Tensor],
         written: Sequence[Tensor],
     ) -> Any:
-        """An operation on a device."""
+        """Return an operation on a device."""
         place = self._common_place(name, given, tensors)
         stream = self.stream(place).name
         indices = _indices(name, given)
@@ -466,7 +466,7 @@ class PretendCuda:
         return _mapped(wrapped, out)
 
     def _common_place(self, name: str, given: Mapping[str, Any], tensors: Sequence[Tensor]) -> torch.device:
-        """The device on which an operation runs. Raises PretendError for tensors of different devices."""
+        """Return the device on which an operation runs. Raises PretendError for tensors of different devices."""
         places = {tensor.place for tensor in tensors if isinstance(tensor, PretendTensor)}
         if given.get("device") is not None:
             places.add(self.place(given["device"]))
@@ -522,7 +522,7 @@ class PretendCuda:
         return target
 
     def _transfer(self, target: Tensor, source: Tensor, *, non_blocking: bool) -> None:
-        """A copy between a device and the host, or between two devices."""
+        """Return a copy between a device and the host, or between two devices."""
         to, data = _plain(target), _plain(source)
         to.copy_(data)
         devices = [tensor.device for tensor in (target, source) if isinstance(tensor, PretendTensor)]
@@ -698,17 +698,17 @@ class PretendCuda:
 
 
 def _plain(value: Any) -> Any:
-    """The data of a pretend tensor; anything else as it is."""
+    """Return the data of a pretend tensor; anything else as it is."""
     return value.elem if isinstance(value, PretendTensor) else value
 
 
 def _on_cpu(value: Any) -> Any:
-    """An argument of an operation as the CPU needs it."""
+    """Return an argument of an operation as the CPU needs it."""
     return torch.device("cpu") if isinstance(value, torch.device) else _plain(value)
 
 
 def _mapped(function: Callable[[Any], Any], value: Any) -> Any:
-    """A value with `function` applied to what is inside of its lists, tuples and dictionaries."""
+    """Return a value with `function` applied to what is inside of its lists, tuples and dictionaries."""
     if isinstance(value, tuple | list):
         return type(value)(_mapped(function, part) for part in value)
     if isinstance(value, dict):
@@ -717,7 +717,7 @@ def _mapped(function: Callable[[Any], Any], value: Any) -> Any:
 
 
 def _tensors(*values: Any) -> list[Tensor]:
-    """The tensors in lists, tuples and dictionaries."""
+    """Return the tensors in lists, tuples and dictionaries."""
     found: list[Tensor] = []
     for value in values:
         if isinstance(value, Tensor):
@@ -731,14 +731,14 @@ def _tensors(*values: Any) -> list[Tensor]:
 
 @cache
 def _signature(func: Any) -> tuple[str, tuple[str, ...], tuple[str, ...]]:
-    """The name of an operation, of its arguments, and of those that it changes in place."""
+    """Return the name of an operation, of its arguments, and of those that it changes in place."""
     arguments = func._schema.arguments
     written = [a.name for a in arguments if a.alias_info is not None and a.alias_info.is_write]
     return func._schema.name.partition("::")[2], tuple(a.name for a in arguments), tuple(written)
 
 
 def _indices(name: str, given: Mapping[str, Any]) -> list[Tensor]:
-    """The tensors by which an operation indexes another one."""
+    """Return the tensors by which an operation indexes another one."""
     return _tensors(given["indices"]) if name in INDEXING else []
 
 

@@ -16,7 +16,7 @@ PACKAGE = str(Path(vinfinity.__file__).parent) + "/"
 
 
 def call_stack() -> tuple[str, ...]:
-    """The functions of the package that are running, such as `denoise/loop.py:denoise`, outermost first."""
+    """Return the functions of the package that are running, such as `denoise/loop.py:denoise`, outermost first."""
     names, frame = [], sys._getframe(1)
     while frame is not None:
         if frame.f_code.co_filename.startswith(PACKAGE):
@@ -26,7 +26,7 @@ def call_stack() -> tuple[str, ...]:
 
 
 def call_site() -> str:
-    """The innermost line of the package that is running, such as `models/offload.py:107 keep`."""
+    """Return the innermost line of the package that is running, such as `models/offload.py:107 keep`."""
     frame = sys._getframe(1)
     while frame is not None:
         code = frame.f_code
@@ -37,19 +37,19 @@ def call_site() -> str:
 
 
 def key_of(tensor: Tensor) -> int:
-    """Identifies the memory of a CPU tensor; views share it."""
+    """Identify the memory of a CPU tensor; views share it."""
     return tensor.untyped_storage()._cdata
 
 
 def extent_of(tensor: Tensor) -> tuple[int, int]:
-    """The bytes of its memory, from the first up to the last, between which a tensor lies."""
+    """Return the bytes of its memory, from the first up to the last, between which a tensor lies."""
     start = int(tensor.storage_offset()) * tensor.itemsize
     span = sum((size - 1) * stride for size, stride in zip(tensor.shape, tensor.stride(), strict=True))
     return start, start + (span + 1) * tensor.itemsize
 
 
 def power_of_two(size: int) -> int:
-    """What torch's allocator of pinned memory takes for `size` bytes (c10's CachingHostAllocator)."""
+    """Return what torch's allocator of pinned memory takes for `size` bytes (c10's CachingHostAllocator)."""
     return 1 << max(0, size - 1).bit_length()
 
 
@@ -110,7 +110,7 @@ class Memory:
     # ---- allocating and freeing ----
 
     def watch(self, tensor: Tensor, *, home: str, device: int | None) -> None:
-        """Counts a reference to the tensor's memory, which is new unless it is known already."""
+        """Count a reference to the tensor's memory, which is new unless it is known already."""
         key = key_of(tensor)
         block = self._blocks.get(key)
         if block is None:
@@ -166,7 +166,7 @@ class Memory:
         return key_of(tensor) in self._blocks
 
     def use(self, tensor: Tensor, actor: str, *, write: bool, operation: str) -> None:
-        """An actor reads or writes a tensor; memory that is neither pinned nor on a device does not matter."""
+        """Return an actor reads or writes a tensor; memory that is neither pinned nor on a device does not matter."""
         block = self._blocks.get(key_of(tensor))
         if block is not None and tensor.numel():
             self._record(block, actor, extent_of(tensor), write=write, what=operation)

@@ -82,7 +82,7 @@ class PretendNccl:
 
     @staticmethod
     def active() -> "PretendNccl":
-        """The one whose context is open."""
+        """Return the one whose context is open."""
         assert PretendNccl._active is not None
         return PretendNccl._active
 
@@ -118,7 +118,7 @@ class PretendNccl:
 
     @staticmethod
     def _backend_of(group: dist.ProcessGroup, device: torch.device) -> Any:
-        """The part of a group for a device. That of GPUs has a time limit of its own."""
+        """Return the part of a group for a device. That of GPUs has a time limit of its own."""
         if torch.device(device).type == "cuda":
             return types.SimpleNamespace(_set_default_timeout=lambda limit: None)
         return REAL_BACKEND_OF(group, device)
@@ -144,7 +144,7 @@ class PretendNccl:
         return guarded
 
     def make_communicator(self, group: str = "all") -> None:
-        """Waits until all ranks are here. Raises NeverEnds after the group's timeout."""
+        """Wait until all ranks are here. Raises NeverEnds after the group's timeout."""
         assert self._store is not None
         until = time.monotonic() + self._limit
         self._store.add(group, 1)

@@ -42,7 +42,7 @@ def on_pretend_ranks(
     broken: int | None = None,
     fault: tuple[str, str] = ("init", "NCCL error: unhandled system error"),
 ) -> list[Outcome]:
-    """Runs `work` on every rank, each with a pretend device of its own.
+    """Run `work` on every rank, each with a pretend device of its own.
 
     timeout: seconds that ranks wait for each other. patience: seconds after which ranks that still run are ended.
     broken: the rank on which NCCL fails. fault: see `PretendNccl`.
