@@ -13,9 +13,9 @@ from vinfinity.system.progress import logger
 
 
 def pinned(make: Callable[..., Tensor]) -> Tensor:
-    """Pinned memory of the host, from and to which a GPU copies while the host goes on. make: as torch.empty.
+    """Allocate pinned host memory, which a GPU copies to and from without blocking the host. make: as torch.empty.
 
-    Where no more can be pinned, it is pageable: copies are as right, but slower. In WSL that is after 0.5 to 2 GB.
+    If no more memory can be pinned, return pageable memory: copies are correct, but slower. WSL pins 0.5 to 2 GB.
     """
     try:
         return make(pin_memory=True)
@@ -28,9 +28,9 @@ def pinned(make: Callable[..., Tensor]) -> Tensor:
 
 @functools.cache
 def _warn_of_pageable_memory() -> None:
-    """Say it once in this process."""
+    """Warn once in this process."""
     logger.warning(
-        "the driver pins no more of the host's memory, as is usual in WSL: copies to and from the GPU are slower"
+        "the driver pins no more host memory, as is usual in WSL: copies to and from the GPU are slower"
     )
 
 
