@@ -210,7 +210,7 @@ def test_a_run_resumes_under_its_own_name_only(model_folder: Path, tmp_path: Pat
         "`vinfinity decode` makes another video of a finished run"
     )
     message = cli.refused(*command, "resume=false", "overwrite=true")
-    assert message == "resume: false (command line) would start the run over; leave it out"
+    assert message == "resume: false (command line) would start the run over; remove it"
     assert cli(*command, f"out={tmp_path / 'a.mp4'}")[0] == 0
     assert events(tmp_path / "a.run", "resumed")
 
