@@ -293,7 +293,7 @@ def test_a_gpu_that_another_process_has_to_itself_is_named_with_a_remedy(
         with pytest.raises(InputError) as among_others:
             select_device(torch.device("cuda", 1))
         monkeypatch.undo()
-    problem = "is taken by another process, or is not available"
+    problem = "is used exclusively by another process, or is not available"
     assert alone.value.message == f"device: cuda:0 {problem}; {GPU_REMEDY}"
     assert among_others.value.message == f"device: cuda:1 {problem}; {GPU_REMEDY}"
 

@@ -191,7 +191,7 @@ def test_the_cpu_is_taken_with_a_warning_where_torch_for_amd_finds_no_gpu(
     # graphics within a processor
     assert fallen_back("auto") is None
     monkeypatch.setattr(torch.version, "hip", "6.4")
-    assert "torch cannot use this machine's GPU: its driver does not answer" in str(fallen_back("auto"))
+    assert "torch cannot use the GPU: its driver does not answer" in str(fallen_back("auto"))
 
 
 def test_expandable_segments_are_switched_off_where_the_driver_lacks_virtual_memory(

@@ -96,7 +96,7 @@ def test_a_video_with_sound_is_decoded_to_a_silent_format_as_the_message_says(
     run(config_of(model_folder, tmp_path / "a.mp4", f"audio={sound}", "video.sheet=false", steps=1))
     command = ("decode", str(tmp_path / "a.run"), "--out", str(tmp_path / "a.gif"))
     message = cli.refused(*command)
-    assert message.endswith("GIF holds no sound; use .mp4, .mov, .webm, or set audio=null")
+    assert message.endswith("GIF holds no audio; use .mp4, .mov, .webm, or set audio=null")
     assert cli(*command, message.split()[-1])[0] == 0
     assert (tmp_path / "a.gif").exists()
 
