@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 from oracles.lora_files import LAYOUTS
 from oracles.reference import configure
-from oracles.runs import config_of
+from oracles.runs import config_of, resumed_config, stop_after_step
 from safetensors.torch import load_file, save_file
 
 from vinfinity.errors import InputError
@@ -96,11 +96,10 @@ def test_a_run_does_not_resume_with_other_weights_behind_its_links(
     kind: str, own_model: Path, tmp_path: Path
 ) -> None:
     model = LINKED[kind](own_model, tmp_path / "linked")
-    run(config_of(model, tmp_path / "v.mp4"))
-    (tmp_path / "v.mp4").unlink()
+    stop_after_step(config_of(model, tmp_path / "v.mp4", "checkpoint.every=1 steps"), tmp_path / "v.run")
     change_weights(model / WEIGHTS)
     with pytest.raises(InputError, match="was started with other weights"):
-        run(config_of(model, tmp_path / "v.mp4", resume=True))
+        run(resumed_config(tmp_path / "v.run"))
 
 
 def test_a_lora_behind_a_link_has_a_digest_of_its_contents(model_folder: Path, tmp_path: Path) -> None:
