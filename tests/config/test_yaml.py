@@ -186,7 +186,9 @@ def test_texts_of_the_command_line_are_taken_as_they_are() -> None:
 @pytest.mark.parametrize("text", ["a\0b", "\ud800", "a\udcff"])
 @pytest.mark.parametrize("key", ["prompt", "negative", "model", "decoder", "out", "edit.run"])
 def test_text_that_cannot_be_kept_is_refused(key: str, text: str) -> None:
-    with pytest.raises(InputError, match=rf"^{key}: '.*' \(argument\) (contains a null character|is not valid UTF-8)"):
+    with pytest.raises(
+        InputError, match=rf"^{key}: '.*' \(argument\) (contains a null character|is not valid UTF-8)"
+    ):
         run_config(**{key: text})
     with pytest.raises(InputError, match=r"^lora\[1\]: "):
         run_config(lora=["a", text])
