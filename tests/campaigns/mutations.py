@@ -1,6 +1,6 @@
 """Delete each line that orders streams or keeps copies asynchronous, one at a time; the tests must notice.
 
-    python tests/campaigns/mutations.py [--only models/offload.py] [--jobs 2] [--like FILE]
+    python tests/campaigns/mutations.py [--only models/offload.py] [--jobs 2] [--like tests/campaigns/mutations.md]
 
 Each mutation is made in a copy of the package, on which the tests with pretend GPUs run until one fails. Prints a table
 of the mutations and of the tests that failed; exits with code 1 if a mutation went unnoticed. The whole campaign takes
