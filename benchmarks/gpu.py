@@ -116,7 +116,7 @@ def _memory(title: str, found: CallFigures) -> Iterator[Figure]:
 
 
 def profiles(trial: Trial) -> Iterator[Figure]:
-    """Where the time of a call goes."""
+    """Measure where the time of a call goes."""
     subject, unet = loaded(trial.device, trial.quick)
     for frames, least in ((20, 0.0), (4, 0.0)) if trial.quick else ((288, 0.95), (24, 0.85)):
         _, call = prepare_call(subject, unet, frames=frames, execution=execution(trial, frames))

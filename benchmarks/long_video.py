@@ -142,7 +142,7 @@ def read(frames: np.ndarray, scene: Any) -> dict[str, float]:
 def measure(
     variant: Variant, scene: Any, *, frames: int, seed: int, given: Mapping[str, Any]
 ) -> dict[str, float]:
-    """All figures of one video."""
+    """Return all figures of one video."""
     started = processor_seconds()
     video = generate(variant, _world().caption(scene), frames=frames, seed=seed, given=given)
     seconds = processor_seconds() - started
@@ -180,7 +180,7 @@ def append(path: Path, row: Mapping[str, object], names: Sequence[str]) -> None:
 
 
 def planned(options: argparse.Namespace, config: RunConfig) -> Iterator[Key]:
-    """All videos: what is cheap first, all settings of a video together. config: has their steps and guidance."""
+    """Return all videos: cheap ones first, all settings of a video together. config: holds their steps and guidance."""
     weights = weights_digest(read_card(config.model).folder / "unet")[:8]
     for frames in sorted(options.frames):
         for scene in range(options.scenes):
@@ -246,7 +246,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
 
 
 def make(options: argparse.Namespace) -> None:
-    """All videos that have no line yet."""
+    """Return all videos that have no line yet."""
     from vinfinity.evaluation.figures import FIGURES
 
     if min(options.frames) < 2 * CLIP:

@@ -188,7 +188,7 @@ def call_package(
 
 
 def result_file(folder: Path, dimension: str) -> Path:
-    """Where the package writes the result of a dimension."""
+    """Return the file to which the package writes the result of a dimension."""
     return folder / f"{dimension}_eval_results.json"
 
 

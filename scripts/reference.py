@@ -179,7 +179,7 @@ def python_page(names: Sequence[str]) -> list[str]:
 
 
 def is_error(thing: Any) -> bool:
-    """Whether a public name is an exception class."""
+    """Return whether a public name is an exception class."""
     return inspect.isclass(thing) and issubclass(thing, Exception)
 
 

@@ -231,7 +231,7 @@ class Pipeline:
         return latents(opened[0]), latents(opened[1])
 
     def _decode(self, job: Job, latents: Tensor) -> Video:
-        """Decode latents; if memory does not suffice beside all networks, beside none but the decoder."""
+        """Decode latents. If memory runs out, free all networks but the decoder, and try once more."""
         try:
             return self._decode_at_once(job, latents)
         except OutOfMemoryError:

@@ -10,7 +10,7 @@ PITCH, CELL, GAP, LEFT = 15.0, 12.5, 26.0, 41.0
 
 
 def left_of(shards: FrameShards, frame: int) -> float:
-    """Where the cell of a frame begins."""
+    """Return where the cell of a frame begins."""
     return LEFT + frame * PITCH + shards.owner(frame) * GAP
 
 

@@ -105,11 +105,11 @@ class Group:
         return found
 
     def count(self, setting: str) -> int:
-        """How many videos a setting has."""
+        """Return how many videos a setting has."""
         return len(self._videos[setting])
 
     def scenes(self, setting: str) -> int:
-        """How many scenes they show."""
+        """Return how many prompts they show."""
         return len({scene for scene, _ in self._videos[setting]})
 
     @cached_property

@@ -142,7 +142,7 @@ def measure_call(
 
 
 def timed(call: Callable[[], object], device: torch.device) -> float:
-    """Seconds of a call, up to the end of its work on the device."""
+    """Return the seconds of a call, up to the end of its work on the device."""
     started = time.perf_counter()
     call()
     if device.type == "cuda":

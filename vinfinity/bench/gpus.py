@@ -129,7 +129,7 @@ def run_script(title: str, description: str, stages: Sequence[Stage[Trial]], *, 
 
 
 def _exclusive(facts: Facts) -> str:
-    """One line if a GPU allows only one process, else "": this process and those of the stages need it together."""
+    """Return one line if a GPU allows only one process, else "": this process and the stages use it together."""
     cards = facts.nvidia.cards if isinstance(facts.nvidia, Nvidia) else ()
     for card in cards:
         if card.compute_mode.lower().startswith("exclusive"):

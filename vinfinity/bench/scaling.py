@@ -30,7 +30,7 @@ class ScalingRequest:
 def measure_scaling(
     model: str, *, ranks: int, frames: int, rounds: int, device: str, size: tuple[int, int] | None = None
 ) -> Times:
-    """Seconds of a call of the denoiser for the whole video, in turn by rank 0 alone and by all ranks.
+    """Time a call of the denoiser for the whole video, alternating between rank 0 alone and all ranks.
 
     On CPUs each rank has one thread. Raises InputError if `model` does not exist, before ranks start.
     """

@@ -58,7 +58,7 @@ class Fault:
 
 
 def diagnose(facts: Facts) -> list[Fault]:
-    """All that is wrong, what stops runs first."""
+    """Return all faults, those that stop runs first."""
     found = [fault for check in CHECKS for fault in check(facts)]
     return sorted(found, key=lambda fault: not fault.stops)
 
@@ -220,7 +220,7 @@ def check_gpus(facts: Facts) -> Iterator[Fault]:
 
 
 def check_transports(facts: Facts) -> Iterator[Fault]:
-    """How the ranks of GPUs would send messages."""
+    """Report how ranks on GPUs would send messages."""
     for variable, effect in SLOW_TRANSPORTS.items():
         if facts.variables.get(variable, "0") not in ("", "0"):
             problem = f"{variable}={facts.variables[variable]}: {effect}, which is slow"
@@ -253,7 +253,7 @@ def check_transports(facts: Facts) -> Iterator[Fault]:
 
 
 def _names_an_interface(value: str, interfaces: tuple[str, ...]) -> bool:
-    """Whether NCCL's list of prefixes, or of exact names after `=`, matches an interface; `^` excludes."""
+    """Return whether NCCL's list of prefixes, or of exact names after `=`, matches an interface; `^` excludes."""
     if value.startswith("^"):
         return True
     exact = value.startswith("=")

@@ -265,5 +265,5 @@ def _attention(use: Use) -> str:
 
 
 def _gb(size: int) -> str:
-    """Bytes in GB, with one digit below 10."""
+    """Return bytes in GB, with one digit below 10."""
     return f"{size / GB:.0f}" if size >= 10 * GB else f"{size / GB:.1f}"

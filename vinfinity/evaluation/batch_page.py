@@ -62,7 +62,7 @@ def write_batch_page(
 
 
 def _remarkable(comparison: Comparison) -> Iterator[int]:
-    """All pairs: first those with the largest and the smallest difference of each figure, then the next ones."""
+    """Return all pairs: first those with the largest and the smallest difference of each figure, then the next ones."""
     orders = [
         order
         for group in comparison.groups[1:]

@@ -33,7 +33,7 @@ def measure(
     progress: Progress | None = None,
     watch: Callable[[Picture], None] | None = None,
 ) -> Evaluation:
-    """One pass over a video. watch: is shown every frame as well. Raises InputError, DamagedError."""
+    """Measure a video in one pass. watch: called with every frame as well. Raises InputError, DamagedError."""
     fps = subject.source.fps
     differences, appearance, motion = DifferenceMeasure(), AppearanceMeasure(), MotionMeasure()
     cuts, repetition = CutMeasure(fps), RepetitionMeasure()

@@ -34,7 +34,7 @@ class Limit:
         return f"{self.figure}{self.sign}{self.value:g}"
 
     def holds(self, figures: Figures) -> bool:
-        """Whether the figures of a video are within the limit."""
+        """Return whether the figures of a video are within the limit."""
         value = figures.get(self.figure)
         if value is None:
             return True

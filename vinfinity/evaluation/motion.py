@@ -108,7 +108,7 @@ class MotionMeasure:
         return self._flow.calc(before, after, None)[:height, :width]
 
     def _visible(self, forward: np.ndarray, backward: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-        """Where both frames show the same thing, (H, W) bool; and where each pixel goes, (H, W, 2)."""
+        """Return where both frames show the same thing, (H, W) bool, and where each pixel goes, (H, W, 2)."""
         height, width = forward.shape[:2]
         if self._grid.shape[:2] != (height, width):
             columns, rows = np.meshgrid(

@@ -152,7 +152,7 @@ def test_table(comparison: Comparison, number: int) -> Table:
 
 
 def tested_rows(comparison: Comparison, number: int) -> list[tuple[Figure, Paired, list[str]]]:
-    """The rows of that table: a figure, its test, and as text both means, the difference, its interval and p."""
+    """Return the rows of that table: a figure, its test, and as text both means, the difference, its interval and p."""
     rows = []
     for name, test in comparison.tests[number - 1].items():
         figure = FIGURES[name]

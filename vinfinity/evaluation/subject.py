@@ -142,7 +142,7 @@ def find_subjects(
     borders: Sequence[int] = (),
     every: int | None = None,
 ) -> tuple[list[Subject], dict[str, VinfinityError]]:
-    """One or several videos, and what is wrong with those that are of no use. Arguments: see `find_subject`.
+    """Find one or several videos, and what is wrong with those that are unusable. Arguments: see `find_subject`.
 
     Raises InputError, also if the only video is of no use.
     """
@@ -177,12 +177,12 @@ def videos_in(folder: Path) -> list[str]:
 
 
 def is_run(path: Path) -> bool:
-    """Whether a path names a run folder."""
+    """Return whether a path names a run folder."""
     return path.suffix == SUFFIX or (path / RECORD).is_file()
 
 
 def is_picture_folder(path: Path) -> bool:
-    """Whether a path names a folder of PNG."""
+    """Return whether a path names a folder of PNG files."""
     return (path / f"{0:0{DIGITS}}.png").is_file()
 
 

@@ -183,7 +183,7 @@ def find_folders(models: Path) -> tuple[Folder, ...]:
 
 
 def find_network() -> Network:
-    """How this computer can be reached by others, and by itself."""
+    """Find how this computer can be reached by others, and by itself."""
     host = socket.gethostname()
     try:
         address = socket.gethostbyname(host)

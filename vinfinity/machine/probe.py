@@ -138,7 +138,7 @@ def _output(
 
 
 def _ending(code: int) -> str:
-    """How a process ended."""
+    """Return how a process ended, in words."""
     if code >= 0:
         return f"ended with exit code {code}"
     try:

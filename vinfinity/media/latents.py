@@ -10,6 +10,8 @@ from typing import Protocol
 import torch
 from torch import Tensor
 
+from vinfinity.parallel.spans import spans
+
 
 class LatentSource(Protocol):
     """A place that latents are read from."""
@@ -31,10 +33,4 @@ class TensorLatents:
 
 def pick_latents(source: LatentSource, frames: Iterable[int]) -> Tensor:
     """Return the latents of any frames, (1, c, f, h, w) fp32 on the CPU."""
-    runs: list[range] = []
-    for frame in frames:
-        if runs and runs[-1].stop == frame:
-            runs[-1] = range(runs[-1].start, frame + 1)
-        else:
-            runs.append(range(frame, frame + 1))
-    return torch.cat([source.read(run) for run in runs], dim=1)[None]
+    return torch.cat([source.read(span) for span in spans(frames)], dim=1)[None]

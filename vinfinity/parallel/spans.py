@@ -10,7 +10,7 @@ def intersection(one: range, other: range) -> range:
 
 
 def spans(frames: Iterable[int]) -> list[range]:
-    """Return ascending frames as ranges of consecutive ones."""
+    """Return frames, in their order, as ranges of consecutive ones."""
     found: list[range] = []
     for frame in frames:
         if found and found[-1].stop == frame:

@@ -108,7 +108,7 @@ def choose(run: Outline, budget: Budget) -> tuple[RunMemory, bool]:
 
 
 def _surely_fits(run: Outline, budget: Budget) -> bool:
-    """Whether a run on the CPU needs so little that no trace is needed to see it."""
+    """Return whether a run on the CPU needs so little memory that it fits without a trace."""
     host = budget.host
     return run.device == "cpu" and host is not None and memory_bound(run, run.executions[0]) < host / 2
 
